@@ -1,6 +1,6 @@
-//! Health, metrics and status over HTTP, on loopback unless configured otherwise. Read only; shows no secrets. On
-//! loopback it answers only who asks by an address, as `localhost` or by a configured name: a page in a browser on this
-//! machine can have its own name point here.
+//! Health, metrics and status over HTTP, on loopback unless configured otherwise. It is read-only and shows no secrets.
+//! On loopback it only answers requests that name an address, `localhost` or a configured name, because a web page in a
+//! browser on this machine can have its own name point here.
 
 use std::{
     io,
@@ -37,35 +37,36 @@ use tracing::debug;
 
 use crate::metrics;
 
-/// Connections at one time: a scraper, probes and `parbake-agent status`. Over it who waits longest gives way.
+/// The most connections at one time: a scraper, probes and `parbake-agent status`. Beyond, the connection that waits
+/// longest gives way.
 const CONNECTIONS: usize = 64;
-/// A connection that waits for its client for so long gives way to another one from its own address.
+/// A connection that waits for its client for this long gives way to another one from the same address.
 const GRACE: Duration = Duration::from_secs(1);
-/// A request's head comes within this time.
+/// The time within which a request's head has to come.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// After an accept that failed (no file handle left), the next one waits.
+/// The pause after an accept that failed, for example because no file handle is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What the running agent holds and does, as `parbake-agent status` shows it.
+/// The state of the running agent, as `parbake-agent status` shows it.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Snapshot {
     /// This host.
     pub(crate) host: String,
     /// Whether the coordinator's session is up.
     pub(crate) coordinator: bool,
-    /// Whether leases are self-assigned for want of a coordinator.
+    /// Whether hosts assign leases to themselves, for want of a coordinator.
     pub(crate) headless: bool,
     /// Hosts of the roster.
     pub(crate) peers: usize,
-    /// Those connected now.
+    /// Hosts that are connected now.
     pub(crate) connected: usize,
-    /// Keys of those that are quarantined.
+    /// Keys of quarantined hosts.
     pub(crate) quarantined: Vec<String>,
-    /// Push work assigned to this host and not done, in bytes.
+    /// Push work that is assigned to this host and isn't done, in bytes.
     pub(crate) backlog_bytes: u64,
-    /// Measured upload rate.
+    /// The measured upload rate, in bytes per second; 0 before it was measured.
     pub(crate) upload_bytes_per_second: u64,
-    /// Its images.
+    /// The host's images.
     pub(crate) images: Vec<ImageStatus>,
 }
 
@@ -78,10 +79,10 @@ pub(crate) struct ImageStatus {
     pub(crate) reference: String,
     /// `queued`, `staging`, `installing`, `present`, `failed` or `gone`.
     pub(crate) state: String,
-    /// References under which it was there at the last look, with their goldens where those are made.
+    /// References under which the last look found the image, with their goldens if those are made.
     #[serde(default)]
     pub(crate) ready_references: Vec<String>,
-    /// Why it doesn't move or failed.
+    /// Why the image stands still or failed.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub(crate) reason: String,
     /// The same for people.
@@ -165,7 +166,7 @@ pub(crate) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
-/// Serves until `stop` is cancelled. `names` may be asked for beyond addresses and `localhost`.
+/// Serves until `stop` is cancelled. Clients may ask by these `names` too, beyond addresses and `localhost`.
 pub(crate) async fn serve(
     listener: TcpListener,
     registry: Registry,
@@ -218,8 +219,8 @@ pub(crate) async fn serve(
     }
 }
 
-/// Answers one client. Answers are made at once and small, so that it never has to be told apart whether one is under
-/// way.
+/// Answers one client. Answers are small and made at once, so a connection may be ended at any time without asking
+/// whether an answer is under way.
 async fn speak(stream: TcpStream, router: Router) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -1,4 +1,4 @@
-//! Apple's LZ4 framing, as tart's disk layers use it: decoded as the bytes arrive, and encoded for tests and
+//! Apple's LZ4 framing, as tart's disk layers use it. Decodes bytes as they arrive, and encodes for tests and
 //! generators.
 //!
 //! A stream is a sequence of blocks:
@@ -9,31 +9,33 @@
 //! | `bv4-` | u32le size, the bytes | stored |
 //! | `bv4$` | nothing | end of the stream |
 //!
-//! A block decodes to at most 64 KiB. Matches of a compressed block may reach back up to 64 KiB into the output before
-//! it, whatever kind those blocks had, so a decoder that starts in the middle needs that history.
+//! A block decodes to at most 64 KiB. Matches of a compressed block may reach back up to 64 KiB into the raw bytes of
+//! the blocks before it, whether these are compressed or stored. So a decoder that starts in the middle needs these raw
+//! bytes.
 //!
-//! The decoder trusts nothing: sizes are checked before anything is buffered, memory is bounded by a constant, and no
-//! more bytes come out than the caller said the layer has.
+//! The decoder trusts nothing: it checks sizes before it buffers anything, uses at most a constant amount of memory,
+//! and returns no more bytes than the caller said that the layer has.
 
 use lz4_flex::block;
 
-/// The most raw bytes in a block, and the furthest that a match reaches back.
+/// The most raw bytes of a block, and the longest distance that a match reaches back.
 pub const WINDOW_BYTES: usize = 64 << 10;
 
-/// Room behind the history before it is moved to the front again: bounds both memory and how often it moves.
+/// Bytes behind the history that are filled before the history moves to the front again. They bound the memory, and how
+/// often the history moves.
 const AHEAD_BYTES: usize = 4 * WINDOW_BYTES;
 
-/// The longest LZ4 block of [`WINDOW_BYTES`] incompressible bytes (`LZ4_compressBound`).
+/// The longest LZ4 block that [`WINDOW_BYTES`] raw bytes can need, if they are incompressible (`LZ4_compressBound`).
 const MAX_ENCODED_BYTES: usize = compress_bound(WINDOW_BYTES);
 
-/// Magic, raw size and encoded size.
+/// Bytes of the longest header: magic, raw size and encoded size.
 const MAX_HEADER_BYTES: usize = 12;
 
 const fn compress_bound(raw: usize) -> usize {
     raw + raw / 255 + 16
 }
 
-/// A place between two blocks.
+/// A position between two blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
     /// Offset in the compressed stream.
@@ -45,16 +47,16 @@ pub struct Position {
 /// A decoded block.
 #[derive(Clone, Copy, Debug)]
 pub struct Block<'a> {
-    /// Where the block starts: decoding can begin again here, given the raw bytes before.
+    /// Where the block starts. Decoding can begin again here, if the raw bytes before are given.
     pub start: Position,
     /// Its raw bytes.
     pub raw: &'a [u8],
 }
 
-/// Why a stream doesn't decode. Offsets are those of the block's start in the compressed stream.
+/// Why a stream doesn't decode. Unless said otherwise, an offset is that of a block's start in the compressed stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// No block starts here.
+    /// No block begins with these bytes.
     #[error("no Apple LZ4 block at offset {offset}: magic {magic:02x?}")]
     Magic {
         /// Where.
@@ -100,7 +102,7 @@ pub enum DecodeError {
         /// What the block announces.
         announced: usize,
     },
-    /// More raw bytes than the layer is said to have: an LZ4 bomb, or another layer.
+    /// The stream has more raw bytes than the layer is said to have: it is an LZ4 bomb, or another layer.
     #[error("stream decodes to more than its {raw_bytes} bytes, with the block at offset {offset}")]
     TooLong {
         /// Where.
@@ -108,7 +110,7 @@ pub enum DecodeError {
         /// The layer's raw size.
         raw_bytes: u64,
     },
-    /// The stream ends (by its end mark) before the layer's raw size is reached.
+    /// The stream's end mark comes before the layer's raw size is reached.
     #[error("stream ends at offset {offset} after {decoded} raw bytes instead of {raw_bytes}")]
     EndsEarly {
         /// Where the end mark stands.
@@ -121,9 +123,9 @@ pub enum DecodeError {
     /// The compressed bytes stop before the end mark.
     #[error("stream is cut off at offset {offset}, after {decoded} of {raw_bytes} raw bytes")]
     Truncated {
-        /// How many compressed bytes came.
+        /// The number of compressed bytes that came.
         offset: u64,
-        /// Raw bytes until then.
+        /// Raw bytes decoded until then.
         decoded: u64,
         /// The layer's raw size.
         raw_bytes: u64,
@@ -136,7 +138,7 @@ pub enum DecodeError {
     },
 }
 
-/// Decodes a stream piece by piece. Uses about 0.5 MiB whatever the stream says.
+/// Decodes a stream piece by piece. Uses about 0.5 MiB of memory, whatever the stream says.
 ///
 /// ```
 /// use agent::apple_lz4::{Decoder, encode};
@@ -156,7 +158,7 @@ pub struct Decoder {
     raw_bytes: u64,
     /// Where the next block starts.
     next: Position,
-    /// The beginning of a block whose end hasn't come yet.
+    /// The bytes of a block whose end hasn't arrived yet.
     partial: Vec<u8>,
     /// History, then the latest block, which ends at `filled`.
     window: Box<[u8]>,
@@ -204,8 +206,8 @@ impl Decoder {
         Self::resume(raw_bytes, Position::default(), &[])
     }
 
-    /// A decoder that continues at a block's start. `history` is the raw bytes before it; the last 64 KiB suffice, and
-    /// fewer do only at the beginning of the layer.
+    /// A decoder that continues at a block's start. `history` is the raw bytes before it, of which the last 64 KiB are
+    /// enough. It may be shorter only if the layer has no more bytes before the block.
     #[must_use]
     pub fn resume(raw_bytes: u64, start: Position, history: &[u8]) -> Self {
         let history = &history[history.len().saturating_sub(WINDOW_BYTES)..];
@@ -228,7 +230,7 @@ impl Decoder {
         self.next
     }
 
-    /// The last raw bytes, at most 64 KiB: what [`resume`](Self::resume) needs to go on from
+    /// The last raw bytes, at most 64 KiB. [`resume`](Self::resume) needs them to continue at
     /// [`position`](Self::position).
     #[must_use]
     pub fn history(&self) -> &[u8] {
@@ -241,11 +243,11 @@ impl Decoder {
         self.ended
     }
 
-    /// Takes bytes from the front of `input` until a block is decoded; `None` when `input` is used up before that.
-    /// To be called until it returns `None`.
+    /// Takes bytes from the front of `input` until a block is decoded. Returns `None` when `input` is used up before
+    /// that. The caller repeats it until it returns `None`.
     ///
     /// # Errors
-    /// When the stream is damaged or isn't of the announced size. The decoder then stays failed.
+    /// When the stream is damaged, or doesn't have the announced size. Every later call returns the same error.
     pub fn feed(&mut self, input: &mut &[u8]) -> Result<Option<Block<'_>>, DecodeError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
@@ -266,10 +268,10 @@ impl Decoder {
         }
     }
 
-    /// Says that no more bytes come.
+    /// Checks the end, when no more bytes come.
     ///
     /// # Errors
-    /// When the end mark hasn't been read, or the stream had failed.
+    /// When the end mark hasn't been read, or the stream failed earlier.
     pub fn finish(&self) -> Result<(), DecodeError> {
         match &self.failed {
             Some(error) => Err(error.clone()),
@@ -282,7 +284,7 @@ impl Decoder {
         }
     }
 
-    /// One block: where it starts and how many raw bytes it has, which then end at `filled`.
+    /// Decodes one block. Returns its start and the number of its raw bytes, which end at `filled`.
     fn step(&mut self, input: &mut &[u8]) -> Result<Option<(Position, usize)>, DecodeError> {
         loop {
             if self.ended {
@@ -293,7 +295,8 @@ impl Decoder {
                     offset: self.next.blob_offset,
                 });
             }
-            // The common case decodes from the caller's bytes; a block cut by a piece's end is gathered first.
+            // A block is usually decoded from the caller's bytes. A block that a piece's end cuts is gathered in
+            // `partial` first.
             let header = if self.partial.is_empty() {
                 self.header(input)?
             } else {
@@ -302,7 +305,7 @@ impl Decoder {
                 let had = self.partial.len();
                 self.partial.extend_from_slice(&input[..more]);
                 let header = self.header(&self.partial)?;
-                // What was read ahead of a short header and its payload goes back.
+                // Bytes that were taken beyond a short header and its payload are given back.
                 let want = header
                     .as_ref()
                     .map_or(usize::MAX, |header| header.bytes() + header.payload());
@@ -351,7 +354,7 @@ impl Decoder {
         }
     }
 
-    /// The checked header at the front of `bytes`; `None` while it is incomplete.
+    /// Reads and checks the header at the front of `bytes`. `None` while the header is incomplete.
     fn header(&self, bytes: &[u8]) -> Result<Option<Header>, DecodeError> {
         let offset = self.next.blob_offset;
         let Some(magic) = bytes.first_chunk::<4>() else {
@@ -446,8 +449,8 @@ impl Decoder {
     }
 }
 
-/// Encodes a stream piece by piece, as Apple's encoder would: blocks of 64 KiB whose matches reach back into the blocks
-/// before, and stored blocks where compression doesn't pay.
+/// Encodes a stream piece by piece, as Apple's encoder would. Blocks have 64 KiB, and their matches reach back into the
+/// blocks before. If compression doesn't make a block smaller, the block is stored.
 #[derive(Debug, Default)]
 pub struct Encoder {
     /// At most 64 KiB of history, then raw bytes that don't fill a block yet.
@@ -462,7 +465,7 @@ impl Encoder {
         Self::default()
     }
 
-    /// Encodes all blocks that these bytes fill, to the end of `blob`.
+    /// Appends to `blob` all blocks that these bytes fill.
     pub fn write(&mut self, mut raw: &[u8], blob: &mut Vec<u8>) {
         while !raw.is_empty() {
             let room = WINDOW_BYTES - (self.window.len() - self.history);
@@ -475,7 +478,7 @@ impl Encoder {
         }
     }
 
-    /// Encodes what is left, and the end mark.
+    /// Appends the rest and the end mark to `blob`.
     pub fn finish(mut self, blob: &mut Vec<u8>) {
         if self.window.len() > self.history {
             self.block(blob);
@@ -503,7 +506,7 @@ impl Encoder {
     }
 }
 
-/// These bytes as one stream.
+/// Encodes these bytes as one stream.
 #[must_use]
 pub fn encode(raw: &[u8]) -> Vec<u8> {
     let mut blob = Vec::new();

@@ -1,4 +1,5 @@
-//! What was typed: arguments, environment and their help. What was meant is [`Config`](crate::config::Config).
+//! The command line: arguments, their environment variables, and their help. [`Config`](crate::config::Config) has the
+//! resulting settings.
 
 use std::{net::SocketAddr, path::PathBuf};
 

@@ -1,4 +1,4 @@
-//! What was meant: the agent's settings, valid as soon as they exist.
+//! The agent's settings, from flags, the environment and the settings file. A [`Config`] is valid as soon as it exists.
 
 pub(crate) mod mirror;
 
@@ -15,9 +15,9 @@ use self::mirror::MirrorFile;
 pub use self::mirror::{MIRROR_PORT, MirrorConfigError, MirrorSettings, OnTrouble};
 use crate::cli::{Run, Shared};
 
-/// UDP port for peers, where none is set. Ports 8080, 8081, 9091 and 9100 are taken on the hosts of known fleets.
+/// The default UDP port for peers. Ports 8080, 8081, 9091 and 9100 are taken on the hosts of known fleets.
 pub const PEER_PORT: u16 = 7471;
-/// TCP port for health, metrics and status, where none is set.
+/// The default TCP port for health, metrics and status.
 pub const ADMIN_PORT: u16 = 7472;
 /// The agent's settings.
 #[derive(Clone, Debug)]
@@ -28,27 +28,27 @@ pub struct Config {
     pub tart_home: PathBuf,
     /// UDP address for peers.
     pub listen: SocketAddr,
-    /// Address that peers shall use instead of what the coordinator sees.
+    /// Address that peers shall use instead of the one that the coordinator sees.
     pub advertise: Option<SocketAddr>,
     /// Address of health, metrics and status.
     pub admin: SocketAddr,
-    /// Names by which they may be asked for on loopback, beyond `localhost` and addresses.
+    /// Names by which clients may ask for health, metrics and status on loopback, beyond `localhost` and addresses.
     pub admin_names: BTreeSet<String>,
-    /// The zone that this host is in: hosts of one zone prefer each other. Empty for none.
+    /// The zone of this host: hosts of one zone prefer each other. Empty for none.
     pub zone: String,
     /// Share of the volume that staging leaves free, in percent.
     pub floor_percent: u8,
-    /// Whether what macOS would purge on demand counts as free.
+    /// Whether space that macOS would purge on demand counts as free.
     pub count_purgeable: bool,
-    /// Name prefix of goldens to make after an install; none: no golden is made.
+    /// Name prefix of the goldens that are made after an install; `None`: no golden is made.
     pub golden_prefix: Option<String>,
     /// tart's binary.
     pub tart_binary: PathBuf,
-    /// Bytes per second up, 0 for no limit.
+    /// Upload budget in bytes per second; 0 is no limit.
     pub upload_bytes_per_second: u64,
-    /// Bytes per second down, 0 for no limit.
+    /// Download budget in bytes per second; 0 is no limit.
     pub download_bytes_per_second: u64,
-    /// Load of the host, in percent of its cores, from which on it moves less for others; none: never.
+    /// The host's load, in percent of its cores, at which it begins to move less for others; `None`: never.
     pub step_back_load_percent: Option<u32>,
     /// How to reach registries.
     pub origin: OriginConfig,
@@ -61,19 +61,19 @@ pub struct Config {
 pub struct OriginConfig {
     /// More certificate authorities (PEM file).
     pub ca_file: Option<PathBuf>,
-    /// Whether what macOS or Linux trusts is trusted, too.
+    /// Whether certificate authorities that macOS or Linux trusts are trusted too.
     pub system_roots: bool,
-    /// The proxies before registries, beyond what the environment says.
+    /// The proxies before registries, beyond those of the environment.
     pub proxy: origin::ProxySettings,
     /// Registries (`host:port`) that speak plain HTTP.
     pub plain_http: Vec<String>,
-    /// A registry that sends nothing for so long is given up for the moment.
+    /// A connection to a registry is given up if nothing comes for this long.
     pub idle_timeout: Duration,
     /// Credentials by registry (`host:port`).
     pub credentials: BTreeMap<String, BasicCredentials>,
 }
 
-/// A user and where its password stands.
+/// A user, and the file of its password.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BasicCredentials {
@@ -108,7 +108,7 @@ pub enum ConfigError {
     /// The floor has to leave room for something.
     #[error("floor_percent is {0}; it has to be from 0 to 90")]
     Floor(u8),
-    /// The mirror can't work like that.
+    /// The mirror's settings can't work.
     #[error(transparent)]
     Mirror(#[from] MirrorConfigError),
 }
@@ -146,7 +146,7 @@ struct OriginFile {
 }
 
 impl Config {
-    /// The settings that these flags, their environment and the settings file mean. Flags win.
+    /// The settings of these flags, their environment and the settings file. Flags win.
     ///
     /// # Errors
     /// When the file can't be read or understood, or a value can't work; the error names file and key.

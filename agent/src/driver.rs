@@ -1,8 +1,9 @@
-//! The agent's one owner of state: it builds an [`Input`] out of whatever happens next, changes state in a synchronous
-//! [`Driver::apply`], and turns the swarm's actions into jobs.
+//! The driver: the only owner of the agent's state. It makes an [`Input`] of whatever happens next, changes state in a
+//! synchronous [`Driver::apply`], and turns the swarm's actions into jobs.
 //!
-//! What to ask of whom is the swarm's business; whether a chunk is true is the chain's; where it lies is the store's.
-//! Here is only who gets told what. Jobs end in an [`Input`] too; one that panics ends the program.
+//! The swarm decides which chunk to ask of which peer. The chain of links says whether a chunk is true. The store says
+//! where a chunk lies. The driver only passes on what one part has to tell another. Each job ends in an [`Input`] too;
+//! a job that panics ends the program.
 
 mod blob_cache;
 mod contents;
@@ -82,11 +83,11 @@ use crate::{
     store::{self, InstallError, Stage, Store, Volume},
 };
 
-/// Inputs of peers and fetches that wait for the driver. A full queue slows its senders; at 1 Gbit/s a hundred chunks
-/// come in a second, so this is far more than one turn of the loop needs.
+/// Inputs of peers and fetches that wait for the driver. A full queue slows its senders. At 1 Gbit/s a hundred chunks
+/// come in a second, so one turn of the loop needs far fewer places.
 const QUEUE: usize = 256;
 
-/// What the driver is made of.
+/// The parts that the driver is made of.
 pub(crate) struct Parts {
     pub(crate) config: Config,
     pub(crate) me: HostId,
@@ -101,9 +102,9 @@ pub(crate) struct Parts {
     pub(crate) coordinator: HostId,
     /// Messages of the coordinator's session.
     pub(crate) heard: mpsc::Receiver<Heard>,
-    /// What the session says first, kept current.
+    /// The first message of the next session, kept current.
     pub(crate) hello: watch::Sender<Hello>,
-    /// What `/v1/status` shows, kept current.
+    /// The answer to `/v1/status`, kept current.
     pub(crate) snapshot: watch::Sender<Arc<Snapshot>>,
     pub(crate) stop: CancellationToken,
 }
@@ -143,7 +144,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
     let (seed, life) = (random()?, random()?);
     let streams = Streams {
         me: parts.me.clone(),
-        // 0 says nothing
+        // 0 would name no life
         life: life.max(1),
         endpoint: parts.endpoint.clone(),
         origin: parts.origin,
@@ -224,7 +225,7 @@ fn random() -> anyhow::Result<u64> {
     Ok(u64::from_be_bytes(bytes))
 }
 
-/// The mirror's next wish; never, without a mirror.
+/// The mirror's next wish. Without a mirror, this never returns.
 async fn next_wish(wishes: &mut Option<mpsc::Receiver<Wish>>) -> Option<Wish> {
     match wishes {
         Some(wishes) => wishes.recv().await,
@@ -237,7 +238,7 @@ impl Driver {
         Moment(u64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(u64::MAX))
     }
 
-    /// When the driver has something to do next, whatever else happens.
+    /// The latest moment at which the driver has something to do next.
     fn next_wake(&self) -> Instant {
         let images = self.images.next_due();
         let images = images.map(|at| self.epoch + at.since(Moment::START));
@@ -263,7 +264,7 @@ impl Driver {
         self.exchange.tell(event);
     }
 
-    /// Carries out what the swarm wants, and what is due.
+    /// Carries out the swarm's actions, and the chores that are due.
     fn turn(&mut self) {
         let now = Instant::now();
         self.exchange.set_now(now);
@@ -274,7 +275,7 @@ impl Driver {
         self.follow_exchange();
         self.images.begin_jobs(self.now());
         self.follow_images();
-        // what images need may be asked of peers at once
+        // the swarm may ask peers at once for what images need
         self.follow_exchange();
         self.exchange.flush_updates();
         for chore in self.upkeep.begin_due(now, self.needs()) {
@@ -303,7 +304,7 @@ impl Driver {
 
     fn apply(&mut self, input: Input) {
         self.exchange.set_now(Instant::now());
-        // what a job found on the disk goes before what it ended in
+        // findings of a job on the disk come before the job's end
         self.hear_store();
         match input {
             Input::Connected { peer, result } => self.exchange.connected(peer, result),
@@ -397,10 +398,10 @@ impl Driver {
         self.tell(event);
         self.tell(Event::Coordinator(false));
         self.recover();
-        // before anything else happens: what is here is known from the first report on
+        // the first look comes before anything else, so that the first report already says which images are here
         self.images.look_begins();
         let seen = Seen::look(&self.store, self.goldens.as_deref());
-        // what it found goes before what follows from it
+        // the findings come before what follows from them
         self.hear_store();
         self.see(&seen);
         let recovered = self.mirror.recover();
@@ -408,9 +409,9 @@ impl Driver {
         self.reporting.in_full();
     }
 
-    // ---- reports --------------------------------------------------------------------------------------------------------
+    // ---- reports ----------------------------------------------------------------------------------------------------
 
-    /// Says where everything stands, to the coordinator, the status page and the metrics.
+    /// Reports the state of everything to the coordinator, the status page and the metrics.
     fn make_report(&mut self) {
         let now = Instant::now();
         let status = self.exchange.status();
@@ -500,7 +501,7 @@ impl Driver {
         }
     }
 
-    // ---- the coordinator ------------------------------------------------------------------------------------------------
+    // ---- the coordinator --------------------------------------------------------------------------------------------
 
     fn heard(&mut self, heard: Heard) {
         match heard {
@@ -515,7 +516,7 @@ impl Driver {
                 self.session = None;
                 self.notary.set_connected(false);
                 self.tell(Event::Coordinator(false));
-                // the next session begins with what is so after all orders of this one
+                // the next session begins with the state after all orders of this one
                 self.make_report();
                 _ = taken_in.send(());
             }
@@ -607,7 +608,7 @@ impl Driver {
         let hosts = self.exchange.hosts();
         let epoch = hosts.epoch();
         debug!(hosts = hosts.ids().count(), epoch, "roster");
-        // what the next session says first
+        // the next session's first message
         self.hello
             .send_modify(|hello| hello.roster_epoch = Some(epoch));
         let all = hosts.ids().cloned().chain([self.coordinator.clone()]);
@@ -616,9 +617,9 @@ impl Driver {
         self.endpoint.expect(hosts.addresses());
     }
 
-    // ---- images ---------------------------------------------------------------------------------------------------------
+    // ---- images -----------------------------------------------------------------------------------------------------
 
-    /// Carries out what images need.
+    /// Carries out the effects of images.
     fn follow_images(&mut self) {
         while let Some(effect) = self.images.poll() {
             self.act_for_image(effect);
@@ -694,7 +695,7 @@ impl Driver {
             .observe(time.as_secs_f64());
     }
 
-    /// Takes over what the store knows from before.
+    /// Takes over the images that an earlier process left in the store.
     fn recover(&mut self) {
         for found in self.store.recovered() {
             let image = *found.layout.digest();
@@ -724,7 +725,7 @@ impl Driver {
         self.images.begun(self.now(), image, result, contradicts);
     }
 
-    /// Makes what a stage holds and lacks known to the swarm.
+    /// Makes known to the swarm which chunks a stage holds and lacks.
     fn take_up(&mut self, image: Digest, layout: &Layout, stage: &Arc<Stage>, local_bytes: u64) {
         self.exchange.count_local(local_bytes);
         let mut known = Vec::new();
@@ -741,19 +742,19 @@ impl Driver {
             }
             self.exchange.walk_if_whole(id);
         }
-        // who may have what it shares with other images
+        // the entitled hosts of contents that the image shares with others may have changed
         self.retell(layout);
         self.exchange.take_early_leases();
     }
 
-    /// Takes the image's contents out of the swarm; what is on disk stays.
+    /// Takes the image's contents out of the swarm. The files on disk stay.
     fn withdraw(&mut self, image: Digest, layout: &Layout) {
         self.exchange.withdraw(&image);
-        // what other images have of it is for their hosts alone
+        // contents that other images share are now only for those images' hosts
         self.retell(layout);
     }
 
-    /// Names were linked. Where goldens are made, that is next.
+    /// Names were linked. If goldens are made on this host, they are next.
     fn installed(
         &mut self,
         image: Digest,
@@ -789,7 +790,7 @@ impl Driver {
             .linked(self.now(), image, stage, installed, made);
     }
 
-    /// What the store found on the disk by itself.
+    /// Takes note of what the store found on the disk by itself.
     fn hear_store(&mut self) {
         let mut rotted: BTreeMap<(Digest, Digest), Vec<ChunkIndex>> = BTreeMap::new();
         for news in self.store.take_news() {
@@ -833,10 +834,10 @@ impl Driver {
         self.follow_images();
     }
 
-    // ---- reading again --------------------------------------------------------------------------------------------------
+    // ---- reading again ----------------------------------------------------------------------------------------------
 
-    /// Reads a few verified chunks again, while nothing is being staged: disks forget. Nothing rests on it: what is served,
-    /// copied or installed was compared before.
+    /// Reads a few verified chunks again while nothing is being staged, since disks forget. Nothing relies on this:
+    /// whatever is served, copied or installed was compared before.
     fn scrub(&mut self) {
         if self.images.is_staging() {
             return;
@@ -856,7 +857,8 @@ impl Driver {
         self.spawn_blocking(move || tasks::scrub(digest, &shelves, scrub.chunks, scrub.last));
     }
 
-    /// A peer says that a chunk which it had from us doesn't fit its link: its own memory may be broken, or our disk.
+    /// A peer says that a chunk from this host doesn't fit its link. Either the peer's memory or this host's disk may
+    /// be broken.
     fn look_at(&mut self, digest: &Digest, chunk: ChunkIndex) {
         let Some(content) = self.exchange.contents().by_digest(digest) else {
             return;
@@ -866,7 +868,7 @@ impl Driver {
         }
         let (digest, shelves) = (*digest, content.shelves());
         warn!(content = %digest, %chunk, "looking at a chunk for which a peer blames this host");
-        // what was packed before may be what is wrong
+        // the packed copy may be the wrong one
         self.exchange.forget_packed(digest, chunk);
         self.spawn_blocking(move || tasks::look_at(digest, &shelves, chunk));
     }
@@ -908,9 +910,9 @@ impl Driver {
         self.jobs.spawn_blocking(job);
     }
 
-    // ---- the exchange ---------------------------------------------------------------------------------------------------
+    // ---- the exchange -----------------------------------------------------------------------------------------------
 
-    /// Carries out what the swarm wants, and what follows from what it heard.
+    /// Carries out the swarm's actions, and what follows from what the exchange heard.
     fn follow_exchange(&mut self) {
         while let Some(effect) = self.exchange.poll() {
             self.act_for_exchange(effect);
@@ -999,7 +1001,7 @@ impl Driver {
         self.follow_images();
     }
 
-    /// Makes a content known to the swarm, and that a client of the mirror wants it, if one does.
+    /// Makes a content known to the swarm. If a client of the mirror wants the content, the swarm hears that too.
     fn introduce(&mut self, id: ContentId, order: u32) {
         let images = &self.images;
         let of_image = |image: &Digest| images.entitled(image);
@@ -1011,14 +1013,14 @@ impl Driver {
         }
     }
 
-    /// Tells the swarm anew of an image's contents: who may have them may have changed.
+    /// Tells the swarm anew of an image's contents: the hosts that may have them may have changed.
     fn retell(&mut self, layout: &Layout) {
         let images = &self.images;
         let of_image = |image: &Digest| images.entitled(image);
         self.exchange.retell(layout, of_image);
     }
 
-    // ---- the mirror -----------------------------------------------------------------------------------------------------
+    // ---- the mirror -------------------------------------------------------------------------------------------------
 
     fn act_for_mirror(&mut self, effects: impl IntoIterator<Item = mirror::Effect>) {
         for effect in effects {
@@ -1052,7 +1054,7 @@ impl Driver {
         self.act_for_mirror(effects);
     }
 
-    /// Every few seconds: pins what is being staged, and looks at what lies in the cache.
+    /// Called every few seconds: pins the blobs of images that are being staged, and checks what lies in the cache.
     fn keep_cache(&mut self) {
         let pinned = self.images.blobs_in_use();
         let place = (self.store.clone(), &*self.config.tart_home);

@@ -1,8 +1,8 @@
 //! Enrolment: this host makes a key, shows the coordinator a single-use token, and gets a certificate. A host whose
 //! certificate expired while it couldn't renew it shows that certificate and its key instead, and gets another.
 //!
-//! The coordinator is recognised by the pin of the fleet's authority, which the operator brings along with the token;
-//! nothing is sent before the pin is found in the chain that the server presents.
+//! This host recognises the coordinator by the pin of the fleet's authority, which the operator brings along with the
+//! token. Nothing is sent before the pin is found in the chain that the server presents.
 
 use std::{io::Read as _, path::Path, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
     identity::{self, Identity},
 };
 
-/// The whole exchange has to be over within this time.
+/// The time within which the whole exchange has to end.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Enrols this host and keeps its identity in `state_dir`.
@@ -56,8 +56,8 @@ pub(crate) async fn enrol(options: &Enroll, state_dir: &Path) -> anyhow::Result<
     Ok(())
 }
 
-/// Renews a certificate that has expired, or that the coordinator takes for expired: the host proves who it is by the
-/// key of that certificate, which stays its key until the next ordinary renewal.
+/// Renews a certificate that has expired, or that the coordinator takes for expired. The host proves its identity by
+/// that certificate's key. The key stays until the next ordinary renewal.
 pub(crate) async fn renew_late(identity: &Identity) -> anyhow::Result<Identity> {
     let (certificate, request) = identity.proof()?;
     let question = RenewRequest {
@@ -82,7 +82,7 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
     Ok(token.trim().to_owned())
 }
 
-/// Where QUIC is, as the coordinator told it: a port alone is one of the host that was asked.
+/// The coordinator's address for QUIC, as the coordinator told it. A port alone belongs to the host that was asked.
 fn coordinator_address(api: &str, told: &str) -> String {
     match told.strip_prefix(':') {
         Some(port) => {
@@ -132,7 +132,7 @@ mod tests {
         assert_eq!(coordinator_address("a:1", "b:2"), "b:2");
     }
 
-    /// Asks a server of this authority, which gives this answer whatever it is asked.
+    /// Asks a server of this authority. The server gives this answer to any question.
     async fn answer(
         authority: &Authority,
         pin: Digest,
@@ -195,7 +195,7 @@ mod tests {
         let refused = answer(&authority, pin, &proxy).await.unwrap_err();
         assert!(refused.to_string().contains("502"), "{refused}");
 
-        // another fleet's coordinator: it gets nothing, the token least of all
+        // another fleet's coordinator gets nothing, the token least of all
         let stranger = answer(&Authority::new(), pin, &good).await.unwrap_err();
         let stranger = proto::causes(&*stranger);
         assert!(

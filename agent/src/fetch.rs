@@ -1,15 +1,15 @@
 //! Fetching one content from the registry: the blob's bytes are decoded, cut into chunks, linked and stored.
 //!
-//! The chain is computed as the bytes come, so a chunk can be handed on long before its layer is whole.
+//! The chain is computed as the bytes come. So a chunk can be handed on long before its layer is whole.
 //!
 //! A connection that breaks costs nothing: the decoder, the hasher and the part of a chunk are kept, and the next
 //! connection goes on at the next byte. A host that takes a fetch over goes on by Range behind the last chunk that it
-//! holds. That chunk's link remembers where in the blob its last block starts: this block alone comes again, and has to
-//! be the end of the chunk that is held.
+//! holds. That chunk's link remembers where in the blob its last block starts. Only this block comes again, and it has
+//! to match the end of the chunk that is held.
 //!
-//! Where the bytes turn out false, the fetch starts once more from the beginning, and believes nothing that is held. By
-//! then other hosts have what this host made of the false bytes, under this host's name. They find it false when their
-//! copies are whole.
+//! If the bytes turn out false, the fetch starts once more from the beginning, and trusts nothing that is held. By then
+//! other hosts have the links that this host made of the false bytes, under this host's name. The others find the links
+//! false when their copies are whole.
 
 mod assembly;
 mod end;
@@ -37,7 +37,7 @@ pub(crate) use self::{
 };
 use crate::registries::Access;
 
-/// Fetches what is missing of a content, chunk by chunk, and tells how it goes ([`Job::inbox`]).
+/// Fetches the missing chunks of a content, one by one, and reports its progress to [`Job::inbox`].
 pub(crate) async fn run(source: &impl Source, job: &mut Job) -> FetchEnd {
     let seed = u64::from_be_bytes(*job.content.as_bytes().first_chunk().unwrap_or(&[0; 8]))
         ^ job.me.key().0;
@@ -64,7 +64,7 @@ pub(crate) async fn run(source: &impl Source, job: &mut Job) -> FetchEnd {
     }
 }
 
-/// Waits for the next attempt, and tells why. The end, where there is no next attempt.
+/// Waits for the next attempt, and reports the reason. Returns the end, if there is no next attempt.
 async fn follow(next: Next, job: &mut Job, tried: &Access) -> Option<FetchEnd> {
     let news = match &next {
         Next::End(end) => return Some(end.clone()),
@@ -94,13 +94,13 @@ async fn follow(next: Next, job: &mut Job, tried: &Access) -> Option<FetchEnd> {
     None
 }
 
-/// What came of a blob so far. Kept when a connection breaks.
+/// The part of a blob that came so far. It is kept when a connection breaks.
 struct Reading {
     assembly: Assembly,
-    /// Of a blob that is read from its beginning, the registry's own bytes are checked too: it tells a damaged copy
-    /// from a wrong manifest.
+    /// The hash of the registry's own bytes, for a blob that is read from its beginning. It tells a damaged copy from a
+    /// wrong manifest.
     hash: Option<sha2::Sha256>,
-    /// Offset in the blob of the next byte.
+    /// The offset of the next byte in the blob.
     at: u64,
 }
 
@@ -114,12 +114,12 @@ impl Reading {
         }
     }
 
-    /// Whether peers have brought so much meanwhile that it is better to go on behind that.
+    /// Whether peers have brought so much meanwhile that it is better to go on behind their chunks.
     fn is_behind(&self, job: &Job) -> bool {
         job.first_missing() > self.assembly.next() + 1
     }
 
-    /// Goes on behind what peers have brought, where that is further on in the blob.
+    /// Goes on behind the chunks that peers have brought, if that is further on in the blob.
     async fn passed(&mut self, job: &Job) -> Option<Self> {
         let mut ahead = Self::begin(job, false).await;
         if ahead.at <= self.at {
@@ -130,22 +130,22 @@ impl Reading {
     }
 }
 
-/// What it cost in one fetch that the registry gives a blob from its beginning only.
+/// The cost, in one fetch, of a registry that gives a blob from its beginning only.
 #[derive(Debug, Default)]
 struct Wholes {
     /// Bytes that were read from the blob's beginning.
     bytes: u64,
-    /// Of the longest such connection.
+    /// Bytes of the longest such connection.
     longest_bytes: u64,
     /// Such connections that ended before the first new byte.
     vain: u32,
-    /// A part was asked for, and the whole came.
+    /// A part was asked for, and the whole blob came.
     no_parts: bool,
 }
 
 impl Wholes {
     /// Whether to read the blob from its beginning once more, when `from` bytes of it are here. A fetch costs about one
-    /// blob at most: another host may have more luck, and the coordinator bounds how often that is tried.
+    /// blob at most: another host may be luckier, and the coordinator bounds the number of tries.
     const fn may_go_on(&self, from: u64, blob_size: u64) -> bool {
         if !self.no_parts {
             return true;
@@ -175,14 +175,14 @@ impl Wholes {
 struct Attempt<'a, S> {
     source: &'a S,
     access: &'a Access,
-    /// What is held isn't trusted: everything comes again.
+    /// Nothing that is held is trusted: everything comes again.
     from_start: bool,
     wholes: &'a mut Wholes,
 }
 
 impl<S: Source> Attempt<'_, S> {
-    /// Reads on from where `kept` ended, or from behind what is held. What came stays in `kept` where a connection
-    /// broke.
+    /// Reads on from the end of `kept`, or from behind the chunks that are held. If a connection breaks, the bytes that
+    /// came stay in `kept`.
     async fn run(self, job: &mut Job, kept: &mut Option<Reading>) -> Result<(), Broke> {
         let (blob, blob_size) = job.blob();
         let reading = kept.take();
@@ -198,7 +198,7 @@ impl<S: Source> Attempt<'_, S> {
             from,
             size: blob_size,
         };
-        // known without asking: what comes until the answer's head is read costs too
+        // the limit is known without asking: bytes that come before the answer's head is read cost too
         if !self.wholes.may_go_on(from, blob_size) {
             *kept = Some(reading);
             let what = self.source.name(&part, self.access);
@@ -248,7 +248,7 @@ impl<S: Source> Attempt<'_, S> {
 /// Why the reading of one connection stopped before the content was whole.
 enum Stopped {
     Broke(Broke),
-    /// Peers have brought what comes next. This goes on behind that.
+    /// Peers have brought the next chunks. The fetch goes on behind them with this reading.
     Passed(Box<Reading>),
 }
 
@@ -286,7 +286,8 @@ async fn read(
     Ok(reading.assembly.finish(job).await?)
 }
 
-/// Says whether the registry's bytes are damaged or the manifest is wrong, reading the rest of the blob where needed.
+/// Says whether the registry's bytes are damaged or the manifest is wrong. Reads the rest of the blob for that, if
+/// needed.
 async fn explain(
     blob: &Digest,
     hash: Option<sha2::Sha256>,

@@ -1,8 +1,8 @@
-//! Goldens: local tart VMs cloned from a staged image, under the name by which the fleet's node agent looks for them.
+//! Goldens: local tart VMs that are cloned from a staged image, under the name by which the fleet's node agent finds
+//! them.
 //!
-//! A golden's name follows from the reference alone, so a tag that moved leaves a golden of the old image under it. A
-//! mark beside the store says which image a golden of ours was made from: `TART_HOME/.parbake/goldens/<name>`, the
-//! digest.
+//! The reference alone decides a golden's name. So a tag that moved leaves a golden of the old image under the name.
+//! The file `TART_HOME/.parbake/goldens/<name>` holds the digest of the image that a golden of ours was made from.
 
 use std::{fs, io, path::PathBuf};
 
@@ -14,7 +14,7 @@ use crate::{
     tart::{Tart, TartError, cache},
 };
 
-/// Makes goldens, where the agent is configured to.
+/// Makes goldens, if the agent is configured to.
 #[derive(Debug)]
 pub(crate) struct Goldens {
     prefix: String,
@@ -23,22 +23,22 @@ pub(crate) struct Goldens {
     metrics: Metrics,
 }
 
-/// Why a golden isn't made. It is tried again.
+/// Why a golden couldn't be made. The caller tries again.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum GoldenError {
     /// tart failed.
     #[error(transparent)]
     Tart(#[from] TartError),
-    /// The tag moved while the golden was cloned. The golden of something else was removed again.
+    /// The tag moved while the golden was cloned. The golden of the other image was removed again.
     #[error("{reference} named another image by the time its golden {name} was cloned")]
     Moved { reference: String, name: String },
-    /// The note on which image the golden is of can't be written.
+    /// The file that says which image the golden was made from can't be written.
     #[error("marking golden {name}: {error}")]
     Mark { name: String, error: io::Error },
 }
 
 impl Goldens {
-    /// Goldens with names of this prefix in this home of `tart`.
+    /// Goldens whose names have this prefix, in this home of `tart`.
     pub(crate) const fn new(prefix: String, home: PathBuf, tart: Tart, metrics: Metrics) -> Self {
         Self {
             prefix,
@@ -48,10 +48,11 @@ impl Goldens {
         }
     }
 
-    /// Makes the golden of this reference from this image, unless it is there. One of another image is replaced.
+    /// Makes the golden of this reference from this image, unless it is there already. Replaces a golden of another
+    /// image.
     ///
-    /// tart clones what the reference names at that moment. So `names` says whether it still names the image
-    /// afterwards: a golden of something else is removed again.
+    /// tart clones the image that the reference names at that moment. `names` says afterwards whether the reference
+    /// still names `image`. If not, the golden is removed again.
     pub(crate) async fn make(
         &self,
         reference: &str,
@@ -73,7 +74,7 @@ impl Goldens {
                 name,
             });
         }
-        // a crash before this makes the golden anew at the next start
+        // after a crash before this line, the next start makes the golden again
         if let Err(error) = self.mark(&name, image) {
             return Err(GoldenError::Mark { name, error });
         }
@@ -81,7 +82,7 @@ impl Goldens {
         Ok(())
     }
 
-    /// Whether the golden of this reference is there and of this image: presence counts only with it.
+    /// Whether the golden of this reference exists and is of this image. Only then does the image count as present.
     pub(crate) fn exists(&self, reference: &str, image: Digest) -> bool {
         let name = golden_name(&self.prefix, reference);
         if !cache::is_complete(&cache::vm_directory(&self.home, &name)) {
@@ -89,7 +90,7 @@ impl Goldens {
         }
         match fs::read_to_string(self.mark_path(&name)) {
             Ok(mark) => mark.trim().parse() == Ok(image),
-            // not ours: of a reference by digest it can only be this image's
+            // without our file: the golden of a reference by digest can only be of that image
             Err(_) => reference.ends_with(&image.to_string()),
         }
     }

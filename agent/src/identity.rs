@@ -1,9 +1,9 @@
-//! Who this host is: its key, its certificate, the fleet's authority, and where the coordinator is. Kept in one
-//! directory.
+//! This host's identity: its key, its certificate, the fleet's authority, and the coordinator's addresses. One
+//! directory keeps it.
 //!
-//! Files, all 0600: `host.pem` (PKCS#8 key, then the chain, leaf first), `authority.pem`, `coordinator` (`host:port` of
-//! QUIC), `api` (`host:port` of HTTPS). Key and chain are one file, which a renewal renames into place, so that no
-//! crash leaves a key that doesn't fit its certificate. `reset.key` has 32 random bytes as hex digits: see
+//! The files, all with mode 0600: `host.pem` (PKCS#8 key, then the chain, leaf first), `authority.pem`, `coordinator`
+//! (`host:port` of QUIC), `api` (`host:port` of HTTPS). Key and chain are one file, which a renewal renames into place.
+//! So no crash leaves a key that doesn't fit its certificate. `reset.key` has 32 random bytes as hex digits: see
 //! [`reset_secret`].
 
 use std::{
@@ -25,7 +25,7 @@ use tracing::warn;
 /// What is wrong with this host's key, certificates or addresses.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IdentityError {
-    /// A key can't be made, or isn't one.
+    /// A key can't be made, or a text isn't a key.
     #[error("{what}")]
     Key {
         what: &'static str,
@@ -46,7 +46,7 @@ pub(crate) enum IdentityError {
         #[source]
         error: io::Error,
     },
-    /// The coordinator's address is none.
+    /// The file of the coordinator's address doesn't hold an address.
     #[error("{} doesn't hold an address (host:port): it is damaged", path.display())]
     Damaged { path: PathBuf },
     /// Neither of the coordinator's two addresses is left.
@@ -66,7 +66,7 @@ pub(crate) enum IdentityError {
     /// There is no certificate where one should be.
     #[error("host.pem holds no certificate")]
     NoCertificate,
-    /// A certificate isn't one.
+    /// A text that should be a certificate isn't PEM.
     #[error("{what} isn't PEM")]
     Pem {
         what: &'static str,
@@ -104,7 +104,7 @@ pub(crate) fn request() -> Result<(Vec<u8>, String), IdentityError> {
 
 /// A certificate request (DER) for this key, signed with it.
 fn request_for(key: &KeyPair) -> Result<Vec<u8>, IdentityError> {
-    // names in the request don't count: the coordinator knows who asks
+    // names in the request don't count: the coordinator knows which host asks
     let request = CertificateParams::default()
         .serialize_request(key)
         .map_err(bad_key("making a certificate request"))?;
@@ -115,7 +115,7 @@ fn bad_key(what: &'static str) -> impl Fn(rcgen::Error) -> IdentityError {
     move |error| IdentityError::Key { what, error }
 }
 
-/// The address that a file keeps; `None` where there is no such file.
+/// The address in a file; `None` if there is no such file.
 fn read_address(path: &Path) -> Result<Option<String>, IdentityError> {
     let text = match std::fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -167,7 +167,7 @@ impl Identity {
             let address = read_address(&dir.join(name));
             address.inspect_err(|error| warn!("{}; enrol this host again", causes(error)))
         };
-        // QUIC and the API share a port unless somebody changed that: each stands in for the other
+        // QUIC and the API share a port unless somebody changed that: so each address stands in for the other
         let (coordinator, api) = match (address("coordinator"), address("api")) {
             (Ok(Some(coordinator)), Ok(Some(api))) => (coordinator, api),
             (Ok(Some(one)), _) | (_, Ok(Some(one))) => (one.clone(), one),
@@ -187,7 +187,8 @@ impl Identity {
         })
     }
 
-    /// Writes the identity: each file whole or not at all. `host.pem` comes last: with it the host counts as enrolled.
+    /// Writes the identity, each file whole or not at all. `host.pem` comes last, since the host counts as enrolled
+    /// with it.
     pub(crate) fn save(&self, dir: &Path) -> Result<(), IdentityError> {
         durable::make_dir(dir).map_err(not_written("making", dir))?;
         let files = [
@@ -218,8 +219,8 @@ impl Identity {
         Ok(self.host_pem.split_at(split))
     }
 
-    /// What proves to the coordinator who this host is when its certificate doesn't any more: the certificate (DER),
-    /// and a request (DER) that its key has signed.
+    /// The proof of this host's identity when its certificate has expired: the certificate (DER), and a request (DER)
+    /// that its key has signed.
     pub(crate) fn proof(&self) -> Result<(Vec<u8>, Vec<u8>), IdentityError> {
         let (key, chain) = self.parts()?;
         let key = KeyPair::from_pem(key).map_err(bad_key("this host's key"))?;
@@ -228,7 +229,7 @@ impl Identity {
         Ok((leaf.to_vec(), request_for(&key)?))
     }
 
-    /// What the fleet is recognised by.
+    /// The pin by which this host recognises the fleet.
     pub(crate) fn pin(&self) -> Result<proto::Digest, IdentityError> {
         fingerprint(&self.authority_pem)
     }
@@ -246,8 +247,8 @@ impl Identity {
         Ok(self.credentials()?.host().clone())
     }
 
-    /// This identity with a renewed certificate, checked to be one that works and names the same host. Without a key
-    /// the certificate is for the one that was.
+    /// This identity with a renewed certificate. The certificate is checked: it has to work, and to name the same host.
+    /// Without `key_pem` the certificate is for the present key.
     pub(crate) fn renewed(
         &self,
         chain_pem: &str,
@@ -271,7 +272,7 @@ impl Identity {
         Ok(fresh)
     }
 
-    /// From when to when the certificate is good.
+    /// The time for which the certificate is valid.
     pub(crate) fn validity(&self) -> Result<Validity, IdentityError> {
         Ok(self.credentials()?.leaf().validity)
     }
@@ -283,16 +284,16 @@ impl Identity {
 }
 
 /// The secret by which this host tells its peers, after a restart, that the connections of its earlier life are gone.
-/// It is made at the first start and then kept. It isn't derived from the host's key, because each renewal brings
-/// another key, and connections outlive renewals.
+/// It is made at the first start and then kept. It isn't derived from the host's key: each renewal brings another key,
+/// and connections outlive renewals.
 ///
-/// A secret that can't be read or kept costs only time: peers then notice a restart later. So that is logged and no
-/// error.
+/// A secret that can't be read or kept only costs time: peers then notice a restart later. So that is logged, and isn't
+/// an error.
 pub(crate) fn reset_secret(dir: &Path) -> ResetSecret {
     ResetSecret::new(kept_secret(dir, "reset.key"))
 }
 
-/// 32 random bytes that are made once and kept in this file. Where they can't be read or kept, others serve until the
+/// 32 random bytes that are made once and kept in this file. If they can't be read or kept, other bytes serve until the
 /// program ends.
 pub(crate) fn kept_secret(dir: &Path, name: &str) -> [u8; 32] {
     let path = dir.join(name);
@@ -326,7 +327,7 @@ pub(crate) fn pem(der: &[u8]) -> String {
     pem::encode_config(&Pem::new("CERTIFICATE", der), lines)
 }
 
-/// The SHA-256 of the first certificate in a PEM text: what `--ca-pin` names.
+/// The SHA-256 of the first certificate in a PEM text, as `--ca-pin` names it.
 pub(crate) fn fingerprint(pem_text: &str) -> Result<proto::Digest, IdentityError> {
     let certificate = CertificateDer::from_pem_slice(pem_text.as_bytes())
         .map_err(not_pem("authority certificate"))?;
@@ -345,7 +346,7 @@ fn not_written(action: &'static str, path: &Path) -> impl Fn(io::Error) -> Ident
     }
 }
 
-/// Where the identity's files are.
+/// Whether this directory has an enrolled host's identity, that is, `host.pem`.
 pub(crate) fn enrolled(dir: &Path) -> bool {
     PathBuf::from(dir).join("host.pem").exists()
 }
@@ -361,7 +362,7 @@ pub(crate) mod tests {
 
     const DAY: Duration = Duration::from_hours(24);
 
-    /// An authority that signs what it is asked to.
+    /// An authority that signs whatever it is asked to.
     pub(crate) struct Authority {
         issuer: Issuer<'static, KeyPair>,
         pem: String,
@@ -414,7 +415,7 @@ pub(crate) mod tests {
             params.signed_by(key, &self.issuer).unwrap().pem()
         }
 
-        /// What a server of this name shows.
+        /// The certificate and key of a server with this name.
         pub(crate) fn server(
             &self,
             name: &str,
@@ -457,7 +458,7 @@ pub(crate) mod tests {
         std::fs::write(&path, "short").unwrap();
         let second = reset_secret(dir.path());
         assert!(first != second && second == reset_secret(dir.path()));
-        // where it can't be kept there is one all the same, and another one next time
+        // a secret that can't be kept is there all the same, and is another one the next time
         let nowhere = dir.path().join("missing");
         assert!(reset_secret(&nowhere) != reset_secret(&nowhere));
     }
@@ -529,7 +530,7 @@ pub(crate) mod tests {
         assert!(!fresh.expired(SystemTime::now()));
         assert!(renew("mini-2", Some(&key_pem), &key).is_err());
         assert!(renew("mini-1", None, &key).is_err());
-        // without a new key it is for the old one
+        // without a new key the certificate is for the old key
         let old = KeyPair::from_pem(identity.parts().unwrap().0).unwrap();
         assert!(renew("mini-1", None, &old).is_ok());
     }

@@ -1,9 +1,9 @@
-//! `parbake-agent install` and `uninstall`: the `LaunchDaemon`, the rotation of its log, its directories and first
+//! `parbake-agent install` and `uninstall`: the `LaunchDaemon`, the rotation of its log, its directories and its first
 //! settings.
 //!
-//! What is written is decided by [`Layout`], without touching anything; `--print` shows it, `--root` writes it below a
-//! directory for packages and tests, and a plain `install` writes it and has launchd load it. Templates are in
-//! `deploy/launchd`. Enrolment is not done here, and `uninstall` leaves settings, keys, logs and tart's home alone.
+//! [`Layout`] decides what is written, and touches nothing. `--print` shows it. `--root` writes it below a directory,
+//! for packages and tests. A plain `install` writes it and makes launchd load it. The templates are in
+//! `deploy/launchd`. `install` doesn't enrol the host. `uninstall` leaves settings, keys, logs and tart's home alone.
 
 use std::{
     borrow::Cow,
@@ -27,20 +27,22 @@ const NEWSYSLOG: &str = "/etc/newsyslog.d/parbake-agent.conf";
 const CONFIG: &str = "/etc/parbake/agent.toml";
 const LOG_DIR: &str = "/var/log/parbake-agent";
 const LOG: &str = "/var/log/parbake-agent/agent.log";
-/// What launchd makes of stderr.
+/// The file to which launchd writes stderr.
 const ERRORS: &str = "/var/log/parbake-agent/agent.err";
 
 const PLIST_TEMPLATE: &str = include_str!("../../deploy/launchd/dev.parbake.agent.plist");
 const NEWSYSLOG_TEMPLATE: &str = include_str!("../../deploy/launchd/newsyslog.conf");
 const CONFIG_TEMPLATE: &str = include_str!("../../deploy/launchd/agent.toml");
 
-/// Directory services may be slow; launchd may wait for a job that ends (`ExitTimeOut` in the plist is 20 s).
+/// How long a command may take. Directory services may be slow, and launchd may wait for a job that ends (`ExitTimeOut`
+/// in the plist is 20 s).
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(40);
-/// `bootout` may return before the job is gone, and `bootstrap` of a job that is still there fails.
+/// How long a removed job may take to go. `bootout` may return earlier, and `bootstrap` fails while the job is still
+/// there.
 const GONE_TIMEOUT: Duration = Duration::from_secs(30);
 const GONE_POLL: Duration = Duration::from_millis(200);
 
-/// Installs, or shows what would be installed.
+/// Installs the agent, or shows what would be installed.
 pub(crate) async fn install(options: &Install, shared: &Shared) -> anyhow::Result<bool> {
     let layout = Layout::new(options, shared)?;
     if options.print {
@@ -74,7 +76,7 @@ pub(crate) async fn install(options: &Install, shared: &Shared) -> anyhow::Resul
     Ok(true)
 }
 
-/// Stops the job and removes what makes it one.
+/// Stops the job and removes its plist and its log rotation.
 pub(crate) async fn uninstall(options: &Uninstall) -> anyhow::Result<bool> {
     if options.root.is_none() {
         root_on_macos("uninstall")?;
@@ -116,7 +118,7 @@ fn root_on_macos(command: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Everything that is written, in order.
+/// Everything that is written, in this order.
 #[derive(Debug)]
 struct Layout {
     binary: PathBuf,
@@ -129,11 +131,11 @@ struct Layout {
 struct Entry {
     path: PathBuf,
     mode: u32,
-    /// Belongs to the user that runs tart, not to root.
+    /// Whether it belongs to the user that runs tart. Otherwise it belongs to root.
     users: bool,
-    /// None: a directory.
+    /// A file's content. None for a directory.
     content: Option<String>,
-    /// Left alone where it exists.
+    /// Whether an existing one is left alone.
     keep: bool,
 }
 
@@ -187,7 +189,7 @@ impl Layout {
             content: Some(content),
             keep,
         };
-        // launchd and the agent write to them as the user, and make none
+        // launchd and the agent write to these files as the user, and can't make files in the directory
         let log = |path: &str| Entry {
             users: true,
             ..file(path, 0o640, true, String::new())
@@ -199,14 +201,14 @@ impl Layout {
             entries: vec![
                 directory(Path::new("/etc/parbake"), 0o755, false),
                 directory(state_dir, 0o700, true),
-                // root's: newsyslog renames, makes, packs and chowns files there as root, and follows what stands at
-                // their names
+                // The directory belongs to root. newsyslog renames, makes, packs and chowns files there as root, and
+                // follows links at their names.
                 directory(Path::new(LOG_DIR), 0o755, false),
                 log(LOG),
                 log(ERRORS),
                 file(CONFIG, 0o644, true, config),
                 file(NEWSYSLOG, 0o644, false, newsyslog),
-                // last: a crash before leaves nothing that launchd would start at the next boot
+                // last: an earlier crash leaves nothing that launchd would start at the next boot
                 file(PLIST, 0o644, false, plist),
             ],
             binary,
@@ -214,7 +216,7 @@ impl Layout {
         })
     }
 
-    /// Every file with its path, as `--print` shows it.
+    /// Every file and directory with its path, as `--print` shows it.
     fn text(&self) -> String {
         use std::fmt::Write as _;
         let mut text = String::new();
@@ -229,7 +231,7 @@ impl Layout {
         text
     }
 
-    /// Brings the files below `root` into this shape. True when one of them changed.
+    /// Writes the files and directories below `root`. Returns whether a file changed.
     fn write(&self, root: &Path, account: Option<&Account>) -> anyhow::Result<bool> {
         let mut changed = false;
         for entry in &self.entries {
@@ -251,7 +253,7 @@ impl Layout {
                 }
             }
             if entry.path == Path::new(LOG_DIR) {
-                // it was the user's, with versions before
+                // with earlier versions, the directory belonged to the user
                 drop_links(&path).with_context(|| format!("tidying {}", path.display()))?;
             }
             changed |= wrote && entry.content.is_some();
@@ -260,14 +262,14 @@ impl Layout {
     }
 }
 
-/// `path` as it lies below `root`.
+/// The place of `path` below `root`.
 fn below(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
 fn make_directory(path: &Path, mode: u32) -> io::Result<bool> {
     if path.is_dir() {
-        // also one that was there: a state directory that others may read would show the host's key
+        // also for an existing directory: if others could read the state directory, they could read the host's key
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
         return Ok(false);
     }
@@ -279,11 +281,12 @@ fn make_directory(path: &Path, mode: u32) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Removes all from a directory of root's that isn't a file of its own: root would rotate what a link leads to.
+/// Removes links and special files from a directory of root's, because root would rotate what a link leads to.
+/// Directories and plain files with one name stay.
 fn drop_links(directory: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
-        // of the entry itself, also where it is a link
+        // `metadata` of an entry describes a link itself, not its target
         let found = entry.metadata()?;
         if !found.is_dir() && (!found.is_file() || found.nlink() > 1) {
             warn!(path = %entry.path().display(), "removed: a link among the logs");
@@ -293,7 +296,8 @@ fn drop_links(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Beside, synced, renamed: a crash leaves the old file or the new one, and launchd never reads half of it.
+/// Writes a new file beside the old one, syncs it and renames it. A crash leaves the old file or the new one, and
+/// launchd never reads half a file.
 fn write_file(path: &Path, content: &str, mode: u32, keep: bool) -> io::Result<bool> {
     match std::fs::read(path) {
         Ok(_) if keep => return Ok(false),
@@ -307,13 +311,13 @@ fn write_file(path: &Path, content: &str, mode: u32, keep: bool) -> io::Result<b
     }
     let directory = path.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(directory)?;
-    // neither launchd nor newsyslog takes a temporary file for one of theirs
+    // an interrupted write leaves a temporary file, which launchd and newsyslog ignore
     durable::sweep_of(path)?;
     durable::write(path, content.as_bytes(), mode)?;
     Ok(true)
 }
 
-/// Replaces every `@NAME@` in one pass, so that a value which looks like a name stays what it is.
+/// Replaces every `@NAME@` in one pass, so that a value that looks like a name isn't replaced.
 fn fill<'a>(
     template: &str,
     value: &impl Fn(&str) -> Option<anyhow::Result<&'a str>>,
@@ -341,7 +345,7 @@ fn fill<'a>(
     Ok(filled)
 }
 
-/// Text between XML tags. `>` and quotes would do unescaped there; escaped, the text may go anywhere.
+/// Escapes text between XML tags. `>` and quotes needn't be escaped there; escaped, the text may stand anywhere.
 fn xml_text(text: &str) -> Cow<'_, str> {
     if !text.contains(['&', '<', '>', '"', '\'']) {
         return text.into();
@@ -363,8 +367,8 @@ fn toml_string(text: &str) -> Cow<'_, str> {
     toml::Value::String(text.to_owned()).to_string().into()
 }
 
-/// A path that a plist and a settings file can hold: absolute, without `..`, UTF-8, no control characters (XML has no
-/// way to write them).
+/// A path that a plist and a settings file can hold: absolute, without `..`, UTF-8, and without control characters,
+/// which XML can't write.
 fn plain<'a>(option: &str, path: &'a Path) -> anyhow::Result<&'a str> {
     let shown = path.display();
     let text = path
@@ -374,7 +378,7 @@ fn plain<'a>(option: &str, path: &'a Path) -> anyhow::Result<&'a str> {
         path.is_absolute() && !path.components().any(|part| part == Component::ParentDir),
         "{option}: {shown} isn't an absolute path without `..`"
     );
-    // U+FFFE and U+FFFF are the other characters that XML 1.0 leaves out
+    // XML 1.0 excludes U+FFFE and U+FFFF, too
     ensure!(
         !text
             .chars()
@@ -384,7 +388,7 @@ fn plain<'a>(option: &str, path: &'a Path) -> anyhow::Result<&'a str> {
     Ok(text)
 }
 
-/// An account's name that a line of newsyslog.conf can hold.
+/// The name of an account, in a form that a line of newsyslog.conf can hold.
 fn account_name<'a>(option: &str, name: &'a str) -> anyhow::Result<&'a str> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     ensure!(
@@ -444,14 +448,14 @@ fn check_binary(binary: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Looks whether tart's home is the one that the user's tart has, on a volume that is there.
+/// Checks that tart's home exists, belongs to the user, and isn't below the mount point of an unmounted volume.
 fn check_tart_home(home: &Path, account: &Account, volumes: &Path) -> anyhow::Result<()> {
     let shown = home.display();
     if let Ok(inside) = home.strip_prefix(volumes)
         && let Some(volume) = inside.components().next()
     {
         let volume = volumes.join(volume);
-        // an unmounted volume's path may exist as a directory on the system disk, and images would fill that
+        // an unmounted volume's path may exist as a directory on the system disk, which images would fill
         let device = |path: &Path| std::fs::metadata(path).map(|found| found.dev());
         let mounted = device(&volume)
             .with_context(|| format!("--tart-home: volume {} isn't there", volume.display()))?;
@@ -479,7 +483,7 @@ fn check_tart_home(home: &Path, account: &Account, volumes: &Path) -> anyhow::Re
     Ok(())
 }
 
-/// launchd, as far as this job goes.
+/// The commands of launchd that this job needs.
 struct Launchd {
     launchctl: PathBuf,
 }
@@ -491,7 +495,7 @@ impl Launchd {
         }
     }
 
-    /// Has launchd run the job as the plist says. A job that runs from an unchanged plist is left alone.
+    /// Makes launchd run the job as the plist says. A running job with an unchanged plist is left alone.
     async fn load(&self, plist: &Path, changed: bool) -> anyhow::Result<()> {
         if self.loaded().await? {
             if !changed {
@@ -499,7 +503,7 @@ impl Launchd {
             }
             self.unload().await?;
         }
-        // one that somebody disabled before can't be bootstrapped
+        // a job that somebody disabled can't be bootstrapped
         self.must(&["enable", &target()]).await?;
         let plist = plist.to_string_lossy();
         self.must(&["bootstrap", "system", &plist]).await
@@ -509,7 +513,8 @@ impl Launchd {
         if !self.loaded().await? {
             return Ok(());
         }
-        // its status says little: `operation in progress` is one of the failures. What counts is that the job goes.
+        // The status of `bootout` says little: `operation in progress` counts as a failure. What counts is that the job
+        // goes.
         let output = self.ask(&["bootout", &target()]).await?;
         let since = Instant::now();
         while self.loaded().await? {

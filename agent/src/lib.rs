@@ -1,10 +1,10 @@
 //! The parbake agent: puts images into a Mac's tart cache before they are needed, and shares their chunks with the
 //! fleet.
 //!
-//! [`program`] is what was typed, [`config`] what was meant. `node` wires the running agent's parts together: `driver` owns
-//! all state, `reconcile` says what images need next, `transfer` and `fetch` move bytes. [`store`] is the disk, `tart`
-//! what tart makes of it, [`mirror`] a registry for this host's own clients, [`platform`] what differs between macOS and
-//! Linux.
+//! [`program`] runs the command that was typed; [`config`] has the settings. `node` wires the running agent's parts
+//! together: `driver` owns all state, `reconcile` says what images need next, `transfer` and `fetch` move bytes.
+//! [`store`] is the disk. `tart` has tart's names, its places on disk, and its program. [`mirror`] is a registry for
+//! this host's own clients. [`platform`] has the differences between macOS and Linux.
 
 mod admin;
 pub mod apple_lz4;

@@ -1,10 +1,10 @@
 //! The registry mirror: a read-only OCI distribution API for this host's own clients (`tart pull --insecure`,
 //! containerd, skopeo …).
 //!
-//! A blob that isn't here becomes a content of the swarm: hosts that ask for the same one share one copy from the
-//! registry. `request` says what is asked for, `upstream` who may have it, `serve` answers, `blobs` and `blob`
-//! keep the bytes; what is fetched from whom is the driver's and the swarm's business. Nothing is
-//! pushed here, and nothing is served to other machines unless TLS and a token are configured.
+//! A blob that isn't here becomes a content of the swarm, so that hosts that ask for the same blob share one copy from
+//! the registry. `request` reads what is asked for, `upstream` knows which client may have it, `serve` answers, and
+//! `blobs` and `blob` keep the bytes. The driver and the swarm decide what is fetched from where. Nothing is pushed
+//! through the mirror. Other machines aren't served unless TLS and a token are configured.
 
 mod answer;
 pub(crate) mod blob;
@@ -55,9 +55,9 @@ use crate::{
     registries::Origin,
 };
 
-/// Wishes that wait for the driver; more wait in their connections.
+/// The number of wishes that wait for the driver. More wishes wait in their connections.
 const WISHES: usize = 64;
-/// What the driver has of the mirror.
+/// What the driver gets of the mirror.
 #[derive(Debug)]
 pub(crate) struct Ears {
     pub(crate) blobs: Arc<Blobs>,
@@ -66,18 +66,18 @@ pub(crate) struct Ears {
     pub(crate) grace: Duration,
 }
 
-/// Why there is no mirror although the settings ask for one.
+/// Why the mirror can't be opened, although the settings ask for one.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenMirrorError {
-    /// The address is taken, or isn't this host's.
+    /// The address is in use, or isn't one of this host's.
     #[error("listening on {address} for the mirror (mirror.listen): {error}")]
     Listen {
-        /// Where it should listen.
+        /// The address to listen on.
         address: SocketAddr,
         /// The cause.
         error: io::Error,
     },
-    /// The token of clients beyond loopback can't be read.
+    /// The token for clients beyond loopback can't be read.
     #[error("reading the mirror's token from {}: {error}", path.display())]
     Token {
         /// The file.
@@ -85,7 +85,7 @@ pub enum OpenMirrorError {
         /// The cause.
         error: io::Error,
     },
-    /// There is no token in its file.
+    /// The token's file is empty.
     #[error("the mirror's token file {} is empty", path.display())]
     NoToken {
         /// The file.
@@ -94,14 +94,14 @@ pub enum OpenMirrorError {
     /// The certificate or its key can't be read.
     #[error("reading the mirror's {what} {}: {error}", path.display())]
     Pem {
-        /// Certificate or key.
+        /// `certificate` or `key`.
         what: &'static str,
         /// The file.
         path: PathBuf,
         /// The cause.
         error: pem::Error,
     },
-    /// The certificate and the key don't go together.
+    /// The certificate and the key don't belong together.
     #[error("the mirror's certificate and key: {0}")]
     Tls(#[from] rustls::Error),
     /// The registry client can't be made.
@@ -110,12 +110,12 @@ pub enum OpenMirrorError {
     /// The settings switch the mirror off.
     #[error("the mirror is switched off")]
     Off,
-    /// Opening the cache died.
+    /// The task that opened the cache died.
     #[error("opening the blob cache: {0}")]
     Died(#[from] JoinError),
 }
 
-/// Opens the cache and the listener. `None` where the mirror is switched off, its default port is taken, or its cache
+/// Opens the cache and the listener. `None` if the mirror is switched off, its default port is in use, or its cache
 /// can't be used.
 pub(crate) async fn open(
     settings: MirrorSettings,
@@ -129,7 +129,7 @@ pub(crate) async fn open(
     };
     let listener = match TcpListener::bind(address).await {
         Ok(listener) => listener,
-        // staging must not stop because something else has a port that nobody chose
+        // staging must not stop because another program has a port that nobody chose
         Err(error) if !settings.required => {
             tracing::error!(listen = %address, %error, "the mirror's port is taken; running without a mirror: set mirror.listen");
             return Ok(None);
@@ -151,7 +151,7 @@ pub(crate) async fn open(
     let opened = tokio::task::spawn_blocking(move || Blobs::open(&directory, &host, limits));
     let blobs = match opened.await? {
         Ok(blobs) => Arc::new(blobs),
-        // staging must not stop because of a cache either, which is only convenient to have
+        // staging must not stop because of a cache either, since the mirror is optional
         Err(error) => {
             tracing::error!(error = %error, "the mirror's cache can't be used; running without a mirror: look at mirror.directory");
             return Ok(None);
@@ -185,11 +185,11 @@ pub(crate) async fn open(
     Ok(Some((mirror, ears)))
 }
 
-/// A mirror without an agent round it, for measuring: it serves what its cache holds, to whom the upstream accepts, and
-/// fetches nothing. Runs until `stop` is cancelled; `ready` is told where it listens.
+/// Runs a mirror without an agent around it, for measurements. It serves what its cache holds to clients that the
+/// upstream accepts, and fetches no blob. Runs until `stop` is cancelled. `ready` gets the address on which it listens.
 ///
 /// # Errors
-/// When it can't listen, its cache can't be opened, or `origin`'s files can't be read.
+/// When it can't listen, its cache can't be opened, or the files that `origin` names can't be read.
 pub async fn serve_cached(
     settings: MirrorSettings,
     me: &HostId,
@@ -201,7 +201,7 @@ pub async fn serve_cached(
     let opened = open(settings, me, 0, Origin::new(origin)?, metrics).await?;
     let (mirror, ears) = opened.ok_or(OpenMirrorError::Off)?;
     if let Some(address) = mirror.address() {
-        // who doesn't wait for it doesn't want to know
+        // a caller that dropped the receiver doesn't need the address
         ready.send(address).ok();
     }
     mirror.serve(stop).await;

@@ -48,9 +48,9 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     };
     let endpoint = Endpoint::bind(config.listen, credentials, &link_settings)
         .with_context(|| format!("listening on UDP {} for peers (--listen)", config.listen))?;
-    // nobody but the coordinator until it names the others
+    // only the coordinator may connect until it names the other hosts
     endpoint.authorise(link::Authorised::Only([coordinator.clone()].into()));
-    // an installation that finds tart's lock taken gives its thread back, and is tried again
+    // an installation that finds tart's lock taken frees its thread, and is tried again
     let options = store::Options {
         floor_percent: config.floor_percent,
         lock_wait: Duration::ZERO,
@@ -76,7 +76,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let (hello, hello_now) = watch::channel(Hello::default());
     let (snapshot, snapshot_now) = watch::channel(Arc::new(Snapshot::default()));
-    // orders come seldom: a roster, some stages, a lease every few seconds
+    // a short queue will do, since orders come seldom: a roster, some stages, a lease every few seconds
     let (inbox, heard) = mpsc::channel(64);
     let settings = session::Settings {
         coordinator: coordinator.clone(),
@@ -114,7 +114,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let session_stop = stop.clone();
     tasks.spawn(async move {
         let mut hello_now = hello_now;
-        // the driver first says what this host holds and where its peers find it
+        // the driver first makes the hello: what this host holds, and where its peers find it
         if hello_now
             .wait_for(|hello| !hello.version.is_empty())
             .await

@@ -1,7 +1,7 @@
-//! This host's signature under links, and its check of others' (`proto::statement`).
+//! This host's signature under links, and its check of other hosts' signatures (`proto::statement`).
 //!
-//! The key is made at the first start and kept beside the certificates, with the last standing ticket: without a
-//! coordinator a host that was restarted still vouches for what it has.
+//! The key is made at the first start, and kept beside the certificates with the last standing ticket. Thus a host that
+//! was restarted without a coordinator still vouches for its contents.
 
 use std::{
     collections::BTreeMap,
@@ -20,16 +20,17 @@ use tracing::warn;
 
 use crate::identity;
 
-/// Links that were made without a coordinator are believed for this long after it came back: they are on their way.
+/// Links that were made without a coordinator are accepted for this long after the coordinator came back, since they
+/// may be on their way.
 const ALONE_FOR: Duration = Duration::from_secs(30);
 
-/// Shared by the driver and all that move chunks.
+/// The notary of this host. The driver and all jobs that move chunks share it.
 #[derive(Debug)]
 pub(crate) struct Notary {
     me: HostId,
     signer: LinkSigner,
     signatures: Signatures,
-    /// Where the standing ticket is kept.
+    /// The file of the standing ticket.
     kept: Option<PathBuf>,
     /// Held while the file is written.
     turn: Mutex<()>,
@@ -38,9 +39,9 @@ pub(crate) struct Notary {
 
 #[derive(Debug, Default)]
 struct State {
-    /// What this host vouches under.
+    /// The run under which this host vouches.
     standing: Option<Arc<Run>>,
-    /// Tickets that came with leases, by content.
+    /// The tickets that came with leases, by content.
     leases: BTreeMap<Digest, Arc<Ticket>>,
     /// The number of the last run.
     last_run: u64,
@@ -52,7 +53,7 @@ struct State {
 /// Why a ticket isn't taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum RefuseTicketError {
-    /// It didn't come.
+    /// No ticket came.
     #[error(
         "coordinator gave no ticket with it: its version is older than this agent's (upgrade it), or it couldn't sign one (its \
          log says why)"
@@ -67,7 +68,7 @@ pub(crate) enum RefuseTicketError {
 }
 
 impl Notary {
-    /// With the key and the standing ticket that are kept in `dir`.
+    /// A notary with the key and the standing ticket that are kept in `dir`.
     pub(crate) fn open(credentials: &Credentials, dir: &Path) -> Self {
         let kept = dir.join("standing.ticket");
         let seed = identity::kept_secret(dir, "links.key");
@@ -82,7 +83,7 @@ impl Notary {
         this
     }
 
-    /// With this key, and nothing that outlives the process.
+    /// A notary with this key. Nothing outlives the process.
     pub(crate) fn new(credentials: &Credentials, seed: &[u8; 32]) -> Self {
         Self {
             me: credentials.host().clone(),
@@ -94,7 +95,7 @@ impl Notary {
         }
     }
 
-    /// The key that the coordinator is told.
+    /// The key that the coordinator is to know.
     pub(crate) fn key(&self) -> LinkKey {
         self.signer.public()
     }
@@ -106,7 +107,7 @@ impl Notary {
         state.since = connected.then(Instant::now);
     }
 
-    /// Takes a standing ticket. [`keep`](Self::keep) is to follow.
+    /// Takes a standing ticket. The caller then calls [`keep`](Self::keep).
     pub(crate) fn stand(&self, ticket: Option<&message::Ticket>) -> Result<(), RefuseTicketError> {
         let ticket = self.take(None, ticket)?;
         self.state().standing = Some(Arc::new(Run::vouched(Arc::new(ticket))));
@@ -118,7 +119,7 @@ impl Notary {
         let Some(path) = &self.kept else {
             return;
         };
-        // whoever writes last writes the newest
+        // the last writer writes the newest ticket
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let standing = self.state().standing.clone();
         let Some(bytes) = standing.map(|run| run.ticket().to_bytes()) else {
@@ -161,8 +162,8 @@ impl Notary {
         Ok(ticket)
     }
 
-    /// A new run over the registry's bytes of a content, from its beginning or behind `base`. Without a lease it is
-    /// under the standing ticket, and only hosts that are without a coordinator themselves believe it. `None` without
+    /// A new run over the registry's bytes of a content, from its beginning or behind `base`. Without a lease the run
+    /// is under the standing ticket; only hosts that have no coordinator themselves accept such a run. `None` without
     /// any ticket.
     pub(crate) fn run(&self, content: &Digest, base: Option<Signed>) -> Option<Arc<Run>> {
         let mut state = self.state();
@@ -171,7 +172,7 @@ impl Notary {
         let ticket = lease.or(standing)?.clone();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let now = u64::try_from(now.unwrap_or_default().as_micros()).unwrap_or(1);
-        // no two are the same, in earlier lives of the program neither
+        // no two runs have the same number, not even over restarts of the program
         state.last_run = now.max(state.last_run.saturating_add(1));
         Some(Arc::new(Run::made(ticket, state.last_run, base)))
     }
@@ -195,8 +196,8 @@ impl Notary {
         Some(self.sign(content, chunk, link, &run))
     }
 
-    /// The link of a held chunk with who answers for it: this host where it knows that the link is true, else who made
-    /// it. `None` where nobody does: such a chunk isn't passed on, and no link goes on from it.
+    /// The link of a held chunk, with the host that answers for it: this host if it knows that the link is true, else
+    /// the link's maker. `None` if no host answers: such a chunk isn't passed on, and no link goes on from it.
     pub(crate) fn answered(
         &self,
         content: Digest,
@@ -216,7 +217,7 @@ impl Notary {
         }
     }
 
-    /// Whether who signed this answers for it, and may.
+    /// Checks that the signer answers for this link, and is allowed to.
     pub(crate) fn check(&self, signed: &Signed) -> Result<(), StatementError> {
         let alone = {
             let state = self.state();
@@ -244,7 +245,7 @@ pub(crate) mod tests {
 
     const LONG: u64 = u64::MAX;
 
-    /// A notary with a standing ticket and one for this content, and no session.
+    /// A notary with a standing ticket and a ticket for this content, and without a session.
     pub(crate) fn notary(authority: &Authority, host: &str, content: Digest) -> Notary {
         let notary = Notary::new(&authority.credentials(host), &[host.as_bytes()[0]; 32]);
         let standing = authority.ticket(None, host, notary.key(), 1, LONG);
@@ -289,7 +290,7 @@ pub(crate) mod tests {
         let two = notary(&fleet, "two", content);
         let made = one.sign(content, chunk, link(), &one.run(&content, None).unwrap());
         assert_eq!(two.check(&made), Ok(()));
-        // it came back a moment ago, and then a while ago
+        // the coordinator came back a moment ago, and then a while ago
         two.set_connected(true);
         assert_eq!(two.check(&made), Ok(()));
         two.state().since = Instant::now().checked_sub(ALONE_FOR);
@@ -343,7 +344,7 @@ pub(crate) mod tests {
         assert_eq!(again.key(), first.key());
         let vouched = again.vouch(content, ChunkIndex(0), link()).unwrap();
         assert_eq!(first.check(&vouched), Ok(()));
-        // a damaged one is left out
+        // a damaged ticket is left out
         std::fs::write(dir.path().join("standing.ticket"), b"?").unwrap();
         let again = Notary::open(&credentials, dir.path());
         assert!(again.vouch(content, ChunkIndex(0), link()).is_none());

@@ -1,5 +1,4 @@
-//! Connections to peers: who opened which stream and what it first said is handed to the driver; nothing is decided
-//! here.
+//! Connections to peers: each stream and its first message are handed to the driver. Nothing is decided here.
 
 use std::time::Duration;
 
@@ -10,13 +9,13 @@ use proto::{
 };
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 
-/// A stream's first message has to follow its opening within this time: it is one packet.
+/// The time within which a stream's first message has to follow its opening. The message is one packet.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Streams of one peer whose first message isn't read yet. More wait in the transport.
+/// The most streams of one peer whose first message isn't read yet. More wait in the transport.
 const UNREAD_STREAMS: usize = 64;
 
-/// What a peer's connection brought.
+/// The first message of a peer's stream, or an update.
 #[derive(Debug)]
 pub(crate) enum Brought {
     /// A request, to be answered on `sender`.
@@ -30,11 +29,12 @@ pub(crate) enum Brought {
         sender: Sender,
         receiver: Receiver,
     },
-    /// From now on it tells on this connection what it holds, in this life of its program; 0 where it doesn't say.
+    /// From now on the peer tells on this connection which chunks it holds. `life` is the number of this life of its
+    /// program; 0 if the peer doesn't say.
     Introduced { serial: u64, life: u64 },
-    /// What the peer holds and how busy it is.
+    /// The chunks that the peer holds, and its load.
     Update(PeerUpdate),
-    /// It broke the protocol.
+    /// The peer broke the protocol.
     Nonsense(String),
 }
 
@@ -86,7 +86,7 @@ async fn read(
                 return;
             }
         },
-        // a version that knows more kinds of streams than we do, or a peer that gave up
+        // a peer of a version that knows more kinds of streams than we do, or a peer that gave up
         Ok(Ok(_)) | Err(_) => return,
         Ok(Err(error @ (ReceiveError::Message(_) | ReceiveError::TooLong { .. }))) => {
             Brought::Nonsense(error.to_string())

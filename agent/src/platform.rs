@@ -1,7 +1,8 @@
-//! What macOS and Linux call by different names: clones, holes, barriers, locks on directories, free space.
+//! What macOS and Linux do by different calls: clones, holes, barriers, locks on directories, free space.
 //!
-//! The only module with `unsafe`, and the only one that asks which system it runs on. Both twins have the same
-//! functions and pass the same tests.
+//! This is the only module with `unsafe`. No other module does different things on the two systems, except `install`,
+//! which works with launchd only on macOS. The modules for the two systems have the same functions and pass the same
+//! tests.
 
 use std::{
     fs::{File, OpenOptions},
@@ -20,17 +21,17 @@ mod system;
 #[path = "platform/linux.rs"]
 mod system;
 
-/// How often a busy directory lock is tried again. `flock` has no timed form, and an alarm signal would hit whichever
-/// thread it likes.
+/// How often a busy directory lock is tried again. `flock` has no form with a timeout, and an alarm signal would reach
+/// any thread.
 const LOCK_RETRY: Duration = Duration::from_millis(50);
 
-/// Zeros are written in pieces of this size where a hole can't be punched.
+/// If a hole can't be punched, zeros are written in pieces of this size.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
-/// Why a file wasn't cloned.
+/// Why a file couldn't be cloned.
 #[derive(Debug, thiserror::Error)]
 pub enum CloneError {
-    /// This volume (or this pair of volumes) can't share blocks between files: copy instead.
+    /// This volume (or this pair of volumes) can't share blocks between files. The caller copies instead.
     #[error("volume can't clone files")]
     Unsupported,
     /// Anything else.
@@ -38,7 +39,7 @@ pub enum CloneError {
     Io(#[from] io::Error),
 }
 
-/// The load of the last minute, in percent of the cores: 100 when as much wants to run as can. `None` where the system
+/// The load of the last minute, in percent of the cores: at 100, one task per core wants to run. `None` if the system
 /// doesn't say.
 pub fn load_percent() -> Option<u32> {
     let cores = std::thread::available_parallelism().ok()?.get();
@@ -56,11 +57,11 @@ pub fn load_percent() -> Option<u32> {
     Some(percent)
 }
 
-/// Makes `to` a file with the content of `from` that shares its blocks until either is written to. `to` must not exist,
-/// and doesn't after an error.
+/// Makes `to` a file with the content of `from`. The two share their blocks until either is written to. `to` must not
+/// exist. After an error, this call has left no file at `to`.
 ///
 /// # Errors
-/// [`CloneError::Unsupported`] where the volume can't; the caller copies then.
+/// [`CloneError::Unsupported`] if the volume can't clone. The caller copies then.
 pub fn clone_file(from: &Path, to: &Path) -> Result<(), CloneError> {
     #[cfg(test)]
     if cloning::PRETENDED.get() {
@@ -87,7 +88,7 @@ fn is_unsupported(error: &io::Error) -> bool {
     .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Makes a range of the file read as zeros, and gives its blocks back where the volume can. The file's size stays.
+/// Makes a range of the file read as zeros, and frees its blocks if the volume can. The file's size stays.
 ///
 /// # Errors
 /// When neither punching nor writing zeros works.
@@ -108,8 +109,9 @@ fn write_zeros(file: &File, mut offset: u64, mut len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// What was written to the file reaches the disk before anything written after this call. On Linux it has reached the
-/// disk; on macOS only the order is promised (`F_BARRIERFSYNC`), which is what a journal needs.
+/// Makes everything written to the file reach the disk before anything that is written after this call. On Linux the
+/// data are on the disk when it returns. On macOS only the order is promised (`F_BARRIERFSYNC`), which is enough for a
+/// journal.
 ///
 /// # Errors
 /// When the volume reports that data were lost or can't be written.
@@ -117,7 +119,7 @@ pub fn sync_data(file: &File) -> io::Result<()> {
     system::sync_data(file)
 }
 
-/// What was written to the file, and its size and times, are on the disk (`F_FULLFSYNC`, `fsync`).
+/// Makes everything written to the file reach the disk, with its size and times (`F_FULLFSYNC`, `fsync`).
 ///
 /// # Errors
 /// As [`sync_data`].
@@ -125,10 +127,10 @@ pub fn sync_full(file: &File) -> io::Result<()> {
     system::sync_full(file)
 }
 
-/// The directory's entries are on the disk: files created, renamed and removed in it stay so.
+/// Makes the directory's entries reach the disk, so that files created, renamed or removed in it stay so.
 ///
 /// # Errors
-/// As [`sync_data`], or when it can't be opened.
+/// As [`sync_data`], or when the directory can't be opened.
 pub fn sync_directory(directory: &Path) -> io::Result<()> {
     sync_full(&open_directory(directory)?)
 }
@@ -141,13 +143,13 @@ fn open_directory(directory: &Path) -> io::Result<File> {
         .open(directory)
 }
 
-/// An exclusive `flock` on a directory, as tart takes them. Released when dropped, and by the system when the process
-/// dies.
+/// An exclusive `flock` on a directory, as tart takes it. Dropping it releases the lock, and so does the system when
+/// the process dies.
 #[derive(Debug)]
 pub struct DirectoryLock(OwnedFd);
 
 impl DirectoryLock {
-    /// Whether this is the directory that was locked: it wasn't removed, or made anew.
+    /// Whether this is the directory that was locked. False if that one was removed, or made again.
     #[must_use]
     pub fn is_on(&self, directory: &Path) -> bool {
         let (Ok(locked), Ok(found)) = (rustix::fs::fstat(&self.0), rustix::fs::stat(directory))
@@ -158,10 +160,10 @@ impl DirectoryLock {
     }
 }
 
-/// Why a directory wasn't locked.
+/// Why a directory couldn't be locked.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Somebody else held it all the time.
+    /// Another process held the lock the whole time.
     #[error("{path} is locked by another process{}", for_so_long(*.waited))]
     Busy {
         /// The directory.
@@ -169,7 +171,7 @@ pub enum LockError {
         /// How long we waited.
         waited: Duration,
     },
-    /// It can't be opened or locked at all.
+    /// The directory can't be opened or locked at all.
     #[error("locking {path}: {error}")]
     Io {
         /// The directory.
@@ -186,10 +188,10 @@ fn for_so_long(waited: Duration) -> String {
     }
 }
 
-/// Locks a directory, waiting at most `wait` for whoever has it. Blocks the thread.
+/// Locks a directory, and waits at most `wait` for another holder of the lock. Blocks the thread.
 ///
 /// # Errors
-/// When it is still locked by then, or can't be locked.
+/// When the lock is still held after `wait`, or the directory can't be locked.
 pub fn lock_directory(directory: &Path, wait: Duration) -> Result<DirectoryLock, LockError> {
     let failed = |error: io::Error| LockError::Io {
         path: directory.into(),
@@ -216,10 +218,10 @@ pub fn lock_directory(directory: &Path, wait: Duration) -> Result<DirectoryLock,
     }
 }
 
-/// Exchanges two directory entries in one step: nobody ever sees either missing.
+/// Exchanges two directory entries in one step, so that nobody ever sees either missing.
 ///
 /// # Errors
-/// When the volume can't, or either is missing.
+/// When the volume can't exchange, or either entry is missing.
 pub fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     let cwd = rustix::fs::CWD;
     let flags = rustix::fs::RenameFlags::EXCHANGE;
@@ -229,19 +231,19 @@ pub fn exchange(one: &Path, other: &Path) -> io::Result<()> {
 /// Room on a volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Space {
-    /// Bytes of the volume.
+    /// The volume's size in bytes.
     pub total_bytes: u64,
     /// Bytes that an ordinary user can still write.
     ///
-    /// On macOS this is the lower figure of `statfs`: what the system would purge on demand (local snapshots, caches)
-    /// isn't counted. [`capacity_command`] tells it.
+    /// On macOS this is the lower figure of `statfs`. It doesn't count what the system would purge on demand (local
+    /// snapshots, caches). [`capacity_command`] counts that, too.
     pub free_bytes: u64,
 }
 
 /// The room on the volume that holds `path`.
 ///
 /// # Errors
-/// When the path is gone.
+/// When the path doesn't exist any more.
 pub fn space(path: &Path) -> io::Result<Space> {
     let found = rustix::fs::statvfs(path)?;
     Ok(Space {
@@ -250,18 +252,18 @@ pub fn space(path: &Path) -> io::Result<Space> {
     })
 }
 
-/// A command that writes how many bytes the volume that holds `path` would take with all that the system purges on
-/// demand; `None` where nothing is purgeable.
+/// A command that prints how many bytes the volume of `path` could hold after the system purged everything that it
+/// purges on demand. `None` on systems that purge nothing.
 ///
-/// On macOS only Foundation tells it (`NSURLVolumeAvailableCapacityForImportantUsageKey`; `getattrlist` has no such
-/// attribute in the public headers), and to link that would end building for macOS elsewhere. It asks a daemon and may
-/// take seconds.
+/// On macOS only Foundation tells this number (`NSURLVolumeAvailableCapacityForImportantUsageKey`; `getattrlist` has no
+/// such attribute in the public headers). Linking Foundation would end cross-building for macOS. The command asks a
+/// daemon and may take seconds.
 #[must_use]
 pub fn capacity_command(path: &Path) -> Option<std::process::Command> {
     system::capacity_command(path)
 }
 
-/// Clones on volumes that have none, for tests of what stands on them.
+/// Pretends clones on volumes that can't clone, for tests of code that clones.
 #[cfg(test)]
 pub(crate) mod cloning {
     use std::{cell::Cell, fs::File, io, path::Path};

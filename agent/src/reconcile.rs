@@ -1,11 +1,11 @@
-//! What each image of this host needs next: from what was ordered, what the last look at the disk showed, and what
-//! runs.
+//! Decides what each image of this host needs next: from the orders, the last look at the disk, and the jobs that run.
 //!
-//! Orders say which image each reference shall name. Looks say what each reference names. Jobs bring the second to the
-//! first: beginning a stage, linking names, writing down which names are wanted, abandoning a stage. An image has one
-//! job at a time, and a reference is in one image's job at a time, because the job that ends last would win.
+//! Orders say which image each reference shall name. Looks say what each reference names. Jobs make the names follow
+//! the orders: beginning a stage, linking names, writing down which names are wanted, abandoning a stage. An image has
+//! one job at a time. A reference is in one image's job at a time, because otherwise the job that ends last would win.
 //!
-//! A name counts as ready only by a look that began after the last order and the last job that touched it.
+//! A name counts as ready only if a look shows it that began after the last order and the last job that touched the
+//! name.
 //!
 //! No I/O and no clock: the driver carries jobs out and says how they ended.
 
@@ -16,92 +16,92 @@ use std::{
 
 use proto::{Digest, Moment};
 
-/// A job that failed is tried again after this long, doubling up to the longest: a full disk may be emptied.
+/// A job that failed is tried again after this long. The pause doubles up to the longest: a full disk may be emptied.
 pub const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(5));
 
-/// A name that stood for this long before somebody took it is put back at once, as at the first time.
+/// If a name stood for this long before somebody took it, it is put back at once, as after a first loss.
 const CALM: Duration = Duration::from_mins(10);
 
 /// Whether an image is to be here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Want {
-    /// It is.
+    /// The image is wanted here.
     Staged,
-    /// Not for now: what is here is kept.
+    /// The image doesn't go on for now. Its files stay.
     Held,
-    /// No. What is installed stays, and anything less goes.
+    /// The image isn't wanted. An installed image stays; anything less is removed.
     Dropped,
 }
 
 /// How much of an image is here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Have {
-    /// Nothing, as far as is known.
+    /// Nothing is known to be here.
     Nothing,
-    /// What is on the disk isn't taken up: nothing comes, and nothing is served.
+    /// There may be files on the disk, and they aren't taken up: nothing comes, and nothing is served.
     Kept,
     /// Chunks come.
     Filling,
-    /// All chunks are here, and tart doesn't find them yet.
+    /// All chunks are here, and tart doesn't find the image yet.
     Whole,
-    /// It is in tart's cache.
+    /// The image is in tart's cache.
     Installed,
-    /// It was, and somebody removed it, or its last name. It comes back when it is ordered.
+    /// The image was installed, and somebody removed it or its last name. It comes back when it is ordered.
     Gone,
 }
 
-/// What is to be done for an image. One at a time.
+/// A job for an image. An image has one at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Job {
-    /// Reserve room, and take up what is on the disk. It writes down that these names are wanted, and no others, and
-    /// that no other image is under them.
+    /// Reserve room, and take up the files on the disk. The job also writes down that exactly these names are wanted
+    /// for the image, and that no other image is wanted under them.
     Begin(Vec<String>),
-    /// Write that down alone.
+    /// Only write down these names, as [`Begin`](Self::Begin) does.
     Record(Vec<String>),
     /// Make tart find the image under these names.
     Install(Vec<String>),
-    /// Remove what is on the disk; an image that is installed stays.
+    /// Remove the image's files from the disk. An installed image stays.
     Abandon,
 }
 
-/// What a reference names on the disk.
+/// The image that a reference names on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sight {
-    /// This image, whole, and with its golden where goldens are made.
+    /// This image. It is whole, and has its golden if goldens are made.
     Image(Digest),
-    /// An image that isn't ours.
+    /// An image that the agent didn't stage.
     Other,
     /// Nothing that tart could use.
     Nothing,
 }
 
-/// What a look at the disk showed.
+/// The findings of a look at the disk.
 #[derive(Clone, Debug, Default)]
 pub struct Look {
-    /// What references name. What isn't here names nothing.
+    /// What each reference names. A reference that isn't here names nothing.
     pub names: BTreeMap<String, Sight>,
 }
 
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub struct Reconciler {
-    /// Which image each reference shall name, by the newest order.
+    /// The image that each reference shall name, by the newest order.
     desired: BTreeMap<String, Digest>,
-    /// What each reference names. Absent: not known since something touched it.
+    /// What each reference names. Absent: not known since a job touched the reference.
     seen: BTreeMap<String, Sight>,
     images: BTreeMap<Digest, Item>,
-    /// What we linked, until a look has shown it.
+    /// The names that we linked, until a look has shown them.
     linked: BTreeMap<String, Digest>,
     /// Names that somebody else removed or moved.
     losses: BTreeMap<String, Loss>,
-    /// A look is under way: its order's number, and the names that were touched since it began.
+    /// The look that is under way: its order's number, and the names that were touched since it began.
     looking: Option<(u64, BTreeSet<String>)>,
-    /// Something ended that only a look can tell the outcome of.
+    /// A job ended, and only a look can tell its outcome.
     look_wanted: bool,
-    /// Something happened since the jobs were last gone through, and when a pause ends.
+    /// Something happened since `next` last found no job (`stirred`), and the moment at which a pause ends (`due`).
     stirred: bool,
     due: Option<Moment>,
-    /// The newest numbered order, and the newest one after which a look began that has ended.
+    /// The number of the newest order, and of the newest order after which a look began that has ended.
     ordered: u64,
     confirmed: u64,
 }
@@ -113,14 +113,14 @@ struct Item {
     running: Option<Job>,
     /// The names that are written down as wanted.
     recorded: Option<BTreeSet<String>>,
-    /// No job before this; and how long the next pause is.
+    /// No job begins before this moment; and the length of the next pause.
     paused_until: Moment,
     pause: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Loss {
-    /// When it was noticed.
+    /// When the loss was noticed.
     at: Moment,
     /// When the name is put back.
     again_at: Moment,
@@ -141,9 +141,9 @@ impl Item {
 }
 
 impl Reconciler {
-    // ---- orders ---------------------------------------------------------------------------------------------------------
+    // ---- orders -----------------------------------------------------------------------------------------------------
 
-    /// A process before this one left this image here, with these names.
+    /// An earlier process left this image here, with these names.
     pub fn recovered(&mut self, image: Digest, names: &[String]) {
         self.stirred = true;
         let item = Item {
@@ -154,7 +154,7 @@ impl Reconciler {
         self.set_names(image, names);
     }
 
-    /// The image is ordered, under exactly these names. What failed or is gone is tried at once.
+    /// The image is ordered, under exactly these names. A failed or removed image is tried at once.
     pub fn order(&mut self, image: Digest, names: &[String], now: Moment) {
         self.stirred = true;
         let item = self
@@ -171,8 +171,8 @@ impl Reconciler {
         self.doubt_records();
     }
 
-    /// These names are wanted, of all images. `whole`: no others, and an image without any isn't wanted. The images
-    /// that aren't any more.
+    /// These names are wanted, of all images. `whole`: no others are wanted, and an image without any isn't wanted.
+    /// Returns the images that aren't wanted any more.
     pub fn name(
         &mut self,
         number: u64,
@@ -203,7 +203,7 @@ impl Reconciler {
         dropped
     }
 
-    /// A session with the coordinator began: its numbers are others.
+    /// A session with the coordinator began, and has its own numbers of orders.
     pub fn session(&mut self) {
         self.ordered = 0;
         self.confirmed = 0;
@@ -222,7 +222,7 @@ impl Reconciler {
         self.tidy();
     }
 
-    /// The image isn't to go on for now. What is whole is installed all the same.
+    /// The image doesn't go on for now. A whole image is installed all the same.
     pub fn hold(&mut self, image: Digest) {
         self.stirred = true;
         if let Some(item) = self.images.get_mut(&image) {
@@ -238,7 +238,7 @@ impl Reconciler {
         }
     }
 
-    /// An order is a reason not to wait.
+    /// After an order, lost names are put back without a pause.
     fn put_back_now(&mut self, now: Moment, names: &[String]) {
         for name in names {
             if let Some(loss) = self.losses.get_mut(name) {
@@ -247,9 +247,9 @@ impl Reconciler {
         }
     }
 
-    // ---- what happened --------------------------------------------------------------------------------------------------
+    // ---- what happened ----------------------------------------------------------------------------------------------
 
-    /// So much of the image is here now.
+    /// Notes how much of the image is here now.
     pub fn have(&mut self, image: Digest, have: Have) {
         self.stirred = true;
         if let Some(item) = self.images.get_mut(&image) {
@@ -258,8 +258,8 @@ impl Reconciler {
         self.tidy();
     }
 
-    /// A stage was begun, or couldn't be. Whether the image is still to be staged: else nothing of it is to be taken
-    /// up.
+    /// A stage was begun, or couldn't be. Returns whether the image is still to be staged; otherwise the caller takes
+    /// nothing of it up.
     pub fn begun(&mut self, image: Digest) -> bool {
         self.stirred = true;
         let Some(item) = self.images.get_mut(&image) else {
@@ -291,8 +291,8 @@ impl Reconciler {
         self.tidy();
     }
 
-    /// Names that are an image's again, while a job still writes down that they are another's, are written down again
-    /// too.
+    /// A running job may write down names for an image that are another image's again. These names are then written
+    /// down again for the other image.
     fn doubt_records(&mut self) {
         let running = self.images.iter().filter_map(|(image, item)| {
             let names = match &item.running {
@@ -306,8 +306,8 @@ impl Reconciler {
         }
     }
 
-    /// It was written down, perhaps, that no other image is wanted under these names. One that is by now is written
-    /// down again.
+    /// A job may have written down that no other image is wanted under these names. If one of the names is another
+    /// image's now, that image's names are written down again.
     fn took(&mut self, image: &Digest, names: &[String]) {
         let others = self.images.iter_mut().filter(|(other, _)| *other != image);
         for (_, other) in others {
@@ -350,7 +350,7 @@ impl Reconciler {
         self.tidy();
     }
 
-    /// A job of the image failed: no other before a pause that grows.
+    /// A job of the image failed: the next one waits for a pause, which grows.
     pub fn failed(&mut self, image: Digest, now: Moment) {
         self.stirred = true;
         if let Some(item) = self.images.get_mut(&image) {
@@ -373,9 +373,9 @@ impl Reconciler {
         }
     }
 
-    // ---- looks ----------------------------------------------------------------------------------------------------------
+    // ---- looks ------------------------------------------------------------------------------------------------------
 
-    /// Whether the disk has to be looked at, besides now and then.
+    /// Whether the disk has to be looked at now, besides the regular looks.
     #[must_use]
     pub fn look_due(&self) -> bool {
         if self.looking.is_some() {
@@ -393,7 +393,7 @@ impl Reconciler {
         self.looking = Some((self.ordered, BTreeSet::new()));
     }
 
-    /// It ended, with this.
+    /// A look ended, with these findings.
     pub fn looked(&mut self, look: &Look, now: Moment) {
         self.stirred = true;
         let Some((number, touched)) = self.looking.take() else {
@@ -426,10 +426,10 @@ impl Reconciler {
         }
     }
 
-    /// Takes note of a name that stood, or that we linked, and that doesn't stand.
+    /// Takes note of a lost name: a name that stood, or that we linked, and that doesn't stand now.
     fn watch(&mut self, name: &str, image: Digest, stood: bool, stands: bool, now: Moment) {
         let linked = self.linked.get(name) == Some(&image);
-        // what isn't whole, or is read again, has no names that somebody could take
+        // an image that isn't whole, or is read again, has no names that somebody could take
         let whole = self.is_whole(&image);
         if stands || !whole {
             self.linked.remove(name);
@@ -451,9 +451,9 @@ impl Reconciler {
         self.losses.insert(name.to_owned(), loss);
     }
 
-    // ---- what follows ---------------------------------------------------------------------------------------------------
+    // ---- what follows -----------------------------------------------------------------------------------------------
 
-    /// The next job, which runs from now on; to be called until `None`.
+    /// The next job, which counts as running from now on. Call this until it returns `None`.
     pub fn next(&mut self, now: Moment) -> Option<(Digest, Job)> {
         if !self.stirred && self.due.is_none_or(|due| due > now) {
             return None;
@@ -520,7 +520,7 @@ impl Reconciler {
         (!lacking.is_empty()).then_some(Job::Install(lacking))
     }
 
-    // ---- what is known --------------------------------------------------------------------------------------------------
+    // ---- what is known ----------------------------------------------------------------------------------------------
 
     /// The names that are wanted for an image.
     pub fn names<'a>(&'a self, image: &'a Digest) -> impl Iterator<Item = &'a String> {
@@ -536,8 +536,8 @@ impl Reconciler {
         &self.desired
     }
 
-    /// The names by which tart finds the image now, wanted or not, in order. None of them is about to be another
-    /// image's.
+    /// The names by which tart finds the image now, whether they are wanted or not, in order. Names that are about to
+    /// be another image's are left out.
     #[must_use]
     pub fn ready(&self, image: &Digest) -> Vec<String> {
         let installed = self
@@ -553,7 +553,7 @@ impl Reconciler {
         seen.filter(ours).map(|(name, _)| name.clone()).collect()
     }
 
-    /// Whether tart finds the image under every name that is wanted, and goes on to if this process is killed now.
+    /// Whether tart finds the image under every wanted name, and would go on to if this process were killed now.
     #[must_use]
     pub fn is_present(&self, image: &Digest) -> bool {
         let ready = self.ready(image);
@@ -592,7 +592,7 @@ impl Reconciler {
         item.is_some_and(|item| item.running.is_some())
     }
 
-    /// A wanted name that somebody else took, what it names now, and when it is put back.
+    /// A wanted name that somebody else took, the image that the name names now, and when the name is put back.
     #[must_use]
     pub fn lost(&self, image: &Digest) -> Option<(String, Sight, Moment)> {
         self.names(image).find_map(|name| {
@@ -623,7 +623,7 @@ impl Reconciler {
         item.is_some_and(|item| matches!(item.have, Have::Whole | Have::Installed))
     }
 
-    /// Whether it is known that the name doesn't name the image.
+    /// Whether the name is known not to name the image.
     fn is_lacking(&self, name: &str, image: &Digest) -> bool {
         let seen = self.seen.get(name);
         seen.is_some_and(|sight| *sight != Sight::Image(*image))
@@ -642,7 +642,7 @@ impl Reconciler {
         })
     }
 
-    /// Forgets what isn't wanted and isn't here.
+    /// Forgets images that aren't wanted and aren't here.
     fn tidy(&mut self) {
         self.images.retain(|_, item| {
             item.want != Want::Dropped

@@ -1,4 +1,5 @@
-//! How registries are asked: the client that all fetches and the mirror share, and whose credentials it shows to which.
+//! Access to registries: the client that all fetches and the mirror share, and the credentials that each registry is
+//! shown.
 
 use std::{
     collections::BTreeSet,
@@ -17,7 +18,7 @@ use tracing::info;
 
 use crate::{config::OriginConfig, lock::lock};
 
-/// Repositories whose tokens are kept. A host stages a handful of images at one time.
+/// The most repositories whose tokens are kept. A host stages a handful of images at one time.
 const REPOSITORIES: usize = 64;
 
 /// The registry client and this host's own credentials.
@@ -25,21 +26,21 @@ const REPOSITORIES: usize = 64;
 pub(crate) struct Origin {
     config: Arc<OriginConfig>,
     client: Client,
-    /// Oldest first: handles share connections and tokens. Held for look-ups.
+    /// The handles, oldest first. They share connections and tokens. The lock is held for look-ups.
     repositories: Arc<Mutex<Vec<Kept>>>,
 }
 
-/// A handle, and what it was made of.
+/// A handle to a repository, and the values from which it was made.
 #[derive(Debug)]
 struct Kept {
     reference: String,
     access: Access,
-    /// This host's own, where that is used. A file that says another one since makes a new handle.
+    /// This host's own password, if it is used. If the password's file changes, a new handle is made.
     password: Option<Secret>,
     repository: Repository,
 }
 
-/// Why a repository can't be asked: this host's settings, or the order, don't do. Another host's may.
+/// Why a repository can't be asked: this host's settings or the order are unusable. Another host's settings may do.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RepositoryError {
     /// The reference names no repository.
@@ -57,24 +58,24 @@ pub(crate) enum RepositoryError {
         #[source]
         error: io::Error,
     },
-    /// The registry's name isn't one that can be asked.
+    /// The registry's name can't be asked.
     #[error(transparent)]
     Refused(#[from] OriginError),
 }
 
-/// What is known about reaching a registry: from the coordinator with the order, or from a client of the mirror.
+/// The credentials and settings for a registry, from the coordinator's order or from a client of the mirror.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Access {
     authorization: Option<Secret>,
-    /// A mirror's client gave user and password.
+    /// The user and password that a mirror's client gave.
     basic: Option<(String, Secret)>,
-    /// This host's own credentials aren't to be used.
+    /// This host's own credentials must not be used.
     not_ours: bool,
     plain_http: bool,
 }
 
 impl Access {
-    /// As the coordinator says it with an order.
+    /// The access that the coordinator gives with an order.
     pub(crate) fn new(token: Option<&PullToken>, plain_http: bool) -> Self {
         let authorization = token.filter(|token| !token.authorization.is_empty());
         Self {
@@ -84,13 +85,14 @@ impl Access {
         }
     }
 
-    /// Whether somebody gave a token, so that a newer one may come when the registry refuses it.
+    /// Whether the access has a token that was handed to this host, so that a newer one may come when the registry
+    /// refuses it.
     pub(crate) const fn has_token(&self) -> bool {
         self.authorization.is_some()
     }
 
-    /// What a mirror's client may see: by its own `Authorization`, and without one as anybody, or with this host's own
-    /// credentials where `lend`.
+    /// The access of a mirror's client: its own `Authorization`. Without one, the client has anonymous access, or this
+    /// host's own credentials if `lend`.
     pub(crate) fn of_client(authorization: Option<&Secret>, lend: bool) -> Self {
         let Some(header) = authorization else {
             return Self {
@@ -98,7 +100,7 @@ impl Access {
                 ..Self::default()
             };
         };
-        // user and password can be changed into tokens where the registry wants those
+        // user and password can be exchanged for tokens if the registry wants tokens
         let basic = header.expose().split_once(' ').and_then(|(scheme, text)| {
             let text = scheme.eq_ignore_ascii_case("basic").then_some(text)?;
             let pair = base64::engine::general_purpose::STANDARD.decode(text.trim());
@@ -146,7 +148,7 @@ impl Origin {
     /// The repository of this reference, asked with the coordinator's token or this host's own credentials.
     ///
     /// # Errors
-    /// When this host's settings don't do for that repository.
+    /// When this host's settings are unusable for that repository.
     pub(crate) fn repository(
         &self,
         reference: &str,
@@ -187,8 +189,8 @@ impl Origin {
         Ok(repository)
     }
 
-    /// This host's own password for a registry, where that is to be used. The file is small and read each time: a
-    /// password that was changed holds at once, and the old one isn't kept.
+    /// This host's own password for a registry, if it is to be used. The file is small and read each time: a changed
+    /// password holds at once, and the old one isn't kept.
     fn password(&self, registry: &str, access: &Access) -> Result<Option<Secret>, RepositoryError> {
         let lent = access.authorization.is_none() && access.basic.is_none() && !access.not_ours;
         let Some(own) = self.config.credentials.get(registry).filter(|_| lent) else {

@@ -1,7 +1,8 @@
-//! The session with the coordinator: reports go up and orders come down until one side goes. Then it is tried again.
+//! The session with the coordinator: reports go up and orders come down until one side ends it. Then the agent tries
+//! again.
 //!
-//! `dial` reaches the coordinator, `pace` says when it is tried again and how long it may be silent. What orders mean
-//! and what reports say is the driver's business.
+//! `dial` reaches the coordinator. `pace` says when the next attempt is, and how long the coordinator may be silent.
+//! The driver decides what orders mean and what reports say.
 
 mod dial;
 mod error;
@@ -30,10 +31,10 @@ use self::{
 };
 use crate::identity::Identity;
 
-/// A few reports: the driver keeps what doesn't fit and sends the newest state later.
+/// Reports that wait for the session, a few: the driver keeps what doesn't fit, and sends the newest state later.
 const REPORTS: usize = 8;
 
-/// What the session tells the driver.
+/// The news that the session tells the driver.
 #[derive(Debug)]
 pub(crate) enum Heard {
     /// The session is up: reports sent on this channel reach the coordinator. Its first message has to be a full
@@ -41,11 +42,12 @@ pub(crate) enum Heard {
     Up(mpsc::Sender<Report>),
     /// An order.
     Order(Box<Order>),
-    /// The session is lost. The next attempt waits until this is answered: it says first what is so by then.
+    /// The session is lost. The next attempt waits until this is answered, since its first message says the state by
+    /// then.
     Down(oneshot::Sender<()>),
 }
 
-/// Keeps a session with the coordinator until the driver goes. `hello` is asked for at each attempt.
+/// Keeps a session with the coordinator until the driver ends. Each attempt calls `hello` for its first message.
 pub(crate) async fn keep(
     endpoint: Endpoint,
     settings: Settings,
@@ -84,7 +86,7 @@ async fn keep_through(
     }
 }
 
-/// Holds a session, and returns how long it lasted; an error is one that didn't come about.
+/// Holds a session, and returns how long it lasted. An error means that no session came about.
 async fn hold(
     door: &mut impl Door,
     hello: &(impl Fn() -> Hello + Sync),
@@ -109,7 +111,7 @@ async fn hold(
     patience.ended(lasted, matches!(ended, Err(SessionError::Silent(_))));
     let (taken_in, all) = oneshot::channel();
     drop(inbox.send(Heard::Down(taken_in)).await);
-    // a driver that ends answers by that
+    // a driver that ends answers by ending
     drop(all.await);
     match ended {
         Ok(()) => info!("session with the coordinator ended"),

@@ -1,4 +1,4 @@
-//! Where a content's bytes lie on this host: in an image's stage, or in the mirror's blob cache.
+//! A shelf: one place of a content's bytes on this host, either an image's stage or a blob in the mirror's cache.
 
 use std::{collections::BTreeSet, io, sync::Arc};
 
@@ -12,7 +12,7 @@ use crate::{
     store::{DecodeLayerError, HeldChunk, Look, Stage, WriteError},
 };
 
-/// A chunk as it comes: its bytes were found to fit its link.
+/// A chunk that arrived. Its bytes were found to fit its link.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Arrival<'a> {
     pub(crate) content: Digest,
@@ -21,15 +21,15 @@ pub(crate) struct Arrival<'a> {
     pub(crate) link: Link,
     pub(crate) source: Source,
     pub(crate) maker: &'a HostId,
-    /// Who answers for the link.
+    /// Says which host answers for the link.
     pub(crate) statement: Option<&'a Statement>,
 }
 
-/// An image whose files can't be written, and why. Others that have the same content go on without it.
+/// An image whose files can't be written, with the error. Other shelves with the same content go on without it.
 pub(crate) type Unwritable = (Digest, String);
 
-/// Stores a chunk on every shelf. An image that is gone meanwhile takes nothing, and one whose files can't be written
-/// is returned, as long as another shelf has the chunk.
+/// Stores a chunk on every shelf. Skips an image that is gone meanwhile. Returns images whose files can't be written,
+/// if another shelf took the chunk. Otherwise returns the first error.
 pub(crate) fn write_all(
     shelves: &[Shelf],
     arrival: Arrival<'_>,
@@ -55,10 +55,11 @@ pub(crate) fn write_all(
     }
 }
 
-/// Copies to each shelf what only others hold: an image may come to a content that another has had chunks of, and what
-/// rotted in one image may be whole in another. Each chunk is compared with its link first. Blocks.
+/// Copies to each shelf the chunks that only other shelves hold. An image may share a content of which another image
+/// has chunks already, and a chunk that rotted in one image may be sound in another. Each chunk is compared with its
+/// link first. Blocks.
 ///
-/// Returns images whose files can't be written; an error says that of the volume.
+/// Returns images whose files can't be written. An error means that the volume failed.
 pub(crate) fn level(shelves: &[Shelf], content: Digest) -> Result<Vec<Unwritable>, String> {
     let held: Vec<ChunkSet> = shelves.iter().map(|shelf| shelf.held(content)).collect();
     let mut unwritable = Vec::new();
@@ -72,7 +73,7 @@ pub(crate) fn level(shelves: &[Shelf], content: Digest) -> Result<Vec<Unwritable
             }
             let holders = shelves.iter().zip(&held);
             let holders = holders.filter(|(_, set)| set.contains(chunk));
-            // gone since it was listed, or rotten: the next one, or it is asked for again
+            // a chunk that is gone or rotten on one shelf is taken from the next, or asked for again
             let found = holders
                 .filter_map(|(from, _)| match from.look(content, chunk) {
                     Ok(Look::Sound(found)) => Some(found),
@@ -103,7 +104,7 @@ pub(crate) fn level(shelves: &[Shelf], content: Digest) -> Result<Vec<Unwritable
     Ok(unwritable)
 }
 
-/// Drops on every shelf what a host made of a content from a chunk on, and returns those chunks. Blocks.
+/// Drops a maker's unproved chunks of a content on every shelf, from a chunk on, and returns them. Blocks.
 pub(crate) fn retract(
     shelves: &[Shelf],
     content: Digest,
@@ -120,7 +121,7 @@ pub(crate) fn retract(
     Ok(lost.into_iter().collect())
 }
 
-/// A place of a content's bytes. Calls block on the disk, as those of what stands behind it.
+/// A place of a content's bytes. Calls block on the disk, like those of the stage or blob behind it.
 #[derive(Clone, Debug)]
 pub(crate) enum Shelf {
     /// An image that is staged or installed.
@@ -147,7 +148,8 @@ impl Shelf {
         }
     }
 
-    /// This host made a held link once more, and answers for it under its new run.
+    /// Replaces the statement of a held link that this host made again: this host answers for the link under its new
+    /// run.
     pub(crate) fn restate(
         &self,
         content: Digest,
@@ -222,8 +224,8 @@ impl Shelf {
         }
     }
 
-    /// Reads a chunk where it lies and compares it with its link. One that isn't what the link says is dropped; of an
-    /// image it is told as [`News`](crate::store::News), and of a blob it shows in [`Blob::is_rotten`].
+    /// Reads a chunk from the disk and compares it with its link. Drops a chunk that doesn't fit. A rotten chunk of an
+    /// image is reported as [`News`](crate::store::News), one of a blob shows in [`Blob::is_rotten`].
     pub(crate) fn look(&self, content: Digest, chunk: ChunkIndex) -> io::Result<Look> {
         match self {
             Self::Stage(stage) => stage.look(content, chunk),
@@ -231,7 +233,7 @@ impl Shelf {
         }
     }
 
-    /// As [`Stage::mend_decoded`]. Nothing of a blob is decoded.
+    /// As [`Stage::mend_decoded`]. Does nothing for a blob, since no blob is decoded here.
     pub(crate) fn mend_decoded(&self, content: Digest) -> Result<bool, DecodeLayerError> {
         match self {
             Self::Stage(stage) => stage.mend_decoded(content),

@@ -1,4 +1,4 @@
-//! What this host holds of images: stages under construction and installed images, on tart's own volume.
+//! What this host holds of images: stages under construction and installed images, on the volume of tart's home.
 //!
 //! ```text
 //! TART_HOME/.parbake/              locked by the one agent that works here
@@ -12,26 +12,30 @@
 //!       disk.img config.json nvram.bin
 //! ```
 //!
-//! **The disk under construction is the store.** A chunk is written at its final offset; the same file seeds peers from
-//! the first chunk on, and after the rename too. An installed image keeps its directory here: the journal is the index
-//! of what lies where on its disk, for serving and for the images that come after it.
+//! **The disk under construction is the store.** A chunk is written at its final offset. The same file seeds peers from
+//! the first chunk on, and goes on after the rename. An installed image keeps its directory here. Its journal says what
+//! lies where on its disk, so that peers and later images can be served from there.
 //!
 //! **What a crash leaves**, step by step:
 //! - *Beginning*: a directory without `status.json`. The next start removes it.
-//! - *Writing*: data are synced first, then the journal, at each [`Store::flush`]. Chunks since the last flush are lost
-//!   (fetched again); a torn last batch is cut off; no chunk is believed that the journal doesn't vouch for, and the
-//!   journal vouches for nothing that isn't on disk. After `kill -9` alone (no power loss) the same holds.
-//! - *Dropping a chunk*, false or rotten: the drop is in the journal before its place is written again (`held`).
-//! - *Decoding a blob*: not journaled until the disk is synced; it is decoded again.
-//! - *Installing*, in this order; each step can be repeated, and [`install`] repeats them all:
-//!   1. manifest and marker written into `image/`, every file synced: still a stage, complete.
-//!   2. `image/` renamed into the cache (or exchanged with what tart put there): the inode in `status.json` tells the
-//!      next start that this is ours. The marker `.explicitly-pulled` came along, so tart's `gc` leaves it alone
-//!      although nothing points to it yet. Into a second repository goes a twin (`twin`), whose inode is noted first.
-//!   3. the tag's symlink made under another name and renamed over: the old target or the new, never none.
-//!   4. the marker removed, when only a tag names the image: until then tart keeps it a little too well.
+//! - *Writing*: each [`Store::flush`] syncs the data first, then the journal. A crash loses the chunks since the last
+//!   flush; they are fetched again. A torn last batch of the journal is cut off. Only chunks in the journal are
+//!   believed, and the journal lists only chunks whose data are on disk. The same holds after `kill -9` without a power
+//!   loss.
+//! - *Dropping a chunk*, false or rotten: the journal has the drop before the chunk's place is written again (`held`).
+//! - *Decoding a blob*: the journal records the decoding after the disk is synced. A restart before the installation
+//!   decodes every blob again, because decoded bytes have no digest to compare them with.
+//! - *Installing*, in this order. Each step can be repeated, and [`install`] repeats them all:
+//!   1. The manifest and the marker are written into `image/`, and every file is synced. It is still a stage, now
+//!      complete.
+//!   2. `image/` is renamed into the cache, or exchanged with what tart put there. The inode in `status.json` tells the
+//!      next start that the directory is ours. The marker `.explicitly-pulled` moves along, so tart's `gc` keeps the
+//!      image although nothing points to it yet. A second repository gets a twin (`twin`), whose inode is noted first.
+//!   3. The tag's symlink is made under another name and renamed over the old one. The tag names the old target or the
+//!      new one at every moment.
+//!   4. The marker is removed if only a tag names the image. Until then tart keeps the image longer than it has to.
 //!   5. `status.json` says installed.
-//! - *Forgetting*: directories are removed bottom up, `status.json` first, so a rest is no stage any more.
+//! - *Forgetting*: directories are removed bottom up, `status.json` first, so what a crash leaves is no stage any more.
 
 pub(crate) mod chunks;
 pub(crate) mod claim;
@@ -94,20 +98,21 @@ use crate::{
     tart::Reference,
 };
 
-/// Chunks that are copied from other images are journaled this often, once a content is through.
+/// While [`Store::begin`] copies chunks from other images, it flushes the journal this often, after a whole content.
 const FLUSH_EVERY: Duration = Duration::from_millis(500);
 
-/// Everything that this host holds. One per tart home, in one process.
+/// Everything that this host holds of images. There is one store per tart home, in one process.
 #[derive(Debug)]
 pub struct Store {
     shared: Arc<Shared>,
     /// Read and changed by the driver's blocking jobs; locked for look-ups only.
     stages: Mutex<BTreeMap<Digest, Arc<Stage>>>,
-    /// On our directory, for as long as that is the one that was locked.
+    /// The lock on our directory. [`Store::begin`] takes a new one if that directory was removed.
     lock: Mutex<DirectoryLock>,
-    /// One beginning, abandoning or presence check at a time: they look at directories and then change them.
+    /// Locked by one beginning, abandoning or presence check at a time. Each looks at directories and then changes
+    /// them.
     changing: Mutex<()>,
-    /// Who may have what images hold, as it was ordered last. Locked for a look.
+    /// The hosts that may have what each image holds, by the latest order. Locked for a look only.
     entitled: Mutex<BTreeMap<Digest, Entitled>>,
 }
 
@@ -118,24 +123,24 @@ pub struct Recovered {
     pub layout: Layout,
     /// The manifest's bytes.
     pub manifest: Vec<u8>,
-    /// The references that shall name it. None where it was cancelled and is still in tart's cache.
+    /// The references that shall name the image. Empty if the image was cancelled and is still in tart's cache.
     pub references: Vec<String>,
     /// What is held of it.
     pub stage: Arc<Stage>,
-    /// Installed, and there under every reference.
+    /// Whether the image is installed and tart finds it under every reference.
     pub present: bool,
 }
 
-/// An image that is in tart's cache, verified, as far as the last look at the disk tells.
+/// A verified image in tart's cache, as the last look at the disk found it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Presence {
     /// The image.
     pub digest: Digest,
-    /// The references under which tart finds it now. Those that are gone aren't among them. None while the image is
+    /// The references under which tart finds the image now, without those that are gone. Empty while the image is
     /// doubted.
     pub references: Vec<String>,
-    /// Its references by tags that another image has taken over, and which tart finds there, whole. Nobody means this
-    /// image by them any more: to link them again would take them back.
+    /// Tags of this image that now name another image, which tart has whole. Nobody means this image by them any more.
+    /// To link them again would take them from the other image.
     pub moved: Vec<String>,
 }
 
@@ -154,12 +159,12 @@ pub enum OpenStoreError {
         /// Our directory.
         path: PathBuf,
     },
-    /// Another agent works here. It has to be stopped first.
+    /// Another agent works here and has to be stopped first.
     #[error("another agent ({owner}) works in {path}")]
     InUse {
         /// Our directory.
         path: PathBuf,
-        /// What it says of itself.
+        /// The other agent's process, from its `pid` file.
         owner: String,
     },
     /// Anything else about our directory.
@@ -174,16 +179,16 @@ pub enum OpenStoreError {
     },
 }
 
-/// Why an image isn't begun.
+/// Why an image can't be begun.
 #[derive(Debug, thiserror::Error)]
 pub enum BeginError {
-    /// A reference is no good.
+    /// A reference is malformed or names another image.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
-    /// The volume has no room for the whole image above its floor. Old images have to go first.
+    /// The volume has no room for the whole image above its floor. Old images have to be removed first.
     #[error(transparent)]
     NoRoom(#[from] NoRoomError),
-    /// Copying what other images of this host hold failed on our side.
+    /// A write failed while chunks were copied from other images of this host.
     #[error("copying what is already here: {0}")]
     Copy(#[from] WriteError),
     /// The volume failed.
@@ -192,10 +197,10 @@ pub enum BeginError {
 }
 
 impl Store {
-    /// Opens the store in tart's home, takes it for this process, and loads what is there.
+    /// Opens the store in tart's home, locks it for this process, and loads what is there.
     ///
-    /// Leftovers without a status, and images that tart has removed meanwhile, are pruned; what can't be read is logged
-    /// and left alone.
+    /// Directories without a status, damaged stages, and images that tart has removed are pruned. What can't be read
+    /// now is logged and left alone.
     ///
     /// # Errors
     /// When the home isn't usable or another agent works there.
@@ -278,10 +283,10 @@ impl Store {
         opened.map(Arc::new)
     }
 
-    /// The images that are here, as far as they are: for the driver's start.
+    /// The images that this host has, complete or not. The driver asks for them at its start.
     ///
-    /// An installed image that nothing names and nothing is to name isn't among them: nobody asks for it any more. What
-    /// it holds is still built upon.
+    /// An image that no reference shall name is left out, unless it is installed, sound, and still named in tart's
+    /// cache. New stages still copy its chunks.
     #[must_use]
     pub fn recovered(&self) -> Vec<Recovered> {
         let recover = |stage: Arc<Stage>| {
@@ -304,15 +309,17 @@ impl Store {
         self.all().into_iter().filter_map(recover).collect()
     }
 
-    /// Begins to stage an image, or goes on with it: reserves room, makes or takes up its directory, and copies what
-    /// other images of this host hold of it. Returns the stage and how many bytes were copied.
+    /// Begins to stage an image, or goes on with a stage. Reserves room, makes the image's directory or takes the one
+    /// that is there, and copies the chunks that other images of this host hold. Returns the stage and the number of
+    /// copied bytes.
     ///
-    /// An image that is installed already comes back complete; [`install`] then only adds references.
+    /// An image that is installed already comes back complete. [`install`] then only adds references.
     ///
-    /// Blocks for as long as the copying takes, about a second per GB.
+    /// Blocks while chunks are copied, about a second per GB.
     ///
     /// # Errors
-    /// When a reference is no good, or the volume has no room or fails. Nothing is half-begun then.
+    /// When a reference is no good, or when the volume has no room or fails. Chunks that were copied before an error
+    /// stay.
     pub fn begin(
         &self,
         layout: &Layout,
@@ -348,13 +355,14 @@ impl Store {
             stage.link_again()?;
         }
         let copied = self.copy_what_is_here(&stage, base.as_deref());
-        // what was copied is kept, also where the rest couldn't be
+        // what was copied stays, even if the rest couldn't be copied
         stage.flush()?;
         Ok((stage, copied?))
     }
 
-    /// Makes our directory again where it was removed, with tart's home: tart would make that again, too. What it lies
-    /// in has to be there, or a volume that isn't mounted would be filled beside its mount point.
+    /// Makes our directory again if it was removed, and tart's home with it, as tart itself would. The parent of tart's
+    /// home has to exist. Otherwise images would fill the system disk below the mount point of a volume that isn't
+    /// mounted.
     fn keep_root(&self) -> io::Result<()> {
         let home = self.shared.home();
         let root = home.join(ROOT);
@@ -376,7 +384,7 @@ impl Store {
         Ok(())
     }
 
-    /// Copies what other images of this host hold. A clone of `base` has its bytes already.
+    /// Copies the chunks that other images of this host hold. A clone of `base` has the bytes of `base` already.
     fn copy_what_is_here(&self, stage: &Stage, base: Option<&Stage>) -> Result<u64, BeginError> {
         let layout = stage.layout();
         let mut copied = 0;
@@ -392,7 +400,7 @@ impl Store {
                 }
                 self.shared.go_on()?;
                 copied += stage.copy_from(&other, content.digest, cloned)?;
-                // a large image takes minutes: a restart doesn't begin them anew
+                // a large image takes minutes: after a restart the copy goes on instead of starting over
                 if flushed_at.elapsed() >= FLUSH_EVERY {
                     stage.flush()?;
                     flushed_at = Instant::now();
@@ -402,7 +410,8 @@ impl Store {
         Ok(copied)
     }
 
-    /// [`begin`](Self::begin), and where there is no room, once more if `make_room` makes so many bytes free.
+    /// Does what [`begin`](Self::begin) does. Without room, asks `make_room` to free this many bytes; if it returns
+    /// true, begins once more.
     ///
     /// # Errors
     /// As `begin`.
@@ -429,14 +438,14 @@ impl Store {
         }
     }
 
-    /// What the images under construction will still take of the room that looks free.
+    /// Bytes that images under construction will still take from the volume's free space.
     #[must_use]
     pub fn outstanding_bytes(&self) -> u64 {
         self.shared.room().outstanding_bytes()
     }
 
-    /// Writes down under which references an image is wanted from now on: exactly these, and no other image under them.
-    /// Nothing is linked or unlinked.
+    /// Writes down the references under which an image is wanted from now on: exactly these. Other images lose these
+    /// references. Nothing is linked or unlinked.
     ///
     /// # Errors
     /// When a reference is no good, or the volume fails.
@@ -450,13 +459,13 @@ impl Store {
         Ok(())
     }
 
-    /// These hosts may have what an image holds. A stage that begins later has it in its notes; for one that is there,
-    /// [`keep_entitled`](Self::keep_entitled) writes it down. Doesn't block.
+    /// Sets the hosts that may have what an image holds. A stage that begins later has them in its notes. For a stage
+    /// that exists, [`keep_entitled`](Self::keep_entitled) writes them down. Doesn't block.
     pub fn entitle(&self, image: Digest, entitled: Entitled) {
         lock(&self.entitled).insert(image, entitled);
     }
 
-    /// Writes down who may have what an image holds, as it was said last.
+    /// Writes down which hosts may have what an image holds, as [`entitle`](Self::entitle) set them last.
     ///
     /// # Errors
     /// When the volume fails.
@@ -468,12 +477,12 @@ impl Store {
         }
     }
 
-    /// What was said of that in this life.
+    /// The hosts that [`entitle`](Self::entitle) named in this process.
     fn entitled_to(&self, image: &Digest) -> Option<Entitled> {
         lock(&self.entitled).get(image).cloned()
     }
 
-    /// A reference names one image: others aren't wanted under these any more.
+    /// A reference names one image: other images aren't wanted under these references any more.
     fn take_names(&self, image: &Digest, references: &[Reference]) -> io::Result<()> {
         for other in self.all() {
             let wanted = other.names().wanted();
@@ -499,7 +508,7 @@ impl Store {
         base: Option<&Stage>,
     ) -> io::Result<(Stage, bool)> {
         let directory = self.shared.directory(layout.digest());
-        // What a crash during another beginning left.
+        // Removes what a crash during another beginning left.
         remove(&directory)?;
         let status = Status {
             wanted: Some(references.clone()),
@@ -529,7 +538,8 @@ impl Store {
         created
     }
 
-    /// The image whose disk has most in common with this one at the same places: what a clone of saves copying.
+    /// The installed image whose disk has the most bytes in common with this one at the same offsets. A clone of its
+    /// disk saves the copying of those bytes.
     fn most_similar(&self, layout: &Layout) -> Option<Arc<Stage>> {
         let common = |stage: &Arc<Stage>| Stage::common_bytes(layout, stage);
         let best = self
@@ -540,26 +550,26 @@ impl Store {
         (common(&best) > 0).then_some(best)
     }
 
-    /// The room on tart's volume. Zeros when it can't be read, so that nothing is begun.
+    /// The room on tart's volume. All zeros if it can't be read, so that nothing is begun.
     #[must_use]
     pub fn volume(&self) -> Volume {
         self.shared.room().volume()
     }
 
-    /// The system says that the volume would take so many bytes if it purged what it can: from now on, for a few
-    /// minutes, the difference to what is free now counts as free. Less than what is free says nothing.
+    /// Takes the system's estimate of the bytes that the volume could hold after purging what it can. For the next 5
+    /// minutes, the difference to the free bytes counts as free. An estimate below the free bytes changes nothing.
     pub fn set_capacity(&self, capacity_bytes: u64) {
         self.shared.room().set_capacity(capacity_bytes);
     }
 
-    /// Flushes every stage ([`Stage::flush`]). One whose files were removed while it was built is gone then: what was
-    /// written would be lost with them.
+    /// Flushes every stage ([`Stage::flush`]). A stage whose files were removed under construction is dropped instead,
+    /// because chunks written to removed files are lost.
     ///
     /// # Errors
-    /// When one fails; the others are flushed all the same.
+    /// When one stage fails; the others are flushed all the same.
     pub fn flush(&self) -> io::Result<()> {
         let mut result = Ok(());
-        // somebody who makes or removes directories sees by himself what is there
+        // another thread that holds the lock looks at the directories, too
         let changing = self.changing.try_lock();
         for stage in self.all() {
             let look = changing.is_ok() && !stage.is_installed();
@@ -570,19 +580,20 @@ impl Store {
         result
     }
 
-    /// Says which host this is: the links that are made here have it as their maker.
+    /// Sets this host's id, which links that are made here name as their maker.
     pub fn set_host(&self, host: HostId) {
         self.shared.set_host(host);
     }
 
-    /// Ends what takes long, early: the program stops.
+    /// Ends long operations early, because the program stops.
     pub fn stop(&self) {
         self.shared.stop();
     }
 
-    /// Whether somebody removed the stage's files; it is dropped then, and told. Under `changing`.
+    /// Whether somebody removed the stage's files. If so, drops the stage and reports [`News::Removed`]. The caller
+    /// holds `changing`.
     fn is_removed(&self, stage: &Stage) -> bool {
-        // an installation moves them
+        // an installation moves the files
         let Some(_installing) = stage.try_installing() else {
             return false;
         };
@@ -602,21 +613,22 @@ impl Store {
         true
     }
 
-    /// What was found out since the last call, in order. Costs nothing where there is none.
+    /// The news since the last call, in order. Takes no lock when there are none.
     #[must_use]
     pub fn take_news(&self) -> Vec<News> {
         self.shared.take_news()
     }
 
-    /// What is held of this image.
+    /// The stage of this image, under construction or installed.
     #[must_use]
     pub fn stage(&self, image: &Digest) -> Option<Arc<Stage>> {
         lock(&self.stages).get(image).cloned()
     }
 
-    /// Looks at the disk: which installed images tart finds, and under which references. A few system calls for each,
-    /// so that every 5 s is nothing. An image whose disk tart or somebody else removed or replaced is forgotten, and
-    /// told; so is a stage. An image that somebody found damaged is among them, and told.
+    /// Looks at the disk: which installed images tart finds, and under which references. Takes a few system calls per
+    /// image, cheap enough for every 5 s. Forgets an image or a stage whose files were removed or replaced, and reports
+    /// [`News::Removed`]. A doubted image is in the result without references. A new doubt is reported as
+    /// [`News::Doubted`].
     #[must_use]
     pub fn presence(&self) -> Vec<Presence> {
         let _changing = lock(&self.changing);
@@ -648,7 +660,7 @@ impl Store {
         presence
     }
 
-    /// Gives up an image that isn't installed, and its bytes. An installed one stays as it is.
+    /// Gives up an image that isn't installed, with its bytes. An installed image stays as it is.
     ///
     /// # Errors
     /// When its directory can't be removed; the next start tries again.
@@ -657,7 +669,7 @@ impl Store {
         let Some(stage) = self.stage(&image) else {
             return Ok(());
         };
-        // An installation under way is waited for, and then stays.
+        // An installation that runs is waited for. The image then stays.
         drop(stage.installing());
         if stage.is_installed() {
             return Ok(());
@@ -667,7 +679,8 @@ impl Store {
 
     fn drop_stage(&self, image: &Digest) -> io::Result<()> {
         if let Some(stage) = self.let_go(image) {
-            // Not while it is being installed: what is renamed then is found and kept by the next beginning.
+            // Not during an installation. The next beginning finds and keeps a directory that an installation has
+            // renamed.
             let _installing = stage.installing();
             stage.set_gone();
         }
@@ -678,7 +691,7 @@ impl Store {
         lock(&self.stages).values().cloned().collect()
     }
 
-    /// The stage is one of this store from now on.
+    /// The stage belongs to this store from now on.
     fn keep(&self, stage: Arc<Stage>) {
         let image = *stage.layout().digest();
         let builder = Arc::downgrade(&stage);
@@ -686,7 +699,7 @@ impl Store {
         lock(&self.stages).insert(image, stage);
     }
 
-    /// The stage isn't one of this store any more.
+    /// The stage no longer belongs to this store.
     fn let_go(&self, image: &Digest) -> Option<Arc<Stage>> {
         self.shared.room().leave(image);
         lock(&self.stages).remove(image)

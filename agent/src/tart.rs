@@ -1,4 +1,4 @@
-//! tart: its names, its places on disk, and running it.
+//! tart: its references, its paths on disk, and running it.
 
 pub(crate) mod cache;
 mod operation;

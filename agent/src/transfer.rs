@@ -1,6 +1,6 @@
 //! One chunk on its way: packed for the wire, sent, received, checked against its link and stored.
 //!
-//! Who sends what to whom is decided in `swarm`; here is only how.
+//! The crate `swarm` decides which host sends which chunk to which peer. This module carries that out.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -34,34 +34,35 @@ use crate::{
     suspects::Suspects,
 };
 
-/// zstd's fastest ordinary level: 0.5 GB/s a core, well above what a 1 GbE link moves.
+/// zstd's fastest ordinary level. It packs 0.5 GB/s on a core, well above what a 1 GbE link moves.
 const ZSTD_LEVEL: i32 = 1;
 
-/// A packed chunk is used when it saves at least a sixteenth; below that the receiver's time is worth more.
+/// A packed chunk is used if it saves at least this part, a sixteenth. Below that the receiver's time is worth more.
 const WORTH_PACKING: usize = 16;
 
-/// An upload that takes longer is given up. A MiB in this time is 280 kbit/s, far below what a fleet's links share out
-/// to one chunk; receivers don't wait longer either.
+/// An upload that takes longer is given up. A MiB in this time is 280 kbit/s, far below a chunk's share of a fleet's
+/// links. Receivers don't wait longer either.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A receiver that doesn't take this much, or says nothing, for [`STUCK`] is given up much sooner: whoever takes or
-/// sends a byte a second must not hold a place. 13 kbit/s at least.
+/// A receiver that doesn't take this much, or says nothing, for [`STUCK`] is given up much sooner: a peer that takes or
+/// sends a byte a second must not hold a place. The least rate is 13 kbit/s.
 const PIECE_BYTES: usize = 16 << 10;
 const STUCK: Duration = Duration::from_secs(10);
 
-/// Packed chunks that are kept to be sent again: a spreader sends each chunk to every host, soon after it came.
+/// Bytes of packed chunks that are kept to be sent again: a spreader sends each chunk to every host, soon after the
+/// chunk came.
 const CACHE_BYTES: usize = 32 << 20;
 
 /// A chunk as it travels.
 #[derive(Clone, Debug)]
 pub(crate) struct Packed {
-    /// Its link, with who answers for it.
+    /// The chunk's link, with the statement of the host that answers for it.
     pub(crate) signed: Signed,
     pub(crate) encoding: Encoding,
     pub(crate) bytes: Bytes,
 }
 
-/// Packs a chunk: nothing for zeros, zstd where that helps, else as it is.
+/// Packs a chunk: as nothing for zeros, by zstd where that helps, and else unchanged.
 pub(crate) fn pack(bytes: Vec<u8>) -> (Encoding, Bytes) {
     if is_zero(&bytes) {
         return (Encoding::Zero, Bytes::new());
@@ -92,9 +93,9 @@ pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
 }
 
-/// Packed chunks that came or went lately. Bounded by [`CACHE_BYTES`]; the oldest leave first.
+/// Packed chunks that came or went lately. Bounded by [`CACHE_BYTES`]. The oldest leave first.
 ///
-/// Shared by the transfer jobs under a lock that is held for a map operation only.
+/// The transfer jobs share it under a lock. The lock is only held for one operation on a map.
 #[derive(Debug, Default)]
 pub(crate) struct Cache {
     inner: Mutex<CacheInner>,
@@ -145,23 +146,24 @@ impl Cache {
     }
 }
 
-/// A chunk of a content that this host holds or wants, and what it takes to move it.
+/// A chunk of a content that this host holds or wants, and the parts that are needed to move it.
 #[derive(Clone, Debug)]
 pub(crate) struct Subject {
     pub(crate) content: Digest,
     pub(crate) geometry: Geometry,
     pub(crate) chunk: ChunkIndex,
-    /// Where its bytes are or shall be. The first that has them is read; all are written.
+    /// The shelves where the chunk's bytes are or shall be. The first shelf that has the bytes is read; all shelves are
+    /// written.
     pub(crate) shelves: Vec<Shelf>,
     pub(crate) cache: Arc<Cache>,
     pub(crate) notary: Arc<Notary>,
-    /// Nothing that this host made is taken: it is us, and we have just dropped that.
+    /// Links of this maker aren't taken. The maker is this host itself, which has just dropped its links.
     pub(crate) retracted: Option<HostKey>,
-    /// What was proved false of the content: it decides which runs are refused.
+    /// The links of the content that were proved false: they decide which runs are refused.
     pub(crate) suspects: Arc<Suspects>,
 }
 
-/// How a chunk that should come ended.
+/// How the transfer of a chunk to this host ended.
 #[derive(Debug)]
 pub(crate) struct Receipt {
     pub(crate) result: Result<(), Failure>,
@@ -172,11 +174,11 @@ pub(crate) struct Receipt {
     pub(crate) false_link: Option<Box<Signed>>,
     /// Links that one host signed and that contradict each other.
     pub(crate) contradiction: Option<Box<[Signed; 2]>>,
-    /// They may be true of a content of another size than we were told.
+    /// The bytes may be true of a content of another size than this host was told.
     pub(crate) other_size: bool,
-    /// The volume failed us, in words.
+    /// The volume failed; the text says how.
     pub(crate) storage_error: Option<String>,
-    /// Images that couldn't take it, although others did.
+    /// Images that couldn't take the chunk, although others did.
     pub(crate) unwritable: Vec<Unwritable>,
 }
 
@@ -185,7 +187,7 @@ impl Receipt {
         Self::failed(Failure::Cancelled)
     }
 
-    /// Whether it ended without a word of the peer's and of the disk's.
+    /// Whether the transfer ended without an answer from the peer or the disk.
     pub(crate) const fn is_lost(&self) -> bool {
         matches!(self.result, Err(Failure::Broken | Failure::Cancelled))
     }
@@ -204,14 +206,14 @@ impl Receipt {
     }
 }
 
-/// How a chunk that we sent was received.
+/// What the receiver made of a chunk that we sent.
 #[derive(Debug)]
 pub(crate) struct Shipment {
     pub(crate) delivery: Delivery,
     pub(crate) wire_bytes: u64,
 }
 
-/// Asks a peer for a chunk, checks and stores it.
+/// Asks a peer for a chunk, checks the chunk and stores it.
 pub(crate) async fn request(connection: Connection, subject: Subject) -> Receipt {
     let Ok((mut sender, mut receiver)) = connection.open().await else {
         return Receipt::failed(Failure::Broken);
@@ -242,7 +244,7 @@ pub(crate) async fn request(connection: Connection, subject: Subject) -> Receipt
     }
 }
 
-/// Takes a pushed chunk, checks and stores it, and tells the sender.
+/// Takes a pushed chunk, checks and stores it, and tells the sender the outcome.
 pub(crate) async fn accept_push(
     peer: HostKey,
     header: ChunkHeader,
@@ -262,7 +264,7 @@ pub(crate) async fn accept_push(
         Err(Failure::Bad | Failure::Disproved) => PushOutcome::Bad,
         Err(_) => PushOutcome::Failed,
     };
-    // the sender may be gone; what we hold doesn't depend on it
+    // the sender may be gone; the stored chunk doesn't depend on it
     if sender
         .send(&PushReply {
             outcome: outcome.into(),
@@ -355,7 +357,7 @@ async fn answer(mut sender: Sender, subject: Subject) -> Shipment {
     }
 }
 
-/// Pushes a chunk to a peer, and waits until it says how it took it.
+/// Pushes a chunk to a peer, and waits until the peer says how it took the chunk.
 pub(crate) async fn push(
     connection: Connection,
     subject: Subject,
@@ -398,7 +400,8 @@ async fn offer(connection: Connection, subject: Subject, spread: Option<Spread>)
     if sender.send(&offer).await.is_err() {
         return failed(0);
     }
-    // the bytes wait for the receiver's word: sent at once, a push that is declined fills the line for nothing
+    // the bytes wait for the receiver's word: a declined push whose bytes were sent at once would fill the line for
+    // nothing
     let mut outcome = reply(&mut receiver).await;
     if outcome == Some(PushOutcome::Accepted) {
         // a receiver that gives up stops the bytes, and its reply says why: so a failed send isn't the end yet
@@ -497,7 +500,7 @@ async fn load(subject: Subject) -> Option<Packed> {
     loaded.await.ok().flatten()
 }
 
-/// Who answers for a link that came, where somebody does; else how the transfer ends.
+/// Checks a link that came. Returns the link with the host that answers for it, or else how the transfer ends.
 fn check(subject: &Subject, link: Option<&WireLink>) -> Result<Signed, Box<Receipt>> {
     let bad = || {
         Box::new(Receipt {
@@ -513,25 +516,26 @@ fn check(subject: &Subject, link: Option<&WireLink>) -> Result<Signed, Box<Recei
         Err(FieldError::Unsigned) => return Err(failed(Failure::Refused)),
         Err(_) => return Err(bad()),
     };
-    // it may be true, and comes again when somebody vouches for it
+    // the link may be true: it is taken when a host vouches for it
     if subject.suspects.refuse(&signed.statement.run) {
         return Err(failed(Failure::Disproved));
     }
     match subject.notary.check(&signed) {
         Ok(()) => Ok(signed),
-        // true to another clock, or to a host that was without a coordinator, or trusts another authority too
+        // the link may be good by another clock, for a host that was without a coordinator, or for one that trusts
+        // another authority too
         Err(
             error @ (StatementError::Expired | StatementError::Unleased | StatementError::Ticket),
         ) => {
             debug!(chunk = subject.chunk.0, maker = %signed.maker(), %error, "a chunk isn't taken");
             Err(failed(Failure::Disproved))
         }
-        // whoever sends this has checked nothing, or made it up
+        // the sender of this has checked nothing, or made it up
         Err(StatementError::Base | StatementError::Signature) => Err(bad()),
     }
 }
 
-/// Reads the chunk that this header announces, checks it against the link it came with, and stores it.
+/// Reads the chunk that this header announces, checks it against the link that came with it, and stores it.
 async fn take(
     peer: HostKey,
     header: &ChunkHeader,
@@ -553,7 +557,7 @@ async fn take(
             ..Receipt::failed(Failure::Bad)
         };
     };
-    // packed bytes are never longer than raw ones: who announces more wants our memory
+    // packed bytes are never longer than raw ones: a peer that announces more wants our memory
     if header.wire_bytes as usize > length {
         receiver.stop(StreamCode::CANCELLED);
         return Receipt {
@@ -624,7 +628,7 @@ fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
     };
     let unwritable = match shelf::write_all(&subject.shelves, arrival) {
         Ok(unwritable) => unwritable,
-        // only who holds what comes after it can know
+        // only a host that holds the next chunk can know that
         Err(WriteError::Rejected(RejectLinkError::Disproved(_))) => {
             return Receipt {
                 false_link: Some(Box::new(packed.signed)),

@@ -1,4 +1,4 @@
-//! Health and metrics over plain HTTP, on an address of their own: loopback unless an operator says otherwise.
+//! Health and metrics over plain HTTP, on a separate address: loopback, unless an operator sets another one.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::metrics;
 
-/// What it shows.
+/// What this server shows.
 #[derive(Clone, Debug)]
 pub(crate) struct Admin {
     pub(crate) registry: Arc<Registry>,
@@ -17,7 +17,8 @@ pub(crate) struct Admin {
     pub(crate) ready: watch::Receiver<bool>,
 }
 
-/// `/healthz`: the program answers. `/readyz`: it serves hosts and operators. `/metrics`: `OpenMetrics` text.
+/// The routes. `/healthz`: the program runs. `/readyz`: the program serves hosts and operators. `/metrics`: the metrics
+/// as `OpenMetrics` text.
 pub(crate) fn router(admin: Admin) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))

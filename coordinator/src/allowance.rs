@@ -1,5 +1,5 @@
-//! What each address may do before it has to wait: counts of tries that nobody vouches for, such as tokens that turn
-//! out to be made up.
+//! Allowances of tries: how often each address may try before it has to wait. They are for tries that nobody vouches
+//! for, such as tokens that turn out to be made up.
 
 use std::{
     collections::BTreeMap,
@@ -7,13 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Addresses whose allowances are kept; all others share one.
+/// The most addresses whose allowances are kept. All other addresses share one allowance.
 const ADDRESSES: usize = 4_096;
 
-/// Allowances by address. An address is a machine's part of the address space: see [`link::network`].
+/// Allowances by address. An address stands for the part of the address space that one machine may have: see
+/// [`link::network`].
 #[derive(Debug)]
 pub(crate) struct Allowances {
-    /// Tries that an address has at hand, and how long it takes until it has one more.
+    /// The most tries that an address has at hand, and the time until it has one more.
     most: u32,
     every: Duration,
     by_address: BTreeMap<IpAddr, Allowance>,
@@ -22,7 +23,7 @@ pub(crate) struct Allowances {
 #[derive(Clone, Copy, Debug)]
 struct Allowance {
     left: u32,
-    /// When `left` was counted.
+    /// The moment for which `left` is true.
     at: Instant,
 }
 
@@ -35,7 +36,7 @@ impl Allowances {
         }
     }
 
-    /// Takes a try off the address's allowance; whether it had one.
+    /// Takes a try off the address's allowance. Returns whether there was one.
     pub(crate) fn take(&mut self, from: IpAddr, now: Instant) -> bool {
         let (most, every) = (self.most, self.every);
         if self.by_address.len() >= ADDRESSES && !self.by_address.contains_key(&from) {
@@ -56,7 +57,7 @@ impl Allowances {
         may
     }
 
-    /// A try turned out good: it costs nothing.
+    /// A try turned out good, so it costs nothing.
     pub(crate) fn give_back(&mut self, from: IpAddr) {
         if let Some(allowance) = self.by_address.get_mut(&from) {
             allowance.left = (allowance.left + 1).min(self.most);
@@ -65,13 +66,13 @@ impl Allowances {
 }
 
 impl Allowance {
-    /// The same, counted now.
+    /// The same allowance, with the tries that came back until `now`.
     fn counted(self, most: u32, every: Duration, now: Instant) -> Self {
         let since = now.saturating_duration_since(self.at);
         let more = since.as_millis() / every.as_millis();
         let more = u32::try_from(more).unwrap_or(u32::MAX);
         let left = self.left.saturating_add(more).min(most);
-        // what is left of an interval counts towards the next try
+        // the rest of an interval counts towards the next try
         let at = match left == most {
             true => now,
             false => self.at + every * more,

@@ -1,7 +1,8 @@
-//! The HTTP API: what operators and enrolling hosts ask. Words are in [`crate::view`].
+//! The HTTP API, for operators and enrolling hosts. The types of requests and answers are in [`crate::view`].
 //!
-//! Every route but `/v1/enrol`, `/v1/renew` and `/healthz` wants the API's bearer token. Reads come from the driver's
-//! published view. Changes are questions to the driver, which answers when the change is written down.
+//! Every route of this API needs the API's bearer token, except `/v1/enrol`, `/v1/renew` and `/healthz`. Routes that a
+//! cluster adds check their own callers. Reads come from the driver's published view. Changes are questions to the
+//! driver, which answers once the change is on disk.
 
 use axum::{
     Router,
@@ -28,13 +29,13 @@ mod tries;
 
 pub(crate) use self::{answer::unavailable, layers::bearer, state::Api, tries::Tries};
 
-/// The largest request body: a selection of every host of the largest fleet.
+/// The largest request body, in bytes: a selection of every host of the largest fleet.
 const MAX_BODY_BYTES: usize = 1 << 20;
-/// The largest enrolment or late renewal: a token or a certificate, and a certificate request, from a host that isn't
-/// known yet.
+/// The largest body of an enrolment or a late renewal, in bytes. It holds a token or a certificate, and a certificate
+/// request. The sender may be anybody.
 const MAX_ENROL_BYTES: usize = 32 << 10;
 
-/// All routes, and `more` beside them: each request is answered in time, has a bounded body, and is counted.
+/// All routes, and those of `more`. Each request is answered within a time limit, has a bounded body, and is counted.
 pub(crate) fn router(api: Api, more: Router) -> Router {
     let operators = Router::new()
         .route("/v1/images", post(images::stage).get(images::images))
@@ -70,14 +71,14 @@ pub(crate) fn router(api: Api, more: Router) -> Router {
         .with_state(api)
 }
 
-/// Answers before a coordinator serves: it will soon.
+/// The routes while a coordinator starts. They answer that it will serve soon.
 pub(crate) fn starting() -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .fallback(|| async { unavailable("the coordinator is starting; ask again in a second") })
 }
 
-/// A request without the API's token isn't told which routes there are.
+/// The answer for an unknown route. A request without the API's token doesn't learn which routes there are.
 async fn nowhere(State(api): State<Api>, request: Request) -> Response {
     if let Some(denied) = denied(&api, request.headers()) {
         return denied;

@@ -1,8 +1,8 @@
-//! The fleet's own certificate authority: one P-256 key in the state directory that signs short-lived certificates.
+//! The fleet's own certificate authority: one P-256 key in the state directory, which signs short-lived certificates.
 //!
-//! A certificate names exactly one host, as its only DNS name. What a request asks for is ignored but for its public
-//! key: the name comes from the token or from the authenticated connection. Who may have a certificate isn't decided
-//! here: see [`crate::enrolment`].
+//! A certificate names exactly one host, as its only DNS name. Of a request, only the public key counts: the name comes
+//! from the token or from the authenticated connection. This file doesn't decide which hosts may have a certificate:
+//! see [`crate::enrolment`].
 
 use std::{
     fs::{self, File},
@@ -29,9 +29,10 @@ use crate::random;
 /// The name in the coordinator's own certificate. No host may have it.
 pub use client::COORDINATOR;
 
-/// The authority's own certificate is good for so long. Hosts pin it, so replacing it means to enrol anew.
+/// The lifetime of the authority's own certificate. Hosts pin the certificate, so after a replacement every host has to
+/// enrol anew.
 const CA_LIFETIME: Duration = Duration::from_hours(20 * 365 * 24);
-/// The most bytes that a certificate request may have. One with a P-256 key and no names has about 250.
+/// The most bytes of a certificate request. A request with a P-256 key and no names has about 250.
 pub const MAX_CSR_BYTES: usize = 8 << 10;
 
 /// The authority: key and certificate, loaded.
@@ -62,7 +63,7 @@ pub enum OpenAuthorityError {
         /// The cause.
         error: io::Error,
     },
-    /// The certificate is there and its key isn't. Restore the key, or remove the directory and enrol every host anew.
+    /// The certificate exists, and its key doesn't. Restore the key, or remove the directory and enrol every host anew.
     #[error(
         "authority key {0} is missing although its certificate exists; restore it from a backup, \
          or remove both and enrol every host anew"
@@ -87,7 +88,7 @@ pub enum IssueError {
     /// The request's key is of a kind that the fleet doesn't use.
     #[error("certificate request has an unfit key; use ECDSA P-256 or Ed25519")]
     Key,
-    /// A late renewal is for the key that the host had, and no other.
+    /// A late renewal asks for another key than the expired certificate's.
     #[error("certificate request isn't of the key that the certificate is for")]
     OtherKey,
     /// The name belongs to the coordinator.
@@ -98,22 +99,22 @@ pub enum IssueError {
     Sign(String),
 }
 
-/// Why a certificate isn't one of this authority's for a host.
+/// Why a certificate isn't one that this authority signed for a host.
 #[derive(Debug, thiserror::Error)]
 pub enum ForeignError {
-    /// It doesn't name one host.
+    /// The certificate doesn't name exactly one host.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// Another fleet's, or made up.
+    /// The certificate is another fleet's, or made up.
     #[error("certificate isn't signed by this fleet's authority: {0}")]
     Signature(rustls::Error),
 }
 
 impl Authority {
-    /// The authority that lives in `dir`, made there when there is none. Blocks.
+    /// Opens the authority in `dir`, or makes one there when `dir` has none. Blocks.
     ///
-    /// The key is written before the certificate: a crash between leaves a key that the next start makes a
-    /// certificate for.
+    /// The key is written before the certificate. A crash in between leaves a key, for which the next start makes a
+    /// certificate.
     ///
     /// # Errors
     /// When files can't be read or written, or don't belong together.
@@ -169,7 +170,7 @@ impl Authority {
         })
     }
 
-    /// Whether an authority lives in `dir`, or part of one.
+    /// Whether `dir` holds an authority, or a part of one.
     #[must_use]
     pub fn exists(dir: &Path) -> bool {
         ["ca.key", "ca.pem"]
@@ -177,14 +178,15 @@ impl Authority {
             .any(|name| dir.join(name).exists())
     }
 
-    /// What hosts and operators pin: the SHA-256 of the authority's certificate (DER).
+    /// The pin that hosts and operators use: the SHA-256 of the authority's certificate (DER).
     #[must_use]
     pub fn pin(&self) -> Digest {
         Digest::of(&self.certificate)
     }
 
-    /// The secret by which the coordinator tells hosts, after a restart, that their connections are gone. The
-    /// coordinator's own key is another one in every life; the authority's stays, and is the same in all replicas.
+    /// The secret by which the coordinator tells hosts, after a restart, that their connections are gone. It is derived
+    /// from the authority's key, which stays the same over restarts and in all replicas; the coordinator's own key
+    /// doesn't.
     #[must_use]
     pub fn reset_secret(&self) -> ResetSecret {
         ResetSecret::derived(self.issuer.key().serialized_der(), b"parbake coordinator")
@@ -217,8 +219,8 @@ impl Authority {
         self.sign(host, csr, None, (SystemTime::now(), lifetime))
     }
 
-    /// A certificate as [`issue`](Self::issue) gives it, as if it were signed at this time, if that is still to come:
-    /// when the host's enrolment counts from, so that no certificate of before is taken for one of after.
+    /// As [`issue`](Self::issue), but dated at `from` where that is still to come. `from` is the time from which the
+    /// host's enrolment counts, so that the certificate isn't taken for one of before.
     ///
     /// # Errors
     /// As `issue`.
@@ -232,12 +234,12 @@ impl Authority {
         self.sign(host, csr, None, (from.max(SystemTime::now()), lifetime))
     }
 
-    /// A certificate as [`issue`](Self::issue) gives it, for the host and the very key of one that was
-    /// [recognised](Self::recognise): `csr` has to be signed by that key, which proves that who asks holds it. Seen
-    /// by somebody else, request and answer are worth nothing without the key; so neither needs to be fresh.
+    /// As [`issue`](Self::issue), for the host and the key of a certificate that was [recognised](Self::recognise).
+    /// `csr` has to be signed by that key, which proves that the sender holds the key. Neither the request nor the
+    /// answer has to be fresh or secret: both are worth nothing without the key.
     ///
     /// # Errors
-    /// As `issue`, and when the request is of another key.
+    /// As `issue`, and when the request is for another key.
     pub fn reissue(
         &self,
         before: &Leaf,
@@ -248,17 +250,17 @@ impl Authority {
         self.sign(&before.host, csr, Some(&before.public_key), (now, lifetime))
     }
 
-    /// What a host's certificate says, if this authority signed it; it may have expired.
+    /// What a host's certificate says, if this authority signed it. The certificate may have expired.
     ///
     /// # Errors
-    /// When it didn't, or it isn't a host's.
+    /// When another authority signed it, or it isn't a host's.
     pub fn recognise(&self, leaf: &CertificateDer<'_>) -> Result<Leaf, ForeignError> {
         let read = Leaf::read(leaf)?;
         let mut roots = rustls::RootCertStore::empty();
         roots
             .add(self.certificate.clone())
             .map_err(ForeignError::Signature)?;
-        // at a moment when it was good: its age isn't judged here
+        // checked at a moment when the certificate was good: its age isn't judged here
         let issued = read.validity.issued.duration_since(SystemTime::UNIX_EPOCH);
         rustls::client::verify_server_cert_signed_by_trust_anchor(
             &ParsedCertificate::try_from(leaf).map_err(ForeignError::Signature)?,
@@ -289,7 +291,7 @@ impl Authority {
                 csr.len()
             )));
         }
-        // Parses, and checks the request's signature: who asks holds the key.
+        // Parses the request and checks its signature, which proves that the sender holds the key.
         let request =
             CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr))
                 .map_err(|error| IssueError::Request(error.to_string()))?;
@@ -312,13 +314,14 @@ impl Authority {
         Ok(vec![leaf.der().clone(), self.certificate.clone()])
     }
 
-    /// Checks tickets of this authority, and what hosts signed under them.
+    /// The checker of this authority's tickets, and of what hosts signed under them.
     #[must_use]
     pub fn signatures(&self) -> Signatures {
         Signatures::of_authority(self.issuer.key().der_bytes())
     }
 
-    /// A ticket to make links of a content, or a standing one, for this host's key; good for `lifetime` from now.
+    /// A ticket for this host's key, good for `lifetime` from now: to make links of `content`, or a standing ticket
+    /// where that is `None`.
     ///
     /// # Errors
     /// When signing fails.
@@ -347,11 +350,11 @@ impl Authority {
         self.issue_own_for(&[], lifetime)
     }
 
-    /// A fresh key and certificate for the coordinator itself, good for these DNS names too: what the API shows to
-    /// clients that reach it by the name of a Service. Hosts are shown one without them.
+    /// A fresh key and certificate for the coordinator itself, good for these DNS names too. The API shows it to
+    /// clients that reach the API by the name of a Service. Hosts are shown one without these names.
     ///
     /// # Errors
-    /// When making the key or signing fails, also for what isn't a DNS name.
+    /// When making the key or signing fails, also when a name isn't a DNS name.
     pub fn issue_own_for(
         &self,
         names: &[String],
@@ -391,7 +394,7 @@ fn damaged<E: ToString>(path: &Path) -> impl FnOnce(E) -> OpenAuthorityError {
 fn own_certificate(key: &KeyPair) -> Result<String, rcgen::Error> {
     let mut params = CertificateParams::default();
     let serial = serial();
-    // A name of its own for each authority, so that two fleets' certificates are told apart by people.
+    // Each authority has a name of its own, so that people can tell the certificates of two fleets apart.
     let name = format!("parbake fleet {}", proto::digest::Hex(&serial[..4]));
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -540,7 +543,7 @@ pub(crate) mod tests {
         assert_eq!(leaf, (false, 0));
     }
 
-    /// Whether a certificate may sign others, judged by trying: an issuer made of it must not verify.
+    /// Whether a certificate may sign others. Tried out: a certificate that was issued by it mustn't verify.
     fn parse(leaf: &CertificateDer<'static>) -> (usize, (bool, usize)) {
         // BasicConstraints CA:TRUE is `30 03 01 01 ff` in DER.
         let ca = leaf
@@ -594,7 +597,7 @@ pub(crate) mod tests {
         let fresh = Leaf::read(&chain[0]).unwrap();
         assert_eq!(fresh.host, host("mini-1"));
         assert!(!fresh.validity.expired(SystemTime::now()));
-        // a certificate of another fleet, one that was changed, and the authority's own
+        // refused: another fleet's certificate, a changed one, and the authority's own
         let foreign = Authority::open(other.path()).unwrap();
         let foreign = foreign.issue(&host("mini-1"), &csr(&key), HOUR).unwrap();
         let mut forged = expired[0].to_vec();

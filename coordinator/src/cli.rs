@@ -1,5 +1,5 @@
-//! What was typed to `parbake-coordinator`: arguments, environment and their help. What was meant is
-//! [`Config`](crate::config::Config).
+//! What was typed to `parbake-coordinator`: arguments, environment, and their help texts.
+//! [`Config`](crate::config::Config) has the settings that these mean.
 
 use std::{net::SocketAddr, path::PathBuf};
 

@@ -1,7 +1,8 @@
-//! The Kubernetes side of the coordinator: what it reads from a cluster, what it writes there, and who may write.
+//! The Kubernetes side of the coordinator: what it reads from a cluster, what it writes there, and which replica may
+//! write.
 //!
-//! Nothing here decides whether a Pod may drain (that is `rollout`'s gate) or where bytes go (that is the driver's
-//! plan): these modules carry facts in and decisions out.
+//! Nothing here decides whether a Pod may drain, which is decided by `rollout`'s gate, or where bytes go, which is
+//! decided by the driver's plan. These modules carry facts in and decisions out.
 
 mod access;
 mod clock;
@@ -24,5 +25,5 @@ mod web;
 mod webhook;
 mod write;
 
-/// Who the API server writes down as the manager of the fields that the coordinator writes.
+/// The field manager that the API server records for the fields that the coordinator writes.
 pub(crate) const MANAGER: &str = "parbake";

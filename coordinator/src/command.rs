@@ -1,4 +1,4 @@
-//! The commands of `parbake-coordinator`: runs the coordinator, and works on its state beside it.
+//! The commands of `parbake-coordinator`: one runs the coordinator, and the others work on its state beside it.
 
 use std::{
     io::Write as _,
@@ -19,7 +19,7 @@ use proto::{HostId, causes};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Runs the command. Exit status: 0 done, 2 an error.
+/// Runs the command. Returns 0 for success, and 2 for an error, which is written to stderr.
 #[must_use]
 pub fn run(cli: Cli) -> ExitCode {
     match execute(cli) {
@@ -113,7 +113,7 @@ fn serve(shared: Shared, options: Run) -> anyhow::Result<()> {
                     ended = run.as_mut() => return ended.map_err(Into::into),
                     _ = terminate.recv() => shutdown.cancel(),
                     _ = interrupt.recv() => shutdown.cancel(),
-                    // The fleet file is watched anyway; without this the signal would end the process.
+                    // The fleet file is watched anyway. Without a handler, the signal would end the process.
                     _ = hangup.recv() => {}
                 }
             }
@@ -137,8 +137,8 @@ fn host_id(text: &str) -> anyhow::Result<HostId> {
     text.parse().with_context(|| format!("host `{text}`"))
 }
 
-/// The settings, where a coordinator has run on their state directory. Nothing is made in one where none has: an
-/// authority that comes about by a question in the wrong place is one that no host knows.
+/// The settings. Fails when no coordinator has ever run on their state directory, so that nothing is made there: no
+/// host would know an authority that came about by a command in the wrong directory.
 fn existing(shared: &Shared) -> anyhow::Result<Config> {
     let config = Config::load(shared, &Run::default())?;
     if !Authority::exists(&config.state_dir.join("authority")) {
@@ -159,7 +159,8 @@ fn authority(shared: &Shared) -> anyhow::Result<Authority> {
 fn token(shared: &Shared, host: &str, lifetime: Option<u64>, json: bool) -> anyhow::Result<()> {
     let config = existing(shared)?;
     let host = host_id(host)?;
-    // Only a fleet file that names hosts can say that one is missing: `open` may be a flag of the running coordinator.
+    // Only a fleet file that names hosts shows that a host is missing. `open` may be a flag of the running coordinator,
+    // which isn't known here.
     if !config.fleet.hosts.is_empty() && !config.fleet.admits(&host) {
         bail!("host {host} isn't in the fleet file; add it to [[hosts]], or set `open = true`");
     }

@@ -1,4 +1,4 @@
-//! What was meant: the fleet file and the flags of `run`, valid as soon as they exist.
+//! The settings: the fleet file and the flags of `run`, checked. A value of [`Config`] is valid from its creation on.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,25 +16,27 @@ use crate::{
     network::{self, Network},
 };
 
-/// Port of QUIC (UDP) and of the API (TCP), where none is set.
+/// The default port of QUIC (UDP) and of the API (TCP).
 pub const PORT: u16 = 7470;
-/// Port of health and metrics, where none is set. 7471 and 7472 are the agent's.
+/// The default port of health and metrics. 7471 and 7472 are the agent's.
 pub const ADMIN_PORT: u16 = 7473;
-/// The largest fleet: what one roster message holds.
+/// The most hosts of a fleet: as many as one roster message holds.
 pub const MAX_HOSTS: usize = 4_000;
 
-/// A host's certificate outlives a coordinator that is away for ten days: it is renewed with a third of its life
-/// left. Who is revoked is out within seconds, whatever its certificate says.
+/// The default lifetime of a host's certificate. A certificate is renewed when a third of its life is left, so it
+/// outlives a coordinator that is away for ten days. A revoked host is out within seconds, whatever its certificate
+/// says.
 const CERTIFICATE_LIFETIME_SECONDS: u64 = 30 * 86_400;
-/// A Mac that lay in a drawer for two months in all comes back by itself.
+/// The default time after its expiry in which a certificate may still be renewed. With the lifetime, a Mac that lay in
+/// a drawer for two months in all comes back by itself.
 const RENEWAL_GRACE_SECONDS: u64 = 30 * 86_400;
 
 /// The coordinator's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The file that they come from, watched for changes.
+    /// The file from which the settings come. It is watched for changes.
     pub file: Option<PathBuf>,
-    /// Where the authority, tokens and wants live.
+    /// The directory of the authority, tokens and wants.
     pub state_dir: PathBuf,
     /// UDP address for hosts.
     pub listen: SocketAddr,
@@ -42,20 +44,20 @@ pub struct Config {
     pub api: SocketAddr,
     /// TCP address of health and metrics.
     pub admin: SocketAddr,
-    /// Names by which health and metrics may be asked for where they listen on loopback, beyond `localhost` and
-    /// addresses.
+    /// Names, beyond `localhost` and addresses, under which health and metrics may be requested when they listen on
+    /// loopback.
     pub admin_names: BTreeSet<String>,
-    /// `host:port` that hosts shall use for QUIC.
+    /// The address, as `host:port`, that hosts are to use for QUIC.
     pub advertise: Option<String>,
-    /// Networks of which hosts may name addresses for their peers beyond the one that they come from.
+    /// Networks in which hosts may name addresses for their peers, beyond the address from which they connect.
     pub peer_networks: Vec<Network>,
-    /// How long a host's certificate is good. It renews after two thirds.
+    /// How long a host's certificate is good. The host renews it after two thirds.
     pub certificate_lifetime: Duration,
-    /// How long after it expired a host may still renew it by proof of its key.
+    /// How long after its certificate expired a host may still renew it, by proof of its key.
     pub renewal_grace: Duration,
     /// How long an enrolment token is good.
     pub token_lifetime: Duration,
-    /// Staging's numbers.
+    /// The plan's settings.
     pub plan: rollout::stage::Config,
     /// How to reach registries.
     pub origin: Origin,
@@ -63,26 +65,26 @@ pub struct Config {
     pub rates: Rates,
     /// Who belongs to the fleet.
     pub fleet: Fleet,
-    /// The cluster that it works in, if any.
+    /// The cluster in which the coordinator works, if any.
     pub cluster: Option<Cluster>,
 }
 
-/// The part in a cluster. How to reach its API server is found when it starts.
+/// The settings for work in a cluster. How to reach the API server is found at the start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cluster {
-    /// Namespace of the Lease, the Secret and the own Pod; the service account's without it.
+    /// The namespace of the Lease, the Secret and the own Pod; `None` means the service account's.
     pub namespace: Option<String>,
-    /// Own Pod, and what the Lease calls its holder.
+    /// The name of the own Pod, and of this holder in the Lease.
     pub pod_name: String,
     /// How long the Lease lasts without a renewal.
     pub lease: Duration,
-    /// Namespaces to watch. Empty: all.
+    /// The namespaces to watch; empty means all.
     pub watch_namespaces: BTreeSet<String>,
-    /// How pools are gated that don't say.
+    /// How pools are gated that don't set a gate themselves.
     pub default_gate: DefaultGate,
     /// DNS names for the API's certificate.
     pub service_names: Vec<String>,
-    /// Audiences of which a runner's token has to be for one; none: tokens that the API server itself takes.
+    /// A runner's token has to be for one of these audiences. Empty: tokens that the API server itself takes.
     pub token_audiences: Vec<String>,
     /// The `ValidatingWebhookConfiguration` whose caBundle and path are kept current.
     pub webhook: Option<String>,
@@ -93,9 +95,9 @@ pub struct Cluster {
 pub struct Origin {
     /// More certificate authorities for registries (PEM file).
     pub ca_bundle: Option<PathBuf>,
-    /// Whether what the operating system trusts is trusted, too.
+    /// Whether the operating system's trusted roots are trusted, too.
     pub system_roots: bool,
-    /// The proxies before registries, beyond what the environment says.
+    /// The proxies for registries, beyond those that the environment sets.
     pub proxy: origin::ProxySettings,
     /// Registries (`host` or `host:port`) that speak plain HTTP.
     pub plain_http: BTreeSet<String>,
@@ -103,28 +105,29 @@ pub struct Origin {
     pub credentials: BTreeMap<String, Credentials>,
     /// Whether hosts get short-lived pull tokens for registries with credentials.
     pub hand_down_tokens: bool,
-    /// Whether they get user and password of a registry that gives no tokens.
+    /// Whether hosts get user and password of a registry that gives no tokens.
     pub hand_down_passwords: bool,
 }
 
-/// A user and where its password stands. The password itself is read when it is needed, so that it can be changed live.
+/// A user, and the file of its password. The file is read when the password is needed, so that it can be changed while
+/// the coordinator runs.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Credentials {
     /// User name.
     pub username: String,
-    /// File that holds the password; white space around it is cut.
+    /// The file that holds the password. White space around the password is cut.
     pub password_file: PathBuf,
 }
 
-/// Rates for predictions, in bytes per second. None moves a byte differently.
+/// Rates for predictions, in bytes per second. No rate changes how bytes move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rates {
-    /// What the registry gives the whole fleet.
+    /// The rate at which the registry gives to the whole fleet.
     pub origin_bytes_per_second: u64,
-    /// What a host takes, where it says nothing else.
+    /// The download rate of a host that sets no other.
     pub download_bytes_per_second: u64,
-    /// What a host gives, where it says nothing else.
+    /// The upload rate of a host that sets or reports no other.
     pub upload_bytes_per_second: u64,
 }
 
@@ -139,7 +142,7 @@ impl Default for Rates {
     }
 }
 
-/// Who belongs to the fleet, as its file says. A cluster may say the same from its Nodes.
+/// Which hosts belong to the fleet, by the fleet file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fleet {
     /// Whether any enrolled host may join.
@@ -151,7 +154,7 @@ pub struct Fleet {
 /// A host of the fleet file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostEntry {
-    /// Its zone; empty: what the host itself says.
+    /// The host's zone; empty means the zone that the host itself names.
     pub zone: String,
     /// Its download rate, for predictions.
     pub download_bytes_per_second: Option<u64>,
@@ -167,7 +170,7 @@ impl Fleet {
     }
 }
 
-/// Why there is no valid configuration. Each names the file and the key.
+/// Why there is no valid configuration. Each error names the file and the key.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The fleet file can't be read.
@@ -257,7 +260,7 @@ struct HostFile {
 }
 
 impl Config {
-    /// The settings that these flags, their environment and the fleet file mean. Flags win. Blocks.
+    /// The settings by these flags, their environment and the fleet file. Flags win. Blocks.
     ///
     /// # Errors
     /// When the file can't be read or understood, or a value can't work.
@@ -327,7 +330,8 @@ impl Config {
             admin_names: given.admin_names,
             advertise,
             peer_networks,
-            // A minute is for tests; beyond 90 days a certificate isn't short-lived, and revocation is all there is.
+            // The minimum of a minute is for tests. Beyond 90 days a certificate isn't short-lived, and only revocation
+            // protects the fleet.
             certificate_lifetime: seconds(
                 "coordinator.certificate_lifetime_seconds",
                 given.certificate_lifetime_seconds,
@@ -362,7 +366,7 @@ impl Config {
     }
 }
 
-/// Settings of the plan, of which the fleet file has some.
+/// The plan's settings, some of which the fleet file sets.
 fn plan(
     given: &CoordinatorFile,
     value: &impl Fn(&str, String) -> ConfigError,
@@ -391,7 +395,8 @@ fn plan(
     })
 }
 
-/// Networks in which hosts may name addresses for peers: of the command line, else of the fleet file, else private ones.
+/// The networks in which hosts may name addresses for peers: from the command line, else from the fleet file, else the
+/// private ones.
 fn peer_networks(
     typed: &[String],
     given: Option<Vec<String>>,
@@ -410,7 +415,8 @@ fn peer_networks(
     networks.collect()
 }
 
-/// Settings of the cluster come from flags and environment alone: the chart sets them, no fleet file is needed there.
+/// The cluster's settings. They come from flags and environment alone: the chart sets them, and a cluster needs no
+/// fleet file.
 fn cluster(
     options: &ClusterOptions,
     seconds: &impl Fn(&str, Option<u64>, u64, u64, u64) -> Result<Duration, ConfigError>,
@@ -439,7 +445,7 @@ fn cluster(
     for service in &service_names {
         name("--service-names", service)?;
         if service == COORDINATOR {
-            // Redundant, and nothing else may pass for it.
+            // The coordinator's own name is refused: the certificate has it already, and no Service may use it.
             name("--service-names", &String::new())?;
         }
     }
@@ -462,7 +468,8 @@ fn cluster(
     }))
 }
 
-/// Host name and process id: two replicas never share it, and neither do two lives of one outside of a Pod.
+/// Host name and process id. Two replicas never share this name, and neither do two processes of one replica outside of
+/// a Pod.
 fn identity() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname");
     let host = host.unwrap_or_else(|_| "coordinator".into());
@@ -572,7 +579,7 @@ fn fleet(
     Ok(Fleet { open, hosts })
 }
 
-/// Whether a registry (`host` or `host:port`) can only be this machine.
+/// Whether a registry (`host` or `host:port`) is on this machine for certain.
 fn is_loopback(registry: &str) -> bool {
     let host = match registry.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
@@ -591,7 +598,7 @@ fn is_host_and_port(address: &str) -> bool {
     })
 }
 
-/// The directory of a state, for commands that need no more of the settings.
+/// The default state directory.
 #[must_use]
 pub fn default_state_dir() -> &'static Path {
     Path::new("/var/lib/parbake")
@@ -693,7 +700,7 @@ mod tests {
     fn an_empty_file_gives_defaults_and_admits_nobody() {
         let config = load("").unwrap();
         assert_eq!(config.listen.port(), PORT);
-        // a third of its life is left when it is renewed: a coordinator may be away for a long weekend
+        // A certificate is renewed when a third of its life is left, so a coordinator may be away for a long weekend.
         assert!(config.certificate_lifetime / 3 >= Duration::from_hours(4 * 24));
         assert!(config.admin.ip().is_loopback());
         assert!(!config.fleet.admits(&"m".parse().unwrap()));

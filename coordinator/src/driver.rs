@@ -1,12 +1,14 @@
-//! The one task that owns the plan and all that is known of the fleet.
+//! The one task that owns the plan and everything that the coordinator knows of the fleet.
 //!
-//! `run` selects an [`Input`]; `apply` changes state without waiting and turns the plan's actions into orders, which
-//! go into each session's bounded queue. State lives in parts, each in a file of its own, which take the time as an
-//! argument and return what follows from a change: events for the plan, orders to hosts. This file is the loop over
-//! the parts: it hands each what it needs of the others, and carries out what they return.
+//! `run` selects the next [`Input`]. `apply` changes the state without waiting, and turns the plan's actions into
+//! orders. Orders go into each session's bounded queue. The state is divided into parts, each in a file of its own. A
+//! part takes the time as an argument, and returns what follows from a change: events for the plan, and orders to
+//! hosts. This file is the loop over the parts. The loop hands each part what the part needs of the others, and carries
+//! out what the parts return.
 //!
-//! What the driver shows of itself is published as a [`View`] at most four times a second. Files are written by one
-//! writer in the order in which they were asked for; network waits are jobs of one set.
+//! The driver publishes what it shows as a [`View`]: at once after an ask that changes something, else at most four
+//! times a second. One writer writes the files, in the order in which the driver asks for the writes. Waits for the
+//! network are jobs of one set.
 
 use std::{
     sync::Arc,
@@ -95,12 +97,12 @@ pub(crate) use self::{
     writer::{WRITES, Write, write},
 };
 
-/// The parts, and their ways out.
+/// The parts of the state, and the channels through which the driver reaches the rest of the program.
 #[derive(Debug)]
 pub(crate) struct Driver {
     started: Instant,
     config: Config,
-    /// Decides what is staged where, by whom, and from where.
+    /// Decides what is staged on which host, and from which source.
     plan: Plan,
     members: Members,
     staging: Staging,
@@ -113,12 +115,12 @@ pub(crate) struct Driver {
     registries: Arc<Registries>,
     metrics: Metrics,
     jobs: JoinSet<Input>,
-    /// A test's own clock.
+    /// In tests, the time instead of the clock's.
     #[cfg(test)]
     frozen: Option<Moment>,
 }
 
-/// What a driver is made of.
+/// Everything from which a driver is made.
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) config: Config,
@@ -138,7 +140,7 @@ impl Driver {
         let presence = Presence::new(parts.presence);
         let signatures = parts.authority.signatures();
         let tickets = Tickets::new(parts.authority, parts.config.certificate_lifetime);
-        // without a cluster there is nothing of it to wait for
+        // without a cluster, no wants of a cluster can be missing
         let images = Images::new(unix_ms(), parts.config.cluster.is_none());
         let (registries, metrics) = (parts.registries, parts.metrics);
         let mut this = Self {
@@ -159,7 +161,8 @@ impl Driver {
             frozen: None,
         };
         let now = this.now();
-        // in the zones where they were: what each says of itself then moves nobody in the graph
+        // Hosts are known in their last zones at first. A host that then says the same zone in its hello moves nowhere
+        // in the graph.
         for (host, place) in &parts.kept.roster {
             if parts.membership.admits(host) {
                 this.know(now, host, &place.zone);
@@ -174,14 +177,14 @@ impl Driver {
             this.enter(now, want);
         }
         this.act(now);
-        // What was kept is on show before the first question.
+        // Publish what was kept before the first question arrives.
         this.show(now);
         this
     }
 
     // ---- the loop --------------------------------------------------------------------------------------------------
 
-    /// Runs until `shutdown`, until every sender of `inbox` is gone, or until a job died.
+    /// Runs until `shutdown`, until every sender of `inbox` is gone, or until a job dies.
     pub(crate) async fn run(
         mut self,
         mut inbox: mpsc::Receiver<Input>,
@@ -204,9 +207,9 @@ impl Driver {
                 }
                 () = tokio::time::sleep_until(due.into()) => Some(Input::Tick),
             };
-            // without an input there is nobody left to ask, or a job died: then the program ends
+            // No input: every sender is gone, or a job died. The program ends then.
             let Some(input) = next else { return };
-            // who is asked about is who belongs to the fleet now
+            // an input is answered by the newest membership
             if membership.has_changed().unwrap_or(false) {
                 let fresh = membership.borrow_and_update().clone();
                 let now = self.now();
@@ -224,7 +227,7 @@ impl Driver {
         Moment::START + self.started.elapsed()
     }
 
-    /// When something is due, if nothing happens before.
+    /// The time at which something is due next, if no input arrives before.
     fn due(&self) -> Moment {
         let parts = [
             self.plan.next_timeout(),
@@ -236,7 +239,7 @@ impl Driver {
         parts.into_iter().flatten().fold(views, Moment::min)
     }
 
-    /// Changes state by one input, and carries out what the plan makes of it.
+    /// Changes the state by one input, and carries out what the plan decides after that.
     pub(crate) fn apply(&mut self, input: Input) {
         let now = self.now();
         let began = Instant::now();
@@ -280,12 +283,12 @@ impl Driver {
         self.tell_names(now);
         self.members.presence_mut().show(now);
         if let Some(handled) = waits {
-            // a session that ended meanwhile doesn't wait for it
+            // the session may have ended meanwhile; nobody waits then
             handled.send(began.elapsed()).ok();
         }
     }
 
-    /// Does what is due by time: rosters, files, tokens, the view.
+    /// Does everything that is due by time: rosters, files, images to order again, tokens, tickets, and the view.
     pub(crate) fn flush(&mut self) {
         let now = self.now();
         if let Some(orders) = self.members.tell_roster(now) {
@@ -309,7 +312,7 @@ impl Driver {
         }
     }
 
-    /// Carries out what a part wants done.
+    /// Carries out the effects that a part returned.
     fn carry(&mut self, now: Moment, effects: Effects) {
         for effect in effects {
             match effect {
@@ -321,7 +324,7 @@ impl Driver {
         }
     }
 
-    /// Carries out what the plan wants done.
+    /// Carries out the plan's actions, until the plan has no more.
     fn act(&mut self, now: Moment) {
         loop {
             while let Some(action) = self.plan.poll() {
@@ -343,7 +346,7 @@ impl Driver {
                 let orders = rosters.follow(now, &host, neighbours);
                 self.send(now, orders);
             }
-            // hosts know nothing of the images that stand for blobs in the plan
+            // In the plan, an image stands for each blob of a mirror. Hosts don't know these images.
             Action::Cancel { image, .. }
             | Action::Hold { image, .. }
             | Action::Stage { image, .. }
@@ -384,7 +387,7 @@ impl Driver {
                         Metrics::count(&self.metrics.lease_ends, "origin_failed");
                     }
                     RevokeCause::Ended => Metrics::count(&self.metrics.lease_ends, "revoked"),
-                    // counted when it ended
+                    // counted already when the lease ended
                     RevokeCause::NotHeld => {}
                 }
                 let content = self.mirror.digest(content);
@@ -419,13 +422,13 @@ impl Driver {
     }
 
     fn send_to(&mut self, now: Moment, host: &HostId, order: &Arc<message::Order>) {
-        // the session's task sees that its queue is gone; its end, which comes in as an input, is no news then
+        // Dropping the queue ends the session. The `Closed` input that follows then changes nothing.
         if self.members.send(now, host, order) {
             self.disconnected(now, host);
         }
     }
 
-    /// Tells hosts what their names are, where that changed, after the orders to stage what is named.
+    /// Tells hosts the names of their images, where those changed. Orders to stage the named images are sent before.
     fn tell_names(&mut self, now: Moment) {
         let due = self.members.presence_mut().take_names_due();
         if due.is_empty() {
@@ -448,7 +451,7 @@ impl Driver {
 
     // ---- hosts -----------------------------------------------------------------------------------------------------
 
-    /// These belong to the fleet now.
+    /// Makes this the membership: unknown hosts become known, and hosts that aren't members any more leave.
     fn join(&mut self, now: Moment, membership: Arc<Membership>) {
         for host in self.members.strangers(&membership) {
             self.leave(now, &host);
@@ -460,7 +463,7 @@ impl Driver {
         self.views.outdate();
     }
 
-    /// Makes a host known. Whether it is.
+    /// Makes a host known, and returns whether the host is known now.
     fn know(&mut self, now: Moment, host: &HostId, zone: &str) -> bool {
         let known = self.members.know(host, zone);
         if known == Known::New || known == Known::Moved {
@@ -520,7 +523,7 @@ impl Driver {
         }
     }
 
-    /// A session ended. One that was replaced says goodbye late.
+    /// A session ended. A session that was replaced ends late: its end says nothing about the host's current session.
     fn close(&mut self, now: Moment, host: &HostId, session: u64) {
         if self.members.close(now, host, session) {
             self.disconnected(now, host);
@@ -534,7 +537,7 @@ impl Driver {
         self.plan.handle(now, Event::HostDisconnected(host.clone()));
     }
 
-    /// What a host says goes to these parts.
+    /// The parts that a host's report concerns.
     const fn reporting<'a>(&'a mut self, now: Moment, host: &'a HostId) -> Reporting<'a> {
         Reporting {
             now,
@@ -653,7 +656,7 @@ impl Driver {
         Ok((image, short))
     }
 
-    /// Operators want this, each of its references where it says.
+    /// Operators want this image, under each reference on the hosts that the want names for that reference.
     fn enter(&mut self, now: Moment, want: Want) {
         let effects = self.staging.enter(at(now, &self.members), want);
         self.carry(now, effects);
@@ -666,7 +669,7 @@ impl Driver {
         self.carry(now, effects);
     }
 
-    /// Tells the plan when nothing that was wanted is missing any more.
+    /// Tells the plan once all that was wanted before this start is known.
     fn wants_may_be_known(&mut self, now: Moment) {
         if self.staging.images().are_known() {
             self.plan.handle(now, Event::WantsKnown);
@@ -674,7 +677,7 @@ impl Driver {
         }
     }
 
-    /// The cluster limits what moves from now on.
+    /// Takes the limits of the cluster's objects: bandwidth, and how many contents may be leased at one time.
     fn limit(&mut self, now: Moment, limits: Limits) {
         let change = self.limited.place(limits);
         if let Some(streams) = change.origin_streams {
@@ -690,7 +693,7 @@ impl Driver {
         }
     }
 
-    /// Tells every host what it may move.
+    /// Tells every host its bandwidth limits.
     fn order_bandwidth(&mut self, now: Moment) {
         let limits = self.limited.bandwidth().unwrap_or_default();
         self.send(now, self.members.to_all(bandwidth(limits)));
@@ -747,7 +750,8 @@ impl Driver {
         }
     }
 
-    /// Notes when an image has come to be everywhere. A restart neither counts it again nor forgets how long it took.
+    /// Notes the first time that an image is on every selected host: in the metrics, in the log and on disk. After a
+    /// restart the time is still known, and isn't counted again.
     fn note_staged(&mut self, now: Moment, view: &mut View) {
         for (image, shown) in &mut view.images {
             if shown.state != ImageState::Present {
@@ -768,13 +772,13 @@ impl Driver {
 
     fn write(&self, write: Write) {
         if let Err(error) = self.writer.try_send(write) {
-            // The answer that it carried is dropped with it: whoever asked hears of it.
+            // The answer in `write` is dropped too. The asker learns of the failure by that.
             error!(%error, "state couldn't be queued for writing; a restart may forget the last changes");
         }
     }
 }
 
-/// The moment of a change of wants, and what is known of hosts then.
+/// The moment of a change of wants, with what is known of the hosts at that moment.
 fn at(now: Moment, members: &Members) -> At<'_> {
     At {
         now,
@@ -790,7 +794,8 @@ fn unix_ms() -> u64 {
     u64::try_from(since_1970.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// What a job brought. Nothing when it died: who waits for its answer would wait for ever, and a new start asks anew.
+/// The input that a job produced; `None` when the job died. The program ends then, because whoever needs the answer
+/// would wait for ever. A new start asks again.
 fn finished(job: Result<Input, tokio::task::JoinError>) -> Option<Input> {
     job.map_err(|error| error!(%error, "a job of the driver died; the coordinator ends"))
         .ok()

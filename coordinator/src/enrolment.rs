@@ -1,10 +1,11 @@
-//! Who may have a certificate: single-use tokens, the hosts that enrolled, and those that were revoked.
+//! Which hosts may have a certificate: single-use tokens, the hosts that enrolled, and the hosts that were revoked.
 //!
-//! Each fact is a file of its own, so that the command line can add one beside the running coordinator, and so that a
-//! crash loses or keeps a fact whole:
-//! `tokens/<sha256 of the token>` holds host and expiry, `enrolled/<host>` and `revoked/<host>` when and why.
-//! A token is used up by unlinking its file, before the certificate leaves the program: of two users one finds it gone,
-//! and a crash in between costs a token, never a second use.
+//! Each fact is a file of its own. So the command line can add a fact beside the running coordinator, and a crash loses
+//! or keeps a fact whole. `tokens/<sha256 of the token>` holds the host and the expiry. `enrolled/<host>` and
+//! `revoked/<host>` hold the time and the reason.
+//!
+//! A token is used up by unlinking its file, before the certificate leaves the program. Of two users, one finds the
+//! file gone. A crash in between costs a token, but never allows a second use.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{authority::COORDINATOR, secret::Secret};
 
-/// The most tokens that may be outstanding: a fleet of 1,000 hosts enrolled twice over.
+/// The most tokens that may be outstanding: enough for a fleet of 1,000 hosts, twice over.
 const MAX_TOKENS: usize = 2_000;
 
 /// The enrolment records of a state directory.
@@ -61,17 +62,17 @@ pub enum MintError {
 /// Why a token isn't honoured.
 #[derive(Debug, thiserror::Error)]
 pub enum RedeemError {
-    /// Never made, used already, or expired and swept: which of these, the asker isn't told.
+    /// The token was never made, is used already, or expired and was swept. The asker isn't told which.
     #[error(
         "enrolment token is unknown or used already; make a new one with `parbake-coordinator token --host ID`"
     )]
     Unknown,
-    /// Too old.
+    /// The token has expired.
     #[error(
         "enrolment token has expired; make a new one with `parbake-coordinator token --host ID`"
     )]
     Expired,
-    /// The token's host was revoked since.
+    /// The token's host was revoked after the token was made.
     #[error("host {0} is revoked")]
     Revoked(HostId),
     /// A file can't be read or removed.
@@ -102,10 +103,10 @@ struct HostRecord {
 }
 
 impl Enrolment {
-    /// The records in this state directory. Makes the directories and removes half-written files. Blocks.
+    /// Opens the records in this state directory, and makes its directories where they are missing. Blocks.
     ///
     /// # Errors
-    /// When a directory can't be made or read.
+    /// When a directory can't be made.
     pub fn open(state_dir: &Path) -> Result<Self, RecordError> {
         let this = Self {
             tokens: state_dir.join("tokens"),
@@ -118,7 +119,8 @@ impl Enrolment {
         Ok(this)
     }
 
-    /// Removes what interrupted writes left, and expired tokens. Only the daemon calls it, at its start.
+    /// Removes what interrupted writes left, and expired tokens. Only the coordinator itself calls it, at its start.
+    /// Blocks.
     ///
     /// # Errors
     /// When a file can't be read or removed.
@@ -129,10 +131,10 @@ impl Enrolment {
         self.live_tokens(now).map(drop)
     }
 
-    /// A new token for this host. Blocks.
+    /// Makes a new token for this host. Blocks.
     ///
     /// # Errors
-    /// When the host can't enrol or the token can't be kept.
+    /// When the host can't enrol, or the token can't be kept.
     pub fn mint(
         &self,
         host: &HostId,
@@ -158,7 +160,7 @@ impl Enrolment {
         Ok(token)
     }
 
-    /// The host that this token is for, if it may be used now. Doesn't use it up. Blocks.
+    /// The host of this token, if the token may be used now. Doesn't use the token up. Blocks.
     ///
     /// # Errors
     /// When the token isn't good.
@@ -183,8 +185,8 @@ impl Enrolment {
         Ok(host)
     }
 
-    /// Uses the token up, for good even if the machine loses power after this returns: its host, and from when on it
-    /// counts as enrolled, which may be a second ahead. Blocks.
+    /// Uses the token up, for good, even if the machine loses power after this returns. Returns the token's host, and
+    /// the time from which the host counts as enrolled, which may be a second ahead. Blocks.
     ///
     /// # Errors
     /// When the token isn't good, also when another call used it in the meantime.
@@ -206,15 +208,17 @@ impl Enrolment {
         Ok((host, at))
     }
 
-    /// The host counts as enrolled from the second on that comes after this returns: no certificate that was signed
-    /// before is one of that second. Whoever signs looks at the record after it signed.
+    /// Records an enrolment. The host counts as enrolled from the first second that begins after this returns. So no
+    /// certificate that was signed before has that second as its date. Whoever signs a certificate reads the record
+    /// after signing, and so notices an enrolment in between.
     fn enrol(&self, host: &HostId, now: SystemTime) -> Result<SystemTime, RecordError> {
         let began = Instant::now();
         let before = self.enrolled_at(host)?.unwrap_or_default();
         loop {
             let seen = unix(now + began.elapsed());
-            // Several in a second; certificates of a minute are dated back by five seconds. A record from a clock
-            // that was set back since can't be exceeded.
+            // Several enrolments may come within a second, so each counts a second later than the last; at most five
+            // seconds ahead, because certificates of a minute are dated back by five seconds. A record from before the
+            // clock was set back can't be exceeded.
             let again = before > seen && before <= seen + 4;
             let at_unix = if again { before } else { seen } + 1;
             let record = HostRecord {
@@ -222,14 +226,14 @@ impl Enrolment {
                 reason: String::new(),
             };
             write(&self.enrolled.join(host.as_str()), &record)?;
-            // a disk may take its time
+            // a slow disk may have taken longer than the second; then try again
             if unix(now + began.elapsed()) < at_unix {
                 return Ok(UNIX_EPOCH + Duration::from_secs(at_unix));
             }
         }
     }
 
-    /// The hosts that enrolled, and when (Unix seconds). Blocks.
+    /// The hosts that enrolled, and when (Unix seconds). A record that can't be parsed counts with time 0. Blocks.
     ///
     /// # Errors
     /// When the directory can't be read.
@@ -240,7 +244,8 @@ impl Enrolment {
             .collect())
     }
 
-    /// When this host enrolled last (Unix seconds), if it did; a record that doesn't tell is none. Blocks.
+    /// When this host last enrolled (Unix seconds). `None` when it never did, or when its record can't be parsed.
+    /// Blocks.
     ///
     /// # Errors
     /// When the record can't be read.
@@ -258,7 +263,8 @@ impl Enrolment {
     /// The hosts that are revoked, since when and why. Blocks.
     ///
     /// # Errors
-    /// When the directory can't be read. Callers close the gate then: a host counts as revoked sooner than not.
+    /// When the directory can't be read. A running coordinator then keeps the last known revocations in force, and a
+    /// starting one ends.
     pub fn revoked(&self) -> Result<BTreeMap<HostId, Revocation>, RecordError> {
         let revoked = list(&self.revoked)?.into_iter();
         Ok(revoked
@@ -301,10 +307,10 @@ impl Enrolment {
         write(&self.revoked.join(host.as_str()), &record)
     }
 
-    /// Takes a revocation back. Whether there was one. Blocks.
+    /// Takes a revocation back. Returns whether there was one. Blocks.
     ///
-    /// The host counts as enrolled from now on only: no certificate of before is accepted any more, because somebody
-    /// else may have its key. The host has to enrol with a token.
+    /// The host counts as enrolled only from now on, so no earlier certificate is accepted any more: somebody else may
+    /// have its key. The host has to enrol with a token.
     ///
     /// # Errors
     /// When a record can't be written or removed.
@@ -330,11 +336,11 @@ impl Enrolment {
     }
 
     fn token_path(&self, token: &Secret) -> PathBuf {
-        // A hash in hex: whatever the token holds, it is a plain file name.
+        // The name is a hash in hex, so it is a plain file name whatever the token holds.
         self.tokens.join(token.digest().hex().to_string())
     }
 
-    /// How many tokens are good still; removes the others.
+    /// The number of tokens that are still good. Removes the others.
     fn live_tokens(&self, now: SystemTime) -> Result<usize, RecordError> {
         let mut live = 0;
         for name in durable::names(&self.tokens).map_err(at(&self.tokens))? {
@@ -364,7 +370,8 @@ fn write(path: &Path, record: &impl Serialize) -> Result<(), RecordError> {
     durable::write(path, &text, durable::SECRET).map_err(at(path))
 }
 
-/// A record that doesn't parse still counts, with an unknown time: the file's name is the fact.
+/// The records of a directory. A record that can't be parsed still counts, with an unknown time, because the file's
+/// name is the fact.
 fn list(dir: &Path) -> Result<BTreeMap<HostId, HostRecord>, RecordError> {
     let mut hosts = BTreeMap::new();
     for name in durable::names(dir).map_err(at(dir))? {
@@ -377,7 +384,7 @@ fn list(dir: &Path) -> Result<BTreeMap<HostId, HostRecord>, RecordError> {
     Ok(hosts)
 }
 
-/// Seconds since 1970, 0 before.
+/// Unix seconds; 0 for a time before 1970.
 pub(crate) fn unix(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
@@ -493,7 +500,7 @@ mod tests {
     fn a_readmitted_host_counts_as_enrolled_from_then_on_only() {
         let (_dir, enrolment, host, now) = fresh();
         let token = enrolment.mint(&host, HOUR, now).unwrap();
-        // from the next second on: what was signed in this one may be from before
+        // the enrolment counts from the next second on, because a certificate of this second may be from before
         let (_, from) = enrolment.redeem(&token, now).unwrap();
         let enrolled = Some(unix(from));
         assert!(from > now && from <= now + Duration::from_secs(2));
@@ -505,7 +512,7 @@ mod tests {
         assert!(enrolment.readmit(&host, now + HOUR).unwrap());
         let since = enrolment.enrolled_at(&host).unwrap();
         assert!(since > Some(unix(now + HOUR)), "{since:?}");
-        // twice in a second are two
+        // two enrolments within a second have different times
         enrolment.revoke(&host, "stolen", now).unwrap();
         assert!(enrolment.readmit(&host, now + HOUR).unwrap());
         assert!(enrolment.enrolled_at(&host).unwrap() > since);

@@ -1,7 +1,8 @@
-//! Who belongs to the fleet: the fleet file, the hosts that enrolled, and those that were revoked, followed as they
-//! change.
+//! Which hosts belong to the fleet: follows the fleet file, the records of enrolled hosts, and those of revoked hosts,
+//! as they change.
 //!
-//! The driver knows only [`Membership`]. A cluster's Nodes can become another source of it without the driver changing.
+//! The driver knows only [`Membership`]. So a cluster's Nodes can become another source of members without a change of
+//! the driver.
 
 use std::{
     collections::BTreeMap,
@@ -24,15 +25,15 @@ use crate::{
     enrolment::{Enrolment, RecordError, Revocation},
 };
 
-/// How often the files are looked at: a revocation made by the command line counts after this long.
+/// How often the files are checked. A revocation by the command line takes effect after this time.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Who belongs to the fleet at one moment.
+/// The fleet at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Membership {
     pub(crate) fleet: Fleet,
-    /// Since when, in Unix seconds: certificates that were signed before aren't accepted. 0 where the record doesn't
-    /// tell.
+    /// The enrolled hosts, and since when, in Unix seconds. A certificate that was signed before isn't accepted. 0
+    /// where the record doesn't say.
     pub(crate) enrolled: BTreeMap<HostId, u64>,
     pub(crate) revoked: BTreeMap<HostId, Revocation>,
 }
@@ -52,8 +53,8 @@ impl Membership {
         self.fleet.admits(host) && !self.revoked.contains_key(host)
     }
 
-    /// What a host is told that isn't admitted. Why it was revoked is the operators' own business: it may have been
-    /// stolen.
+    /// The message to a host that isn't admitted. The message doesn't say why the host was revoked: that is the
+    /// operators' own business, because the host may have been stolen.
     pub(crate) fn refusal(&self, host: &HostId) -> String {
         match self.revoked.contains_key(host) {
             true => {
@@ -65,7 +66,8 @@ impl Membership {
         }
     }
 
-    /// The hosts that are part of the fleet: those that it names, and in an open fleet those that enrolled.
+    /// The hosts of the fleet: those that the fleet file names, and in an open fleet also those that enrolled. Revoked
+    /// hosts are left out.
     pub(crate) fn members(&self) -> BTreeMap<&HostId, Option<&HostEntry>> {
         let named = self.fleet.hosts.iter().map(|(id, entry)| (id, Some(entry)));
         let mut members: BTreeMap<_, _> = named.collect();
@@ -79,21 +81,22 @@ impl Membership {
     }
 }
 
-/// What to look at again without waiting.
+/// What to read again at once.
 #[derive(Debug)]
 pub(crate) enum Reread {
-    /// The fleet file too, changed or not: an operator asks (SIGHUP).
+    /// The records, and the fleet file whether it changed or not: an operator asks (SIGHUP).
     Everything,
-    /// The records: one of them was just written.
+    /// The records, because one of them was just written.
     Records,
-    /// The records, for somebody who waits until what they say is in force.
+    /// The records. The sender is answered once what they say is in force.
     Answer(oneshot::Sender<()>),
 }
 
-/// Follows the fleet file and the records until `shutdown`, and tells what changed. `reload` skips the wait.
+/// Follows the fleet file and the records until `shutdown`, and publishes changes of the membership. A message in
+/// `reload` makes it read at once.
 ///
-/// A fleet file that can't be used is reported and the one before stays in force. Unreadable records keep the last
-/// known revocations in force. It returns before `shutdown` only when reading dies.
+/// When the fleet file can't be used, the error is logged and the last good settings stay in force. When the records
+/// can't be read, the last known ones stay in force. Returns before `shutdown` only when a reading task dies.
 pub(crate) async fn follow(
     config: Config,
     shared: Option<(Shared, Run)>,
@@ -146,20 +149,20 @@ pub(crate) async fn follow(
                 error!(%error, "enrolment records can't be read; the last known ones stay in force");
             }
             Ok(Err(_)) => {}
-            // whoever is revoked from here on would stay: a new start reads anew
+            // Later revocations would have no effect. The coordinator ends, and a new start reads everything.
             Err(error) => {
                 error!(%error, "reading enrolment records died; the coordinator ends");
                 return;
             }
         }
         if let Some(waiting) = waiting {
-            // who asked may have given up
+            // the sender may have given up
             _ = waiting.send(());
         }
     }
 }
 
-/// The settings with the fleet as its file says now; `None` when reading died.
+/// The settings, with the fleet from the file as it is now; `None` when the reading task died.
 async fn read_again(current: Config, shared: &Shared, run: &Run) -> Option<Config> {
     let (shared, run) = (shared.clone(), run.clone());
     match tokio::task::spawn_blocking(move || Config::load(&shared, &run)).await {
@@ -191,7 +194,7 @@ async fn read_again(current: Config, shared: &Shared, run: &Run) -> Option<Confi
     }
 }
 
-/// What tells two versions of a file apart.
+/// A file's time and size, to tell two versions of the file apart.
 fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
     let meta = std::fs::metadata(path).ok()?;
     Some((meta.modified().ok()?, meta.len()))

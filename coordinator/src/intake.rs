@@ -1,9 +1,9 @@
-//! What one host may cost the coordinator: how much one of its reports may hold, how often it may come, and how long it
-//! stays away after it went far beyond that.
+//! Bounds what one host may cost the coordinator: how much one of its reports may hold, how often the host may connect,
+//! and how long it stays away after it exceeded the bounds by far.
 //!
-//! A list of a report is cut to what an honest host can need. A host that sends ten times as much isn't a host of ours
-//! that is busy: its session ends, by name, and it stays away for a minute. How fast reports of a host are taken is the
-//! session's matter; see `session`.
+//! Each list of a report is cut to what an honest host can need. A host that sends ten times as much isn't a busy host
+//! of this fleet. Its session ends with a message that says so, and the host stays away for a minute. How often a
+//! host's reports are read is bounded in `session`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,25 +22,26 @@ use crate::config::MAX_HOSTS;
 
 /// The most images of one host that are kept track of.
 pub(crate) const MAX_IMAGES: usize = 256;
-/// Contents that one host says it finds no source of, at a time.
+/// The most contents for which one report says that the host finds no source.
 pub(crate) const MAX_WITHOUT_SOURCE: usize = 16;
-/// Contents of which one report says how much the host holds.
+/// The most contents of which one report says how much the host holds.
 pub(crate) const MAX_HELD: usize = 256;
-/// What one report may hold against other hosts: an agent keeps so many while it has no session. Few of them are heard.
+/// The most blames in one report: an agent keeps that many while it has no session. Only few of them are heard.
 const MAX_BLAMES: usize = 256;
-/// Blobs that the clients of one host's mirror may wait for at one time; the schema says so too.
+/// The most blobs for which the clients of one host's mirror may wait at one time; the message's schema has the same
+/// limit.
 pub(crate) const MAX_MIRROR_WANTS: usize = 64;
-/// Contents of which one report takes back what its host made.
+/// The most contents of which one report takes back what its host made.
 pub(crate) const MAX_RETRACTIONS: usize = 64;
-/// Leases in one report beside those that may run in the whole fleet: those that ended while the host had no session,
-/// and those that an earlier coordinator granted.
+/// The most leases in one report beyond those that may run in the whole fleet: leases that ended while the host had no
+/// session, and leases that an earlier coordinator granted.
 const MORE_LEASES: usize = 64;
-/// A host that sends so many times more than that has its session ended.
+/// A list that is this many times longer than its limit ends the host's session.
 const FAR_BEYOND: usize = 10;
-/// And it stays away for so long.
+/// How long such a host stays away.
 const AWAY: Duration = Duration::from_mins(1);
-/// Streams that a host may open in this time: one a session, one a renewal. An agent that loses its session tries again
-/// after pauses that grow.
+/// The most streams that a host may open within [`STREAMS_WITHIN`]. A session takes one, and so does a renewal. An
+/// agent that loses its session tries again after pauses that grow.
 const STREAMS: u32 = 10;
 const STREAMS_WITHIN: Duration = Duration::from_secs(10);
 
@@ -78,19 +79,19 @@ impl fmt::Display for List {
     }
 }
 
-/// Leases that one report may name, running and ended, where so many may run in the fleet.
+/// The most leases that one report may name, running and ended, when `origin_streams` leases may run in the fleet.
 pub(crate) const fn most_leases(origin_streams: usize) -> usize {
-    // those that run, as many that ended since the last report, and one of a mirror each
+    // the running leases, as many that ended since the last report, and one lease of a mirror for each of both
     MORE_LEASES + 2 * (origin_streams + 1)
 }
 
 /// Cuts a report's lists to what a host can need. Returns how many entries were left out.
 ///
 /// # Errors
-/// [`Excess`] when a list is ten times as long: the session isn't to go on.
+/// [`Excess`] when a list is more than ten times too long. The session must end then.
 pub(crate) fn cut(report: &mut Report, most_leases: usize) -> Result<usize, Excess> {
     let mut out = images(&mut report.images)?;
-    // what ended is said once, and what runs in each report
+    // a lease that ended is reported once, and a running one in each report, so ended ones come first
     let (count, most) = (report.leases.len(), most_leases);
     within(List::Leases, count, most)?;
     if count > most {
@@ -114,15 +115,15 @@ pub(crate) fn cut(report: &mut Report, most_leases: usize) -> Result<usize, Exce
     Ok(out)
 }
 
-/// The same of what a session begins with.
+/// Cuts the list of a hello in the same way.
 ///
 /// # Errors
-/// [`Excess`].
+/// [`Excess`] when the list is more than ten times too long. The session must end then.
 pub(crate) fn cut_hello(hello: &mut Hello) -> Result<usize, Excess> {
     images(&mut hello.images)
 }
 
-/// Each image once, as it is said last: an honest host names none twice.
+/// Keeps each image once, with its last entry. An honest host names no image twice.
 fn images(images: &mut Vec<ImageState>) -> Result<usize, Excess> {
     let before = images.len();
     within(List::Images, before, MAX_IMAGES)?;
@@ -151,10 +152,9 @@ const fn within(of: List, count: usize, most: usize) -> Result<(), Excess> {
     Ok(())
 }
 
-/// Whether hosts may open a stream now.
+/// Decides whether a host may open a stream now.
 ///
-/// Each connection is a task of its own, and all of them ask here: hence the lock, which nobody holds while it waits
-/// for anything.
+/// Each connection is a task of its own, and all of them ask here. Hence the lock, which is never held across an await.
 #[derive(Debug, Default)]
 pub(crate) struct Door {
     hosts: Mutex<BTreeMap<HostId, Came>>,
@@ -162,7 +162,7 @@ pub(crate) struct Door {
 
 #[derive(Debug)]
 struct Came {
-    /// Streams since then.
+    /// When `streams` was last set to 0.
     since: Instant,
     streams: u32,
     away_until: Option<Instant>,
@@ -171,10 +171,10 @@ struct Came {
 /// Why a host has to come again later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Wait {
-    /// It sent far too much.
+    /// The host sent far too much.
     #[error("this host sent far more than a host can need; it may come again a minute after that")]
     Away,
-    /// It opens too many streams.
+    /// The host opens too many streams.
     #[error("this host began {STREAMS} sessions or renewals within {} s; it may come again after that", STREAMS_WITHIN.as_secs())]
     Often,
 }
@@ -183,7 +183,7 @@ impl Door {
     /// A host opened a stream.
     ///
     /// # Errors
-    /// [`Wait`] when nothing is taken from it now.
+    /// [`Wait`] when the stream isn't to be served.
     pub(crate) fn enter(&self, host: &HostId, now: Instant) -> Result<(), Wait> {
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         if hosts.len() >= MAX_HOSTS {
@@ -200,14 +200,14 @@ impl Door {
         if came.streams <= STREAMS {
             return Ok(());
         }
-        // once, until it may come again
+        // logged once, until the host may come again
         if came.streams == STREAMS + 1 {
             warn!(%host, reason = %Wait::Often, "host is turned away for a while");
         }
         Err(Wait::Often)
     }
 
-    /// A host sent far too much: it stays away for a while.
+    /// A host sent far too much. It stays away for [`AWAY`].
     pub(crate) fn send_away(&self, host: &HostId, now: Instant) {
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         let came = hosts.entry(host.clone()).or_insert_with(|| Came::new(now));
@@ -248,7 +248,7 @@ mod tests {
         }
     }
 
-    /// A report in which each list is so many times as long as a host can need.
+    /// A report in which each list is `times` as long as a host can need, plus `more`.
     fn times(times: usize, more: usize) -> Report {
         let of = |most: usize| times * most + more;
         Report {

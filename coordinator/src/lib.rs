@@ -1,11 +1,11 @@
 //! The coordinator: the program that decides, for a whole fleet, which hosts stage which images.
 //!
-//! [`program`] starts it. `driver` owns the plan (`rollout::stage`) and the fleet's state; `session` carries its
-//! orders to hosts and their reports to it; `api` answers operators; [`authority`] and [`enrolment`] say who may take
-//! part. The other end is `parbake`, a crate of its own.
+//! [`program`] starts the coordinator. `driver` owns the plan (`rollout::stage`) and the fleet's state. `session`
+//! carries the driver's orders to hosts, and hosts' reports to the driver. `api` answers operators. [`authority`] and
+//! [`enrolment`] say which hosts may take part. The program on each host is `parbake`, a crate of its own.
 //!
-//! What it deliberately doesn't do: touch the bytes of an image, trust one host about another without proof, or decide
-//! inside the shell what the pure plan decides.
+//! The coordinator deliberately doesn't touch the bytes of an image, and doesn't trust one host about another without
+//! proof. The pure plan decides about staging; nothing around the plan repeats or overrides such a decision.
 
 mod admin;
 mod allowance;

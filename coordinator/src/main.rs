@@ -1,4 +1,5 @@
-//! `parbake-coordinator`: runs the coordinator, and works on its state beside it. Exit status: 0 done, 2 an error.
+//! The program `parbake-coordinator`: runs the coordinator, or one of the commands that work on its state. Exit status:
+//! 0 for success, 2 for an error.
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
-//! The coordinator's metrics. Labels come from closed sets; `docs/METRICS.md` describes each, and a test compares the
-//! two.
+//! The coordinator's metrics. Labels come from closed sets. `docs/METRICS.md` describes each metric, and a test
+//! compares that file with the code.
 
 use std::sync::atomic::AtomicU64;
 
@@ -34,7 +34,7 @@ pub(crate) struct OutcomeLabel {
     pub(crate) outcome: &'static str,
 }
 
-/// What a host is blamed for.
+/// The kind of a blame.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct KindLabel {
     pub(crate) kind: &'static str,
@@ -62,11 +62,12 @@ pub(crate) struct Metrics {
     pub(crate) granted: Counter,
     /// Leases that ended, by outcome.
     pub(crate) lease_ends: Family<OutcomeLabel, Counter>,
-    /// Bytes that hosts reported, by source. Falls only when the coordinator restarts or an image is cancelled.
+    /// Bytes that hosts reported, by source. The value falls when the coordinator restarts, when an image is cancelled
+    /// or is staged anew on a host, and when a host leaves the fleet.
     pub(crate) bytes: Family<SourceLabel, Gauge<u64, AtomicU64>>,
     /// Bytes that leave the registry when each blob of the wanted images is fetched once.
     pub(crate) wanted_bytes: Gauge<u64, AtomicU64>,
-    /// From request to presence on every selected host.
+    /// Seconds from the request of an image until every selected host has it.
     pub(crate) stage_seconds: Histogram,
     /// Blames by kind.
     pub(crate) blames: Family<KindLabel, Counter>,
@@ -78,12 +79,12 @@ pub(crate) struct Metrics {
     pub(crate) requests: Family<RequestLabel, Counter>,
     /// Sessions that ended, by outcome.
     pub(crate) session_ends: Family<OutcomeLabel, Counter>,
-    /// The Kubernetes side's.
+    /// The metrics of the Kubernetes side.
     pub(crate) cluster: crate::cluster::metrics::Metrics,
 }
 
 impl Metrics {
-    /// All metrics, registered.
+    /// Makes all metrics, and a registry that has them.
     pub(crate) fn new() -> (Self, Registry) {
         let mut registry = Registry::default();
         let this = Self {
@@ -170,7 +171,7 @@ impl Metrics {
         (this, registry)
     }
 
-    /// Families show a label only once it was touched; a zero is better than an absence.
+    /// A family shows a label only after its first use. A zero is better than no value.
     fn touch(&self) {
         for state in ["connected", "disconnected", "quarantined", "revoked"] {
             self.hosts.get_or_create(&StateLabel { state }).set(0);
@@ -244,7 +245,7 @@ pub(crate) enum SessionEnd {
 }
 
 impl SessionEnd {
-    /// Every end.
+    /// All ends of a session.
     pub(crate) const ALL: [Self; 7] = [
         Self::ConnectionLost,
         Self::Finished,
@@ -279,7 +280,7 @@ pub(crate) const fn image_state(state: ImageState) -> &'static str {
     }
 }
 
-/// All states of a placement, so that one that emptied falls to zero.
+/// All states of a placement. Each is set each time, so that a state that no placement has any more shows zero.
 pub(crate) const HOST_STATES: [HostState; 7] = [
     HostState::Waiting,
     HostState::Queued,
@@ -294,7 +295,7 @@ pub(crate) const HOST_STATES: [HostState; 7] = [
 pub(crate) fn encode(registry: &Registry) -> String {
     let mut out = String::new();
     if text::encode(&mut out, registry).is_err() {
-        // Writing to a string fails only when a collector does, and none of ours can.
+        // Writing to a string fails only when a collector fails, and none of these can.
         out.clear();
     }
     out

@@ -1,16 +1,17 @@
-//! Networks of addresses, as settings name them.
+//! Networks of IP addresses, as the settings name them.
 
 use std::{net::IpAddr, str::FromStr};
 
-/// A network: an address and how many of its leading bits count (`10.0.0.0/8`). A lone address is a network of itself.
+/// A network: an address, and how many of its leading bits count (`10.0.0.0/8`). An address alone is a network of only
+/// itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
     address: IpAddr,
     bits: u8,
 }
 
-/// Addresses that nobody reaches over the Internet: private ones (RFC 1918, 4193), those of carriers (RFC 6598),
-/// link-local ones and loopback.
+/// Networks that nobody reaches over the Internet: private ones (RFC 1918, 4193), those of carriers (RFC 6598),
+/// link-local ones, and loopback.
 pub(crate) const PRIVATE: [&str; 9] = [
     "10.0.0.0/8",
     "172.16.0.0/12",
@@ -23,7 +24,7 @@ pub(crate) const PRIVATE: [&str; 9] = [
     "::1",
 ];
 
-/// A text that names no network.
+/// The text doesn't name a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("isn't a network, such as 10.0.0.0/8 or fd00::/8")]
 pub struct ParseNetworkError;
@@ -47,7 +48,7 @@ impl FromStr for Network {
 }
 
 impl Network {
-    /// Whether an address is of this network.
+    /// Whether an address lies in this network. An IPv4 address that is mapped into IPv6 counts as IPv4.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         let differ = match (self.address, address.to_canonical()) {

@@ -1,4 +1,4 @@
-//! The running coordinator: everything opened, every task started, and their ends looked at.
+//! The running coordinator: opens everything, starts every task, and watches for the end of each.
 
 use std::{fs::File, net::IpAddr, sync::Arc, time::SystemTime};
 
@@ -43,14 +43,14 @@ mod recall;
 pub(crate) use self::base::Base;
 pub use self::error::RunError;
 
-/// What a coordinator in a cluster hands to those who write there.
+/// What a coordinator in a cluster hands to the modules that write to the cluster.
 #[derive(Clone, Debug)]
 pub(crate) struct Doors {
     /// The driver's inbox.
     pub(crate) inbox: mpsc::Sender<driver::Input>,
-    /// What the driver publishes.
+    /// The view that the driver publishes.
     pub(crate) view: watch::Receiver<Arc<driver::View>>,
-    /// What hosts hold.
+    /// What hosts hold, as the driver publishes it.
     pub(crate) presence: watch::Receiver<Arc<driver::PresenceView>>,
     /// The registries, as the driver reaches them.
     pub(crate) registries: Arc<Registries>,
@@ -58,27 +58,27 @@ pub(crate) struct Doors {
     pub(crate) metrics: Metrics,
 }
 
-/// What was kept, and a driver that goes on with it.
+/// The state that was kept on disk, and a driver that continues from it.
 #[derive(Debug)]
 struct Begun {
     driver: Driver,
     inputs: mpsc::Receiver<driver::Input>,
     files: Files,
     writes: mpsc::Receiver<driver::Write>,
-    /// What another replica was asked for.
+    /// The images that operators asked another replica for.
     asked: Vec<Asked>,
     enrolment: Enrolment,
     membership: (
         watch::Sender<Arc<Membership>>,
         watch::Receiver<Arc<Membership>>,
     ),
-    /// Where hosts were reached last.
+    /// The addresses at which hosts were last reached.
     places: Vec<IpAddr>,
     doors: Doors,
 }
 
 impl Begun {
-    /// Reads what was kept. Blocks.
+    /// Reads the state that was kept on disk. Blocks.
     fn new(
         config: &Config,
         authority: &Arc<Authority>,
@@ -132,7 +132,7 @@ impl Begun {
         })
     }
 
-    /// Starts the driver, its writer, and what asks again for what was asked before.
+    /// Starts the driver, its writer, and the task that asks again for images that operators asked another replica for.
     fn spawn(self, tasks: &mut JoinSet<&'static str>, shutdown: &CancellationToken) {
         let Doors {
             inbox, registries, ..
@@ -160,11 +160,11 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// Opens state and sockets and starts every task. `source` is what the settings came from, to be read again when
+    /// Opens state and sockets, and starts every task. `source` is where the settings came from; it is read again when
     /// the fleet file changes.
     ///
     /// # Errors
-    /// When state or addresses can't be had; nothing runs then.
+    /// When the state or an address can't be used. Nothing runs then.
     pub async fn start(
         config: Config,
         source: Option<(Shared, Run)>,
@@ -184,7 +184,8 @@ impl Coordinator {
         Ok(this)
     }
 
-    /// Starts what a leader does, on what serves already; `more` is answered beside the API's own routes.
+    /// Starts a leader's work on a base that serves already. The API's port answers the routes of `more` beside its
+    /// own.
     pub(crate) async fn start_on(
         base: Base,
         config: Config,
@@ -210,7 +211,7 @@ impl Coordinator {
         let (enrolment, doors) = (begun.enrolment.clone(), begun.doors.clone());
         let (membership, members) = begun.membership.clone();
         let (reload, reloads) = mpsc::channel(1);
-        // hosts knock from here on, and a thousand of them leave no time to get ready
+        // Hosts can connect from here on. A thousand of them at once leave no time for preparations.
         let endpoint = endpoint::bind(&config, &authority)?;
         endpoint.expect(begun.places.iter().copied());
         let addresses = Addresses {
@@ -286,7 +287,7 @@ impl Coordinator {
         Ok((this, doors))
     }
 
-    /// Where it listens, with the ports that were chosen.
+    /// The addresses on which the coordinator listens, with the ports that were chosen.
     #[must_use]
     pub const fn addresses(&self) -> &Addresses {
         &self.addresses
@@ -304,16 +305,16 @@ impl Coordinator {
         &self.token
     }
 
-    /// What asks for the fleet file and the records to be read again.
+    /// A handle that asks the coordinator to read the fleet file and the records again.
     #[must_use]
     pub fn reload(&self) -> Reload {
         Reload(self.reload.clone())
     }
 
-    /// Runs until the shutdown that it was started with, and then until every task has left.
+    /// Runs until the shutdown token that was given at the start is cancelled, and then until every task has ended.
     ///
     /// # Errors
-    /// When a task ended unasked; the others are stopped then.
+    /// When a task ended unasked. The other tasks are then stopped.
     pub async fn wait(mut self) -> Result<(), RunError> {
         let mut outcome = Ok(());
         while let Some(ended) = self.tasks.join_next().await {
@@ -340,9 +341,9 @@ impl Coordinator {
 pub struct Reload(mpsc::Sender<Reread>);
 
 impl Reload {
-    /// Asks. The outcome stands in the log.
+    /// Asks for another reading. The log has the outcome.
     pub fn ask(&self) {
-        // Full: it is being read again anyway.
+        // The queue is full: another reading is due anyway.
         _ = self.0.try_send(Reread::Everything);
     }
 }
@@ -362,7 +363,7 @@ pub async fn run(
         .await
 }
 
-/// Hands on who didn't take the API's certificate, until `shutdown`.
+/// Tells the driver about clients that didn't take the API's certificate, until `shutdown`.
 async fn tell_refusals(
     mut refused: mpsc::Receiver<driver::Refused>,
     inbox: mpsc::Sender<driver::Input>,

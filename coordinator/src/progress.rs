@@ -1,9 +1,10 @@
-//! One image on one host as it was reported, made fit to show: numbers that never fall while one staging lasts, a
-//! rate that ends when nothing moves, and words that don't outlive what they speak of.
+//! The progress of one image on one host, made from reports so that it is fit to show: numbers that don't fall while
+//! one staging lasts, a rate that becomes 0 when nothing moves, and words that don't outlive what they are about.
 //!
-//! An agent counts bytes since its own start, drops chunks that were proved false, and may lie. What is shown here
-//! only grows while one staging lasts, and never passes the image's size. The numbers begin anew with another staging
-//! (the host says when it began), and when presence was lost.
+//! An agent counts bytes since its own start, drops chunks that were proved false, and may lie. The numbers here only
+//! grow while one staging lasts, and never pass the image's size. They fall only where a host finds damage in an image
+//! that it had whole. The numbers begin anew with another staging, which has another beginning by the host's word, and
+//! after the image was gone.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -11,27 +12,28 @@ use proto::{Moment, ToldReason, figure::standing_still, message};
 
 use crate::view::{HostProgress, HostState, SourceBytes};
 
-/// The rate is what came within this time: long enough for chunks of a slow line, short enough that a rate and a time
-/// to go are gone a few seconds after the last chunk.
+/// The rate counts what came within this time. The time is long enough for chunks of a slow line, and short enough that
+/// the rate and the time to go vanish a few seconds after the last chunk.
 const WINDOW: Duration = Duration::from_secs(5);
-/// Samples of a rate are at least this far apart, so that there are few.
+/// The shortest time between two samples of a rate, so that there are few samples.
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
-/// A rate over less time than this would jump.
+/// The shortest time over which a rate is computed: over less time, the rate would jump.
 const SHORTEST: Duration = Duration::from_secs(1);
-/// Longest text of a host that is kept.
+/// The most characters of a host's text that are kept.
 const MAX_TEXT: usize = 500;
 
-/// An image on a host.
+/// The progress of one image on one host.
 #[derive(Clone, Debug)]
 pub(crate) struct Progress {
     pub(crate) state: HostState,
     reason: Option<ToldReason>,
     message: String,
-    /// For how long the host stood still when it last said so, and when that was.
+    /// When the host last said that nothing comes, and for how long that had been so by then.
     still: Option<(Moment, Duration)>,
-    /// Which staging the numbers belong to, as the host names it; 0 where it doesn't.
+    /// The staging to which the numbers belong: its beginning in Unix milliseconds, by the host's word; 0 where the
+    /// host doesn't say.
     begun_at_ms: u64,
-    /// What the image's layout says, where it is known; else what the host says.
+    /// The size of the image's contents: from the layout where the coordinator knows it, else by the host's word.
     total_bytes: u64,
     held_bytes: u64,
     origin: Counter,
@@ -44,7 +46,7 @@ pub(crate) struct Progress {
     failed_since: Option<Moment>,
 }
 
-/// What was held when, for as long as the rate looks back.
+/// How many bytes were held at which moment, as far back as the rate looks.
 #[derive(Clone, Debug, Default)]
 struct Rate {
     samples: VecDeque<(Moment, u64)>,
@@ -52,7 +54,7 @@ struct Rate {
 
 impl Rate {
     fn sample(&mut self, now: Moment, held: u64) {
-        // what was held at the window's beginning is known from the last sample before it
+        // the last sample before the window says what was held at the window's beginning, so it stays
         while self
             .samples
             .get(1)
@@ -60,7 +62,7 @@ impl Rate {
         {
             self.samples.pop_front();
         }
-        // the first one is what everything is measured against
+        // the first sample stays as it is: everything is measured against it
         let many = self.samples.len() > 1;
         match self.samples.back_mut() {
             Some((at, last)) if many && now.since(*at) < SAMPLE_EVERY => *last = held,
@@ -84,7 +86,7 @@ impl Rate {
     }
 }
 
-/// A count that goes on where it stood when its source started again from less.
+/// A count that never falls. When its source restarts from less, the count continues from its last value.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counter {
     base: u64,
@@ -104,7 +106,7 @@ impl Counter {
     }
 }
 
-/// The state of a message; hosts of a newer version may have others.
+/// The state in a message. A state that this version doesn't know, from a newer host, counts as waiting.
 pub(crate) fn state(raw: i32) -> HostState {
     match message::StageState::try_from(raw) {
         Ok(message::StageState::Queued) => HostState::Queued,
@@ -138,7 +140,7 @@ impl Progress {
         }
     }
 
-    /// Takes a report in. `total_bytes` is what the layout says, where the coordinator knows it.
+    /// Takes in a report. `total_bytes` is the size by the layout, where the coordinator knows it.
     pub(crate) fn report(
         &mut self,
         now: Moment,
@@ -151,7 +153,7 @@ impl Progress {
             || self.state == HostState::Gone
             || (begun != 0 && self.begun_at_ms != 0 && begun != self.begun_at_ms)
         {
-            // Another staging begins from nothing, and its numbers too.
+            // Another staging begins from nothing, so its numbers do too.
             *self = Self::new();
         }
         if begun != 0 {
@@ -160,7 +162,7 @@ impl Progress {
         let gained = report.held_bytes > self.held_bytes;
         self.failed_since = match (state, self.failed_since) {
             (HostState::Failed, since) => since.or(Some(now)),
-            // an attempt that brings nothing is the same failure
+            // an attempt that brings nothing continues the same failure
             (HostState::Queued | HostState::Staging | HostState::Installing, since) if !gained => {
                 since
             }
@@ -169,11 +171,11 @@ impl Progress {
         if self.state == HostState::Present
             && !matches!(state, HostState::Present | HostState::Installing)
         {
-            // what was whole isn't any more: what there is counts, and not what there was
+            // The image was whole and isn't any more. What is held now counts, not what was held before.
             self.held_bytes = 0;
         }
         if state == HostState::Staging && self.state != HostState::Staging {
-            // what the host had before, or copied from another image, didn't come at any rate
+            // what the host had before, or copied from another image, doesn't count in the rate
             self.rate = Rate::default();
         }
         self.state = state;
@@ -187,8 +189,8 @@ impl Progress {
             HostState::Gone => 0,
             _ => report.held_bytes.min(self.total_bytes),
         };
-        // a host that lacks something of what it had whole has found it damaged: it isn't all there, whatever was
-        // said before
+        // A host that lacks something of an image that it had whole has found damage. So the number falls here,
+        // whatever was shown before.
         let is_whole = self.total_bytes > 0 && self.held_bytes >= self.total_bytes;
         self.held_bytes = match state {
             HostState::Staging if is_whole => held,
@@ -203,14 +205,14 @@ impl Progress {
         self.rate.sample(now, self.held_bytes);
     }
 
-    /// Somebody has the host try again at once: what failed before this isn't held against it.
+    /// Somebody has the host try again at once. The time of a failure begins anew.
     pub(crate) const fn urged(&mut self, now: Moment) {
         if self.failed_since.is_some() {
             self.failed_since = Some(now);
         }
     }
 
-    /// The host's session is lost: what it holds stays on show, and what it was doing doesn't.
+    /// The host's session is lost. What the host holds stays on show, and what it was doing doesn't.
     pub(crate) fn disconnected(&mut self) {
         self.rate = Rate::default();
         self.still = None;
@@ -225,12 +227,12 @@ impl Progress {
     pub(crate) fn view(&self, now: Moment, host: &str, connected: bool) -> HostProgress {
         let staging = connected && self.state == HostState::Staging;
         let still = self.still.filter(|_| connected);
-        // who says that nothing comes knows it before the window has passed
+        // a host that says that nothing comes knows it before the window has passed
         let rate = match staging && still.is_none() {
             true => self.rate.bytes_per_second(now),
             false => 0,
         };
-        // a host of an earlier version gives the reason of one content, also while others come
+        // a host of an earlier version gives the reason of one content, even while other contents come
         let stands = !staging || rate == 0;
         let message = match still {
             Some((at, since)) => standing_still(&self.message, since + now.since(at)),
@@ -266,7 +268,7 @@ impl Progress {
     }
 }
 
-/// A host's text, short and without control characters: it ends on people's terminals.
+/// A host's text, cut short and without control characters, because it appears on people's terminals.
 pub(crate) fn clean(text: &str) -> String {
     text.chars()
         .take(MAX_TEXT)
@@ -315,12 +317,12 @@ mod tests {
         let (staging, present) = (message::StageState::Staging, message::StageState::Present);
         let mut progress = Progress::new();
         progress.report(at(1), &report(present, 100, 5), Some(100));
-        // it is doubted, and a moment later a chunk of it is known to be bad
+        // the host doubts the image, and a moment later finds a bad chunk
         progress.report(at(2), &report(staging, 100, 5), Some(100));
         assert_eq!(progress.view(at(2), "h", true).held_bytes, 100);
         progress.report(at(3), &report(staging, 90, 5), Some(100));
         assert_eq!(progress.view(at(3), "h", true).held_bytes, 90);
-        // it doesn't fall further by a restart
+        // a restart of the agent makes the number fall no further
         progress.report(at(4), &report(staging, 80, 5), Some(100));
         assert_eq!(progress.view(at(4), "h", true).held_bytes, 90);
     }
@@ -350,12 +352,12 @@ mod tests {
             (view.bytes_per_second, view.eta_seconds)
         };
         assert_eq!(rate(&progress, 10), (5, Some(10)));
-        // nothing is reported any more
+        // no report comes any more
         assert_eq!(rate(&progress, 12), (3, Some(16)));
         assert_eq!(rate(&progress, 14), (1, Some(50)));
         assert_eq!(rate(&progress, 15), (0, None));
         assert_eq!(rate(&progress, 1_000), (0, None));
-        // and again, with reports that say the same
+        // the same with reports that bring nothing new
         let mut same = progress.clone();
         for second in 11..=15 {
             same.report(at(second), &report(staging, 50, 0), Some(100));
@@ -369,7 +371,7 @@ mod tests {
     fn what_was_here_before_came_at_no_rate() {
         let mut progress = Progress::new();
         progress.report(at(1), &report(message::StageState::Queued, 0, 0), Some(100));
-        // a copy of another image's layers, in the moment in which staging begins
+        // layers are copied from another image at the moment when staging begins
         for (second, held) in [(2, 60), (3, 61)] {
             progress.report(
                 at(second),
@@ -407,12 +409,12 @@ mod tests {
         assert_eq!(shown.reason.as_deref(), Some("throttled"));
         assert_eq!(shown.message, "no progress for 8 s");
         assert_eq!((shown.bytes_per_second, shown.eta_seconds), (0, None));
-        // it moves again
+        // bytes come again
         progress.report(at(10), &report(staging, 50, 0), Some(100));
         let shown = progress.view(at(10), "h", true);
         assert_eq!((shown.reason, shown.message.as_str()), (None, ""));
         assert!(shown.bytes_per_second > 0);
-        // a host that is away says nothing
+        // nothing is said for a host without a session
         progress.report(at(14), &still, Some(100));
         progress.disconnected();
         let shown = progress.view(at(20), "h", false);
@@ -443,13 +445,13 @@ mod tests {
         let (staging, queued) = (message::StageState::Staging, message::StageState::Queued);
         let mut progress = Progress::new();
         progress.report(at(1), &life(7_000, staging, 60, 30), Some(100));
-        // the agent was killed and lost a second
+        // the agent was killed, and lost the last second
         progress.report(at(2), &life(7_000, staging, 55, 0), Some(100));
         progress.report(at(3), &life(7_000, staging, 56, 4), Some(100));
         let shown = progress.view(at(3), "h", true);
         assert_eq!((shown.held_bytes, shown.bytes.origin), (60, 34));
         assert_eq!(shown.began_at, Some(7));
-        // its files were removed while it staged: another staging, without its presence ever having been lost
+        // the image's files were removed while it was staged; this is another staging, though presence was never lost
         progress.report(at(4), &life(0, queued, 0, 0), Some(100));
         progress.report(at(5), &life(9_000, staging, 2, 1), Some(100));
         let shown = progress.view(at(5), "h", true);
@@ -462,7 +464,7 @@ mod tests {
         let mut progress = Progress::new();
         let present = report(message::StageState::Present, 100, 7);
         progress.report(at(1), &present, Some(100));
-        // hosts of earlier versions count on
+        // agents of earlier versions continue their counts
         for state in [
             message::StageState::Gone,
             message::StageState::Queued,
@@ -472,7 +474,7 @@ mod tests {
             progress.report(at(2), &report(state, held, 7), Some(100));
             assert_eq!(progress.view(at(2), "h", true).held_bytes, 0, "{state:?}");
         }
-        // rot was found in an image that was whole
+        // the host found rot in an image that was whole
         let mut progress = Progress::new();
         progress.report(at(1), &present, Some(100));
         let mending = report(message::StageState::Staging, 97, 7);
@@ -490,14 +492,14 @@ mod tests {
         };
         assert_eq!(failed(0, Staging, 100), None);
         assert_eq!(failed(1, Failed, 100), Some(0));
-        // it tries by itself
+        // the host tries again by itself
         assert_eq!(failed(6, Queued, 0), None);
         assert_eq!(failed(6, Staging, 100), None);
         assert_eq!(failed(7, Failed, 100), Some(6));
-        // its links can't be made, time and again
+        // the image's links in tart's cache can't be made, again and again
         assert_eq!(failed(8, Installing, 100), None);
         assert_eq!(failed(9, Failed, 100), Some(8));
-        // it gained something
+        // the attempt brought something
         assert_eq!(failed(17, Staging, 200), None);
         assert_eq!(failed(18, Failed, 200), Some(0));
         assert_eq!(failed(48, Failed, 200), Some(30));

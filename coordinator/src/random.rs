@@ -2,10 +2,10 @@
 
 use rustls::crypto::ring;
 
-/// Fills `bytes`.
+/// Fills `bytes` with random bytes.
 ///
 /// # Panics
-/// When the operating system has no randomness to give: nothing safe can be done without.
+/// When the operating system gives no random bytes. Nothing secure can be done without them.
 pub(crate) fn fill(bytes: &mut [u8]) {
     ring::default_provider()
         .secure_random

@@ -1,8 +1,8 @@
-//! Whether a host may renew a certificate that has expired.
+//! Decides whether a host may renew a certificate that has expired.
 //!
-//! A host renews over its session while its certificate is good. One that couldn't, because it or the coordinator was
-//! away for longer than that, shows the old certificate and signs a request with its key. What it was is proved so;
-//! whether that still counts is decided here.
+//! While its certificate is good, a host renews it over its session. A host may have missed that, because it or the
+//! coordinator was away for too long. Such a host shows the old certificate, and signs a request with that
+//! certificate's key. This proves which host it was. This file decides whether that still counts.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,15 +14,16 @@ use crate::enrolment::unix;
 /// Why a host has to enrol anew.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum LateError {
-    /// There is no record of its enrolment.
+    /// There is no record of the host's enrolment.
     #[error("host {0} isn't enrolled; enrol it with a token")]
     NotEnrolled(HostId),
-    /// It has enrolled or was readmitted since: this certificate's key was given up then, or stolen before.
+    /// The host has enrolled or was readmitted since the certificate was signed. The certificate's key was given up
+    /// then, or may have been stolen before.
     #[error(
         "host {0} has enrolled anew since this certificate was signed, or was readmitted; enrol it with a token"
     )]
     Superseded(HostId),
-    /// It has been away for longer than is forgiven.
+    /// The host was away for longer than the grace.
     #[error(
         "certificate of host {host} expired more than {} days ago (coordinator.renewal_grace_seconds); enrol it with a token",
         grace.as_secs() / 86_400
@@ -30,13 +31,16 @@ pub(crate) enum LateError {
     TooLate {
         /// The host.
         host: HostId,
-        /// What is forgiven.
+        /// How long after its expiry a certificate may still be renewed.
         grace: Duration,
     },
 }
 
-/// Decides about a certificate of this authority, shown with a request of its key. `enrolled_at` is when its host
-/// enrolled last, in Unix seconds.
+/// Decides whether a certificate of this authority may be renewed. The caller has checked that the request is signed by
+/// its key. `enrolled_at` is when the host last enrolled, in Unix seconds.
+///
+/// # Errors
+/// Why the host has to enrol anew.
 pub(crate) fn permit(
     host: &HostId,
     validity: Validity,
@@ -57,7 +61,7 @@ pub(crate) fn permit(
     Ok(())
 }
 
-/// Whether the host has enrolled, or was readmitted, since a certificate of its was signed.
+/// Whether the host has enrolled or was readmitted after one of its certificates was signed.
 pub(crate) fn is_superseded(signed: SystemTime, enrolled_at: Option<u64>) -> bool {
     enrolled_at.is_some_and(|enrolled_at| unix(signed) < enrolled_at)
 }
@@ -80,7 +84,7 @@ mod tests {
             expires: enrolled + DAY,
         };
         let at = |now| permit(&host, validity, Some(unix(enrolled)), 7 * DAY, now);
-        // one that is good is renewed too: whose clock is wrong isn't known
+        // A certificate that is still good is renewed too: which of the two clocks is wrong isn't known.
         for now in [enrolled, validity.expires, enrolled + 8 * DAY] {
             assert_eq!(at(now), Ok(()));
         }

@@ -1,5 +1,5 @@
-//! From what an operator typed to an image that can be staged: the reference checked, its tag resolved once, its
-//! manifest fetched and laid out. And pull tokens for hosts, so that they hold no credentials.
+//! Makes an image that can be staged of what an operator typed: checks the reference, resolves its tag once, fetches
+//! its manifest, and computes its layout. Also gets pull tokens for hosts, so that hosts need no credentials.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,21 +32,21 @@ mod pull_secret;
 
 pub(crate) use self::pull_secret::LearnError;
 
-/// A registry answers for a manifest within this time, retries included.
+/// The time within which a registry has to answer for a manifest, including retries.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Attempts at a manifest, while the registry says that trying again may help.
+/// The most attempts at a manifest. There is another attempt only when the error says that trying again may help.
 const ATTEMPTS: usize = 4;
-/// The first and the longest pause between them; a registry may ask for more.
+/// The first and the longest pause between attempts; a registry may ask for a longer one.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// A password's header is handed down as if it lived this long: hosts get it anew before.
+/// The lifetime that hosts are told for a password's header. Hosts get the header anew before that.
 const PASSWORD_LIFE: Duration = Duration::from_hours(1);
-/// Characters of what was typed that a refusal repeats.
+/// The most characters of the typed text that a refusal repeats.
 const MAX_QUOTE: usize = 120;
-/// Manifests that are kept by digest, so that a known image needs no registry.
+/// The most manifests that are kept by digest, so that a known image needs no fetch.
 const MAX_MANIFESTS: usize = 64;
 
-/// Of each, the askers that are remembered.
+/// The most askers that are remembered of each manifest.
 const MAX_GIVEN_TO: usize = 64;
 
 /// A manifest's bytes and media type.
@@ -59,7 +59,7 @@ struct Known {
     given_to: BTreeSet<Asked>,
 }
 
-/// Which repository was asked, and with the credentials of which pull Secret.
+/// An asker: a repository, and the pull Secret whose credentials were used.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Asked {
     registry: String,
@@ -77,7 +77,7 @@ impl Asked {
     }
 }
 
-/// A short-lived right to pull, as hosts get it.
+/// A short-lived right to pull from a repository, as hosts get it.
 #[derive(Clone)]
 pub(crate) struct PullToken {
     /// A whole `Authorization` header value.
@@ -93,14 +93,14 @@ impl std::fmt::Debug for PullToken {
     }
 }
 
-/// What a registry lets hosts be given.
+/// What hosts may be given for a repository.
 #[derive(Debug)]
 pub(crate) enum Granted {
-    /// It asks for no credentials.
+    /// The registry needs no credentials.
     Unneeded,
-    /// This.
+    /// This token.
     Token(PullToken),
-    /// It knows only user and password, and the fleet file doesn't allow handing that down.
+    /// The registry takes only user and password, and the fleet file doesn't allow to hand these down.
     PasswordOnly,
 }
 
@@ -108,10 +108,10 @@ pub(crate) enum Granted {
 pub(crate) struct Registries {
     config: Origin,
     client: Client,
-    /// Read and written for a moment, never across an await.
+    /// Locked only briefly, never across an await.
     manifests: Mutex<BTreeMap<Digest, Known>>,
-    /// Those of each pull Secret by its name: they are used for who names that Secret, and nobody else. For a moment
-    /// too.
+    /// The logins of each pull Secret, by the Secret's name. They are used only for askers that name that Secret.
+    /// Locked only briefly, too.
     learned: Mutex<BTreeMap<String, Logins>>,
 }
 
@@ -124,10 +124,10 @@ impl std::fmt::Debug for Registries {
 /// Why a reference can't be staged.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ResolveError {
-    /// It isn't a reference, or not one that tart can say.
+    /// The text isn't a reference, or isn't one that tart can say.
     #[error("image reference `{reference}` is refused: {reason}")]
     Reference {
-        /// What was typed, cut.
+        /// What was typed, cut short.
         reference: String,
         /// What is wrong, and what is right.
         reason: String,
@@ -137,7 +137,7 @@ pub(crate) enum ResolveError {
     Password {
         /// The registry.
         registry: String,
-        /// The file of the fleet file's `password_file`.
+        /// The file that `password_file` in the fleet file names.
         path: PathBuf,
         /// The cause.
         error: io::Error,
@@ -148,7 +148,7 @@ pub(crate) enum ResolveError {
         /// The reference.
         reference: String,
     },
-    /// The registry refuses, is down, or sends what can't be.
+    /// The registry refuses, is down, or sends an impossible answer.
     #[error("asking the registry for {reference}: {error}")]
     Registry {
         /// The reference.
@@ -170,7 +170,7 @@ pub(crate) enum ResolveError {
     NoManifest {
         /// The reference.
         reference: String,
-        /// Its type and how it begins.
+        /// The type of what the registry gave, and how it begins.
         what: String,
     },
     /// The manifest isn't one that can be staged.
@@ -184,7 +184,7 @@ pub(crate) enum ResolveError {
 }
 
 impl ResolveError {
-    /// How long the registry wants to be left alone.
+    /// How long the registry wants to be left alone, where it says so.
     pub(crate) const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Registry { error, .. } => error.retry_after(),
@@ -196,13 +196,14 @@ impl ResolveError {
 /// Why the registry client can't be made.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistriesError {
-    /// The client can't be made of these settings; the error names the file, where `origin.ca_bundle` is at fault.
+    /// The client can't be made from these settings. The error names the file when `origin.ca_bundle` is at fault.
     #[error("registry client: {0}")]
     Client(#[from] origin::ConfigError),
 }
 
 impl Registries {
-    /// Reads the CA bundle and the proxy's password, where they are set, and what the system trusts. Blocks.
+    /// Makes the client of the registries. Reads the CA bundle and the proxy's password, where these are set, and the
+    /// system's trusted roots. Blocks.
     pub(crate) fn new(config: Origin) -> Result<Self, RegistriesError> {
         let proxies = Proxies::new(&config.proxy)?;
         if !proxies.names().is_empty() {
@@ -227,6 +228,9 @@ impl Registries {
     }
 
     /// Remembers what a pull Secret holds now (`.dockerconfigjson`).
+    ///
+    /// # Errors
+    /// When the Secret's text can't be used.
     pub(crate) fn learn(&self, secret: &str, dockerconfig: &[u8]) -> Result<(), LearnError> {
         let found = pull_secret::logins(dockerconfig)?;
         let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
@@ -234,7 +238,7 @@ impl Registries {
         Ok(())
     }
 
-    /// Forgets the pull Secrets that nobody names any more, or that are gone.
+    /// Forgets the pull Secrets for which `keep` returns false: nobody names them any more, or they are gone.
     pub(crate) fn keep_secrets(&self, keep: impl Fn(&str) -> bool) {
         let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
         learned.retain(|secret, _| keep(secret));
@@ -267,12 +271,12 @@ impl Registries {
         }
     }
 
-    /// The image that `reference` names now, ready to be wanted on `hosts`. One resolution: the tag may move
+    /// The image that `reference` names now, ready to be wanted on `hosts`. The tag is resolved once; it may move
     /// afterwards.
     ///
-    /// A manifest that is known isn't fetched again. But knowing a digest gives nobody an image: a repository that
-    /// hasn't given it to these credentials before is asked whether it does. The registry is asked with what `secret`
-    /// holds for it, where that names a pull Secret that was learned; else with the fleet file's credentials.
+    /// A known manifest isn't fetched again. But knowing a digest gives nobody an image: unless the repository has
+    /// given the image to these credentials before, it is asked whether it does. The registry is asked with the login
+    /// that `secret` holds for it, where that pull Secret was learned; otherwise with the fleet file's credentials.
     pub(crate) async fn resolve(
         &self,
         reference: &str,
@@ -334,7 +338,8 @@ impl Registries {
             })
     }
 
-    /// What hosts may be given for this reference's repository, as for [`resolve`](Self::resolve).
+    /// What hosts may be given for this reference's repository. The credentials are chosen as in
+    /// [`resolve`](Self::resolve).
     pub(crate) async fn pull_token(
         &self,
         reference: &str,
@@ -387,7 +392,7 @@ impl Registries {
             },
             (None, None) => Credentials::Anonymous,
             (None, Some(found)) => {
-                // Read at each use: an operator replaces the file, and no restart is needed. A few bytes.
+                // The file is small and is read at each use, so an operator can replace it without a restart.
                 let password = std::fs::read_to_string(&found.password_file);
                 let password = password.map_err(|error| ResolveError::Password {
                     registry: registry.to_owned(),
@@ -434,7 +439,7 @@ impl Registries {
         found.map(drop).map_err(|error| failed(reference, error))
     }
 
-    /// A manifest, and whether it was given to who asks so before.
+    /// A known manifest, and whether this asker was given it before.
     fn known(&self, digest: &Digest, asked: &Asked) -> Option<((Digest, Found), bool)> {
         let manifests = self
             .manifests
@@ -453,7 +458,7 @@ impl Registries {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if manifests.len() >= MAX_MANIFESTS && !manifests.contains_key(&digest) {
-            // Any will do: it costs one request to the registry to have it again.
+            // Any manifest may go: getting one again costs one request to the registry.
             manifests.pop_first();
         }
         let known = manifests.entry(digest).or_insert_with(|| Known {
@@ -469,8 +474,8 @@ impl Registries {
     }
 }
 
-/// Asks a registry, and again while it says that this may help. Ends with its last word where it wants to be left
-/// alone beyond `until`.
+/// Asks a registry, and asks again while the error says that this may help. Returns the last error when the registry
+/// wants to be left alone beyond `until`.
 async fn patiently<T, F>(until: Instant, ask: impl Fn() -> F) -> Result<T, OriginError>
 where
     F: Future<Output = Result<T, OriginError>>,
@@ -491,7 +496,7 @@ where
     ask().await
 }
 
-/// What the registry gave in place of a manifest, where it isn't JSON at all: its type and how it begins.
+/// What the registry gave in place of a manifest, when it isn't JSON at all: its type and how it begins.
 fn unlike_json(media_type: &str, given: &[u8]) -> Option<String> {
     if serde_json::from_slice::<serde::de::IgnoredAny>(given).is_ok() {
         return None;
@@ -505,7 +510,7 @@ fn unlike_json(media_type: &str, given: &[u8]) -> Option<String> {
         [0x1f, 0x8b, ..] => "gzip".to_owned(),
         given => match std::str::from_utf8(given.get(..MAX_QUOTE).unwrap_or(given)) {
             Ok(text) => format!("{:?}", crate::progress::clean(text).trim()),
-            // cut within a character, or no text
+            // the text was cut within a character
             Err(error) if error.error_len().is_none() => {
                 let text = String::from_utf8_lossy(&given[..error.valid_up_to()]);
                 format!("{:?}", crate::progress::clean(&text).trim())
@@ -525,7 +530,8 @@ fn failed(reference: &str, error: OriginError) -> ResolveError {
     }
 }
 
-/// `image` by this digest instead of its tag. What isn't a reference stays as it is: resolving it says so.
+/// The reference `image` with this digest instead of its tag. A text that isn't a reference is returned as it is;
+/// resolving it gives the error.
 pub(crate) fn by_digest(image: &str, digest: &Digest) -> String {
     match image.parse::<proto::Reference>() {
         Ok(reference) => reference.at(digest),
@@ -533,8 +539,8 @@ pub(crate) fn by_digest(image: &str, digest: &Digest) -> String {
     }
 }
 
-/// Checks a reference: hosts make paths of it, and tart has to find the image by it. It stays as it was typed,
-/// because goldens are named by a hash of that text. Returned as the registry's client knows it.
+/// Checks a reference, because hosts make paths of it, and tart has to find the image by it. The text stays as it was
+/// typed, because goldens are named by a hash of it. Returns the reference as the registry's client parses it.
 fn parse(reference: &str) -> Result<Reference, ResolveError> {
     let refuse = |reason: String| ResolveError::Reference {
         reference: crate::progress::clean(reference)
@@ -546,7 +552,7 @@ fn parse(reference: &str) -> Result<Reference, ResolveError> {
     reference
         .parse::<proto::Reference>()
         .map_err(|error| refuse(error.to_string()))?;
-    // the client's own grammar is wider
+    // the client's own grammar also allows references that were refused above
     reference
         .parse()
         .map_err(|error: origin::ParseReferenceError| refuse(error.to_string()))
@@ -580,13 +586,13 @@ mod tests {
             "its entry for t.test holds no user and password"
         );
 
-        // another's Secret, or none, isn't helped by it, and doesn't change it
+        // a login of one Secret isn't used for another Secret or for none, and isn't changed by them
         assert_eq!(registries.learned(None, "s.test"), None);
         assert_eq!(registries.learned(Some(&two), "s.test"), None);
         let other = br#"{"auths":{"s.test":{"username":"v","password":"q"}}}"#;
         registries.learn(&two, other).unwrap();
         assert_eq!(registries.learned(Some(&one), "s.test"), plain);
-        // what a Secret holds now counts, and nothing of one that is gone
+        // the Secret's current content counts; nothing is used of a Secret that is gone
         registries.learn(&one, other).unwrap();
         assert_eq!(registries.learned(Some(&one), "r.test"), None);
         registries.keep_secrets(|secret| secret == two);
@@ -623,7 +629,7 @@ mod tests {
                 && told.contains("try again in 3600 s"),
             "{told}"
         );
-        // what may still help is waited for
+        // an attempt that may still succeed is waited for
         assert!(patiently(until, ask(0)).await.is_err());
         assert_eq!(asked.get(), 1 + ATTEMPTS);
         assert!(begun.elapsed() < Duration::from_secs(50));
@@ -643,7 +649,7 @@ mod tests {
         let other = unlike_json("a/b", &[0xff, 0xfe]);
         assert_eq!(other.unwrap(), "bytes that aren't text (type a/b, 2 bytes)");
         assert_eq!(unlike_json("a/b", b"").unwrap(), "nothing (type a/b)");
-        // JSON that lacks something has a better word
+        // for JSON that lacks something there is a better error
         assert_eq!(unlike_json("a/b", b"{}"), None);
     }
 

@@ -1,28 +1,30 @@
-//! The door to whoever keeps the enrolment records where they survive this process.
+//! The saver: callers use it to wait until changed enrolment records are kept where they survive this process.
 //!
-//! In a cluster the leader writes the state directory into a Secret; see `cluster::shared_secret`. A coordinator alone
-//! has its records in files already, and nothing is waited for.
+//! In a cluster, the leader writes the state directory into a Secret; see `cluster::shared_secret`. A coordinator
+//! without a cluster has its records in files already, so nothing is waited for.
 
 use tokio::sync::{mpsc, oneshot};
 
-/// Savers that wait at one time: the enrolments that the API takes at one time, and as many operators.
+/// The most asks that wait: as many as the enrolments that the API takes at one time, and as many for operators.
 const ASKS: usize = 64;
 
-/// Somebody waits until the files, as they are now, are kept. The text says why they can't be.
+/// An ask to keep the files as they are now. The answer is sent once they are kept; an error text says why they can't
+/// be.
 pub(crate) type Ask = oneshot::Sender<Result<(), String>>;
 
-/// Waits until changed records are kept where they survive this process. The default one waits for nothing.
+/// Lets callers wait until changed records are kept where they survive this process. The default saver waits for
+/// nothing.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Saver(Option<mpsc::Sender<Ask>>);
 
 impl Saver {
-    /// A saver, and the queue of its asks for the one who keeps the records.
+    /// A saver, and the queue of its asks. The receiver of the queue keeps the records.
     pub(crate) fn new() -> (Self, mpsc::Receiver<Ask>) {
         let (asks, queue) = mpsc::channel(ASKS);
         (Self(Some(asks)), queue)
     }
 
-    /// Returns when the records as they are now are kept.
+    /// Returns once the records, as they are now, are kept.
     ///
     /// # Errors
     /// When the records can't be kept; the text says why. They are tried again, and may be kept later.

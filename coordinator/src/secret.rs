@@ -5,7 +5,7 @@ pub use proto::Secret;
 
 use crate::random;
 
-/// A secret of 32 bytes of the operating system's randomness, as base64url without padding.
+/// A new secret: 32 random bytes from the operating system, as base64url without padding.
 #[must_use]
 pub fn random() -> Secret {
     let mut bytes = [0; 32];

@@ -1,4 +1,5 @@
-//! Lines of the log that anybody who reaches a port can cause: written once in a while, with how many weren't.
+//! Rare log lines. Anybody who reaches a port can cause some log lines, so such a line is written at intervals only,
+//! with the number of lines that were left out.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -9,12 +10,13 @@ use std::{
 #[derive(Debug)]
 pub(crate) struct Seldom {
     every: Duration,
-    /// When a line was written last, and how many weren't since. Locked for a moment, never across an await.
+    /// When a line was last written, and how many lines were left out since. Locked only briefly, never across an
+    /// await.
     said: Mutex<(Option<Instant>, u64)>,
 }
 
 impl Seldom {
-    /// One line in this time.
+    /// At most one line is written within `every`.
     pub(crate) const fn new(every: Duration) -> Self {
         Self {
             every,
@@ -22,7 +24,8 @@ impl Seldom {
         }
     }
 
-    /// Something happened that is worth a line: where one is due, how many more happened since the last line.
+    /// Something happened that is worth a line. `Some` when a line is due, with the number of events since the last
+    /// line that got none.
     pub(crate) fn due(&self, now: Instant) -> Option<u64> {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         let (last, unsaid) = *said;

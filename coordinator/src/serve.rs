@@ -1,8 +1,8 @@
 //! HTTP/1.1 servers for a router: over TLS with the fleet's own certificate, or plain on loopback.
 //!
-//! Anybody who reaches a server's port can connect. What is bounded here for everybody: how many connect at one time,
-//! and who of them gives way ([`link::Crowd`]), and how long a request's head and body take. What a request costs is
-//! bounded where it is answered.
+//! Anybody who reaches a server's port can connect. So this file bounds, for every client: how many connections there
+//! are at one time, which of them gives way ([`link::Crowd`]), and how long a request's head and body may take. The
+//! cost of a request itself is bounded where the request is answered.
 
 use std::{
     convert::Infallible,
@@ -51,22 +51,23 @@ use crate::{authority::Identity, driver::Refused};
 
 mod exchange;
 
-/// A client is through the TLS handshake, and sends its request's head, within this time.
+/// The time within which a client has to finish the TLS handshake, and the time within which it has to send its
+/// request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// A request's body comes within this time after its head: the largest has 1 MiB.
+/// The time within which a request's body has to arrive after its head. The largest body has 1 MiB.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections at one time: 64 operators who follow progress, and a fleet that enrols. Over it who waits longest
-/// gives way.
+/// The most connections at one time: 64 operators who follow progress, and a fleet that enrols. Beyond it, the
+/// connection that has waited longest gives way.
 const CONNECTIONS: usize = 512;
-/// A connection that sent no whole request for so long gives way to another one from its own address. A handshake and a
-/// small request take a few round trips.
+/// A connection that has sent no whole request for this long gives way to another one from its own address. A handshake
+/// and a small request take a few round trips.
 const GRACE: Duration = Duration::from_secs(1);
-/// Requests may finish for so long after the coordinator was told to stop.
+/// How long requests may go on after the coordinator was told to stop.
 const DRAIN: Duration = Duration::from_secs(2);
-/// After an accept that failed (no file handle left), the next one waits.
+/// The pause after a failed accept, for example when no file handle is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The coordinator's certificate as it is now; replaced before it expires.
+/// The coordinator's current certificate, which is replaced before it expires.
 pub(crate) struct Certificate(RwLock<Arc<CertifiedKey>>);
 
 impl fmt::Debug for Certificate {
@@ -105,7 +106,7 @@ impl ResolvesServerCert for Certificate {
     }
 }
 
-/// TLS 1.3 with that certificate. No client certificates: who may ask shows a token.
+/// TLS 1.3 with this certificate. There are no client certificates: callers show a token.
 pub(crate) fn tls(certificate: Arc<Certificate>) -> Result<TlsAcceptor, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
@@ -116,10 +117,10 @@ pub(crate) fn tls(certificate: Arc<Certificate>) -> Result<TlsAcceptor, rustls::
     Ok(Arc::new(config).into())
 }
 
-/// Routes each request as the latest router says: what is served changes with who leads, the port doesn't.
+/// A router that hands each request to the latest router. The routes change with the leader, and the port doesn't.
 pub(crate) fn latest(routes: watch::Receiver<Router>) -> Router {
     Router::new().fallback(move |request: Request| {
-        // No guard lives across the await: writers must not wait for a slow request.
+        // The guard isn't held across the await, so that a slow request doesn't block writers.
         let current = routes.borrow().clone();
         async move {
             let response: Result<Response, Infallible> =
@@ -129,7 +130,7 @@ pub(crate) fn latest(routes: watch::Receiver<Router>) -> Router {
     })
 }
 
-/// TLS, and who is told of clients that don't take its certificate.
+/// TLS, and the channel for reports about clients that don't take its certificate.
 #[derive(Clone)]
 pub(crate) struct Guarded {
     pub(crate) tls: TlsAcceptor,
@@ -137,7 +138,8 @@ pub(crate) struct Guarded {
 }
 
 impl Guarded {
-    /// A handshake failed. A client whose clock is wrong is worth a word: it may be a host, which can't say so itself.
+    /// A handshake failed. It is reported when the client says that the certificate has expired: the client may be a
+    /// host with a wrong clock, which can't say so itself.
     fn failed(&self, remote: SocketAddr, error: &io::Error) {
         debug!(%remote, %error, "TLS handshake failed");
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref());
@@ -159,16 +161,16 @@ impl Guarded {
                 utc(SystemTime::now())
             ),
         };
-        // one of many: the next attempt tells it again
+        // the channel may be full; the client's next attempt is reported again
         drop(self.refusals.try_send(refused));
     }
 }
 
-/// Who asks, as far as the connection tells: an extension of each request.
+/// The IP address of a request's connection. Each request has it as an extension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Remote(pub(crate) IpAddr);
 
-/// Answers only who asks for this machine by an address, as `localhost` or by one of these names: see [`LocalNames`].
+/// Answers only requests for an address, for `localhost` or for one of these names; see [`LocalNames`].
 pub(crate) fn local_only(router: Router, names: LocalNames) -> Router {
     let check = move |request: Request, next: Next| {
         let foreign = hosts(&request).find(|host| !names.admits(host));
@@ -189,7 +191,7 @@ pub(crate) fn local_only(router: Router, names: LocalNames) -> Router {
     router.layer(middleware::from_fn(check))
 }
 
-/// The hosts that a request names: in its target, and in its header. What isn't text is no name.
+/// The hosts that a request names, in its target and in its header. A host that isn't text counts as an empty name.
 fn hosts(request: &Request) -> impl Iterator<Item = &str> {
     let target = request
         .uri()
@@ -201,7 +203,7 @@ fn hosts(request: &Request) -> impl Iterator<Item = &str> {
         .chain(named.map(|host| host.to_str().unwrap_or_default()))
 }
 
-/// Serves until `shutdown`, and then lets requests finish for a moment.
+/// Serves until `shutdown`. Then requests have [`DRAIN`] to finish.
 pub(crate) async fn serve(
     listener: TcpListener,
     tls: Option<Guarded>,
@@ -263,7 +265,7 @@ async fn one(
         remote: Remote(remote.ip().to_canonical()),
         place: place.clone(),
     };
-    // Progress lines are small and wanted at once.
+    // Progress lines are small, and have to be sent at once.
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "TCP_NODELAY can't be set");
     }
@@ -277,7 +279,7 @@ async fn one(
     }
 }
 
-/// What the requests of one connection are answered by.
+/// The service that answers the requests of one connection.
 struct Served {
     router: Router,
     remote: Remote,
@@ -285,7 +287,7 @@ struct Served {
 }
 
 impl Served {
-    /// The answer. A body that takes too long is the client's failure, whatever the router makes of it.
+    /// Answers a request. When the body takes too long, the answer is 408, whatever the router made of the request.
     fn answer(&self, request: hyper::Request<Incoming>) -> impl Future<Output = Answered> + use<> {
         let exchange = Exchange::new(self.place.clone());
         let mut request = request.map(|body| {

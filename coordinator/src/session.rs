@@ -1,7 +1,7 @@
-//! Connections of hosts: one task each, which carries reports in and orders out, and answers renewals beside them.
+//! Connections of hosts. Each has a task that carries reports in and orders out, and answers renewals beside them.
 //!
-//! A host's certificate says who it is. The membership says whether the host may be here, at the beginning and at every
-//! change. Nothing is decided here about staging.
+//! A host's certificate proves which host it is. The membership says whether the host may connect; it is checked when
+//! the host connects, and at every change of the membership. Nothing here decides about staging.
 
 use std::{
     collections::BTreeSet,
@@ -36,28 +36,30 @@ use crate::{
     seldom::Seldom,
 };
 
-/// A host says what a stream is for within this time.
+/// The time within which a host has to say what a stream is for.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// A host takes an order within this time, or its session is given up: a whole manifest over a very slow line.
+/// The time within which a host has to take an order: enough for a whole manifest over a very slow line. A slower
+/// host's session is given up.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(60);
-/// A report is taken so long after the one before at the soonest: an agent sends two a second, and a few more where
-/// things end.
+/// The shortest pause between two reports of a host. An agent sends two reports a second, and a few more when something
+/// ends.
 const REPORT_EVERY: Duration = Duration::from_millis(10);
-/// And so many times as long after it as that one took to handle: one host has a fifth of the driver's time at most.
-/// Others' reports wait for one of its reports, never for more: its next one is taken when the last one was handled.
+/// The pause after a report is this many times as long as its handling took. So one host takes at most a fifth of the
+/// driver's time. The next report is read only after the last one was handled, so other hosts' reports wait for at most
+/// one report of this host.
 const SHARE: u32 = 4;
-/// The longest such pause: what took that long did so for another reason, such as a machine that was asleep.
+/// The longest such pause. Handling that takes longer has another cause, such as a machine that was asleep.
 const SHARE_MOST: Duration = Duration::from_millis(500);
-/// Streams of one host that are looked at beside each other.
+/// The most streams of one host that are served at one time.
 const STREAMS: usize = 8;
-/// Certificates that are signed at one time: each takes about a millisecond of one core.
+/// The most certificates that are signed at one time: each takes about a millisecond of one core.
 const RENEWALS: usize = 16;
-/// Handshakes that fail are logged this often: whoever sends a packet begins one.
+/// At most one failed handshake is logged within this time, because anybody who sends a packet can begin one.
 const HANDSHAKES_LOGGED_EVERY: Duration = Duration::from_secs(10);
-/// How long hosts may take to hear that the coordinator stops.
+/// How long the coordinator waits for hosts to hear that it stops.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// What every connection needs.
+/// What every connection's task needs.
 #[derive(Clone, Debug)]
 pub(crate) struct Sessions {
     pub(crate) authority: Arc<Authority>,
@@ -69,9 +71,9 @@ pub(crate) struct Sessions {
     pub(crate) numbers: Arc<AtomicU64>,
     pub(crate) renewals: Arc<Semaphore>,
     pub(crate) door: Arc<Door>,
-    /// Leases that may run at one time, by this coordinator's settings.
+    /// The most leases that may run at one time, by this coordinator's settings.
     pub(crate) origin_streams: usize,
-    /// When a handshake that failed is worth a line of the log.
+    /// Bounds the log lines about failed handshakes.
     pub(crate) failed_handshakes: Arc<Seldom>,
 }
 
@@ -99,7 +101,7 @@ impl Sessions {
     }
 }
 
-/// Takes in hosts until `shutdown`, then tells them and leaves.
+/// Accepts hosts' connections until `shutdown`. Then tells the hosts that the coordinator stops, and returns.
 pub(crate) async fn accept(endpoint: Endpoint, sessions: Sessions, shutdown: CancellationToken) {
     let mut membership = sessions.membership.clone();
     admit(&endpoint, &membership.borrow_and_update());
@@ -131,8 +133,8 @@ pub(crate) async fn accept(endpoint: Endpoint, sessions: Sessions, shutdown: Can
     connections.shutdown().await;
 }
 
-/// Lets in who belongs to the fleet, with a certificate of its last enrolment: in an open one anybody who isn't
-/// revoked.
+/// Tells the endpoint which hosts may connect: the members, each with a certificate of its last enrolment. An open
+/// fleet lets in every host that isn't revoked.
 fn admit(endpoint: &Endpoint, membership: &Membership) {
     let revoked = membership.revoked.keys();
     let revoked = revoked.map(|host| (host.clone(), membership.refusal(host)));
@@ -154,7 +156,8 @@ async fn connection(incoming: Incoming, sessions: Sessions) {
         Ok(connection) => connection,
         Err(error) => {
             match Refused::of(&error) {
-                // the driver knows whose address that is, and logs it. Where it has much to do others come first
+                // The driver knows which host has this address, and logs the refusal. When the driver's inbox is full,
+                // other inputs matter more.
                 Some(refused) => drop(sessions.inbox.try_send(Input::Refused(refused))),
                 None => {
                     if let Some(others) = sessions.failed_handshakes.due(Instant::now()) {
@@ -199,7 +202,7 @@ async fn connection(incoming: Incoming, sessions: Sessions) {
             }
         }
     }
-    // Each session tells the driver of its end by itself.
+    // Each session's own task tells the driver of the session's end.
     while streams.join_next().await.is_some() {}
 }
 
@@ -257,7 +260,7 @@ async fn renew(connection: &Connection, request: &Renewal, sessions: &Sessions) 
     let Ok(_permit) = sessions.renewals.acquire().await else {
         return refuse("coordinator is stopping".to_owned());
     };
-    // The connection was let in, but that may be a while ago.
+    // The membership may have changed since the connection was let in.
     let members = sessions.membership.borrow().clone();
     if !members.admits(host) {
         return refuse(members.refusal(host));
@@ -269,11 +272,11 @@ async fn renew(connection: &Connection, request: &Renewal, sessions: &Sessions) 
         sessions.enrolment.clone(),
     );
     let issued = tokio::task::spawn_blocking(move || {
-        // no older than what is accepted, where the clock was set back
+        // Where the clock was set back, the certificate is dated at the enrolment: an older one wouldn't be accepted.
         let since = enrolment.enrolled_at(&id).unwrap_or_default();
         let from = UNIX_EPOCH + Duration::from_secs(since.unwrap_or_default());
         let chain = authority.issue_from(&id, &csr, from, lifetime);
-        // after signing: see `Enrolment::enrol`
+        // read after signing; `Enrolment::enrol` explains why
         (chain, enrolment.enrolled_at(&id))
     })
     .await;
@@ -376,7 +379,7 @@ async fn session(
         host,
         session: number,
     };
-    // Only at the end of the program nobody hears it.
+    // Sending fails only at the end of the program.
     drop(sessions.inbox.send(closed).await);
 }
 
@@ -395,7 +398,7 @@ async fn send_orders(sender: &mut Sender, queue: &mut mpsc::Receiver<Arc<Order>>
 }
 
 impl Sessions {
-    /// A host sent far more than a host can need: it is turned away, and comes again later.
+    /// A host sent far more than a host can need. Closes its connection, and keeps the host away for a while.
     fn end_excessive(&self, connection: &Connection, excess: &intake::Excess) {
         let host = connection.host();
         warn!(
@@ -439,7 +442,8 @@ async fn receive_reports(
         if sessions.inbox.send(reported).await.is_err() {
             return Ok(SessionEnd::Stopping);
         }
-        // the next one is read when this one was handled: what waits in the inbox is one of each host
+        // The next report is read after this one was handled. So the driver's inbox holds at most one report of each
+        // host.
         let Ok(took) = took.await else {
             return Ok(SessionEnd::Stopping);
         };
@@ -447,7 +451,7 @@ async fn receive_reports(
     }
 }
 
-/// The pause after a report that took so long to handle.
+/// The pause after a report whose handling took `took`.
 fn pause(took: Duration) -> Duration {
     took.saturating_mul(SHARE).clamp(REPORT_EVERY, SHARE_MOST)
 }
@@ -466,7 +470,7 @@ mod tests {
     /// Longer than anything takes here.
     const PATIENCE: Duration = Duration::from_secs(30);
 
-    /// Sessions without a driver: the test is the driver.
+    /// Sessions without a driver. The test acts as the driver.
     struct Office {
         authority: Arc<Authority>,
         address: std::net::SocketAddr,
@@ -528,7 +532,7 @@ mod tests {
             (connection.unwrap(), endpoint)
         }
 
-        /// A host that says hello, and then this report so many times, as fast as it is taken.
+        /// A host that says hello, and then sends this report `times` times, as fast as the reports are read.
         async fn reports(&mut self, host: &str, report: Report, times: u32) -> Connection {
             let (connection, endpoint) = self.connect(host).await;
             let (mut sender, receiver) = connection.open().await.unwrap();
@@ -541,7 +545,7 @@ mod tests {
                         sent = sender.send(&report).await;
                     }
                 }
-                // until the test ends
+                // kept open until the test ends
                 let _kept = (receiver, endpoint);
                 std::future::pending::<()>().await;
             });
@@ -553,7 +557,7 @@ mod tests {
             next.expect("an input in time").unwrap()
         }
 
-        /// The next report, and whose it is; sessions that begin are kept.
+        /// The next report, and the host that sent it. Sessions that begin before it go into `kept`.
         async fn next_report(
             &mut self,
             kept: &mut Vec<Opened>,
@@ -592,7 +596,7 @@ mod tests {
         let _rogue = office.reports("rogue", leases(700), 200).await;
         let (host, report, handled) = office.next_report(&mut kept).await;
         assert_eq!((host.as_str(), report.leases.len()), ("rogue", 74));
-        // while the driver is busy with that one, others come and none of its own does
+        // while the driver is busy with this report, other hosts' reports arrive, and none of the same host's does
         let mut others = Vec::new();
         for name in ["a", "b", "c"] {
             let connection = office.reports(name, Report::default(), 1).await;
@@ -613,7 +617,7 @@ mod tests {
         let (_, _, handled) = office.next_report(&mut kept).await;
         handled.send(Duration::ZERO).unwrap();
         let rogue = office.reports("rogue", leases(4_500), 20).await;
-        // the words may get lost in its own flood; then it hears that nobody knows its connection
+        // The closing words may get lost in the host's own flood. The host then hears that its connection is unknown.
         match timeout(PATIENCE, rogue.closed()).await.unwrap() {
             CloseReason::Peer { code, reason } => {
                 assert_eq!(code, CloseCode::Protocol);
@@ -625,7 +629,7 @@ mod tests {
             CloseReason::Reset => {}
             other => panic!("{other}"),
         }
-        // nothing of it reached the driver but its coming and its end
+        // the driver heard only that the host's session began and ended
         assert!(
             matches!(office.next().await, Input::Opened(opened) if opened.host.as_str() == "rogue")
         );

@@ -1,4 +1,4 @@
-//! The state directory as a whole: its lock, the API's token in it, and where its coordinator listens.
+//! The state directory as a whole: its lock, the API's token, and the addresses on which its coordinator listens.
 
 use std::{
     fs::File,
@@ -10,7 +10,7 @@ use tracing::error;
 
 use crate::{secret::Secret, view::Addresses};
 
-/// What makes a state directory usable again.
+/// What an operator can do to make a state directory usable again.
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
@@ -43,7 +43,7 @@ pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> StateDirError {
     move |error| StateDirError::State { path, error }
 }
 
-/// The lock that keeps a second coordinator off this state, for as long as it is held.
+/// Takes the lock that keeps a second coordinator off this state. The lock lasts as long as the returned file. Blocks.
 pub(crate) fn lock(dir: &Path) -> Result<File, StateDirError> {
     durable::make_dir(dir).map_err(at(dir))?;
     let path = dir.join("lock");
@@ -55,13 +55,13 @@ pub(crate) fn lock(dir: &Path) -> Result<File, StateDirError> {
     }
 }
 
-/// The API's token: made at the first start, readable by the coordinator's user alone.
+/// The API's token. It is made at the first start, and only the coordinator's user can read it. Blocks.
 pub(crate) fn api_token(dir: &Path) -> Result<Secret, StateDirError> {
     let path = dir.join("api.token");
     match std::fs::read_to_string(&path) {
         Ok(text) if is_token(&text) => return Ok(Secret::from_text(&text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        // a torn file, or bytes that are no text: as good as lost
+        // a torn file, or bytes that aren't text, hold no usable token
         Ok(_) => set_aside(&path)?,
         Err(error) if error.kind() == io::ErrorKind::InvalidData => set_aside(&path)?,
         Err(error) => return Err(at(&path)(error)),
@@ -72,13 +72,14 @@ pub(crate) fn api_token(dir: &Path) -> Result<Secret, StateDirError> {
     Ok(token)
 }
 
-/// One line of printable characters, long enough not to be guessed: what an HTTP header can carry.
+/// Whether the text is one line of printable characters, which an HTTP header can carry, and long enough not to be
+/// guessed.
 fn is_token(text: &str) -> bool {
     let token = text.trim();
     token.len() >= 32 && token.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// A token that can't be used is kept beside, and another one is made: whoever has the old one is refused by name.
+/// Renames a token's file that can't be used, so that a new token is made. Clients with the old token are then refused.
 fn set_aside(path: &Path) -> Result<(), StateDirError> {
     let aside = path.with_extension("token.damaged");
     error!(
@@ -89,7 +90,7 @@ fn set_aside(path: &Path) -> Result<(), StateDirError> {
     std::fs::rename(path, &aside).map_err(at(path))
 }
 
-/// Writes down where the coordinator listens, for programs on this machine.
+/// Writes the addresses on which the coordinator listens to a file, for programs on this machine. Blocks.
 pub(crate) fn write_addresses(dir: &Path, addresses: &Addresses) -> Result<(), StateDirError> {
     let path = dir.join("addresses.json");
     let mut text = serde_json::to_vec(addresses).unwrap_or_default();

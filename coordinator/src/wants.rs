@@ -1,10 +1,11 @@
-//! What is wanted, kept over restarts: one file per image in `wants/`, and two small ones beside.
+//! What is wanted, kept over restarts: one file per image in `wants/`, another one in `asked/`, and two small files
+//! beside these directories.
 //!
-//! `asked/<manifest digest in hex>` is the same without the manifest: small enough for what replicas share, and
-//! enough to ask the registry again. `wants/<manifest digest in hex>` is JSON: references, selection, and the
-//! manifest's own bytes (base64), so that a file is whole in itself and proves itself: the bytes have the digest that
-//! is the file's name. `bandwidth.json` holds the limits set by operators, `roster.json` where hosts were reached
-//! last: after a restart hosts go on with the peers that they know until each has connected again.
+//! `wants/<manifest digest in hex>` is JSON: references, selection, and the manifest's own bytes (base64). So a file is
+//! complete, and proves itself: the bytes have the digest that is the file's name. `asked/<manifest digest in hex>` is
+//! the same without the manifest. So it is small enough for what replicas share, and enough to ask the registry again.
+//! `bandwidth.json` holds the limits that operators set. `roster.json` holds where hosts were last reached: after a
+//! restart, hosts go on with the peers that they know until each has connected again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,46 +30,46 @@ pub(crate) struct Want {
     pub(crate) manifest: bytes::Bytes,
     pub(crate) media_type: String,
     pub(crate) references: BTreeSet<String>,
-    /// The pull Secret of a reference, as `namespace/name`, where an object names one. Not kept: the cluster says it
-    /// again.
+    /// The pull Secrets of references, as `namespace/name`, where objects name one. They aren't kept on disk, because
+    /// the cluster says them again.
     pub(crate) secrets: BTreeMap<String, String>,
-    /// None: all hosts.
+    /// The hosts on which the image is wanted; `None`: all.
     pub(crate) hosts: Option<BTreeSet<HostId>>,
-    /// References that are wanted on these hosts alone, where those are fewer than the image's.
+    /// References that are wanted on fewer hosts than the image, with those hosts.
     pub(crate) narrowed: BTreeMap<String, BTreeSet<HostId>>,
-    /// When each reference was asked for last, in Unix milliseconds, where that is known.
+    /// When each reference was last asked for, in Unix milliseconds, where that is known.
     pub(crate) asked_ms: BTreeMap<String, u64>,
     pub(crate) plain_http: bool,
-    /// Unix seconds.
+    /// When the image was first wanted, in Unix seconds.
     pub(crate) wanted_at: u64,
-    /// What is known of the time that it takes.
+    /// What is known of the time that it takes to bring the image everywhere.
     pub(crate) timing: Timing,
 }
 
 /// What is known of the time that it takes to bring an image everywhere.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Timing {
-    /// It is asked for now.
+    /// The image is asked for now.
     #[default]
     New,
-    /// It was asked for before this start.
+    /// The image was asked for before this start.
     Known(Timed),
-    /// The same, and nobody wrote down when.
+    /// The image was asked for before this start, at an unknown time.
     Unknown,
 }
 
-/// The time that an image takes, as it is kept.
+/// The time that an image takes, in the form in which it is kept on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Timed {
-    /// When what is wanted of it was last changed, in Unix milliseconds.
+    /// When what is wanted of the image last changed, in Unix milliseconds.
     pub(crate) asked_at_ms: u64,
-    /// How long it took from then until it was everywhere; none before.
+    /// How many milliseconds it took from then until the image was everywhere; `None` before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) staged_ms: Option<u64>,
 }
 
 impl Timing {
-    /// As it is read back.
+    /// The timing that a kept time means.
     const fn kept(timed: Option<Timed>) -> Self {
         match timed {
             Some(timed) => Self::Known(timed),
@@ -95,22 +96,22 @@ impl Want {
         narrowed.or_else(|| self.hosts.clone())
     }
 
-    /// When this reference was asked for last, in Unix milliseconds.
+    /// When this reference was last asked for, in Unix milliseconds.
     pub(crate) fn asked_ms_of(&self, reference: &str) -> u64 {
         let known = self.asked_ms.get(reference).copied();
-        // earlier versions kept the image's time alone
+        // earlier versions kept only the time of the image
         known.unwrap_or(self.wanted_at.saturating_mul(1000))
     }
 }
 
-/// Where a host was reached last.
+/// Where a host was last reached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Place {
     pub(crate) address: SocketAddr,
     pub(crate) zone: String,
 }
 
-/// The files.
+/// The files of the wants, the limits and the roster.
 #[derive(Clone, Debug)]
 pub(crate) struct Files {
     dir: PathBuf,
@@ -118,12 +119,12 @@ pub(crate) struct Files {
     asked: PathBuf,
 }
 
-/// All that survived.
+/// Everything that was kept over a restart.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
-    /// In the order in which they were wanted.
+    /// The wants, in the order in which they were wanted.
     pub(crate) wants: Vec<Want>,
-    /// What operators set, if they did.
+    /// The limits that operators set, if they did.
     pub(crate) bandwidth: Option<BandwidthRequest>,
     pub(crate) roster: BTreeMap<HostId, Place>,
 }
@@ -155,7 +156,7 @@ struct WantFile {
 /// The directory of what operators asked for, below the state directory.
 pub(crate) const ASKED: &str = "asked";
 
-/// What operators asked for, without the manifest.
+/// The content of a file in `asked/`: what operators asked for, without the manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct AskedFile {
     references: BTreeSet<String>,
@@ -169,7 +170,7 @@ struct AskedFile {
     timed: Option<Timed>,
 }
 
-/// What another replica was asked for, and this one has no manifest of.
+/// An image that operators asked another replica for, and whose manifest this replica lacks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Asked {
     pub(crate) digest: Digest,
@@ -182,7 +183,7 @@ pub(crate) struct Asked {
 }
 
 impl Files {
-    /// Makes the directories. Blocks.
+    /// Opens the files: makes the directories, and removes what interrupted writes left. Blocks.
     pub(crate) fn open(state_dir: &Path) -> Result<Self, StateError> {
         let this = Self {
             dir: state_dir.to_path_buf(),
@@ -198,8 +199,8 @@ impl Files {
         Ok(this)
     }
 
-    /// Reads everything. A file that is damaged is set aside as `.damaged` and named in the log: one bad file
-    /// doesn't keep the fleet from being served. Blocks.
+    /// Reads everything. A damaged file is set aside as `.damaged`, and the log names it, so that one bad file doesn't
+    /// stop the service of the fleet. Blocks.
     pub(crate) fn load(&self) -> Result<Kept, StateError> {
         let mut kept = Kept {
             bandwidth: self.small(
@@ -239,7 +240,8 @@ impl Files {
         Ok(kept)
     }
 
-    /// What is asked for and not among these wants: another replica had the manifests. Oldest first. Blocks.
+    /// The images that were asked for and aren't among `wants`, oldest first: another replica had their manifests.
+    /// Blocks.
     pub(crate) fn asked(&self, wants: &[Want]) -> Result<Vec<Asked>, StateError> {
         let mut asked = Vec::new();
         for name in durable::names(&self.asked).map_err(at(&self.asked))? {
@@ -249,7 +251,7 @@ impl Files {
             match parsed {
                 Ok(found) if wants.iter().any(|want| want.digest() == found.digest) => {}
                 Ok(found) => asked.push(found),
-                // the same stands in wants/, whole
+                // `wants/` has the same, undamaged
                 Err(reason) if is_wanted(&name, wants) => {
                     self.set_aside(&path, &reason, "nothing is lost: the image is wanted still")?;
                 }
@@ -260,7 +262,7 @@ impl Files {
         Ok(asked)
     }
 
-    /// Keeps a want. Blocks.
+    /// Writes a want to disk. Blocks.
     pub(crate) fn keep(&self, want: &Want) -> Result<(), StateError> {
         let hosts: Option<BTreeSet<String>> = want
             .hosts
@@ -295,7 +297,7 @@ impl Files {
         self.write(&self.wants.join(want.digest().hex().to_string()), &file)
     }
 
-    /// Drops a want. Blocks.
+    /// Removes a want from disk. Blocks.
     pub(crate) fn drop(&self, image: &Digest) -> Result<(), StateError> {
         for dir in [&self.asked, &self.wants] {
             let path = dir.join(image.hex().to_string());
@@ -309,12 +311,12 @@ impl Files {
         Ok(())
     }
 
-    /// Keeps the limits. Blocks.
+    /// Writes the limits to disk. Blocks.
     pub(crate) fn keep_bandwidth(&self, bandwidth: BandwidthRequest) -> Result<(), StateError> {
         self.write(&self.dir.join("bandwidth.json"), &bandwidth)
     }
 
-    /// Keeps where hosts are. Blocks.
+    /// Writes the hosts' places to disk. Blocks.
     pub(crate) fn keep_roster(&self, roster: &BTreeMap<HostId, Place>) -> Result<(), StateError> {
         let roster: BTreeMap<&str, &Place> = roster
             .iter()
@@ -348,7 +350,7 @@ impl Files {
         }
     }
 
-    /// `next`: what an operator has to do about it.
+    /// Renames a damaged file. `next` tells an operator what to do about it.
     fn set_aside(&self, path: &Path, reason: &str, next: &'static str) -> Result<(), StateError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let aside = self.dir.join(format!("{name}.damaged"));
@@ -385,7 +387,7 @@ fn parse_narrowed(
         .collect()
 }
 
-/// The references that this version takes: an earlier one kept some that tart can't say.
+/// The references that this version accepts. An earlier version kept some that tart can't say.
 fn parse_references(references: BTreeSet<String>) -> Result<BTreeSet<String>, String> {
     let mut refused = String::new();
     let mut good = BTreeSet::new();
@@ -542,7 +544,7 @@ pub(crate) mod tests {
             one.narrowed.get(&narrow).cloned()
         );
         assert_eq!(kept.wants[1].asked_ms_of(&narrow), 4_321);
-        // as an earlier version kept it
+        // an earlier version kept only the time of the image
         assert_eq!(kept.wants[1].asked_ms_of(&everywhere), 5_000);
         assert_eq!(kept.bandwidth.unwrap().upload_bytes_per_second, 7);
         assert_eq!(kept.roster, roster);

@@ -1,10 +1,10 @@
-//! An error with its causes as one line, each said once.
+//! An error with its causes as one line, without repetition.
 
 use alloc::string::{String, ToString as _};
 use core::error::Error;
 
-/// The error and its causes, separated by colons. Many errors, of ours and of libraries, have their cause in their
-/// own text and name it as their source too: a cause that was just said isn't said again.
+/// The error and its causes, separated by colons. Many errors repeat their cause in their own text, so a cause is left
+/// out when the text so far ends with it.
 #[must_use]
 pub fn causes(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();

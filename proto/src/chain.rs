@@ -1,16 +1,17 @@
-//! The chain: SHA-256's own inner state after each chunk, so that every chunk can be proved on arrival, in any order,
-//! against the digest that the registry gave.
+//! The chain: SHA-256's inner state after each chunk. By these states, every chunk can be proved on arrival, in any
+//! order, against the digest that the registry gave.
 //!
-//! For a content of *n* chunks, `S0` is SHA-256's initial state and `Si+1` is the state after chunk *i*; the last one,
-//! `Sn`, is taken after the padding, so it *is* the digest. A [`Link`] holds the states before and after one chunk. It
-//! travels with the chunk, and whoever receives both checks that compressing the bytes from `before` gives `after`.
+//! For a content of *n* chunks, `S0` is SHA-256's initial state, and `Si+1` is the state after chunk *i*. The last
+//! state, `Sn`, is taken after the padding, so it is the digest. A [`Link`] holds the states before and after one
+//! chunk, and travels with the chunk. A host that receives both checks that compressing the bytes from `before` gives
+//! `after`.
 //!
-//! A link that holds proves nothing alone: a liar can invent a state and bytes that fit it. Trust comes from the end.
-//! The digest is known to be true, so a last chunk whose link holds and ends in it is true, and so is the state
-//! before it (to find other bytes or another state that lead to the same digest is to find a second preimage of
-//! SHA-256's compression function); that state in turn proves the chunk before.
-//! [`Ledger::walk`](crate::ledger::Ledger::walk) goes back like this. The first link that doesn't end in the state
-//! proved after it names the host that sent it.
+//! A link that fits its bytes proves nothing alone: a liar can invent a state and bytes that fit it. Proof comes from
+//! the end. The digest is known to be true. So a last chunk is true if its link fits its bytes and ends in the digest.
+//! The state before that chunk is then true too: other bytes or another state that lead to the same digest would be a
+//! second preimage of SHA-256's compression function. That state in turn proves the chunk before.
+//! [`Ledger::walk`](crate::ledger::Ledger::walk) goes back like this. A link that doesn't end in the state that is
+//! proved after it is false.
 
 use sha2::block_api::compress256;
 
@@ -72,12 +73,14 @@ impl core::fmt::Debug for State {
     }
 }
 
-/// The state after `bytes`, which are chunk `chunk` of a content of this geometry, from the state before it.
+/// The state after a chunk: `bytes` are chunk `chunk` of a content of this geometry, and `before` is the state before
+/// them.
 ///
-/// After the last chunk this is the state after the padding: the digest, if all before was true.
+/// The state after the last chunk is the state after the padding. It is the content's digest if everything before was
+/// true.
 ///
 /// # Panics
-/// When `bytes` hasn't the length that the geometry gives this chunk: the caller has checked it.
+/// When the length of `bytes` isn't the one that the geometry gives this chunk. The caller checks the length first.
 #[must_use]
 pub fn step(geometry: Geometry, chunk: ChunkIndex, before: State, bytes: &[u8]) -> State {
     assert_eq!(
@@ -95,7 +98,7 @@ pub fn step(geometry: Geometry, chunk: ChunkIndex, before: State, bytes: &[u8]) 
     State(state)
 }
 
-/// SHA-256's padding of the last, partial block of a message of `size` bytes: one or two blocks (FIPS 180-4, 5.1.1).
+/// The last, partial block of a message of `size` bytes with SHA-256's padding: one or two blocks (FIPS 180-4, 5.1.1).
 fn padding(rest: &[u8], size: u64) -> Padding {
     let mut bytes = [0u8; 128];
     bytes[..rest.len()].copy_from_slice(rest);
@@ -117,36 +120,36 @@ impl Padding {
     }
 }
 
-/// What proves one chunk.
+/// The proof of one chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
     /// The state before the chunk.
     pub before: State,
-    /// The state after it; for the last chunk, the digest.
+    /// The state after the chunk; for the last chunk, the digest.
     pub after: State,
-    /// Where to look for the chunk at home; a hint.
+    /// The chunk's fingerprint, by which the host may find the chunk on its own disk. A hint.
     pub fingerprint: Fingerprint,
-    /// Where decoding of the registry's blob can start again for what follows this chunk; a hint.
+    /// The place in the registry's blob from which decoding can continue after this chunk. A hint.
     pub resume: Option<Resume>,
 }
 
-/// Where a compressed layer can be entered so as to decode what follows a chunk: the block that the chunk's last byte
-/// lies in.
+/// A place in a compressed layer from which the bytes after a chunk can be decoded: the block with the chunk's last
+/// byte.
 ///
-/// Whoever decoded the layer knows this place and passes it on with the link, so that the next lease holder goes on
-/// by Range and fetches one block again. The decoder also needs the 64 KiB of raw bytes before the block. The place
-/// is a hint: the block has to decode to the end of the chunk, which is held. Where it doesn't, the fetch starts
-/// again at the blob's beginning.
+/// A host that decoded the layer knows this place and passes it on with the link. The next lease holder can then
+/// continue by an HTTP Range request and fetches only one block twice. The decoder also needs the 64 KiB of raw bytes
+/// before the block. The place is a hint: the block must decode to the end of the chunk, which the host holds. If it
+/// doesn't, the fetch starts again at the blob's beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resume {
     /// The block's offset in the compressed blob, in bytes.
     pub blob_offset: u64,
-    /// Raw bytes of the block up to the chunk's end: from 1 to 64 KiB.
+    /// The raw bytes of the block up to the chunk's end: from 1 to 64 KiB.
     pub skip_bytes: u32,
 }
 
 impl Link {
-    /// The link that these bytes make from this state.
+    /// The link of these bytes, from this state.
     ///
     /// # Panics
     /// As [`step`].
@@ -160,7 +163,7 @@ impl Link {
         }
     }
 
-    /// Whether these bytes lead from `before` to `after`. Bytes of a wrong length don't.
+    /// Whether these bytes lead from `before` to `after`. Bytes of a wrong length never do.
     #[must_use]
     pub fn holds(&self, geometry: Geometry, chunk: ChunkIndex, bytes: &[u8]) -> bool {
         geometry.contains(chunk)

@@ -1,16 +1,16 @@
-//! How a content is cut into chunks, and sets of chunks.
+//! The chunks of a content, and sets of chunks.
 
 use alloc::{vec, vec::Vec};
 use core::fmt;
 
-/// Bytes in every chunk but the last: 1 MiB. A multiple of SHA-256's 64-byte block, as the chain needs.
+/// The bytes of every chunk but the last: 1 MiB. The chain needs a multiple of SHA-256's 64-byte block.
 pub const CHUNK_BYTES: u64 = 1 << 20;
 
-/// The most chunks that a content may have: 256 GiB, eight times the largest blob that tart writes today.
-/// Bounds what a manifest or a peer can make us allocate.
+/// The most chunks of a content: 256 GiB, eight times the largest blob that tart writes today. This limits the memory
+/// that a manifest or a peer can make a program allocate.
 pub const MAX_CHUNKS: u32 = 1 << 18;
 
-/// A chunk's place in its content, from 0.
+/// A chunk's number within its content, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChunkIndex(pub u32);
 
@@ -20,7 +20,7 @@ impl fmt::Display for ChunkIndex {
     }
 }
 
-/// The shape of a content: its size, and what follows from it.
+/// The shape of a content: its size, and the chunks that follow from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     size: u64,
@@ -46,13 +46,13 @@ impl Geometry {
         Ok(Self { size })
     }
 
-    /// Bytes in the content.
+    /// The bytes of the content.
     #[must_use]
     pub const fn size(self) -> u64 {
         self.size
     }
 
-    /// Chunks in the content. Zero for an empty one.
+    /// The chunks of the content; zero for an empty one.
     #[must_use]
     #[expect(
         clippy::cast_possible_truncation,
@@ -62,13 +62,13 @@ impl Geometry {
         self.size.div_ceil(CHUNK_BYTES) as u32
     }
 
-    /// Where the chunk starts in the content.
+    /// The offset of the chunk in the content, in bytes.
     #[must_use]
     pub const fn offset(self, chunk: ChunkIndex) -> u64 {
         chunk.0 as u64 * CHUNK_BYTES
     }
 
-    /// Bytes in this chunk. Zero past the end.
+    /// The bytes of this chunk; zero past the content's end.
     #[must_use]
     pub fn len(self, chunk: ChunkIndex) -> u32 {
         self.size
@@ -95,9 +95,9 @@ impl Geometry {
     }
 }
 
-/// A set of a content's chunks, as a bitmap.
+/// A set of chunks of one content, as a bitmap.
 ///
-/// Indices past `chunks` are never in it. Words are little-endian: chunk `i` is bit `i % 64` of word `i / 64`.
+/// Chunks past `chunks` are never in the set. Chunk `i` is bit `i % 64` of word `i / 64`, counted from the lowest bit.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct ChunkSet {
     words: Vec<u64>,
@@ -105,10 +105,10 @@ pub struct ChunkSet {
     count: u32,
 }
 
-/// Runs that don't fit the content they are said to describe.
+/// Runs that don't describe chunks of the content.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseRunsError {
-    /// An odd number of values: they come in pairs of gap and length.
+    /// The number of values is odd. They must be pairs of gap and length.
     #[error("runs come in pairs of gap and length")]
     Odd,
     /// A run goes past the content's last chunk.
@@ -117,7 +117,7 @@ pub enum ParseRunsError {
 }
 
 impl ChunkSet {
-    /// No chunk of a content of `chunks` chunks.
+    /// An empty set, for a content of `chunks` chunks.
     #[must_use]
     pub fn empty(chunks: u32) -> Self {
         Self {
@@ -127,7 +127,7 @@ impl ChunkSet {
         }
     }
 
-    /// Every chunk of a content of `chunks` chunks.
+    /// A full set, for a content of `chunks` chunks.
     #[must_use]
     pub fn full(chunks: u32) -> Self {
         let mut words = vec![u64::MAX; chunks.div_ceil(64) as usize];
@@ -143,13 +143,13 @@ impl ChunkSet {
         }
     }
 
-    /// Chunks in the content.
+    /// The number of chunks in the content.
     #[must_use]
     pub const fn chunks(&self) -> u32 {
         self.chunks
     }
 
-    /// Chunks in the set.
+    /// The number of chunks in the set.
     #[must_use]
     pub const fn count(&self) -> u32 {
         self.count
@@ -173,7 +173,7 @@ impl ChunkSet {
         chunk.0 < self.chunks && self.words[chunk.0 as usize / 64] >> (chunk.0 % 64) & 1 == 1
     }
 
-    /// Adds a chunk; whether it is new. A chunk past the end is left out.
+    /// Adds a chunk. Returns whether it is new. Ignores a chunk past the content's end.
     pub fn insert(&mut self, chunk: ChunkIndex) -> bool {
         if chunk.0 >= self.chunks {
             return false;
@@ -186,7 +186,7 @@ impl ChunkSet {
         new
     }
 
-    /// Takes a chunk out; whether it was in.
+    /// Removes a chunk. Returns whether it was in the set.
     pub fn remove(&mut self, chunk: ChunkIndex) -> bool {
         if !self.contains(chunk) {
             return false;
@@ -196,7 +196,7 @@ impl ChunkSet {
         true
     }
 
-    /// Adds every chunk of `other`, which is a set of the same content. Words past our end are left out.
+    /// Adds every chunk of `other`, a set of the same content. Ignores words past this set's end.
     pub fn union_with(&mut self, other: &Self) {
         for (word, more) in self.words.iter_mut().zip(&other.words) {
             self.count += (*more & !*word).count_ones();
@@ -205,7 +205,7 @@ impl ChunkSet {
         self.trim();
     }
 
-    /// Takes out every chunk of `other`.
+    /// Removes every chunk of `other`.
     pub fn subtract(&mut self, other: &Self) {
         for (word, less) in self.words.iter_mut().zip(&other.words) {
             self.count -= (*word & less).count_ones();
@@ -244,7 +244,7 @@ impl ChunkSet {
             .filter(|chunk| chunk.0 < self.chunks)
     }
 
-    /// The set as alternating gaps and run lengths, for the wire: at most `chunks + 1` values.
+    /// The set as alternating gaps and lengths of runs, for the wire: at most `chunks + 1` values.
     #[must_use]
     pub fn to_runs(&self) -> Vec<u32> {
         let mut runs = Vec::new();
@@ -267,7 +267,7 @@ impl ChunkSet {
         runs
     }
 
-    /// Reads what [`to_runs`](Self::to_runs) wrote.
+    /// Reads the values of [`to_runs`](Self::to_runs).
     ///
     /// # Errors
     /// When the values don't describe chunks of a content of `chunks` chunks.
@@ -289,8 +289,8 @@ impl ChunkSet {
         Ok(set)
     }
 
-    /// The union of two sets in the form of [`to_runs`](Self::to_runs), of a content whose chunks aren't known yet.
-    /// No longer than both together.
+    /// The union of two sets in the form of [`to_runs`](Self::to_runs), for a content whose number of chunks isn't
+    /// known yet. It has at most as many values as both together.
     ///
     /// # Errors
     /// When the values can't describe chunks of any content.
@@ -345,7 +345,7 @@ impl ChunkSet {
     }
 }
 
-/// The runs as first chunks and ends; empty ones are left out.
+/// The first chunk and the end of each run. Leaves empty runs out.
 fn ranges(runs: &[u32]) -> Result<Vec<(u32, u32)>, ParseRunsError> {
     let (pairs, []) = runs.as_chunks::<2>() else {
         return Err(ParseRunsError::Odd);

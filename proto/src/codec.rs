@@ -1,4 +1,5 @@
-//! Framing: each message is preceded by its length as a varint, and may not be longer than its type allows.
+//! Framing: the length of each message comes before the message, as a varint. Each type of message has a longest
+//! length.
 
 use alloc::vec::Vec;
 
@@ -6,12 +7,12 @@ use prost::Message;
 
 use crate::message;
 
-/// A message that may stand on the wire, with the most bytes that it may have there.
+/// A message that may be sent on the wire, with its longest length.
 ///
-/// The limits bound what a peer can make us allocate. They leave room for the largest legal message of a fleet of
-/// 1,000 hosts and an image of 512 layers.
+/// The limits bound the memory that a peer can make a program allocate. They leave room for the largest legal message
+/// in a fleet of 1,000 hosts and for an image of 512 layers.
 pub trait Framed: Message + Default {
-    /// The most bytes that an encoded message may have, without its length prefix.
+    /// The most bytes of an encoded message, without the length before it.
     const MAX_BYTES: usize;
 }
 
@@ -35,12 +36,12 @@ framed! {
 /// Bytes that aren't a message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// The announced length is over the type's limit.
+    /// The announced length is over the limit of the message's type.
     #[error("message of {length} bytes is over its limit of {limit}")]
     TooLong {
         /// The announced length.
         length: u64,
-        /// The type's limit.
+        /// The limit of the message's type.
         limit: usize,
     },
     /// The length prefix isn't a varint of at most ten bytes.
@@ -51,10 +52,10 @@ pub enum DecodeError {
     Body(prost::DecodeError),
 }
 
-/// The message with its length prefix, ready to send.
+/// The message with its length before it, ready to send.
 ///
 /// # Errors
-/// When it is over its type's limit: the receiver would refuse it.
+/// When the message is over the limit of its type: the receiver would refuse it.
 pub fn encode<M: Framed>(message: &M) -> Result<Vec<u8>, DecodeError> {
     let length = message.encoded_len();
     if length > M::MAX_BYTES {
@@ -66,10 +67,11 @@ pub fn encode<M: Framed>(message: &M) -> Result<Vec<u8>, DecodeError> {
     Ok(message.encode_length_delimited_to_vec())
 }
 
-/// A length prefix at the start of `bytes`: the body's length and the prefix's own; `None` while it is incomplete.
+/// Reads a length at the start of `bytes`. Returns the length of the message, and that of the length itself; `None`
+/// while the length is incomplete.
 ///
 /// # Errors
-/// When it isn't a varint, or announces more than the type's limit.
+/// When the length isn't a varint, or is over the limit of the message's type.
 pub fn prefix<M: Framed>(bytes: &[u8]) -> Result<Option<(usize, usize)>, DecodeError> {
     let mut length = 0u64;
     for (at, byte) in bytes.iter().enumerate().take(10) {
@@ -95,10 +97,10 @@ pub fn prefix<M: Framed>(bytes: &[u8]) -> Result<Option<(usize, usize)>, DecodeE
     }
 }
 
-/// The message that these bytes, without a length prefix, are.
+/// Decodes a message without a length before it.
 ///
 /// # Errors
-/// When they aren't one, or are over the type's limit.
+/// When the bytes aren't such a message, or are over the limit of its type.
 pub fn decode<M: Framed>(body: &[u8]) -> Result<M, DecodeError> {
     if body.len() > M::MAX_BYTES {
         return Err(DecodeError::TooLong {

@@ -8,13 +8,13 @@ use sha2::{Digest as _, Sha256};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);
 
-/// A string that isn't a `sha256:` digest of 64 lower-case hex digits.
+/// Why a string isn't a `sha256:` digest of 64 lower-case hex digits.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseDigestError {
     /// Another algorithm, or none: parbake proves contents by SHA-256 only.
     #[error("digest doesn't start with `sha256:`")]
     Algorithm,
-    /// The hex part has another length than 64, or upper-case or foreign characters.
+    /// The hex part hasn't 64 characters, or has an upper-case or non-hex character.
     #[error("digest isn't 64 lower-case hex digits")]
     Hex,
 }
@@ -32,13 +32,13 @@ impl Digest {
         Self(bytes)
     }
 
-    /// The 32 bytes.
+    /// The digest's 32 bytes.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// The 64 hex digits without the algorithm, safe as a file name.
+    /// The 64 hex digits without the algorithm. They are safe as a file name.
     #[must_use]
     pub fn hex(&self) -> Hex<'_> {
         Hex(&self.0)

@@ -1,10 +1,11 @@
-//! Figures as every program writes them for people: decimal units, cut and never rounded up, so that no figure says
-//! more than there is.
+//! Figures as every program writes them for people: with decimal units, and cut instead of rounded up, so that no
+//! figure says more than there is.
 
 use alloc::{format, string::String};
 use core::{fmt, time::Duration};
 
-/// Bytes with a decimal unit, as disks and networks are sold: `57.9 GB`. One digit follows the point; the rest is cut.
+/// Bytes with a decimal unit, as disks and networks are sold: `57.9 GB`. One digit follows the point; further digits
+/// are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bytes(pub u64);
 
@@ -26,12 +27,12 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// A time as people say it, in whole seconds: `59 s`, `1 min 2 s`, `3 h 4 min`, `2 d 5 h`.
+/// A time in the form that people use, cut to whole seconds: `59 s`, `1 min 2 s`, `3 h 4 min`, `2 d 5 h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(pub Duration);
 
 impl Span {
-    /// A time of so many seconds.
+    /// A time of `seconds` seconds.
     #[must_use]
     pub const fn seconds(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
@@ -50,7 +51,7 @@ impl fmt::Display for Span {
     }
 }
 
-/// Why something doesn't move, and for how long it hasn't.
+/// A message with how long nothing has moved. The message says why, and may be empty.
 #[must_use]
 pub fn standing_still(message: &str, since: Duration) -> String {
     let since = Span(since);
@@ -60,7 +61,7 @@ pub fn standing_still(message: &str, since: Duration) -> String {
     }
 }
 
-/// Whole percent: 100 only when all is there, 0 of nothing.
+/// A share in whole percent, cut: 100 only when `part` reaches `whole`; 0 where `whole` is 0.
 #[must_use]
 pub const fn percent(part: u64, whole: u64) -> u64 {
     match (part as u128 * 100).checked_div(whole as u128) {

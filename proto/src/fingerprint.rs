@@ -1,10 +1,10 @@
-//! Short hashes that find chunks which are already here. Hints only: nothing is trusted because of one.
+//! Short hashes by which a host finds chunks that it already has. They are hints: nothing is trusted because of one.
 
 use core::fmt;
 
 /// The first 16 bytes of a chunk's BLAKE3 hash.
 ///
-/// Security rests on the chain (SHA-256) alone; a fingerprint only says where it pays to look.
+/// Security rests on the chain (SHA-256) alone. A fingerprint only says where to look.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Fingerprint(pub [u8; 16]);
 

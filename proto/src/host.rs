@@ -1,17 +1,17 @@
-//! Who a host is: the name in its certificate, and a short key derived from it.
+//! A host's identity: the name in its certificate, and a short key derived from that name.
 
 use alloc::string::{String, ToString as _};
 use core::{fmt, str::FromStr};
 
 use sha2::{Digest as _, Sha256};
 
-/// A host's id: its Kubernetes Node name, where there is one. A DNS-1123 subdomain, at most 253 bytes,
-/// which is also the DNS name in its certificate.
+/// A host's id: its Kubernetes Node name, where it has one. It is a DNS-1123 subdomain of at most 253 bytes, and the
+/// DNS name in the host's certificate.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostId(String);
 
-/// A string that can't be a host id: it has to be a DNS-1123 subdomain (lower-case letters, digits, `-` and `.`;
-/// each label 1–63 bytes that starts and ends with a letter or digit; 253 bytes in all).
+/// The string isn't a host id. A host id is a DNS-1123 subdomain: lower-case letters, digits, `-` and `.`; labels of
+/// 1–63 bytes that start and end with a letter or digit; 253 bytes in all.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a host id (lower-case letters, digits, '-' and '.', as in a Kubernetes node name)")]
 pub struct ParseHostIdError;
@@ -64,8 +64,9 @@ impl fmt::Debug for HostId {
 
 /// A host's key: the first eight bytes, big-endian, of the SHA-256 of its id.
 ///
-/// Cheap to compare, the same in every program and after every restart. The coordinator refuses a second host
-/// with the same key (1,000 hosts: one chance in 3 × 10^13), so a key names one host of the fleet.
+/// A key is cheap to compare, and the same in every program and after every restart. The coordinator refuses a second
+/// host with the same key, so a key names one host of the fleet. With 1,000 hosts, the chance of such a pair is 1 in 3
+/// × 10^13.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostKey(pub u64);
 

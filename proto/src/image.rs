@@ -1,7 +1,8 @@
-//! What a tart image consists of: its manifest read, checked and laid out on the disk.
+//! A tart image: its manifest is read, checked and laid out on the disk.
 //!
-//! A [`Layout`] that exists is sound: the manifest's bytes have the digest that names the image, every layer is of a
-//! known type, sizes add up and stay under the bounds below. It says nothing about the contents' bytes; the chain does.
+//! Every [`Layout`] is sound: the manifest's bytes have the digest that names the image, every layer has a known type,
+//! and sizes add up and stay within the limits below. A layout proves nothing about the contents' bytes; the chain
+//! does.
 
 use alloc::{
     borrow::ToOwned as _,
@@ -28,50 +29,51 @@ pub const DISK_TYPE: &str = "application/vnd.cirruslabs.tart.disk.v2";
 /// Media type of the layer that becomes `nvram.bin`.
 pub const NVRAM_TYPE: &str = "application/vnd.cirruslabs.tart.nvram.v1";
 
-/// Manifest annotation: bytes of the whole disk, decimal.
+/// Annotation of a manifest: the bytes of the whole disk, decimal.
 pub const DISK_SIZE_ANNOTATION: &str = "org.cirruslabs.tart.uncompressed-disk-size";
 /// Annotation of a disk layer: its raw bytes, decimal.
 pub const RAW_SIZE_ANNOTATION: &str = "org.cirruslabs.tart.uncompressed-size";
 /// Annotation of a disk layer: the digest of its raw bytes.
 pub const RAW_DIGEST_ANNOTATION: &str = "org.cirruslabs.tart.uncompressed-content-digest";
 
-/// The largest manifest that is read or parsed: what the distribution specification asks registries to accept at least, and three
-/// times that of a 512-layer image. Bounds what a registry can make us parse.
+/// The largest manifest that is read or parsed. It is the least that the distribution specification asks registries to
+/// accept, and three times the manifest of a 512-layer image. It limits what a registry can make a program parse.
 pub const MAX_MANIFEST_BYTES: usize = 4 << 20;
 /// The most layers: fifteen times those of a 140 GB disk.
 pub const MAX_LAYERS: usize = 4096;
-/// The largest raw layer and the largest blob: 8 GiB, sixteen times what tart writes.
+/// The largest raw layer, and the largest blob: 8 GiB, sixteen times what tart writes.
 pub const MAX_LAYER_BYTES: u64 = 8 << 30;
-/// The largest config or nvram: 1 GiB; a macOS nvram has 33 MB.
+/// The largest config or nvram: 1 GiB. A macOS nvram has 33 MB.
 pub const MAX_SMALL_BLOB_BYTES: u64 = 1 << 30;
-/// The largest disk: 2 TiB, the disk of the largest host. At one link per MiB its ledgers take 256 MB of memory.
+/// The largest disk: 2 TiB, the disk of the largest host. With one link for each MiB, its ledgers take 256 MB of
+/// memory.
 pub const MAX_DISK_BYTES: u64 = 2 << 40;
 
-/// Bytes as the registry stores them: their digest and how many they are.
+/// Bytes as the registry stores them, by digest and size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Blob {
     /// The digest of the bytes.
     pub digest: Digest,
-    /// How many bytes, never 0.
+    /// The number of bytes, never 0.
     pub size: u64,
 }
 
-/// A slice of the disk, and the compressed blob that it is fetched as.
+/// A slice of the disk, with the compressed blob from which it is decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskLayer {
-    /// Its position among all layers of the manifest, from 0; names it in errors.
+    /// The layer's position among all layers of the manifest, from 0. Errors name it.
     pub position: usize,
     /// The compressed layer in the registry.
     pub blob: Blob,
-    /// The digest of the raw bytes, where the manifest gives it. Layers without travel as blobs.
+    /// The digest of the raw bytes, if the manifest gives it. A layer without one travels as a blob.
     pub raw: Option<Digest>,
-    /// Raw bytes, never 0.
+    /// The number of raw bytes, never 0.
     pub raw_bytes: u64,
-    /// Where the raw bytes start on the disk.
+    /// The offset of the raw bytes on the disk.
     pub offset: u64,
 }
 
-/// A tart image as its manifest describes it, checked.
+/// A tart image as its manifest describes it. The manifest was checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     digest: Digest,
@@ -82,56 +84,56 @@ pub struct Layout {
     content_bytes: u64,
 }
 
-/// A content to move, once however often the image uses it.
+/// A content to move. An image lists it once, however often it uses it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContentSpec {
     /// The digest of the content's bytes.
     pub digest: Digest,
-    /// Its size and chunks.
+    /// The content's size and chunks.
     pub geometry: Geometry,
-    /// What its bytes are.
+    /// The kind of the content's bytes.
     pub kind: ContentKind,
-    /// Where its bytes go, in the manifest's order; never empty.
+    /// The places of the content's bytes, in the manifest's order; never empty.
     pub places: Vec<Place>,
 }
 
-/// What a content's bytes are.
+/// The kind of a content's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContentKind {
     /// A slice of the disk, fetched from the registry as this blob, which decodes to it.
     RawLayer {
-        /// The compressed layer; the first, where several decode to the same bytes.
+        /// The compressed layer. Where several layers decode to the same bytes, the first of them.
         blob: Blob,
     },
-    /// A blob as it stands in the registry.
+    /// A blob exactly as the registry stores it.
     Blob,
 }
 
-/// What a content is for.
+/// A use of a content in the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Its bytes lie on the disk from here on (raw layers).
+    /// The bytes lie on the disk from this offset on. For raw layers.
     Disk {
-        /// Offset on the disk, in bytes.
+        /// The offset on the disk, in bytes.
         offset: u64,
     },
-    /// It decodes to this layer: an index into [`Layout::layers`] (blobs of layers without a raw digest).
+    /// The content decodes to this layer. For blobs of layers without a raw digest.
     Encoded {
-        /// The layer's index.
+        /// The layer's index in [`Layout::layers`].
         layer: usize,
     },
-    /// It is `config.json`.
+    /// The content is `config.json`.
     Config,
-    /// It is `nvram.bin`.
+    /// The content is `nvram.bin`.
     Nvram,
 }
 
-/// Names a layer of a manifest in an error.
+/// The name of a manifest's layer in an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerName {
-    /// Its position among all layers, from 0.
+    /// The layer's position among all layers, from 0.
     pub position: usize,
-    /// Its digest as the manifest gives it, cut after 80 characters, without control characters.
+    /// The layer's digest as the manifest gives it, cut after 80 characters, without control characters.
     pub digest: String,
 }
 
@@ -144,10 +146,10 @@ impl fmt::Display for LayerName {
 /// Why bytes aren't the manifest of an image that can be staged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseImageError {
-    /// Larger than [`MAX_MANIFEST_BYTES`].
+    /// The manifest is larger than [`MAX_MANIFEST_BYTES`].
     #[error("manifest of {0} bytes is larger than {MAX_MANIFEST_BYTES}")]
     TooLarge(usize),
-    /// The bytes don't have the digest that they were asked for by: whoever sent them lies or is broken.
+    /// The bytes don't have the digest by which they were asked for. The sender lies or is broken.
     #[error("manifest has digest {found}, not {wanted}")]
     Digest {
         /// The digest that names the image.
@@ -158,38 +160,39 @@ pub enum ParseImageError {
     /// The bytes aren't JSON, or lack a field that every image manifest has.
     #[error("manifest doesn't parse: {0}")]
     Json(String),
-    /// Another kind of manifest, such as an index of several platforms. tart images aren't that.
+    /// The manifest is of another kind, which no tart image is.
     #[error("manifest is of type {0:?}, not {MANIFEST_TYPE}")]
     MediaType(String),
-    /// An index of several manifests, of which one may be an image.
+    /// The manifest is an index of several manifests, one of which may be an image.
     #[error(
         "it is an index of {manifests} manifests, not an image; reference the image by its digest{}", instead(.image)
     )]
     Index {
-        /// How many it lists.
+        /// The number of manifests in the index.
         manifests: usize,
-        /// The one for Macs, or the only image, where that can be told.
+        /// The manifest for Macs, or else the only image; `None` where neither is clear.
         image: Option<Digest>,
     },
-    /// A manifest of docker's first schema, which registries convert others to for clients that know no better.
+    /// The manifest is of Docker's first schema. Registries convert other manifests to it for clients that accept no
+    /// other.
     #[error(
         "it is a manifest of docker's schema 1, which no tart image has; push the image with tart"
     )]
     SchemaOne,
-    /// A schema version other than 2.
+    /// The schema version isn't 2.
     #[error("manifest has schema version {0}, not 2")]
     Schema(u64),
-    /// More than [`MAX_LAYERS`].
+    /// The manifest has more than [`MAX_LAYERS`] layers.
     #[error("manifest has {0} layers, more than {MAX_LAYERS}")]
     TooManyLayers(usize),
-    /// A layer of a type that this version can't lay out; tart can still pull the image itself.
+    /// A layer has a type that this version can't lay out. tart can still pull the image itself.
     #[error(
         "{layer} is of type {media_type:?}, which this version can't stage; let tart pull this image"
     )]
     UnknownLayer {
         /// The layer.
         layer: LayerName,
-        /// Its type, cut after 80 characters.
+        /// The layer's type, cut after 80 characters.
         media_type: String,
     },
     /// A layer's digest, or the digest of its raw bytes, isn't a SHA-256 digest.
@@ -200,19 +203,19 @@ pub enum ParseImageError {
         /// The field.
         field: &'static str,
     },
-    /// A layer's blob, or its raw bytes, are none or more than the bound.
+    /// A layer's blob, or its raw bytes, are 0 bytes or more than the limit.
     #[error("{layer} has a {field} of {bytes} bytes; it has to be from 1 to {max}")]
     Size {
         /// The layer.
         layer: LayerName,
-        /// The field.
+        /// The field with the size.
         field: &'static str,
-        /// What it says.
+        /// The size that the field gives.
         bytes: u64,
-        /// The most that it may be.
+        /// The largest allowed size.
         max: u64,
     },
-    /// A disk layer doesn't say how many raw bytes it has, so that nobody knows where the next one starts.
+    /// A disk layer doesn't give the number of its raw bytes, so the next layer's offset is unknown.
     #[error("{layer} has no annotation {RAW_SIZE_ANNOTATION}")]
     NoRawSize {
         /// The layer.
@@ -225,38 +228,38 @@ pub enum ParseImageError {
         place: String,
         /// The annotation.
         annotation: &'static str,
-        /// Its text, cut after 80 characters.
+        /// The annotation's text, cut after 80 characters.
         text: String,
     },
-    /// A part that every image has once is missing.
+    /// The manifest lacks a part that every image has once.
     #[error("manifest has no {0} layer")]
     Missing(&'static str),
-    /// A part that every image has once is there again.
+    /// The manifest has a part twice that every image has once.
     #[error("{layer} is a second {part} layer")]
     Repeated {
-        /// The second one.
+        /// The second layer of this part.
         layer: LayerName,
-        /// Which part.
+        /// The part.
         part: &'static str,
     },
-    /// One digest is said to be of two different sizes, or of both raw and compressed bytes.
+    /// The manifest gives one digest two different sizes, or both raw and compressed bytes.
     #[error("{layer} contradicts an earlier layer about {digest}")]
     Contradiction {
         /// The later layer.
         layer: LayerName,
-        /// What they contradict each other about.
+        /// The digest that the layers contradict each other about.
         digest: Digest,
     },
-    /// The disk passes [`MAX_DISK_BYTES`] with this layer.
+    /// With this layer, the disk is larger than [`MAX_DISK_BYTES`].
     #[error("disk is larger than {MAX_DISK_BYTES} bytes with {layer}")]
     DiskTooLarge {
         /// The layer.
         layer: LayerName,
     },
-    /// The layers' raw sizes don't add up to the disk's.
+    /// The layers' raw sizes don't add up to the disk's size.
     #[error("disk layers add up to {layers} bytes, but the manifest says {annotated}")]
     DiskSize {
-        /// The sum.
+        /// The sum of the layers' raw sizes.
         layers: u64,
         /// The annotation.
         annotated: u64,
@@ -297,7 +300,8 @@ fn instead(image: &Option<Digest>) -> String {
     }
 }
 
-/// Refuses by name what isn't the manifest of an image at all. What isn't JSON is refused by whoever reads on.
+/// Refuses manifests of other kinds with an error that names the kind. Accepts bytes that aren't JSON, which the caller
+/// refuses.
 fn named_otherwise(manifest: &[u8]) -> Result<(), ParseImageError> {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -331,7 +335,7 @@ fn named_otherwise(manifest: &[u8]) -> Result<(), ParseImageError> {
         platform.is_some_and(|of| of.os == os && of.architecture == architecture)
     };
     let mac = entries.iter().find(|entry| is(entry, "darwin", "arm64"));
-    // attestations and the like lie beside images, of no platform
+    // an index may also list attestations and the like, whose platform is unknown
     let mut images = entries
         .iter()
         .filter(|entry| !is(entry, "unknown", "unknown"));
@@ -367,7 +371,7 @@ impl Layout {
         if manifest.schema_version != 2 {
             return Err(ParseImageError::Schema(manifest.schema_version));
         }
-        // OCI leaves the field optional; the registry's Content-Type has said the same by then.
+        // OCI makes this field optional. By now, the registry's Content-Type has said the same.
         if let Some(media_type) = manifest.media_type
             && media_type != MANIFEST_TYPE
         {
@@ -478,44 +482,44 @@ impl Layout {
             layers,
             content_bytes: 0,
         };
-        // asked for at every report of every host, and the contents of a large image are thousands
+        // cached, because every report of every host asks for this sum, and a large image has thousands of contents
         let contents = layout.contents();
         layout.content_bytes = contents.iter().map(|content| content.geometry.size()).sum();
         Ok(layout)
     }
 
-    /// The digest of the manifest: the image's name.
+    /// The digest of the manifest, which names the image.
     #[must_use]
     pub const fn digest(&self) -> &Digest {
         &self.digest
     }
 
-    /// Bytes of the disk, raw: the size of `disk.img`.
+    /// The disk's raw bytes: the size of `disk.img`.
     #[must_use]
     pub const fn disk_bytes(&self) -> u64 {
         self.disk_bytes
     }
 
-    /// What becomes `config.json`.
+    /// The blob that becomes `config.json`.
     #[must_use]
     pub const fn config(&self) -> Blob {
         self.config
     }
 
-    /// What becomes `nvram.bin`.
+    /// The blob that becomes `nvram.bin`.
     #[must_use]
     pub const fn nvram(&self) -> Blob {
         self.nvram
     }
 
-    /// The disk's layers, in disk order and without a gap.
+    /// The disk's layers, in the order of the disk and without gaps.
     #[must_use]
     pub fn layers(&self) -> &[DiskLayer] {
         &self.layers
     }
 
-    /// Every content that a host needs to build this image, each once, in the order in which they stand in the
-    /// manifest: config, nvram, then the disk.
+    /// Every content that a host needs to build this image, each once: config, nvram, and then the disk's in the order
+    /// of the disk.
     #[must_use]
     pub fn contents(&self) -> Vec<ContentSpec> {
         let mut contents = Contents::default();
@@ -541,13 +545,13 @@ impl Layout {
         contents.list
     }
 
-    /// Bytes of all [`contents`](Self::contents): what a host without anything has to receive.
+    /// The bytes of all [`contents`](Self::contents): what a host that has none of them must receive.
     #[must_use]
     pub const fn content_bytes(&self) -> u64 {
         self.content_bytes
     }
 
-    /// Bytes that leave the registry when each blob is fetched once.
+    /// The bytes that leave the registry when each blob is fetched once.
     #[must_use]
     pub fn blob_bytes(&self) -> u64 {
         self.contents()
@@ -559,7 +563,7 @@ impl Layout {
             .sum()
     }
 
-    /// Names a disk layer in an error.
+    /// The name of a disk layer in an error.
     #[must_use]
     pub fn name(layer: &DiskLayer) -> LayerName {
         LayerName {
@@ -593,10 +597,10 @@ impl Contents {
     }
 }
 
-/// What each digest was said to name: its size, and whether its bytes are raw.
+/// The size of each digest so far, and whether its bytes are raw.
 ///
-/// A digest of raw bytes that is also a blob's digest is refused: its content would be fetched in two ways at once,
-/// and no honest image has one (the raw slice would have to be its own compression).
+/// A digest that is said to be of raw bytes and of a blob is refused, because its content would be fetched in two ways
+/// at once. No honest image has one: the raw slice would have to be its own compression.
 #[derive(Default)]
 struct Sizes(BTreeMap<Digest, (u64, bool)>);
 
@@ -642,7 +646,7 @@ fn number(
     annotation: &'static str,
     place: impl Fn() -> String,
 ) -> Result<u64, ParseImageError> {
-    // `parse` alone would let a leading `+` through.
+    // `parse` alone would accept a leading `+`.
     let decimal = text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse()
         .ok()
@@ -654,7 +658,7 @@ fn number(
         })
 }
 
-/// At most `max` characters of a foreign text, without control characters.
+/// At most `max` characters of a text from outside. Control characters become `?`.
 fn shorten(text: &str, max: usize) -> String {
     text.chars()
         .take(max)
@@ -662,8 +666,9 @@ fn shorten(text: &str, max: usize) -> String {
         .collect()
 }
 
-/// The name of the golden VM made from this reference: the prefix and the first eight bytes, in hex, of the SHA-256 of
-/// the reference exactly as it is written. The node agents of existing fleets look for goldens by this rule.
+/// The name of the golden VM that is made from this reference. It is the prefix, followed by the first eight bytes, in
+/// hex, of the SHA-256 of the reference exactly as written. The node agents of existing fleets find goldens by this
+/// rule.
 #[must_use]
 pub fn golden_name(prefix: &str, reference: &str) -> String {
     let hash = Sha256::digest(reference.as_bytes());

@@ -1,7 +1,7 @@
 //! The links that a host holds of one content, and how far back from the digest they are proved.
 //!
 //! [`Ledger::walk`] does what [`crate::chain`] describes: it starts at the digest, and goes back from link to link. A
-//! ledger holds links, not bytes. Whoever stores a chunk checks its bytes against its link first.
+//! ledger holds links, not bytes. The caller that stores a chunk first checks its bytes against its link.
 
 use alloc::{vec, vec::Vec};
 
@@ -13,28 +13,28 @@ use crate::{
     statement::Statement,
 };
 
-/// Where a link came from.
+/// The two hosts that a link came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Source {
-    /// The authenticated host that sent it to us; we ourselves, when we made it.
+    /// The authenticated host that sent the link to this host; this host itself, where it made the link.
     pub sender: HostKey,
-    /// The host that made it from the registry's bytes, or vouched for it: it signed that.
+    /// The host that made the link from the registry's bytes, or vouched for it. It signed the link.
     pub maker: HostKey,
 }
 
-/// Who answers for the link of a chunk, when it is passed on.
+/// Which host answers for the link of a chunk that is passed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Whoever holds it: the link is known to be true.
+    /// The host that holds the chunk: its link is known to be true.
     Holder,
-    /// Who made it, or vouched for it.
+    /// The link's maker, by its statement.
     Maker(Statement),
-    /// Nobody: the chunk isn't held, or nobody signed its link. It isn't passed on.
+    /// Nobody: the chunk isn't held, or nobody signed its link. The chunk isn't passed on.
     Nobody,
 }
 
 impl Answer {
-    /// What its maker signed, where the link isn't known to be true.
+    /// The maker's statement, unless the link is known to be true.
     #[must_use]
     pub const fn statement(&self) -> Option<&Statement> {
         match self {
@@ -46,16 +46,17 @@ impl Answer {
 
 /// The links of one content that a host holds the bytes for, and how far back from the digest they are proved.
 ///
-/// The caller checks each link against its bytes ([`Link::holds`]) before it enters them here.
+/// The caller checks each link against its bytes ([`Link::holds`]) before it enters the link.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     digest: Digest,
     geometry: Geometry,
     entries: Vec<Option<Entry>>,
     held: ChunkSet,
-    /// Every chunk from here on is held and proved. Never rises.
+    /// Every chunk from this number on is held and proved. Falls as the walk proves more; rises only when a proved
+    /// chunk is forgotten.
     proved_from: u32,
-    /// Whether the walk reached the first chunk and it starts from the initial state.
+    /// Whether the walk reached the first chunk, and its link starts from the initial state.
     closed: bool,
 }
 
@@ -63,15 +64,16 @@ pub struct Ledger {
 struct Entry {
     link: Link,
     source: Source,
-    /// Kept until the chain is closed: from then on its holder vouches by itself.
+    /// Kept until the chain is closed. From then on, this host vouches by itself.
     statement: Option<Statement>,
-    /// The chain was closed since: the link is true, whatever else is lost.
+    /// The chain was closed since the link was entered. The link is true, whatever other chunks are lost.
     sure: bool,
 }
 
 impl Entry {
-    /// Whether both fall together: what one host made under one ticket, or vouched for, or what one source sent that
-    /// nobody signed. Who invents links may give each one a run of its own.
+    /// Whether both links fall together. They do when one host made both under one ticket, or vouched for both, or when
+    /// one source sent both without a signature. Runs don't matter: a host that invents links may give each one its own
+    /// run.
     fn is_of_one_with(&self, other: &Self) -> bool {
         match (&self.statement, &other.statement) {
             (Some(one), Some(other)) => one.run.shares_ticket(&other.run),
@@ -87,16 +89,17 @@ pub enum RejectLinkError {
     /// The content has no such chunk.
     #[error("content has no chunk {0}")]
     NoSuchChunk(ChunkIndex),
-    /// The first chunk has to start from SHA-256's initial state. The sender lies.
+    /// The first chunk must start from SHA-256's initial state. The sender lies.
     #[error("first link doesn't start from the initial state")]
     FalseStart,
-    /// The last chunk has to end in the content's digest. The sender lies.
+    /// The last chunk must end in the content's digest. The sender lies.
     #[error("last link doesn't end in the content's digest")]
     FalseEnd,
-    /// The chunk after it is proved, and this link doesn't end where that one starts. The sender lies.
+    /// The chunk after this one is proved, and this link doesn't end where that chunk's link starts. The sender lies.
     #[error("link of chunk {0} doesn't end where the proved link after it starts")]
     Disproved(ChunkIndex),
-    /// It doesn't join the link of this chunk, which its maker made in the same run or vouched for too: the maker lies.
+    /// The link doesn't join that of this chunk, although the same host made both in one run or vouched for both. The
+    /// maker lies.
     #[error("link contradicts that of chunk {0}, which the same host signed")]
     Contradicts(ChunkIndex),
 }
@@ -104,32 +107,33 @@ pub enum RejectLinkError {
 /// What became of a link that was entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entered {
-    /// It wasn't held before.
+    /// The chunk wasn't held before.
     New,
-    /// The same chunk is held already; what is held stays.
+    /// The chunk was held already; the held link stays.
     Held,
 }
 
-/// A link that the walk proved false. Its chunk isn't held any more.
+/// A link that the walk dropped, with its chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// The false chunk.
+    /// The dropped chunk.
     pub chunk: ChunkIndex,
-    /// Its link. Only the last one of a ticket is surely false; those before it may be true.
+    /// The chunk's link. Of the links that one walk drops, only that of the highest chunk is surely false. The others
+    /// may be true.
     pub link: Link,
-    /// Who sent it.
+    /// The hosts that sent and made the link.
     pub source: Source,
-    /// Who answers for it.
+    /// The maker's statement, if the link was signed.
     pub statement: Option<Statement>,
 }
 
-/// The digest of an empty content: that of SHA-256's padding alone.
+/// The digest of an empty content: the hash of SHA-256's padding alone.
 fn empty() -> Digest {
     Digest::of(&[])
 }
 
 impl Ledger {
-    /// An empty ledger of this content. An empty content is closed at once, if its digest is that of nothing.
+    /// An empty ledger of this content. An empty content is closed at once, if its digest is that of no bytes.
     #[must_use]
     pub fn new(digest: Digest, geometry: Geometry) -> Self {
         Self {
@@ -160,14 +164,14 @@ impl Ledger {
         &self.held
     }
 
-    /// The link of a held chunk, and who sent it.
+    /// The link of a held chunk, and where the link came from.
     #[must_use]
     pub fn link(&self, chunk: ChunkIndex) -> Option<(Link, Source)> {
         let entry = self.entries.get(chunk.0 as usize)?.as_ref()?;
         Some((entry.link, entry.source))
     }
 
-    /// Who answers for the link of a chunk.
+    /// Which host answers for the link of a chunk.
     #[must_use]
     pub fn answer(&self, chunk: ChunkIndex) -> Answer {
         match self.entries.get(chunk.0 as usize).and_then(Option::as_ref) {
@@ -180,19 +184,20 @@ impl Ledger {
         }
     }
 
-    /// Whether every chunk is held and the chain runs from the initial state to the digest: the content *is* verified.
+    /// Whether every chunk is held and the chain runs from the initial state to the digest. Then the content is
+    /// verified.
     #[must_use]
     pub const fn is_closed(&self) -> bool {
         self.closed
     }
 
-    /// Whether this chunk is proved by the chain after it, all the way to the digest.
+    /// Whether the chain after this chunk proves it, all the way to the digest.
     #[must_use]
     pub const fn is_proved(&self, chunk: ChunkIndex) -> bool {
         chunk.0 >= self.proved_from && chunk.0 < self.geometry.chunks()
     }
 
-    /// The state that the chunk *must* end in, where the chain after it proves that.
+    /// The state that the chunk must end in, where the chain after it proves that.
     #[must_use]
     pub fn proved_end(&self, chunk: ChunkIndex) -> Option<State> {
         if self.geometry.is_last(chunk) {
@@ -208,7 +213,7 @@ impl Ledger {
         None
     }
 
-    /// Enters the link of a chunk whose bytes were found to fit it, which nobody signed.
+    /// Enters an unsigned link of a chunk. The caller has found that the chunk's bytes fit the link.
     ///
     /// # Errors
     /// As [`enter_stated`](Self::enter_stated).
@@ -221,10 +226,11 @@ impl Ledger {
         self.enter_stated(chunk, link, source, None)
     }
 
-    /// Enters the link of a chunk whose bytes were found to fit it, with who answers for it.
+    /// Enters the link of a chunk, with the maker's statement. The caller has found that the chunk's bytes fit the
+    /// link.
     ///
     /// # Errors
-    /// When the link can't be true: it is false, whoever made it; the bytes are to be dropped.
+    /// When the link can't be true, whoever made it. The caller then drops the bytes.
     pub fn enter_stated(
         &mut self,
         chunk: ChunkIndex,
@@ -261,7 +267,8 @@ impl Ledger {
         Ok(Entered::New)
     }
 
-    /// Another answers for a held link from now on: its maker made it once more. Whether the link has the same states.
+    /// Replaces the statement of a held link: its maker made the link once more. Returns whether both links have the
+    /// same states; otherwise nothing changes.
     pub fn restate(&mut self, chunk: ChunkIndex, link: Link, statement: Statement) -> bool {
         let entry = self.entries.get_mut(chunk.0 as usize);
         let Some(entry) = entry.and_then(Option::as_mut) else {
@@ -269,14 +276,14 @@ impl Ledger {
         };
         let same = (entry.link.before, entry.link.after) == (link.before, link.after);
         if same {
-            // what was signed is this very link, hints and all
+            // the maker signed this very link with its hints
             (entry.link, entry.statement) = (link, Some(statement));
         }
         same
     }
 
-    /// A held link that this one contradicts although the same host answers for both: of the same chunk, or of a
-    /// neighbour that it doesn't join.
+    /// The chunk of a held link of the same host and run (or also vouched for) that this link contradicts: the same
+    /// chunk with other states, or a neighbour that this link doesn't join.
     fn contradicted(
         &self,
         chunk: ChunkIndex,
@@ -296,7 +303,7 @@ impl Ledger {
             .or_else(|| near(chunk.0.checked_add(1)?, &|other| link.after == other.before))
     }
 
-    /// Forgets a chunk, because its bytes are gone or were found changed. What it proved before isn't proved any more.
+    /// Forgets a chunk, because its bytes are gone or were found changed. Links that it proved are no longer proved.
     pub fn forget(&mut self, chunk: ChunkIndex) {
         if self.held.remove(chunk) {
             self.entries[chunk.0 as usize] = None;
@@ -307,7 +314,7 @@ impl Ledger {
         }
     }
 
-    /// The unproved chunks from `from` on that this host made, as their senders said: what it may take back.
+    /// The unproved chunks from `from` on whose links `maker` made, by the senders' word. `maker` may take these back.
     #[must_use]
     pub fn doubtful(&self, maker: HostKey, from: ChunkIndex) -> Vec<ChunkIndex> {
         (from.0..self.proved_from)
@@ -319,12 +326,13 @@ impl Ledger {
             .collect()
     }
 
-    /// Walks back from the digest as far as the held links go, and drops the links that this proves false: the one
-    /// that doesn't end where the proved link after it starts, and every unproved one under the same ticket; where
-    /// nobody signed it, of the same source.
+    /// Walks back from the digest as far as the held links go, and drops the links that this proves false. When a link
+    /// doesn't end where the proved link after it starts, the walk drops that link. It also drops every unproved link
+    /// that the same host made under the same ticket, or vouched for too. If nobody signed the link, it drops every
+    /// unproved link of the same source instead.
     ///
-    /// Empty when nothing was found false. Everything after a verdict stays held and proved. Costs one comparison per
-    /// newly proved chunk; the bytes aren't read.
+    /// Returns the dropped links, the highest chunk first; empty when none was found false. Everything after a dropped
+    /// link stays held and proved. Costs one comparison for each newly proved chunk. Doesn't read the bytes.
     pub fn walk(&mut self) -> Vec<Verdict> {
         let mut verdicts = Vec::new();
         while let Some(chunk) = self.proved_from.checked_sub(1).map(ChunkIndex) {

@@ -1,4 +1,4 @@
-//! The words that parbake's programs share: digests, chunks, the SHA-256 chain, messages and their limits.
+//! The vocabulary that parbake's programs share: digests, chunks, the SHA-256 chain, messages and their limits.
 //!
 //! No I/O, no async, no clock, no randomness: everything here is a value or a function of its arguments.
 #![no_std]

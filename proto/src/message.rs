@@ -1,5 +1,5 @@
-//! The messages on the wire, generated from `proto/parbake.proto`, and the checks that turn their raw fields into
-//! words.
+//! The messages on the wire, generated from `proto/parbake.proto`, and checks that turn their raw fields into this
+//! crate's types.
 
 #![allow(
     missing_docs,
@@ -25,19 +25,19 @@ include!(concat!(env!("OUT_DIR"), "/parbake.rs"));
 /// A field of a message that doesn't hold what it should.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FieldError {
-    /// A field that the message can't do without is missing.
+    /// A required field is missing.
     #[error("message lacks `{0}`")]
     Missing(&'static str),
     /// A digest field isn't 32 bytes.
     #[error("digest field isn't 32 bytes")]
     Digest(#[from] ParseDigestError),
-    /// A chain state isn't 32 bytes or a fingerprint isn't 16.
+    /// A chain state isn't 32 bytes, or a fingerprint isn't 16.
     #[error("link field has a wrong length")]
     Link,
-    /// A link has no statement of who answers for it. The sender is of an older version.
+    /// A link has no statement of a maker. The sender runs an older version.
     #[error("link isn't signed")]
     Unsigned,
-    /// A statement, or the ticket or the base in it, isn't well-formed.
+    /// A statement, or its ticket or base, is malformed.
     #[error("link's statement is malformed")]
     Statement,
     /// A host field isn't a host id.
@@ -46,7 +46,7 @@ pub enum FieldError {
 }
 
 impl Link {
-    /// This link as it travels, with the host that made it.
+    /// The link as a message, with the host that made it.
     #[must_use]
     pub fn new(link: &crate::chain::Link, maker: &HostId) -> Self {
         Self {
@@ -60,7 +60,7 @@ impl Link {
         }
     }
 
-    /// The link and its maker.
+    /// The link and the host that made it.
     ///
     /// # Errors
     /// When a field has a wrong length, or the maker isn't a host id.
@@ -92,7 +92,7 @@ impl Link {
 /// Reads a digest field.
 ///
 /// # Errors
-/// When it isn't 32 bytes.
+/// When the field isn't 32 bytes.
 pub fn digest(bytes: &[u8]) -> Result<Digest, FieldError> {
     Ok(Digest::try_from(bytes)?)
 }

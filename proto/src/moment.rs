@@ -1,4 +1,4 @@
-//! Time as the pure cores see it: an argument, never a clock.
+//! Time in crates without I/O: an argument, never read from a clock.
 
 use core::{
     fmt,
@@ -6,9 +6,9 @@ use core::{
     time::Duration,
 };
 
-/// A moment on a monotonic clock, in microseconds since an epoch that the shell chose.
+/// A moment on a monotonic clock, in microseconds since an epoch that the shell chooses.
 ///
-/// Two moments compare only when they come from the same shell. Arithmetic saturates.
+/// Only moments of the same shell can be compared. Arithmetic saturates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(pub u64);
 
@@ -16,7 +16,7 @@ impl Moment {
     /// The shell's epoch.
     pub const START: Self = Self(0);
 
-    /// The time from `earlier` to `self`, zero when `earlier` is later.
+    /// The time from `earlier` to `self`; zero when `earlier` is later.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))

@@ -1,7 +1,8 @@
-//! Why something isn't as it shall be: one closed set of names for images, hosts and Pods, from a host's report to an exit code.
+//! Reasons why something isn't as it should be: one closed set of names for images, hosts and Pods, from a host's
+//! report to an exit code.
 //!
-//! Programs decide by [`Reason`]. The text is made where it leaves the program: on the wire, in JSON and in metrics. A name never
-//! changes, because programs of other versions and operators' scripts read it.
+//! Programs decide by [`Reason`]. A reason becomes text only where it leaves the program: on the wire, in JSON and in
+//! metrics. A name never changes, because programs of other versions and operators' scripts read it.
 
 use alloc::boxed::Box;
 use core::{fmt, ops::Deref, str::FromStr};
@@ -20,7 +21,7 @@ macro_rules! reasons {
             /// Every reason.
             pub const ALL: &'static [Self] = &[$(Self::$name),*];
 
-            /// Its name on the wire, in JSON and in metrics.
+            /// The reason's name on the wire, in JSON and in metrics.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self {
@@ -97,11 +98,11 @@ reasons! {
 
     // ---- why nothing of an image comes to a host: the host says so ----
 
-    /// Room is reserved, and what other images of the host hold is copied.
+    /// Disk space is reserved, and contents that other images of the host hold are copied.
     Preparing = "preparing",
     /// Nobody fetches the content yet.
     AwaitingLease = "awaiting_lease",
-    /// The host fetches the content, and holds back while what it fetched is being spread.
+    /// The host fetches the content, and waits until the chunks that it fetched have spread.
     Paced = "paced",
     /// The registry was asked a moment ago.
     Fetching = "fetching",
@@ -113,7 +114,7 @@ reasons! {
     OriginFailed = "origin_failed",
     /// The host can't ask the registry because of its own settings.
     OriginSettings = "origin_settings",
-    /// The registry's bytes aren't what the manifest says.
+    /// The registry's bytes don't match the manifest.
     ContentBad = "content_bad",
     /// Another image gives a content of this image another size. One of the two manifests is wrong.
     Contradicts = "contradicts",
@@ -123,17 +124,17 @@ reasons! {
     NoPeers = "no_peers",
     /// No connected peer has a chunk that the host lacks.
     NoSource = "no_source",
-    /// A push of what the host lacks is expected.
+    /// A peer is expected to push chunks that the host lacks.
     AwaitingPush = "awaiting_push",
     /// Requests are under way and nothing has arrived.
     PeersSlow = "peers_slow",
-    /// Every peer that has what the host lacks serves as many as it may.
+    /// Every peer that has chunks that the host lacks serves as many hosts as it may.
     PeersBusy = "peers_busy",
     /// No peer is connected, and some are quarantined.
     SourcesQuarantined = "sources_quarantined",
     /// The host's download budget is used up.
     Throttled = "throttled",
-    /// More of the content than it has was lost again on the host.
+    /// The host lost more of the content again than it has now.
     LostAgain = "lost_again",
     /// The host couldn't store what arrived.
     NotStored = "not_stored",
@@ -141,50 +142,50 @@ reasons! {
     NoRoom = "no_room",
     /// Chunks of the image are missing where all were thought to be there.
     Incomplete = "incomplete",
-    /// What the host has of the image on its disk is read again before it counts.
+    /// The host reads the image's files on its disk again before they count.
     Checking = "checking",
     /// tart holds the lock of its cache.
     TartBusy = "tart_busy",
-    /// Something else stands where a name's link goes.
+    /// Something else stands where the link of a name belongs.
     InTheWay = "in_the_way",
-    /// No reference is wanted that tart could find the image by.
+    /// No wanted reference is one by which tart could find the image.
     BadReference = "bad_reference",
-    /// A name is being linked to the image that it was wanted for before.
+    /// A name is still being linked to the image that it was wanted for before.
     NameBusy = "name_busy",
-    /// A name was removed, or its golden was.
+    /// A name, or the golden VM of a name, was removed.
     NameLost = "name_lost",
     /// A name was moved to another image.
     TagMoved = "tag_moved",
-    /// The image's golden couldn't be made.
+    /// The golden VM of the image couldn't be made.
     GoldenFailed = "golden_failed",
     /// The manifest names something that this version can't stage.
     Unsupported = "unsupported",
     /// The image's files were removed.
     Removed = "removed",
-    /// No name of the image is wanted, and none is left.
+    /// No name of the image is wanted any more, and none is left on the host.
     Superseded = "superseded",
 
     // ---- why a Pod may drain, or may not: the gate says so ----
 
     /// The Pod may drain.
     Open = "open",
-    /// Not everything that the cluster holds is known yet, or any more.
+    /// The gate doesn't know everything in the cluster yet, or no longer does.
     NotSynced = "not_synced",
-    /// The Pod belongs to no pool that is gated.
+    /// The Pod belongs to no gated pool.
     NotGated = "not_gated",
     /// The Pod ended, or is being deleted.
     NotAlive = "not_alive",
     /// The Pod runs its pool's image already.
     Current = "current",
-    /// The Pod works for somebody.
+    /// The Pod is busy with work.
     Busy = "busy",
     /// The Pod carries the label already.
     AlreadyLabelled = "already_labelled",
-    /// The Pod is neither Pending nor Running, or Pending in a pool that another controller owns.
+    /// The Pod is neither Pending nor Running; or it is Pending in a pool that another controller labels.
     NotRunning = "not_running",
     /// An operator paused the roll.
     Paused = "paused",
-    /// What the owners of the pool's Pods make is being read.
+    /// The owners of the pool's Pods are being read.
     OwnerUnread = "owner_unread",
     /// The owner of the pool's Pods makes Pods of another image than the pool's.
     OwnerLags = "owner_lags",
@@ -200,21 +201,21 @@ reasons! {
     ImageMissing = "image_missing",
     /// The Pod's Node said too long ago that it holds the image.
     PresenceOld = "presence_old",
-    /// The agent of the Pod's Node hasn't spoken since the coordinator started.
+    /// The agent of the Pod's Node hasn't reported since the coordinator started.
     HostUnheard = "host_unheard",
     /// The Pod has no Node, and too few hosts hold the image.
     TooFewHosts = "too_few_hosts",
-    /// As many Pods are in flight as may be.
+    /// As many Pods are in flight as the cap allows.
     CapReached = "cap_reached",
     /// Pods that were let go long ago have no successors, and fill the cap.
     NoSuccessor = "no_successor",
-    /// A write on the Pod was refused; the next try waits.
+    /// A write on the Pod was refused, and the next try waits.
     RetryWaits = "retry_waits",
     /// The Pod was admitted a moment ago.
     Admitted = "admitted",
 }
 
-/// The text is no reason of this version's set.
+/// The text isn't a reason that this version knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no reason that this version knows")]
 pub struct UnknownReason;
@@ -225,14 +226,14 @@ impl fmt::Display for Reason {
     }
 }
 
-/// A reason as another program told it. A program of a later version may know more reasons: their names stay readable, and
-/// decide nothing. Reads as its text; in JSON it is a string.
+/// A reason from another program. A program of a later version may know more reasons. Their names stay readable, but
+/// nothing is decided by them. Dereferences to its text; in JSON it is a string.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(from = "Box<str>", into = "Box<str>")]
 pub enum ToldReason {
-    /// One of this version's set.
+    /// A reason that this version knows.
     Known(Reason),
-    /// Another one. Never the text of a known reason.
+    /// Another reason. Never the text of a known one.
     Unknown(Box<str>),
 }
 

@@ -1,24 +1,26 @@
-//! References of images, by the one grammar that coordinator and agents share: what both tart and registries can name.
+//! References of images, by the one grammar that coordinator and agents share: those that both tart and registries
+//! accept.
 //!
-//! tart's grammar (`Reference.g4`) is narrower than the distribution specification's in one place and wider in
-//! another. What only one of them takes can't be staged: the registry doesn't have it, or tart doesn't find it. So a
-//! [`Reference`] is in both, and no part of one leads out of tart's cache.
+//! tart's grammar (`Reference.g4`) is narrower than that of the distribution specification in one place and wider in
+//! another. A reference that only one of them accepts can't be staged: the registry doesn't have it, or tart doesn't
+//! find it. A [`Reference`] fits both, and no part of it leads out of tart's cache.
 
 use alloc::{borrow::ToOwned as _, format, string::String, vec::Vec};
 use core::{fmt, str::FromStr};
 
 use crate::digest::Digest;
 
-/// The longest reference: the sum of what the distribution specification allows its parts, rounded up.
+/// The longest reference: the lengths that the distribution specification allows the parts, added and rounded up.
 pub const MAX_REFERENCE_BYTES: usize = 512;
 /// The longest tag (OCI distribution specification 1.1, "Pulling manifests").
 const MAX_TAG_BYTES: usize = 128;
-/// How much of a malformed part an error repeats.
+/// The most characters of a malformed part that an error repeats.
 const MAX_QUOTE: usize = 80;
 
-/// A reference by tag or by digest, whose first part is the registry: what is written in a Pod and given to tart.
+/// A reference by tag or by digest. Its first part is the registry. This is the text that stands in a Pod and is given
+/// to tart.
 ///
-/// No part is empty, `.` or `..`, or contains a slash, a colon or a control character.
+/// No part is empty, is `.` or `..`, or contains a slash, a colon or a control character.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reference {
     text: String,
@@ -27,7 +29,7 @@ pub struct Reference {
     version: Version,
 }
 
-/// What a reference names in its repository.
+/// The version of an image that a reference names in its repository.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Version {
     /// A tag, which may move.
@@ -36,13 +38,13 @@ pub enum Version {
     Digest(Digest),
 }
 
-/// Why a text isn't a reference. Each variant is one rule, and its text says the rule.
+/// Why a text isn't a reference. Each variant is one rule, and its message states the rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseReferenceError {
-    /// Longer than any registry takes.
+    /// The text is longer than any registry accepts.
     #[error("it has {0} bytes, and no reference has more than {MAX_REFERENCE_BYTES}")]
     TooLong(usize),
-    /// The first part isn't a registry: there is no default one, as with tart.
+    /// The first part isn't a registry. There is no default registry, as there is none in tart.
     #[error("write the registry too, as in ghcr.io/org/image:tag")]
     NoRegistry,
     /// The registry is an IPv6 address.
@@ -54,53 +56,53 @@ pub enum ParseReferenceError {
          and no underscore, and a port is a number"
     )]
     Host(String),
-    /// A part of the repository's name is one that tart or registries don't take.
+    /// A part of the repository's name is one that tart or registries don't accept.
     #[error(
         "tart or registries can't name the repository part {0:?}: it is lower-case letters and digits, with one `.`, `-` \
          or `_` as separator between them"
     )]
     Component(String),
-    /// The tag is one that tart or registries don't take.
+    /// The tag is one that tart or registries don't accept.
     #[error(
         "tart or registries can't name the tag {0:?}: it is letters and digits, with one `.`, `-` or `_` as separator \
          between them, {MAX_TAG_BYTES} at most"
     )]
     Tag(String),
-    /// The digest isn't one of SHA-256.
+    /// The digest isn't a SHA-256 digest.
     #[error("its digest isn't `sha256:` and 64 lower-case hex digits")]
     Digest,
-    /// A tag stands beside the digest.
+    /// The reference has both a tag and a digest.
     #[error("tart takes a tag or a digest, and it has both")]
     TagAndDigest,
 }
 
 impl Reference {
-    /// The reference as it was written.
+    /// The reference exactly as it was written.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The registry, with its port where one was written.
+    /// The registry, with its port if one was written.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The repository's name, part by part.
+    /// The parts of the repository's name.
     #[must_use]
     pub fn namespace(&self) -> &[String] {
         &self.namespace
     }
 
-    /// The same repository's image with this digest.
+    /// The reference of the image with this digest in the same repository.
     #[must_use]
     pub fn at(&self, digest: &Digest) -> String {
         format!("{}/{}@{digest}", self.host, self.namespace.join("/"))
     }
 
-    /// What this reference is on a host's disk. References with one place can't name two images at one time: a
-    /// missing tag is `latest`, and a Mac's volume doesn't tell large letters from small ones.
+    /// The reference's place on a host's disk. Two references with one place can't name two images at one time. A
+    /// missing tag is `latest`. The volume of a Mac doesn't distinguish upper-case from lower-case letters.
     #[must_use]
     pub fn place(&self) -> String {
         let repository = format!("{}/{}", self.host, self.namespace.join("/"));
@@ -110,7 +112,7 @@ impl Reference {
         }
     }
 
-    /// The tag or digest. Without either it is the tag `latest`.
+    /// The tag or digest; the tag `latest` where neither was written.
     #[must_use]
     pub const fn version(&self) -> &Version {
         &self.version
@@ -134,7 +136,7 @@ impl FromStr for Reference {
         if host.starts_with('[') {
             return Err(ParseReferenceError::Ipv6);
         }
-        // without this rule `org/image` would be a host's to tart, and Docker Hub's to others
+        // Without this rule, tart would take the `org` of `org/image` for a host, and other tools would ask Docker Hub.
         if !host.contains(['.', ':']) && host != "localhost" {
             return Err(ParseReferenceError::NoRegistry);
         }
@@ -179,8 +181,8 @@ impl fmt::Display for Reference {
     }
 }
 
-/// A DNS name or IPv4 address, with an optional port. tart: `host_component ('.' host_component)*`, where a component
-/// is `name ('-' name)*`.
+/// Whether this is a DNS name or IPv4 address with an optional port. tart's rule is `host_component ('.'
+/// host_component)*`, where a component is `name ('-' name)*`.
 fn is_host(host: &str) -> bool {
     let (name, port) = match host.split_once(':') {
         Some((name, port)) => (name, Some(port)),
@@ -193,7 +195,7 @@ fn is_host(host: &str) -> bool {
         })
 }
 
-/// The specification's `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*` within tart's `(name separator?)+`.
+/// Whether the part fits both the specification's `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*` and tart's `(name separator?)+`.
 fn is_component(part: &str) -> bool {
     is_separated(
         part,
@@ -202,12 +204,13 @@ fn is_component(part: &str) -> bool {
     )
 }
 
-/// The specification's `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}` within tart's `name (separator name)*`.
+/// Whether the tag fits both the specification's `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}` and tart's `name (separator
+/// name)*`.
 fn is_tag(tag: &str) -> bool {
     tag.len() <= MAX_TAG_BYTES && is_separated(tag, |byte| byte.is_ascii_alphanumeric(), b".-_")
 }
 
-/// Runs of letters, at least one, with a single separator between each two.
+/// Whether the text is one or more runs of letters, with one separator between each two runs.
 fn is_separated(text: &str, is_letter: impl Fn(u8) -> bool, separators: &[u8]) -> bool {
     let mut after_letter = false;
     for byte in text.bytes() {

@@ -7,37 +7,37 @@ use zeroize::Zeroizing;
 
 use crate::Digest;
 
-/// A secret text. `Debug` shows nothing of it, comparing tells nothing of it by its time, and its memory is cleared when it is
-/// dropped.
+/// A secret text. `Debug` doesn't show it. The time of a comparison doesn't depend on it. Its memory is cleared when it
+/// is dropped.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// A secret of exactly this text.
+    /// A secret with exactly this text.
     #[must_use]
     pub fn new(text: String) -> Self {
         Self(Zeroizing::new(text))
     }
 
-    /// One that was read from a file or a request. White space around it is cut.
+    /// A secret that was read from a file or a request. White space around the text is cut.
     #[must_use]
     pub fn from_text(text: &str) -> Self {
         Self::from(text.trim())
     }
 
-    /// The text itself, for whoever may know it. Not to be logged, nor put into an error.
+    /// The text itself. Callers must not log it or put it into an error.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// What is kept of it at rest.
+    /// The digest of the secret. Programs store this instead of the secret.
     #[must_use]
     pub fn digest(&self) -> Digest {
         Digest::of(self.0.as_bytes())
     }
 
-    /// Whether `other` is the same. Digests are compared: how long that takes says nothing about the secret.
+    /// Whether both secrets are the same. This compares digests, so that the time says nothing about the secrets.
     #[must_use]
     pub fn matches(&self, other: &Self) -> bool {
         self.digest() == other.digest()
@@ -82,7 +82,7 @@ mod tests {
         assert_eq!(format!("{secret:?}"), "Secret(…)");
         assert!(secret.matches(&Secret::from_text(" words\n")));
         assert!(!secret.matches(&Secret::from_text("other words")));
-        // white space is part of a password that was typed into a setting
+        // white space belongs to a password that was typed into a setting
         assert_ne!(Secret::new("words ".into()), secret);
     }
 }

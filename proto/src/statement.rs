@@ -1,16 +1,17 @@
-//! Who answers for a link.
+//! Statements: which host answers for a link.
 //!
-//! A link that fits its bytes proves nothing alone ([`crate::chain`]), so every link that travels is signed by a host
+//! A link that fits its bytes proves nothing alone ([`crate::chain`]). So every link that travels is signed by a host
 //! that answers for it. There are two kinds:
-//! - **Made**: a host read the registry's bytes under a lease. The coordinator gave it a [`Ticket`] for that content
-//!   with the lease. The links of one pass over the bytes are one *run* and join. A run that doesn't begin at the
-//!   first chunk carries the signed link that it went on from, its *base*.
-//! - **Vouched**: a host has verified its own copy of the content to the digest. It signs with its standing ticket.
+//! - **Made**: a host read the registry's bytes under a lease. With the lease, the coordinator gave it a [`Ticket`] for
+//!   that content. The links of one pass over the bytes are one *run*, and each joins the next. A run that doesn't
+//!   begin at the first chunk carries the signed link that it continues, its *base*.
+//! - **Vouched**: a host has verified its own copy of the content against the digest. It signs with its standing
+//!   ticket.
 //!
-//! A vouched link that is false is a lie. A made link that is false may be the registry's fault; but two links of one
-//! run that don't join, or differ for one chunk, are a lie as well ([`contradiction`]).
+//! A false vouched link is a lie. A false made link may be the registry's fault. But two links of one run that don't
+//! join, or that differ for one chunk, are a lie as well ([`contradiction`]).
 //!
-//! Signatures are checked by the caller's functions: this crate has no cryptography besides hashes.
+//! The caller passes functions that sign and check signatures: this crate has no cryptography besides hashes.
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 
@@ -24,9 +25,9 @@ use crate::{
     message::{self, FieldError},
 };
 
-/// What the authority signs begins with this, so that no certificate or other message can be taken for a ticket.
+/// Prefix of what the authority signs, so that no certificate or other message can be taken for a ticket.
 const TICKET_DOMAIN: &[u8] = b"parbake ticket 1\0";
-/// What a maker signs begins with this.
+/// Prefix of what a maker signs, so that no other message can be taken for a link.
 const LINK_DOMAIN: &[u8] = b"parbake link 1\0";
 
 /// A host's public key for links (Ed25519).
@@ -34,14 +35,14 @@ pub type LinkKey = [u8; 32];
 /// A host's signature of a link (Ed25519).
 pub type LinkSignature = [u8; 64];
 
-/// The most bytes of a ticket's body: a digest, a host id of 253 bytes, a key and two numbers need 350.
+/// The most bytes of a ticket's body. A digest, a host id of 253 bytes, a key and two numbers need 350.
 const MAX_BODY_BYTES: usize = 512;
-/// The most bytes of the authority's signature: ECDSA P-256 in ASN.1 has 72 at most.
+/// The most bytes of the authority's signature. ECDSA P-256 in ASN.1 takes 72 at most.
 const MAX_SIGNATURE_BYTES: usize = 80;
 
-/// The coordinator's permission to make links of one content, or to vouch for any.
+/// The coordinator's permission to make links of one content, or to vouch for any content.
 ///
-/// A value of this type is well-formed; whether the authority signed it is for [`Verify::ticket`].
+/// A value of this type is well-formed. [`Verify::ticket`] says whether the authority signed it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket {
     content: Option<Digest>,
@@ -54,10 +55,10 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// A ticket that the authority signs now. `sign` is given the bytes to sign. `expires_at` is in Unix seconds.
+    /// A new ticket. `sign` is given the bytes that the authority signs. `expires_at` is in Unix seconds.
     ///
     /// # Errors
-    /// Those of `sign`.
+    /// The errors of `sign`.
     pub fn issue<E>(
         content: Option<Digest>,
         maker: &HostId,
@@ -86,37 +87,37 @@ impl Ticket {
         })
     }
 
-    /// The content that may be made links of; `None` for a standing ticket.
+    /// The content of which the host may make links; `None` for a standing ticket, with which it vouches.
     #[must_use]
     pub const fn content(&self) -> Option<Digest> {
         self.content
     }
 
-    /// The host that it is for.
+    /// The host that the ticket is for.
     #[must_use]
     pub const fn maker(&self) -> &HostId {
         &self.maker
     }
 
-    /// The key with which the host signs.
+    /// The public key of the host's link signatures.
     #[must_use]
     pub const fn key(&self) -> &LinkKey {
         &self.key
     }
 
-    /// Larger than that of every earlier ticket of the host.
+    /// The ticket's number: larger than that of every earlier ticket of the host.
     #[must_use]
     pub const fn number(&self) -> u64 {
         self.number
     }
 
-    /// From this Unix time (seconds) on it isn't good any more.
+    /// The Unix time in seconds from which on the ticket isn't valid.
     #[must_use]
     pub const fn expires_at(&self) -> u64 {
         self.expires_at
     }
 
-    /// What the authority signed.
+    /// The bytes that the authority signed.
     #[must_use]
     pub fn signed_bytes(&self) -> Vec<u8> {
         ticket_bytes(&self.body)
@@ -128,7 +129,7 @@ impl Ticket {
         &self.signature
     }
 
-    /// The ticket as it travels.
+    /// The ticket as a message.
     #[must_use]
     pub fn to_message(&self) -> message::Ticket {
         message::Ticket {
@@ -137,24 +138,24 @@ impl Ticket {
         }
     }
 
-    /// The ticket as bytes, to be kept.
+    /// The ticket as bytes, for storage.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         self.to_message().encode_to_vec()
     }
 
-    /// Reads what [`to_bytes`](Self::to_bytes) made. Its signature isn't checked here.
+    /// Reads the bytes of [`to_bytes`](Self::to_bytes). Doesn't check the signature.
     ///
     /// # Errors
-    /// When it isn't a ticket.
+    /// When the bytes aren't a ticket.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, FieldError> {
         Self::parse(&message::Ticket::decode(bytes).map_err(|_| FieldError::Statement)?)
     }
 
-    /// Reads a ticket. Its signature isn't checked here.
+    /// Reads a ticket. Doesn't check the signature.
     ///
     /// # Errors
-    /// When a field isn't what it should be.
+    /// When a field is malformed or too long.
     pub fn parse(message: &message::Ticket) -> Result<Self, FieldError> {
         let long =
             message.body.len() > MAX_BODY_BYTES || message.signature.len() > MAX_SIGNATURE_BYTES;
@@ -183,22 +184,22 @@ fn ticket_bytes(body: &[u8]) -> Vec<u8> {
     [TICKET_DOMAIN, body].concat()
 }
 
-/// What the links of one pass over the registry's bytes have in common; or all that a host vouches for under one
-/// ticket.
+/// What the links of one pass over the registry's bytes have in common. Or, with number 0, everything that a host
+/// vouches for under one ticket.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Run {
     ticket: Arc<Ticket>,
-    /// 0: vouched for.
+    /// 0 for a vouched run.
     number: u64,
     first: ChunkIndex,
     base_digest: Option<Digest>,
-    /// Absent at the beginning of a content, and in a run that stands in a base.
+    /// Absent in a run that begins at the first chunk, and in the run of a base.
     base: Option<Arc<Signed>>,
 }
 
 impl Run {
-    /// A pass that begins with the content's first chunk, or behind `base`. `number` isn't 0, and each pass of a host
-    /// has another one.
+    /// A pass that begins with the content's first chunk, or with the chunk after `base`. `number` differs for each
+    /// pass of a host.
     ///
     /// # Panics
     /// When `number` is 0.
@@ -215,7 +216,7 @@ impl Run {
         }
     }
 
-    /// What a host vouches for under this standing ticket.
+    /// Everything that a host vouches for under this standing ticket.
     #[must_use]
     pub const fn vouched(ticket: Arc<Ticket>) -> Self {
         Self {
@@ -227,37 +228,37 @@ impl Run {
         }
     }
 
-    /// The ticket under which it is signed.
+    /// The ticket under which the run's links are signed.
     #[must_use]
     pub const fn ticket(&self) -> &Arc<Ticket> {
         &self.ticket
     }
 
-    /// Which pass of its maker's this is; 0 where it isn't one.
+    /// The number of the maker's pass; 0 for a vouched run.
     #[must_use]
     pub const fn number(&self) -> u64 {
         self.number
     }
 
-    /// The chunk with which the pass began.
+    /// The first chunk of the pass.
     #[must_use]
     pub const fn first(&self) -> ChunkIndex {
         self.first
     }
 
-    /// Whether its maker has verified its own copy of the content.
+    /// Whether the maker vouches: it has verified its own copy of the content.
     #[must_use]
     pub const fn is_vouched(&self) -> bool {
         self.number == 0
     }
 
-    /// The link that the pass went on from.
+    /// The signed link that the pass continues.
     #[must_use]
     pub const fn base(&self) -> Option<&Arc<Signed>> {
         self.base.as_ref()
     }
 
-    /// Whether both are the same pass of the same host, whatever else they say.
+    /// Whether both runs are the same pass of the same host, whatever else they say.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         self.number == other.number
@@ -265,7 +266,7 @@ impl Run {
             && (self.number == 0 || self.ticket.number == other.ticket.number)
     }
 
-    /// Whether the same host made both under the same ticket, or vouched for both.
+    /// Whether the same host made both runs under the same ticket, or vouched for both.
     #[must_use]
     pub fn shares_ticket(&self, other: &Self) -> bool {
         self.is_vouched() == other.is_vouched()
@@ -273,7 +274,7 @@ impl Run {
             && (self.is_vouched() || self.ticket.number == other.ticket.number)
     }
 
-    /// The run as it travels and is journaled, without a signature.
+    /// The run as a message for the network or the journal, without a signature.
     #[must_use]
     pub fn to_message(&self) -> message::Statement {
         message::Statement {
@@ -288,25 +289,25 @@ impl Run {
         }
     }
 
-    /// The run as bytes, to be journaled.
+    /// The run as bytes, for the journal.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         self.to_message().encode_to_vec()
     }
 
-    /// Reads what [`to_bytes`](Self::to_bytes) made, of a run over this content.
+    /// Reads the bytes of [`to_bytes`](Self::to_bytes), for a run over this content.
     ///
     /// # Errors
-    /// When it isn't a run.
+    /// When the bytes aren't a run.
     pub fn from_bytes(content: Digest, bytes: &[u8]) -> Result<Self, FieldError> {
         let message = message::Statement::decode(bytes).map_err(|_| FieldError::Statement)?;
         Self::parse(content, &message)
     }
 
-    /// Reads a run.
+    /// Reads a run over this content.
     ///
     /// # Errors
-    /// When a field isn't what it should be, or the base isn't the one that is named.
+    /// When a field is malformed, or the base doesn't have the digest that the run names.
     pub fn parse(content: Digest, message: &message::Statement) -> Result<Self, FieldError> {
         Self::parse_at(content, message, 0)
     }
@@ -348,16 +349,16 @@ impl Run {
     }
 }
 
-/// Who answers for a link, and how.
+/// Which host answers for a link, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Statement {
-    /// Under what it was made.
+    /// The run that the link belongs to.
     pub run: Arc<Run>,
     /// The maker's signature.
     pub signature: LinkSignature,
 }
 
-/// A link with who answers for it: what can be shown to others.
+/// A link with the statement of the host that answers for it. It can be shown to other hosts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signed {
     /// The content.
@@ -366,7 +367,7 @@ pub struct Signed {
     pub chunk: ChunkIndex,
     /// The link.
     pub link: Link,
-    /// Who answers for it.
+    /// The maker's statement.
     pub statement: Statement,
 }
 
@@ -383,7 +384,7 @@ impl Ord for Signed {
     }
 }
 
-/// How signatures are checked.
+/// Checks signatures.
 pub trait Verify {
     /// Whether the fleet's authority signed this ticket.
     fn ticket(&self, ticket: &Ticket) -> bool;
@@ -394,11 +395,11 @@ pub trait Verify {
 /// Why a statement isn't accepted. Its link isn't stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StatementError {
-    /// The ticket isn't of this fleet's authority.
+    /// This fleet's authority didn't sign the ticket.
     #[error("ticket isn't signed by the fleet's authority")]
     Ticket,
-    /// The ticket is of another content; or a link is made under a standing one, which takes a coordinator that is
-    /// away.
+    /// The ticket is for another content. Or the link is made under a standing ticket, which is allowed only while the
+    /// coordinator is away.
     #[error("ticket doesn't allow to make links of this content")]
     Unleased,
     /// The ticket has expired, by this host's clock.
@@ -431,23 +432,24 @@ impl Signed {
         }
     }
 
-    /// The host that answers for it.
+    /// The host that answers for the link.
     #[must_use]
     pub fn maker(&self) -> &HostId {
         &self.statement.run.ticket.maker
     }
 
-    /// What the maker signed.
+    /// The bytes that the maker signed.
     #[must_use]
     pub fn signed_bytes(&self) -> Vec<u8> {
         link_bytes(&self.content, self.chunk, &self.link, &self.statement.run)
     }
 
-    /// Checks that its maker signed it and was allowed to. `now` is in Unix seconds; `alone`: this host is without a
-    /// coordinator, or was a moment ago, and so believes links that are made under a standing ticket.
+    /// Checks that the maker signed the link and was allowed to make it. `now` is in Unix seconds. `alone` says that
+    /// this host has no coordinator, or had none a moment ago: it then accepts links that were made under a standing
+    /// ticket.
     ///
     /// # Errors
-    /// When it isn't to be stored.
+    /// When the link isn't to be stored.
     pub fn verify(
         &self,
         now: u64,
@@ -461,7 +463,7 @@ impl Signed {
         }
         self.verify_signed(alone, verify)?;
         let Some(base) = &run.base else { return Ok(()) };
-        // that a base is old says nothing against who goes on from it
+        // an old base says nothing against the host that continues it
         base.verify_signed(true, verify)?;
         if self.chunk == run.first && self.link.before != base.link.after {
             return Err(StatementError::Base);
@@ -469,10 +471,10 @@ impl Signed {
         Ok(())
     }
 
-    /// Checks the signatures, of old statements too: what convicts.
+    /// Checks the signatures and the permission, but no expiry: an old statement still convicts its maker.
     ///
     /// # Errors
-    /// When its maker didn't sign it, or the authority not its ticket.
+    /// When the maker didn't sign the link, the authority didn't sign the ticket, or the ticket doesn't allow the link.
     pub fn verify_signed(&self, alone: bool, verify: &impl Verify) -> Result<(), StatementError> {
         let run = &*self.statement.run;
         let ticket = &*run.ticket;
@@ -506,7 +508,7 @@ impl Signed {
         self
     }
 
-    /// The link as it travels.
+    /// The link as a message.
     #[must_use]
     pub fn to_message(&self) -> message::Link {
         let statement = message::Statement {
@@ -519,10 +521,10 @@ impl Signed {
         }
     }
 
-    /// Reads a link of this chunk that came with a statement. Nothing is checked yet.
+    /// Reads a link of this chunk with its statement. Doesn't check signatures.
     ///
     /// # Errors
-    /// When a field isn't what it should be, or there is no statement.
+    /// When a field is malformed, or there is no statement.
     pub fn parse(
         content: Digest,
         chunk: ChunkIndex,
@@ -578,12 +580,12 @@ fn link_bytes(content: &Digest, chunk: ChunkIndex, link: &Link, run: &Run) -> Ve
     bytes
 }
 
-/// What two links of one maker that can't both be true say about it.
+/// What two links that one host signed, and that can't both be true, say about the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Contradiction {
-    /// It signed something false, or the registry gave it other bytes the second time.
+    /// The host signed something false, or the registry gave it other bytes the second time.
     False,
-    /// It lies: within a run it made both itself, and what it vouches for it has verified.
+    /// The host lies: it made both links of a run itself, or it vouched for both and so had verified both.
     Lie,
 }
 
@@ -610,11 +612,11 @@ fn states(link: &Link) -> (State, State) {
     (link.before, link.after)
 }
 
-/// Who is to blame for a signed link, now that the content's true states are known: `truth` gives the state before each
-/// chunk, and that after the last one under the number after it.
+/// Returns the link whose maker is to blame for a signed link, once the content's true states are known. `truth` gives
+/// the state before each chunk; for the number after the last chunk, it gives the state after the last chunk.
 ///
-/// `None` where the link is true, or its maker went on from another's false link and can't be told to have lied. A base
-/// that is false is judged in its place.
+/// `None` where the link is true, where `truth` lacks a state, or where the maker continued another host's false link
+/// and can't be shown to have lied. A false base is blamed in place of the link.
 #[must_use]
 pub fn judge(signed: &Signed, truth: &impl Fn(ChunkIndex) -> Option<State>) -> Option<Signed> {
     let after = |chunk: ChunkIndex| truth(ChunkIndex(chunk.0.checked_add(1)?));
@@ -624,12 +626,12 @@ pub fn judge(signed: &Signed, truth: &impl Fn(ChunkIndex) -> Option<State>) -> O
         return None;
     }
     let run = &*signed.statement.run;
-    // it made it of a true state, or of its own of the beginning
+    // the maker began with a true state, or with the content's first chunk, or has verified all
     if before_is_true || run.is_vouched() || run.first.0 == 0 {
         return Some(signed.clone());
     }
     let Some(base) = &run.base else {
-        // a base's own base isn't at hand: others have its maker's links, and judge those
+        // a base carries no base of its own: other hosts have the links of the maker before, and judge those
         return None;
     };
     if after(base.chunk)? == base.link.after {

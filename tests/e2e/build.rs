@@ -1,5 +1,5 @@
-//! Looks for the programs that some tests need, so that a test whose program is missing is `ignored` with a reason. Each
-//! program that is here sets a `cfg`, and such a test has `#[cfg_attr(not(that), ignore = "needs ...")]`.
+//! Looks for the programs that some tests need, so that a test whose program is missing is `ignored` with a reason.
+//! Each program that is here sets a `cfg`, and such a test has `#[cfg_attr(not(that), ignore = "needs ...")]`.
 
 use std::{
     env,

@@ -88,11 +88,11 @@ fn matches_reach_back_into_stored_blocks() {
     assert_eq!(decode(raw.len(), &blob).unwrap(), raw);
 }
 
-/// Written by hand from the framing's description, so that encoder and decoder can't share a mistake.
+/// Written by hand from the framing's description, so that the encoder and the decoder can't share a mistake.
 #[test]
 fn a_stream_written_by_hand_decodes() {
     let mut blob = block(b"bv4-", &[8], b"abcdefgh");
-    // No literals, a match of 4 + 4 at distance 8, then five literals.
+    // No literals, a match of 4 + 4 bytes at distance 8, then five literals.
     blob.extend(block(
         b"bv41",
         &[13, 9],
@@ -205,7 +205,7 @@ proptest! {
         prop_assert!(out == raw);
         prop_assert!(decoder.is_finished());
 
-        // From every block's start, with the history that the format needs and not a byte more.
+        // From every block's start, with exactly the history that the format needs.
         for start in starts {
             let from = usize::try_from(start.raw_offset).unwrap();
             let blob_from = usize::try_from(start.blob_offset).unwrap();

@@ -1,4 +1,4 @@
-//! The mirror's settings: what its table of the settings file means, and what can't work.
+//! The mirror's settings: the meaning of its table in the settings file, and the values that can't work.
 
 use std::{
     collections::BTreeSet,
@@ -9,54 +9,54 @@ use std::{
 
 use serde::Deserialize;
 
-/// TCP port for the registry mirror, where none is set.
+/// The default TCP port for the registry mirror.
 pub const MIRROR_PORT: u16 = 7474;
-/// Bytes of the mirror's blob cache, where none are set: two compressed images of a common size.
+/// The default size of the mirror's blob cache, in bytes: two compressed images of a common size.
 const MIRROR_CACHE_BYTES: u64 = 64 << 30;
-/// The longest host with its port.
+/// The longest name of a host with its port, in bytes.
 const MAX_HOST: usize = 255 + 6;
 
-/// What a client gets before the headers when something can't be had for now.
+/// The answer to a client, before the headers, when something can't be had for now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnTrouble {
     /// `not-found` for clients that name their upstream by `ns=` (containerd falls back by itself), `wait` for others.
     #[default]
     Auto,
-    /// It waits; at last its connection is broken, so that it tries again.
+    /// The client waits. At last its connection is broken, so that it tries again.
     Wait,
-    /// It is redirected to the registry.
+    /// The client is redirected to the registry.
     Redirect,
-    /// It gets a 404.
+    /// The client gets a 404.
     NotFound,
 }
 
 /// The mirror's settings.
 #[derive(Clone, Debug)]
 pub struct MirrorSettings {
-    /// Where it listens; `None`: nowhere.
+    /// The address on which the mirror listens; `None`: it doesn't.
     pub listen: Option<SocketAddr>,
-    /// Names by which it may be asked for on loopback, beyond `localhost` and addresses.
+    /// Names by which clients may ask for the mirror on loopback, beyond `localhost` and addresses.
     pub names: BTreeSet<String>,
-    /// Whether the address was set rather than defaulted to: then it has to be free.
+    /// Whether the address was set, and isn't the default: then the address has to be free.
     pub required: bool,
-    /// Where blobs are kept.
+    /// The directory of the blobs.
     pub directory: PathBuf,
     /// Bytes that blobs may take.
     pub cache_bytes: u64,
-    /// The registry of names that name none.
+    /// The registry for image names without a registry.
     pub upstream: Option<String>,
     /// The registries that are served; empty for any.
     pub upstreams: BTreeSet<String>,
-    /// Whether clients without credentials are served by this host's own.
+    /// Whether this host's own credentials serve clients that have none.
     pub lend_credentials: bool,
-    /// What happens before the headers.
+    /// The answer to a client, before the headers, when something can't be had for now.
     pub on_trouble: OnTrouble,
-    /// After so long without progress another source is tried.
+    /// After this long without progress, another source is tried.
     pub stall: Duration,
-    /// After so long without progress a client's connection is broken. Less than tart's 60 s.
+    /// After this long without progress, a client's connection is broken. It's less than tart's 60 s.
     pub break_after: Duration,
-    /// A fetch goes on for so long after its last reader left.
+    /// A fetch goes on for this long after its last reader left.
     pub grace: Duration,
     /// Certificate chain and key (PEM), for listening beyond loopback.
     pub tls: Option<(PathBuf, PathBuf)>,
@@ -72,7 +72,7 @@ impl MirrorSettings {
         self.upstreams.is_empty() || self.names(registry)
     }
 
-    /// Whether the settings name this registry, so that its word for what it has is believed.
+    /// Whether the settings name this registry, so that its word about its contents is believed.
     pub(crate) fn names(&self, registry: &str) -> bool {
         self.upstreams.contains(registry) || self.upstream.as_deref() == Some(registry)
     }
@@ -81,7 +81,8 @@ impl MirrorSettings {
 /// Why the mirror's settings can't work.
 #[derive(Debug, thiserror::Error)]
 pub enum MirrorConfigError {
-    /// Who connects from elsewhere has to be told from others, and can't be over plain HTTP.
+    /// The address is beyond loopback, and TLS or the token is missing: clients from elsewhere have to prove
+    /// themselves, which plain HTTP doesn't allow.
     #[error(
         "mirror.listen {0} is beyond loopback: set mirror.tls_certificate, mirror.tls_key and mirror.token_file"
     )]
@@ -114,7 +115,7 @@ pub(super) struct MirrorFile {
     token_file: Option<PathBuf>,
 }
 
-/// What the table means.
+/// Checks the table of the settings file, and fills in the defaults.
 pub(super) fn mirror_settings(
     file: MirrorFile,
     state_dir: &Path,

@@ -1,5 +1,5 @@
-//! The mirror's blob cache, as the driver keeps it: whole blobs are found again, pinned, evicted, and read again in
-//! turn.
+//! The driver's care for the mirror's blob cache: finding whole blobs again, pinning, evicting, and reading blobs again
+//! in turn.
 
 use std::{path::Path, sync::Arc};
 
@@ -16,13 +16,13 @@ use crate::{
     store::{Look, Stage, Store},
 };
 
-/// Chunks that are read again at a time, every 5 s, as of images.
+/// Chunks that are read again at a time, every 5 s. Images have the same number.
 const SCRUB_CHUNKS: u32 = 8;
 
 /// Work that blocks.
 type Job = Box<dyn FnOnce() -> Input + Send>;
 
-/// The cache, and where its scrub goes on. Without a mirror there is none.
+/// The cache, and the place where its scrub goes on. Without a mirror there is none.
 #[derive(Debug)]
 pub(super) struct BlobCache {
     blobs: Option<Arc<Blobs>>,
@@ -41,12 +41,12 @@ impl BlobCache {
         self.blobs.as_ref()
     }
 
-    /// Finds the whole blobs of an earlier process, and ends in [`Input::Seeds`].
+    /// Finds the whole blobs of an earlier process. The job ends in [`Input::Seeds`].
     pub(super) fn recover(&self) -> Option<Job> {
         let blobs = self.blobs.clone()?;
         Some(Box::new(move || {
             let whole = blobs.whole().into_iter().take(MAX_SEEDS);
-            // the oldest first, so that it is the first to go
+            // the oldest comes first, so that it is evicted first
             let mut seeds: Vec<_> = whole
                 .filter(|blob| blob.load_links().unwrap_or(false))
                 .collect();
@@ -55,7 +55,7 @@ impl BlobCache {
         }))
     }
 
-    /// Gives way to images that are being staged on this volume, and reads a few chunks again. It ends in
+    /// Makes room for images that are being staged on this volume, and reads a few chunks again. The job ends in
     /// [`Input::BlobsScrubbed`].
     pub(super) fn scrub(&self, store: Arc<Store>, home: &Path) -> Option<Job> {
         let blobs = self.blobs.clone()?;
@@ -67,13 +67,13 @@ impl BlobCache {
         }))
     }
 
-    /// Some of the cache was read again: the next time goes on here.
+    /// Some of the cache was read again. The next scrub goes on at `next`.
     pub(super) const fn scrubbed(&mut self, next: (Option<Digest>, u32)) {
         self.scrub_at = next;
     }
 }
 
-/// Reads a few chunks again: where to go on, and the blob that isn't what it was.
+/// Reads a few chunks again. Says where the next scrub goes on, and which blob was found rotten.
 fn scrub(blobs: &Blobs, at: Option<Digest>, chunk: u32) -> Input {
     let current = at.filter(|_| chunk > 0).and_then(|at| blobs.find(&at));
     let (blob, first) = match current {
@@ -92,13 +92,13 @@ fn scrub(blobs: &Blobs, at: Option<Digest>, chunk: u32) -> Input {
     let end = first
         .saturating_add(SCRUB_CHUNKS)
         .min(blob.geometry().chunks());
-    // what can't be read shows by other means: the volume is failing
+    // a blob that can't be read counts as good: the volume is failing, which shows by other means
     let good = blob.load_links().unwrap_or(true)
         && !blob.is_rotten()
         && (first..end)
             .map(ChunkIndex)
             .all(|chunk| !matches!(blob.look(chunk), Ok(Look::Rotten | Look::Missing)));
-    // evicted meanwhile: that is no rot
+    // a blob that was evicted meanwhile isn't rotten
     let good = good || blob.is_gone();
     if !good && let Err(error) = blobs.discard(&digest) {
         warn!(content = %digest, %error, "dropping a rotten blob failed");
@@ -114,7 +114,7 @@ fn scrub(blobs: &Blobs, at: Option<Digest>, chunk: u32) -> Input {
     }
 }
 
-/// Copies a blob from a stage, chunk by chunk, each against its link.
+/// Copies a blob from a stage, chunk by chunk. Each chunk is compared with its link.
 pub(super) fn copy(stage: &Stage, blob: &Blob) -> Input {
     let digest = blob.digest();
     if let Err(error) = copy_chunks(stage, blob) {
@@ -146,7 +146,7 @@ fn copy_chunks(stage: &Stage, blob: &Blob) -> Result<(), String> {
     Ok(())
 }
 
-/// Reads what an earlier process left of a blob: what it lacks is asked for again.
+/// Reads the bytes that an earlier process left of a blob. Chunks that the blob lacks are asked for again.
 pub(super) fn read_again(id: ContentId, blob: &Blob) -> Input {
     Input::Dropped {
         id,

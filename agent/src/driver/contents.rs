@@ -1,7 +1,6 @@
-//! The contents that this host holds or wants, under the small numbers by which the swarm knows them.
+//! The contents that this host holds or wants, by the small numbers under which the swarm knows them.
 //!
-//! This part neither reads nor writes the disk. It names what is to be done as [`Effect`]s, which the driver carries
-//! out.
+//! This part neither reads nor writes the disk. It returns [`Effect`]s, which the driver carries out.
 
 mod content;
 
@@ -26,32 +25,32 @@ use crate::{
     transfer::{Cache, Receipt},
 };
 
-/// What the driver has to do after this part heard something.
+/// Work for the driver, after this part heard something.
 #[derive(Debug)]
 pub(super) enum Effect<S = Shelf> {
     /// Tell the swarm.
     Tell(Event),
-    /// The swarm knows this content from now on: what peers announced of it before counts.
+    /// The swarm knows this content from now on: earlier announcements of peers count now.
     Recall {
         id: ContentId,
         content: Digest,
         chunks: u32,
     },
-    /// Walk the content's chain back from its digest. The end is told by [`Contents::walked`].
+    /// Walk the content's chain back from its digest. The end goes to [`Contents::walked`].
     Walk {
         id: ContentId,
         content: Digest,
         chunks: u32,
         shelves: Vec<S>,
     },
-    /// Drop what this host made of a content. The end is told by [`Contents::retracted`].
+    /// Drop the links that this host made of a content. The end goes to [`Contents::retracted`].
     Retract {
         id: ContentId,
         content: Digest,
         shelves: Vec<S>,
     },
-    /// Drop what another host made of a content, from a chunk on, and give up what that host is sending of it. The end
-    /// is told by [`Contents::dropped`].
+    /// Drop the links that another host made of a content, from a chunk on, and give up what that host is sending of
+    /// the content. The end goes to [`Contents::dropped`].
     Drop {
         from: Transfer,
         content: Digest,
@@ -62,19 +61,20 @@ pub(super) enum Effect<S = Shelf> {
         images: Vec<Digest>,
         news: ImageNews,
     },
-    /// The volume of images, or that of the mirror's blobs, failed.
+    /// The volume of the images, or of the mirror's blobs, failed.
     NotStored { mirrored: bool, error: String },
     /// Chunks were found false.
     CountFalse { source: From, chunks: usize },
-    /// Show the coordinator these links: who signed them lied.
+    /// Show the coordinator these links. Their signers lied.
     Convict(Vec<Signed>),
     /// Tell the coordinator that this peer sent bytes that don't fit their link.
     BlameBytes(Transfer),
-    /// Tell the coordinator, and so all others, that this host takes back what it made of a content from a chunk on.
+    /// Tell the coordinator, and through it all other hosts, that this host takes back the links that it made of a
+    /// content, from a chunk on.
     TakeBack { content: Digest, from: ChunkIndex },
-    /// A chunk was stored, which no journal vouches for yet.
+    /// A chunk was stored, and no journal vouches for it yet.
     Stored,
-    /// Something changed that the next report says.
+    /// Something changed that belongs into the next report.
     Report,
 }
 
@@ -82,7 +82,7 @@ pub(super) enum Effect<S = Shelf> {
 #[derive(Debug)]
 pub(super) struct Contents<S = Shelf> {
     me: HostKey,
-    /// Packed chunks. What isn't held any more is forgotten there too.
+    /// Packed chunks. Chunks that aren't held any more are forgotten there too.
     cache: Arc<Cache>,
     contents: BTreeMap<ContentId, Content<S>>,
     ids: BTreeMap<Digest, ContentId>,
@@ -102,7 +102,8 @@ impl<S: Proving> Contents<S> {
 
     // ---- finding --------------------------------------------------------------------------------------------------
 
-    /// A content to which this layout gives another size than an image that is here. One of the two sizes is wrong.
+    /// A content to which this layout gives another size than an image on this host does. One of the two sizes is
+    /// wrong.
     pub(super) fn contradiction(&self, layout: &Layout) -> Option<Digest> {
         let contents = layout.contents();
         let other_size = contents.iter().find(|spec| {
@@ -122,7 +123,7 @@ impl<S: Proving> Contents<S> {
         self.contents.get(self.ids.get(digest)?)
     }
 
-    /// The first verified content of an image from this one on, and around.
+    /// The first verified content of an image at or after this number, or else from the beginning.
     pub(super) fn closed_from(&self, id: ContentId) -> Option<&Content<S>> {
         let mut around = self.contents.range(id..).chain(self.contents.range(..id));
         around
@@ -130,7 +131,7 @@ impl<S: Proving> Contents<S> {
             .map(|(_, content)| content)
     }
 
-    /// The content and chunk that a peer names, where this host knows the content and it has such a chunk.
+    /// The content and chunk that a peer names, if this host knows the content and the content has such a chunk.
     pub(super) fn locate(&self, content: &[u8], index: u32) -> Option<(ContentId, ChunkIndex)> {
         let content = self.by_digest(&Digest::try_from(content).ok()?)?;
         let chunk = ChunkIndex(index);
@@ -167,7 +168,7 @@ impl<S: Proving> Contents<S> {
         id
     }
 
-    /// Adds a content of an image, or another image to a content. Whether the content is new.
+    /// Adds a content of an image, or another image to a content. Returns whether the content is new.
     pub(super) fn add(
         &mut self,
         spec: &ContentSpec,
@@ -218,7 +219,7 @@ impl<S: Proving> Contents<S> {
         Some(id)
     }
 
-    /// Takes an image away from its contents. Those that no other image has are removed and returned.
+    /// Takes an image away from its contents. Contents that no other image has are removed and returned.
     pub(super) fn remove_image(&mut self, image: &Digest) -> Vec<(ContentId, Digest)> {
         let mut gone = Vec::new();
         for content in self.contents.values_mut() {
@@ -233,7 +234,7 @@ impl<S: Proving> Contents<S> {
         gone
     }
 
-    /// Makes a content known to the swarm. `of_image` says who may have what an image holds; `None` for an image that
+    /// Makes a content known to the swarm. `of_image` gives the hosts that may have an image; `None` for an image that
     /// is forgotten.
     pub(super) fn introduce(
         &mut self,
@@ -263,7 +264,7 @@ impl<S: Proving> Contents<S> {
 
     // ---- chunks come ----------------------------------------------------------------------------------------------
 
-    /// A chunk of a peer's is verified against its link and stored.
+    /// A chunk from a peer is verified against its link and stored.
     pub(super) fn arrived(&mut self, of: Transfer, wire_bytes: u64) -> Vec<Effect<S>> {
         let Transfer { peer, id, chunk } = of;
         let mut out = vec![
@@ -282,7 +283,7 @@ impl<S: Proving> Contents<S> {
         out
     }
 
-    /// A chunk of a peer's didn't come, or was false.
+    /// A chunk from a peer didn't come, or was false.
     pub(super) fn not_arrived(
         &mut self,
         of: Transfer,
@@ -295,8 +296,8 @@ impl<S: Proving> Contents<S> {
             let content = content.digest();
             debug!(%content, chunk = chunk.0, %peer, ?failure, "a chunk didn't come");
         }
-        // The size of a mirror's blob is what some client's registry says. A peer that was told another size lies no
-        // more than this host does.
+        // The size of a mirror's blob is what some client's registry says. A peer that was told another size isn't a
+        // liar for it.
         let mirrored = self.find(id).is_some_and(Content::is_mirrored);
         let doubtful = receipt.other_size && mirrored;
         if let Some(signed) = receipt.false_link {
@@ -333,7 +334,7 @@ impl<S: Proving> Contents<S> {
         out
     }
 
-    /// A chunk came from the registry and is stored. `conflict`: it took the place of another one.
+    /// A chunk came from the registry and is stored. `conflict`: the chunk replaces another one.
     pub(super) fn fetched(
         &mut self,
         id: ContentId,
@@ -346,7 +347,7 @@ impl<S: Proving> Contents<S> {
             news: ImageNews::FromOrigin(origin_bytes),
         }];
         if conflict {
-            // what was held of this chunk isn't what the registry has now
+            // the chunk that was held differs from the registry's chunk
             self.lose(id, chunk, &mut out);
             out.push(Effect::Tell(Event::ChunkLost { id, chunk }));
         }
@@ -375,13 +376,13 @@ impl<S: Proving> Contents<S> {
         out.extend(self.walk_if_whole(id));
     }
 
-    /// The volume of images, or that of the mirror's blobs, took no chunk.
+    /// The volume of the images, or of the mirror's blobs, took no chunk.
     pub(super) fn not_stored(&self, id: ContentId, error: String) -> Option<Effect<S>> {
         let mirrored = self.find(id)?.is_mirrored();
         Some(Effect::NotStored { mirrored, error })
     }
 
-    /// A chunk isn't held any more. Whether it was.
+    /// Notes that a chunk isn't held any more. Returns whether it was.
     fn lose(&mut self, id: ContentId, chunk: ChunkIndex, out: &mut Vec<Effect<S>>) -> bool {
         let Some(content) = self.contents.get_mut(&id) else {
             return false;
@@ -397,7 +398,7 @@ impl<S: Proving> Contents<S> {
         true
     }
 
-    /// A chunk isn't held any more, and is asked for again where it was.
+    /// Notes that a chunk isn't held any more. If it was held, it is asked for again.
     fn miss(&mut self, id: ContentId, chunk: ChunkIndex, out: &mut Vec<Effect<S>>) {
         if self.lose(id, chunk, out) {
             out.push(Effect::Tell(Event::ChunkLost { id, chunk }));
@@ -406,7 +407,7 @@ impl<S: Proving> Contents<S> {
 
     // ---- verifying ------------------------------------------------------------------------------------------------
 
-    /// Once every chunk is there, walks back from the digest: the content is verified, or somebody lied.
+    /// Once every chunk is there, walks back from the digest: either the content is verified, or a link is false.
     pub(super) fn walk_if_whole(&mut self, id: ContentId) -> Option<Effect<S>> {
         let content = self.contents.get_mut(&id)?;
         content.begin_walk().then(|| Effect::Walk {
@@ -430,13 +431,14 @@ impl<S: Proving> Contents<S> {
             self.lose(id, verdict.chunk, &mut out);
         }
         if walked.storage_error.is_none() {
-            // nobody is blamed for what an image lacks after the walk
+            // no host is blamed for chunks that an image lacks after the walk
             for chunk in &walked.lacking {
                 self.miss(id, *chunk, &mut out);
             }
         }
         if let Some(first) = walked.verdicts.first() {
-            // nobody is named before the whole shows who answers for it: it may be the registry's fault
+            // no host is named before the whole content shows which host answers for the chunk: the registry may be at
+            // fault
             let chunks = walked.verdicts.len();
             warn!(content = %digest, chunk = first.chunk.0, chunks, "the chain proved a chunk false; it and what was made with it are fetched again");
             out.push(Effect::CountFalse {
@@ -447,7 +449,7 @@ impl<S: Proving> Contents<S> {
         for (at, verdict) in walked.verdicts.into_iter().enumerate() {
             let (chunk, maker) = (verdict.chunk, verdict.source.maker);
             debug!(content = %digest, chunk = chunk.0, %maker, "dropped");
-            // the first one is false; the others fell with it and may be true
+            // the first chunk is false; the others were dropped with it and may be true
             if at == 0
                 && let Some(statement) = verdict.statement
             {
@@ -476,7 +478,7 @@ impl<S: Proving> Contents<S> {
     }
 
     /// Chunks of an image aren't held any more, because their bytes on disk changed or can't be read. Another image
-    /// here may have them; else they are fetched again. The image is present again when it is whole.
+    /// here may have them; otherwise they are fetched again. The image is present again when it is whole.
     pub(super) fn rotted(
         &mut self,
         image: Digest,
@@ -505,7 +507,7 @@ impl<S: Proving> Contents<S> {
             news: ImageNews::Opened(digest),
         });
         if whole {
-            // what no other image has is asked for after this
+            // chunks that no other image has are asked for after this
             out.extend(self.walk_if_whole(id));
             return out;
         }
@@ -517,7 +519,7 @@ impl<S: Proving> Contents<S> {
 
     // ---- what is false --------------------------------------------------------------------------------------------
 
-    /// A signed link is false: nothing more of its run is taken, and it is judged when the content is verified.
+    /// A signed link is false. No more links of its run are taken. The link is judged when the content is verified.
     fn suspect(&mut self, id: ContentId, signed: Signed, out: &mut Vec<Effect<S>>) {
         let Some(content) = self.contents.get_mut(&id) else {
             return;
@@ -533,7 +535,8 @@ impl<S: Proving> Contents<S> {
         }
     }
 
-    /// The true states of a content are known: whoever signed something false is named, with the evidence.
+    /// The true states of a content are known. The hosts that answer for a false signature are named, with the
+    /// evidence.
     fn judge_suspects(&mut self, id: ContentId, out: &mut Vec<Effect<S>>) {
         let Some(content) = self.contents.get_mut(&id) else {
             return;
@@ -547,7 +550,7 @@ impl<S: Proving> Contents<S> {
             }
             let liar = maker.key();
             out.push(Effect::Convict(vec![signed]));
-            // what the maker made may be the registry's fault, what it vouched for isn't
+            // a false link that the maker made may be the registry's fault; a false link that it vouched for isn't
             if vouched {
                 warn!(content = %digest, chunk = chunk.0, %maker, "a host vouched for a link that is false");
                 out.push(Effect::Tell(Event::Blamed(liar)));
@@ -557,8 +560,8 @@ impl<S: Proving> Contents<S> {
         }
     }
 
-    /// Drops what another host made of a content, from a chunk on: that host takes it back, or its links are false too
-    /// often.
+    /// Drops the links that another host made of a content, from a chunk on: that host took them back, or its links are
+    /// false too often.
     pub(super) fn drop_made(
         &self,
         digest: &Digest,
@@ -598,7 +601,7 @@ impl<S: Proving> Contents<S> {
         out
     }
 
-    /// What a fetch of this host brought doesn't end in the digest: the fetch starts again at the beginning.
+    /// The bytes that a fetch of this host brought don't end in the digest. The fetch starts again at the beginning.
     pub(super) fn fetch_doubted(&mut self, id: ContentId) -> Vec<Effect<S>> {
         if let Some(content) = self.contents.get_mut(&id) {
             content.doubt();
@@ -610,21 +613,21 @@ impl<S: Proving> Contents<S> {
         }]
     }
 
-    /// A fetch brought the content to its end: nothing that this host made was false, or it was made anew.
+    /// A fetch brought the content to its end: the links that this host made are true, or were made anew.
     pub(super) fn fetch_done(&mut self, id: ContentId) {
         if let Some(content) = self.contents.get_mut(&id) {
             content.end_doubt();
         }
     }
 
-    /// The second download was false too: nothing that this host made of the content is kept.
+    /// The second download was false too: none of the links that this host made of the content is kept.
     pub(super) fn fetch_bad(&mut self, id: ContentId) {
         if let Some(content) = self.contents.get_mut(&id) {
             content.doubt();
         }
     }
 
-    /// The fetch is over. What it made and was never sorted out isn't kept.
+    /// The fetch is over. If its links are still in doubt, they are dropped.
     pub(super) fn retract_doubted(&mut self, id: ContentId) -> Option<Effect<S>> {
         let content = self.contents.get_mut(&id)?;
         content.end_doubt().then(|| Effect::Retract {
@@ -634,8 +637,8 @@ impl<S: Proving> Contents<S> {
         })
     }
 
-    /// This host dropped what it made of a content from a chunk on: the registry's bytes were false, or what they were
-    /// chained to was.
+    /// This host dropped the links that it made of a content from a chunk on: the registry's bytes were false, or an
+    /// earlier link was.
     pub(super) fn retracted(
         &mut self,
         now: Instant,
@@ -663,7 +666,8 @@ fn tie_key(digest: &Digest) -> u64 {
         .map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
-/// Who may have a content: the hosts of all images that it is part of. Blobs of the mirror are for all hosts.
+/// The hosts that may have a content: the hosts of all images that it is part of. Blobs of the mirror are for all
+/// hosts.
 fn entitled<S: Proving>(
     content: &Content<S>,
     of_image: impl Fn(&Digest) -> Option<Entitled>,
@@ -672,7 +676,7 @@ fn entitled<S: Proving>(
     if images.is_empty() {
         return None;
     }
-    // of an image that is forgotten nobody may have anything
+    // no host may have a content of a forgotten image
     let of_images: Option<Vec<_>> = images.iter().filter_map(of_image).collect();
     match &of_images?[..] {
         [one] => Some(one.clone()),

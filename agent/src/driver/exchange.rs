@@ -1,9 +1,9 @@
-//! Chunks between this host, its peers and the registries: what the swarm wants is carried out, and the swarm hears how
-//! it went.
+//! The exchange of chunks between this host, its peers and the registries. It carries out the swarm's actions, and
+//! tells the swarm how they ended.
 //!
-//! The swarm decides what to ask of whom. This part joins the swarm with hosts, contents, transfers, fetches and
-//! leases. What concerns others (jobs, images, reports) is put into a queue of [`Effect`]s, which the driver empties by
-//! [`Exchange::poll`].
+//! The swarm decides which chunk to ask of which peer. This part joins the swarm with hosts, contents, transfers,
+//! fetches and leases. Work for other parts (jobs, images, reports) goes into a queue of [`Effect`]s, which the driver
+//! empties by [`Exchange::poll`].
 
 mod effect;
 
@@ -44,11 +44,11 @@ use crate::{
     transfer::{Receipt, Shipment, Subject},
 };
 
-/// The swarm, and what it moves.
+/// The swarm, and the parts that carry out its actions.
 pub(super) struct Exchange {
     swarm: Swarm,
     epoch: Instant,
-    /// The time at which what is heard now happens.
+    /// The time of everything that is heard now.
     now: Instant,
     streams: Streams,
     metrics: Metrics,
@@ -77,7 +77,7 @@ impl Exchange {
 
     // ---- the loop -------------------------------------------------------------------------------------------------
 
-    /// What is heard from now on happens at this time.
+    /// Sets the time of everything that is heard from now on.
     pub(super) const fn set_now(&mut self, now: Instant) {
         self.now = now;
     }
@@ -87,13 +87,13 @@ impl Exchange {
         Moment(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
     }
 
-    /// When the swarm is to be told that time passed.
+    /// When the swarm has to hear that time passed.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         let at = self.swarm.next_timeout()?;
         Some(self.epoch + at.since(Moment::START))
     }
 
-    /// What others have to do, in order. `None` once nothing is left, and the swarm wants nothing.
+    /// The next effect for other parts, in order. `None` once no effect is left and the swarm wants nothing.
     pub(super) fn poll(&mut self) -> Option<Effect> {
         while self.effects.is_empty() {
             match self.swarm.poll() {
@@ -104,7 +104,7 @@ impl Exchange {
         self.effects.pop_front()
     }
 
-    /// Hands on what waits to be announced, as far as peers take it.
+    /// Hands on the announcements that wait, as far as peers take them.
     pub(super) fn flush_updates(&mut self) {
         self.hosts.flush_updates();
         let leases = i64::try_from(self.origins.leases()).unwrap_or(i64::MAX);
@@ -240,7 +240,7 @@ impl Exchange {
         self.follow_hosts(effects);
     }
 
-    /// Changes the roster. Whether the change is of the roster that is here.
+    /// Changes the roster. Returns whether the change is of the roster that is here.
     pub(super) fn change_roster(&mut self, change: &RosterChange) -> bool {
         let effects = self.hosts.change(&self.streams.me, change);
         let fits = effects.is_some();
@@ -440,7 +440,7 @@ impl Exchange {
             return;
         }
         if !self.transfers.received(&transfer, number) && receipt.is_lost() {
-            // it went over a connection that is gone, and is asked for again over the next
+            // the chunk was sent over a connection that is gone, and is asked for again over the next one
             return;
         }
         self.count_source(From::Peers, receipt.wire_bytes);
@@ -460,7 +460,7 @@ impl Exchange {
             .inc_by(bytes);
     }
 
-    /// So many bytes of a stage were here already, in other images.
+    /// Counts bytes of a stage that were here already, in other images.
     pub(super) fn count_local(&self, bytes: u64) {
         self.count_source(From::Local, bytes);
     }
@@ -521,7 +521,7 @@ impl Exchange {
                     content,
                     shelves,
                 } => {
-                    // what its maker is sending was made before that
+                    // the chunks that the maker is sending were made before the retraction
                     self.transfers.cancel_from(from);
                     self.run_blocking(move || Input::Dropped {
                         id: from.id,
@@ -556,7 +556,7 @@ impl Exchange {
         }
     }
 
-    /// Adds a content of an image, or another image to a content. Whether the content is new.
+    /// Adds a content of an image, or another image to a content. Returns whether the content is new.
     pub(super) fn add(
         &mut self,
         spec: &ContentSpec,
@@ -576,7 +576,7 @@ impl Exchange {
         self.contents.add_mirrored(what, shelf, held, whole)
     }
 
-    /// Makes a content known to the swarm. `of_image` says who may have what an image holds; `None` for an image that
+    /// Makes a content known to the swarm. `of_image` gives the hosts that may have an image; `None` for an image that
     /// is forgotten.
     pub(super) fn introduce(
         &mut self,
@@ -588,7 +588,7 @@ impl Exchange {
         self.follow_contents(effects);
     }
 
-    /// Tells the swarm anew of an image's contents: who may have them may have changed.
+    /// Tells the swarm anew of an image's contents: the hosts that may have them may have changed.
     pub(super) fn retell(
         &mut self,
         layout: &Layout,
@@ -602,9 +602,9 @@ impl Exchange {
         }
     }
 
-    /// Takes an image away from its contents. Those that no other image has leave the swarm; their leases end with the
-    /// next report, which says the image's new state too: who gives a lease back while it stages is thought to hold the
-    /// content.
+    /// Takes an image away from its contents. Contents that no other image has leave the swarm. Their leases end with
+    /// the next report, which also says the image's new state. They don't end earlier: the coordinator would think that
+    /// a host that returns a lease while it stages holds the content.
     pub(super) fn withdraw(&mut self, image: &Digest) {
         for (id, content) in self.contents.remove_image(image) {
             let effects = self.origins.give_up(id, content);
@@ -654,7 +654,7 @@ impl Exchange {
         self.follow_contents(effects);
     }
 
-    /// Drops what another host made of a content, from a chunk on: that host takes it back.
+    /// Drops the links that another host made of a content, from a chunk on: that host took them back.
     pub(super) fn drop_made(&mut self, content: &Digest, maker: HostKey, from: ChunkIndex) {
         let effect = self.contents.drop_made(content, maker, from);
         self.follow_contents(effect);
@@ -666,7 +666,7 @@ impl Exchange {
         self.follow_contents(effects);
     }
 
-    /// This host dropped what it made of a content from a chunk on.
+    /// This host dropped the links that it made of a content from a chunk on.
     pub(super) fn retracted(
         &mut self,
         id: ContentId,
@@ -677,7 +677,7 @@ impl Exchange {
         self.follow_contents(effects);
     }
 
-    /// What was packed of a chunk is forgotten: it may be what is wrong.
+    /// Forgets the packed copy of a chunk: that copy may be the wrong one.
     pub(super) fn forget_packed(&self, content: Digest, chunk: ChunkIndex) {
         self.streams.cache.forget(content, chunk);
     }
@@ -707,7 +707,7 @@ impl Exchange {
         }
     }
 
-    /// Fetches a content from the registry, by the order of this image; `None` for a client of the mirror.
+    /// Fetches a content from the registry, by the order of image `by`; `None` for a client of the mirror.
     pub(super) fn fetch(
         &mut self,
         wanted: &FetchWanted,
@@ -723,12 +723,12 @@ impl Exchange {
         self.run(job);
     }
 
-    /// The coordinator handed down a newer token for an image: the fetches that run use the token from now on.
+    /// The coordinator handed down a newer token for an image. Running fetches use the new token from now on.
     pub(super) fn renew_access(&self, image: &Digest, access: &Access) {
         self.origins.renew(image, access);
     }
 
-    /// A fetch says how it goes.
+    /// A running fetch reports its progress.
     pub(super) fn fetch_news(&mut self, id: ContentId, news: News) {
         let effects = self.origins.news(&mut self.contents, self.now, id, news);
         self.follow_origins(effects);
@@ -740,13 +740,13 @@ impl Exchange {
         self.follow_origins(effects);
     }
 
-    /// What a report says of leases.
+    /// The states of leases for a report.
     pub(super) fn lease_states(&mut self, status: &swarm::Status) -> Vec<LeaseState> {
         let contents = &self.contents;
         self.origins.lease_states(contents, self.now, status)
     }
 
-    /// A report that carried these wasn't sent.
+    /// A report with these states wasn't sent.
     pub(super) fn lease_states_unsent(&mut self, states: Vec<LeaseState>) {
         self.origins.unsent(states);
     }
@@ -774,7 +774,7 @@ impl Exchange {
         self.follow_origins(effects);
     }
 
-    /// Gives a lease back that can't be used: nobody would take what is made of it.
+    /// Gives a lease back that can't be used: no host would take the links that are made with it.
     pub(super) fn give_lease_back(&mut self, content: Digest, error: &str) {
         let effect = self.origins.give_back(content, error);
         self.follow_origins([effect]);

@@ -35,7 +35,7 @@ struct Fetch {
     token: CancellationToken,
 }
 
-/// What a fetch that was begun is led by.
+/// The reins of a fetch: the channels by which the driver leads it.
 #[derive(Debug)]
 pub(super) struct Reins {
     /// Tells the fetch from an earlier one of the same content.
@@ -89,7 +89,7 @@ impl Fetches {
         reins
     }
 
-    /// Lets a running fetch go on as far as this chunk. Whether one runs.
+    /// Lets a running fetch go on as far as this chunk. Returns whether a fetch runs.
     pub(super) fn go_on(&self, id: ContentId, until: ChunkIndex) -> bool {
         let fetch = self.running.get(&id);
         if let Some(fetch) = fetch {
@@ -108,7 +108,7 @@ impl Fetches {
         fetch.map_or(0, |fetch| fetch.moved.load(Ordering::Relaxed))
     }
 
-    /// The coordinator handed down a newer token for an image: the fetches that run by its order use the token from now
+    /// The coordinator handed down a newer token for an image. Fetches by the image's order use the new token from now
     /// on.
     pub(super) fn renew(&self, image: &Digest, access: &Access) {
         for fetch in self.running.values() {
@@ -118,7 +118,7 @@ impl Fetches {
         }
     }
 
-    /// Stops a fetch. Whether one ran. What it still has to say is of yesterday.
+    /// Stops a fetch. Returns whether one ran. Later news of a stopped fetch is ignored.
     pub(super) fn stop(&mut self, id: ContentId) -> bool {
         let fetch = self.running.remove(&id);
         if let Some(fetch) = &fetch {
@@ -133,12 +133,12 @@ impl Fetches {
         }
     }
 
-    /// The image by whose order the fetch that runs asks the registry.
+    /// The image by whose order the running fetch asks the registry.
     pub(super) fn image(&self, id: ContentId) -> Option<Digest> {
         self.running.get(&id)?.image
     }
 
-    /// A fetch ended. Whether it ran until now: one that was stopped may still tell its end.
+    /// A fetch ended. Returns whether it ran until now: a fetch that was stopped may still tell its end.
     pub(super) fn ended(&mut self, id: ContentId, number: u64) -> bool {
         let running = self.running.get(&id);
         let current = running.is_some_and(|fetch| fetch.number == number);
@@ -149,7 +149,7 @@ impl Fetches {
     }
 }
 
-/// What others are told of a fetch that ended.
+/// What the swarm, the coordinator and the images are told of a fetch that ended.
 #[derive(Clone, Debug)]
 pub(super) struct Told {
     pub(super) swarm: OriginEnd,
@@ -158,10 +158,10 @@ pub(super) struct Told {
     pub(super) reason: Option<Reason>,
 }
 
-/// What others are told of a fetch that ended so.
+/// Says what others are told of this end.
 ///
 /// # Errors
-/// When this host couldn't store what came, in words: nothing is said of the registry.
+/// When this host couldn't store what came; the error is a text. Then nothing is said about the registry.
 pub(super) fn told(end: &FetchEnd) -> Result<Told, String> {
     let failed = |swarm, (end, fault), reason, message| Told {
         swarm,

@@ -1,6 +1,7 @@
-//! Makes reports fit into their message: what is wanted is said first, and what doesn't fit is left out or said later.
+//! Makes reports fit into their message: wanted images and names are said first. What doesn't fit is left out or said
+//! later.
 //!
-//! A report that is too long would end the session, and so would the hello of the next one.
+//! A report that is too long would end the session. A hello that is too long would end the next one.
 
 use std::collections::BTreeMap;
 
@@ -14,23 +15,23 @@ use proto::{
 /// Bytes of all images in one report or hello. The other quarter of the message is for the rest of the report. The
 /// coordinator wants at most 64 images with 96 KiB of names: those fit.
 const IMAGE_BYTES: usize = Report::MAX_BYTES / 4 * 3;
-/// Images in one report or hello, ends of leases, and retractions: the coordinator takes no more of each.
+/// The most images in one report or hello, ends of leases, and retractions: the coordinator takes no more of each.
 const IMAGES: usize = 256;
 const ENDED_LEASES: usize = 64;
 const RETRACTIONS: usize = 64;
-/// Bytes of names that nobody wants: a tag that was cancelled stays on the disk, and a fleet may see thousands of them.
+/// Bytes of names that nobody wants any more: a cancelled tag stays on the disk, and a fleet may see thousands of them.
 const UNWANTED_NAME_BYTES: usize = 8 << 10;
-/// Bytes of a text for people. Registries write longer ones.
+/// The most bytes of a text for people. Registries write longer texts.
 const TEXT_BYTES: usize = 512;
-/// What an element of a list costs besides its own bytes, at most: two bytes of tag, and four of length.
+/// The most bytes that an element of a list costs besides its own: two bytes of tag, and four of length.
 const ELEMENT_BYTES: usize = 6;
 
-/// How much of what this host has isn't said.
+/// The numbers of images and names on this host that a report leaves out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct LeftOut {
     /// Images.
     pub(super) images: usize,
-    /// Names that are wanted, and stand here. The coordinator waits for them.
+    /// Names that are wanted and are there. The coordinator waits for them.
     pub(super) wanted_names: usize,
     /// Names that nobody wants any more.
     pub(super) names: usize,
@@ -40,7 +41,7 @@ pub(super) struct LeftOut {
 struct Room(usize);
 
 impl Room {
-    /// Takes the place of an element, where there is enough.
+    /// Takes the room of an element, if there is enough.
     const fn take(&mut self, element_bytes: usize) -> bool {
         match self.0.checked_sub(element_bytes + ELEMENT_BYTES) {
             Some(left) => {
@@ -52,7 +53,7 @@ impl Room {
     }
 }
 
-/// An image without its names, and those.
+/// An image without its names, and its names.
 struct Parts {
     image: ImageState,
     digest: Option<Digest>,
@@ -90,8 +91,8 @@ pub(super) fn cut(text: &mut String) {
     }
 }
 
-/// Leaves of the images what fits: first those that are `wanted`, then their wanted names, then other images, and a few
-/// other names last. `desired` says which image each wanted name shall name.
+/// Keeps those images and names that fit. First come the images that are `wanted`, then their wanted names, then other
+/// images, and last a few other names. `desired` gives the image that each wanted name shall name.
 pub(super) fn images(
     images: Vec<ImageState>,
     wanted: impl Fn(&Digest) -> bool,
@@ -116,7 +117,7 @@ pub(super) fn images(
         });
     };
     keep_images(&mut said, &mut room);
-    // those that aren't wanted come only after the names of those that are
+    // images that aren't wanted come after the names of those that are
     let (mut wanted_lost, mut others_lost) = (0, 0);
     for parts in &mut said {
         wanted_lost += keep_names(&mut parts.wanted_names, &mut room);
@@ -133,14 +134,14 @@ pub(super) fn images(
     (said.into_iter().map(Parts::whole).collect(), left)
 }
 
-/// How many of the names don't fit.
+/// Keeps the names that fit. Returns how many don't fit.
 fn keep_names(names: &mut Vec<String>, room: &mut Room) -> usize {
     let before = names.len();
     names.retain(|name| room.take(name.len()));
     before - names.len()
 }
 
-/// What of a report is said with a later one.
+/// Parts of a report that are said with a later report.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Later {
     pub(super) ended_leases: Vec<LeaseState>,
@@ -154,9 +155,9 @@ impl Later {
     }
 }
 
-/// Takes from a report what doesn't fit into it, and may be said with the next one.
+/// Takes out of a report what doesn't fit and may be said with the next one.
 ///
-/// Leases that run stay: a full report that leaves one out would end that lease.
+/// Running leases stay: a full report that leaves one out would end that lease.
 pub(super) fn events(report: &mut Report) -> Later {
     let leases = std::mem::take(&mut report.leases).into_iter();
     let (running, ended): (Vec<_>, Vec<_>) =
@@ -174,7 +175,7 @@ pub(super) fn events(report: &mut Report) -> Later {
     later
 }
 
-/// What fits, in order, but no more than `most`, and the rest.
+/// The elements that fit, in order and at most `most`, and the rest.
 fn split<M: prost::Message>(mut all: Vec<M>, most: usize, room: &mut Room) -> (Vec<M>, Vec<M>) {
     let fit = all.iter().take(most);
     let fit = fit.take_while(|one| room.take(one.encoded_len()));

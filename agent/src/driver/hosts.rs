@@ -1,7 +1,7 @@
-//! The hosts of the roster: their addresses, the connections to them, and what waits to be told to each.
+//! The hosts of the roster: their addresses, the connections to them, and the announcements that wait for each.
 //!
-//! This part opens no socket. It names what is to be done as [`Effect`]s, which the driver carries out. A connection is
-//! a handle of any kind `L` here, so that tests use numbers for connections.
+//! This part opens no socket. It returns [`Effect`]s, which the driver carries out. A connection is a handle of any
+//! type `L` here, so that tests use numbers for connections.
 
 mod remembered;
 
@@ -26,24 +26,24 @@ use tracing::{debug, warn};
 
 use self::remembered::Remembered;
 
-/// Updates that wait in a peer's stream. What doesn't fit is merged here and goes with the next.
+/// Updates that wait in a peer's stream. Announcements that don't fit are merged here, and go with the next update.
 const UPDATES: usize = 4;
 
-/// Contents in one update. An update stays far below the message's limit with so many.
+/// The most contents in one update. With this many, an update stays far below the message's limit.
 const HAVES_PER_UPDATE: usize = 64;
 
 /// The most connections that are kept to one peer. Both sides may dial at once, and a connection of the peer's earlier
 /// life may still be there.
 const CONNECTIONS: usize = 3;
 
-/// What the driver has to do after this part heard something.
+/// Work for the driver, after this part heard something.
 #[derive(Debug)]
 pub(super) enum Effect<L = Connection> {
     /// Tell the swarm.
     Tell(Event),
-    /// Connect to a host. The end is told by [`Hosts::connected`] or [`Hosts::not_connected`].
+    /// Connect to a host. The end goes to [`Hosts::connected`] or [`Hosts::not_connected`].
     Dial(Dial),
-    /// Read what the peer sends on this connection. Its end is told by [`Hosts::ended`].
+    /// Read what the peer sends on this connection. Its end goes to [`Hosts::ended`].
     Listen {
         peer: HostKey,
         serial: u64,
@@ -60,7 +60,7 @@ pub(super) enum Effect<L = Connection> {
         code: CloseCode,
         reason: &'static str,
     },
-    /// Give up what is being received from this peer: it went over a connection that is dead.
+    /// Give up the transfers from this peer: they use a connection that is dead.
     Cancel(HostKey),
     /// Tell the coordinator that this peer broke the protocol.
     Blame(HostKey),
@@ -74,13 +74,13 @@ pub(super) struct Dial {
     pub(super) address: SocketAddr,
 }
 
-/// Every host that may be talked to.
+/// All hosts that this host may talk to.
 #[derive(Debug)]
 pub(super) struct Hosts<L = Connection> {
     members: BTreeMap<HostKey, Member<L>>,
     /// The number that the coordinator gave this roster; 0 before the first roster.
     epoch: u64,
-    /// The hosts that this host follows, on the roster or not.
+    /// The hosts that this host follows, whether they are on the roster or not.
     neighbours: BTreeSet<String>,
     next_serial: u64,
 }
@@ -91,18 +91,19 @@ struct Member<L> {
     host: HostId,
     address: Option<SocketAddr>,
     zone: String,
-    /// Certificates that were signed before this time aren't the host's any more. Unix seconds; 0: all are.
+    /// The host's certificates that were signed before this time aren't accepted any more. Unix seconds; 0: all are
+    /// accepted.
     enrolled_at: u64,
     neighbour: bool,
     /// The first connection carries the streams that this host opens. The others are in reserve, oldest first.
     connections: Vec<(u64, L)>,
-    /// The life that the peer named last, and the serial of the connection on which it did.
+    /// The life that the peer named last, and the serial of the connection on which it named that life.
     life: Option<(u64, u64)>,
     updates: Option<mpsc::Sender<PeerUpdate>>,
-    /// What is to be announced to the peer, by content. `true`: it replaces what was announced before.
+    /// Announcements that wait for the peer, by content. `true`: it replaces earlier announcements.
     have: BTreeMap<Digest, (ChunkSet, bool)>,
     load: Option<Load>,
-    /// What the peer announced of contents that aren't known here yet.
+    /// The peer's announcements of contents that aren't known here yet.
     remembered: Remembered,
 }
 
@@ -123,7 +124,7 @@ impl<L: Clone> Member<L> {
         }
     }
 
-    /// Forgets what was told on a connection that ended: both sides begin anew on the next one.
+    /// Forgets what was announced on a connection that ended: both sides begin anew on the next one.
     fn forget_told(&mut self) {
         self.updates = None;
         self.have.clear();
@@ -141,7 +142,7 @@ impl<L: Clone> Member<L> {
         }
     }
 
-    /// Moves to another connection. The peer loses what it was sent on the connection before, so both sides announce
+    /// Moves to another connection. The peer forgets what it was told on the earlier connection, so both sides announce
     /// everything anew.
     fn take_over(&mut self, peer: HostKey, connection: L, out: &mut Vec<Effect<L>>) {
         self.forget_told();
@@ -171,7 +172,7 @@ impl<L: Clone> Hosts<L> {
         self.epoch
     }
 
-    /// Takes a new roster and new neighbours. Hosts that aren't on it are disconnected. `me` is left out.
+    /// Takes a new roster and new neighbours. Hosts that aren't on the roster are disconnected. `me` is left out.
     pub(super) fn replace(
         &mut self,
         me: &HostId,
@@ -183,7 +184,8 @@ impl<L: Clone> Hosts<L> {
         self.enter(me, epoch, BTreeMap::new(), roster)
     }
 
-    /// Changes the roster. `None` where the change is of another roster than the one that is here. `me` is left out.
+    /// Changes the roster. Returns `None` if the change is of another roster than the one that is here. `me` is left
+    /// out.
     pub(super) fn change(&mut self, me: &HostId, change: &RosterChange) -> Option<Vec<Effect<L>>> {
         let kept = match change.from_epoch {
             0 => BTreeMap::new(),
@@ -277,16 +279,16 @@ impl<L: Clone> Hosts<L> {
         self.members.values().map(|member| &member.host)
     }
 
-    /// Where the members are reached.
+    /// The addresses of the members.
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         let addresses = self.members.values().filter_map(|member| member.address);
         addresses.map(|address| address.ip())
     }
 
-    /// Since when certificates of each host are accepted.
+    /// For each host, the time since which its certificates are accepted.
     pub(super) fn enrolled(&self) -> BTreeMap<HostId, SystemTime> {
         let members = self.members.values();
-        // a time beyond what the clock can say counts as none
+        // a time beyond the clock's range counts as none
         let at = |member: &Member<L>| {
             SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(member.enrolled_at))
         };
@@ -316,7 +318,7 @@ impl<L: Clone> Hosts<L> {
         }
     }
 
-    /// Dialling a peer failed. Whoever dialled from the other side may have connected meanwhile.
+    /// Dialling a peer failed. The peer may have dialled this host and connected meanwhile.
     pub(super) fn not_connected(&self, peer: HostKey, error: &str) -> Option<Effect<L>> {
         debug!(%peer, error, "dialling failed");
         let connection = self.connection(peer);
@@ -359,8 +361,8 @@ impl<L: Clone> Hosts<L> {
         out
     }
 
-    /// The peer introduces itself on a connection. Where it names another life than before, it was restarted: the
-    /// connections of its earlier life are dead, although nobody has noticed that yet, and this one takes over.
+    /// The peer introduces itself on a connection. If it names another life than before, it was restarted. The
+    /// connections of its earlier life are dead, although nobody has noticed that yet. This connection takes over.
     pub(super) fn introduced(&mut self, peer: HostKey, serial: u64, life: u64) -> Vec<Effect<L>> {
         let mut out = Vec::new();
         let Some(member) = self.members.get_mut(&peer) else {
@@ -408,7 +410,7 @@ impl<L: Clone> Hosts<L> {
                 member.forget_told();
                 out.push(Effect::Tell(Event::Disconnected(peer)));
             }
-            // it carried nothing of this host's
+            // the connection carried no streams of this host
             Some(_) if first != Some(serial) => {}
             Some((_, connection)) => member.take_over(peer, connection, &mut out),
         }
@@ -435,7 +437,7 @@ impl<L: Clone> Hosts<L> {
 
     // ---- what this host announces ---------------------------------------------------------------------------------
 
-    /// Announces chunks of a content to a peer with the next update. `reset`: they replace what was announced before.
+    /// Announces chunks of a content to a peer with the next update. `reset`: the chunks replace earlier announcements.
     pub(super) fn announce(
         &mut self,
         peer: HostKey,
@@ -469,7 +471,7 @@ impl<L: Clone> Hosts<L> {
         }
     }
 
-    /// Hands on what waits, as far as the peers' streams take it.
+    /// Hands on the announcements that wait, as far as the peers' streams take them.
     pub(super) fn flush_updates(&mut self) {
         for member in self.members.values_mut() {
             let Some(updates) = &member.updates else {
@@ -514,7 +516,7 @@ impl<L: Clone> Hosts<L> {
                 return out;
             };
             let announced = match known(&digest, &have.runs) {
-                // the peer won't say it again when this host comes to know the content
+                // the peer won't repeat the announcement when this host comes to know the content
                 Ok(None) => self
                     .remember(peer, digest, &have.runs, have.reset)
                     .map(|()| None),
@@ -528,7 +530,7 @@ impl<L: Clone> Hosts<L> {
                     reset: have.reset,
                 })),
                 Ok(None) => {}
-                // the peer was told another size than this host was: sizes are what manifests say
+                // the peer was told another size than this host was: manifests may differ
                 Err(ParseRunsError::PastEnd) => {}
                 Err(error @ ParseRunsError::Odd) => {
                     out.extend(self.nonsense(peer, &error.to_string()));
@@ -549,7 +551,7 @@ impl<L: Clone> Hosts<L> {
     /// Keeps an announcement of a content that this host may come to want.
     ///
     /// # Errors
-    /// When it can't be one of any content.
+    /// When the runs can't be those of any content.
     fn remember(
         &mut self,
         peer: HostKey,
@@ -562,7 +564,7 @@ impl<L: Clone> Hosts<L> {
         })
     }
 
-    /// This host came to know a content of so many chunks: what peers announced of it before counts now.
+    /// This host came to know a content of `chunks` chunks: earlier announcements of peers count now.
     pub(super) fn recall(
         &mut self,
         id: ContentId,
@@ -591,7 +593,7 @@ impl<L: Clone> Hosts<L> {
         out
     }
 
-    /// A peer sent what no peer sends.
+    /// A peer sent something that no correct peer sends.
     pub(super) fn nonsense(&self, peer: HostKey, error: &str) -> [Effect<L>; 2] {
         warn!(%peer, error, "peer broke the protocol");
         [Effect::Blame(peer), Effect::Tell(Event::Blamed(peer))]

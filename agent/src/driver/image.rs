@@ -1,4 +1,4 @@
-//! One image on this host: what was ordered, and how far it is.
+//! One image on this host: the coordinator's order, and how far the image is.
 
 use std::{collections::BTreeSet, fmt::Debug, sync::Arc, time::SystemTime};
 
@@ -8,25 +8,25 @@ use swarm::event::Entitled;
 use super::trouble::Trouble;
 use crate::{registries::Access, store::Stage};
 
-/// What an image asks of its stage directory. The store has the directory; tests have a made-up one.
+/// The questions that an image asks its stage directory. The store has the directory; tests have a made-up one.
 pub(super) trait OnDisk: Clone + Debug {
-    /// Whether both are the same directory, and not one after the other of the same image.
+    /// Whether both are the same directory, and not two directories of the same image one after the other.
     fn is_same(&self, other: &Self) -> bool;
-    /// Its files were removed.
+    /// Whether the files were removed.
     fn is_gone(&self) -> bool;
-    /// It is in tart's cache.
+    /// Whether the image is in tart's cache.
     fn is_installed(&self) -> bool;
-    /// Every chunk is there and verified.
+    /// Whether every chunk is there and verified.
     fn is_complete(&self) -> bool;
-    /// Somebody found it damaged.
+    /// Whether the image was found damaged.
     fn is_doubted(&self) -> bool;
-    /// A content of it is verified.
+    /// Whether this content is verified.
     fn is_closed(&self, content: Digest) -> bool;
-    /// An earlier process left something in it, which is compared before it counts.
+    /// Whether an earlier process left something here that has to be compared before it counts.
     fn has_to_be_read(&self) -> bool;
     /// Bytes of an image that are there.
     fn held_bytes(&self, layout: &Layout) -> u64;
-    /// When it was begun, over restarts of the agent.
+    /// When the staging began; a restart of the agent doesn't change that.
     fn begun_at(&self) -> Option<SystemTime>;
 }
 
@@ -73,28 +73,28 @@ impl OnDisk for Arc<Stage> {
     }
 }
 
-/// What the coordinator ordered of an image, last.
+/// The coordinator's last order for an image.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ordered {
-    /// The coordinator's number of the order in this life; 0 before the first, and after it was taken back.
+    /// The coordinator's number of the order in this life; 0 before the first order, and after it was taken back.
     pub(super) number: u64,
-    /// The registry is asked by the first one.
+    /// The references. The registry is asked by the first one.
     pub(super) references: Vec<String>,
     pub(super) access: Access,
-    /// The hosts that may have what the image holds.
+    /// The hosts that may have the image's contents.
     pub(super) entitled: Entitled,
 }
 
 /// How far an image is.
 #[derive(Debug)]
 pub(super) enum Life<S> {
-    /// Nothing of it is taken up: room is reserved for it, or will be.
+    /// The image's stage isn't taken up: room is reserved, or will be.
     Queued,
-    /// Its stage is known to the swarm.
+    /// The image's stage is known to the swarm.
     TakenUp(TakenUp<S>),
-    /// The last try failed before its stage was taken up, or with it. There is another one after a pause.
+    /// The last try failed, before the stage was taken up or with the taking up. Another try follows after a pause.
     Failed,
-    /// It was installed, and somebody removed it, or its last name. It comes back when it is ordered.
+    /// The image was installed, and somebody removed it or its last name. It comes back when it is ordered.
     Gone,
 }
 
@@ -105,46 +105,46 @@ pub(super) struct TakenUp<S> {
     /// Contents that aren't verified yet.
     open: BTreeSet<Digest>,
     pub(super) step: Step,
-    /// Since when every chunk is here.
+    /// The moment since which every chunk is here.
     whole_since: Option<Moment>,
 }
 
-/// What an image with a stage is at.
+/// The current step of an image with a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Chunks come, or what an earlier process left is read.
+    /// Chunks come, or the bytes of an earlier process are read.
     Filling,
-    /// Every chunk is here, and names of it are linked.
+    /// Every chunk is here, and names of the image are being linked.
     Installing,
-    /// tart finds it under every name that is wanted.
+    /// tart finds the image under every name that is wanted.
     Present,
-    /// Linking names of it failed. There is another try after a pause.
+    /// Linking names of the image failed. Another try follows after a pause.
     Failed,
 }
 
-/// Bytes of an image, by where they came from and went.
+/// Bytes of an image, by their source and destination.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
     /// Raw bytes that are here and verified.
     pub(super) held: u64,
-    /// From the registry, compressed.
+    /// Bytes from the registry, compressed.
     pub(super) origin: u64,
-    /// From peers, as on the wire.
+    /// Bytes from peers, as on the wire.
     pub(super) peers: u64,
-    /// That were here already, raw.
+    /// Raw bytes that were on this host already.
     pub(super) local: u64,
-    /// To peers, as on the wire.
+    /// Bytes to peers, as on the wire.
     pub(super) uploaded: u64,
 }
 
-/// What looks at the disk showed of an image.
+/// The findings about an image from looks at the disk.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sighting {
-    /// When the last look that found it began.
+    /// When the last look began that found the image.
     pub(super) at: Option<Moment>,
-    /// References whose tag, and golden where one is made, were there. In order.
+    /// References whose tag was there, and whose golden too, if goldens are made. In order.
     pub(super) ready: Vec<String>,
-    /// A golden of it was made in this life of the agent.
+    /// A golden of the image was made in this life of the agent.
     pub(super) golden: bool,
 }
 
@@ -155,16 +155,16 @@ pub(super) struct Image<S> {
     pub(super) manifest: Arc<[u8]>,
     pub(super) ordered: Ordered,
     pub(super) life: Life<S>,
-    /// Since when it is on its way, for how long that took.
+    /// The moment since which the image is on its way; its duration is measured from here.
     pub(super) since: Moment,
-    /// When this staging of it began, over restarts of the agent, in Unix milliseconds; 0 before it did.
+    /// When this staging began, in Unix milliseconds; 0 before it did. A restart of the agent doesn't change it.
     pub(super) begun_at_ms: u64,
     pub(super) counts: Counts,
     pub(super) trouble: Option<Trouble>,
     pub(super) seen: Sighting,
-    /// A job reads its stage, or one that it had before.
+    /// A job reads the image's stage, or an earlier stage of the image.
     pub(super) reading: bool,
-    /// Its files were removed, and it began anew at once. The next time waits.
+    /// The image's files were removed once, and its staging began anew at once. The next time there is a pause.
     pub(super) restaged: bool,
 }
 
@@ -191,7 +191,7 @@ impl<S: OnDisk> Image<S> {
         }
     }
 
-    // ---- what it is -----------------------------------------------------------------------------------------------------
+    // ---- what it is -------------------------------------------------------------------------------------------------
 
     pub(super) fn digest(&self) -> Digest {
         *self.layout.digest()
@@ -202,7 +202,7 @@ impl<S: OnDisk> Image<S> {
         self.ordered.references.first().map_or("", String::as_str)
     }
 
-    /// The stage that it goes by, where one is taken up.
+    /// The stage that the image uses, if one is taken up.
     pub(super) const fn stage(&self) -> Option<&S> {
         match &self.life {
             Life::TakenUp(taken) => Some(&taken.stage),
@@ -210,7 +210,7 @@ impl<S: OnDisk> Image<S> {
         }
     }
 
-    /// Whether this is the stage that it goes by now, and it is still there.
+    /// Whether the image uses this stage now, and the stage is still there.
     pub(super) fn goes_by(&self, stage: &S) -> bool {
         self.stage().is_some_and(|own| own.is_same(stage)) && !stage.is_gone()
     }
@@ -219,28 +219,28 @@ impl<S: OnDisk> Image<S> {
         matches!(&self.life, Life::TakenUp(taken) if taken.step == step)
     }
 
-    /// Whether chunks of it are still to come.
+    /// Whether chunks of the image are still to come.
     pub(super) fn is_filling(&self) -> bool {
         self.is_at(Step::Filling) && !self.has_all()
     }
 
-    /// Whether every content of it is verified.
+    /// Whether every content of the image is verified.
     pub(super) fn has_all(&self) -> bool {
         matches!(&self.life, Life::TakenUp(taken) if taken.open.is_empty())
     }
 
-    /// Whether every chunk is here, and none is believed by the word of an earlier process alone.
+    /// Whether every chunk is here, and none still has to be compared because an earlier process left it.
     pub(super) fn is_whole(&self) -> bool {
         self.has_all() && !self.reading
     }
 
-    /// Whether it is in tart's cache, and nobody doubts it.
+    /// Whether the image is in tart's cache, and isn't suspected to be damaged.
     pub(super) fn is_installed(&self) -> bool {
         let installed = |stage: &S| stage.is_installed() && !stage.is_doubted();
         self.is_whole() && self.stage().is_some_and(installed)
     }
 
-    /// Its state, as others are told of it.
+    /// The image's state, as others are told.
     pub(super) const fn state(&self) -> StageState {
         match &self.life {
             Life::Queued => StageState::Queued,
@@ -255,9 +255,9 @@ impl<S: OnDisk> Image<S> {
         }
     }
 
-    // ---- what becomes of it ---------------------------------------------------------------------------------------------
+    // ---- what becomes of it -----------------------------------------------------------------------------------------
 
-    /// Goes by this stage from now on.
+    /// Uses this stage from now on.
     pub(super) fn take_up(&mut self, stage: S) {
         self.adopt(&stage);
         let contents = self.layout.contents();
@@ -270,8 +270,8 @@ impl<S: OnDisk> Image<S> {
         });
     }
 
-    /// What is told of the image belongs to this stage. Where that is another one than before, nothing is counted of the one
-    /// that is gone; what the stage holds is counted.
+    /// Reports about the image are about this stage from now on. If it is another stage than before, the counts begin
+    /// anew. The bytes that the stage holds are counted.
     pub(super) fn adopt(&mut self, stage: &S) {
         let since_1970 = stage
             .begun_at()
@@ -286,7 +286,7 @@ impl<S: OnDisk> Image<S> {
         self.counts.held = stage.held_bytes(&self.layout);
     }
 
-    /// A content of it is verified. Whether it was the last one.
+    /// Notes that a content of the image is verified. Returns whether it was the last one.
     pub(super) fn close(&mut self, content: &Digest) -> bool {
         match &mut self.life {
             Life::TakenUp(taken) => taken.open.remove(content) && taken.open.is_empty(),
@@ -294,14 +294,15 @@ impl<S: OnDisk> Image<S> {
         }
     }
 
-    /// A content of it isn't verified any more.
+    /// Notes that a content of the image isn't verified any more.
     pub(super) fn open(&mut self, content: Digest) {
         if let Life::TakenUp(taken) = &mut self.life {
             taken.open.insert(content);
         }
     }
 
-    /// It isn't what it was when it was installed: nothing of it counts until it is again. Whether that changes anything.
+    /// The image on disk differs from the installed image. So the image isn't present until it is mended. Returns
+    /// whether that changes anything.
     pub(super) fn leave_presence(&mut self, now: Moment) -> bool {
         let Life::TakenUp(taken) = &mut self.life else {
             return false;
@@ -312,26 +313,26 @@ impl<S: OnDisk> Image<S> {
         taken.step = Step::Filling;
         taken.whole_since = None;
         self.seen.ready.clear();
-        // what it takes to mend it isn't what it took to stage it
+        // the time for mending doesn't count as time for staging
         self.since = now;
         true
     }
 
-    /// Takes the next step, where it has a stage.
+    /// Goes to this step, if the image has a stage.
     pub(super) fn go_to(&mut self, step: Step) {
         if let Life::TakenUp(taken) = &mut self.life {
             taken.step = step;
         }
     }
 
-    /// Every chunk of it is here, since now where it wasn't said before.
+    /// Notes that every chunk of the image is here. The first such moment counts.
     pub(super) fn note_whole(&mut self, now: Moment) {
         if let Life::TakenUp(taken) = &mut self.life {
             taken.whole_since.get_or_insert(now);
         }
     }
 
-    /// Since when every chunk was here. Says it once.
+    /// Takes out the moment since which every chunk was here.
     pub(super) fn take_whole_since(&mut self) -> Option<Moment> {
         match &mut self.life {
             Life::TakenUp(taken) => taken.whole_since.take(),
@@ -346,7 +347,7 @@ impl<S: OnDisk> Image<S> {
         });
     }
 
-    /// Clears a trouble of one of these reasons.
+    /// Clears the trouble, if it has one of these reasons.
     pub(super) fn clear_trouble_of(&mut self, reasons: &[Reason]) {
         self.trouble
             .take_if(|trouble| reasons.contains(&trouble.reason));

@@ -1,4 +1,4 @@
-//! What images are told of their contents.
+//! The news that images get about their contents.
 
 use proto::Digest;
 
@@ -7,19 +7,19 @@ use super::trouble::Trouble;
 /// News of a content, for an image that it is part of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ImageNews {
-    /// So many bytes more are held.
+    /// This many more bytes are held.
     Gained(u64),
-    /// So many bytes less are held.
+    /// This many fewer bytes are held.
     Lost(u64),
-    /// So many bytes came from the registry, which is no trouble then.
+    /// This many bytes came from the registry. So the registry isn't in trouble.
     FromOrigin(u64),
-    /// So many bytes came from peers.
+    /// This many bytes came from peers.
     FromPeers(u64),
-    /// So many bytes went to peers.
+    /// This many bytes went to peers.
     Uploaded(u64),
-    /// The registry is in the way.
+    /// The registry makes trouble.
     OriginTrouble(Trouble),
-    /// The registry is in nobody's way any more.
+    /// The registry's trouble is over, or doesn't matter any more.
     OriginIsFine,
     /// This content is verified.
     Closed(Digest),

@@ -1,4 +1,4 @@
-//! How an image is told of: its state with a reason, for the coordinator, the status page and metrics.
+//! The description of an image for others: its state with a reason, for the coordinator, the status page and metrics.
 
 use proto::{
     Digest, Moment, Reason,
@@ -42,7 +42,8 @@ pub(super) fn declined(digest: &Digest, references: &[String], message: &str) ->
     }
 }
 
-/// An image of this host. `still` says why nothing of it comes, and `unnamed` why tart doesn't find it, where that is so.
+/// Describes an image of this host. `still`: why none of its contents grows, if so. `unnamed`: why tart doesn't find
+/// the image, if so.
 pub(super) fn of<S: OnDisk>(
     now: Moment,
     image: &Image<S>,
@@ -51,7 +52,7 @@ pub(super) fn of<S: OnDisk>(
 ) -> ImageState {
     let trouble = image.trouble.as_ref().or(unnamed);
     let (reason, message) = words(image.state(), trouble, still);
-    // another name for what is present takes nothing from the names that it has
+    // while another name is being linked, the names that an image has stay good
     let names = matches!(
         image.state(),
         StageState::Present | StageState::Installing | StageState::Failed
@@ -84,7 +85,7 @@ pub(super) fn of<S: OnDisk>(
     }
 }
 
-/// Why an image that is whole isn't present, where no job of it failed.
+/// Why an image that is whole isn't present, if none of its jobs failed.
 pub(super) fn unnamed<S: OnDisk>(
     now: Moment,
     image: &Image<S>,
@@ -117,8 +118,8 @@ pub(super) fn unnamed<S: OnDisk>(
     })
 }
 
-/// Why an image isn't present, for machines and for people. What is under way needs no reason, and what troubles one
-/// content is none while the others come: a trouble counts where the whole host stands still.
+/// Why an image isn't present, for machines and for people. An image under way needs no reason. One content's trouble
+/// doesn't count while other contents come: it counts when the whole image stands still.
 fn words(
     state: StageState,
     trouble: Option<&Trouble>,
@@ -127,7 +128,7 @@ fn words(
     match (state, trouble, still) {
         (StageState::Staging, _, None) => Default::default(),
         (_, Some(trouble), _) => (Some(trouble.reason), trouble.message.clone()),
-        // for how long is said beside it: whoever shows it counts on
+        // the duration has a field of its own: whoever shows it counts on
         (_, None, Some(still)) => (Some(still.stall.reason()), String::new()),
         (StageState::Queued, None, None) => (
             Some(Reason::Preparing),

@@ -1,8 +1,8 @@
-//! Images on this host: from the order to presence.
+//! Images on this host, from the order to presence.
 //!
-//! [`Images`] knows what was ordered, what stands on the disk and which job each image needs next (the [`Reconciler`] says
-//! which). It touches neither disk nor swarm: what is to be done comes out of [`Images::poll`], and how that ended goes into
-//! one of its methods. Each method leaves a state that may be reported.
+//! [`Images`] knows the orders, the state of the disk, and the job that each image needs next, which the [`Reconciler`]
+//! decides. It touches neither disk nor swarm. The work comes out of [`Images::poll`], and its result goes into one of
+//! the methods. Each method leaves a state that may be reported.
 
 mod effect;
 
@@ -32,14 +32,14 @@ use crate::{
     store::{InstallError, Stage},
 };
 
-/// An installation that found tart's lock taken is tried again after this long. A try costs a few system calls, and
-/// presence may come this much late.
+/// An installation that found tart's lock taken is tried again after this long. A try costs a few system calls.
+/// Presence may come this much late.
 const BUSY_PAUSE: Duration = Duration::from_millis(500);
 
-/// Names of one image in one line of the log: thousands may be left of what was wanted once.
+/// The most names of one image in one line of the log: thousands of names may be left that were wanted once.
 const NAMES_SAID: usize = 16;
 
-/// An image that this version can't stage.
+/// An image that this version can't stage, and the reason.
 #[derive(Debug)]
 struct Declined {
     references: Vec<String>,
@@ -67,15 +67,15 @@ impl<S> Default for Images<S> {
 }
 
 impl<S: OnDisk> Images<S> {
-    /// The next thing to do, in order; to be called until `None` after each other method.
+    /// The next effect, in order. After each other method, call this until it returns `None`.
     pub(super) fn poll(&mut self) -> Option<Effect<S>> {
         self.effects.pop_front()
     }
 
-    // ---- orders ---------------------------------------------------------------------------------------------------------
+    // ---- orders -----------------------------------------------------------------------------------------------------
 
-    /// An earlier process left an image here. What is installed and whole is taken up at once; anything less needs room
-    /// first, or has to be read. `contradicts` is as for [`Images::begun`].
+    /// An earlier process left an image here. An image that is installed and whole is taken up at once. Any other needs
+    /// room first, or has to be read. `contradicts` is as for [`Images::begun`].
     pub(super) fn recovered(&mut self, now: Moment, left: Left<S>, contradicts: Option<Digest>) {
         let image = *left.layout.digest();
         self.reconciler.recovered(image, &left.wanted);
@@ -85,7 +85,7 @@ impl<S: OnDisk> Images<S> {
             ..Ordered::default()
         };
         let mut found = Image::new(left.layout, left.manifest, ordered, now);
-        // told at once: where there is no room to go on, what is here is here all the same
+        // reported at once: even if there is no room to go on, these bytes are here
         found.adopt(&left.stage);
         self.images.insert(image, found);
         // for a stage that begins anew because its files were removed
@@ -109,7 +109,7 @@ impl<S: OnDisk> Images<S> {
             }
         };
         let hosts = order.entitled_hosts.iter().copied().map(HostKey);
-        // an order of an earlier version names none
+        // an order of an earlier version names no hosts
         let entitled = (!order.entitled_hosts.is_empty()).then(|| Arc::new(hosts.collect()));
         let ordered = Ordered {
             number: order.order,
@@ -124,7 +124,7 @@ impl<S: OnDisk> Images<S> {
         if self.images.contains_key(&digest) {
             self.order_again(now, digest, ordered);
         } else if order.manifest.is_empty() {
-            // it was here when the order was made; a full report says that it isn't, and brings another order
+            // the image was here when the order was made; a full report says that it isn't, and brings another order
             info!(image = %digest, "order without a manifest for an image that isn't here");
             self.effect(Effect::ReportAll);
         } else {
@@ -178,11 +178,11 @@ impl<S: OnDisk> Images<S> {
         });
         let image = Image::new(layout, manifest.into(), ordered, now);
         self.images.insert(digest, image);
-        // names of other images may be its own now
+        // names that other images had may now be this image's
         self.refresh(now);
     }
 
-    /// What each reference shall name here, of all images.
+    /// Takes an order about names: which image each reference shall name here.
     pub(super) fn order_names(&mut self, now: Moment, order: &Names) {
         let names = order.names.iter().filter_map(|name| {
             let image = Digest::try_from(name.manifest_digest.as_slice()).ok()?;
@@ -203,7 +203,7 @@ impl<S: OnDisk> Images<S> {
         self.refresh(now);
     }
 
-    /// Staging stops, and what is on the disk stays: the image is ordered again, or cancelled.
+    /// Staging stops, and the files stay on the disk: the image is ordered again later, or cancelled.
     pub(super) fn pause(&mut self, digest: Digest) {
         self.declined.remove(&digest);
         self.reconciler.hold(digest);
@@ -220,12 +220,12 @@ impl<S: OnDisk> Images<S> {
         self.effect(Effect::ReportAll);
     }
 
-    /// A session with the coordinator began: its numbers of orders are others.
+    /// A session with the coordinator began, and has its own numbers of orders.
     pub(super) fn session_began(&mut self) {
         self.reconciler.session();
     }
 
-    /// What isn't installed goes. What is stays: tart's user may need it.
+    /// Gives an image up, unless it is installed: tart's user may need an installed image.
     fn give_up(&mut self, digest: Digest) {
         self.forget_order(digest);
         if self.reconciler.is_installed(&digest) || !self.images.contains_key(&digest) {
@@ -237,21 +237,22 @@ impl<S: OnDisk> Images<S> {
         self.effect(Effect::ReportAll);
     }
 
-    /// The order to stage it doesn't hold any more: where it is wanted again, this host has to be told again.
+    /// The order to stage the image isn't valid any more: if the image is wanted again, the coordinator has to order it
+    /// again.
     fn forget_order(&mut self, digest: Digest) {
         if let Some(image) = self.images.get_mut(&digest) {
             image.ordered.number = 0;
         }
     }
 
-    // ---- jobs -----------------------------------------------------------------------------------------------------------
+    // ---- jobs -------------------------------------------------------------------------------------------------------
 
-    /// When a pause ends, and there may be a job.
+    /// When a pause ends, so that there may be a job.
     pub(super) const fn next_due(&self) -> Option<Moment> {
         self.reconciler.due()
     }
 
-    /// Begins what images need next.
+    /// Begins the jobs that images need next.
     pub(super) fn begin_jobs(&mut self, now: Moment) {
         while let Some((image, job)) = self.reconciler.next(now) {
             match job {
@@ -268,10 +269,10 @@ impl<S: OnDisk> Images<S> {
     }
 
     fn begin(&mut self, digest: Digest, names: Vec<String>) {
-        // what is known of a stage before this one leads nowhere
+        // an earlier stage of the image is of no use any more
         self.withdraw(digest, Life::Queued);
         let Some(image) = self.images.get_mut(&digest) else {
-            // nobody speaks of it any more
+            // the image isn't known any more
             self.reconciler.cancel(digest);
             self.reconciler.begun(digest);
             return;
@@ -291,8 +292,8 @@ impl<S: OnDisk> Images<S> {
         self.images.get(image).map(|image| &image.layout)
     }
 
-    /// A stage was made ready, with so many bytes that were here already, or can't be. `contradicts` is a content to which
-    /// an image that is taken up gives another size.
+    /// Making a stage ready ended: with the stage and the number of bytes that were here already, or with a failure.
+    /// `contradicts` is a content to which an image that is taken up gives another size.
     pub(super) fn begun(
         &mut self,
         now: Moment,
@@ -309,7 +310,7 @@ impl<S: OnDisk> Images<S> {
         }
     }
 
-    /// Goes by this stage from now on.
+    /// Makes the image use this stage from now on.
     fn take_up(
         &mut self,
         now: Moment,
@@ -325,7 +326,7 @@ impl<S: OnDisk> Images<S> {
         image.take_up(stage.clone());
         image.counts.local += local_bytes;
         let layout = image.layout.clone();
-        // of two sizes one is wrong, and this can't tell which: nobody is blamed, and what is here stays
+        // one of the two sizes is wrong, and nothing here tells which: nobody is blamed, and the files stay
         if let Some(content) = contradicts {
             image.life = Life::Queued;
             self.reconciler.have(digest, Have::Kept);
@@ -346,7 +347,8 @@ impl<S: OnDisk> Images<S> {
         self.advance(now, digest);
     }
 
-    /// Has what an earlier process left of an image read, while chunks come: the image isn't installed before.
+    /// Has the bytes that an earlier process left of an image read, while chunks come. The image isn't installed before
+    /// that has ended.
     fn read_again(&mut self, digest: Digest) {
         let Some(image) = self.images.get_mut(&digest) else {
             return;
@@ -362,7 +364,7 @@ impl<S: OnDisk> Images<S> {
         });
     }
 
-    /// A stage was read, or can't be.
+    /// A stage was read, or couldn't be.
     pub(super) fn was_read(
         &mut self,
         now: Moment,
@@ -374,7 +376,7 @@ impl<S: OnDisk> Images<S> {
             return;
         };
         image.reading = false;
-        // another stage has taken its place, and is read for itself
+        // another stage has taken this one's place, and is read by itself
         if !image.goes_by(stage) {
             self.read_again(digest);
             self.advance(now, digest);
@@ -383,7 +385,7 @@ impl<S: OnDisk> Images<S> {
         image.clear_trouble_of(&[Reason::Checking]);
         match result {
             Ok(()) => self.advance(now, digest),
-            // it is begun, and read, again
+            // the image is begun, and read, again
             Err(error) => self.not_stored(now, digest, format!("reading what is here: {error}")),
         }
     }
@@ -399,7 +401,7 @@ impl<S: OnDisk> Images<S> {
         }
     }
 
-    /// What was on the disk of an image was removed.
+    /// The files of an image were removed from the disk.
     pub(super) fn abandoned(&mut self, image: Digest) {
         self.reconciler.abandoned(image);
     }
@@ -410,7 +412,7 @@ impl<S: OnDisk> Images<S> {
             let stage = image.stage().cloned()?;
             Some((image, stage))
         }) else {
-            // what isn't taken up can't be linked: it is begun again
+            // an image without a stage can't be linked: it is begun again
             self.reconciler.installed(digest, false);
             self.reconciler.have(digest, Have::Kept);
             return;
@@ -425,14 +427,14 @@ impl<S: OnDisk> Images<S> {
         });
     }
 
-    /// Goldens of what was linked were made, or not.
+    /// The goldens of linked names were made, or weren't.
     pub(super) fn goldens_made(&mut self, digest: Digest, made: bool) {
         if let Some(image) = self.images.get_mut(&digest) {
             image.seen.golden |= made;
         }
     }
 
-    /// Names were linked, and their goldens made, or not. What stands is for the next look to say.
+    /// Names were linked and their goldens made, or not. The next look at the disk says which names are there.
     pub(super) fn linked(
         &mut self,
         now: Moment,
@@ -444,7 +446,7 @@ impl<S: OnDisk> Images<S> {
         let done = installed.is_ok() && golden.is_ok();
         self.reconciler.installed(digest, done);
         let image = self.images.get(&digest);
-        // of a stage of before nothing more is to be said
+        // an earlier stage is of no interest any more
         let Some(image) = image.filter(|image| image.goes_by(stage)) else {
             return;
         };
@@ -453,7 +455,7 @@ impl<S: OnDisk> Images<S> {
             Err(InstallError::Removed) => return self.restage(now, digest),
             Err(InstallError::Incomplete(content)) => {
                 if all_closed {
-                    // what is here is looked at anew, and what isn't is fetched
+                    // the bytes here are looked at anew, and missing ones are fetched
                     warn!(image = %digest, %content, "an image that was whole isn't any more; staging goes on");
                     self.put_down(digest, Life::Queued);
                 }
@@ -474,7 +476,8 @@ impl<S: OnDisk> Images<S> {
         }
     }
 
-    /// tart holds its lock, and gives it back some day: that is no failure. The names that the image has stay good.
+    /// tart has its lock, and gives the lock back some day, so this isn't a failure. The image's linked names stay
+    /// good.
     fn wait_for_tart(&mut self, now: Moment, digest: Digest, trouble: Trouble) {
         self.reconciler.wait(digest, now, BUSY_PAUSE);
         let Some(image) = self.images.get_mut(&digest) else {
@@ -487,7 +490,7 @@ impl<S: OnDisk> Images<S> {
         self.effect(Effect::ReportNow);
     }
 
-    // ---- what becomes of chunks -----------------------------------------------------------------------------------------
+    // ---- what becomes of chunks -------------------------------------------------------------------------------------
 
     /// A content of this image is verified.
     pub(super) fn content_closed(&mut self, now: Moment, digest: Digest, content: &Digest) {
@@ -497,7 +500,7 @@ impl<S: OnDisk> Images<S> {
         }
     }
 
-    /// A content of this image turned out not to be what was verified: no presence until it is again.
+    /// A content of this image isn't what was verified: the image isn't present until it is verified again.
     pub(super) fn content_opened(&mut self, now: Moment, digest: Digest, content: Digest) {
         let Some(image) = self.images.get_mut(&digest) else {
             return;
@@ -510,7 +513,7 @@ impl<S: OnDisk> Images<S> {
         }
     }
 
-    /// The files of one image can't be written, and others take the same chunks: that one waits alone.
+    /// The files of one image can't be written, while other images take the same chunks: this image waits alone.
     pub(super) fn unwritable(&mut self, now: Moment, digest: Digest, message: String) {
         let image = self.images.get(&digest);
         if image.is_some_and(|image| image.is_at(Step::Filling)) {
@@ -518,7 +521,7 @@ impl<S: OnDisk> Images<S> {
         }
     }
 
-    /// The volume failed while chunks of images arrived: nothing more is taken until it is tried again.
+    /// The volume failed while chunks of images arrived: no image takes chunks until the next try.
     pub(super) fn storage_failed(&mut self, now: Moment, message: &str) {
         let trouble = Trouble {
             reason: Reason::NotStored,
@@ -527,7 +530,7 @@ impl<S: OnDisk> Images<S> {
         self.stop_filling(now, &trouble);
     }
 
-    /// Takes nothing more of any image, until a later beginning finds room for the rest.
+    /// Stops taking chunks of any image, until a later beginning finds room for the rest.
     pub(super) fn stop_filling(&mut self, now: Moment, trouble: &Trouble) {
         let filling = self.images.values().filter(|image| image.is_filling());
         for digest in filling.map(Image::digest).collect::<Vec<_>>() {
@@ -542,30 +545,30 @@ impl<S: OnDisk> Images<S> {
         self.fail(now, digest, Trouble { reason, message });
     }
 
-    /// So many bytes of these images were verified and are here.
+    /// This many bytes of these images were verified and are here.
     pub(super) fn gained(&mut self, images: &[Digest], bytes: u64) {
         self.count(images, |counts| counts.held += bytes);
     }
 
-    /// So many bytes of these images aren't here any more.
+    /// This many bytes of these images aren't here any more.
     pub(super) fn lost(&mut self, images: &[Digest], bytes: u64) {
         self.count(images, |counts| {
             counts.held = counts.held.saturating_sub(bytes);
         });
     }
 
-    /// So many bytes came from the registry for these images: it is no trouble of theirs any more.
+    /// This many bytes came from the registry for these images: the registry isn't their trouble any more.
     pub(super) fn came_from_origin(&mut self, images: &[Digest], bytes: u64) {
         self.count(images, |counts| counts.origin += bytes);
         self.each(images, |image| image.trouble = None);
     }
 
-    /// So many bytes came from peers, which count for the first of these images.
+    /// This many bytes came from peers. They count for the first of these images.
     pub(super) fn came_from_peers(&mut self, images: &[Digest], bytes: u64) {
         self.count(first(images), |counts| counts.peers += bytes);
     }
 
-    /// So many bytes went to peers, which count for the first of these images.
+    /// This many bytes went to peers. They count for the first of these images.
     pub(super) fn uploaded(&mut self, images: &[Digest], bytes: u64) {
         self.count(first(images), |counts| counts.uploaded += bytes);
     }
@@ -579,7 +582,7 @@ impl<S: OnDisk> Images<S> {
         self.each(images, |image| image.trouble = Some(trouble.clone()));
     }
 
-    /// The registry is nobody's trouble here any more: what was said about it on these images is over.
+    /// The registry's trouble is over: it is taken off these images.
     pub(super) fn origin_is_well(&mut self, images: &[Digest]) {
         let reasons = [
             Reason::OriginTrouble,
@@ -597,9 +600,9 @@ impl<S: OnDisk> Images<S> {
         }
     }
 
-    // ---- what was found on the disk -------------------------------------------------------------------------------------
+    // ---- what was found on the disk ---------------------------------------------------------------------------------
 
-    /// Somebody found the image damaged: no presence until all of it was read and mended.
+    /// The image was found damaged: it isn't present until all of it was read and mended.
     pub(super) fn doubted(&mut self, now: Moment, digest: Digest) {
         let image = self.images.get_mut(&digest);
         let Some(image) = image.filter(|image| image.stage().is_some()) else {
@@ -617,7 +620,7 @@ impl<S: OnDisk> Images<S> {
         self.effect(Effect::ReportNow);
     }
 
-    /// The files of an image aren't there any more. The word may be about a stage that it had before.
+    /// The files of an image aren't there any more. The news may be about an earlier stage of the image.
     pub(super) fn removed(&mut self, now: Moment, digest: Digest) {
         let image = self.images.get(&digest);
         let Some(image) = image.filter(|image| image.stage().is_some_and(OnDisk::is_gone)) else {
@@ -631,15 +634,15 @@ impl<S: OnDisk> Images<S> {
                 "image was removed from tart's cache by tart or somebody else",
             );
         } else if image.is_at(Step::Failed) {
-            // it begins anew when its pause is over
+            // the image begins anew when its pause is over
             self.put_down(digest, Life::Failed);
         } else {
             self.restage(now, digest);
         }
     }
 
-    /// Begins an image anew whose files went while it was staged: at once the first time, and after a growing pause when
-    /// they went again before it was present.
+    /// Begins an image anew whose files were removed while it was staged. The first time this happens at once. If the
+    /// files are removed again before the image is present, a growing pause comes first.
     fn restage(&mut self, now: Moment, digest: Digest) {
         self.put_down(digest, Life::Queued);
         let Some(image) = self.images.get_mut(&digest) else {
@@ -705,12 +708,13 @@ impl<S: OnDisk> Images<S> {
         }
         self.effect(match self.reconciler.confirmed() == confirmed {
             true => Effect::ReportSoon,
-            // somebody waits for that
+            // others wait for a confirmation
             false => Effect::ReportNow,
         });
     }
 
-    /// Says what an image has lost since the look before, and lets it go where nothing names it and nobody wants it.
+    /// Logs the names that an image has lost since the look before. An image that nothing names and nobody wants is let
+    /// go.
     fn compare(&mut self, digest: Digest, before: &[String]) {
         let Some(image) = self.images.get(&digest) else {
             return;
@@ -732,9 +736,10 @@ impl<S: OnDisk> Images<S> {
         }
     }
 
-    // ---- what follows ---------------------------------------------------------------------------------------------------
+    // ---- what follows -----------------------------------------------------------------------------------------------
 
-    /// A content of the image closed, or opened, or all were looked through, or what was here was read.
+    /// Moves an image on after a change: a content was verified or isn't any more, a stage was taken up, or what was
+    /// here was read.
     fn advance(&mut self, now: Moment, digest: Digest) {
         let image = self.images.get_mut(&digest);
         let Some(image) = image.filter(|image| image.stage().is_some()) else {
@@ -756,7 +761,7 @@ impl<S: OnDisk> Images<S> {
         self.refresh(now);
     }
 
-    /// What looks, orders and jobs make of the states of images. Says so at once where something changed that others rely
+    /// Derives the states of images from looks, orders and jobs. Reports at once if something changed that others rely
     /// on.
     fn refresh(&mut self, now: Moment) {
         let mut news = false;
@@ -811,7 +816,7 @@ impl<S: OnDisk> Images<S> {
         });
     }
 
-    /// A try failed. There is another one after a pause that grows.
+    /// A try failed. Another one follows after a pause that grows.
     fn fail(&mut self, now: Moment, digest: Digest, trouble: Trouble) {
         self.reconciler.failed(digest, now);
         let Some(image) = self.images.get_mut(&digest) else {
@@ -828,13 +833,13 @@ impl<S: OnDisk> Images<S> {
         self.effect(Effect::ReportNow);
     }
 
-    /// Leaves the stage that an image goes by; what is on the disk stays, to be taken up again.
+    /// Stops using an image's stage. The files stay on the disk, to be taken up again.
     fn put_down(&mut self, digest: Digest, life: Life<S>) {
         self.withdraw(digest, life);
         self.reconciler.have(digest, Have::Kept);
     }
 
-    /// Takes the contents of an image out of the swarm, where they are in it.
+    /// Takes the contents of an image out of the swarm, if they are in it.
     fn withdraw(&mut self, digest: Digest, life: Life<S>) {
         let image = self.images.get_mut(&digest);
         if let Some(image) = image.filter(|image| image.stage().is_some()) {
@@ -851,26 +856,26 @@ impl<S: OnDisk> Images<S> {
         self.effects.push_back(effect);
     }
 
-    // ---- what others ask ------------------------------------------------------------------------------------------------
+    // ---- what others ask --------------------------------------------------------------------------------------------
 
-    /// Whether chunks of images are taken.
+    /// Whether any image takes chunks.
     pub(super) fn is_filling(&self) -> bool {
         self.images.values().any(Image::is_filling)
     }
 
-    /// Whether an image is between its beginning and its last chunk.
+    /// Whether any image is between its beginning and its last chunk.
     pub(super) fn is_staging(&self) -> bool {
         let mut images = self.images.values();
         images.any(|image| image.is_at(Step::Filling))
     }
 
-    /// The hosts that may have what an image holds; `None` for an image that is forgotten, of which nobody may have anything.
+    /// The hosts that may have an image's contents; `None` for a forgotten image, whose contents no host may have.
     pub(super) fn entitled(&self, image: &Digest) -> Option<Entitled> {
         Some(self.images.get(image)?.ordered.entitled.clone())
     }
 
-    /// How to ask the registry for a content of these images. `leased` is the image for which the lease was granted: another
-    /// one may name a repository that refuses this content.
+    /// How to ask the registry for a content of these images. `leased` is the image for which the lease was granted:
+    /// another image may name a repository that refuses this content.
     pub(super) fn source(&self, leased: Option<Digest>, images: &[Digest]) -> Option<Source> {
         let leased = leased.filter(|image| images.contains(image));
         let image = leased.iter().chain(images);
@@ -882,7 +887,7 @@ impl<S: OnDisk> Images<S> {
         })
     }
 
-    /// The blobs that images on their way are made of: the mirror's cache keeps them.
+    /// The blobs of images that are on their way: the mirror's cache keeps them.
     pub(super) fn blobs_in_use(&self) -> BTreeSet<Digest> {
         let under_way = |image: &&Image<S>| {
             let taken = image.is_at(Step::Filling) || image.is_at(Step::Installing);
@@ -896,7 +901,7 @@ impl<S: OnDisk> Images<S> {
         blobs.collect()
     }
 
-    /// Whether anybody waits for word of an image.
+    /// Whether anybody waits for news of an image.
     pub(super) fn is_wanted(&self, image: &Digest) -> bool {
         self.reconciler.is_wanted(image) || self.declined.contains_key(image)
     }
@@ -911,7 +916,7 @@ impl<S: OnDisk> Images<S> {
         self.reconciler.confirmed()
     }
 
-    /// How each image stands, as the coordinator is told of it. `id_of` gives the swarm's number of a content.
+    /// The state of each image for the coordinator. `id_of` gives the swarm's number of a content.
     pub(super) fn states(
         &self,
         now: Moment,
@@ -939,7 +944,7 @@ impl<S: OnDisk> Images<S> {
         declined.chain(images).collect()
     }
 
-    /// Images in each state, for metrics. Those that were declined aren't among them.
+    /// The number of images in each state, for metrics. Declined images aren't counted.
     pub(super) fn count_states(&self) -> BTreeMap<&'static str, usize> {
         let mut counts: BTreeMap<_, _> = image_state::NAMES.map(|name| (name, 0)).into();
         for image in self.images.values() {

@@ -1,4 +1,4 @@
-//! What happens to the driver: words of peers and of the coordinator, ends of jobs, time.
+//! The inputs of the driver: messages of peers and of the coordinator, ends of jobs, time.
 
 use std::sync::Arc;
 
@@ -46,9 +46,10 @@ pub(crate) enum Input {
         ticket: Option<Ticket>,
         shipment: Shipment,
     },
-    /// A fetch from the registry says how it goes.
+    /// A fetch from the registry reports its progress.
     Fetch { id: ContentId, news: fetch::News },
-    /// What we made of a content from a chunk on is dropped here; these chunks of it were held.
+    /// The links that this host made of a content were dropped here, from a chunk on. `result`: the chunks among them
+    /// that were held.
     Retracted {
         id: ContentId,
         from: ChunkIndex,
@@ -78,14 +79,14 @@ pub(crate) enum Input {
         image: Digest,
         result: Result<(), Trouble>,
     },
-    /// An install of this stage ended: these references are linked.
+    /// An install of this stage ended. `placed` are the references that are linked.
     Installed {
         image: Digest,
         stage: Arc<Stage>,
         placed: Vec<String>,
         result: Result<(), InstallError>,
     },
-    /// Making goldens of what was installed ended.
+    /// Making the goldens of an installed image ended.
     Golden {
         image: Digest,
         stage: Arc<Stage>,
@@ -94,7 +95,7 @@ pub(crate) enum Input {
     },
     /// A stage was removed.
     Abandoned(Digest),
-    /// What is on disk.
+    /// A look at the disk ended.
     Presence {
         seen: Seen,
         load_percent: Option<u32>,
@@ -109,7 +110,7 @@ pub(crate) enum Input {
         chunk: ChunkIndex,
         rotten: bool,
     },
-    /// What an earlier process left of an image was read, or an image that is doubted.
+    /// Reading a stage ended: the bytes that an earlier process left, or an image that was doubted.
     ReadAgain {
         image: Digest,
         stage: Arc<Stage>,
@@ -122,7 +123,7 @@ pub(crate) enum Input {
     },
     /// A client of the mirror wants a blob.
     Wished(Wish),
-    /// Whole blobs of the mirror that peers may ask for.
+    /// Whole blobs of the mirror were found, which peers may ask for.
     Seeds(Vec<Arc<Blob>>),
     /// Copying a blob from an image ended.
     Copied(Digest),

@@ -1,7 +1,7 @@
-//! What the driver started and hears of again.
+//! The jobs that the driver started, and whose ends it hears.
 //!
-//! Blocking work runs on a bounded number of threads. What may take minutes (reading an image again, copying from another,
-//! a second directory) runs on few of them at a time, so that chunks are stored and served beside it.
+//! Blocking work runs on a bounded number of threads. Work that may take minutes (reading an image again, copying from
+//! another image, a second directory) runs on few of them at a time, so that chunks are stored and served meanwhile.
 
 use std::sync::Arc;
 
@@ -15,18 +15,18 @@ use super::input::Input;
 /// Threads for blocking work: a burst of chunks doesn't become a burst of threads.
 pub(crate) const BLOCKING_THREADS: usize = 16;
 
-/// Images that are begun or read again at the same time. They are limited by the disk.
+/// Images that are begun or read again at the same time. The disk limits such work.
 const READERS: usize = 4;
 
-/// Installations at the same time. They have places of their own: most are renames, which shouldn't wait for reading.
+/// Installations at the same time. They have their own places: most are renames, which shouldn't wait for reading.
 const INSTALLERS: usize = 4;
 
-/// Work that may take minutes, by what it waits for.
+/// Work that may take minutes, by the places that it waits for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Long {
-    /// It reads whole images.
+    /// The work reads whole images.
     Read,
-    /// It puts an image into tart's cache.
+    /// The work puts an image into tart's cache.
     Install,
 }
 
@@ -51,19 +51,19 @@ impl Jobs {
         self.all.spawn(job);
     }
 
-    /// Runs what blocks for a chunk's time.
+    /// Runs a job that blocks for as long as one chunk takes.
     pub(super) fn spawn_blocking(&mut self, job: impl FnOnce() -> Input + Send + 'static) {
         self.all.spawn_blocking(job);
     }
 
-    /// Runs what may block for minutes, once one of the few places is free.
+    /// Runs a job that may block for minutes, once one of the few places is free.
     pub(super) fn spawn_long(&mut self, what: Long, job: impl FnOnce() -> Input + Send + 'static) {
         let places = match what {
             Long::Read => self.readers.clone(),
             Long::Install => self.installers.clone(),
         };
         self.all.spawn(async move {
-            // never closed: without a place it would only be less well behaved
+            // the semaphore is never closed; without a place the job would only be less well behaved
             let place = places.acquire_owned().await.ok();
             let done = tokio::task::spawn_blocking(move || {
                 let _place = place;
@@ -80,7 +80,7 @@ impl Jobs {
         });
     }
 
-    /// Cancel safe.
+    /// The input of the next job that ends; `None` if no job runs. Cancel safe.
     pub(super) async fn join_next(&mut self) -> Option<Result<Input, JoinError>> {
         self.all.join_next().await
     }
@@ -113,7 +113,7 @@ mod tests {
                 });
             }
         }
-        // a chunk's job is done beside them, though all of them were asked for before
+        // a chunk's job is done meanwhile, though all long jobs were asked for before
         jobs.spawn_blocking(|| Input::Tick);
         assert!(matches!(jobs.join_next().await, Some(Ok(Input::Tick))));
         // two rounds of as many as there are places

@@ -1,4 +1,5 @@
-//! The leases of this host: the right to fetch a content from the registry, and what the coordinator is told of each.
+//! The leases of this host, and the coordinator's reports about them. A lease is the right to fetch a content from the
+//! registry.
 
 use std::{
     collections::BTreeMap,
@@ -14,14 +15,14 @@ use swarm::event::ContentId;
 
 use super::fit;
 
-/// A registry that was asked and gives nothing for this long is reported as silent. That is half of the time after
-/// which the coordinator lets a lease pass on, so the coordinator knows why by then.
+/// A registry that was asked and gives nothing for this long is reported as silent. This is half of the time after
+/// which the coordinator passes a lease on, so the coordinator knows the reason by then.
 pub(super) const SILENT_AFTER: Duration = Duration::from_secs(5);
 
-/// Connections of one fetch that broke before the coordinator is told that they do.
+/// After this many broken connections of one fetch, the coordinator is told of them.
 const BREAKS_SAID: u32 = 3;
 
-/// Leases of contents that aren't known yet. The coordinator leases a host a few contents at a time.
+/// The most leases of contents that aren't known yet. The coordinator leases a host a few contents at a time.
 const MAX_EARLY: usize = 64;
 
 /// Connections of one fetch that broke after they had brought something.
@@ -48,12 +49,12 @@ impl Breaks {
     }
 }
 
-/// What the registry did to the last attempt.
+/// The registry's answer to the last attempt.
 #[derive(Clone, Debug)]
 enum Trouble {
-    /// It refuses the token that the coordinator handed down.
+    /// The registry refuses the token that the coordinator handed down.
     Refused(String),
-    /// It wants to be left alone until then.
+    /// The registry wants to be left alone until this moment.
     Throttled(String, Instant),
     /// Anything else.
     Failing(String),
@@ -62,26 +63,26 @@ enum Trouble {
 /// A lease that this host holds.
 #[derive(Clone, Debug)]
 struct Lease {
-    /// The image under whose name the content is to be fetched, where the coordinator says so.
+    /// The image under whose name the content is to be fetched, if the coordinator says so.
     image: Option<Digest>,
-    /// Chunks that were fetched under it.
+    /// Chunks that were fetched under the lease.
     chunks: u32,
-    /// Bytes that had come under it at an earlier report, and when more had come last.
+    /// The bytes that had come under the lease at an earlier report, and the moment at which they last grew.
     seen: Option<(u64, Instant)>,
     breaks: Breaks,
-    /// Until a chunk comes.
+    /// The last trouble; a chunk that comes ends it.
     trouble: Option<Trouble>,
 }
 
-/// How the fetch of a leased content stands.
+/// The progress of a leased content's fetch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Progress {
     pub(super) content: Digest,
     /// Bytes of the blob that came.
     pub(super) bytes: u64,
-    /// The fetch waits while what came is spread.
+    /// The fetch waits while earlier chunks are being spread.
     pub(super) paced: bool,
-    /// For how long nothing has come that the registry owes.
+    /// How long nothing has come that the registry owes.
     pub(super) silent: Option<Duration>,
 }
 
@@ -96,7 +97,7 @@ impl Lease {
         }
     }
 
-    /// The lease as it runs.
+    /// The running lease, for a report.
     fn state(&mut self, now: Instant, progress: Progress) -> LeaseState {
         let Progress {
             content,
@@ -160,7 +161,7 @@ pub(super) struct End {
 }
 
 impl End {
-    /// Nothing is said against the registry.
+    /// An end without a word against the registry.
     pub(super) const fn plain(end: LeaseEnd) -> Self {
         Self {
             end,
@@ -204,12 +205,12 @@ impl Leases {
         self.early.retain(|(other, _)| other != content);
     }
 
-    /// The coordinator took a lease back. Whether it was held.
+    /// The coordinator took a lease back. Returns whether this host had it.
     pub(super) fn lose(&mut self, id: ContentId) -> bool {
         self.running.remove(&id).is_some()
     }
 
-    /// Ends a lease, which the next report says. Whether it was held.
+    /// Ends a lease. The next report says so. Returns whether this host had it.
     pub(super) fn end(&mut self, id: ContentId, content: Digest, how: End) -> bool {
         let Some(lease) = self.running.remove(&id) else {
             return false;
@@ -218,7 +219,7 @@ impl Leases {
         true
     }
 
-    /// Gives a lease back that can't be used: nobody would take what is made of it.
+    /// Gives a lease back that can't be used: no host would take the links that are made with it.
     pub(super) fn give_back(&mut self, content: Digest, error: &str) {
         let how = End {
             end: LeaseEnd::OriginFailed,
@@ -253,7 +254,7 @@ impl Leases {
         self.running.len()
     }
 
-    /// The image under whose name a content is to be fetched, where the coordinator says so.
+    /// The image under whose name a content is to be fetched, if the coordinator says so.
     pub(super) fn image(&self, id: ContentId) -> Option<Digest> {
         self.running.get(&id)?.image
     }
@@ -275,13 +276,14 @@ impl Leases {
         }
     }
 
-    /// The registry refuses the token that the coordinator handed down. Whether the coordinator is to be told: it
-    /// fetches another token.
+    /// The registry refuses the token that the coordinator handed down. Returns whether the coordinator has to be told,
+    /// so that it fetches another token.
     pub(super) fn refused(&mut self, id: ContentId, error: String) -> bool {
         self.trouble(id, Trouble::Refused(error))
     }
 
-    /// An attempt failed, and the registry may want to be left alone until `retry_at`. Whether the content is leased.
+    /// An attempt failed, and the registry may want to be left alone until `retry_at`. Returns whether the content is
+    /// leased.
     pub(super) fn failed(
         &mut self,
         id: ContentId,
@@ -302,8 +304,8 @@ impl Leases {
 
     // ---- reports --------------------------------------------------------------------------------------------------
 
-    /// What a report says of leases: those that run, and the ends that no report has carried. `progress` says how the
-    /// fetch of a content stands; a content that isn't known is left out.
+    /// The states of leases for a report: running leases, and ends that no report has carried. `progress` gives the
+    /// progress of a content's fetch; a content that isn't known is left out.
     pub(super) fn report(
         &mut self,
         now: Instant,
@@ -315,7 +317,7 @@ impl Leases {
         states.chain(ended).collect()
     }
 
-    /// A report that carried these wasn't sent: the ends among them go first with the next.
+    /// A report with these states wasn't sent: the ends among them go first with the next report.
     pub(super) fn unsent(&mut self, states: Vec<LeaseState>) {
         let ended = |state: &LeaseState| state.end() != LeaseEnd::Unspecified;
         let unsent = states.into_iter().filter(ended);
@@ -506,7 +508,7 @@ mod tests {
         let mut leases = Leases::default();
         let image = Some(Digest::of(b"an image"));
         leases.grant_early(content(), None);
-        // granted anew: the last word counts
+        // the lease is granted anew: the coordinator's last word counts
         leases.grant_early(content(), image);
         assert_eq!(leases.count(), 0);
         assert_eq!(leases.take_early(), [(content(), image)]);

@@ -1,4 +1,4 @@
-//! A look at the disk: which images are in tart's cache, and under which names.
+//! A look at the disk: the images in tart's cache, and their names.
 
 use std::{collections::BTreeSet, time::Instant};
 
@@ -10,7 +10,7 @@ use crate::{
     store::Store,
 };
 
-/// What a look at the disk showed.
+/// The findings of a look at the disk.
 #[derive(Debug)]
 pub(crate) struct Seen {
     pub(super) look: Look,
@@ -20,7 +20,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// Looks. Blocks for a few system calls for each image and name.
+    /// Looks at the disk. Blocks for a few system calls for each image and name.
     pub(super) fn look(store: &Store, goldens: Option<&Goldens>) -> Self {
         let began = Instant::now();
         let (mut look, mut there) = (Look::default(), BTreeSet::new());

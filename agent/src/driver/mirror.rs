@@ -1,6 +1,6 @@
-//! The mirror of this host, as the driver has it: what its clients want, and the cache that it keeps.
+//! The driver's view of this host's mirror: the wants of its clients, and the cache that it keeps.
 //!
-//! This part joins the wants and the cache with the contents, and names what is to be done as [`Effect`]s.
+//! This part joins the wants and the cache with the contents. It returns [`Effect`]s, which the driver carries out.
 
 use std::{collections::BTreeSet, path::Path, sync::Arc, time::Instant};
 
@@ -25,17 +25,17 @@ use crate::{
     store::Store,
 };
 
-/// What the driver has to do after this part heard something.
+/// Work for the driver, after this part heard something.
 pub(super) enum Effect {
     /// Tell the swarm of this content, if the swarm knows it.
     Tell(Digest, Box<dyn FnOnce(ContentId) -> Event>),
-    /// Make this blob a content of the swarm, with this order among contents, and see whether it is whole.
+    /// Make this blob a content of the swarm, with this order among contents. Then check whether the blob is whole.
     Join { blob: Arc<Blob>, order: u32 },
     /// Take a blob out of the swarm. A content of an image stays.
     Leave(Digest),
-    /// Run this beside the driver; it blocks.
+    /// Run this beside the driver. It blocks.
     RunBlocking(Box<dyn FnOnce() -> Input + Send>),
-    /// Something changed that the next report says.
+    /// Something changed that belongs into the next report.
     ReportSoon,
     /// Something changed that the coordinator waits for.
     ReportNow,
@@ -65,7 +65,7 @@ impl Mirror {
 
     /// A client wants a blob that isn't here.
     pub(super) fn wish(&mut self, now: Instant, contents: &Contents, wish: Wish) -> Vec<Effect> {
-        // until it is dropped at the end the client doesn't look at the blob's trouble
+        // until `_heard` is dropped at the end, the client doesn't look at the blob's trouble
         let Wish {
             blob,
             reference,
@@ -82,12 +82,12 @@ impl Mirror {
         self.follow(contents, effects)
     }
 
-    /// How to fetch a blob that a client wants. The fetch begins with it.
+    /// How to fetch a blob that a client wants. The fetch begins with this call.
     pub(super) fn access(&mut self, content: &Digest) -> Option<(String, Access)> {
         self.wants.access(content)
     }
 
-    /// What the swarm is told of a content that it comes to know, if a client wants it.
+    /// The event for a content that the swarm comes to know, if a client wants the content.
     pub(super) fn wanted(&self, id: ContentId, content: &Digest) -> Option<Event> {
         let alone_after = self.wants.alone_after(content)?;
         Some(Event::Wanted {
@@ -106,13 +106,13 @@ impl Mirror {
         self.wants.next_look()
     }
 
-    /// Looks at what is wanted.
+    /// Looks at all wants.
     pub(super) fn look(&mut self, now: Instant, contents: &Contents) -> Vec<Effect> {
         let effects = self.wants.look(now);
         self.follow(contents, effects)
     }
 
-    /// The coordinator says which wants come or have their place in the queue.
+    /// The coordinator says which wanted blobs are coming, or have their place in the queue.
     pub(super) fn are_coming(&mut self, contents: &Contents, queue: &MirrorQueue) -> Vec<Effect> {
         let effects = self.wants.are_coming(queue);
         self.follow(contents, effects)
@@ -135,13 +135,13 @@ impl Mirror {
         self.follow(contents, effects)
     }
 
-    /// What a report says of the wants: all of them, where that changed or the report is `full`.
+    /// The wants for a report: all of them, if they changed or the report is `full`.
     pub(super) fn report(&mut self, full: bool) -> Option<MirrorWants> {
         self.blobs()?;
         self.wants.report(full)
     }
 
-    /// A report that carried the wants couldn't be sent.
+    /// A report with the wants couldn't be sent.
     pub(super) const fn unsent(&mut self) {
         self.wants.unsent();
     }
@@ -188,7 +188,8 @@ impl Mirror {
 
     // ---- blobs that are contents of images too --------------------------------------------------------------------
 
-    /// An image that is staged here has this content: the mirror's copy leaves the swarm, and follows the image's.
+    /// An image that is staged here has this content. The mirror's blob leaves the swarm, and gets its bytes from the
+    /// image's stage.
     pub(super) fn follow_image(&mut self, contents: &Contents, content: &Digest) -> Vec<Effect> {
         match known(contents, content, |_| false) {
             Known::Mirrored => {
@@ -199,7 +200,7 @@ impl Mirror {
         }
     }
 
-    /// Copies a blob from a stage, where it is wanted, and verified there.
+    /// Copies a blob from a stage, if a client wants the blob and it is verified there.
     pub(super) fn copy_from_image(
         &mut self,
         contents: &Contents,
@@ -211,7 +212,7 @@ impl Mirror {
             _ => None,
         })?;
         let blob = self.wants.copy(content)?;
-        // of whatever registry the image is
+        // the image may be of any registry
         blob.comes_from(None);
         let copy = move || blob_cache::copy(&stage, &blob);
         Some(Effect::RunBlocking(Box::new(copy)))
@@ -224,12 +225,12 @@ impl Mirror {
 
     // ---- the cache ------------------------------------------------------------------------------------------------
 
-    /// Whole blobs of before are served to peers again.
+    /// Whole blobs of an earlier process are served to peers again.
     pub(super) fn recover(&self) -> Option<Effect> {
         self.cache.recover().map(Effect::RunBlocking)
     }
 
-    /// Whole blobs of before were found.
+    /// Whole blobs of an earlier process were found.
     pub(super) fn seeds(&mut self, contents: &Contents, seeds: Vec<Arc<Blob>>) -> Vec<Effect> {
         let seeds = seeds.into_iter();
         let new = seeds.filter(|blob| contents.by_digest(&blob.digest()).is_none());
@@ -237,8 +238,8 @@ impl Mirror {
         self.follow(contents, effects)
     }
 
-    /// Every few seconds: pins what is staged, evicts, and looks at what lies there. The bytes of the cache, where
-    /// there is one.
+    /// Called every few seconds: pins the blobs of images that are being staged, evicts, and checks what lies in the
+    /// cache. Returns the cache's bytes, if there is a cache.
     pub(super) fn keep(
         &mut self,
         contents: &Contents,
@@ -275,7 +276,7 @@ impl Mirror {
     }
 }
 
-/// How the swarm knows a blob now. `is_gone` says whether a blob that it knows was evicted.
+/// How the swarm knows a blob now. `is_gone`: whether a blob that the swarm knows was evicted.
 fn known(contents: &Contents, content: &Digest, is_gone: impl Fn(&Arc<Blob>) -> bool) -> Known {
     let Some(content) = contents.by_digest(content) else {
         return Known::No;

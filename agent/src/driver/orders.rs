@@ -1,4 +1,4 @@
-//! Orders of the coordinator, read: digests and host names are what they have to be, or there is no order.
+//! Reads the coordinator's orders: digests and host names are checked, or there is no order.
 
 use proto::{
     ChunkIndex, Digest, HostId,
@@ -6,24 +6,24 @@ use proto::{
     message::{self, order::Kind},
 };
 
-/// What the coordinator wants.
+/// An order of the coordinator.
 #[derive(Debug)]
 pub(super) enum Order {
-    /// These hosts may be talked to, and no others.
+    /// This host may talk to these hosts, and to no others.
     Roster(message::Roster),
-    /// The same, as a change of the roster before.
+    /// The same, as a change of the earlier roster.
     RosterChange(message::RosterChange),
-    /// These hosts are followed.
+    /// This host follows these hosts, which become its neighbours.
     Neighbours(Vec<String>),
     /// An image is to be here.
     Stage(message::StageOrder),
-    /// Staging an image stops for now, and what is here is kept.
+    /// Staging an image stops for now. Its files stay.
     Pause(Digest),
     /// An image isn't wanted any more.
     Cancel(Digest),
-    /// What each reference shall name.
+    /// The image that each reference shall name.
     Names(message::Names),
-    /// A content may be fetched from the registry, under an image's name where one is given.
+    /// A content may be fetched from the registry, under an image's name if one is given.
     Lease {
         content: Digest,
         image: Option<Digest>,
@@ -35,15 +35,15 @@ pub(super) enum Order {
     Revoke(Digest),
     /// The fleet trusts these hosts no longer.
     Quarantine(Vec<HostId>),
-    /// A host takes back what it made of a content, from a chunk on.
+    /// A host takes back the links that it made of a content, from a chunk on.
     Retraction {
         content: Digest,
         maker: HostId,
         from: ChunkIndex,
     },
-    /// How much this host may move.
+    /// How many bytes a second this host may move.
     Bandwidth(message::Bandwidth),
-    /// These wants of the mirror come, or have their place in the queue.
+    /// These wants of the mirror are coming, or have their place in the queue.
     Queue(message::MirrorQueue),
     /// Peers blame this host for these chunks.
     Recheck(Vec<(Digest, ChunkIndex)>),
@@ -52,18 +52,18 @@ pub(super) enum Order {
 /// Why an order isn't followed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ReadOrderError {
-    /// Something that names an image or a content isn't a digest.
+    /// A field that names an image or a content isn't a digest.
     #[error("order without a digest: {0}")]
     Digest(#[from] ParseDigestError),
-    /// It takes back what a host made, and names none.
+    /// The order takes back a host's links, and names no host.
     #[error("order about {0:?}, which isn't a host")]
     Host(String),
-    /// It comes from a later version.
+    /// The order comes from a later version.
     #[error("order of a kind that this version doesn't know")]
     Unknown,
 }
 
-/// Reads an order. Hosts and chunks in a list that aren't any are left out of it.
+/// Reads an order. Malformed hosts and chunks in a list are left out.
 ///
 /// # Errors
 /// When the order has no meaning for this version.

@@ -1,4 +1,4 @@
-//! What comes from registries: the fetches that run, the leases under which they run, and what is told of both.
+//! Fetching from registries: the running fetches, their leases, and the reports of both. It starts no job itself.
 
 use std::time::{Duration, Instant};
 
@@ -22,29 +22,29 @@ use crate::{
     shelf::{Shelf, Unwritable},
 };
 
-/// What others have to do after this part heard something.
+/// Work for other parts, after this part heard something.
 #[derive(Debug)]
 pub(super) enum Effect<S = Shelf> {
     /// Tell the swarm.
     Tell(Event),
-    /// What follows for contents.
+    /// Carry out this effect on contents.
     Contents(contents::Effect<S>),
     /// Tell these images.
     Images {
         images: Vec<Digest>,
         news: ImageNews,
     },
-    /// Call [`Origins::begin`], with how the images, or the mirror's clients, reach the registry.
+    /// Call [`Origins::begin`], with the images' or the mirror clients' way to reach the registry.
     Fetch(FetchWanted),
     /// A fetch of this content ended.
     FetchEnded { content: Digest, end: FetchEnd },
-    /// So many bytes came from a registry.
+    /// This many bytes came from a registry.
     Came(u64),
     /// These images' files took no chunk, although others' did.
     Unwritable(Vec<Unwritable>),
-    /// The ticket of this content's lease isn't of use any more.
+    /// The ticket of this content's lease is of no use any more.
     ForgetTicket(Digest),
-    /// Something changed that the next report says.
+    /// Something changed that belongs into the next report.
     ReportSoon,
     /// Something changed that the coordinator waits for.
     ReportNow,
@@ -55,7 +55,7 @@ pub(super) enum Effect<S = Shelf> {
 pub(super) struct FetchWanted {
     pub(super) id: ContentId,
     pub(super) content: Digest,
-    /// The images that have the content, the best to ask for first; none for a blob of the mirror.
+    /// The images that have the content. The best one to ask for comes first. None for a blob of the mirror.
     pub(super) images: Vec<Digest>,
     /// The chunk to pause before.
     pub(super) until: ChunkIndex,
@@ -82,7 +82,7 @@ impl Origins {
             return None;
         }
         let content = contents.find(id)?;
-        // first the image that the lease was granted for: another may name a repository that refuses this content
+        // the image of the lease comes first: another image may name a repository that refuses this content
         let mut images = content.images();
         let leased = self.leases.image(id);
         images.sort_by_key(|image| leased != Some(*image));
@@ -104,12 +104,12 @@ impl Origins {
         self.fetches.begin(wanted.id, by, access, wanted.until)
     }
 
-    /// The coordinator handed down a newer token for an image: the fetches that run use the token from now on.
+    /// The coordinator handed down a newer token for an image. Running fetches use the new token from now on.
     pub(super) fn renew(&self, image: &Digest, access: &Access) {
         self.fetches.renew(image, access);
     }
 
-    /// The swarm wants a content fetched no further. What was made of it and is in doubt isn't kept.
+    /// The swarm wants a content fetched no further. Links in doubt that the fetch made aren't kept.
     pub(super) fn stop<S: Proving>(
         &mut self,
         contents: &mut Contents<S>,
@@ -124,7 +124,7 @@ impl Origins {
         self.fetches.stop_all();
     }
 
-    /// A fetch says how it goes.
+    /// A running fetch reports its progress.
     pub(super) fn news<S: Proving>(
         &mut self,
         contents: &mut Contents<S>,
@@ -150,7 +150,7 @@ impl Origins {
                 false => Vec::new(),
             },
             News::Broke { after_bytes, error } => {
-                // no trouble, but worth a word where it is the rule
+                // no trouble, but the coordinator is told if it happens often
                 debug!(
                     id = id.0,
                     after_bytes, error, "a connection to the registry broke; going on"
@@ -187,7 +187,7 @@ impl Origins {
         retry_after: Option<Duration>,
         wait: Duration,
     ) -> Vec<Effect<S>> {
-        // a fetch that was stopped a moment ago has nothing to say any more
+        // a stopped fetch has no say any more
         let running = self.fetches.is_running(id);
         let Some(content) = contents.find(id).filter(|_| running) else {
             return Vec::new();
@@ -204,7 +204,7 @@ impl Origins {
                 message,
             }),
         };
-        // at once: as long as the coordinator doesn't know, it sends others to a registry that wants to be left alone
+        // at once: a coordinator that doesn't know sends other hosts to a registry that wants to be left alone
         vec![trouble, Effect::ReportNow]
     }
 
@@ -218,7 +218,7 @@ impl Origins {
     ) -> Vec<Effect<S>> {
         let asked = self.fetches.image(id);
         if !self.fetches.ended(id, number) {
-            // it was stopped, and that was told
+            // the fetch was stopped, and its end was told then
             return Vec::new();
         }
         match &end {
@@ -243,7 +243,7 @@ impl Origins {
         let content = contents.find(id);
         if let (Some(content), Some(reason)) = (content, reason) {
             error!(content = %content.digest(), %reason, error = lease.message, "fetching from the registry failed");
-            // what one image's repository refuses says nothing of the others
+            // a refusal by one image's repository says nothing about the other images
             let images = match asked {
                 Some(image) if matches!(end, FetchEnd::Failed(_)) => vec![image],
                 _ => content.images(),
@@ -320,7 +320,7 @@ impl Origins {
         out
     }
 
-    /// Ends a lease, which is said at once.
+    /// Ends a lease. The coordinator is told at once.
     fn end_lease<S>(&mut self, id: ContentId, content: Digest, how: End) -> Vec<Effect<S>> {
         match self.leases.end(id, content, how) {
             true => vec![Effect::ForgetTicket(content), Effect::ReportNow],
@@ -328,7 +328,7 @@ impl Origins {
         }
     }
 
-    /// The swarm needs a lease no more.
+    /// The swarm doesn't need a lease any more.
     pub(super) fn release<S: Proving>(
         &mut self,
         contents: &Contents<S>,
@@ -354,14 +354,14 @@ impl Origins {
         }
     }
 
-    /// Gives a lease back that can't be used: nobody would take what is made of it.
+    /// Gives a lease back that can't be used: no host would take the links that are made with it.
     pub(super) fn give_back<S>(&mut self, content: Digest, error: &str) -> Effect<S> {
         warn!(%content, error, "a lease is given back");
         self.leases.give_back(content, error);
         Effect::ReportSoon
     }
 
-    /// What a report says of leases.
+    /// The states of leases for a report.
     pub(super) fn lease_states<S: Proving>(
         &mut self,
         contents: &Contents<S>,
@@ -381,7 +381,7 @@ impl Origins {
         self.leases.report(now, progress)
     }
 
-    /// A report that carried these wasn't sent.
+    /// A report with these states wasn't sent.
     pub(super) fn unsent(&mut self, states: Vec<LeaseState>) {
         self.leases.unsent(states);
     }
@@ -415,7 +415,7 @@ mod tests {
         Digest::of(b"content")
     }
 
-    /// Two images have the content, of which nothing is held.
+    /// Two images have the content, none of whose chunks is held.
     fn with_content() -> (Origins, Contents<NoShelf>, ContentId) {
         let mut contents = Contents::new(proto::HostKey(1), std::sync::Arc::default());
         let spec = ContentSpec {
@@ -567,7 +567,7 @@ mod tests {
                 ..
             })]
         ));
-        // the image is withdrawn for it, and that ends the lease
+        // the image is withdrawn because of the failure, and that ends the lease
         assert!(origins.is_leased(id));
         origins.give_up::<NoShelf>(id, content());
         assert!(!origins.is_leased(id));

@@ -1,4 +1,5 @@
-//! Reports to the coordinator: when the next one is due, what waits to be said, and what was said already.
+//! Reports to the coordinator: when the next one is due, what it has to say, and what was said already. It sends
+//! nothing itself.
 
 use std::{
     collections::BTreeMap,
@@ -17,43 +18,43 @@ use tracing::{debug, warn};
 
 use super::fit::{self, LeftOut};
 
-/// Reports go out this often while something moves, and at once when a lease ends or presence changes.
+/// The time between reports while something moves. A report goes out at once when a lease ends or presence changes.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
 
-/// A content of which nothing came for this long, and of which no peer has more, is reported to have no source here.
+/// A content is reported to have no source if nothing of it came for this long, and no peer has more of it.
 const NO_SOURCE: Duration = Duration::from_secs(2);
 
-/// Contents without a source in one report: the first ones, which are leased first.
+/// The most contents without a source in one report: the first ones, which are leased first.
 const MAX_WITHOUT_SOURCE: usize = 16;
 
-/// Contents whose count of chunks one report has; the others follow with the next.
+/// The most contents whose count of chunks is in one report. The others follow with the next report.
 const MAX_HELD: usize = 256;
 
-/// Accusations that wait for a session. More are dropped; the oldest stay.
+/// The most accusations that wait for a session. More are dropped; the oldest stay.
 const MAX_BLAMES: usize = 256;
 
-/// Accusations with evidence that wait: 1.5 KiB each. More are dropped: one is enough against a host.
+/// The most accusations with evidence that wait: 1.5 KiB each. More are dropped: one is enough against a host.
 const MAX_EVIDENCE: usize = 32;
 
-/// What a report has to know of a content.
+/// The facts about a content that a report needs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Known {
     pub(super) digest: Digest,
-    /// Its chain is closed. What isn't verified may turn out false.
+    /// The content's chain is closed. Chunks that aren't verified may turn out false.
     pub(super) verified: bool,
 }
 
-/// What a report says of the other parts of the driver.
+/// The facts about the driver's other parts that a report needs.
 pub(super) struct Facts<'a> {
     pub(super) status: &'a swarm::Status,
-    /// Contents by the number that the swarm has for each.
+    /// Finds a content by the swarm's number.
     pub(super) known: &'a dyn Fn(ContentId) -> Option<Known>,
-    /// As [`Reporting::fit`] left them.
+    /// The images that [`Reporting::fit`] kept.
     pub(super) images: Vec<ImageState>,
-    /// The leases that run, and those that ended.
+    /// The running leases, and those that ended.
     pub(super) leases: Vec<LeaseState>,
     pub(super) volume: Volume,
-    /// What clients of the mirror want, where that is to be said.
+    /// The wants of the mirror's clients, if they are to be reported.
     pub(super) wants: Option<MirrorWants>,
     /// The newest order about names after which the disk was looked at.
     pub(super) names_confirmed: u64,
@@ -63,26 +64,26 @@ pub(super) struct Facts<'a> {
 #[derive(Debug)]
 pub(super) struct Reporting {
     urgency: Option<Urgency>,
-    /// The next report says everything: what it leaves out isn't so.
+    /// The next report says everything: whatever it leaves out isn't so.
     full: bool,
     last: Instant,
     blames: Vec<Blame>,
-    /// Contents of which this host takes back what it made, and from which chunk on.
+    /// Contents of which this host takes back its links, and the chunk from which on it does.
     retractions: BTreeMap<Digest, ChunkIndex>,
-    /// A change came of a roster that isn't here.
+    /// A change of a roster came that isn't here.
     roster_wanted: bool,
-    /// Contents that this host was last reported to find no source of; `None` where that is to be said anew.
+    /// The contents that were last reported to have no source; `None` if they are to be reported anew.
     without_source: Option<Vec<Digest>>,
-    /// Chunks of each content that this host was last reported to hold; `None` where that is to be said anew.
+    /// The number of chunks of each content that was last reported as held; `None` if all are to be reported anew.
     held: Option<BTreeMap<ContentId, u32>>,
-    /// What the last report had no room for.
+    /// The images and names for which the last report had no room.
     left_out: LeftOut,
 }
 
-/// How soon a report is to be made.
+/// The urgency of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Urgency {
-    /// When [`REPORT_EVERY`] has passed since the last one.
+    /// When [`REPORT_EVERY`] has passed since the last report.
     Soon,
     /// As soon as the driver has nothing left to change.
     AtOnce,
@@ -107,14 +108,14 @@ impl Reporting {
         }
     }
 
-    // ---- when -----------------------------------------------------------------------------------------------------------
+    // ---- when -------------------------------------------------------------------------------------------------------
 
-    /// Something changed: it is said with the next report, which is at most [`REPORT_EVERY`] away.
+    /// Something changed: the next report says so, in [`REPORT_EVERY`] at most.
     pub(super) fn soon(&mut self) {
         self.urgency = self.urgency.max(Some(Urgency::Soon));
     }
 
-    /// Somebody waits for what changed.
+    /// Something changed that others wait for.
     pub(super) fn at_once(&mut self) {
         self.urgency = Some(Urgency::AtOnce);
     }
@@ -125,7 +126,7 @@ impl Reporting {
         self.at_once();
     }
 
-    /// When the next report is to be made; in the past where that is at once.
+    /// When the next report is to be made; a moment in the past means at once.
     pub(super) fn next_due(&self) -> Option<Instant> {
         Some(match self.urgency? {
             Urgency::Soon => self.last + REPORT_EVERY,
@@ -142,29 +143,29 @@ impl Reporting {
         self.full
     }
 
-    // ---- what is to be said ---------------------------------------------------------------------------------------------
+    // ---- what is to be said -----------------------------------------------------------------------------------------
 
-    /// A session with the coordinator began, which knows nothing of what was said before.
+    /// A session with the coordinator began. The coordinator knows nothing of earlier reports.
     pub(super) fn session_began(&mut self) {
         self.without_source = Some(Vec::new());
         self.held = None;
         self.in_full();
     }
 
-    /// This host takes back what it made of a content, from a chunk on.
+    /// This host takes back the links that it made of a content, from a chunk on.
     pub(super) fn taken_back(&mut self, content: Digest, from: ChunkIndex) {
         let first = self.retractions.entry(content).or_insert(from);
         *first = from.min(*first);
         self.soon();
     }
 
-    /// A change came of a roster that isn't here.
+    /// A change of a roster came that isn't here.
     pub(super) fn want_roster(&mut self) {
         self.roster_wanted = true;
         self.at_once();
     }
 
-    /// A peer sent something that only the two of us saw.
+    /// A peer sent something false that only the two hosts saw.
     pub(super) fn blame(
         &mut self,
         host: &HostId,
@@ -183,7 +184,7 @@ impl Reporting {
         });
     }
 
-    /// A host signed a link that is false, or two that contradict each other: the links are the evidence.
+    /// A host signed a link that is false, or two links that contradict each other. The links are the evidence.
     pub(super) fn show(&mut self, links: &[Signed]) {
         let Some(first) = links.first() else { return };
         let shown = self.blames.iter();
@@ -212,10 +213,10 @@ impl Reporting {
         }
     }
 
-    // ---- the report -----------------------------------------------------------------------------------------------------
+    // ---- the report -------------------------------------------------------------------------------------------------
 
-    /// What of the images fits into a report: `wanted` ones first, with the names that are `desired`. The log says it when
-    /// something doesn't fit that the coordinator waits for.
+    /// Returns the images that fit into a report: `wanted` images first, with the names that are `desired`. If
+    /// something doesn't fit that the coordinator waits for, the log says so.
     pub(super) fn fit(
         &mut self,
         images: Vec<ImageState>,
@@ -237,8 +238,8 @@ impl Reporting {
         images
     }
 
-    /// The report that is due, and the ends of leases that are for the next one. It counts as said, unless
-    /// [`Reporting::unsent`] gives it back.
+    /// Makes the report that is due. Returns it, and the ends of leases that are for the next one. The report counts as
+    /// sent, unless [`Reporting::unsent`] gives it back.
     pub(super) fn make(&mut self, now: Instant, facts: Facts<'_>) -> (Report, Vec<LeaseState>) {
         self.last = now;
         self.urgency = None;
@@ -259,7 +260,7 @@ impl Reporting {
                     maker: String::new(),
                 })
                 .collect(),
-            // a rate that is only assumed is the coordinator's to assume
+            // an unmeasured rate is 0: the coordinator assumes one itself
             load: Some(Load {
                 backlog_bytes: facts.status.backlog_bytes,
                 upload_bytes_per_second: facts.status.upload_bytes_per_second.unwrap_or(0),
@@ -278,13 +279,13 @@ impl Reporting {
         (report, later.ended_leases)
     }
 
-    /// A report couldn't be sent. What must not be lost with it is said with the next one: accusations, what this host took
-    /// back, and ends of leases. The leases are returned.
+    /// A report couldn't be sent. Parts that mustn't be lost go into the next report: accusations, retractions, and
+    /// ends of leases. Returns the leases.
     pub(super) fn unsent(&mut self, report: Report) -> Vec<LeaseState> {
         self.full |= report.full;
         self.roster_wanted |= report.roster_wanted;
         if report.without_source.is_some() {
-            // said anew when it can be
+            // reported anew with the next report
             self.without_source = None;
         }
         if report.held.is_some() {
@@ -294,7 +295,7 @@ impl Reporting {
         report.leases
     }
 
-    /// The next report has this before anything else of its kind.
+    /// The next report has these before others of their kind.
     fn say_later(&mut self, mut blames: Vec<Blame>, retractions: &[Retraction]) {
         blames.append(&mut self.blames);
         self.blames = blames;
@@ -305,7 +306,7 @@ impl Reporting {
         self.retractions.extend(retractions);
     }
 
-    /// The first contents that this host wants and finds no source of, where they are others than those that it last said.
+    /// The first contents that this host wants and finds no source of, if they differ from the last report.
     fn without_source(&mut self, facts: &Facts<'_>) -> Option<WithoutSource> {
         let lacking = facts.status.contents.iter().filter(|content| {
             let waits = content.stall.is_some_and(Stall::is_for_want_of_a_source);
@@ -326,8 +327,8 @@ impl Reporting {
         message
     }
 
-    /// How much this host holds of contents where that changed since it last said so. Whether the host that fetches a
-    /// content is believed depends on what the others say here.
+    /// How many chunks this host holds of each content whose number changed since the last report. The other hosts'
+    /// numbers decide whether the coordinator believes the host that fetches a content.
     fn held(&mut self, facts: &Facts<'_>) -> Option<Held> {
         let first = self.held.is_none();
         let said = self.held.get_or_insert_default();
@@ -470,7 +471,7 @@ mod tests {
     fn what_somebody_waits_for_is_said_at_once_and_once() {
         let (mut reporting, now) = in_session();
         reporting.at_once();
-        // less urgent news change nothing of that
+        // less urgent news doesn't change that
         reporting.soon();
         reporting.at_once();
         assert!(reporting.is_due(now));
@@ -506,7 +507,7 @@ mod tests {
         let said = make(&mut reporting, at(2_000)).without_source.unwrap();
         assert_eq!(said.contents, [digest(ContentId(1)).as_bytes().to_vec()]);
         assert_eq!(make(&mut reporting, at(9_000)).without_source, None);
-        // it has one again
+        // the content has a source again
         let said = make(&mut reporting, vec![content(1, 1)]).without_source;
         assert_eq!(said.unwrap().contents.len(), 0);
     }

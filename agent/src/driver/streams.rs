@@ -1,4 +1,4 @@
-//! The jobs by which chunks move: streams to and from peers, and fetches from registries. Each ends in an [`Input`].
+//! The jobs that move chunks: streams to and from peers, and fetches from registries. Each job ends in an [`Input`].
 
 use std::{pin::Pin, sync::Arc};
 
@@ -32,7 +32,7 @@ use crate::{
 /// Work that runs beside the driver.
 pub(super) type Job = Pin<Box<dyn Future<Output = Input> + Send>>;
 
-/// A chunk that a peer offers: its header, and the streams on which the chunk and the answer go.
+/// A chunk that a peer offers: its header, and the streams for the chunk and the answer.
 #[derive(Debug)]
 pub(super) struct Offer {
     pub(super) header: Box<ChunkHeader>,
@@ -43,11 +43,11 @@ pub(super) struct Offer {
 /// Transfers over connections.
 pub(super) type PeerTransfers = Transfers<Sender, Offer>;
 
-/// What the jobs need of this host.
+/// The parts of this host that the jobs need.
 #[derive(Debug)]
 pub(super) struct Streams {
     pub(super) me: HostId,
-    /// Names this life of the program to peers; never 0.
+    /// The number of this life of the program, for peers; never 0.
     pub(super) life: u64,
     pub(super) endpoint: Endpoint,
     pub(super) origin: Origin,
@@ -88,7 +88,7 @@ impl Streams {
         })
     }
 
-    /// Tells a peer what this host holds, until the connection or the updates end.
+    /// Tells a peer which chunks this host holds, until the connection or the updates end.
     pub(super) fn announce(
         &self,
         connection: Connection,
@@ -101,7 +101,7 @@ impl Streams {
         })
     }
 
-    /// What moving a chunk of a content takes. `dropped_lately`: nothing that this host made is taken.
+    /// The subject of a transfer: one chunk of a content. `dropped_lately`: links that this host made aren't taken.
     pub(super) fn subject(
         &self,
         content: &Content,
@@ -156,7 +156,7 @@ impl Streams {
     }
 }
 
-/// To whom a pushed chunk is to be passed on, as the message says.
+/// The hosts to which a pushed chunk is to be passed on, as the message says.
 pub(super) fn spread(wire: message::Spread) -> Spread {
     if wire.everyone {
         Spread::Everyone

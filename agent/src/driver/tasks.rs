@@ -1,4 +1,4 @@
-//! What jobs of the driver do beside its loop, on threads that may block. Each ends in an [`Input`].
+//! The work of the driver's jobs that runs beside its loop, on threads that may block. Each job ends in an [`Input`].
 
 use std::{ops::Range, path::Path, sync::Arc};
 
@@ -14,7 +14,7 @@ use crate::{
     store::{BeginError, InstallError, Look, Stage, Store, install_as},
 };
 
-/// Where images are begun: the store, and the mirror's cache, which gives way to them.
+/// The place where images are begun: the store, and the mirror's cache, which gives way to them.
 pub(super) struct Room<'a> {
     store: &'a Store,
     blobs: Option<&'a Blobs>,
@@ -26,7 +26,8 @@ impl<'a> Room<'a> {
         Self { store, blobs, home }
     }
 
-    /// Reserves room for an image, and takes up what is on the disk. Returns the stage, and how many bytes were copied.
+    /// Reserves room for an image, and takes up its files on the disk. Returns the stage, and how many bytes were
+    /// copied.
     pub(super) fn begin(
         &self,
         layout: &Layout,
@@ -72,7 +73,7 @@ pub(super) fn install(image: Digest, stage: Arc<Stage>, names: &[String]) -> Inp
     }
 }
 
-/// Makes goldens of what was linked, as long as it is there.
+/// Makes goldens of the names that were linked, while they are there.
 pub(super) async fn make_goldens(
     goldens: Arc<Goldens>,
     image: Digest,
@@ -93,7 +94,7 @@ pub(super) async fn make_goldens(
     }
 }
 
-/// Removes what is on the disk of an image.
+/// Removes an image's files from the disk.
 pub(super) fn abandon(store: &Store, image: Digest) -> Input {
     if let Err(error) = store.abandon(image) {
         warn!(%image, %error, "removing a cancelled stage failed; it is removed at the next start");
@@ -101,7 +102,7 @@ pub(super) fn abandon(store: &Store, image: Digest) -> Input {
     Input::Abandoned(image)
 }
 
-/// Reads what an earlier process left in a stage.
+/// Reads the bytes that an earlier process left in a stage.
 pub(super) fn read_again(image: Digest, stage: Arc<Stage>) -> Input {
     Input::ReadAgain {
         image,
@@ -110,7 +111,7 @@ pub(super) fn read_again(image: Digest, stage: Arc<Stage>) -> Input {
     }
 }
 
-/// Writes down which hosts may have what an image holds.
+/// Writes down which hosts may have an image's contents.
 pub(super) fn keep_entitled(store: &Store, image: Digest) -> Input {
     if let Err(error) = store.keep_entitled(&image) {
         warn!(%image, %error, "writing down who may have an image failed; a restart begins with what stood before");
@@ -127,7 +128,7 @@ pub(super) fn flush(store: &Store, blobs: Option<&Blobs>) -> Input {
     }
 }
 
-/// Looks which images and names are on the disk, and how busy the host is.
+/// Looks which images and names are on the disk, and measures how busy the host is.
 pub(super) fn look(store: &Store, goldens: Option<&Goldens>) -> Input {
     Input::Presence {
         seen: Seen::look(store, goldens),
@@ -135,11 +136,11 @@ pub(super) fn look(store: &Store, goldens: Option<&Goldens>) -> Input {
     }
 }
 
-/// Reads chunks of a content again, on every shelf that has it. `last`: these are its last ones.
+/// Reads chunks of a content again, on every shelf that has the content. `last`: these are the content's last chunks.
 pub(super) fn scrub(content: Digest, shelves: &[Shelf], chunks: Range<u32>, last: bool) -> Input {
     for chunk in chunks.map(ChunkIndex) {
         for shelf in shelves {
-            // what rotted is told by the store; what can't be read now shows by other means
+            // the store tells of rotten chunks; a chunk that can't be read now shows by other means
             if let Err(error) = shelf.look(content, chunk) {
                 debug!(%content, %chunk, %error, "a chunk can't be read now");
             }

@@ -1,8 +1,8 @@
-//! Chunks on their way between this host and its peers: questions that wait for the swarm's answer, and what is being
-//! received.
+//! Chunks on their way between this host and its peers: questions that wait for the swarm's answer, and chunks that are
+//! being received.
 //!
-//! This part opens no stream. `A` is what a request is answered on, and `O` what an offered chunk comes on: streams of
-//! a connection in the driver, anything in tests.
+//! This part opens no stream. A request is answered on an `A`, and an offered chunk comes on an `O`: streams of a
+//! connection in the driver, anything in tests.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use swarm::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// A chunk, and the peer that sends or gets it.
+/// A chunk, and the peer that sends or receives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Transfer {
     pub(crate) peer: HostKey,
@@ -22,7 +22,7 @@ pub(crate) struct Transfer {
 }
 
 impl Transfer {
-    /// The chunk won't come: nothing could be asked for or taken.
+    /// The chunk won't come: it couldn't be asked for or taken.
     pub(super) const fn broken(self) -> Event {
         Event::NotArrived {
             peer: self.peer,
@@ -48,12 +48,12 @@ impl Transfer {
 /// A chunk that is being received. Cancelling the token ends it.
 #[derive(Clone, Debug)]
 pub(super) struct Receiving {
-    /// Tells it from another transfer of the same chunk from the same peer, over a connection that is dead.
+    /// Tells this transfer from an earlier one of the same chunk from the same peer, over a connection that is dead.
     pub(super) number: u64,
     pub(super) token: CancellationToken,
 }
 
-/// What waits and what runs.
+/// The questions that wait, and the transfers that run.
 #[derive(Debug)]
 pub(super) struct Transfers<A, O> {
     requests: BTreeMap<Ticket, (Transfer, A)>,
@@ -134,8 +134,8 @@ impl<A, O> Transfers<A, O> {
         receiving
     }
 
-    /// A chunk came or didn't. Whether this was what is being received now: a transfer over a connection that is dead
-    /// may end after the next one began.
+    /// A chunk came or didn't. Returns whether this transfer is the current one: a transfer over a dead connection may
+    /// end after the next one began.
     pub(super) fn received(&mut self, transfer: &Transfer, number: u64) -> bool {
         let current = self.receiving.get(transfer);
         let current = current.is_some_and(|receiving| receiving.number == number);
@@ -152,12 +152,12 @@ impl<A, O> Transfers<A, O> {
         }
     }
 
-    /// Gives up all that is being received from a peer.
+    /// Gives up all chunks that are being received from a peer.
     pub(super) fn cancel_peer(&self, peer: HostKey) {
         self.cancel_where(|transfer| transfer.peer == peer);
     }
 
-    /// Gives up what a peer is sending of a content from a chunk on.
+    /// Gives up the chunks of a content that a peer is sending, from a chunk on.
     pub(super) fn cancel_from(&self, from: Transfer) {
         let Transfer { peer, id, chunk } = from;
         self.cancel_where(|transfer| {
@@ -262,7 +262,7 @@ mod tests {
         transfers.cancel_peer(HostKey(1));
         assert!(of_gone.token.is_cancelled());
         assert!(!of_stays.token.is_cancelled());
-        // its end is told all the same, and counts
+        // the transfer's end is told all the same, and counts
         assert!(transfers.received(&gone, of_gone.number));
     }
 

@@ -1,10 +1,10 @@
-//! Why an image isn't present on this host: a reason, which operators see by its name, and the story.
+//! Why an image isn't present on this host: a reason, which operators see by its name, and a message.
 
 use proto::Reason;
 
 use crate::store::{BeginError, InstallError};
 
-/// Why something on this host failed: the reason, and the story for people.
+/// Why something on this host failed: the reason, and a message for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Trouble {
     pub(crate) reason: Reason,

@@ -1,7 +1,7 @@
-//! What the agent does now and then beside moving chunks: it flushes journals, looks at the disk, measures the volume, reads
-//! verified chunks again, and weighs how busy its host is.
+//! The chores beside moving chunks: flushing journals, looking at the disk, measuring the volume, reading verified
+//! chunks again, and weighing how busy the host is.
 //!
-//! [`Upkeep`] knows when each of these is due and what still runs. The driver does them, and says when they ended.
+//! [`Upkeep`] knows when each chore is due and which still run. The driver does the chores, and says when they ended.
 
 use std::{
     collections::BTreeSet,
@@ -15,20 +15,21 @@ use swarm::event::ContentId;
 use super::trouble::Trouble;
 use crate::store::Volume;
 
-/// Verified chunks are journaled at least this often: what `kill -9` may cost.
+/// Verified chunks are journaled at least this often: `kill -9` may cost this much work.
 const FLUSH_EVERY: Duration = Duration::from_millis(500);
 
 /// The disk is looked at this often.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// The volume's room is measured this often while something is staged: others write to it too. At 10 Gbit/s about a
-/// gigabyte comes meanwhile, far less than any floor.
+/// The volume's room is measured this often while something is staged, since others write to the volume too. At 10
+/// Gbit/s about a gigabyte comes meanwhile, far less than any floor.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
 
 /// Chunks that are read again at a time, every 5 s: 140 GB in a day, at a load that nobody notices.
 const SCRUB_CHUNKS: u32 = 8;
 
-/// Chunks that are looked at one moment because peers blame this host for them. A disk reads thousands in a second.
+/// The most chunks that are looked at at one time because peers blame this host for them. A disk reads thousands in a
+/// second.
 const MAX_SUSPECTED: usize = 64;
 
 /// Something to do now.
@@ -42,10 +43,10 @@ pub(super) enum Chore {
     Measure,
 }
 
-/// What the rest of the agent needs of the upkeep.
+/// The needs of the other parts of the agent.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Needs {
-    /// Chunks of images are taken.
+    /// Images take chunks.
     pub(super) filling: bool,
     /// Only a look at the disk can tell how something ended.
     pub(super) look: bool,
@@ -56,11 +57,11 @@ pub(super) struct Needs {
 pub(super) struct Scrub {
     pub(super) content: ContentId,
     pub(super) chunks: Range<u32>,
-    /// They are the last ones of their content.
+    /// They are the content's last chunks.
     pub(super) last: bool,
 }
 
-/// Something that is done once in a while. A round that takes longer than its interval isn't begun a second time.
+/// A chore that is done once in a while. A round that takes longer than its interval isn't begun a second time.
 #[derive(Debug)]
 struct Round {
     every: Duration,
@@ -77,7 +78,7 @@ impl Round {
         }
     }
 
-    /// When it is to begin again; never while it runs.
+    /// When the next round is to begin; `None` while one runs.
     fn next_due(&self) -> Option<Instant> {
         (!self.running).then(|| self.last + self.every)
     }
@@ -102,14 +103,14 @@ pub(super) struct Upkeep {
     unflushed: bool,
     /// The next look is followed by a measurement, whether or not chunks are taken.
     measure_wanted: bool,
-    /// As it was measured last: a volume that hangs must not hold up the driver.
+    /// The last measurement: a volume that hangs must not hold up the driver.
     volume: Volume,
     scrubbing: bool,
-    /// Where reading again goes on.
+    /// The chunk at which reading again goes on.
     scrub_at: (ContentId, ChunkIndex),
     /// Chunks that are looked at because peers blame this host for them.
     suspected: BTreeSet<(Digest, ChunkIndex)>,
-    /// The load in percent from which on this host moves less for others, where its operator set one.
+    /// The load in percent at which this host begins to move less for others, if its operator set one.
     step_back_load_percent: Option<u32>,
     stepped_back: bool,
 }
@@ -135,9 +136,9 @@ impl Upkeep {
         }
     }
 
-    // ---- when -----------------------------------------------------------------------------------------------------------
+    // ---- when -------------------------------------------------------------------------------------------------------
 
-    /// When [`Upkeep::begin_due`] has something next, unless something happens before.
+    /// When [`Upkeep::begin_due`] has a chore next, unless something happens before.
     pub(super) fn next_due(&self, needs: Needs) -> Option<Instant> {
         let flush = self.flush.next_due().filter(|_| self.unflushed);
         let measure = self.measure.next_due().filter(|_| needs.filling);
@@ -145,7 +146,7 @@ impl Upkeep {
         due.into_iter().flatten().min()
     }
 
-    /// What is due. It counts as begun, and isn't due again before it has ended.
+    /// The chores that are due. They count as begun, and aren't due again before they have ended.
     pub(super) fn begin_due(&mut self, now: Instant, needs: Needs) -> Vec<Chore> {
         let mut chores = Vec::new();
         if self.unflushed && self.flush.is_due(now) {
@@ -166,7 +167,7 @@ impl Upkeep {
         chores
     }
 
-    // ---- what happened --------------------------------------------------------------------------------------------------
+    // ---- what happened ----------------------------------------------------------------------------------------------
 
     /// A chunk was stored. A journal has to say so before long.
     pub(super) const fn chunk_stored(&mut self) {
@@ -184,8 +185,8 @@ impl Upkeep {
         self.measure_wanted = true;
     }
 
-    /// The volume was measured. Why nothing more may be written to it, if so: room is reserved before the first byte of an
-    /// image, but others write to the volume as well.
+    /// The volume was measured. Returns the reason if no more may be written to the volume. Room is reserved before the
+    /// first byte of an image, but others write to the volume as well.
     pub(super) fn measured(&mut self, volume: Volume) -> Option<Trouble> {
         self.measure.running = false;
         self.volume = volume;
@@ -197,10 +198,10 @@ impl Upkeep {
         self.volume
     }
 
-    // ---- reading again --------------------------------------------------------------------------------------------------
+    // ---- reading again ----------------------------------------------------------------------------------------------
 
-    /// The next chunks that are to be read again. `from` gives the first verified content from an id on, and around, with
-    /// its number of chunks. Nothing while some are still being read.
+    /// The next chunks to read again; `None` while some are still being read. `from` gives the first verified content
+    /// at or after an id, or else from the beginning, with its number of chunks.
     pub(super) fn begin_scrub(
         &mut self,
         from: impl FnOnce(ContentId) -> Option<(ContentId, u32)>,
@@ -230,8 +231,8 @@ impl Upkeep {
         self.scrubbing = false;
     }
 
-    /// A peer blames this host for a chunk. Whether it is to be looked at now: not while that is under way, and not beyond
-    /// a bound, which peers could exceed at will.
+    /// A peer blames this host for a chunk. Returns whether to look at the chunk now: not while that is under way, and
+    /// not beyond a bound, since peers could blame without end.
     pub(super) fn suspect(&mut self, content: Digest, chunk: ChunkIndex) -> bool {
         self.suspected.len() < MAX_SUSPECTED && self.suspected.insert((content, chunk))
     }
@@ -241,10 +242,10 @@ impl Upkeep {
         self.suspected.remove(&(content, chunk));
     }
 
-    // ---- the host's load ------------------------------------------------------------------------------------------------
+    // ---- the host's load --------------------------------------------------------------------------------------------
 
-    /// The host's guests come first: a host that is busier than its operator wants moves less for others. Whether it steps
-    /// back from now on, where that changed.
+    /// The host's guests come first: a host that is busier than its operator wants moves less for others. Returns
+    /// whether the host steps back from now on, if that changed.
     pub(super) fn weigh(&mut self, load_percent: Option<u32>) -> Option<bool> {
         let back = steps_back(
             self.stepped_back,
@@ -257,8 +258,8 @@ impl Upkeep {
     }
 }
 
-/// Whether a host of this load steps back. It comes forward again at three quarters of the limit, or it would go back and
-/// forth with its own work.
+/// Whether a host with this load steps back. It comes forward again at three quarters of the limit: otherwise its own
+/// work would make it go back and forth.
 const fn steps_back(before: bool, load_percent: u32, limit_percent: u32) -> bool {
     let limit = if before {
         limit_percent - limit_percent / 4
@@ -268,7 +269,7 @@ const fn steps_back(before: bool, load_percent: u32, limit_percent: u32) -> bool
     load_percent >= limit
 }
 
-/// Why nothing more may be written to the volume, if so. A volume that can't be measured says nothing.
+/// The reason if no more may be written to the volume. A volume that can't be measured gives none.
 fn below_floor(volume: Volume) -> Option<Trouble> {
     (volume.free_bytes < volume.floor_bytes).then(|| Trouble {
         reason: Reason::NoRoom,
@@ -406,7 +407,7 @@ mod tests {
                 .message
                 .contains("149.9 kB are free, and 150.0 kB have to stay free")
         );
-        // a volume that can't be measured says nothing
+        // a volume that can't be measured causes no trouble
         assert_eq!(upkeep.measured(Volume::default()), None);
     }
 
@@ -422,12 +423,12 @@ mod tests {
             let scrub = scrub.unwrap();
             (scrub.content.0, scrub.chunks, scrub.last)
         };
-        // 0 isn't verified: the first one that is has the number 3
+        // content 0 isn't verified; the first verified content has the number 3
         assert_eq!(read(ContentId(0), (3, 17)), (3, 0..8, false));
         assert_eq!(read(ContentId(3), (3, 17)), (3, 8..16, false));
         assert_eq!(read(ContentId(3), (3, 17)), (3, 16..17, true));
         assert_eq!(read(ContentId(4), (9, 8)), (9, 0..8, true));
-        // and around
+        // after the last content the first one follows
         assert_eq!(read(ContentId(10), (3, 17)), (3, 0..8, false));
         // the content is gone in the middle: the next one is read from its beginning
         assert_eq!(read(ContentId(3), (5, 9)), (5, 0..8, false));

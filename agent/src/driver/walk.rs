@@ -1,24 +1,24 @@
-//! The walk back from a content's digest, which shows whether what is held is true.
+//! The walk back from a content's digest. It shows whether the chunks that are held are true.
 
 use proto::{ChunkIndex, Digest, ledger::Verdict};
 
 use crate::shelf::{self, Shelf, Unwritable};
 
-/// What a walk back from the digest found.
+/// The findings of a walk.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Walked {
-    /// Every place has the content verified.
+    /// Every shelf has the content verified.
     pub(crate) closed: bool,
     pub(crate) verdicts: Vec<Verdict>,
-    /// Why what one image holds couldn't be copied to another.
+    /// Why chunks of one image couldn't be copied to another.
     pub(crate) storage_error: Option<String>,
     /// Images whose files can't be written.
     pub(crate) unwritable: Vec<Unwritable>,
-    /// Chunks that some image lacks all the same. They are asked for again.
+    /// Chunks that some image lacks after the copying. They are asked for again.
     pub(crate) lacking: Vec<ChunkIndex>,
 }
 
-/// Copies to each shelf what only others hold, and walks on each. Blocks.
+/// Copies to each shelf the chunks that only other shelves hold, and walks on each shelf. Blocks.
 pub(super) fn walk(shelves: &[Shelf], content: Digest, chunks: u32) -> Walked {
     let (unwritable, storage_error) = match shelf::level(shelves, content) {
         Ok(unwritable) => (unwritable, None),

@@ -1,10 +1,10 @@
 //! The blobs that clients of this host's mirror want, and the whole blobs that peers may ask for.
 //!
 //! A blob that a client wants is reported to the coordinator, which leases it to one of the hosts that want it. The
-//! others get its chunks from peers. Where nothing comes for a while and the coordinator doesn't say that something
-//! will, the swarm fetches the blob without a lease.
+//! others get its chunks from peers. If nothing comes for a while and the coordinator doesn't say that something will,
+//! the swarm fetches the blob without a lease.
 //!
-//! This part touches neither swarm nor disk. It names what is to be done as [`Effect`]s, which the driver carries out.
+//! This part touches neither swarm nor disk. It returns [`Effect`]s, which the driver carries out.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -27,33 +27,33 @@ use crate::{
     registries::Access,
 };
 
-/// Blobs that clients want at one time; more are turned away. 256 connections can't want more.
+/// The most blobs that clients want at one time; more are turned away. 256 connections can't want more.
 const MAX_WANTS: usize = 256;
-/// Wants that the coordinator is told of. Those beyond are fetched without a lease when nothing comes of them.
+/// The most wants that the coordinator is told of. A blob beyond is fetched without a lease if nothing of it comes.
 const MAX_REPORTED: usize = 64;
-/// Whole blobs that are served to peers, those that were used last.
+/// The most whole blobs that are served to peers: those that were used last.
 pub(super) const MAX_SEEDS: usize = 512;
-/// How often wants are looked at.
+/// The time between two looks at the wants.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// What this part asks of a blob, so that tests can make up blobs.
+/// The questions that this part asks a blob. It is a trait so that tests can make up blobs.
 pub(super) trait Wantable: Clone {
     fn digest(&self) -> Digest;
     fn size(&self) -> u64;
-    /// Whether this is the same blob, and not another one of the same digest: one that was evicted is gone for good.
+    /// Whether both are the same blob, and not two blobs of the same digest: a blob that was evicted is gone for good.
     fn is_same(&self, other: &Self) -> bool;
-    /// Whether it lies where whole blobs lie.
+    /// Whether the blob lies where whole blobs lie.
     fn is_whole(&self) -> bool;
-    /// Whether it was evicted.
+    /// Whether the blob was evicted.
     fn is_gone(&self) -> bool;
-    /// Whether every byte of it is here and true.
+    /// Whether every byte of the blob is here and true.
     fn is_closed(&self) -> bool;
-    /// How many clients read it, and when the last one did.
+    /// How many clients read the blob, and when the last one did.
     fn readers(&self) -> (usize, Instant);
     fn trouble(&self) -> Option<Trouble>;
     fn set_trouble(&self, trouble: Option<Trouble>);
     fn set_wanted(&self, wanted: bool);
-    /// The coordinator says that it comes: clients wait on.
+    /// The coordinator says that the blob is coming: clients go on waiting.
     fn promise(&self);
 }
 
@@ -103,41 +103,41 @@ impl Wantable for Arc<Blob> {
     }
 }
 
-/// What the driver has to do after this part heard something.
+/// Work for the driver, after this part heard something.
 #[derive(Debug)]
 pub(super) enum Effect<B = Arc<Blob>> {
-    /// Make this blob a content of the swarm, with this order among contents. Where a client wants it, the swarm is
-    /// told that too, as for each content that the swarm comes to know.
+    /// Make this blob a content of the swarm, with this order among contents. If a client wants the blob, the swarm
+    /// hears that too, as for each content that it comes to know.
     Join { blob: B, order: u32 },
     /// Take a blob out of the swarm. A content of an image stays.
     Leave(Digest),
-    /// Tell the swarm that a client waits for a blob. `admitted`: its registry refused it before, and has let a client
-    /// in.
+    /// Tell the swarm that a client waits for a blob. `admitted`: the registry had refused the blob, and has now let a
+    /// client in.
     Wanted { content: Digest, admitted: bool },
-    /// Tell the swarm that nobody waits for a blob any more.
+    /// Tell the swarm that no client waits for a blob any more.
     Unwanted(Digest),
-    /// Tell the swarm that the coordinator says that a blob comes.
+    /// Tell the swarm that, as the coordinator says, a blob is coming.
     Coming(Digest),
     /// Copy a blob from a stage, if it is verified there: [`Wants::copy`] gives the blob to write.
     CopyFromImage(Digest),
-    /// Put a blob where whole blobs lie: every byte is here and true, but the volume failed before.
+    /// Put a blob where whole blobs lie: every byte is here and true, but the volume failed earlier.
     PutInPlace(B),
-    /// Forget all bytes of a blob, which are false, and tell its clients why.
+    /// Forget all bytes of a blob, since they are false, and tell its clients why.
     ForgetAll { blob: B, message: String },
-    /// Tell the coordinator at once what is wanted.
+    /// Tell the coordinator the wants at once.
     ReportNow,
-    /// Something changed that the next report says.
+    /// Something changed that belongs into the next report.
     ReportSoon,
 }
 
-/// Where a wanted blob comes from.
+/// The source of a wanted blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
-    /// From peers or the registry.
+    /// Peers or the registry.
     Swarm,
-    /// It is a content of an image here, and is copied from the image's stage once it is verified there.
+    /// An image here has the blob as a content. The blob is copied from the image's stage once it is verified there.
     Image,
-    /// It is being copied from a stage.
+    /// The blob is being copied from a stage.
     Copying,
 }
 
@@ -147,33 +147,33 @@ struct Want<B> {
     blob: B,
     reference: String,
     access: Access,
-    /// A client came with other credentials since the fetch began.
+    /// A client with other credentials came since the fetch began.
     renewed: bool,
-    /// Tells it from a want of the same blob before.
+    /// Tells this want from an earlier want of the same blob.
     number: u64,
-    /// Since when every byte is here and true, and the blob isn't in its place.
+    /// The moment since which every byte is here and true although the blob isn't in its place.
     closed_at: Option<Instant>,
     source: Source,
 }
 
-/// What a client wants.
+/// A client's wish for a blob.
 #[derive(Debug)]
 pub(super) struct Wish<B = Arc<Blob>> {
     pub(super) blob: B,
     /// The repository that has the blob.
     pub(super) reference: String,
-    /// What the registry accepted of the client.
+    /// The client's credentials that the registry accepted.
     pub(super) access: Access,
 }
 
-/// How the swarm knows a blob at this moment.
+/// How the swarm knows a blob now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
-    /// It doesn't.
+    /// The swarm doesn't know the blob.
     No,
     /// As a blob of the mirror.
     Mirrored,
-    /// As a blob of the mirror that was evicted since: what is known of it leads nowhere.
+    /// As a blob of the mirror that was evicted since: the swarm's knowledge is of no use.
     Gone,
     /// As a content of an image.
     OfImage,
@@ -182,15 +182,15 @@ pub(super) enum Known {
 /// All wants and seeds.
 #[derive(Debug)]
 pub(super) struct Wants<B = Arc<Blob>> {
-    /// A client waits for so long until its blob is fetched without a lease.
+    /// A client waits this long before its blob is fetched without a lease.
     stall: Duration,
-    /// A blob that nobody reads is wanted for so long.
+    /// A blob that no client reads stays wanted for this long.
     grace: Duration,
     wants: BTreeMap<Digest, Want<B>>,
     last_number: u64,
     /// Whole blobs that peers may ask for, oldest first.
     seeds: VecDeque<Digest>,
-    /// What the coordinator should know changed since the last report.
+    /// The wants changed since the last report.
     changed: bool,
     last_look: Option<Instant>,
 }
@@ -224,7 +224,7 @@ impl<B: Wantable> Wants<B> {
         }
         let refused = matches!(blob.trouble(), Some(Trouble::Refused(_)));
         blob.set_trouble(None);
-        // a blob that was evicted and is asked for again is another one
+        // a blob that was evicted and is asked for again is a new one
         let before = self.wants.get(&content);
         if before.is_some_and(|want| !want.blob.is_same(&blob)) {
             self.stop(&content, &mut out);
@@ -238,7 +238,7 @@ impl<B: Wantable> Wants<B> {
                 (want.reference, want.access) = (reference, access);
                 want.renewed = true;
             }
-            // the registry refused the credentials of before, and has just accepted these
+            // the registry refused the earlier credentials, and has just accepted these
             if refused {
                 out.push(Effect::Wanted {
                     content,
@@ -292,14 +292,14 @@ impl<B: Wantable> Wants<B> {
         out
     }
 
-    /// How to fetch a blob that a client wants. The fetch begins with it.
+    /// How to fetch a blob that a client wants. The fetch begins with this call.
     pub(super) fn access(&mut self, content: &Digest) -> Option<(String, Access)> {
         let want = self.wants.get_mut(content)?;
         want.renewed = false;
         Some((want.reference.clone(), want.access.clone()))
     }
 
-    /// How long a client of this blob waits until the blob is fetched without a lease; `None` for what no client wants.
+    /// How long a client of this blob waits until the blob is fetched without a lease; `None` if no client wants it.
     pub(super) fn alone_after(&self, content: &Digest) -> Option<Duration> {
         self.wants.contains_key(content).then_some(self.stall)
     }
@@ -327,7 +327,7 @@ impl<B: Wantable> Wants<B> {
         (!self.wants.is_empty()).then_some(last + LOOK_EVERY)
     }
 
-    /// Looks at what is wanted: done, abandoned, or here and not in its place.
+    /// Looks at all wants: some are done, some are abandoned, and some are complete and not in their place.
     pub(super) fn look(&mut self, now: Instant) -> Vec<Effect<B>> {
         self.last_look = Some(now);
         let mut out = Vec::new();
@@ -365,7 +365,7 @@ impl<B: Wantable> Wants<B> {
 
     // ---- what happens to a blob -----------------------------------------------------------------------------------
 
-    /// The coordinator says which wants come or have their place in the queue.
+    /// The coordinator says which wanted blobs are coming, or have their place in the queue.
     pub(super) fn are_coming(&self, queue: &MirrorQueue) -> Vec<Effect<B>> {
         let digests = queue.contents.iter();
         let digests = digests.filter_map(|content| Digest::try_from(content.as_slice()).ok());
@@ -376,17 +376,17 @@ impl<B: Wantable> Wants<B> {
         wanted.map(Effect::Coming).collect()
     }
 
-    /// A fetch of a blob ended; the swarm was told so.
+    /// A fetch of a blob ended, and the swarm was told.
     pub(super) fn fetch_ended(&mut self, content: &Digest, end: FetchEnd) -> Vec<Effect<B>> {
         let mut out = Vec::new();
         let Some(want) = self.wants.get_mut(content) else {
             return out;
         };
         let failure = match end {
-            // a volume that failed is told of apart from here
+            // another method handles a volume that failed
             FetchEnd::Done | FetchEnd::Disk(_) | FetchEnd::Unwanted => return out,
             FetchEnd::Bad(message) => {
-                // what is held ends in no digest: nothing of it is kept, and nobody may go on from it
+                // the bytes don't end in the digest: none is kept, and no fetch may go on from them
                 let blob = want.blob.clone();
                 self.stop_and_leave(content, &mut out);
                 out.push(Effect::ForgetAll { blob, message });
@@ -395,7 +395,7 @@ impl<B: Wantable> Wants<B> {
             FetchEnd::Failed(failure) => failure,
         };
         let trouble = match failure {
-            // who came since the fetch began may be let in
+            // the registry may let in the client that came since the fetch began
             Failure::Origin(error) if is_refusal(&error) && want.renewed => {
                 out.push(Effect::Wanted {
                     content: *content,
@@ -404,7 +404,7 @@ impl<B: Wantable> Wants<B> {
                 return out;
             }
             Failure::Origin(error) if is_refusal(&error) => Trouble::Refused(error),
-            // it goes on when the registry is back; clients wait for that as long as they may
+            // the fetch goes on when the registry is back; clients wait for that as long as they can
             Failure::Origin(error) if is_away(&error) => return out,
             Failure::Origin(error) | Failure::CutShort(error) => {
                 Trouble::Stalled(error.to_string())
@@ -415,7 +415,7 @@ impl<B: Wantable> Wants<B> {
         out
     }
 
-    /// The volume failed while blobs arrived. What is copied from images goes on.
+    /// The volume failed while blobs arrived. Copies from images go on.
     pub(super) fn storage_failed(&mut self, message: &str) -> Vec<Effect<B>> {
         let arriving = self
             .wants
@@ -434,8 +434,8 @@ impl<B: Wantable> Wants<B> {
 
     // ---- blobs that are contents of images too --------------------------------------------------------------------
 
-    /// An image that is staged here has this content, which was a blob of the mirror in the swarm: the mirror's copy
-    /// leaves the swarm, and follows the image's.
+    /// An image that is staged here has this content, which was a blob of the mirror in the swarm. The mirror's blob
+    /// leaves the swarm, and gets its bytes from the image's stage.
     pub(super) fn follow_image(&mut self, content: &Digest) -> Effect<B> {
         self.seeds.retain(|seed| seed != content);
         if let Some(want) = self.wants.get_mut(content) {
@@ -445,7 +445,7 @@ impl<B: Wantable> Wants<B> {
         Effect::Leave(*content)
     }
 
-    /// A stage has a content verified: the blob to copy it to, where a client wants it and no copy runs.
+    /// A stage has this content verified. Returns the blob to copy it to, if a client wants the blob and no copy runs.
     pub(super) fn copy(&mut self, content: &Digest) -> Option<B> {
         let want = self.wants.get_mut(content)?;
         if want.source == Source::Copying {
@@ -464,7 +464,7 @@ impl<B: Wantable> Wants<B> {
 
     // ---- seeds ----------------------------------------------------------------------------------------------------
 
-    /// Whole blobs of an earlier process, oldest first, which the swarm doesn't know: peers may ask for them again.
+    /// Whole blobs of an earlier process, oldest first, that the swarm doesn't know: peers may ask for them again.
     pub(super) fn recovered(&mut self, blobs: Vec<B>) -> Vec<Effect<B>> {
         let mut out = Vec::new();
         for blob in blobs {
@@ -478,7 +478,7 @@ impl<B: Wantable> Wants<B> {
         out
     }
 
-    /// A whole blob is kept in the swarm for peers. The oldest goes where there are too many.
+    /// Keeps a whole blob in the swarm for peers. If there are too many, the oldest leaves.
     fn seed(&mut self, content: Digest, out: &mut Vec<Effect<B>>) {
         if !self.seeds.contains(&content) {
             self.seeds.push_back(content);
@@ -488,7 +488,8 @@ impl<B: Wantable> Wants<B> {
         }
     }
 
-    /// Blobs were evicted from the cache, all but those for which `is_kept`: they aren't served any more.
+    /// Blobs were evicted from the cache, except those for which `is_kept` is true: evicted blobs aren't served any
+    /// more.
     pub(super) fn evicted(&mut self, is_kept: impl Fn(&Digest) -> bool) -> Vec<Effect<B>> {
         let seeds = std::mem::take(&mut self.seeds).into_iter();
         let (kept, gone): (Vec<_>, Vec<_>) = seeds.partition(|seed| is_kept(seed));
@@ -496,8 +497,8 @@ impl<B: Wantable> Wants<B> {
         gone.into_iter().map(Effect::Leave).collect()
     }
 
-    /// A blob changed on disk since it was verified, and was dropped. It may have been asked for again since, and is
-    /// another one then.
+    /// A blob changed on disk since it was verified, and was dropped. If a client asked for it again since, that is a
+    /// new blob, which stays.
     pub(super) fn rotted(&mut self, content: &Digest, known: Known) -> Vec<Effect<B>> {
         self.seeds.retain(|seed| seed != content);
         let mut out = Vec::new();
@@ -509,7 +510,7 @@ impl<B: Wantable> Wants<B> {
 
     // ---- reports --------------------------------------------------------------------------------------------------
 
-    /// What the coordinator is told: all that is wanted, where that changed or the report is `full`.
+    /// The wants for the coordinator: all of them, if they changed or the report is `full`.
     pub(super) fn report(&mut self, full: bool) -> Option<MirrorWants> {
         if !std::mem::take(&mut self.changed) && !full {
             return None;
@@ -526,7 +527,7 @@ impl<B: Wantable> Wants<B> {
         })
     }
 
-    /// A report that carried the wants couldn't be sent.
+    /// A report with the wants couldn't be sent.
     pub(super) const fn unsent(&mut self) {
         self.changed = true;
     }

@@ -1,5 +1,5 @@
-//! From the bytes of a blob to chunks: decoded, cut, linked, signed, stored. And where an attempt starts: at the blob's
-//! beginning, or behind what is held.
+//! Makes chunks of a blob's bytes: they are decoded, cut, linked, signed and stored. It also decides where an attempt
+//! starts: at the blob's beginning, or behind the chunks that are held.
 
 use std::sync::Arc;
 
@@ -18,15 +18,15 @@ use crate::{
     transfer::{self, Packed},
 };
 
-/// Where an attempt starts.
+/// The place where an attempt starts.
 struct Start {
     chunk: u32,
     state: State,
     blob_offset: u64,
     decoder: Decoder,
-    /// Raw bytes that have to come before the chunk: the end of the one before, which is held.
+    /// Raw bytes that have to come before the chunk: the end of the chunk before, which is held.
     known: Vec<u8>,
-    /// The link that it goes on from, where somebody answers for that.
+    /// The link that the attempt goes on from, if a host answers for that link.
     base: Option<Signed>,
 }
 
@@ -41,23 +41,24 @@ pub(super) struct Assembly {
     next: u32,
     state: State,
     decoder: Decoder,
-    /// Raw bytes that have to come before the first chunk, and are left out.
+    /// Raw bytes that have to come before the first chunk. They are compared and left out.
     known: Vec<u8>,
     buffer: Vec<u8>,
     /// Raw and blob offsets of the blocks that start in the buffer, in order.
     marks: Vec<Position>,
-    /// Raw offset of what comes next.
+    /// The raw offset of the next byte.
     raw_at: u64,
     /// Blob bytes that came and weren't counted with a chunk yet.
     unreported: u64,
     /// The compressed stream came to its proper end.
     ended: bool,
-    /// Under which links are signed; absent where this host has no ticket.
+    /// The run under which links are signed; `None` if this host has no ticket.
     run: Option<Arc<Run>>,
 }
 
 impl Assembly {
-    /// At the blob's beginning, or (unless `from_start`) behind what is held. And at which byte of the blob that is.
+    /// Begins at the blob's beginning, or (unless `from_start`) behind the chunks that are held. Also returns the
+    /// blob's byte at which that is.
     pub(super) async fn begin(job: &Job, from_start: bool) -> (Self, u64) {
         let start = if from_start {
             beginning(job)
@@ -91,12 +92,12 @@ impl Assembly {
         self.unreported
     }
 
-    /// So many bytes of the blob came. They are counted with the next chunk.
+    /// Notes that this many bytes of the blob came. They are counted with the next chunk.
     pub(super) const fn count(&mut self, bytes: u64) {
         self.unreported += bytes;
     }
 
-    /// Takes the blob's next bytes. Blocks while the next chunk may not be made yet ([`Job::until`]).
+    /// Takes the blob's next bytes. Waits while the next chunk may not be made yet ([`Job::until`]).
     pub(super) async fn take(&mut self, job: &mut Job, bytes: Bytes) -> Result<(), Broke> {
         match &mut self.decoder {
             Decoder::Plain => {
@@ -124,8 +125,8 @@ impl Assembly {
                         .map_err(|error| Broke::False(error.to_string()))?;
                     let Some(block) = block else { return Ok(()) };
                     self.marks.push(block.start);
-                    // The hint or the chunk is another's: what doesn't fit both isn't gone on from, or this host would
-                    // answer for it.
+                    // The hint and the chunk are other hosts' word. If the bytes don't fit both, the fetch doesn't go
+                    // on from them, or this host would answer for them.
                     let skip = self.known.len().min(block.raw.len());
                     if self.known[..skip] != block.raw[..skip] {
                         let error = "the end of the chunk that it went on behind came otherwise";
@@ -144,7 +145,8 @@ impl Assembly {
     async fn emit_if_full(&mut self, job: &mut Job) -> Result<(), Broke> {
         let compressed = matches!(self.decoder, Decoder::Lz4(_));
         while self.next < job.geometry.chunks() {
-            // a layer that goes on behind its last byte is refused: with its last chunk its chain would be closed
+            // a layer that goes on behind its last byte is refused; with its last chunk its chain would be closed too
+            // early
             if compressed && !self.ended && self.next + 1 == job.geometry.chunks() {
                 return Ok(());
             }
@@ -161,12 +163,12 @@ impl Assembly {
 
     async fn emit(&mut self, job: &mut Job, bytes: Vec<u8>) -> Result<(), Broke> {
         let chunk = ChunkIndex(self.next);
-        // paused here while what was fetched is being spread
+        // the fetch pauses here while chunks that were fetched are being spread
         if job.until.wait_for(|until| *until > chunk.0).await.is_err() {
             return Err(Broke::Unwanted);
         }
         let end = job.geometry.offset(chunk) + bytes.len() as u64;
-        // the block that the chunk's last byte lies in: the last one that starts before the chunk's end
+        // the block that has the chunk's last byte: the last block that starts before the chunk's end
         let at = self.marks.partition_point(|mark| mark.raw_offset < end);
         let resume = at.checked_sub(1).map(|at| self.marks[at]).and_then(|mark| {
             let skip_bytes = u32::try_from(end - mark.raw_offset).ok()?;
@@ -189,7 +191,7 @@ impl Assembly {
             let statement = signed.as_ref().map(|signed| &signed.statement);
             let made = (&me, statement);
             let (conflict, unwritable) = store(&shelves, made, content, chunk, &bytes, link)?;
-            // every link that we made after it rests on the one that was false
+            // every link that we made after the false link rests on it
             let false_links = if conflict && doubted {
                 let after = ChunkIndex(chunk.0 + 1);
                 Some(retract(&shelves, content, me.key(), after).map_err(Broke::Disk)?)
@@ -231,7 +233,7 @@ impl Assembly {
         job.tell(fetched).await
     }
 
-    /// The blob has ended: makes the last chunk, and finds what is missing.
+    /// The blob has ended: makes the last chunk, and checks that nothing is missing.
     pub(super) async fn finish(&mut self, job: &mut Job) -> Result<(), Broke> {
         if let Decoder::Lz4(decoder) = &self.decoder {
             decoder
@@ -268,14 +270,15 @@ fn beginning(job: &Job) -> Start {
     }
 }
 
-/// Chunks from the beginning whose links join: where one doesn't, it or the one after it is false, and nothing that
-/// rests on it is gone on from. A liar's invention in the middle would make all that follows false, and look like ours.
+/// The number of chunks from the beginning whose links join. If a link doesn't join, that link or the one before it is
+/// false, and the fetch goes on from neither. Behind a liar's invention all further links would be false, and would
+/// look like ours.
 fn joined(shelf: &Shelf, content: Digest, held: u32) -> u32 {
     let mut state = State::INITIAL;
     for at in 0..held {
         match shelf.link(content, ChunkIndex(at)) {
             Some((link, _)) if link.before == state => state = link.after,
-            // the one before it may be the false one
+            // the link before this one may be the false one
             Some(_) => return at.saturating_sub(1),
             None => return at,
         }
@@ -283,8 +286,8 @@ fn joined(shelf: &Shelf, content: Digest, held: u32) -> u32 {
     held
 }
 
-/// Starts at the end of the last chunk that is held in an unbroken run from the beginning, if its link says where in
-/// the blob that is; blobs start at the first missing chunk.
+/// Starts at the end of the last chunk in an unbroken run from the beginning that is held, if that chunk's link says
+/// where in the blob it ends. Blobs that aren't compressed start at the first missing chunk.
 async fn resume(job: &Job) -> Start {
     let Some(shelf) = job.shelves.first().cloned() else {
         return beginning(job);
@@ -297,7 +300,7 @@ async fn resume(job: &Job) -> Start {
         let missing = joined(&shelf, content, held);
         let last = missing.checked_sub(1)?;
         let (link, _) = shelf.link(content, ChunkIndex(last))?;
-        // nobody believes a link that goes on from what nobody answers for
+        // no host believes a link that goes on from a link that nobody answers for
         let base = signed(notary.as_deref(), &shelf, content, ChunkIndex(last));
         if notary.is_some() && base.is_none() {
             return None;
@@ -313,7 +316,7 @@ async fn resume(job: &Job) -> Start {
             });
         }
         let hint = link.resume?;
-        // its maker's word: what can't be true isn't followed, and what only is false shows in what it decodes to
+        // the hint is its maker's word: an impossible hint isn't followed, and a false hint shows in the decoded bytes
         let behind = last.checked_sub(1);
         let behind = behind.and_then(|at| shelf.link(content, ChunkIndex(at)));
         let behind = behind.and_then(|(link, _)| link.resume);
@@ -349,7 +352,7 @@ async fn resume(job: &Job) -> Start {
     found.await.ok().flatten().unwrap_or_else(|| beginning(job))
 }
 
-/// The link of a held chunk, with who answers for it.
+/// The link of a held chunk, with the statement of the host that answers for it.
 fn signed(
     notary: Option<&Notary>,
     shelf: &Shelf,
@@ -360,8 +363,8 @@ fn signed(
     notary?.answered(content, chunk, link, &shelf.answer(content, chunk))
 }
 
-/// Whether a place to go on from can be one in this blob: inside of it, in a block that ends with or behind the chunk,
-/// and behind the place of the chunk before it.
+/// Whether a hint can be true of this blob: the place is inside the blob, in a block that ends with or behind the
+/// chunk, and behind the place of the chunk before.
 fn is_plausible(hint: Resume, blob_size: u64, previous: Option<Resume>) -> bool {
     let inside = 0 < hint.blob_offset && hint.blob_offset < blob_size;
     let ends_in_block = 0 < hint.skip_bytes && hint.skip_bytes as usize <= WINDOW_BYTES;
@@ -370,7 +373,8 @@ fn is_plausible(hint: Resume, blob_size: u64, previous: Option<Resume>) -> bool 
         && previous.is_none_or(|previous| previous.blob_offset < hint.blob_offset)
 }
 
-/// Stores a chunk that we made a link for; whether it takes the place of another one, and images that couldn't take it.
+/// Stores a chunk that we made a link for. Returns whether the chunk replaces another one, and the images that couldn't
+/// take it.
 fn store(
     shelves: &[Shelf],
     (me, statement): (&HostId, Option<&Statement>),
@@ -393,7 +397,7 @@ fn store(
                 .forget_chunk(content, chunk)
                 .map_err(|error| Broke::Disk(error.to_string()))?;
         } else if let Some(statement) = statement {
-            // nobody takes more of a run of which a link was false
+            // no host takes more of a run of which a link was false
             shelf.restate(content, chunk, link, statement.clone());
         }
     }
@@ -428,7 +432,7 @@ mod tests {
         let most = u32::try_from(WINDOW_BYTES).unwrap();
         assert!(is_plausible(hint(401, most), 1_000, before));
         assert!(is_plausible(hint(999, 1), 1_000, None));
-        // out of the blob, before the chunk before, in another block than a chunk can end in
+        // hints outside the blob, before the chunk before, and in a block in which the chunk can't end
         for false_one in [
             hint(0, 1),
             hint(1_000, 1),

@@ -1,4 +1,4 @@
-//! How a fetch ends, and what of that is said about the registry.
+//! The end of a fetch, and what the coordinator is told about the registry.
 
 use origin::OriginError;
 use proto::message::{LeaseEnd, OriginFault};
@@ -7,32 +7,32 @@ use proto::message::{LeaseEnd, OriginFault};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum FetchEnd {
     Done,
-    /// The registry is given up.
+    /// The registry was given up.
     Failed(Failure),
     /// The registry's bytes are false.
     Bad(String),
-    /// This host couldn't store them: nothing is said about the registry.
+    /// This host couldn't store the bytes: nothing is said about the registry.
     Disk(String),
-    /// Nobody wants it here any more: the image is gone from this host, or the agent stops.
+    /// The content isn't wanted here any more: the image is gone from this host, or the agent stops.
     Unwanted,
 }
 
 /// Why the registry was given up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Failure {
-    /// What it says, or why it can't be reached.
+    /// The registry's answer, or why the registry can't be reached.
     #[error(transparent)]
     Origin(OriginError),
-    /// It gives no parts of the content, and its connections end before the content does.
+    /// The registry gives no parts of the content, and its connections end before the content does.
     #[error(transparent)]
     CutShort(OriginError),
-    /// This host's settings for it don't do.
+    /// This host's settings for the registry are unusable.
     #[error("{0}")]
     Settings(String),
 }
 
 impl Failure {
-    /// How the coordinator is told: what is about the content or about this host, and what about the registry.
+    /// What the coordinator is told: whether the failure is about the content, about this host, or about the registry.
     pub(crate) const fn as_told(&self) -> (LeaseEnd, OriginFault) {
         let error = match self {
             Self::Origin(error) => error,
@@ -49,7 +49,8 @@ impl Failure {
             OriginError::Unauthorised { .. }
             | OriginError::Forbidden { .. }
             | OriginError::Status { status: 451, .. } => OriginFault::Refused,
-            // it may be this host's list of authorities: two hosts say it before the registry is left alone
+            // this host's list of authorities may be the reason: two hosts have to say it before the registry is left
+            // alone
             OriginError::Tls { .. } => OriginFault::Unspecified,
             // another host may be let through, or have other settings
             OriginError::Proxy {

@@ -1,4 +1,4 @@
-//! One fetch: what is wanted, where it is stored, and what its driver hears of it while it runs.
+//! One fetch: the content, the shelves where it is stored, and the news for its driver.
 
 use std::{
     sync::{Arc, atomic::AtomicU64},
@@ -26,24 +26,24 @@ pub(crate) struct Job {
     pub(crate) kind: ContentKind,
     pub(crate) shelves: Vec<Shelf>,
     pub(crate) reference: String,
-    /// As it was ordered; a newer token comes while the fetch runs.
+    /// The access as it was ordered; a newer token may come while the fetch runs.
     pub(crate) access: watch::Receiver<Access>,
     pub(crate) me: HostId,
-    /// Signs the links that are made; without it they stay on this host.
+    /// Signs the links that are made. Without a notary the links stay on this host.
     pub(crate) notary: Option<Arc<Notary>>,
     pub(crate) cache: Arc<Cache>,
-    /// The chunk to pause before; only rises.
+    /// The chunk to pause before. It only rises.
     pub(crate) until: watch::Receiver<u32>,
     /// Bytes of the blob that came and were new, so far.
     pub(crate) moved: Arc<AtomicU64>,
-    /// Set once the registry's bytes, or what they were chained to, turned out false: what we made of them is taken
-    /// back from the first chunk on that comes otherwise the second time.
+    /// Set once the registry's bytes, or an earlier link, turned out false. The second download then shows the first
+    /// chunk that differs. From this chunk on, the links that we made are taken back.
     pub(crate) doubted: bool,
-    /// Where the fetch says how it goes. A full inbox slows the fetch down; a closed one ends it.
+    /// The channel for the fetch's progress. A full inbox slows the fetch down; a closed inbox ends it.
     pub(crate) inbox: mpsc::Sender<(ContentId, News)>,
 }
 
-/// What a fetch says while it runs.
+/// The news that a fetch reports while it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum News {
     /// A chunk came from the registry and is stored.
@@ -68,7 +68,7 @@ pub(crate) enum News {
     },
     /// The bytes that came don't end in the digest. The fetch starts again at the blob's beginning.
     Doubted,
-    /// The second download differs from the first from this chunk on. This host dropped what it had made of the content
+    /// The second download differs from the first from this chunk on. This host dropped the links that it had made
     /// behind that chunk: `chunks` were held, and aren't any more.
     Retracted {
         from: ChunkIndex,
@@ -82,14 +82,14 @@ pub(crate) enum News {
 #[derive(Debug)]
 pub(super) enum Broke {
     Origin(OriginError),
-    /// This host's settings for the registry don't do.
+    /// This host's settings for the registry are unusable.
     Settings(String),
-    /// No part is given, and to read the whole has cost enough.
+    /// The registry gives no parts, and reading the whole blob has cost enough.
     CutShort(OriginError),
     /// The bytes don't decode, or don't end in the digest.
     False(String),
     Disk(String),
-    /// Peers have brought what comes next: it is worth another request to go on behind that.
+    /// Peers have brought the next chunks: going on behind them is worth another request.
     Passed,
     /// The image or the driver is gone.
     Unwanted,
@@ -109,13 +109,13 @@ impl Job {
         missing.map_or(self.geometry.chunks(), |chunk| chunk.0)
     }
 
-    /// Tells the driver. An error where nobody listens any more.
+    /// Tells the driver. The error means that the driver doesn't listen any more.
     pub(super) async fn tell(&self, news: News) -> Result<(), Broke> {
         let sent = self.inbox.send((self.id, news)).await;
         sent.map_err(|_| Broke::Unwanted)
     }
 
-    /// What travels: the digest and the size of the blob.
+    /// The digest and the size of the blob, as it travels.
     pub(super) fn blob(&self) -> (Digest, u64) {
         match self.kind {
             ContentKind::RawLayer { blob } => (blob.digest, blob.size),

@@ -1,5 +1,5 @@
-//! What follows an attempt that didn't bring the whole content: whether the registry is tried again, when, and what is
-//! told.
+//! The decision after an attempt that didn't bring the whole content: whether and when the registry is tried again, and
+//! what is reported.
 
 use std::time::{Duration, Instant};
 
@@ -10,20 +10,20 @@ use super::{
     job::{Broke, News},
 };
 
-/// A registry that gives nothing for so long is given up, where no coordinator has taken the lease back long before.
-/// What it asks for itself (`Retry-After`, an hour at most) doesn't count.
+/// A registry that gives nothing for this long is given up, unless a coordinator took the lease back long before.
+/// Pauses that the registry asks for (`Retry-After`, an hour at most) don't count.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 
-/// First and longest pause between attempts, where the registry doesn't say how long to wait.
+/// First and longest pause between attempts, if the registry doesn't say how long to wait.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
-/// A connection that gave so much before it broke is made again at once.
+/// If a connection gave this many bytes before it broke, the next attempt follows at once.
 const WORTH_A_CONNECTION: u64 = 64 << 10;
 
-/// What the coordinator hands down anew before a token expires is on its way for less than this.
+/// The coordinator hands down a new token before the old one expires. The new token is on its way for less than this.
 const NEW_TOKEN_WITHIN: Duration = Duration::from_secs(5);
 
-/// A registry that refuses who brings no token of the coordinator's is asked once more after this long.
+/// A registry that refuses a host without a token from the coordinator is asked once more after this long.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// What to do after an attempt.
@@ -33,9 +33,9 @@ pub(super) enum Next {
     End(FetchEnd),
     /// Try again at once.
     Again { news: Option<News> },
-    /// Believe nothing that is held, and read the blob from its beginning.
+    /// Trust nothing that is held, and read the blob from its beginning.
     StartAgain { error: String },
-    /// Try again when another access is handed down, and without one after this time.
+    /// Try again when another access is handed down, or else after this time.
     AwaitAccess {
         within: Duration,
         news: Option<News>,
@@ -48,15 +48,15 @@ pub(super) enum Next {
 #[derive(Debug)]
 pub(super) struct Persistence {
     backoff: Backoff,
-    /// When something new came last. Time that the registry asked for is left out.
+    /// When new bytes last came. Pauses that the registry asked for are left out.
     progress: Instant,
-    /// It was refused since something new came last.
+    /// The registry refused since new bytes last came.
     refused: bool,
     from_start: bool,
 }
 
 impl Persistence {
-    /// `seed` spreads the pauses of hosts that lost a registry together.
+    /// `seed` makes the pauses of hosts differ that lost a registry together.
     pub(super) const fn new(now: Instant, seed: u64) -> Self {
         Self {
             backoff: Backoff::new(RETRY.0, RETRY.1, seed),
@@ -66,12 +66,13 @@ impl Persistence {
         }
     }
 
-    /// Whether what is held isn't believed, and the blob is read from its beginning.
+    /// Whether nothing that is held is trusted, and the blob is read from its beginning.
     pub(super) const fn distrusts(&self) -> bool {
         self.from_start
     }
 
-    /// An attempt ended now, `new` bytes after it began. `has_token`: it was made with a token that somebody gave.
+    /// An attempt ended now, after it brought `new` bytes. `has_token`: the attempt used a token that was handed to
+    /// this host.
     pub(super) fn after(&mut self, now: Instant, broke: Broke, new: u64, has_token: bool) -> Next {
         if new > 0 {
             self.progress = now;
@@ -84,18 +85,18 @@ impl Persistence {
             Broke::Disk(error) => Next::End(FetchEnd::Disk(error)),
             Broke::Settings(error) => failed(Failure::Settings(error)),
             Broke::CutShort(error) => failed(Failure::CutShort(error)),
-            // peers may have misled us about what is held or where to resume: clear them before blaming the registry
+            // peers may have sent us false chunks or hints: start from the beginning before blaming the registry
             Broke::False(error) if !self.from_start => {
                 self.from_start = true;
                 Next::StartAgain { error }
             }
             Broke::False(error) => Next::End(FetchEnd::Bad(error)),
-            // a token may have expired amid the layer: the one after it has come, or comes any moment
+            // a token may have expired amid the layer: the next token has come, or comes any moment
             Broke::Origin(
                 error @ (OriginError::Unauthorised { .. } | OriginError::Forbidden { .. }),
             ) if !self.refused => {
                 self.refused = true;
-                // a newer one comes from the coordinator only where it hands them down
+                // a newer token only comes from a coordinator that hands tokens down
                 let (within, news) = if has_token {
                     let error = error.to_string();
                     (NEW_TOKEN_WITHIN, Some(News::Refused { error }))
@@ -122,7 +123,7 @@ impl Persistence {
         }
         let retry_after = error.retry_after();
         let wait = self.backoff.delay(retry_after);
-        // while it wants to be left alone, it doesn't fail
+        // while the registry wants to be left alone, it doesn't fail
         self.progress += retry_after.unwrap_or_default();
         let news = News::Trouble {
             error: error.to_string(),
@@ -242,7 +243,7 @@ mod tests {
             }
         ));
         waits(&patient.after(start, away(), WORTH_A_CONNECTION - 1, false));
-        // not where the registry wants to be left alone
+        // not if the registry wants to be left alone
         let next = patient.after(start, throttled(Some(SECOND)), WORTH_A_CONNECTION, false);
         assert!(waits(&next) >= SECOND);
     }

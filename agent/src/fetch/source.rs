@@ -1,4 +1,4 @@
-//! Where a fetch has its bytes from, as far as it cares: tests make one up.
+//! The source of a fetch's bytes, as an interface, so that tests can make one up.
 
 use bytes::Bytes;
 use origin::{BlobStream, OriginError};
@@ -6,7 +6,7 @@ use proto::{Digest, causes};
 
 use crate::registries::{Access, Origin};
 
-/// A blob from some byte on.
+/// A part of a blob: from some byte to its end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Part<'a> {
     /// A reference to the repository.
@@ -21,9 +21,9 @@ pub(crate) struct Part<'a> {
 /// Why a blob doesn't begin to come.
 #[derive(Debug)]
 pub(crate) enum OpenError {
-    /// This host's settings for the registry don't do.
+    /// This host's settings for the registry are unusable.
     Settings(String),
-    /// What the registry says, or why it can't be reached.
+    /// The registry's answer, or why the registry can't be reached.
     Origin(OriginError),
 }
 
@@ -31,7 +31,7 @@ pub(crate) enum OpenError {
 pub(crate) trait Source: Sync {
     type Pieces: Pieces;
 
-    /// Begins to read.
+    /// Opens a connection that reads the part.
     fn open(
         &self,
         part: &Part<'_>,
@@ -47,10 +47,11 @@ pub(crate) trait Pieces: Send {
     /// The next piece; `None` after the last.
     fn next(&mut self) -> impl Future<Output = Result<Option<Bytes>, OriginError>> + Send;
 
-    /// Whether the registry gives the blob from its beginning only. What was had before comes again, and is left out.
+    /// Whether the registry gives the blob from its beginning only. Bytes that came earlier come again, and are left
+    /// out.
     fn come_from_beginning(&self) -> bool;
 
-    /// Bytes that came off the network, those that were left out too.
+    /// Bytes that came off the network, including those that were left out.
     fn bytes_received(&self) -> u64;
 }
 

@@ -1,4 +1,4 @@
-//! Fetches from a made-up registry, without sockets. What is fetched lies in a blob cache of the mirror.
+//! Tests of fetches from a made-up registry, without sockets. The content lies in a blob cache of the mirror.
 
 use std::{
     collections::VecDeque,
@@ -36,15 +36,15 @@ use crate::{
 
 const PIECE: usize = 100_000;
 
-/// What happens after so many bytes of a connection.
+/// What happens once a connection has given this many bytes.
 type Meanwhile = (usize, Box<dyn FnOnce() + Send>);
 
-/// What the registry does on one connection.
+/// The registry's behaviour on one connection.
 #[derive(Clone, Debug)]
 enum Act {
     Refuse(OriginError),
     Settings,
-    /// It gives so many bytes, and breaks off.
+    /// It gives this many bytes, and breaks off.
     Cut(usize),
     /// It gives other bytes.
     Lie(Bytes),
@@ -58,7 +58,7 @@ struct Registry {
     no_parts: bool,
     /// Happens before each piece, once.
     meanwhile: Mutex<Option<Meanwhile>>,
-    /// What it was asked for: by which access, from which byte on.
+    /// The questions to the registry: with which access, and from which byte on.
     asked: Mutex<Vec<(Access, u64)>>,
 }
 
@@ -236,7 +236,7 @@ struct Host {
     _home: TempDir,
 }
 
-/// The fetch, and what it told.
+/// The end of the fetch, and its news.
 type Fetched = (FetchEnd, Vec<News>);
 
 impl Host {
@@ -285,7 +285,7 @@ impl Host {
         self.fetch_while(registry, |_| {}).await
     }
 
-    /// Fetches, and has `act` see all that is told.
+    /// Fetches, and calls `act` with each piece of news.
     async fn fetch_while(&self, registry: &Registry, act: impl Fn(&News)) -> Fetched {
         let (inbox, mut heard) = mpsc::channel(1);
         let listening = async {
@@ -319,7 +319,7 @@ impl Host {
         self.reading.blob.link(ChunkIndex(chunk)).unwrap().0
     }
 
-    /// Whether all of it is here, proved and the layer's own bytes.
+    /// Asserts that the whole content is here, proved, and equal to the layer's own bytes.
     fn assert_whole(&self) {
         let blob = &self.reading.blob;
         blob.walk().unwrap();
@@ -477,7 +477,7 @@ async fn a_chunk_without_a_hint_is_not_gone_on_behind() {
     let registry = Registry::new(&host.layer.blob, []);
     let (end, told) = host.fetch(&registry).await;
     assert_eq!((end, registry.asked()), (FetchEnd::Done, vec![0]));
-    // it is the same chunk, so nobody is told of a conflict
+    // it is the same chunk, so that no conflict is reported
     assert_eq!(
         (chunks(&told), conflicts(&told)),
         (vec![0, 1, 2, 3], vec![])
@@ -521,7 +521,7 @@ async fn what_a_liar_invented_is_replaced_by_what_the_registry_has() {
     let registry = Registry::new(&host.layer.blob, []);
     let (end, told) = host.fetch(&registry).await;
     assert_eq!(end, FetchEnd::Done);
-    // it went on behind the lie first, and found that this doesn't end in the digest
+    // the fetch first went on behind the lie, and found that the result doesn't end in the digest
     assert_eq!(registry.asked(), [1 << 20, 0]);
     assert!(told.contains(&News::Doubted));
     assert_eq!(conflicts(&told)[0], 0);
@@ -535,7 +535,7 @@ async fn links_that_do_not_join_are_not_gone_on_behind() {
     for at in [0, 1] {
         host.take(at, host.layer.chunk(at), links[at as usize]);
     }
-    // of the right length, and chained to something else
+    // the bytes have the right length, and are chained to something else
     let bytes = noise(8, 1 << 20);
     let other = State::from_bytes(&[3; 32]);
     let lie = Link::forge(host.layer.geometry(), ChunkIndex(2), other, &bytes);
@@ -752,7 +752,7 @@ async fn a_registry_without_parts_is_read_again_for_about_one_blob_and_then_left
         "{error}"
     );
     assert!(registry.asked().len() < 9);
-    // what came stays
+    // the bytes that came stay
     assert_eq!(host.moved(), 1 << 20);
 }
 
@@ -763,7 +763,7 @@ async fn a_registry_without_parts_that_gives_the_whole_is_enough() {
     registry.no_parts = true;
     let (end, told) = host.fetch(&registry).await;
     assert_eq!((end, registry.asked()), (FetchEnd::Done, vec![0, 1 << 20]));
-    // what came a second time and was left out is counted, too
+    // bytes that came a second time and were left out are counted too
     let size = host.layer.blob.len() as u64;
     assert_eq!(chunks(&told), [0, 1, 2, 3]);
     assert_eq!((host.moved(), origin_bytes(&told)), (size, size));

@@ -26,7 +26,7 @@ fn content<'a>(layout: &'a Layout, path: &str) -> &'a str {
     entry.content.as_deref().unwrap()
 }
 
-/// What follows a key of the plist.
+/// The line of the plist with a key's value.
 fn of_key<'a>(plist: &'a str, key: &str) -> &'a str {
     let (_, after) = plist.split_once(&format!("<key>{key}</key>")).unwrap();
     after.trim_start().lines().next().unwrap()
@@ -60,7 +60,7 @@ fn paths_are_escaped_for_the_file_that_they_go_into() {
     .unwrap();
     let plist = content(&layout, PLIST);
     assert!(plist.contains("<string>/a &amp; b/&lt;agent&gt; &quot;it&apos;s&quot;</string>"));
-    // a value that looks like a placeholder isn't one
+    // a value that looks like a placeholder isn't replaced
     assert!(plist.contains("<string>/x/&quot;q&quot;\\@USER@</string>"));
     let config: toml::Table = content(&layout, CONFIG).parse().unwrap();
     assert_eq!(config["tart_home"].as_str(), Some("/x/\"q\"\\@USER@"));
@@ -130,7 +130,7 @@ fn a_second_install_changes_nothing_and_keeps_settings() {
     assert_eq!(std::fs::read_to_string(&config).unwrap(), "zone = 'mine'\n");
     let plist = std::fs::read_to_string(below(root.path(), Path::new(PLIST))).unwrap();
     assert!(plist.contains("<string>/c</string>"));
-    // nothing of a half-written file is left beside it
+    // no temporary file is left beside the written one
     let beside = std::fs::read_dir(below(root.path(), Path::new("/Library/LaunchDaemons")))
         .unwrap()
         .count();
@@ -143,7 +143,7 @@ fn modes_are_set_also_on_what_was_there() {
     let state = below(root.path(), Path::new("/var/lib/parbake-agent"));
     std::fs::create_dir_all(&state).unwrap();
     std::fs::set_permissions(&state, std::fs::Permissions::from_mode(0o777)).unwrap();
-    // a file that an install cut short has left beside
+    // a temporary file that an interrupted install left
     let daemons = below(root.path(), Path::new("/Library/LaunchDaemons"));
     std::fs::create_dir_all(&daemons).unwrap();
     let beside = daemons.join(".dev.parbake.agent.plist.77.0.tmp");
@@ -170,13 +170,13 @@ fn nobody_but_root_makes_files_where_root_rotates() {
         let mut fields = line.split_whitespace();
         let path = Path::new(fields.next().unwrap());
         assert_eq!(fields.next(), Some("m1:staff"));
-        // there from the first day, as nobody but root can make it
+        // the file is there from the first day, because only root can make it
         let file = entry(path).unwrap();
         assert!(file.users && file.keep && file.content.is_some());
         let directory = entry(path.parent().unwrap()).unwrap();
         assert!(!directory.users && directory.mode & 0o022 == 0, "{line}");
     }
-    // what its user left there, while it was his
+    // what the user left in the directory while it belonged to the user
     let root = tempfile::tempdir().unwrap();
     let logs = below(root.path(), Path::new(LOG_DIR));
     std::fs::create_dir_all(&logs).unwrap();
@@ -186,7 +186,7 @@ fn nobody_but_root_makes_files_where_root_rotates() {
     std::os::unix::fs::symlink(&secret, logs.join("agent.log")).unwrap();
     std::fs::hard_link(&other, logs.join("agent.log.0.bz2")).unwrap();
     std::fs::write(logs.join("agent.err"), "kept\n").unwrap();
-    // who isn't root can't give anything away
+    // only root can give a file to another user
     let root_here = rustix::process::geteuid().is_root();
     let account = root_here.then(|| Account {
         name: "m1".into(),
@@ -280,7 +280,7 @@ fn tarts_home_has_to_be_the_users_on_a_mounted_volume() {
     check_tart_home(&home, &account(uid), elsewhere).unwrap();
     let others = check_tart_home(&home, &account(uid + 1), elsewhere).unwrap_err();
     assert!(others.to_string().contains("not to m1"), "{others}");
-    // `Images` lies on the disk of the directory of volumes: nothing is mounted there
+    // `Images` is on the same disk as the directory of volumes, so no volume is mounted there
     let unmounted = check_tart_home(&home, &account(uid), directory.path()).unwrap_err();
     assert!(
         unmounted.to_string().contains("no mounted volume"),
@@ -288,7 +288,7 @@ fn tarts_home_has_to_be_the_users_on_a_mounted_volume() {
     );
 }
 
-/// A launchctl that keeps a job in a file, and each command in another.
+/// A launchctl that keeps a job in one file, and logs its commands in another.
 fn launchd(directory: &Path, bootstrap: &str) -> Launchd {
     let script = directory.join("launchctl");
     let here = directory.display();
@@ -298,8 +298,8 @@ fn launchd(directory: &Path, bootstrap: &str) -> Launchd {
          bootout) rm '{here}/job'; exit 36 ;;\n\
          bootstrap) {bootstrap} ;;\nesac\n"
     );
-    // written by another process: one that another thread forks meanwhile would hold a file of ours open for writing,
-    // and such a file can't be run
+    // Another process writes the script. If this process wrote it, a child that another thread forks meanwhile would
+    // hold the file open for writing, and such a file can't be run.
     let shell = std::process::Command::new("/bin/sh")
         .args([
             "-c",
@@ -330,7 +330,7 @@ async fn launchd_loads_a_changed_job_anew_and_leaves_an_unchanged_one() {
     assert_eq!(asked(here), ["print", "enable", "bootstrap"]);
     launchd.load(Path::new(PLIST), false).await.unwrap();
     assert_eq!(asked(here), ["print"]);
-    // bootout fails with 36, operation in progress, and the job goes all the same
+    // bootout fails with 36 (operation in progress), and the job goes all the same
     launchd.load(Path::new(PLIST), true).await.unwrap();
     let anew = ["print", "print", "bootout", "print", "enable", "bootstrap"];
     assert_eq!(asked(here), anew);

@@ -1,4 +1,4 @@
-//! What a client is told: bodies, headers, and refusals in the distribution specification's form.
+//! The parts of an answer: bodies, headers, and refusals in the distribution specification's form.
 
 use std::convert::Infallible;
 
@@ -19,7 +19,7 @@ use super::{
 
 const DIGEST_HEADER: HeaderName = HeaderName::from_static("docker-content-digest");
 const FILTERS_HEADER: HeaderName = HeaderName::from_static("oci-filters-applied");
-/// What an answer carries.
+/// The body of an answer.
 pub(super) enum Content {
     /// These bytes.
     Bytes(Bytes),
@@ -35,7 +35,7 @@ impl Content {
         }
     }
 
-    /// The body of an answer. Until a blob has left, the mirror works for its client.
+    /// Makes hyper's body of it. Until a blob has left, the mirror works for its client.
     pub(super) fn into_body(self, work: Work) -> Body {
         match self {
             Self::Bytes(bytes) => Full::new(bytes)
@@ -46,7 +46,7 @@ impl Content {
     }
 }
 
-/// An answer's code in the distribution specification's error form.
+/// A refusal in the distribution specification's error form.
 pub(super) struct Refusal {
     status: StatusCode,
     code: &'static str,
@@ -80,7 +80,7 @@ pub(super) fn whole(bytes: impl Into<Bytes>) -> Content {
     Content::Bytes(bytes.into())
 }
 
-/// Names the digest of what is answered.
+/// Adds the headers that name the answer's digest.
 pub(super) fn name(headers: &mut HeaderMap, digest: &Digest) {
     let text = digest.to_string();
     if let Ok(value) = HeaderValue::from_str(&text) {
@@ -91,7 +91,7 @@ pub(super) fn name(headers: &mut HeaderMap, digest: &Digest) {
     }
 }
 
-/// A range was asked for that a blob of this size can't give.
+/// The answer to a range that a blob of this size can't give.
 pub(super) fn unsatisfiable(size: u64, message: &str) -> Response<Content> {
     let refusal = Refusal::new(StatusCode::RANGE_NOT_SATISFIABLE, "SIZE_INVALID", message);
     let mut response = Response::from(refusal);
@@ -101,7 +101,7 @@ pub(super) fn unsatisfiable(size: u64, message: &str) -> Response<Content> {
     response
 }
 
-/// Why a path isn't answered.
+/// The refusal of a path that can't be answered.
 pub(super) fn refusal_of(refused: Refused) -> Refusal {
     let (status, code, message) = match refused {
         Refused::NoRoute => (
@@ -133,7 +133,7 @@ pub(super) fn refusal_of(refused: Refused) -> Refusal {
     Refusal::new(status, code, message)
 }
 
-/// What is answered to a page in a browser.
+/// The refusal of a request by a page in a browser. `None` for other clients.
 pub(super) fn pages<B>(request: &Request<B>) -> Option<Refusal> {
     browser::is_page(request.headers()).then(|| {
         let message = "the mirror answers clients of registries, and no page in a browser";
@@ -141,7 +141,7 @@ pub(super) fn pages<B>(request: &Request<B>) -> Option<Refusal> {
     })
 }
 
-/// A list as the upstream gives it: tags, referrers, repositories.
+/// A list as the upstream gives it: tags, referrers or repositories.
 pub(super) fn list(
     repository: &Repository,
     path: &str,
@@ -157,7 +157,7 @@ pub(super) fn list(
     if let Some(applied) = given.get(FILTERS_HEADER) {
         headers.insert(FILTERS_HEADER, applied.clone());
     }
-    // the upstream's own path; ours has the registry before the name, or in the query
+    // the upstream's link has its own path; our path has the registry before the name, or in the query
     let link = given
         .get(LINK)
         .and_then(|link| relocated(link, repository, path));
@@ -167,7 +167,7 @@ pub(super) fn list(
     response
 }
 
-/// A `Link` to the next page of a list, on our path.
+/// A `Link` to the next page of a list, with our path.
 fn relocated(link: &HeaderValue, repository: &Repository, path: &str) -> Option<HeaderValue> {
     let text = link.to_str().ok()?;
     let query = text.split_once('?')?.1.split_once('>')?.0;

@@ -1,13 +1,13 @@
 //! One blob on this host's disk: arriving, or whole and verified.
 //!
-//! While it arrives it is a content of the swarm like any other: chunks come with links, and the chain proves them from
-//! the end. Which bytes may leave before that is decided here ([`Blob::ready`]):
-//! - a whole blob's, all;
-//! - those that this host itself had from the registry in an unbroken run from the first, except the last chunk;
-//! - what peers sent, not before the chain is closed.
+//! A blob that arrives is a content of the swarm like any other. Chunks come with links, and the chain proves them from
+//! the end. This module decides which bytes may leave before that ([`Blob::ready`]):
+//! - all bytes of a whole blob;
+//! - bytes that this host itself got from the registry in an unbroken run from the first byte, except the last chunk;
+//! - bytes from peers only after the chain is closed.
 //!
-//! So a client never holds a complete wrong blob, and a lying peer can't make one byte wrong. Where bytes of the second
-//! kind turn out false, connections that got some break, and resuming is refused for an hour
+//! So no client ever gets all bytes of a wrong blob, and a lying peer can't make one byte wrong. If bytes of the second
+//! kind turn out false, the connections that got some are broken, and resuming the blob is refused for an hour
 //! (`docs/decisions/0004-bytes-before-the-end.md`).
 
 use std::{
@@ -47,32 +47,33 @@ use crate::{
     },
 };
 
-/// What all blobs of a cache share.
+/// What all blobs of one cache share.
 #[derive(Debug)]
 pub(crate) struct Common {
-    /// This host.
+    /// This host's id.
     pub(super) me: HostId,
     pub(super) hosts: Arc<Hosts>,
     pub(super) taints: Taints,
 }
 
-/// A blob. Shared by threads; calls that say so block on the disk.
+/// A blob. Threads share it. Calls whose docs say so block on the disk.
 #[derive(Debug)]
 pub(crate) struct Blob {
     digest: Digest,
     common: Arc<Common>,
-    /// Where its bytes are while it arrives. When it is whole they rest elsewhere.
+    /// The path of its bytes while it arrives. A whole blob has another path (`resting`).
     arriving: PathBuf,
     file: Arc<BlobFile>,
     /// Locked for a look.
     life: Mutex<Life>,
-    /// End of the bytes that left without being proved to the end.
+    /// The end of the bytes that may have left before the chain proved them.
     given: AtomicU64,
-    /// The registry that the chunks of `run` came from; absent where they are of more than one, or that isn't known.
+    /// The registry from which the chunks of `run` came. None if they came from several registries, or the registry
+    /// isn't known.
     registry: Mutex<Option<String>>,
     readers: AtomicUsize,
     wanted: AtomicBool,
-    /// When it was last asked for or read, for the order in which blobs go.
+    /// When it was last asked for or read. The least recently used blob is evicted first.
     used: Mutex<Instant>,
     news: watch::Sender<News>,
 }
@@ -80,16 +81,17 @@ pub(crate) struct Blob {
 /// The chunks of a blob.
 type BlobChunks = Held<Arc<BlobFile>>;
 
-/// Where a blob is in its life.
+/// The state of a blob's life.
 #[derive(Debug)]
 enum Life {
     /// Chunks arrive.
     Coming(Arc<BlobChunks>),
-    /// It has arrived in part, and its files are closed. Who wants it begins it anew.
+    /// Part of it has arrived, and its files are closed. [`Blob::begin`] takes them up in a new `Blob` when it is
+    /// wanted.
     Parked,
-    /// Every byte is here and verified. Without links nobody has needed them yet.
+    /// Every byte is here and verified. The links are absent until somebody needs them.
     Whole(Option<Arc<BlobChunks>>),
-    /// It was removed from the disk. Who reads a whole blob still has its file.
+    /// It was removed from the disk. A reader of a whole blob still has the open file.
     Gone {
         was_whole: bool,
         chunks: Option<Arc<BlobChunks>>,
@@ -116,11 +118,11 @@ impl Life {
         }
     }
 
-    /// All of it is here and verified now.
+    /// Every byte is here and verified now.
     fn complete(&mut self) {
         *self = match std::mem::replace(self, Self::Parked) {
             Self::Coming(chunks) => Self::Whole(Some(chunks)),
-            // it was removed meanwhile
+            // the blob was removed meanwhile
             Self::Gone { chunks, .. } => Self::Gone {
                 was_whole: true,
                 chunks,
@@ -129,25 +131,25 @@ impl Life {
         };
     }
 
-    /// It is removed from the disk.
+    /// The blob is removed from the disk.
     fn end(&mut self) {
         let (was_whole, chunks) = (self.is_whole(), self.chunks());
         *self = Self::Gone { was_whole, chunks };
     }
 }
 
-/// A blob's file, and how far it may leave before its chain is closed.
+/// A blob's file, and how many of its bytes may leave before the chain is closed.
 #[derive(Debug)]
 struct BlobFile {
     geometry: Geometry,
     me: HostKey,
     resting: PathBuf,
-    /// Opened when it is needed, where the blob is whole.
+    /// The file of a whole blob is opened when it is needed.
     file: Mutex<Option<Arc<File>>>,
-    /// Chunks from the first on that we had from the registry, each ending where the next starts. Changed under the
-    /// lock of the content's chunks alone.
+    /// The number of chunks, from the first on, that we got from the registry in an unbroken run: each link begins with
+    /// the state in which the last one ended. Changed only under the lock of the content's chunks.
     run: AtomicU32,
-    /// A chunk isn't any more what it was when it was verified.
+    /// A chunk changed on disk after it was verified.
     rotten: AtomicBool,
 }
 
@@ -182,7 +184,7 @@ impl Files for Arc<BlobFile> {
     fn changed(&self, _content: usize, chunks: &Chunks, lost: Option<ChunkIndex>) {
         let mut run = self.run.load(Ordering::Acquire);
         if let Some(lost) = lost {
-            // bytes from there on can't be relied on any more
+            // bytes from the lost chunk on can't be relied on any more
             run = run.min(lost.0);
         }
         let mut before = match run.checked_sub(1).map(ChunkIndex) {
@@ -201,13 +203,14 @@ impl Files for Arc<BlobFile> {
     }
 }
 
-/// Somebody reads a blob; it isn't evicted meanwhile, and its fetch goes on.
+/// A client's reading of a blob. While it lives, the blob isn't evicted and its fetch goes on.
 #[derive(Debug)]
 pub(crate) struct Reading {
     pub(crate) blob: Arc<Blob>,
     pub(crate) news: watch::Receiver<News>,
     epoch: u64,
-    /// The registry whose bytes alone it may have: others' aren't known to be its own too.
+    /// If set, the reader may have only bytes that came from this registry. Bytes from elsewhere aren't known to be in
+    /// this registry, too.
     limited_to: Option<String>,
 }
 
@@ -219,12 +222,12 @@ impl Drop for Reading {
 }
 
 impl Reading {
-    /// Whether bytes that this reader may have passed on turned out false.
+    /// Whether bytes that this reader may have got turned out false.
     pub(crate) fn is_misled(&self) -> bool {
         self.news.borrow().epoch != self.epoch
     }
 
-    /// From now on only what came from this registry is ready for this reader; `None`: all that may leave is.
+    /// Limits this reader to bytes that came from this registry. `None` lifts the limit.
     pub(super) fn limit(&mut self, registry: Option<String>) {
         self.limited_to = registry;
     }
@@ -237,7 +240,7 @@ impl Reading {
         }
     }
 
-    /// Whether all of the blob is here, and this reader may not have what comes next.
+    /// Whether the whole blob is here, but this reader's limit keeps the next bytes from it.
     pub(super) fn is_held_back(&self, offset: u64) -> bool {
         self.blob.is_whole() && offset < self.blob.size() && self.ready(offset) == offset
     }
@@ -249,7 +252,7 @@ pub(super) struct Paths {
 }
 
 impl Blob {
-    /// A blob of which nothing is here, or what a process before this one left of it. Blocks.
+    /// A blob of which nothing is here, or of which an earlier process left a part. Blocks.
     pub(super) fn begin(
         digest: Digest,
         geometry: Geometry,
@@ -281,7 +284,7 @@ impl Blob {
             None => (Journal::create(&journal_path, &digest)?, Vec::new()),
         };
         if !records.is_empty() {
-            // clients of the process before may hold any of it
+            // clients of the earlier process may have any byte of it
             blob.given.store(geometry.size(), Ordering::Release);
         }
         let held = blob.new_chunks();
@@ -291,7 +294,7 @@ impl Blob {
         Ok(blob)
     }
 
-    /// A blob that was verified by a process before this one: its place says so.
+    /// A blob that an earlier process verified, as its path says.
     pub(super) fn resting(
         digest: Digest,
         geometry: Geometry,
@@ -361,27 +364,28 @@ impl Blob {
         matches!(*lock(&self.life), Life::Gone { .. })
     }
 
-    /// Those who read it now, and when the last of them left or the blob was last asked for.
+    /// The number of readers, and when the last reader left or the blob was last asked for.
     pub(crate) fn readers(&self) -> (usize, Instant) {
         (self.readers.load(Ordering::Acquire), *lock(&self.used))
     }
 
-    /// It was used at this time, in an earlier process.
+    /// Sets when an earlier process last used the blob.
     pub(super) fn was_used(&self, at: Instant) {
         *lock(&self.used) = at;
     }
 
-    /// Whether nobody reads it and nothing is fetched of it: the driver notices later that the last byte came.
+    /// Whether nobody reads it and nothing of it is fetched. A whole blob isn't fetched, even if the driver hasn't
+    /// noticed yet that the last byte came.
     pub(super) fn is_idle(&self) -> bool {
         self.readers().0 == 0 && (self.is_whole() || !self.wanted.load(Ordering::Acquire))
     }
 
-    /// Whether the driver fetches it.
+    /// Sets whether the driver fetches it.
     pub(crate) fn set_wanted(&self, wanted: bool) {
         self.wanted.store(wanted, Ordering::Release);
     }
 
-    /// Begins to read. The fetch isn't begun by this.
+    /// Begins to read. This doesn't begin a fetch.
     pub(crate) fn read_on(self: &Arc<Self>) -> Reading {
         self.readers.fetch_add(1, Ordering::AcqRel);
         *lock(&self.used) = Instant::now();
@@ -395,7 +399,8 @@ impl Blob {
         }
     }
 
-    /// This host fetches it from this registry from now on; `None`: it comes from elsewhere.
+    /// This host fetches the blob from this registry from now on (`None`: from elsewhere). If the run already has
+    /// chunks from another source, the run's registry becomes unknown.
     pub(crate) fn comes_from(&self, registry: Option<&str>) {
         let mut source = lock(&self.registry);
         let begun = self.file.run.load(Ordering::Acquire) > 0;
@@ -404,7 +409,7 @@ impl Blob {
         }
     }
 
-    /// As [`ready`](Self::ready), of what this host had from this registry alone.
+    /// As [`ready`](Self::ready), but only bytes that this host got from this registry.
     fn ready_of(&self, registry: &str, offset: u64) -> u64 {
         if lock(&self.registry).as_deref() != Some(registry) {
             return offset;
@@ -414,32 +419,33 @@ impl Blob {
         self.ready(offset).min(end.max(offset))
     }
 
-    /// The end of the bytes from `offset` on that may leave now; `offset` itself where none may.
+    /// The end of the bytes from `offset` on that may leave now. `offset` itself if no byte may.
     pub(crate) fn ready(&self, offset: u64) -> u64 {
         let size = self.size();
         if self.is_whole() {
             return size;
         }
-        // the last chunk is held back: with it a client would have a complete blob before anybody knows that it is true
+        // the last chunk is held back: with it, a client would have every byte before anybody knows that the blob is
+        // true
         let last = self.geometry().chunks().saturating_sub(1);
         let run = self.file.run.load(Ordering::Acquire);
         let end = u64::from(run.min(last)) * proto::CHUNK_BYTES;
         end.max(offset).min(size)
     }
 
-    /// Whether this part may leave now; remembers that unproved bytes do. The caller asks [`Reading::is_misled`] before
+    /// Whether this part may leave now. Notes that unproved bytes leave. The caller asks [`Reading::is_misled`] before
     /// it goes on to the next part.
     pub(crate) fn offer(&self, offset: u64, end: u64) -> bool {
         if self.is_whole() {
             return true;
         }
-        // marked first, then looked again: a chunk that is dropped meanwhile either isn't ready any more, or whoever
-        // drops it sees the mark
+        // note first, then look: if a chunk is dropped meanwhile, either the look sees that the chunk isn't ready, or
+        // the thread that drops it sees the note
         self.given.fetch_max(end, Ordering::AcqRel);
         self.ready(offset) >= end
     }
 
-    /// Bytes for a client; `None` when they may not leave any more. Blocks.
+    /// Reads bytes for a client. `None` if they may not leave any more. Blocks.
     pub(crate) fn give(
         &self,
         file: &File,
@@ -454,7 +460,7 @@ impl Blob {
         Ok(Some(bytes))
     }
 
-    /// The file to read from; it stays readable when the blob is evicted.
+    /// The file to read from. It stays readable when the blob is evicted.
     pub(crate) fn file(&self) -> io::Result<Arc<File>> {
         if self.is_gone() && lock(&self.file.file).is_none() {
             return Err(io::Error::from(io::ErrorKind::NotFound));
@@ -462,18 +468,18 @@ impl Blob {
         self.file.open()
     }
 
-    /// Closes the file of a whole blob that nobody reads: a process may have few files open on macOS.
+    /// Closes the file of a whole blob that nobody reads, because a process on macOS may have few files open.
     pub(super) fn rest(&self) {
         if self.is_whole() && self.readers.load(Ordering::Acquire) == 0 {
             *lock(&self.file.file) = None;
         }
     }
 
-    /// Closes the files of a blob that has arrived in part, and that nobody else knows of. It is of no use from then
-    /// on: who wants it begins it anew.
+    /// Closes the files of a blob that has arrived in part, and of which only the cache knows. This `Blob` is of no use
+    /// from then on: when the blob is wanted, a new one takes up the files.
     pub(super) fn park(&self) {
         let mut life = lock(&self.life);
-        // data that aren't flushed yet are flushed by the next tick: the blob is parked then
+        // if data aren't flushed yet, the next tick flushes them, and parks the blob later
         if matches!(&*life, Life::Coming(chunks) if chunks.is_flushed()) {
             *life = Life::Parked;
             *lock(&self.file.file) = None;
@@ -484,8 +490,8 @@ impl Blob {
         matches!(*lock(&self.life), Life::Parked)
     }
 
-    /// Tells those who wait that nothing comes, or (`None`) that it is tried again. Of a blob that is gone nothing
-    /// comes.
+    /// Tells readers why nothing comes, or (`None`) that it is tried again. Nothing comes any more of a blob that is
+    /// gone.
     pub(crate) fn set_trouble(&self, trouble: Option<Trouble>) {
         if trouble.is_none() && self.is_gone() {
             return;
@@ -497,7 +503,7 @@ impl Blob {
         });
     }
 
-    /// It comes, or its turn does: those who wait may go on.
+    /// Tells readers that chunks will come, so they may go on waiting.
     pub(crate) fn promise(&self) {
         self.news.send_modify(|news| news.revision += 1);
     }
@@ -508,10 +514,11 @@ impl Blob {
 
     // ---- as a content of the swarm --------------------------------------------------------------------------------
 
-    /// Loads the links of a whole blob, so that it can be served to peers. Whether it has them. Blocks.
+    /// Loads the links of a whole blob, so that it can be served to peers. Returns whether the blob has its links.
+    /// Blocks.
     ///
     /// # Errors
-    /// When they can't be read now: that says nothing of the blob.
+    /// When the links can't be read now. Such an error says nothing about the blob.
     pub(crate) fn load_links(&self) -> io::Result<bool> {
         let mut life = lock(&self.life);
         let Life::Whole(loaded @ None) = &mut *life else {
@@ -552,7 +559,7 @@ impl Blob {
         chunks.map_or(Answer::Nobody, |chunks| chunks.answer(0, chunk))
     }
 
-    /// Whether the chunk with this byte came from the registry to this host, rather than from a peer.
+    /// Whether this host got the chunk at this offset from the registry, rather than from a peer.
     pub(super) fn is_ours(&self, offset: u64) -> bool {
         let chunk = u32::try_from(offset / proto::CHUNK_BYTES).map(ChunkIndex);
         chunk
@@ -565,12 +572,12 @@ impl Blob {
         self.is_whole() || self.chunks().is_some_and(|chunks| chunks.is_closed(0))
     }
 
-    /// Whether a chunk isn't any more what it was when it was verified.
+    /// Whether a chunk changed on disk after it was verified.
     pub(crate) fn is_rotten(&self) -> bool {
         self.file.rotten.load(Ordering::Acquire)
     }
 
-    /// Whether some of it is here by the word of an earlier process alone. Nothing of that leaves this host.
+    /// Whether some chunk is held only by the word of an earlier process. Such a chunk doesn't leave this host.
     pub(crate) fn is_unread(&self) -> bool {
         !self.is_whole()
             && self
@@ -578,7 +585,8 @@ impl Blob {
                 .is_some_and(|chunks| !chunks.unread(0).is_empty())
     }
 
-    /// Stores a chunk whose link was found to hold. As [`Stage::write`](crate::store::Stage::write). Blocks.
+    /// Stores a chunk, as [`Stage::write`](crate::store::Stage::write) does. The caller has found that the link fits.
+    /// Blocks.
     pub(crate) fn write(
         &self,
         chunk: ChunkIndex,
@@ -601,7 +609,7 @@ impl Blob {
         Ok(entered)
     }
 
-    /// A held chunk. What an earlier process left is compared with its link first. Blocks.
+    /// Reads a held chunk. A chunk from an earlier process is first compared with its link. Blocks.
     pub(crate) fn read(&self, chunk: ChunkIndex) -> io::Result<Option<HeldChunk>> {
         match self.chunks() {
             Some(chunks) => chunks.read(0, chunk),
@@ -609,7 +617,7 @@ impl Blob {
         }
     }
 
-    /// A held chunk, compared with its link. Blocks.
+    /// Reads a held chunk and compares it with its link. Blocks.
     pub(crate) fn look(&self, chunk: ChunkIndex) -> io::Result<Look> {
         let Some(chunks) = self.chunks() else {
             return Ok(Look::Missing);
@@ -622,7 +630,8 @@ impl Blob {
         Ok(look)
     }
 
-    /// Compares what an earlier process left with its links. The chunks that rotted, and aren't held any more. Blocks.
+    /// Compares the chunks of an earlier process with their links. Returns the rotten chunks, which aren't held any
+    /// more. Blocks.
     pub(crate) fn read_again(&self) -> io::Result<Vec<ChunkIndex>> {
         let unread = self.chunks().map(|chunks| chunks.unread(0));
         let mut rotten = Vec::new();
@@ -635,8 +644,8 @@ impl Blob {
         Ok(rotten)
     }
 
-    /// Walks back from the digest, drops what this proves false, and where the chain is closed makes the blob whole.
-    /// Blocks.
+    /// Walks back from the digest and drops the chunks that this proves false. If the chain is closed, makes the blob
+    /// whole. Blocks.
     pub(crate) fn walk(&self) -> io::Result<Vec<Verdict>> {
         let Some(chunks) = self.chunks() else {
             return Ok(Vec::new());
@@ -664,7 +673,7 @@ impl Blob {
         self.flush()
     }
 
-    /// Drops the unproved chunks from `from` on that this host made: it took them back. Blocks.
+    /// Drops the unproved chunks from `from` on whose links this maker made, because the maker took them back. Blocks.
     pub(crate) fn retract(&self, maker: HostKey, from: ChunkIndex) -> io::Result<Vec<ChunkIndex>> {
         let Some(chunks) = self.chunks() else {
             return Ok(Vec::new());
@@ -677,7 +686,7 @@ impl Blob {
         Ok(lost)
     }
 
-    /// Drops everything: the registry's bytes don't end in the digest. Blocks.
+    /// Drops every chunk, because the registry's bytes don't end in the digest. Blocks.
     pub(crate) fn forget_all(&self) -> io::Result<()> {
         if let Some(chunks) = self.chunks() {
             for chunk in chunks.held(0).iter() {
@@ -688,8 +697,8 @@ impl Blob {
         self.flush()
     }
 
-    /// Bytes that may have left from this chunk on are false. Whoever got them is ended by the epoch; those who begin
-    /// now have nothing from here on.
+    /// Bytes from this chunk on are false, and some may have left. The new epoch ends the readers that may have got
+    /// some. Later readers get no byte from here on until new chunks come.
     fn mislead(&self, chunk: ChunkIndex) {
         let offset = self.geometry().offset(chunk);
         if offset < self.given.fetch_min(offset, Ordering::AcqRel) {
@@ -698,13 +707,14 @@ impl Blob {
         }
     }
 
-    /// Makes what was written survive a crash. As [`Held::flush`]. Blocks.
+    /// Makes everything written so far survive a crash, as [`Held::flush`] does. Blocks.
     pub(crate) fn flush(&self) -> io::Result<()> {
         self.chunks().map_or(Ok(()), |chunks| chunks.flush())
     }
 
-    /// The chain is closed: after data and journal are synced, the files move to where only whole blobs lie. A crash
-    /// between the two renames leaves the data among those that arrive, without a journal: it is fetched again.
+    /// Makes a closed blob whole: syncs data and journal, then moves the files to the directory of whole blobs. A crash
+    /// between the two renames leaves the data among the arriving blobs without a journal, so the blob is fetched
+    /// again.
     fn finish(&self) -> io::Result<()> {
         if self.is_whole() || self.is_gone() {
             return Ok(());
@@ -728,13 +738,13 @@ impl Blob {
         Ok(())
     }
 
-    /// It rotted on disk: bytes that left lately may have been false.
+    /// The blob rotted on disk, so bytes that left lately may have been false.
     pub(super) fn condemn(&self) {
         self.common.taints.add(self.digest);
         self.news.send_modify(|news| news.epoch += 1);
     }
 
-    /// Removes it from the disk. Clients that hold a part of it that wasn't proved can't go on. Blocks.
+    /// Removes the blob from the disk. Clients that have an unproved part of it can't resume. Blocks.
     pub(super) fn remove(&self) -> io::Result<()> {
         lock(&self.life).end();
         if let Some(chunks) = self.chunks() {
@@ -743,7 +753,7 @@ impl Blob {
         if !self.is_whole() && self.given.load(Ordering::Acquire) > 0 {
             self.common.taints.add(self.digest);
         }
-        // readers of an arriving blob would wait for nothing
+        // readers of an arriving blob would wait in vain
         self.set_trouble(Some(Trouble::Stalled(
             "it was removed from the cache".into(),
         )));
@@ -759,7 +769,7 @@ impl Blob {
     }
 }
 
-/// Where the links of the blob at this path lie.
+/// The path of the links of the blob at this path.
 fn links(path: &std::path::Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".links");

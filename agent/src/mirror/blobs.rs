@@ -7,10 +7,9 @@
 //!   tainted                        blobs that nobody may resume for a while
 //! ```
 //!
-//! A start lists `whole/` and believes it: files come there by a rename after data and journal are synced, and the
-//! scrub reads them again in time. What a crash leaves in `arriving/` goes on when it is asked for, and goes first when
-//! room is needed. The least recently used blobs go when the budget is reached; never one that is read, wanted or
-//! pinned.
+//! A start lists `whole/` and trusts that list: files get there by a rename after data and journal are synced, and the
+//! scrub reads them again over time. What a crash leaves in `arriving/` goes on when the blob is asked for. When the
+//! budget is reached, the least recently used blobs are evicted, but never one that is read, fetched or pinned.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -49,35 +48,36 @@ pub(crate) struct Blobs {
     floor_percent: u8,
     space: fn(&Path) -> io::Result<Space>,
     _lock: DirectoryLock,
-    /// Changed by connections and the driver's jobs; locked for look-ups, and while a blob's files are made or removed.
+    /// Changed by connections and by the driver's jobs. Locked for look-ups, and while a blob's files are made or
+    /// removed.
     inner: Mutex<Inner>,
-    /// Of the room that looks free: images under construction will take it.
+    /// Free bytes of the volume that images under construction will take.
     spoken_for_bytes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     blobs: BTreeMap<Digest, Arc<Blob>>,
-    /// Bytes that they take at most.
+    /// Bytes that all blobs take at most: the sum of their sizes.
     bytes: u64,
     pinned: BTreeSet<Digest>,
 }
 
-/// How the cache is kept.
+/// The limits of the cache.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Bytes that blobs may take.
+    /// Bytes that all blobs may take together.
     pub(crate) budget_bytes: u64,
-    /// Share of the volume that stays free, in percent.
+    /// The share of the volume that stays free, in percent.
     pub(crate) floor_percent: u8,
-    /// Where the volume's room is read; tests make it up.
+    /// Reads the volume's room. Tests replace it.
     pub(crate) space: fn(&Path) -> io::Result<Space>,
 }
 
-/// Why a blob can't be kept here.
+/// Why a blob can't be kept in the cache.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BeginError {
-    /// The budget, or the volume, has no room even after everything that may go went.
+    /// Evicting every idle blob wouldn't make enough room in the budget or on the volume.
     #[error(
         "the blob cache has no room for {} (budget {}, free on its volume {})",
         Bytes(*need_bytes), Bytes(*budget_bytes), Bytes(*free_bytes)
@@ -87,10 +87,10 @@ pub(crate) enum BeginError {
         budget_bytes: u64,
         free_bytes: u64,
     },
-    /// No blob is so large.
+    /// The size is larger than any blob can be.
     #[error("blob of {} is too large", Bytes(*.0))]
     TooLarge(u64),
-    /// Another size is known of the same digest, so one of the two is wrong.
+    /// The same digest is known with another size, so one of the two sizes is wrong.
     #[error("blob has {held} bytes, not {asked}")]
     Size { held: u64, asked: u64 },
     /// The volume failed.
@@ -98,10 +98,10 @@ pub(crate) enum BeginError {
     Io(#[from] io::Error),
 }
 
-/// Why the cache isn't open.
+/// Why the cache can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
-    /// Another agent works here.
+    /// Another agent uses the directory.
     #[error("another agent uses the blob cache {0}")]
     InUse(PathBuf),
     /// The directory can't be made, read or locked.
@@ -110,7 +110,7 @@ pub(crate) enum OpenError {
 }
 
 impl Blobs {
-    /// Opens the cache, and takes it for this process. Blocks for a look at each file, not at their bytes.
+    /// Opens the cache, and locks it for this process. Blocks while it looks at each file, without reading whole blobs.
     pub(crate) fn open(root: &Path, me: &HostId, limits: Limits) -> Result<Self, OpenError> {
         let at = |error: io::Error| OpenError::Io {
             path: root.into(),
@@ -153,7 +153,7 @@ impl Blobs {
                 let name = entry.file_name();
                 let name = name.to_str().unwrap_or_default();
                 if let Some(of) = name.strip_suffix(".links") {
-                    // links without their blob: a crash came between two removals or renames
+                    // links without their blob, which a crash between two removals or renames leaves
                     let blob = entry.path().with_file_name(of);
                     if !blob.exists() {
                         fs::remove_file(entry.path())?;
@@ -183,7 +183,7 @@ impl Blobs {
                         }
                     }
                 };
-                // the time of the last use isn't kept; that of arrival is near enough after a restart
+                // the time of the last use isn't kept; after a restart the file's time is near enough
                 let age = found
                     .modified()
                     .ok()
@@ -208,7 +208,7 @@ impl Blobs {
         !self.common.taints.covers(digest)
     }
 
-    /// Begins to read the blob, made where it isn't here. Others go, where it needs their room. Blocks.
+    /// Begins to read a blob, and makes it if it isn't here. Evicts other blobs if it needs their room. Blocks.
     pub(crate) fn begin(&self, digest: Digest, size: u64) -> Result<Reading, BeginError> {
         let geometry = Geometry::new(size).map_err(|_| BeginError::TooLarge(size))?;
         let mut inner = lock(&self.inner);
@@ -229,14 +229,14 @@ impl Blobs {
                     asked: size,
                 });
             }
-            // somebody named another size before, and nobody reads that any more
+            // an earlier client named another size, and nobody reads that blob any more
             self.drop_blob(&mut inner, &digest)?;
         }
         self.make_room(&mut inner, size)?;
         let paths = self.paths(&digest);
         let blob = Arc::new(Blob::begin(digest, geometry, paths, &self.common)?);
         if geometry.is_empty() {
-            // nothing arrives, so nothing would close its chain
+            // no chunk will arrive, so nothing else would close its chain
             blob.walk()?;
         }
         inner.bytes += size;
@@ -245,8 +245,8 @@ impl Blobs {
         Ok(reading)
     }
 
-    /// Lets blobs go until `need` more bytes fit. None goes where all of them together wouldn't do: a size is what some
-    /// registry says.
+    /// Evicts blobs until `need` more bytes fit. Evicts none if all idle ones together wouldn't make enough room,
+    /// because `need` is only what some registry says.
     fn make_room(&self, inner: &mut Inner, need: u64) -> Result<(), BeginError> {
         let mut idle: u64 = inner.idle().map(|blob| blob.size()).sum();
         loop {
@@ -275,8 +275,9 @@ impl Blobs {
         }
     }
 
-    /// Lets idle blobs go to make so much room for an image on this volume: that is wanted, and they are kept in case
-    /// they are. None goes where all of them together wouldn't do. Whether there is room now. Blocks.
+    /// Evicts idle blobs to free this many bytes for an image on this volume: the image is wanted, while the blobs are
+    /// kept only in case that somebody wants them. Evicts none if all of them together wouldn't do. Returns whether the
+    /// bytes are free now. Blocks.
     pub(crate) fn give_way(&self, volume: &Path, bytes: u64) -> bool {
         if !self.lies_on(volume) {
             return false;
@@ -300,7 +301,8 @@ impl Blobs {
         true
     }
 
-    /// So much of the room that looks free on this volume isn't.
+    /// Sets how many of this volume's free bytes images under construction will take. They don't count if the cache is
+    /// on another volume.
     pub(crate) fn leave(&self, volume: &Path, bytes: u64) {
         let bytes = if self.lies_on(volume) { bytes } else { 0 };
         self.spoken_for_bytes.store(bytes, Ordering::Relaxed);
@@ -311,7 +313,7 @@ impl Blobs {
         device(volume).is_some_and(|volume| device(&self.root) == Some(volume))
     }
 
-    /// The least recently used blob that nobody reads or fetches.
+    /// The least recently used blob that nobody reads, fetches or pins.
     fn next_to_go(&self, inner: &Inner) -> Option<Digest> {
         inner
             .idle()
@@ -328,7 +330,7 @@ impl Blobs {
         Ok(())
     }
 
-    /// Drops a blob that isn't what it should be, whoever reads it. Blocks.
+    /// Drops a blob whose bytes are wrong, even while somebody reads it. Blocks.
     pub(crate) fn discard(&self, digest: &Digest) -> io::Result<()> {
         let mut inner = lock(&self.inner);
         if let Some(blob) = inner.blobs.get(digest) {
@@ -337,12 +339,12 @@ impl Blobs {
         self.drop_blob(&mut inner, digest)
     }
 
-    /// These stay although nobody reads them: blobs of images that are being staged.
+    /// Sets the blobs that stay although nobody reads them: those of images that are being staged.
     pub(crate) fn pin(&self, pinned: BTreeSet<Digest>) {
         lock(&self.inner).pinned = pinned;
     }
 
-    /// The whole blobs, those used last first.
+    /// The whole blobs, the most recently used first.
     pub(crate) fn whole(&self) -> Vec<Arc<Blob>> {
         let mut whole: Vec<_> = lock(&self.inner)
             .blobs
@@ -354,7 +356,8 @@ impl Blobs {
         whole
     }
 
-    /// The whole blob after this one, and around: the scrub's order.
+    /// The next whole blob after this digest, and from the start again after the last. The scrub goes through blobs in
+    /// this order.
     pub(crate) fn next_whole(&self, after: Option<Digest>) -> Option<Arc<Blob>> {
         let inner = lock(&self.inner);
         let whole = |blob: &&Arc<Blob>| blob.is_whole();
@@ -366,7 +369,7 @@ impl Blobs {
         later.chain(inner.blobs.values()).find(whole).cloned()
     }
 
-    /// Closes files that nobody reads, and says how many bytes the cache takes, and in how many blobs.
+    /// Closes files that nobody reads. Returns the bytes of all blobs, and their number.
     pub(crate) fn tidy(&self) -> (u64, usize) {
         let inner = lock(&self.inner);
         for blob in inner.blobs.values() {
@@ -403,7 +406,7 @@ impl Blobs {
 }
 
 impl Inner {
-    /// Blobs that nobody reads, fetches or is about to.
+    /// Blobs that nobody reads, fetches or pins.
     fn idle(&self) -> impl Iterator<Item = &Arc<Blob>> {
         let idle = |blob: &&Arc<Blob>| blob.is_idle() && !self.pinned.contains(&blob.digest());
         self.blobs.values().filter(idle)

@@ -1,7 +1,8 @@
-//! Pages in a browser: they reach what listens on this machine, and what the mirror reads isn't for them.
+//! Keeps pages in a browser out: such a page can reach programs that listen on this machine, and must not read through
+//! the mirror.
 //!
-//! A browser says of each request whether a page made it. What is answered is for no page either: a registry's text
-//! under the mirror's own address would be a page that may read all that the mirror gives.
+//! A browser says with each request whether a page made it. An answer must not become a page either: a registry's text
+//! under the mirror's own address would be a page that may read everything that the mirror serves.
 
 use hyper::{
     HeaderMap,
@@ -10,16 +11,16 @@ use hyper::{
 
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
-/// What is of no known type.
+/// The media type of bytes without a known type.
 pub(super) const BYTES: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
-/// Whether a page asks. A person who types the address is none, nor is any client of registries.
+/// Whether a page makes the request. False for a person who types the address, and for every registry client.
 pub(super) fn is_page(headers: &HeaderMap) -> bool {
     let site = headers.get(FETCH_SITE);
     headers.contains_key(ORIGIN) || site.is_some_and(|site| site != "none")
 }
 
-/// Has a browser show an answer as what it is, run nothing of it, and give it to no page.
+/// Makes a browser show an answer as its declared type, run nothing in it, and give it to no page.
 pub(super) fn fence(headers: &mut HeaderMap) {
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     let nothing = HeaderValue::from_static("default-src 'none'; sandbox");
@@ -27,7 +28,7 @@ pub(super) fn fence(headers: &mut HeaderMap) {
     headers.insert(RESOURCE_POLICY, HeaderValue::from_static("same-origin"));
 }
 
-/// The type of a manifest or a list, as its registry says; of anything but JSON it is only bytes.
+/// The media type of a manifest or a list, as its registry says. Everything but JSON counts as plain bytes.
 pub(super) fn media_type(given: &str) -> HeaderValue {
     let essence = given.split(';').next().unwrap_or_default().trim();
     let known = essence

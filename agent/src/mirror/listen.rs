@@ -1,4 +1,4 @@
-//! Connections of the mirror's clients: who is let in, and for how long.
+//! Connections of the mirror's clients: which ones get a place, and for how long.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -21,21 +21,22 @@ use tracing::debug;
 
 use super::{serve::Service, stream::Pulse};
 
-/// Clients at one time. tart opens four, a busy containerd a dozen. Over it one that asks for nothing gives way; where
-/// each of them is answered or has just come, the next one waits.
+/// The number of connections at one time. tart opens four, a busy containerd a dozen. When all places are taken, a
+/// client that asks for nothing gives way. If every client is being answered or has just come, the next one waits.
 pub(super) const CONNECTIONS: usize = 256;
-/// A client that asks for nothing for so long gives way to others.
+/// A client that asks for nothing for this long gives way to others.
 const GRACE: Duration = Duration::from_secs(1);
-/// How often a client that waits looks for a place.
+/// How often a waiting client looks for a place.
 const WAIT: Duration = Duration::from_millis(50);
-/// A request's head has to come within this time, also the first of a new connection.
+/// A request's head has to arrive within this time, also the first one of a new connection.
 pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// The most that a request's head may take.
+/// The most bytes of a request's head.
 const HEAD_BYTES: usize = 64 << 10;
-/// A client that takes nothing for so long is let go: it holds a connection and keeps a blob from being evicted.
+/// A client that takes nothing for this long is disconnected, because it holds a connection and keeps a blob from being
+/// evicted.
 const IDLE: Duration = Duration::from_mins(5);
 
-/// A mirror that listens and doesn't serve yet.
+/// A mirror that listens, but doesn't serve yet.
 pub(crate) struct Mirror {
     pub(super) listener: TcpListener,
     pub(super) acceptor: Option<TlsAcceptor>,
@@ -43,7 +44,7 @@ pub(crate) struct Mirror {
 }
 
 impl Mirror {
-    /// Where it listens.
+    /// The address on which it listens.
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         self.listener.local_addr().ok()
     }
@@ -64,14 +65,14 @@ impl Mirror {
                 accepted = self.listener.accept() => {
                     let (stream, remote) = match accepted {
                         Ok(accepted) => accepted,
-                        // out of files, or the client is gone already
+                        // too many open files, or the client is gone already
                         Err(error) => {
                             debug!(%error, "a client couldn't be accepted");
                             sleep(Duration::from_millis(50)).await;
                             continue;
                         }
                     };
-                    // answers are written whole; a small one mustn't wait for an acknowledgement
+                    // answers are written whole, and a small one must not wait for an acknowledgement
                     drop(stream.set_nodelay(true));
                     let place = tokio::select! {
                         place = place(&crowd, remote.ip()) => Arc::new(place),
@@ -90,8 +91,8 @@ impl Mirror {
     }
 }
 
-/// A place for who comes from this address. There is always one soon: a client that asks for nothing gives way, and an
-/// answer ends, if only because its client takes nothing.
+/// Waits for a place for a client from this address. A place soon gets free: a client that asks for nothing gives way,
+/// and every answer ends, at the latest because its client takes nothing for [`IDLE`].
 async fn place(crowd: &Crowd, address: IpAddr) -> Place {
     loop {
         if let Some(place) = crowd.enter(address, Instant::now()) {
@@ -101,7 +102,7 @@ async fn place(crowd: &Crowd, address: IpAddr) -> Place {
     }
 }
 
-/// Speaks with one client.
+/// Serves one client, after the TLS handshake if there is one.
 async fn meet(
     service: Arc<Service>,
     acceptor: Option<TlsAcceptor>,
@@ -117,7 +118,7 @@ async fn meet(
     }
 }
 
-/// Returns when nothing moved for too long.
+/// Returns when nothing moved for [`IDLE`].
 async fn silent(pulse: &Pulse) {
     loop {
         let silence = pulse.silence();
@@ -128,7 +129,7 @@ async fn silent(pulse: &Pulse) {
     }
 }
 
-/// Speaks with one client until either ends.
+/// Serves one client until the client or the mirror ends the connection.
 async fn talk(
     service: Arc<Service>,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send,

@@ -1,9 +1,9 @@
-//! Whether the registry that a client names has the bytes that this host got from elsewhere.
+//! Checks whether the registry that a client names really has bytes that this host got from elsewhere.
 //!
-//! A registry says which blobs a repository has and who may read them. Any client may name any registry, also one that
-//! it runs itself, which says that it has whatever digest it is asked for. So a registry that the settings don't name
-//! has to show that it has a blob, before its clients get what this host had from another registry, from peers or from
-//! an image: it is asked for a few bytes at a place that it can't foresee.
+//! A registry says which blobs a repository has and who may read them. But any client may name any registry, even one
+//! of its own that claims to have every digest. So a registry that the settings don't name has to show that it has a
+//! blob. Only then do its clients get bytes that this host got from another registry, from peers or from an image. The
+//! mirror asks the registry for a few bytes at a place that the registry can't foresee.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _, sync::Arc};
 
@@ -16,12 +16,13 @@ use super::{
     upstream::{Client, Upstreams},
 };
 
-/// Bytes that are asked for. Nobody guesses them, unless they are a pattern.
+/// Bytes that the registry is asked for. Nobody can guess them, unless they are a pattern.
 const SAMPLE_BYTES: usize = 512;
-/// Places that are looked at. The one whose bytes pack worst is asked for: a disk has many that are patterns.
+/// The number of random places that are tried. The one whose bytes compress worst is used, because a disk has many
+/// places with patterns.
 const PLACES: usize = 16;
 
-/// What one client has to show of one blob.
+/// What one client's registry has to prove about one blob.
 #[derive(Clone, Debug)]
 pub(super) struct Proof {
     pub(super) upstreams: Arc<Upstreams>,
@@ -31,7 +32,7 @@ pub(super) struct Proof {
     pub(super) size: u64,
 }
 
-/// A few bytes of a whole blob.
+/// A few bytes of a whole blob, and their offset.
 #[derive(Clone, Debug)]
 pub(super) struct Sample {
     start: u64,
@@ -39,7 +40,7 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    /// From a blob's file. Blocks.
+    /// Picks a sample from a blob's file. Blocks.
     pub(super) fn pick(file: &File, size: u64) -> io::Result<Self> {
         let length = SAMPLE_BYTES.min(usize::try_from(size).unwrap_or(SAMPLE_BYTES));
         let last = size - length as u64;
@@ -65,7 +66,7 @@ impl Proof {
         self.upstreams.has_shown(registry, &self.digest)
     }
 
-    /// Asks the registry for a sample. Whether it has these bytes.
+    /// Asks the registry for the sample. Returns whether the registry has the same bytes.
     pub(super) async fn ask(&self, sample: &Sample) -> Result<bool, OriginError> {
         let (repository, client) = (&self.repository, &self.client);
         let part = (sample.start, sample.bytes.len(), self.size);
@@ -81,7 +82,7 @@ impl Proof {
     }
 }
 
-/// A number that nobody can guess.
+/// A random number that nobody can guess.
 fn random() -> io::Result<u64> {
     let mut bytes = [0; 8];
     let random = rustls::crypto::ring::default_provider().secure_random;

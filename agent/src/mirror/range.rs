@@ -1,17 +1,17 @@
-//! The `Range` of a request: which bytes of a blob are asked for.
+//! The `Range` header of a request: which bytes of a blob are asked for.
 
-/// What is asked for of something of a known size.
+/// The bytes that are asked for, of something with a known size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
-    /// All of it: no range, or one that isn't understood here, which may be ignored (RFC 9110, 14.2).
+    /// All bytes: there is no range, or one that isn't understood here, which may be ignored (RFC 9110, 14.2).
     Whole,
-    /// From the first byte up to and without the second number.
+    /// The bytes from the first offset up to the second one, without the byte at the second.
     Part(u64, u64),
-    /// No byte of it: answered with 416.
+    /// No byte. The answer is 416.
     Nothing,
 }
 
-/// What a `Range` header asks for. One range of bytes is understood: `bytes=N-`, `bytes=N-M`, `bytes=-N`.
+/// Reads a `Range` header. A single range of bytes is understood: `bytes=N-`, `bytes=N-M`, `bytes=-N`.
 pub(crate) fn parse(header: Option<&str>, size: u64) -> Wanted {
     let Some((unit, range)) = header.and_then(|text| text.trim().split_once('=')) else {
         return Wanted::Whole;
@@ -23,7 +23,7 @@ pub(crate) fn parse(header: Option<&str>, size: u64) -> Wanted {
         return Wanted::Whole;
     }
     match (number(first), number(last)) {
-        // the last so many bytes
+        // the last `count` bytes
         (None, Some(count)) if first.is_empty() => {
             if count == 0 || size == 0 {
                 Wanted::Nothing
@@ -47,7 +47,7 @@ const fn from(start: u64, end: u64, size: u64) -> Wanted {
     }
 }
 
-/// Digits alone; more than fit mean the largest number.
+/// Reads a number of digits only. A number that doesn't fit counts as the largest one.
 fn number(text: &str) -> Option<u64> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;

@@ -1,9 +1,9 @@
-//! What a request's path and query ask for, and of which registry.
+//! Reads what a request's path and query ask for, and of which registry.
 //!
-//! `/v2/<name>/…?ns=<registry>` is containerd's form, `/v2/<registry>/<name>/…` everybody else's. A registry's port is
-//! written `host:port`, or `host_port` where a client's references can't hold a colon there. Everything that leaves
-//! here was checked against the distribution specification's grammar: nothing else reaches an upstream, a path or a
-//! log.
+//! containerd writes `/v2/<name>/…?ns=<registry>`, and every other client `/v2/<registry>/<name>/…`.
+//! A registry's port is written `host:port`, or `host_port` if a client's references can't hold a colon there.
+//! Everything that this module returns was checked against the distribution specification's grammar. Nothing else
+//! reaches an upstream, a path or a log.
 
 use std::str::FromStr as _;
 
@@ -13,25 +13,25 @@ use proto::Digest;
 
 use crate::config::mirror::registry;
 
-/// The longest name of a repository (distribution specification).
+/// The longest name of a repository, in bytes (distribution specification).
 const MAX_NAME: usize = 255;
-/// Stands for a repository where a registry is asked.
+/// The name that stands for a repository in requests about a whole registry.
 pub(crate) const ANY: &str = "any";
 
-/// What is asked for.
+/// What a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Asked {
-    /// Whether this is a registry: `/v2/`.
+    /// `/v2/`: whether this is a registry.
     Base,
     /// A manifest.
     Manifest(Repository, Version),
     /// A blob.
     Blob(Repository, Digest),
-    /// The list of tags, with `n` and `last` as given.
+    /// The list of tags, with `n` and `last` from the query.
     Tags(Repository, String),
-    /// What refers to a manifest, with `artifactType` as given.
+    /// The manifests that refer to a manifest, with `artifactType` from the query.
     Referrers(Repository, Digest, String),
-    /// The registry's repositories, with `n` and `last` as given. The repository is any.
+    /// The registry's repositories, with `n` and `last` from the query. The repository's name is [`ANY`].
     Catalog(Repository, String),
 }
 
@@ -41,7 +41,8 @@ pub(crate) struct Repository {
     /// `host` or `host:port`.
     pub(crate) registry: String,
     pub(crate) name: String,
-    /// Whether it was named by `ns=`: the client is containerd, which falls back by itself.
+    /// Whether the request named the registry by `ns=`. Then the client is containerd, which falls back to the registry
+    /// by itself.
     pub(crate) by_namespace: bool,
 }
 
@@ -52,22 +53,22 @@ impl Repository {
     }
 }
 
-/// Why a path is nothing that can be answered.
+/// Why a path can't be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// Not a path of the API, or one that isn't served here.
+    /// The path isn't one of the API, or isn't served here.
     NoRoute,
-    /// The repository's name is none.
+    /// The name of the repository or its registry isn't valid.
     Name,
-    /// No registry is named, and none is configured.
+    /// The path names no registry, and no default is configured.
     NoRegistry,
-    /// The tag or digest of a manifest is none.
+    /// The tag or digest of a manifest isn't valid.
     Version,
-    /// The digest of a blob is none that is known here (SHA-256).
+    /// The digest of a blob isn't a SHA-256.
     Digest,
 }
 
-/// Reads a path and its query. `default` is the registry of names that name none.
+/// Reads a path and its query. `default` is the registry for names that name none.
 pub(crate) fn parse(
     path: &str,
     query: Option<&str>,
@@ -80,7 +81,7 @@ pub(crate) fn parse(
     let rest = decode(rest.strip_prefix('/').ok_or(Refused::NoRoute)?).ok_or(Refused::Name)?;
     if let Some(name) = rest.strip_suffix("_catalog") {
         let repository = repository(&format!("{name}{ANY}"), query, default)?;
-        // a name that ends so is a repository's, not the registry's
+        // a name that merely ends in `_catalog` is a repository's
         return if repository.name == ANY {
             let query = query.unwrap_or_default();
             Ok(Asked::Catalog(repository, page(query, is_name)))
@@ -151,7 +152,7 @@ fn repository(
     made(default.to_owned(), name, false)
 }
 
-/// Whether the first part of a path is a registry's host rather than a part of a name (the rule of docker references).
+/// Whether the first part of a path is a registry's host, not a part of a name (the rule of Docker references).
 fn is_registry(host: &str) -> bool {
     host.contains(['.', ':']) || host == "localhost"
 }
@@ -168,12 +169,13 @@ fn is_component(text: &str) -> bool {
     ends && between
 }
 
-/// Whether it is the name of a repository.
+/// Whether the text is a valid name of a repository.
 fn is_name(name: &str) -> bool {
     name.len() <= MAX_NAME && name.split('/').all(is_component)
 }
 
-/// `n` and `last` of a query, as they may be passed on: tags are listed after a tag, repositories after a name.
+/// The query's `n` and `last`, if valid, as they may be passed on. `last` is a tag in a list of tags, a name in a list
+/// of repositories.
 fn page(query: &str, is_last: impl Fn(&str) -> bool) -> String {
     let mut page = Vec::new();
     if let Some(n) = value(query, "n").and_then(|n| n.parse::<u32>().ok()) {
@@ -188,10 +190,10 @@ fn page(query: &str, is_last: impl Fn(&str) -> bool) -> String {
     page.join("&")
 }
 
-/// What a media type may have, and means something else in a query.
+/// Characters that a media type may have, and that mean something else in a query.
 const MEANINGFUL: &AsciiSet = &CONTROLS.add(b'+').add(b'&').add(b'#').add(b'^');
 
-/// `artifactType` of a query, as it may be passed on: a media type (RFC 6838).
+/// The query's `artifactType`, if it is a media type (RFC 6838), as it may be passed on.
 fn kind_wanted(query: &str) -> String {
     let wanted = value(query, "artifactType").and_then(decode);
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"/!#$&-^_.+".contains(&byte);
@@ -211,8 +213,8 @@ fn value<'a>(query: &'a str, name: &str) -> Option<&'a str> {
         .map(|(_, value)| value)
 }
 
-/// Undoes percent-encoding; `None` where it isn't UTF-8, breaks off or has no hex digits. `percent_encoding` passes such a
-/// text through, and the registry might read it otherwise.
+/// Undoes percent-encoding. `None` if the result isn't UTF-8, or an escape is cut off or has no hex digits.
+/// `percent_encoding` would pass such a text through, and the registry might read it differently.
 fn decode(text: &str) -> Option<String> {
     if !text.contains('%') {
         return Some(text.to_owned());

@@ -1,8 +1,8 @@
-//! Answers requests: who may have what, where it comes from, and what a client is told when it can't be had.
+//! Answers requests: which client may have what, where it comes from, and what a client gets when it can't be had.
 //!
-//! tart gives up a pull at the first 5xx, and tries again when a connection breaks; containerd goes on to the registry
-//! itself at the first 404. So there is no 5xx here: before the headers a client waits, is redirected or gets a 404 (as
-//! configured), after them its connection is broken.
+//! tart gives up a pull at the first 5xx, but tries again when a connection breaks. containerd asks the registry itself
+//! at the first 404. So the mirror never answers with a 5xx. Before the headers, a client waits until its connection is
+//! broken, is redirected or gets a 404 (as configured). After the headers, its connection is broken.
 
 use std::{
     convert::Infallible,
@@ -49,27 +49,28 @@ use crate::{
 
 const API_HEADER: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 
-/// The connection is to be broken without an answer: the client tries again.
+/// The connection has to be broken without an answer, so that the client tries again.
 #[derive(Debug, thiserror::Error)]
 #[error("no answer that the client could recover from")]
 pub(super) struct Broken;
 
-/// Answers requests. Shared by all connections.
+/// Answers requests. All connections share it.
 #[derive(Debug)]
 pub(super) struct Service {
     pub(super) settings: MirrorSettings,
-    /// The names by which it is asked for on loopback; elsewhere any will do, and the token tells who may ask.
+    /// The names that a request on loopback may have in its `Host`. None beyond loopback, where any name will do,
+    /// because the token says which clients may ask.
     pub(super) names: Option<LocalNames>,
     pub(super) upstreams: Arc<Upstreams>,
     pub(super) blobs: Arc<Blobs>,
     pub(super) wishes: mpsc::Sender<Wish>,
     pub(super) metrics: Metrics,
-    /// What a client has to know where more than this host may connect.
+    /// The token that a client has to send, if other machines may connect.
     pub(super) token: Option<Secret>,
 }
 
 impl Service {
-    /// Answers a request, and counts how.
+    /// Answers a request, and counts its result.
     pub(super) async fn answer<B>(
         &self,
         request: &Request<B>,
@@ -100,7 +101,7 @@ impl Service {
         pulse.beat();
         let result = match &answered {
             Err(Broken) => Some("broken"),
-            // how it goes shows at its end
+            // a blob's result is counted when its stream ends
             Ok(response) if matches!(response.body(), Content::Blob(_)) => None,
             Ok(response) => Some(match response.status().as_u16() {
                 200 => "ok",
@@ -119,7 +120,7 @@ impl Service {
         response
             .headers_mut()
             .insert(API_HEADER, HeaderValue::from_static("registry/2.0"));
-        // also of HEAD, where it is that of what GET would give
+        // a HEAD gets the length that a GET would get
         let length = response.body().len();
         response
             .headers_mut()
@@ -131,7 +132,8 @@ impl Service {
         Ok(response)
     }
 
-    /// What is answered to who asks for a name that isn't this server's: a page in a browser whose name points here.
+    /// The refusal of a request for a name that isn't this server's: it may come from a page in a browser whose name
+    /// points here.
     fn misnamed<B>(&self, request: &Request<B>) -> Option<Refusal> {
         let names = self.names.as_ref()?;
         let target = request
@@ -164,7 +166,7 @@ impl Service {
             .filter(|text| !text.is_empty())
             .map(Secret::from);
         let client = match &self.token {
-            // here the header is for the mirror, so upstream the client is nobody
+            // with a token, the header is for the mirror, so the client has no credentials upstream
             Some(token) => {
                 if !authorization
                     .as_ref()
@@ -244,8 +246,8 @@ impl Service {
         }
     }
 
-    /// `/v2/` names no upstream. Where there is a default one, its demand is passed on: some clients (skopeo, podman)
-    /// learn only here how to authenticate.
+    /// Answers `/v2/`, which names no upstream. If there is a default upstream, passes on its demand for credentials,
+    /// because some clients (skopeo, podman) learn only here how to authenticate.
     async fn base(&self, authorised: bool) -> Result<Response<Content>, Broken> {
         if let (Some(registry), false, None) = (&self.settings.upstream, authorised, &self.token)
             && !self.settings.lend_credentials
@@ -256,7 +258,7 @@ impl Service {
                 by_namespace: false,
             };
             if let Some(challenge) = self.upstreams.challenge(&any, "tags/list").await
-                // a token for anybody is fetched here, without the client
+                // an anonymous token is fetched by the mirror itself, without the client
                 && challenge.as_bytes().to_ascii_lowercase().starts_with(b"basic")
             {
                 return Ok(self.unauthorised("the upstream wants credentials", Some(challenge)));
@@ -285,7 +287,7 @@ impl Service {
         headers: &HeaderMap,
         client: &Client,
     ) -> Result<Response<Content>, Broken> {
-        // several fields are one list
+        // several header fields are one list
         let accept: Vec<_> = headers
             .get_all(ACCEPT)
             .iter()
@@ -307,7 +309,7 @@ impl Service {
         headers.insert(CONTENT_TYPE, browser::media_type(&manifest.media_type));
         name(headers, &manifest.digest);
         if let Some(age) = stale {
-            // RFC 9111, section 5.1, and the one before it for the warning
+            // `Age` is from RFC 9111, section 5.1; `Warning` from the RFC before it
             headers.insert(AGE, age.as_secs().into());
             let warning =
                 "110 parbake \"the registry is away: the tag is as it was when it was asked last\"";
@@ -342,7 +344,7 @@ impl Service {
             Wanted::Nothing => return Ok(unsatisfiable(size, "the blob ends before that range")),
         };
         if start > 0 && !self.blobs.may_resume(&digest) {
-            // a client that appended to what it has would end with a blob that is wrong and complete
+            // a client that appended to the bytes it has would end with a complete wrong blob
             return Ok(unsatisfiable(
                 size,
                 "earlier bytes of this blob turned out false: fetch it from its first byte",
@@ -424,7 +426,8 @@ impl Service {
         Ok(response)
     }
 
-    /// Tells the driver what is wanted, and with whose credentials. What is returned ends when the driver heard it.
+    /// Tells the driver what is wanted, and with whose credentials. The returned receiver ends when the driver has
+    /// heard it.
     async fn wish(
         &self,
         repository: &Repository,
@@ -443,7 +446,7 @@ impl Service {
         Ok(hears)
     }
 
-    /// Waits for the first byte of a part. An answer instead, where there is none and the client is better off
+    /// Waits for the first byte of a part. Returns an answer instead if no byte comes and the client is better off
     /// elsewhere.
     async fn first(
         &self,
@@ -455,7 +458,7 @@ impl Service {
         end: u64,
     ) -> Result<Option<Response<Content>>, Broken> {
         let patience = self.patience(repository);
-        // a refusal of before, to somebody else or by a registry that has changed its mind, is no answer to this wish
+        // an earlier refusal, for another client or by a registry that changed its mind, doesn't answer this wish
         if timeout(patience, heard).await.is_err() {
             return self.trouble(repository, path).map(Some);
         }
@@ -482,8 +485,9 @@ impl Service {
                 }
                 None => {}
             }
-            // chunks come, though none that may leave yet: what peers send leaves when all of it is here. One that
-            // waits has a patience of its own, which this has to stay below
+            // Chunks come, but none that may leave yet: chunks from peers leave when the whole blob is here. Each new
+            // chunk extends the wait of a client that can go elsewhere. Any other client has a timeout of its own,
+            // which the wait must not exceed.
             if goes_elsewhere && revision.replace(news.revision) != Some(news.revision) {
                 until = Instant::now() + patience;
             }
@@ -491,12 +495,13 @@ impl Service {
             if left.is_zero() {
                 return self.trouble(repository, path).map(Some);
             }
-            // either way it is looked at again
+            // after a change or a timeout, the loop looks again
             drop(timeout(left, reading.news.changed()).await);
         }
     }
 
-    /// Has a registry that the settings don't name show that it has the blob. An answer instead, where it doesn't.
+    /// Makes a registry that the settings don't name show that it has the blob. Returns an answer instead if it
+    /// doesn't.
     async fn prove(
         &self,
         path: &str,
@@ -514,7 +519,7 @@ impl Service {
             .await?
         {
             Ok(true) => Ok(None),
-            // it was dropped meanwhile
+            // the blob was dropped meanwhile
             Ok(false) if reading.blob.is_gone() => Err(Broken),
             Ok(false) => {
                 warn!(content = %proof.digest, repository = repository.reference(), "a registry says that it has a blob, and has other bytes: its clients don't get those that are here");
@@ -527,7 +532,7 @@ impl Service {
         }
     }
 
-    /// Asks an upstream until it answers, as long as the client may be let wait. What it refuses is an answer too.
+    /// Asks an upstream until it answers, for as long as the client may wait. A refusal is an answer, too.
     async fn persist<T, F>(
         &self,
         repository: &Repository,
@@ -541,7 +546,7 @@ impl Service {
         let mut backoff = Backoff::seeded(Duration::from_millis(250), Duration::from_secs(5));
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            // a registry may give a byte now and then, and never the whole answer
+            // a registry may send a byte now and then, and never the whole answer
             let error = match timeout(left, ask()).await {
                 Ok(Ok(found)) => return Ok(Ok(found)),
                 Ok(Err(error)) => error,
@@ -563,8 +568,8 @@ impl Service {
                 continue;
             }
             debug!(error = %error, "the upstream is away");
-            // a client that comes again by itself does so at once, and tries only so often: it is kept for as long as
-            // may be. One that goes elsewhere is let go.
+            // A client that retries by itself does so at once, and only a few times, so it is kept as long as possible.
+            // A client that can go elsewhere is let go.
             if self.way_out(repository) == OnTrouble::Wait {
                 sleep(left).await;
             }
@@ -572,7 +577,7 @@ impl Service {
         }
     }
 
-    /// What the upstream refused, in our words.
+    /// The answer for the client when the upstream refused.
     async fn refused(
         &self,
         repository: &Repository,
@@ -589,7 +594,7 @@ impl Service {
         match error {
             OriginError::Unauthorised { .. } => {
                 let challenge = if self.token.is_some() {
-                    // our own token was right; which credentials are missing is the agent's matter
+                    // the mirror's token was right; missing upstream credentials are the agent's matter
                     None
                 } else {
                     self.upstreams.challenge(repository, path).await
@@ -620,7 +625,7 @@ impl Service {
         }
     }
 
-    /// How long a client waits before its headers.
+    /// How long a client waits for its headers.
     fn patience(&self, repository: &Repository) -> Duration {
         match self.way_out(repository) {
             OnTrouble::Wait | OnTrouble::Auto => self.settings.break_after,
@@ -628,7 +633,7 @@ impl Service {
         }
     }
 
-    /// What a client gets in place of something that can't be had now.
+    /// What a client gets instead of something that can't be had now.
     fn trouble(&self, repository: &Repository, path: &str) -> Result<Response<Content>, Broken> {
         match self.way_out(repository) {
             OnTrouble::Wait | OnTrouble::Auto => Err(Broken),
@@ -645,8 +650,8 @@ impl Service {
     fn redirect(&self, repository: &Repository, path: &str) -> Response<Content> {
         let plain = self.settings.plain_http.contains(&repository.registry);
         let scheme = if plain { "http" } else { "https" };
-        // as the agent itself would ask: Docker Hub's API has another host than its name, and its own images a first
-        // part
+        // The location is the one that the agent itself would ask: Docker Hub's API has another host than its name, and
+        // the names of its own images get a first part.
         let parsed = repository.reference().parse::<Reference>();
         let (host, name) = match &parsed {
             Ok(parsed) => (parsed.resolve_registry(), parsed.repository()),

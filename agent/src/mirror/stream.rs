@@ -1,5 +1,5 @@
-//! A blob on its way to a client: what may leave leaves, what is awaited is awaited, and a connection is broken when
-//! bytes that left turn out false.
+//! A blob on its way to a client. It sends bytes that may leave, waits for the others, and breaks the connection when
+//! sent bytes turn out false.
 
 use std::{
     fs::File,
@@ -25,14 +25,14 @@ use super::{
 };
 use crate::metrics::{Metrics, MirrorLabel, MirrorSource, MirrorSourceLabel};
 
-/// Bytes of a blob that are read and handed on at a time. 64 clients hold two each, and the allocator keeps as much
-/// again for each thread that reads: with 256 KiB the agent grew to 200 MiB.
+/// Bytes of a blob that are read and sent at a time. Each client holds two pieces, and the allocator keeps as much
+/// again for each thread that reads. With 256 KiB and 64 clients, the agent grew to 200 MiB.
 const PIECE: usize = 64 << 10;
 
-/// The body of an answer to hyper.
+/// The body that hyper sends.
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-/// When something last left on a connection: what its watch looks at.
+/// When a connection last sent something. The connection's watch looks at it.
 #[derive(Debug)]
 pub(super) struct Pulse {
     born: Instant,
@@ -59,7 +59,7 @@ impl Pulse {
     }
 }
 
-/// A blob, or a part of it, on its way to a client.
+/// A blob, or a part of one, on its way to a client.
 pub(super) struct Stream {
     reading: Reading,
     file: Arc<File>,
@@ -71,15 +71,15 @@ pub(super) struct Stream {
     pulse: Arc<Pulse>,
 }
 
-/// On which terms a blob leaves.
+/// The terms on which a blob leaves.
 pub(super) struct Terms {
-    /// What the request counts as when all of it has left.
+    /// The result that is counted when every byte has left.
     pub(super) result: &'static str,
-    /// The blob was whole when it was asked for.
+    /// Whether the blob was whole when it was asked for.
     pub(super) hit: bool,
-    /// What its client's registry has still to show before bytes from elsewhere leave.
+    /// The proof that the client's registry still owes. Without it, bytes from elsewhere don't leave.
     pub(super) proof: Option<Proof>,
-    /// How long nothing may come.
+    /// How long the stream waits for the next bytes before it breaks the connection.
     pub(super) patience: Duration,
 }
 
@@ -97,7 +97,7 @@ impl Drop for Stream {
 }
 
 impl Stream {
-    /// The bytes from `start` to `end` of the blob that is read.
+    /// A stream of the blob's bytes from `start` to `end`.
     pub(super) fn new(
         (reading, file): (Reading, Arc<File>),
         (start, end): (u64, u64),
@@ -116,14 +116,14 @@ impl Stream {
         }
     }
 
-    /// Bytes that haven't left.
+    /// The number of bytes that haven't left yet.
     pub(super) const fn len(&self) -> u64 {
         self.end - self.at
     }
 
-    /// As the body of an answer. Until it has left, the mirror works for its client.
+    /// Makes the body of an answer. Until the body has left, the mirror works for its client.
     pub(super) fn body(self: Box<Self>, work: Work) -> Body {
-        // a piece is read while the one before is being sent
+        // a piece is read while the last one is being sent
         let start = Some((Some(self), work));
         let pieces = stream::unfold(start, |state| async {
             let (this, work) = state?;
@@ -131,8 +131,8 @@ impl Stream {
             match this.piece().await {
                 Ok(None) => None,
                 Ok(Some(bytes)) => {
-                    // with the last piece the blob is let go: its client may ask at once for another that needs its
-                    // room
+                    // The blob is let go with the last piece, because its client may at once ask for another blob that
+                    // needs the room.
                     let rest = (this.at < this.end).then_some(this);
                     Some((Ok(Frame::data(bytes)), Some((rest, work))))
                 }
@@ -145,7 +145,7 @@ impl Stream {
         .boxed_unsync()
     }
 
-    /// The next piece; an error breaks the connection.
+    /// The next piece. An error breaks the connection.
     async fn piece(&mut self) -> io::Result<Option<Bytes>> {
         self.pulse.beat();
         if self.at >= self.end {
@@ -166,7 +166,7 @@ impl Stream {
         }
     }
 
-    /// Has the registry show that it has the blob; the connection is to be broken where it doesn't.
+    /// Makes the registry show that it has the blob. An error breaks the connection.
     async fn prove(&mut self) -> io::Result<()> {
         let Some(proof) = self.terms.proof.clone() else {
             return Ok(());
@@ -182,7 +182,7 @@ impl Stream {
         }
     }
 
-    /// An error where bytes that left turned out false: the connection is to be broken.
+    /// An error if bytes that left turned out false. The error breaks the connection.
     fn still_true(&mut self) -> io::Result<()> {
         if self.reading.is_misled() {
             return Err(self.breaks("bytes that left turned out false".into()));
@@ -195,7 +195,7 @@ impl Stream {
         io::Error::other(why)
     }
 
-    /// So many bytes left.
+    /// Counts this many bytes as sent, by their source.
     fn passed(&mut self, bytes: u64) {
         let end = self.at + bytes;
         while self.at < end {
@@ -217,13 +217,14 @@ impl Stream {
         self.pulse.beat();
     }
 
-    /// Waits until something may leave: the end of that. An error breaks the connection. Cancel safe.
+    /// Waits until more bytes may leave, and returns the end of these bytes. An error breaks the connection.
+    /// Cancel-safe.
     async fn wait(&mut self) -> io::Result<u64> {
         let mut stalled: Option<Instant> = None;
         loop {
             let trouble = self.reading.news.borrow_and_update().trouble.clone();
             self.still_true()?;
-            // others brought the rest of what its own registry began
+            // other sources brought the rest of a blob that the client's registry began
             if self.reading.is_held_back(self.at) {
                 self.prove().await?;
             }
@@ -241,7 +242,7 @@ impl Stream {
                 return Err(self.breaks(trouble.to_string()));
             }
             let since = *stalled.get_or_insert_with(Instant::now);
-            // shorter than a client's own patience, so that it comes again while it still tries
+            // shorter than a client's own timeout, so that the client comes again while it still tries
             let left = self.terms.patience.saturating_sub(since.elapsed());
             if left.is_zero() {
                 self.metrics
@@ -254,7 +255,7 @@ impl Stream {
     }
 }
 
-/// A few bytes of a blob that its registry has to show.
+/// Picks a few bytes of a blob, which its registry has to show.
 pub(super) async fn sample(file: &Arc<File>, size: u64) -> io::Result<Sample> {
     let file = file.clone();
     let picked = tokio::task::spawn_blocking(move || Sample::pick(&file, size));

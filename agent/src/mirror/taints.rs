@@ -1,4 +1,4 @@
-//! Blobs that nobody may resume for a while: bytes of them that had left turned out false.
+//! Blobs that no client may resume for a while, because bytes of them that had left turned out false.
 
 use std::{
     collections::BTreeMap,
@@ -13,13 +13,13 @@ use tracing::warn;
 
 use crate::lock::lock;
 
-/// How long resuming a blob is refused after bytes of it that had left turned out false. Longer than any client goes on
-/// trying; a new attempt from the first byte is served meanwhile.
+/// How long resuming a blob is refused after bytes that had left turned out false. It is longer than any client goes on
+/// trying. A new attempt from the first byte is served meanwhile.
 const TAINT: Duration = Duration::from_hours(1);
 
-/// Blobs whose earlier bytes were false, and until when resuming them is refused. Shared by all blobs, because a blob's
-/// file may be dropped while clients still hold its bytes, and kept in a file, because they do over a restart too: a
-/// line of digest and Unix seconds for each.
+/// Blobs of which bytes that left were false, each with the time until which resuming is refused. All blobs share it,
+/// because a blob's file may be dropped while clients still have its bytes. It is also in a file, because clients have
+/// them across a restart, too. The file has a line with digest and Unix seconds for each blob.
 #[derive(Debug)]
 pub(crate) struct Taints {
     path: PathBuf,
@@ -27,7 +27,7 @@ pub(crate) struct Taints {
 }
 
 impl Taints {
-    /// What is known from before. Lines that can't be read are passed over. Blocks.
+    /// Loads the taints of an earlier process. Skips lines that can't be read. Blocks.
     pub(super) fn open(path: PathBuf) -> io::Result<Self> {
         let text = match fs::read(&path) {
             Ok(text) => text,
@@ -40,7 +40,7 @@ impl Taints {
             .filter_map(|line| {
                 let (digest, seconds) = line.split_once(' ')?;
                 let until = UNIX_EPOCH.checked_add(Duration::from_secs(seconds.parse().ok()?))?;
-                // a clock that was set mustn't refuse for ever
+                // a clock that was set must not make the refusal last for ever
                 let left = until.duration_since(clock).ok()?.min(TAINT);
                 Some((digest.parse().ok()?, now + left))
             })
@@ -51,7 +51,7 @@ impl Taints {
         })
     }
 
-    /// Bytes of this blob that had left were false. Blocks: after a crash that still holds.
+    /// Bytes of this blob that had left were false. The taint survives a crash. Blocks.
     pub(super) fn add(&self, digest: Digest) {
         let mut taints = lock(&self.until);
         let (now, clock) = (Instant::now(), SystemTime::now());
@@ -66,7 +66,7 @@ impl Taints {
             text += &format!("{digest} {seconds}\n");
         }
         if let Err(error) = self.write(&text) {
-            // as long as this process lives it is refused all the same
+            // this process refuses resuming all the same
             warn!(content = %digest, %error, "that a blob's earlier bytes were false can't be written down");
         }
     }

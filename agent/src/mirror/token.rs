@@ -1,14 +1,14 @@
-//! The token by which clients beyond loopback are known.
+//! The token that clients beyond loopback have to send.
 
 use base64::Engine as _;
 
-/// Whether a header carries the mirror's token, as a bearer token or a password.
+/// Whether an `Authorization` header has the mirror's token, as a bearer token or as a password.
 pub(super) fn carries(header: &str, token: &str) -> bool {
     let Some((scheme, text)) = header.split_once(' ') else {
         return false;
     };
     let text = text.trim();
-    // of equal length hashes, so that the time taken tells nothing of the token
+    // hashes of equal length are compared, so that the time tells nothing about the token
     let same = |given: &str| blake3::hash(given.as_bytes()) == blake3::hash(token.as_bytes());
     if scheme.eq_ignore_ascii_case("bearer") {
         return same(text);

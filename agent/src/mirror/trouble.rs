@@ -1,13 +1,13 @@
-//! What those who wait for a blob are told.
+//! What readers who wait for a blob are told.
 
 use std::fmt;
 
 use origin::OriginError;
 
-/// Why nothing comes of a blob, for those who wait for it.
+/// Why no bytes of a blob come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Trouble {
-    /// The registry refuses it, to this client or to anybody.
+    /// The registry refuses the blob, to this client or to everybody.
     Refused(OriginError),
     /// The registry's bytes don't have the blob's digest.
     Bad(String),
@@ -28,13 +28,13 @@ impl fmt::Display for Trouble {
     }
 }
 
-/// What readers wait for a change of.
+/// The state of a blob whose changes wake its readers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct News {
-    /// Rises with every chunk, and with every promise of some.
+    /// Rises with every new chunk, and when chunks are promised.
     pub(crate) revision: u64,
-    /// Rises when bytes that may have left turned out false: whoever began before has to end.
+    /// Rises when bytes that may have left turned out false. A reader that began in an earlier epoch has to end.
     pub(crate) epoch: u64,
-    /// Why nothing comes; taken back when something does.
+    /// Why nothing comes. Removed when a chunk comes.
     pub(crate) trouble: Option<Trouble>,
 }

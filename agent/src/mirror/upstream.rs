@@ -1,9 +1,10 @@
-//! What upstream registries say, and to whom: manifests, sizes of blobs, and whose credentials they accepted.
+//! What upstream registries say, and to which clients: manifests, sizes of blobs, and whose credentials they accepted.
 //!
-//! Nothing is given from this host to a client unless the upstream accepted that client's own credentials for the
-//! repository within the last minute, and itself answered for the blob or manifest as part of the repository. What a
-//! manifest names isn't enough: anybody may push one that lists somebody else's blobs, or a size that isn't theirs.
-//! While the upstream can't be reached, what it accepted within the last hour counts.
+//! This host gives a client a manifest or a blob's bytes only under two conditions. First, the upstream accepted the
+//! client's own credentials for the repository within the last minute. Second, the upstream itself said that the blob
+//! or manifest is in the repository. A manifest that names a blob isn't enough, because anybody may push one that lists
+//! another repository's blobs, or a wrong size. While the upstream can't be reached, credentials that it accepted
+//! within the last hour count.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,22 +21,22 @@ use tracing::warn;
 use super::request::Repository;
 use crate::registries::{Access, Origin};
 
-/// How long an accepted request speaks for others of the same client to the same repository.
+/// How long an accepted request speaks for further requests of the same client to the same repository.
 const VERDICT: Duration = Duration::from_secs(60);
-/// The same while the upstream can't be reached.
+/// How long it does so while the upstream can't be reached.
 const VERDICT_STALE: Duration = Duration::from_hours(1);
-/// Verdicts, members, sizes and shown blobs that are kept; beyond, they are forgotten and the upstream is asked again.
+/// The number of entries that each map keeps. A full map is emptied, and the upstream is asked again.
 const MAX_FACTS: usize = 1 << 16;
-/// Parts of one manifest that are kept; no image comes near it.
+/// The number of parts of one manifest that are kept. No image comes near it.
 const MAX_PARTS: usize = 1 << 12;
 /// Bytes of manifests that are kept in memory.
 const MAX_KEPT_BYTES: usize = 32 << 20;
 
-/// Who asks: a client's credentials, by which its verdicts are found.
+/// A client, known by its credentials. Its verdicts are found by them.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     pub(crate) access: Access,
-    /// A hash: the credentials themselves aren't kept in maps.
+    /// A hash of the credentials, because maps don't keep the credentials themselves.
     key: [u8; 32],
 }
 
@@ -49,34 +50,34 @@ impl Client {
     }
 }
 
-/// What upstreams said.
+/// What the upstreams said.
 #[derive(Debug)]
 pub(crate) struct Upstreams {
     origin: Origin,
-    /// Written by connections; held for look-ups.
+    /// Written by connections. Locked for look-ups.
     facts: Mutex<Facts>,
 }
 
 #[derive(Debug, Default)]
 struct Facts {
     verdicts: BTreeMap<(String, [u8; 32]), Instant>,
-    /// What repositories have, by their registry's own word, and how large a blob is.
+    /// Blobs and manifests that repositories have, as their registry itself said, with the sizes of blobs.
     members: BTreeMap<(String, Digest), Option<u64>>,
-    /// What their manifests say that they have.
+    /// Blobs that manifests claim to be in their repositories, with sizes.
     claims: BTreeMap<(String, Digest), u64>,
-    /// Blobs that registries were found to have.
+    /// Blobs that registries have shown that they have.
     shown: BTreeSet<(String, Digest)>,
     tags: BTreeMap<(String, String), Tag>,
     manifests: BTreeMap<Digest, Manifest>,
     manifest_bytes: usize,
 }
 
-/// What a tag named when the upstream was asked last.
+/// The manifest that a tag named when the upstream was last asked.
 #[derive(Clone, Copy, Debug)]
 struct Tag {
     digest: Digest,
     at: Instant,
-    /// It was logged that clients get it although the upstream is away.
+    /// Whether a log line said that clients get this answer while the upstream is away.
     logged: bool,
 }
 
@@ -84,7 +85,7 @@ struct Tag {
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) manifest: Manifest,
-    /// Its tag named it so long ago; the upstream can't be asked what it names now.
+    /// How long ago the tag was known to name this manifest, if the upstream can't be asked now.
     pub(crate) stale: Option<Duration>,
 }
 
@@ -97,7 +98,7 @@ impl From<Manifest> for Found {
     }
 }
 
-/// Whether the upstream couldn't be reached or is in trouble, as opposed to having said no.
+/// Whether the upstream couldn't be reached or is in trouble. It hasn't refused then.
 pub(crate) const fn is_away(error: &OriginError) -> bool {
     error.is_retryable()
         || matches!(
@@ -106,7 +107,7 @@ pub(crate) const fn is_away(error: &OriginError) -> bool {
         )
 }
 
-/// Whether the registry itself said no: there is no such thing, or not for these credentials.
+/// Whether the registry itself refused: it has no such thing, or not for these credentials.
 pub(crate) const fn is_refusal(error: &OriginError) -> bool {
     matches!(
         error,
@@ -124,7 +125,7 @@ impl Upstreams {
         }
     }
 
-    /// The upstream's repository. An error says that this host's settings don't do for it.
+    /// A client for the upstream's repository. An error means that this host's settings don't allow one.
     fn handle(
         &self,
         repository: &Repository,
@@ -138,7 +139,7 @@ impl Upstreams {
         })
     }
 
-    /// A manifest, as this client may see it.
+    /// A manifest, if this client may read it.
     pub(crate) async fn manifest(
         &self,
         repository: &Repository,
@@ -159,7 +160,7 @@ impl Upstreams {
             Version::Tag(tag) => {
                 let key = (reference.clone(), tag.to_string());
                 let before = self.facts().tags.get(&key).map(|tag| tag.digest);
-                // an image that was asked for before has most likely not moved: its digest is a smaller question
+                // the tag has most likely not moved since it was asked for, and asking for its digest costs less
                 if let Some(before) = before
                     && let Some(manifest) = self.kept(&before, accept)
                 {
@@ -177,7 +178,8 @@ impl Upstreams {
                 before
             }
         };
-        // who takes just anything gets what we know; a type that is named is for the registry to find
+        // a client that accepts anything gets one of the types that are known here; if it names a type, the registry
+        // chooses
         let accept = accept.filter(|accept| !names_none(accept));
         let error = match handle.manifest_as(version, accept).await {
             Ok(manifest) => {
@@ -199,8 +201,8 @@ impl Upstreams {
         Err(error)
     }
 
-    /// The size of a blob that this client may see. Asks the upstream only where that isn't known; where no byte of it
-    /// is wanted (`head`), a manifest's word will do.
+    /// The size of a blob that this client may read. Asks the upstream only if the size isn't known. If the client
+    /// wants no bytes (`head`), a size from a manifest is enough.
     pub(crate) async fn blob(
         &self,
         repository: &Repository,
@@ -229,7 +231,8 @@ impl Upstreams {
         }
     }
 
-    /// A part of a blob, from the upstream: the start, how many bytes, and the size of the blob.
+    /// Gets a part of a blob from the upstream. The part is given as its offset, its length, and the size of the whole
+    /// blob.
     pub(crate) async fn part(
         &self,
         repository: &Repository,
@@ -241,7 +244,7 @@ impl Upstreams {
         handle.part(digest, start, length, size).await
     }
 
-    /// A registry showed that it has a blob.
+    /// Notes that a registry showed that it has a blob.
     pub(crate) fn shows(&self, registry: &str, digest: Digest) {
         let mut facts = self.facts();
         if facts.shown.len() >= MAX_FACTS {
@@ -255,7 +258,7 @@ impl Upstreams {
         facts.shown.contains(&(registry.to_owned(), *digest))
     }
 
-    /// The list of tags, and its headers, as the upstream gives them.
+    /// The list of tags with its headers, as the upstream gives them.
     pub(crate) async fn tags(
         &self,
         repository: &Repository,
@@ -266,7 +269,7 @@ impl Upstreams {
         handle.tags(query).await
     }
 
-    /// What refers to a manifest, and headers, as the upstream gives them.
+    /// The list of manifests that refer to a manifest, with its headers, as the upstream gives them.
     pub(crate) async fn referrers(
         &self,
         repository: &Repository,
@@ -277,7 +280,7 @@ impl Upstreams {
         handle.referrers(digest, query).await
     }
 
-    /// The registry's repositories, and headers, as the upstream gives them.
+    /// The list of the registry's repositories with its headers, as the upstream gives them.
     pub(crate) async fn catalog(
         &self,
         repository: &Repository,
@@ -288,7 +291,7 @@ impl Upstreams {
         handle.catalog(query).await
     }
 
-    /// What the upstream demands of somebody without credentials who reads `path`.
+    /// The challenge that the upstream sends to a client without credentials that reads `path`.
     pub(crate) async fn challenge(
         &self,
         repository: &Repository,
@@ -299,7 +302,7 @@ impl Upstreams {
         handle.challenge(path).await.ok()?
     }
 
-    /// How long ago the upstream said what a tag names; logged once for each time that it is away.
+    /// How long ago the upstream said what a tag names. Logs it once for each time that the upstream is away.
     fn stale(&self, reference: &str, version: &Version, error: &OriginError) -> Option<Duration> {
         let Version::Tag(tag) = version else {
             return None;
@@ -377,7 +380,7 @@ impl Facts {
         self.members.insert((reference.to_owned(), digest), size);
     }
 
-    /// The upstream says what a tag names.
+    /// The upstream said which manifest a tag names.
     fn names(&mut self, key: (String, String), digest: Digest) {
         if self.tags.len() >= MAX_FACTS {
             self.tags.clear();
@@ -418,7 +421,7 @@ impl Facts {
     }
 }
 
-/// The blobs and manifests that a manifest or an index names, with their sizes. Nothing where it isn't one.
+/// The blobs and manifests that a manifest or an index names, with their sizes. Empty if the bytes are neither.
 fn parts(manifest: &[u8]) -> Vec<(Digest, u64)> {
     let Ok(manifest) = serde_json::from_slice::<serde_json::Value>(manifest) else {
         return Vec::new();
@@ -441,7 +444,7 @@ fn accepts_all(accept: &HeaderValue) -> bool {
     names(accept, "*/*")
 }
 
-/// Whether an `Accept` has nothing but wildcards.
+/// Whether an `Accept` has only wildcards.
 fn names_none(accept: &HeaderValue) -> bool {
     accept.to_str().is_ok_and(|text| {
         text.split(',').all(|part| {
@@ -454,7 +457,7 @@ fn names_none(accept: &HeaderValue) -> bool {
     })
 }
 
-/// Whether an `Accept` names a type.
+/// Whether an `Accept` has this media type.
 fn names(accept: &HeaderValue, media_type: &str) -> bool {
     accept.to_str().is_ok_and(|text| {
         text.split(',')

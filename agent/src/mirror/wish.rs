@@ -1,4 +1,4 @@
-//! What the mirror asks of the driver.
+//! A mirror's request to the driver.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -7,14 +7,14 @@ use tokio::sync::oneshot;
 use super::blob::Blob;
 use crate::registries::Access;
 
-/// A client wants a blob that isn't here: for the driver.
+/// Tells the driver that a client wants a blob that isn't here.
 #[derive(Debug)]
 pub(crate) struct Wish {
     pub(crate) blob: Arc<Blob>,
-    /// The repository that has it.
+    /// The repository that has the blob, as `registry/name`.
     pub(crate) reference: String,
-    /// What the upstream accepted of the client.
+    /// The client's credentials, which the upstream accepted.
     pub(crate) access: Access,
-    /// Dropped when the driver took note of the wish. What the blob told before isn't about this client.
+    /// Dropped when the driver has noted the wish. Trouble that the blob told before that isn't about this client.
     pub(crate) heard: oneshot::Sender<Infallible>,
 }

@@ -12,10 +12,10 @@ use std::{
 
 use rustix::fs::{CWD, CloneFlags};
 
-/// `F_PUNCHHOLE` takes whole file-system blocks only; APFS has blocks of 4 KiB.
+/// `F_PUNCHHOLE` takes only whole file-system blocks. APFS has blocks of 4 KiB.
 const BLOCK_BYTES: u64 = 4096;
 
-/// JavaScript for Automation, which reaches Foundation without linking it. The system's own word for "nothing" is 0.
+/// JavaScript for Automation, which reaches Foundation without linking it. The system says 0 if it knows no capacity.
 const CAPACITY: &str = r#"
 ObjC.import("Foundation");
 function run(arguments) {

@@ -1,4 +1,4 @@
-//! Linux: the twin on which most tests run.
+//! Linux, the system on which most tests run.
 
 use std::{
     fs::{self, File, OpenOptions},

@@ -89,7 +89,7 @@ fn what_is_ordered_is_begun_recorded_installed_and_looked_at() {
 #[test]
 fn an_image_that_is_read_again_loses_no_name_and_is_installed_again() {
     let (mut reconciler, a) = installed(&["latest"]);
-    // somebody doubts it: a look shows no name, and its chunks are compared
+    // the image is doubted: a look shows no name, and its chunks are compared
     reconciler.have(a, Have::Filling);
     assert!(!reconciler.is_present(&a) && reconciler.ready(&a).is_empty());
     reconciler.look_begins();
@@ -237,12 +237,12 @@ fn a_cancelled_name_is_not_put_back_and_one_that_is_lost_is_with_growing_pauses(
         pauses.push(now.since(lost).as_secs());
         reconciler.installed(a, true);
         if pauses.len() % 2 == 0 {
-            // it stood for a moment
+            // the name stood for a moment
             glance(&mut reconciler, &[("v2", a)], now);
         }
     }
     assert_eq!(pauses, [0, 5, 10, 20, 40, 80, 160, 300, 300, 300]);
-    // whoever orders it has a reason
+    // an order puts the name back at once
     reconciler.look_begins();
     reconciler.looked(&look(&[]), now);
     assert_eq!(jobs(&mut reconciler, now), []);
@@ -253,7 +253,7 @@ fn a_cancelled_name_is_not_put_back_and_one_that_is_lost_is_with_growing_pauses(
     );
     reconciler.installed(a, true);
     glance(&mut reconciler, &[("v2", a)], now);
-    // and what stood for long is put back at once
+    // a name that stood for long is put back at once
     now += CALM + RETRY.1 + Duration::from_secs(1);
     reconciler.look_begins();
     reconciler.looked(&look(&[("v2", a)]), now);
@@ -324,8 +324,8 @@ struct Disk {
 }
 
 proptest! {
-    /// Whatever is ordered, cancelled and interrupted in whatever order, at rest each wanted name names its image,
-    /// nothing that isn't wanted is half here, and no name is where nobody ever wanted it.
+    /// Orders, cancellations and interruptions come in any order. At rest, each wanted name names its image, no
+    /// unwanted image is half here, and no name names an image for which it was never wanted.
     #[test]
     fn at_rest_the_disk_is_what_is_wanted(
         steps in proptest::collection::vec((0u8..12, 0u8..3, 0u8..3, any::<bool>()), 1..60),
@@ -412,7 +412,7 @@ proptest! {
                         reconciler.name(number, true, wanted.clone(), now);
                     }
                 }
-                // somebody else
+                // somebody else removes a name
                 5 => drop(disk.names.remove(&name)),
                 // a look begins, and another ends
                 6 => match looking.take() {
@@ -441,7 +441,7 @@ proptest! {
                 }
                 running.push((image, job));
             }
-            // what is said to be ready is so, but for what others did since the look
+            // each ready name is true, except for what others did since the look
             if step != 5 && looking.is_none() {
                 for number in 0..3 {
                     for name in reconciler.ready(&self::image(number)) {

@@ -1,4 +1,4 @@
-//! The way to the coordinator over QUIC: addresses, the first message, and certificates that are renewed in time.
+//! The way to the coordinator over QUIC: its addresses, the first message, and the timely renewal of certificates.
 
 use std::{
     net::SocketAddr,
@@ -28,14 +28,14 @@ use crate::{
     identity::{self, Identity},
 };
 
-/// A coordinator that takes longer to answer a renewal is asked again later.
+/// A coordinator that takes longer than this to answer a renewal is asked again later.
 const RENEWAL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a session needs.
+/// The settings of a session.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) coordinator: HostId,
-    /// `host:port`, resolved at every attempt.
+    /// The address as `host:port`. It is resolved at every attempt.
     pub(crate) address: String,
     pub(crate) state_dir: PathBuf,
 }
@@ -45,7 +45,7 @@ pub(super) struct Dialler {
     endpoint: Endpoint,
     settings: Settings,
     identity: Identity,
-    /// The coordinator took this host's certificate for expired at the last attempt.
+    /// At the last attempt, the coordinator took this host's certificate for expired.
     taken_for_expired: bool,
 }
 
@@ -59,7 +59,7 @@ impl Dialler {
         }
     }
 
-    /// The API renews what nobody else takes any more.
+    /// Renews an expired certificate over the API, the only place that still takes it.
     async fn renew_late(&mut self) -> Result<(), SessionError> {
         let fresh = enrol::renew_late(&self.identity).await;
         let fresh = fresh.map_err(|error| SessionError::Expired(causes(&*error)))?;
@@ -121,7 +121,7 @@ impl Door for Dialler {
 }
 
 impl Dialler {
-    /// Renews the certificate in time, and gives up a coordinator that is silent.
+    /// Renews the certificate in time, and gives the session up if the coordinator is silent.
     async fn care(&mut self, connection: Connection, looks: u32) -> SessionError {
         tokio::select! {
             error = self.renew_in_time(&connection) => error,
@@ -184,9 +184,9 @@ impl Dialler {
     }
 }
 
-/// The addresses that the endpoint's socket can reach, in the order in which they are tried: IPv4 first, because the
-/// coordinator tells peers the address that it sees, and the sockets of some may know no other; those that need an
-/// interface's name to mean anything last.
+/// The addresses that the endpoint's socket can reach, in the order in which they are tried. IPv4 comes first, because
+/// the coordinator tells peers the address that it sees, and some peers' sockets may only reach IPv4. Addresses that
+/// need an interface's name come last.
 fn reachable(found: impl Iterator<Item = SocketAddr>, both: bool) -> Vec<SocketAddr> {
     let mut addresses: Vec<_> = found.filter(|address| both || address.is_ipv4()).collect();
     addresses.sort_by_key(|address| match address {
@@ -207,7 +207,7 @@ async fn connect(
     for address in addresses {
         match endpoint.connect(*address, coordinator).await {
             Ok(connection) => return Ok(connection),
-            // it was the coordinator that answered: it would say the same elsewhere
+            // the coordinator itself answered: it would say the same at another address
             Err(error @ ConnectError::Refused { .. }) => return Err(SessionError::Refused(error)),
             Err(error) => failed.push(error.to_string()),
         }

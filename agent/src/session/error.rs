@@ -1,4 +1,4 @@
-//! Why there is no session with the coordinator, or no more.
+//! The errors of the session with the coordinator.
 
 use std::io;
 
@@ -7,10 +7,10 @@ use proto::figure::Span;
 
 use crate::identity::IdentityError;
 
-/// Why there is no session with the coordinator, or no more. It is tried again.
+/// Why there is no session with the coordinator, or why it ended. The agent tries again.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SessionError {
-    /// The coordinator's name isn't known.
+    /// The coordinator's name can't be looked up.
     #[error("looking up the coordinator's address {name}")]
     Lookup {
         name: String,
@@ -26,7 +26,7 @@ pub(crate) enum SessionError {
     /// The endpoint is gone.
     #[error("the socket for peers: {0}")]
     Socket(io::Error),
-    /// The coordinator refused this host: it would say the same at its other addresses.
+    /// The coordinator refused this host. It would say the same at its other addresses.
     #[error(transparent)]
     Refused(ConnectError),
     /// No address of the coordinator answers.
@@ -35,7 +35,7 @@ pub(crate) enum SessionError {
     /// The certificate has expired, and isn't renewed.
     #[error("this host's certificate has expired and isn't renewed: {0}")]
     Expired(String),
-    /// This host's key or certificates don't do.
+    /// This host's key or certificates are unusable.
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// A renewed certificate can't be used.
@@ -50,13 +50,13 @@ pub(crate) enum SessionError {
     /// A report can't be sent.
     #[error(transparent)]
     Send(#[from] SendError),
-    /// What comes is no order.
+    /// A message from the coordinator isn't an order.
     #[error(transparent)]
     Receive(#[from] ReceiveError),
     /// The connection ended.
     #[error(transparent)]
     Closed(#[from] CloseReason),
-    /// The connection stands, and nothing comes.
+    /// The connection is up, and nothing comes.
     #[error("nothing came from the coordinator for {0}")]
     Silent(Span),
     /// The driver is gone: the agent ends.
@@ -65,7 +65,7 @@ pub(crate) enum SessionError {
 }
 
 impl SessionError {
-    /// Whether the coordinator takes this host's certificate for expired: by its clock, which counts, it is.
+    /// Whether the coordinator takes this host's certificate for expired. The coordinator's clock decides.
     pub(super) const fn says_expired(&self) -> bool {
         matches!(
             self,
@@ -97,7 +97,7 @@ mod tests {
         };
         assert!(refused(Fault::Expired(None)).says_expired());
         assert!(!refused(Fault::Unauthorised).says_expired());
-        // it is the coordinator's certificate that has expired: ours can't help
+        // the coordinator's certificate has expired, so a renewal of ours can't help
         let theirs = ConnectError::PeerUntrusted {
             host,
             address,

@@ -1,4 +1,4 @@
-//! The way to the coordinator, as far as a session cares: tests make one up.
+//! The way to the coordinator, as an interface, so that tests can make one up.
 
 use std::pin::Pin;
 
@@ -11,8 +11,8 @@ pub(super) trait Door: Send {
     type Sender: Outgoing;
     type Receiver: Incoming;
 
-    /// Reaches the coordinator, and says what `hello` gives by then. The session ends by itself when nothing came for
-    /// so many looks.
+    /// Reaches the coordinator, and sends the current `hello`. The session ends by itself when nothing came for this
+    /// many looks.
     fn open(
         &mut self,
         hello: &(impl Fn() -> Hello + Sync),
@@ -24,16 +24,16 @@ pub(super) trait Door: Send {
 pub(super) struct Line<'a, S, R> {
     pub(super) sender: S,
     pub(super) receiver: R,
-    /// Sees to the session meanwhile. Its end is the session's.
+    /// Takes care of the session meanwhile. When this ends, the session ends.
     pub(super) care: Pin<Box<dyn Future<Output = SessionError> + Send + 'a>>,
 }
 
-/// The half on which reports go.
+/// The half of the session on which reports go.
 pub(super) trait Outgoing: Send {
     fn send(&mut self, report: &Report) -> impl Future<Output = Result<(), SessionError>> + Send;
 }
 
-/// The half on which orders come. `None` at its end.
+/// The half of the session on which orders come. `None` at its end.
 pub(super) trait Incoming: Send {
     fn receive(&mut self) -> impl Future<Output = Result<Option<Order>, SessionError>> + Send;
 }

@@ -1,30 +1,31 @@
-//! When the coordinator is tried again, and how long it may be silent.
+//! The pauses between attempts to reach the coordinator, and how long the coordinator may be silent.
 
 use std::time::Duration;
 
 use origin::Backoff;
 
-/// First and longest pause between attempts to reach the coordinator, each shortened at random by up to a half: hosts
-/// that lost it together don't come back together. The longest bounds how late a host hears of a coordinator that came
-/// back.
+/// First and longest pause between attempts to reach the coordinator. Each pause is shortened at random by up to a
+/// half, so that hosts that lost the coordinator together don't come back together. The longest pause bounds how late a
+/// host hears of a coordinator that came back.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
-/// How often the session looks whether anything came from the coordinator, which says something every 750 ms.
+/// The time between two looks whether anything came from the coordinator, which says something every 750 ms.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Looks at which nothing had come, before the session is given up: 3 s at first, twice as long after each session that
-/// ended like this, and 3 s again once one lasted for [`CALM`]. A coordinator that was killed is left quickly, and one
-/// that gets no processor, or whose network is full, isn't made busier by hosts that all come back again and again.
+/// The first and largest number of looks at which nothing had come, before the session is given up. That is 3 s at
+/// first. The number doubles after each session that ended like this, and falls back once a session lasted for
+/// [`CALM`]. So hosts leave a killed coordinator quickly. A coordinator that gets no processor, or whose network is
+/// full, isn't made busier by hosts that all come back again and again.
 const SILENT_LOOKS: (u32, u32) = (6, 20);
 
-/// After a session that lasted so long the pauses begin anew. A coordinator that takes sessions and ends them at once
-/// isn't asked faster than one that takes none.
+/// After a session that lasted this long, the pauses begin anew. A coordinator that ends sessions at once isn't tried
+/// more often than one that takes none.
 const SOUND: Duration = Duration::from_secs(10);
 
-/// A session that lasted so long wasn't one of a coordinator in trouble.
+/// If a session lasted this long, the coordinator isn't in trouble.
 const CALM: Duration = Duration::from_mins(2);
 
-/// When the coordinator is tried again.
+/// The pauses between attempts to reach the coordinator.
 #[derive(Debug)]
 pub(super) struct Pauses(Backoff);
 
@@ -33,12 +34,12 @@ impl Pauses {
         Self::between(RETRY.0, RETRY.1)
     }
 
-    /// From the first pause to the longest.
+    /// Pauses that grow from `first` to `longest`.
     pub(super) fn between(first: Duration, longest: Duration) -> Self {
         Self(Backoff::seeded(first, longest))
     }
 
-    /// The pause after a session that lasted so long, or that didn't come about.
+    /// The pause after a session that lasted this long; `None` if no session came about.
     pub(super) fn next(&mut self, lasted: Option<Duration>) -> Duration {
         if lasted.is_some_and(|lasted| lasted >= SOUND) {
             self.0.succeeded();
@@ -62,12 +63,12 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// Looks ([`LOOK_EVERY`]) at which nothing may have come.
+    /// The number of looks ([`LOOK_EVERY`]) at which nothing may have come.
     pub(super) const fn looks(&self) -> u32 {
         self.looks
     }
 
-    /// A session lasted so long, and ended because nothing came or for another reason.
+    /// Notes how long a session lasted, and whether it ended because nothing came.
     pub(super) fn ended(&mut self, lasted: Duration, silent: bool) {
         if lasted >= CALM {
             *self = Self::default();

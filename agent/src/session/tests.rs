@@ -1,4 +1,4 @@
-//! Sessions with a made-up coordinator: no sockets, certificates or clocks of others.
+//! Tests of sessions with a made-up coordinator: without sockets, certificates or real clocks.
 
 use std::{
     collections::VecDeque,
@@ -18,16 +18,16 @@ use proto::{
 use super::*;
 use crate::lock::lock;
 
-/// How a session of the coordinator's goes on once its orders are given.
+/// How a session goes on once the coordinator's orders are given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Then {
     Stays,
     Ends,
-    /// What comes next is no message.
+    /// The next message from the coordinator is garbled.
     Garbles,
-    /// The connection stands, and nothing comes.
+    /// The connection is up, and nothing comes.
     IsSilent,
-    /// It takes no report, and says nothing of that.
+    /// The coordinator takes no report, and doesn't say so.
     TakesNothing,
     /// It refuses reports.
     TakesNone,
@@ -44,7 +44,7 @@ enum Act {
 struct Coordinator {
     script: VecDeque<Act>,
     opened: Arc<AtomicUsize>,
-    /// For how many looks it might be silent, at each attempt.
+    /// The number of looks for which the coordinator might be silent, at each attempt.
     looks: Arc<Mutex<Vec<u32>>>,
     greeted: Arc<Mutex<Vec<Hello>>>,
     reported: Arc<Mutex<Vec<Report>>>,
@@ -58,7 +58,7 @@ struct Up {
 struct Down {
     orders: VecDeque<Order>,
     then: Then,
-    /// Told when the orders are given.
+    /// Signalled when the orders are given.
     given: Option<oneshot::Sender<()>>,
 }
 
@@ -172,7 +172,7 @@ fn script(acts: impl IntoIterator<Item = Act>) -> Coordinator {
     }
 }
 
-/// An order that is told from others by its number.
+/// An order with a number, to tell it from others.
 fn order(number: u64) -> Order {
     let names = Names {
         number,
@@ -183,7 +183,7 @@ fn order(number: u64) -> Order {
     }
 }
 
-/// A report that is told from others by its number.
+/// A report with a number, to tell it from others.
 fn report(names: u64) -> Report {
     Report {
         names,
@@ -256,7 +256,7 @@ async fn a_coordinator_that_takes_nothing_lets_a_few_reports_wait_and_no_more() 
     with(coordinator, 4, async |mut heard| {
         let reports = up(&mut heard).await;
         reports.send(report(0)).await.unwrap();
-        // that one is on its way
+        // that report is on its way
         settle().await;
         for number in 0..REPORTS as u64 {
             reports.try_send(report(number)).unwrap();
@@ -340,7 +340,7 @@ async fn each_session_begins_with_what_is_so_by_then() {
         .iter()
         .map(|hello| hello.version.clone())
         .collect();
-    // nobody is greeted who isn't reached
+    // a coordinator that isn't reached isn't greeted
     assert_eq!(versions, ["0", "1", "2"]);
 }
 

@@ -1,9 +1,10 @@
-//! Anything that may happen to the chunks of a content, in any order, over both that keep chunks on a disk: a stage,
-//! and a blob of the mirror.
+//! Everything that may happen to the chunks of a content, in any order, for both kinds of shelf: a stage, and a blob of
+//! the mirror.
 //!
-//! The model knows the true bytes, and two sets of chunks. *Durable* ones were held when a flush went well and weren't
-//! dropped since: a crash loses none of them that is true. *Possible* ones were held then or since: a crash brings back
-//! no other. What is read fits its link, a content that is closed has the true bytes, and in the end it becomes closed.
+//! The model knows the true bytes and two sets of chunks. A *durable* chunk was held at a successful flush and wasn't
+//! dropped since. A crash loses no durable chunk that is true. A *possible* chunk was held at that flush or since. A
+//! crash brings back no other chunk. A chunk that is read fits its link, a closed content has the true bytes, and in
+//! the end the content becomes closed.
 
 use std::{
     fs,
@@ -33,23 +34,23 @@ use crate::{
 const CHUNKS: u32 = 4;
 const BYTES: usize = (3 << 20) + 77;
 
-/// One thing that happens.
+/// One event.
 #[derive(Clone, Debug)]
 enum Step {
-    /// A true chunk comes.
+    /// A true chunk arrives.
     Write(u32),
     /// A peer sends an invented chunk, with a link that fits it.
     Lie(u32),
     Walk,
     Forget(u32),
-    /// Its maker takes back what it made, from here on.
+    /// The maker takes back its chunks from this one on.
     Retract(u32),
     Look(u32),
     Read(u32),
     /// A byte on the disk changes.
     Rot(u32),
     Flush,
-    /// The system fails to sync, once, after so many syncs.
+    /// One sync fails, after this many successful ones.
     FailSync(usize),
     /// The program dies.
     Crash,
@@ -72,20 +73,20 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What keeps the chunks of a content.
+/// A stage or a blob that keeps the chunks of a content.
 trait Keeper: Sized {
-    /// As it is after a start of the program.
+    /// The state as after a start of the program.
     fn open(home: &Path) -> Self;
     fn shelf(&self) -> Shelf;
     fn flush(&self) -> io::Result<()>;
-    /// The file in which the bytes lie, and where in it they start.
+    /// The file with the bytes, and the offset in it where they start.
     fn place(&self, home: &Path) -> (PathBuf, u64);
-    /// Gives the content up where its user would, and begins it anew. Whether it did.
+    /// Gives the content up in a state where its user would, and begins it again. Returns whether it did.
     fn give_up(&mut self) -> bool;
 }
 
-/// Opens what one process at a time may have open: a child that another test makes has our lock too, until it is
-/// another program.
+/// Opens something that only one process at a time may have open. Retries, because a child process that another test
+/// forks has our lock, too, until it runs another program.
 fn patiently<T, E: std::fmt::Debug>(open: impl Fn() -> Result<T, E>) -> T {
     let started = Instant::now();
     loop {
@@ -200,7 +201,7 @@ impl Keeper for Mirrored {
     }
 }
 
-/// A chunk as its sender says it is.
+/// A chunk as its sender claims it to be.
 struct Sent {
     chunk: ChunkIndex,
     link: Link,
@@ -216,7 +217,8 @@ struct World<K> {
     lies: Vec<Sent>,
     durable: BTreeSet<u32>,
     possible: BTreeSet<u32>,
-    /// Bytes that changed after this process wrote or read them: nobody looks at those again before they leave.
+    /// Chunks whose bytes changed after this process wrote or read them. A process doesn't compare them again before
+    /// they leave.
     changed: BTreeSet<u32>,
 }
 
@@ -227,7 +229,7 @@ fn sender() -> HostId {
 impl<K: Keeper> World<K> {
     fn new() -> Self {
         SYNCS_LEFT.set(usize::MAX);
-        // in memory, where the system has such a place: a case syncs many times
+        // in memory, if the system has such a place, because a case syncs many times
         let memory = Path::new("/dev/shm");
         let home = match memory.is_dir() {
             true => tempfile::tempdir_in(memory),
@@ -281,7 +283,7 @@ impl<K: Keeper> World<K> {
         held.iter().map(|chunk| chunk.0).collect()
     }
 
-    /// Writes a chunk. A volume that fails, or a link that can't be true, is for later.
+    /// Writes a chunk. Ignores errors: a failing volume or a link that can't be true shows later.
     fn write(&mut self, lie: bool, at: u32) {
         let maker = sender();
         let sent = if lie { &self.lies } else { &self.truth };
@@ -319,7 +321,7 @@ impl<K: Keeper> World<K> {
 
     fn crash(&mut self) {
         SYNCS_LEFT.set(usize::MAX);
-        // a start walks the chain: what it disproves goes then, flushed or not
+        // a start walks the chain and drops what the chain disproves, flushed or not
         let shelf = self.shelf();
         let is_true = |at: &&u32| {
             let link = shelf.link(self.content, ChunkIndex(**at));
@@ -353,7 +355,7 @@ impl<K: Keeper> World<K> {
                 may_drop = true;
                 drop(shelf.walk(content));
             }
-            // nobody takes back what is proved
+            // a proved chunk isn't taken back
             Step::Forget(_) | Step::Retract(_) if closed => {}
             Step::Forget(at) => {
                 may_drop = true;
@@ -371,7 +373,7 @@ impl<K: Keeper> World<K> {
                 }
             }
             Step::Read(at) => {
-                // what an earlier process left is compared, and dropped where it rotted
+                // a chunk of an earlier process is compared, and dropped if it rotted
                 may_drop = true;
                 if let Ok(Some(found)) = shelf.read(content, ChunkIndex(at))
                     && !self.changed.contains(&at)
@@ -416,7 +418,7 @@ impl<K: Keeper> World<K> {
         assert!(fits, "chunk {at} left with bytes that aren't its link's");
     }
 
-    /// Everything goes well from now on: the content becomes closed, and true.
+    /// Nothing goes wrong from now on: the content becomes closed, with its true bytes.
     fn settle(&mut self) {
         self.take(&Step::Crash);
         for _ in 0..=2 * CHUNKS {

@@ -1,4 +1,4 @@
-//! What is known of one content's chunks, without their bytes.
+//! What this host knows of one content's chunks, without their bytes. `held` does the reading and writing.
 
 use std::collections::BTreeSet;
 
@@ -7,32 +7,32 @@ use proto::{
     ledger::{Entered, RejectLinkError, Verdict},
 };
 
-/// What is known of a content's chunks.
+/// What this host knows of a content's chunks.
 ///
-/// A chunk is *barred* after it was dropped, until the journal says so: nobody writes its place before.
+/// A dropped chunk is *barred* until the journal has the drop. A barred chunk's place isn't written.
 #[derive(Debug)]
 pub(crate) struct Chunks {
     ledger: Ledger,
     zero: ChunkSet,
-    /// Held by the word of an earlier process; their bytes weren't compared since.
+    /// Chunks that an earlier process journaled as held, and whose bytes this process hasn't compared yet.
     unread: ChunkSet,
-    /// Their bytes on disk are changing: nobody else writes them, and they aren't held.
+    /// Chunks whose bytes on disk are changing. They aren't held, and no second thread writes them.
     writing: BTreeSet<ChunkIndex>,
     barred: BTreeSet<ChunkIndex>,
-    /// Counts drops, so that a reader notices one that came between looking and reading.
+    /// Counts drops, so that a reader notices a drop between its look and its read.
     drops: u64,
 }
 
-/// Whether a chunk may be written by who asks.
+/// Whether the caller may write a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
-    /// Yes: it is being written from now on.
+    /// Yes. The caller writes the chunk from now on.
     Yours,
-    /// It is held already.
+    /// No, because the chunk is held already.
     Held,
-    /// Somebody else writes it.
+    /// Not now, because another thread writes the chunk.
     Another,
-    /// The journal has to say first that it was dropped.
+    /// Not yet: the journal has to record the chunk's drop first.
     Barred,
 }
 
@@ -49,7 +49,8 @@ impl Chunks {
         }
     }
 
-    /// What an earlier process journaled as held. A record that can't be true is left out: its chunk is fetched again.
+    /// Takes a chunk that an earlier process journaled as held. Leaves out a record that can't be true, so that its
+    /// chunk is fetched again. Returns whether the chunk is new.
     pub(super) fn believe(
         &mut self,
         chunk: ChunkIndex,
@@ -109,17 +110,17 @@ impl Chunks {
         self.ledger.restate(chunk, link, statement);
     }
 
-    /// Believes nothing that isn't read again.
+    /// Counts every held chunk as unread.
     pub(super) fn doubt(&mut self) {
         self.unread = self.ledger.held().clone();
     }
 
-    /// How many drops there were.
+    /// The number of drops so far.
     pub(super) const fn drops(&self) -> u64 {
         self.drops
     }
 
-    /// The bytes of a held chunk were compared with its link. Whether that is news.
+    /// The bytes of a held chunk were compared with its link. Returns whether the chunk was unread.
     pub(super) fn was_read(&mut self, chunk: ChunkIndex) -> bool {
         self.unread.remove(chunk)
     }
@@ -144,7 +145,7 @@ impl Chunks {
         self.writing.remove(&chunk);
     }
 
-    /// The chunk is on the disk, by a link that fits it.
+    /// The chunk is on the disk, and the link fits its bytes.
     ///
     /// # Errors
     /// When the chain disproves the link.
@@ -164,17 +165,17 @@ impl Chunks {
 
     // ---- dropping -------------------------------------------------------------------------------------------------
 
-    /// Walks back from the content's digest: what this proves false ([`Ledger::walk`]), and isn't dropped by that.
+    /// Walks back from the content's digest and returns what this proves false ([`Ledger::walk`]). Drops nothing.
     pub(super) fn walk(&mut self) -> Vec<Verdict> {
         self.ledger.walk()
     }
 
-    /// The unproved chunks from `from` on that this host made.
+    /// The unproved chunks from `from` on whose links this maker made.
     pub(super) fn doubtful(&self, maker: HostKey, from: ChunkIndex) -> Vec<ChunkIndex> {
         self.ledger.doubtful(maker, from)
     }
 
-    /// The chunk isn't held any more, as the journal says already.
+    /// The chunk isn't held any more. The caller's journal has the drop already, or [`bar`](Self::bar) sees to it.
     pub(super) fn forget(&mut self, chunk: ChunkIndex) {
         self.ledger.forget(chunk);
         self.zero.remove(chunk);
@@ -182,13 +183,13 @@ impl Chunks {
         self.drops += 1;
     }
 
-    /// The chunk isn't held any more, and its place isn't written before the journal says so.
+    /// The chunk isn't held any more. Its place isn't written before the journal has the drop.
     pub(super) fn bar(&mut self, chunk: ChunkIndex) {
         self.forget(chunk);
         self.barred.insert(chunk);
     }
 
-    /// The journal says that it was dropped.
+    /// The journal has the chunk's drop.
     pub(super) fn unbar(&mut self, chunk: ChunkIndex) {
         self.barred.remove(&chunk);
     }

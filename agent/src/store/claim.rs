@@ -1,4 +1,4 @@
-//! A chunk as it is held: its bytes, its link, who made it and who answers for it.
+//! A chunk as this host holds it: its bytes, its link, the link's maker, and the host that answers for the link.
 
 use std::{collections::BTreeMap, io, sync::Mutex};
 
@@ -9,7 +9,7 @@ use proto::{
 use super::place::is_zero;
 use crate::lock::lock;
 
-/// The ids of hosts that made links, by the keys under which ledgers know them. Shared by all that stand on one volume.
+/// The ids of hosts that made links, by the keys under which ledgers know them. Shared by everything on one volume.
 #[derive(Debug, Default)]
 pub(crate) struct Hosts(Mutex<BTreeMap<HostKey, HostId>>);
 
@@ -28,26 +28,26 @@ impl Hosts {
 /// Why a chunk wasn't stored.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// The link can't be true: its sender lies. The bytes are dropped.
+    /// The link can't be true: its sender lies. The bytes are thrown away.
     #[error(transparent)]
     Rejected(#[from] RejectLinkError),
     /// The image has no such content.
     #[error("image has no content {0}")]
     UnknownContent(Digest),
-    /// The chunk's bytes aren't as many as its geometry says: the caller hasn't checked the link.
+    /// The number of bytes isn't what the geometry says: the caller hasn't checked the link.
     #[error("chunk {chunk} of {content} has {bytes} bytes")]
     Length {
         /// The content.
         content: Digest,
         /// The chunk.
         chunk: ChunkIndex,
-        /// What was given.
+        /// The number of bytes that the caller gave.
         bytes: usize,
     },
     /// The image was abandoned or removed meanwhile.
     #[error("image is gone from this host")]
     Gone,
-    /// The volume is full. What is held stays; writing can go on when there is room.
+    /// The volume is full. Held chunks stay. Writing can go on when there is room.
     #[error(
         "volume is full while storing chunk {chunk} of {content}; make room, and it goes on by itself"
     )]
@@ -74,13 +74,13 @@ pub enum WriteError {
 pub struct HeldChunk {
     /// Its bytes.
     pub bytes: Vec<u8>,
-    /// Its link, which holds for them.
+    /// Its link, which fits the bytes.
     pub link: Link,
-    /// Who sent it here, and who made it.
+    /// The host that sent the link here, and the host that made it.
     pub source: Source,
     /// The maker's id.
     pub maker: HostId,
-    /// Who answers for the link.
+    /// The host that answers for the link, if one does.
     pub answer: Answer,
 }
 
@@ -93,14 +93,15 @@ pub(crate) struct Claim {
     pub(crate) answer: Answer,
     /// All its bytes are zero.
     pub(crate) zero: bool,
-    /// It is known by the word of an earlier process alone.
+    /// Only the word of an earlier process says that the chunk is held.
     pub(super) unread: bool,
 }
 
 impl Claim {
     /// Whether these bytes are the claimed ones.
     pub(crate) fn fits(&self, geometry: Geometry, chunk: ChunkIndex, bytes: &[u8]) -> bool {
-        // that the link holds for zeros was found when they came: to look for others is ten times as fast
+        // A check when the chunk came showed that the link fits zeros. To look for other bytes is ten times as fast as
+        // to hash.
         if self.zero && !self.unread {
             return is_zero(bytes);
         }
@@ -118,29 +119,29 @@ impl Claim {
     }
 }
 
-/// What became of a chunk whose bytes should lie at some of its places already.
+/// What became of a chunk whose bytes should already lie at some of its places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Adopted {
-    /// It is held, and was before.
+    /// The chunk was held before.
     Held,
-    /// It is held now. `differed`: not every place had its bytes, and those that hadn't have them now.
+    /// The chunk is held now. `differed`: some place lacked its bytes, and has them now.
     New { differed: bool },
     /// No place had its bytes. Nothing was changed.
     Differs,
 }
 
-/// What a look at a chunk's bytes on the disk found.
+/// The result of a look at a chunk's bytes on the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Look {
-    /// The bytes are those of the link, at every place.
+    /// The bytes fit the link, at every place.
     Sound(Box<HeldChunk>),
-    /// They aren't, or can't be read. The chunk isn't held any more.
+    /// The bytes don't fit, or can't be read. The chunk isn't held any more.
     Rotten,
     /// The chunk isn't held.
     Missing,
 }
 
-/// The volume failed, or is full.
+/// The error for a volume that failed or is full.
 pub(super) fn not_stored(content: Digest, chunk: ChunkIndex, error: io::Error) -> WriteError {
     if error.kind() == io::ErrorKind::StorageFull {
         WriteError::NoRoom { content, chunk }

@@ -1,8 +1,8 @@
-//! Doubt: somebody found an installed image damaged, and nothing of it counts until it was read again.
+//! Doubt: somebody found an installed image damaged. The image doesn't count as present until all of it was read again.
 //!
-//! `parbake-agent verify` runs beside the agent and holds none of its locks. It leaves a file in the image's directory
-//! of ours; the agent's next look at the disk, or its next start, finds that file. The file goes when the image was
-//! read and mended.
+//! `parbake-agent verify` runs beside the agent and holds none of the agent's locks. It leaves a file in the image's
+//! directory of ours. The agent finds that file at its next look at the disk, or at its next start. The file is removed
+//! when the image was read and mended.
 
 use std::{
     fs, io,
@@ -14,10 +14,11 @@ use std::{
 use super::tree::{STATUS, remove_any, write_new};
 use crate::lock::lock;
 
-/// Says that the image is doubted; what is in it tells one doubt from the next.
+/// The name of the file that says that the image is doubted. Its bytes tell one doubt from the next.
 const MARKER: &str = "doubted";
 
-/// Has the agent that this directory of ours belongs to read its image again. Whether it is one's directory.
+/// Leaves a doubt in an image's directory of ours, so that the agent reads the image again. False if the directory
+/// holds no image of ours.
 pub(super) fn mark(directory: &Path) -> io::Result<bool> {
     if !directory.join(STATUS).exists() {
         return Ok(false);
@@ -36,12 +37,12 @@ pub(super) fn mark(directory: &Path) -> io::Result<bool> {
 #[derive(Debug)]
 pub(super) struct Doubt {
     marker: PathBuf,
-    /// What the marker said when it was noticed.
+    /// What the marker said when this process noticed it.
     known: Mutex<Option<Vec<u8>>>,
 }
 
 impl Doubt {
-    /// The doubt of the image with this directory of ours, not looked for yet.
+    /// The doubt of the image with this directory of ours. Looks for no marker yet.
     pub(super) fn new(directory: &Path) -> Self {
         Self {
             marker: directory.join(MARKER),
@@ -49,12 +50,12 @@ impl Doubt {
         }
     }
 
-    /// Whether the image counts for nothing until it is read.
+    /// Whether a doubt is known, so that the image doesn't count until it is read.
     pub(super) fn is_known(&self) -> bool {
         lock(&self.known).is_some()
     }
 
-    /// Looks for a doubt that isn't known yet. Whether there is one.
+    /// Looks for a doubt that isn't known yet. Returns whether there is a new one.
     pub(super) fn notice(&self) -> bool {
         let mut known = lock(&self.known);
         if known.is_some() {
@@ -67,11 +68,11 @@ impl Doubt {
         true
     }
 
-    /// Everything was read, and is complete: after `mend` the doubt is over. A doubt that somebody left since then
-    /// stays for the next look.
+    /// Ends the doubt after everything was read and is complete: calls `mend`, then removes the marker. A doubt that
+    /// somebody left meanwhile stays for the next look.
     ///
     /// # Errors
-    /// When mending fails, or the marker can't be removed: the next look finds that again.
+    /// When mending fails, or the marker can't be removed. The next look finds the marker again.
     pub(super) fn end(&self, mend: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let mut known = lock(&self.known);
         let Some(answered) = known.take() else {

@@ -1,8 +1,8 @@
 //! The files of one image on this host: its bodies, and the blobs of layers that travel as they are in the registry.
 //!
-//! A *body* is one directory's `disk.img`, `config.json` and `nvram.bin`. An image has one under construction, and once
-//! it is installed one in each repository of tart's cache that names it. Bodies never share an inode: what edits one
-//! edits no other. All of them are written when a chunk is; the first is read.
+//! A *body* is one directory's `disk.img`, `config.json` and `nvram.bin`. An image under construction has one body. An
+//! installed image has one in each repository of tart's cache that names it. Bodies share no inode, so an edit of one
+//! changes no other. A chunk is written to all bodies, and read from the first.
 
 use std::{
     collections::BTreeSet,
@@ -30,7 +30,8 @@ use crate::{platform, tart::cache};
 /// The files of one directory that holds the image.
 #[derive(Debug)]
 pub(super) struct Body {
-    /// Inode of its disk. A rename keeps it, so it tells our disk from one that tart made under the same name.
+    /// Inode of its disk. A rename keeps the inode, so the inode tells our disk from one that tart made under the same
+    /// name.
     pub(super) inode: u64,
     pub(super) disk: File,
     config: File,
@@ -40,7 +41,7 @@ pub(super) struct Body {
 }
 
 impl Body {
-    /// A body of this layout in a directory, whose files are made where they aren't there.
+    /// A body of this layout in a directory. Makes the files that aren't there.
     pub(super) fn create(directory: &Path, layout: &Layout) -> io::Result<Self> {
         let open = |name: &str, size: u64| {
             let path = directory.join(name);
@@ -62,9 +63,10 @@ impl Body {
         )
     }
 
-    /// The body that lies in a directory. An `installed` one that may only be read is read, and can't be mended.
+    /// Opens the body in a directory. If an `installed` body is read-only, it is opened for reading and can't be
+    /// mended.
     ///
-    /// Small files of another size get their own back: what is missing then or too much shows when they are read.
+    /// A config or NVRAM of another size is resized. A later read shows the bytes that are then missing.
     pub(super) fn open(directory: &Path, installed: bool, layout: &Layout) -> io::Result<Self> {
         let open = |name: &str, size: Option<u64>| {
             let path = directory.join(name);
@@ -102,8 +104,8 @@ impl Body {
         })
     }
 
-    /// Whether the files in a directory are the ones of this body, and have these sizes. What somebody put in the place
-    /// of one of them, made longer or made shorter isn't the image: tart would use it.
+    /// Whether the files in a directory are this body's files, with these sizes. A replaced, lengthened or shortened
+    /// file isn't the image, although tart would use it.
     fn lies_in(&self, directory: &Path, sizes: [u64; 3]) -> bool {
         let parts = [cache::DISK, cache::CONFIG, cache::NVRAM].iter();
         parts
@@ -135,7 +137,8 @@ impl Body {
         }
     }
 
-    /// Bytes that it takes from the volume, as far as the volume tells: shared ones are counted too.
+    /// Bytes that the body takes from the volume, by the file system's count. Blocks shared with a clone are counted,
+    /// too.
     pub(super) fn taken_bytes(&self) -> u64 {
         let taken = |file: &File| file.metadata().map_or(0, |found| found.blocks() * 512);
         self.files().into_iter().map(taken).sum()
@@ -152,8 +155,8 @@ impl Body {
     }
 }
 
-/// Opens a part of a body. What isn't a file, as a link that leads elsewhere, isn't there: what it names is never
-/// changed.
+/// Opens a part of a body. Anything that isn't a regular file counts as missing. A symlink isn't followed, so its
+/// target is never changed.
 fn open_part(path: &Path, access: Access) -> io::Result<File> {
     let absent = || io::Error::new(io::ErrorKind::NotFound, "it isn't a file");
     if !fs::symlink_metadata(path)?.is_file() {
@@ -174,7 +177,7 @@ pub(super) enum Where {
     Disk(u64),
     Config,
     Nvram,
-    /// In a file of its own, whose layers are decoded from it.
+    /// In a file of its own, from which layers are decoded.
     Blob,
 }
 
@@ -185,10 +188,10 @@ pub(crate) struct ImageFiles {
     image: Digest,
     /// `.parbake/<hex>`.
     directory: PathBuf,
-    /// Of the disk, the config and the NVRAM, by the layout.
+    /// Sizes of the disk, the config and the NVRAM, by the layout.
     sizes: [u64; 3],
     contents: Vec<(Digest, Vec<Where>)>,
-    /// The first is read. Never empty.
+    /// The first body is the one that is read. Never empty.
     bodies: RwLock<Vec<Arc<Body>>>,
 }
 
@@ -232,7 +235,7 @@ impl ImageFiles {
         bodies.clone()
     }
 
-    /// Whether a directory holds one of the bodies, whole.
+    /// Whether a directory holds all files of one of the bodies.
     pub(super) fn lie_in(&self, directory: &Path) -> bool {
         let bodies = self.bodies.read().unwrap_or_else(PoisonError::into_inner);
         bodies
@@ -240,19 +243,20 @@ impl ImageFiles {
             .any(|body| body.lies_in(directory, self.sizes))
     }
 
-    /// Another body, written and compared already.
+    /// Adds another body, whose bytes are written and compared already.
     pub(super) fn add_body(&self, body: Body) {
         let mut bodies = self.bodies.write().unwrap_or_else(PoisonError::into_inner);
         bodies.push(Arc::new(body));
     }
 
-    /// Other files in the place of those that are open.
+    /// Replaces the open files.
     pub(super) fn replace_bodies(&self, new: Vec<Body>) {
         let mut bodies = self.bodies.write().unwrap_or_else(PoisonError::into_inner);
         *bodies = new.into_iter().map(Arc::new).collect();
     }
 
-    /// Lets go of bodies whose disk was removed. The last one is kept: nothing can be read without it.
+    /// Closes bodies whose disk was removed. Keeps them all if every disk was removed: nothing could be read without
+    /// one.
     pub(super) fn drop_removed_bodies(&self) {
         let bodies = self.bodies();
         if bodies.len() < 2 || bodies.iter().all(|body| body.is_linked()) {
@@ -304,7 +308,8 @@ impl Files for Arc<ImageFiles> {
             }
         }
         if self.contents[content].1.contains(&Where::Blob) {
-            // Opened each time: images of this old kind have hundreds, more than a process may have open on macOS.
+            // Opened each time: an image of this old kind has hundreds of blobs, and a process on macOS may open fewer
+            // files.
             let write = access == Access::Write;
             let open = || {
                 OpenOptions::new()
@@ -333,7 +338,7 @@ impl Files for Arc<ImageFiles> {
                 .iter()
                 .any(|content| self.contents[*content].1.iter().any(wanted))
         };
-        // a blob's layers are decoded onto the disk
+        // layers of a blob are decoded onto the disk
         let disk = places(|place| matches!(place, Where::Disk(_) | Where::Blob));
         let config = places(|place| *place == Where::Config);
         let nvram = places(|place| *place == Where::Nvram);
@@ -368,7 +373,7 @@ impl Files for Arc<ImageFiles> {
 /// Bytes that an image may take from the volume while it is built: the whole disk although holes take none, the
 /// blobs, and the journal.
 pub(super) fn needed_bytes(layout: &Layout) -> u64 {
-    /// More than a chunk's record in the journal, including its dropping.
+    /// Upper bound of a chunk's bytes in the journal, with the record of its drop.
     const RECORD_BYTES: u64 = 256;
     let mut bytes = layout.disk_bytes() + (1 << 20);
     for content in layout.contents() {

@@ -1,15 +1,16 @@
 //! The chunks of some contents on this host's disk, with the links that prove them and the journal that vouches for
-//! them. Images ([`Stage`](super::Stage)) and blobs of the mirror stand on it; each brings its own [`Files`].
+//! them. Images ([`Stage`](super::Stage)) and blobs of the mirror are built on it. Each brings its own [`Files`], which
+//! says where bytes lie.
 //!
-//! The rules that a crash, a failing volume and a rotting disk must not break are here, once:
+//! This module has the rules that must hold despite crashes, a failing volume and a rotting disk:
 //! - **The journal never claims what the disk may not have.** [`Held::flush`] syncs the data, then appends the records.
-//! - **A place isn't written again before the journal has the drop of what stood there.** A dropped chunk is *barred*
-//!   until a flush succeeded; who wants to write it flushes first. Otherwise a crash could bring the old link back over
-//!   new bytes.
-//! - **A sync that failed vouches for nothing.** The system may have thrown the data away, and the next sync succeeds
-//!   all the same. Every chunk that no journal vouches for yet is dropped then.
-//! - **What an earlier process journaled is believed, but not trusted**: those chunks are *unread* until their bytes
-//!   were compared with their links once. Nothing unread leaves this host.
+//! - **A place isn't written again before the journal has the drop of its old chunk.** A dropped chunk is *barred*
+//!   until a flush succeeded. A thread that wants to write the chunk flushes first. Otherwise a crash could bring the
+//!   old link back over new bytes.
+//! - **A sync that failed vouches for nothing.** The system may have thrown the data away, although the next sync
+//!   succeeds. Every chunk that isn't in the journal yet is dropped then.
+//! - **Chunks that an earlier process journaled are held, but *unread*** until their bytes were compared with their
+//!   links once. Nothing unread leaves this host.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,10 +44,10 @@ pub(crate) struct Held<F> {
     contents: Vec<Content>,
     index: BTreeMap<Digest, usize>,
     hosts: Arc<Hosts>,
-    /// Absent where nothing more is written. Locked before a content's state where both are.
+    /// Absent if nothing more is journaled. When both are locked, the journal is locked before a content's state.
     journal: Mutex<Option<Journal>>,
-    /// What happened since the last flush. Filled by every writing thread, emptied by whoever flushes; locked after a
-    /// content's state where both are.
+    /// What happened since the last flush. Every writing thread adds to it; a flush takes all of it. When both are
+    /// locked, a content's state is locked first.
     pending: Mutex<Pending>,
     gone: AtomicBool,
 }
@@ -55,9 +56,9 @@ pub(crate) struct Held<F> {
 struct Content {
     digest: Digest,
     geometry: Geometry,
-    /// Changed by whichever thread stores or drops a chunk; held for a comparison, never while the disk works.
+    /// Changed by any thread that stores or drops a chunk. Locked for a comparison, never during disk I/O.
     chunks: Mutex<Chunks>,
-    /// A chunk left `Chunks::writing`.
+    /// Signals that a chunk isn't being written any more.
     written: Condvar,
 }
 
@@ -66,11 +67,11 @@ struct Pending {
     records: Vec<Record>,
     /// Contents that were written to.
     dirty: BTreeSet<usize>,
-    /// Syncs that failed so far: what was being written meanwhile may be lost with what was written before.
+    /// The number of failed syncs. A chunk that was being written during one may be lost, like those written before.
     failures: u64,
 }
 
-/// A chunk that is the caller's to write.
+/// A chunk that only the caller may write now.
 struct Writing<'a> {
     content: &'a Content,
     at: usize,
@@ -79,7 +80,7 @@ struct Writing<'a> {
 }
 
 impl<F: Files> Held<F> {
-    /// Nothing of these contents yet, and nothing that vouches.
+    /// The state of these contents without any chunk, and without a journal.
     pub(crate) fn new(
         files: F,
         contents: impl IntoIterator<Item = (Digest, Geometry)>,
@@ -104,13 +105,13 @@ impl<F: Files> Held<F> {
         }
     }
 
-    /// Journals into this one from now on.
+    /// Sets the journal for records from now on.
     pub(crate) fn set_journal(&self, journal: Option<Journal>) {
         *lock(&self.journal) = journal;
     }
 
-    /// Believes the records of an earlier process; what they say is held is unread. What isn't of these contents is
-    /// passed over, and what the chain disproves is dropped.
+    /// Takes the records of an earlier process. Their chunks are held, but unread. Records of other contents are
+    /// skipped, and chunks that the chain disproves are dropped.
     pub(crate) fn replay(&self, records: Vec<Record>) {
         for record in records {
             match record {
@@ -157,7 +158,7 @@ impl<F: Files> Held<F> {
         self.contents.len()
     }
 
-    /// The number of a content.
+    /// The number of a content, in the order of [`new`](Self::new)'s list.
     pub(crate) fn find(&self, content: &Digest) -> Option<usize> {
         self.index.get(content).copied()
     }
@@ -192,23 +193,23 @@ impl<F: Files> Held<F> {
         self.chunks(at).link(chunk)
     }
 
-    /// This host made a held link once more, and answers for it under its new run. No journal has that: after a restart
-    /// it answers under the run before.
+    /// Replaces the statement of a held link that this host made again: this host answers for the link under its new
+    /// run. The journal doesn't record it, so after a restart this host answers under the earlier run.
     pub(crate) fn restate(&self, at: usize, chunk: ChunkIndex, link: Link, statement: Statement) {
         self.chunks(at).restate(chunk, link, statement);
     }
 
-    /// Who answers for the link of a chunk.
+    /// The host that answers for a chunk's link, if one does.
     pub(crate) fn answer(&self, at: usize, chunk: ChunkIndex) -> Answer {
         self.chunks(at).answer(chunk)
     }
 
-    /// The chunks that are held by the word of an earlier process alone.
+    /// The chunks that are held only by the word of an earlier process.
     pub(crate) fn unread(&self, at: usize) -> ChunkSet {
         self.chunks(at).unread().clone()
     }
 
-    /// Believes nothing that isn't read again.
+    /// Counts every held chunk as unread.
     pub(crate) fn doubt(&self) {
         for content in &self.contents {
             lock(&content.chunks).doubt();
@@ -219,12 +220,12 @@ impl<F: Files> Held<F> {
         self.gone.load(Ordering::Acquire)
     }
 
-    /// Nothing is read or written any more.
+    /// Marks everything as gone: nothing is read or written from now on.
     pub(crate) fn set_gone(&self) {
         self.gone.store(true, Ordering::Release);
     }
 
-    /// What is known of a held chunk.
+    /// What is known of a held chunk without its bytes.
     pub(crate) fn claim(&self, at: usize, chunk: ChunkIndex) -> Option<Claim> {
         let chunks = self.chunks(at);
         self.claim_of(&chunks, chunk)
@@ -244,10 +245,10 @@ impl<F: Files> Held<F> {
 
     // ---- storing --------------------------------------------------------------------------------------------------
 
-    /// Stores a chunk whose link was found to hold, at every place. Zeros become holes. A chunk that is held already
-    /// stays as it is; one that another thread is storing is waited for.
+    /// Stores a chunk at every place. The caller has found that the link fits the bytes. Zeros become holes. A chunk
+    /// that is held already stays as it is. If another thread stores the same chunk, waits for that thread.
     ///
-    /// The chunk counts as held at once, and survives a crash from the next [`flush`](Self::flush) on.
+    /// The chunk counts as held at once. It survives a crash from the next [`flush`](Self::flush) on.
     ///
     /// # Errors
     /// When the link is rejected, or the volume fails. The chunk isn't held then.
@@ -290,8 +291,8 @@ impl<F: Files> Held<F> {
         self.end_turn(&turn, written, &claim)
     }
 
-    /// Takes a chunk whose bytes lie at some of its places already: those where `there`. They are compared with the
-    /// claim where they lie, and other places get a copy of them.
+    /// Takes a chunk whose bytes should already lie at the places for which `there` is true. Compares those bytes with
+    /// the claim, and copies them to the other places.
     ///
     /// # Errors
     /// As [`write`](Self::write).
@@ -347,7 +348,7 @@ impl<F: Files> Held<F> {
         })
     }
 
-    /// Waits until the chunk may be written by the caller; `None` where it is held.
+    /// Waits until the caller may write the chunk. `None` if the chunk is held.
     fn take_turn(&self, at: usize, chunk: ChunkIndex) -> Result<Option<Writing<'_>>, WriteError> {
         let content = &self.contents[at];
         let mut chunks = lock(&content.chunks);
@@ -398,7 +399,7 @@ impl<F: Files> Held<F> {
         chunks.end_turn(chunk);
         turn.content.written.notify_all();
         written.map_err(|error| not_stored(digest, chunk, error))?;
-        // a sync that fails from here on sees the chunk among those that it has to drop
+        // under this lock, a sync that fails from now on finds the chunk among those to drop
         let mut pending = lock(&self.pending);
         if pending.failures != turn.failures {
             let lost = io::Error::other("the volume failed while it was written");
@@ -424,8 +425,8 @@ impl<F: Files> Held<F> {
 
     // ---- reading --------------------------------------------------------------------------------------------------
 
-    /// A held chunk; `None` when it isn't held, was dropped while it was read, or all is gone. Unread bytes are
-    /// compared with their link first.
+    /// Reads a held chunk. `None` if it isn't held, was dropped during the read, or everything is gone. Unread bytes
+    /// are compared with their link first.
     ///
     /// # Errors
     /// When the volume fails.
@@ -460,11 +461,11 @@ impl<F: Files> Held<F> {
         Ok(Some(claim.with(bytes)))
     }
 
-    /// Reads a held chunk at each of its places and compares it with its link. One that isn't what the link says is
-    /// dropped; the caller flushes.
+    /// Reads a held chunk at each of its places and compares it with its link. Drops a chunk that doesn't fit. The
+    /// caller flushes.
     ///
     /// # Errors
-    /// When the volume fails: that says nothing of the chunk.
+    /// When the volume fails. The chunk stays held, since such an error says nothing about its bytes.
     pub(crate) fn look(&self, at: usize, chunk: ChunkIndex) -> io::Result<Look> {
         let content = &self.contents[at];
         loop {
@@ -481,7 +482,7 @@ impl<F: Files> Held<F> {
             }
             let mut chunks = lock(&content.chunks);
             if chunks.drops() != drops {
-                // perhaps of this chunk, which has been written again since
+                // the drop may be of this chunk, which may have been written again since
                 continue;
             }
             if let Some(bytes) = found {
@@ -497,7 +498,8 @@ impl<F: Files> Held<F> {
         }
     }
 
-    /// Compares every held chunk of a content with its link, and drops what rotted. What was dropped is journaled.
+    /// Compares every held chunk of a content with its link, and drops those that rotted. Drops are journaled before
+    /// this returns.
     ///
     /// # Errors
     /// When the volume fails.
@@ -510,7 +512,7 @@ impl<F: Files> Held<F> {
         Ok(())
     }
 
-    /// The chunk's bytes, where every place has those that the claim says.
+    /// The chunk's bytes, if every place has them and they fit the claim.
     fn compare(&self, at: usize, chunk: ChunkIndex, claim: &Claim) -> io::Result<Option<Vec<u8>>> {
         let geometry = self.contents[at].geometry;
         let offset = geometry.offset(chunk);
@@ -535,11 +537,12 @@ impl<F: Files> Held<F> {
         }
     }
 
-    /// Makes the content's links from its bytes, whatever is known of it. Whether they end in its digest: then every
-    /// chunk is held that has the same bytes at each of its places. Otherwise nothing changes.
+    /// Makes the content's links from its bytes, without using the links that are known. If the new chain ends in the
+    /// content's digest, every chunk is held whose bytes are the same at all of its places, and other chunks are
+    /// dropped. Otherwise nothing changes. Returns whether the content is closed by that.
     ///
     /// # Errors
-    /// When the volume fails, or `go_on` says so.
+    /// When the volume fails, or `go_on` returns an error.
     pub(crate) fn link_again(
         &self,
         at: usize,
@@ -612,7 +615,8 @@ impl<F: Files> Held<F> {
 
     // ---- dropping -------------------------------------------------------------------------------------------------
 
-    /// Walks back from the content's digest and drops what this proves false ([`Ledger::walk`]). The caller flushes.
+    /// Walks back from the content's digest and drops the chunks that this proves false ([`Ledger::walk`]). The caller
+    /// flushes.
     pub(crate) fn drop_false(&self, at: usize) -> Vec<Verdict> {
         let mut chunks = self.chunks(at);
         let verdicts = chunks.walk();
@@ -622,8 +626,8 @@ impl<F: Files> Held<F> {
         verdicts
     }
 
-    /// Drops a chunk whose bytes turned out not to be the registry's, so that the true ones can take its place. Whether
-    /// it was held. The caller flushes.
+    /// Drops a chunk whose bytes turned out not to be the registry's, so that the true bytes can take its place.
+    /// Returns whether the chunk was held. The caller flushes.
     pub(crate) fn forget(&self, at: usize, chunk: ChunkIndex) -> bool {
         let mut chunks = self.chunks(at);
         let held = chunks.held().contains(chunk);
@@ -633,7 +637,8 @@ impl<F: Files> Held<F> {
         held
     }
 
-    /// Drops the unproved chunks from `from` on that this host made: it took them back. The caller flushes.
+    /// Drops the unproved chunks from `from` on whose links this maker made, because the maker took them back. The
+    /// caller flushes.
     pub(crate) fn retract(&self, at: usize, maker: HostKey, from: ChunkIndex) -> Vec<ChunkIndex> {
         let mut chunks = self.chunks(at);
         let doubtful = chunks.doubtful(maker, from);
@@ -643,7 +648,7 @@ impl<F: Files> Held<F> {
         doubtful
     }
 
-    /// The chunk isn't held any more, and its place isn't written before the journal says so.
+    /// The chunk isn't held any more. Its place isn't written before the journal has the drop.
     fn lose(&self, at: usize, chunks: &mut Chunks, chunk: ChunkIndex) {
         chunks.bar(chunk);
         lock(&self.pending).records.push(Record::Dropped {
@@ -655,12 +660,12 @@ impl<F: Files> Held<F> {
 
     // ---- the journal ----------------------------------------------------------------------------------------------
 
-    /// Bytes of a content changed otherwise than by chunks.
+    /// Bytes of a content changed in another way than by a chunk's write. The next flush syncs them.
     pub(crate) fn touch(&self, at: usize) {
         lock(&self.pending).dirty.insert(at);
     }
 
-    /// A fact that isn't about a chunk, and whose data are synced already.
+    /// Journals a fact that isn't about a chunk. Its data are synced already.
     pub(crate) fn note(&self, record: Record) {
         lock(&self.pending).records.push(record);
     }
@@ -670,12 +675,12 @@ impl<F: Files> Held<F> {
         pending.records.is_empty() && pending.dirty.is_empty()
     }
 
-    /// Makes everything written so far survive a crash: data first, then the journal that vouches for them. Cheap when
-    /// nothing happened.
+    /// Makes everything written so far survive a crash: syncs the data first, then appends to the journal that vouches
+    /// for them. Cheap when nothing happened.
     ///
     /// # Errors
-    /// When the volume fails. If the data weren't synced, every chunk that the journal doesn't vouch for yet isn't held
-    /// any more. If only the journal wasn't, the next call tries again.
+    /// When the volume fails. If the sync of the data failed, every chunk that isn't in the journal yet is dropped. If
+    /// only the journal failed, the next call tries again.
     pub(crate) fn flush(&self) -> io::Result<()> {
         if self.is_gone() {
             return Ok(());
@@ -695,7 +700,7 @@ impl<F: Files> Held<F> {
             self.unvouch(records);
             return Err(error);
         }
-        // without a journal nothing is vouched for, and nothing has to be taken back
+        // without a journal there is no record of a chunk, so no drop has to be recorded either
         if let Some(journal) = journal.as_mut()
             && let Err(error) = journal.append(&records)
         {
@@ -714,8 +719,8 @@ impl<F: Files> Held<F> {
         Ok(())
     }
 
-    /// Drops what a failed sync covered: these records' chunks, and those that came while it ran. Drops stay to be
-    /// journaled.
+    /// Drops the chunks that a failed sync covered: those of `records`, and those that came while the sync ran. Records
+    /// of drops stay pending.
     fn unvouch(&self, mut records: Vec<Record>) {
         {
             let mut pending = lock(&self.pending);
@@ -735,7 +740,7 @@ impl<F: Files> Held<F> {
                         continue;
                     };
                     let mut chunks = self.chunks(at);
-                    // one that was dropped since has its own record
+                    // a chunk that was dropped since has its own record of the drop
                     if chunks.link(chunk).is_some_and(|(held, _)| {
                         (held.before, held.after) == (link.before, link.after)
                     }) {
@@ -743,7 +748,7 @@ impl<F: Files> Held<F> {
                     }
                 }
                 Record::Dropped { .. } => lock(&self.pending).records.push(record),
-                // it is decoded again
+                // the blob is decoded again anyway
                 Record::Decoded { .. } => {}
             }
         }

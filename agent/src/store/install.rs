@@ -1,4 +1,5 @@
-//! From a complete stage to an image that tart finds: the order of steps is explained at the head of `store.rs`.
+//! Puts a complete stage into tart's cache, where tart finds it. The head of `store.rs` explains the order of the
+//! steps.
 
 use std::{
     fs, io,
@@ -23,34 +24,34 @@ use crate::{
     tart::{Reference, cache},
 };
 
-/// Why an image isn't installed. Everything that was done stays; installing again goes on from there.
+/// Why an image couldn't be installed. Everything done so far stays, and the next installation goes on from there.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
     /// A reference is no good.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
-    /// No reference was given, ever: tart couldn't find the image.
+    /// No reference was ever given, so tart couldn't find the image.
     #[error("image {0} has no reference to be installed under")]
     NoReference(Digest),
     /// A content isn't verified yet.
     #[error("content {0} isn't complete")]
     Incomplete(Digest),
-    /// A layer that travels as a blob is bad.
+    /// A layer that travels as a blob can't be decoded onto the disk.
     #[error(transparent)]
     Layer(DecodeLayerError),
-    /// tart (a pull from the same registry, most likely) holds its lock, for longer than the store waits.
+    /// tart held its lock for longer than the store waits. Most likely it pulls from the same registry.
     #[error("tart is busy: {0}")]
     Busy(LockError),
-    /// Something of another kind stands where the tag's link goes.
+    /// Something that isn't a symlink stands where the tag's link belongs.
     #[error("{path} is in the way of the tag's link: it isn't a link")]
     InTheWay {
         /// Where.
         path: PathBuf,
     },
-    /// The image was abandoned meanwhile.
+    /// The image was abandoned during this operation.
     #[error("image is gone from this host")]
     Gone,
-    /// The image's files were removed from the disk. It has to be staged anew.
+    /// The image's files were removed from the disk. The image has to be staged again.
     #[error("the image's files were removed")]
     Removed,
     /// The volume has no room for a copy of the image in another repository's directory.
@@ -82,11 +83,11 @@ impl From<TwinError> for InstallError {
     }
 }
 
-/// Puts an image into tart's cache under these references, and those that it is wanted under. Repeating it is
-/// harmless; with a new reference it only makes the link.
+/// Puts an image into tart's cache under these references and under those that it is wanted under. It may be repeated.
+/// For an installed image with a new reference, it only makes the link.
 ///
-/// What tart itself may have pulled under the same name meanwhile is replaced: tart verifies nothing it pulls, and
-/// ours is verified. It is the same image, so whoever reads it notices nothing.
+/// Replaces what tart itself may have pulled under the same name meanwhile, because tart verifies nothing that it pulls
+/// and our copy is verified. It is the same image, so a reader notices nothing.
 ///
 /// # Errors
 /// When contents are missing, tart holds its lock, or the volume fails.
@@ -99,10 +100,11 @@ pub fn install(stage: &Stage, references: &[String]) -> Result<(), InstallError>
     Installation { stage }.run(&references, &mut installing).1
 }
 
-/// Puts an image into tart's cache under exactly these references. Those under which tart finds it now, also where
-/// others failed; and the first failure.
+/// Puts an image into tart's cache under exactly these references. Returns the references under which tart finds the
+/// image now, even if others failed, and the first failure.
 ///
-/// Where tart finds it already under all of them no lock is waited for: a pull of tart's may hold that for an hour.
+/// If tart finds the image under all of them already, no lock is waited for: a pull by tart may hold its lock for an
+/// hour.
 pub fn install_as(stage: &Stage, references: &[String]) -> (Vec<String>, Result<(), InstallError>) {
     let references = match parse_references(stage.layout().digest(), references) {
         Ok(references) => references,
@@ -117,7 +119,7 @@ pub fn install_as(stage: &Stage, references: &[String]) -> (Vec<String>, Result<
     (placed.iter().map(ToString::to_string).collect(), result)
 }
 
-/// An error where the image was given up, or its files were removed.
+/// An error if the image was given up or its files were removed.
 fn is_left(stage: &Stage) -> Result<(), InstallError> {
     if stage.is_gone() {
         return Err(InstallError::Gone);
@@ -128,7 +130,7 @@ fn is_left(stage: &Stage) -> Result<(), InstallError> {
     Ok(())
 }
 
-/// One installation. Who makes it keeps others from beginning ([`Stage::installing`]).
+/// One installation. The caller keeps others from running ([`Stage::installing`]).
 #[derive(Clone, Copy)]
 struct Installation<'a> {
     stage: &'a Stage,
@@ -140,7 +142,7 @@ impl Installation<'_> {
         references: &[Reference],
         last: &mut Installing,
     ) -> (Vec<Reference>, Result<(), InstallError>) {
-        // a doubt that comes later isn't answered by this
+        // this installation doesn't answer a doubt that is noticed later
         let doubted = self.stage.is_doubted();
         if last.waits_for_tart
             && !doubted
@@ -153,8 +155,8 @@ impl Installation<'_> {
         (placed, result)
     }
 
-    /// Where tart still holds the lock of every reference that isn't in place: those that are, and the lock. An
-    /// installation that is tried again and again then syncs nothing.
+    /// Looks whether tart still holds the locks for all references that aren't in place. If so, returns the references
+    /// that are in place, and the error of a lock. So an installation that is retried again and again syncs nothing.
     fn still_waits(self, references: &[Reference]) -> Option<(Vec<Reference>, LockError)> {
         let (mut placed, mut busy) = (Vec::new(), None);
         for reference in references {
@@ -190,12 +192,12 @@ impl Installation<'_> {
                 Ok(()) => placed.push(reference.clone()),
                 Err(error) => result = result.and(Err(error)),
             }
-            // what dies in a test dies there
+            // a test that lets the process die here stops here
             if result.is_err() && !going_on() {
                 return (placed, result);
             }
         }
-        // in the cache is installed, also where a link couldn't be made
+        // an image in the cache counts as installed, even if a link couldn't be made
         if self.stage.names().installed_directory().is_some() {
             result = result.and(self.conclude(doubted));
         }
@@ -207,7 +209,7 @@ impl Installation<'_> {
         (placed, result)
     }
 
-    /// What goes before the first link: everything is here, and on the disk.
+    /// What comes before the first link: makes sure that everything is complete, and on the disk.
     fn prepare(self, references: &[Reference], doubted: bool) -> Result<(), InstallError> {
         if references.is_empty() {
             return Err(InstallError::NoReference(*self.stage.layout().digest()));
@@ -219,7 +221,7 @@ impl Installation<'_> {
         let is_built = self.stage.names().is_ours(&building);
         if is_built || doubted {
             self.stage.decode_layers()?;
-            // by an earlier process, and not read since
+            // chunks of an earlier process that weren't compared since
             self.stage.read_again()?;
             self.stage.flush()?;
             if let Some(content) = self.stage.first_open() {
@@ -239,19 +241,19 @@ impl Installation<'_> {
             self.stage.end_doubt()?;
         }
         self.stage.names().set_installed()?;
-        // What tart had, where it was exchanged for ours. A twin that waits for tart's lock stays.
+        // Removes the directory that tart had, if it was exchanged for ours. A twin that waits for tart's lock stays.
         for rest in [IMAGE, REPLACED] {
             remove_any(&self.stage.directory().join(rest))?;
         }
         Ok(())
     }
 
-    /// Completes the directory and syncs all of it.
+    /// Writes the manifest and the marker into the directory, and syncs all of it.
     fn seal(self, building: &Path) -> Result<(), InstallError> {
         write_new(&building.join(cache::MANIFEST), self.stage.manifest())?;
         write_new(&building.join(cache::MARKER), GUARD)?;
         if let Err(error) = self.stage.sync_files() {
-            // what the system wrote before, and said so, may be lost too
+            // data that the system reported as written before may be lost, too
             self.stage.chunks().doubt();
             return Err(error.into());
         }
@@ -270,7 +272,7 @@ impl Installation<'_> {
         let host = cache::host_directory(home, reference);
         let repository = cache::repository_directory(home, reference);
         let target = cache::image_directory(home, reference, self.stage.layout().digest());
-        // before tart's lock is taken: to make and compare a twin takes a second per GB
+        // before tart's lock is taken, because making and comparing a twin takes a second per GB
         let source = if self.stage.names().is_ours(&target) {
             None
         } else {
@@ -307,8 +309,8 @@ impl Installation<'_> {
         Ok(())
     }
 
-    /// The directory to move into the cache: the stage's own, or, where that has moved to another repository already,
-    /// its twin.
+    /// The directory to move into the cache. It is the stage's own directory, or a twin if that one has moved to
+    /// another repository already.
     fn source(self) -> Result<PathBuf, InstallError> {
         let building = self.stage.directory().join(IMAGE);
         if self.stage.names().is_ours(&building) {
@@ -323,10 +325,10 @@ impl Installation<'_> {
                 .map_err(|error| io_at("moving the image to", target, error));
         }
         if platform::exchange(source, target).is_ok() {
-            // Theirs now stands where ours was, and goes when all is done.
+            // tart's directory now stands where ours was. `conclude` removes it.
             return Ok(());
         }
-        // A volume without exchange: for a moment there is neither, which tart takes for an image to pull.
+        // This volume can't exchange. For a moment the target is missing, which tart takes for an image to pull.
         let replaced = self.stage.directory().join(REPLACED);
         remove_any(&replaced)?;
         fs::rename(target, &replaced)

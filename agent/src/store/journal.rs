@@ -1,22 +1,22 @@
-//! The journal of one image: which chunks of it are on disk, and by which links.
+//! The journal of one image or one blob: which chunks of it are on disk, and by which links.
 //!
-//! Layout, little-endian: a header, then batches, each appended and synced in one go *after* the data that it speaks
-//! of.
+//! All numbers are little-endian. A header is followed by batches. Each batch is appended and synced in one go *after*
+//! the sync of the data that it vouches for.
 //!
 //! | part | bytes |
 //! |---|---|
 //! | header | `parbake journal` + version byte (16), manifest digest (32) |
 //! | batch | payload length (4), check (16), payload |
 //!
-//! The check is the first half of BLAKE3 over the check before (the header's, for the first batch), the length and the
-//! payload. So a batch stands only behind the very batches that it was written behind, and a journal is believed up to
-//! the first byte that isn't what was written: what follows is cut off. That costs at most the chunks of the last
-//! batches, which are fetched again; it never makes a chunk held whose record is damaged.
+//! The check is the first half of a BLAKE3 hash over the check of the batch before (for the first batch, the hash of
+//! the header), the length and the payload. So a batch is valid only behind the very batches that it was written
+//! behind. A journal is believed up to the first batch that isn't what was written; the rest is cut off. That loses at
+//! most the chunks of the last batches, which are fetched again. It never makes a chunk held whose record is damaged.
 //!
-//! A payload is a sequence of records, each a tag byte and fixed fields ([`Record`]). Contents and hosts are named once
-//! (tags 1 and 2) and then go by their number in the order of naming, and so do the runs under which links were signed
-//! (tag 6). A chunk's record has 182 bytes, or 114 where nobody signed it: 25 MB for a disk of 140 GB, read in well
-//! under a second.
+//! A payload is a sequence of records, each a tag byte and its fields ([`Record`]). Each content (tag 1), each host
+//! (tag 2) and each run under which links were signed (tag 6) is written once. Later records use its number in the
+//! order of writing. A chunk's record has 182 bytes, or 114 if nobody signed its link. The journal of a 140 GB disk has
+//! 25 MB, and is read in well under a second.
 
 use std::{
     collections::BTreeMap,
@@ -39,19 +39,20 @@ const MAGIC: &[u8; 16] = b"parbake journal\x01";
 const HEADER_BYTES: usize = 48;
 const FRAME_BYTES: usize = 20;
 
-/// A batch's payload is cut at this size; also the most that a reader believes a length.
+/// Bytes at which a batch is cut. A reader rejects a longer payload.
 const MAX_BATCH_BYTES: usize = 4 << 20;
 
-/// The largest journal that is read: four records for every chunk of the largest disk. This bounds
-/// what a damaged volume can make us allocate.
+/// The largest journal that is read, in bytes: four records for every chunk of the largest disk. It bounds what a
+/// damaged volume can make us allocate.
 const MAX_JOURNAL_BYTES: u64 = 1 << 30;
 
 type Check = [u8; 16];
 
-/// What happened to an image, as the journal keeps it.
+/// One fact about an image or a blob, as the journal keeps it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Record {
-    /// A chunk is on disk and its bytes fit the link. Tag 3, and 7 where somebody answers for the link.
+    /// A chunk is on disk and its bytes fit the link. Tag 3, or tag 7 with a statement of the host that answers for the
+    /// link.
     Held {
         content: Digest,
         chunk: ChunkIndex,
@@ -68,12 +69,12 @@ pub(crate) enum Record {
     Decoded { content: Digest },
 }
 
-/// What a journal says, and the journal to go on in.
+/// The records of a journal, and the journal opened for more.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) journal: Journal,
     pub(crate) records: Vec<Record>,
-    /// What was cut off, and why.
+    /// What was cut off, and why. `None` if the journal was whole.
     pub(crate) damage: Option<String>,
 }
 
@@ -86,7 +87,7 @@ pub(crate) struct Journal {
     names: Names,
 }
 
-/// What was named, and its number.
+/// Everything that was written once, with its number.
 #[derive(Clone, Debug, Default)]
 struct Names {
     contents: BTreeMap<Digest, u32>,
@@ -95,7 +96,7 @@ struct Names {
 }
 
 impl Journal {
-    /// Starts an empty journal. Its directory entry isn't synced: a journal that a crash loses was empty.
+    /// Starts an empty journal. Doesn't sync its directory entry: a journal that a crash loses was still empty.
     pub(crate) fn create(path: &Path, image: &Digest) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
@@ -114,8 +115,8 @@ impl Journal {
         })
     }
 
-    /// Opens a journal, cuts off what isn't whole, and tells what it says. `None` when it isn't this image's journal at
-    /// all, or is missing.
+    /// Opens a journal, cuts off what isn't valid, and returns its records. `None` if the file is missing, too large,
+    /// or not this image's journal.
     pub(crate) fn open(path: &Path, image: &Digest) -> io::Result<Option<Opened>> {
         let file = match OpenOptions::new().read(true).write(true).open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -129,7 +130,7 @@ impl Journal {
         };
         let cut = bytes.len() as u64 - replay.end;
         if cut > 0 {
-            // A crash here leaves the tail, which the next opening cuts again.
+            // A crash here leaves the invalid tail, which the next opening cuts off.
             file.set_len(replay.end)?;
             platform::sync_full(&file)?;
         }
@@ -158,22 +159,23 @@ impl Journal {
         }))
     }
 
-    /// What a journal says, without changing it: for readers beside a running agent.
+    /// The records of a journal, without changing it. For readers beside a running agent.
     pub(super) fn read(path: &Path, image: &Digest) -> io::Result<Vec<Record>> {
         let bytes = read_all(&File::open(path)?)?.unwrap_or_default();
         Ok(replay(&bytes, image).map_or_else(Vec::new, |replay| replay.records))
     }
 
-    /// Appends these records and syncs. The data that they speak of have been synced before.
+    /// Appends these records and syncs. The caller has synced the data that they vouch for.
     ///
-    /// After an error nothing was appended: what reached the file stands past the end and is overwritten next time.
+    /// After an error the journal counts as unchanged: bytes that reached the file lie past its end, and the next
+    /// append overwrites them.
     pub(crate) fn append(&mut self, records: &[Record]) -> io::Result<()> {
         let (mut end, mut check) = (self.end, self.check);
         let mut names = self.names.clone();
         let mut records = records.iter().peekable();
         while records.peek().is_some() {
             let mut batch = vec![0; FRAME_BYTES];
-            // A record with all its names is under 3 KiB: a run carries two tickets and a link.
+            // A record with everything that it names is under 3 KiB: a run carries two tickets and a link.
             while batch.len() < MAX_BATCH_BYTES - 4096
                 && let Some(record) = records.next()
             {
@@ -233,7 +235,7 @@ fn half(hash: &blake3::Hash) -> Check {
     half
 }
 
-/// What the good part of a journal says.
+/// The valid part of a journal.
 struct Replay {
     records: Vec<Record>,
     end: u64,
@@ -241,7 +243,7 @@ struct Replay {
     contents: Vec<Digest>,
     hosts: Vec<HostId>,
     runs: Vec<(Digest, Arc<Run>)>,
-    /// What follows is whole, and doesn't parse.
+    /// The batch behind it is intact, but doesn't parse.
     newer: bool,
 }
 
@@ -271,7 +273,7 @@ fn replay(bytes: &[u8], image: &Digest) -> Option<Replay> {
             replay.runs.len(),
         );
         if replay.take(payload).is_none() {
-            // A whole batch that doesn't parse was written by a newer version: nothing of it, and nothing after, is
+            // A newer version wrote this intact batch that doesn't parse. Neither the batch nor anything behind it is
             // used.
             replay.records.truncate(known.0);
             replay.contents.truncate(known.1);

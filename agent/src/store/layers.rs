@@ -1,4 +1,4 @@
-//! Layers that travel as a blob: decoded from it onto the disk.
+//! Layers that travel as a blob, and their decoding from the blob onto the disk.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _, sync::Arc};
 
@@ -14,13 +14,13 @@ use super::{
 };
 use crate::apple_lz4::{DecodeError, Decoder};
 
-/// Bytes that are gathered before decoded ones are written.
+/// Decoded bytes are gathered up to this many before they are written. A blob is read in pieces of the same size.
 const DECODE_BYTES: usize = 1 << 20;
 
-/// Why a layer that travels as a blob isn't on the disk.
+/// Why a layer that travels as a blob couldn't be decoded onto the disk.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeLayerError {
-    /// The blob has the digest that the manifest names, and doesn't decode to what the manifest says: the image itself
+    /// The blob has the digest that the manifest names, but doesn't decode to what the manifest says: the image itself
     /// is bad.
     #[error("{layer} doesn't decode: {error}")]
     Bad {
@@ -29,7 +29,7 @@ pub enum DecodeLayerError {
         /// The cause.
         error: DecodeError,
     },
-    /// The blob's bytes changed on disk. What of it isn't held any more has to come again.
+    /// The blob's bytes changed on disk. Its chunks that were dropped have to come again.
     #[error("blob {content} has changed on disk")]
     Rotten {
         /// The blob.
@@ -45,8 +45,8 @@ pub enum DecodeLayerError {
     },
 }
 
-/// Decodes a content whose layers travel as a blob; the last of them, if there are any, and whether the disk was
-/// another.
+/// Decodes a content whose layers travel as a blob. Returns the last of these layers and whether any byte of a disk
+/// changed, or `None` if the content has no such layer.
 pub(super) fn decode_content<'a, 'b>(
     held: &Held<Arc<ImageFiles>>,
     layout: &'b Layout,
@@ -82,7 +82,7 @@ pub(super) fn decode_content<'a, 'b>(
     Ok(last.map(|layer| (layer, changed)))
 }
 
-/// Decodes a blob onto the disk at its layer's place.
+/// Decodes a blob onto the disk at its layer's place. Writes only what differs, and returns whether something did.
 fn decode_layer(
     blob: &File,
     blob_bytes: u64,
@@ -124,7 +124,7 @@ fn decode_layer(
     Ok(changed)
 }
 
-/// Decodes a blob, a block at a time, into `take`.
+/// Decodes a blob and hands `take` one decoded block after the other.
 pub(super) fn decode_blob(
     blob: &File,
     blob_bytes: u64,

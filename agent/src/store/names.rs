@@ -1,4 +1,4 @@
-//! Where tart finds an image, and where it is to: the notes on that, and what the file system says.
+//! Where tart finds an image, and where it shall find it: the notes about that, and what the file system says.
 
 use std::{
     collections::BTreeSet,
@@ -28,8 +28,8 @@ pub(super) struct Names {
     /// Our directory of the image.
     directory: PathBuf,
     files: Arc<ImageFiles>,
-    /// The notes. What changes them holds this while it writes them: other images' beginnings change what is wanted of
-    /// this one.
+    /// The notes. Locked while they are changed and written, because the beginning of another image can change what is
+    /// wanted of this one.
     status: Mutex<Status>,
 }
 
@@ -50,22 +50,22 @@ impl Names {
         }
     }
 
-    /// Writes the notes so that they survive a crash.
+    /// Writes the notes. They survive a crash after that.
     pub(super) fn write(&self) -> io::Result<()> {
         lock(&self.status).write(&self.directory)
     }
 
-    /// The references that shall name, or name, the image.
+    /// The references that name the image, or shall name it.
     pub(super) fn known(&self) -> Vec<Reference> {
         lock(&self.status).references.clone()
     }
 
-    /// Whether the image was installed, by the notes.
+    /// Whether the image was installed, according to the notes.
     pub(super) fn is_installed(&self) -> bool {
         lock(&self.status).installed
     }
 
-    /// The image stands in tart's cache, lastingly.
+    /// Notes that the image is in tart's cache. The note survives a crash.
     pub(super) fn set_installed(&self) -> io::Result<()> {
         let mut status = lock(&self.status);
         if !status.installed {
@@ -77,8 +77,8 @@ impl Names {
         Ok(())
     }
 
-    /// Another body, which is on its way into the cache. It is known by its inode before it moves: a start after a
-    /// crash finds both directories.
+    /// Adds another body that is about to move into the cache. Its inode is noted before it moves, so that a start
+    /// after a crash knows both directories.
     pub(super) fn adopt(&self, body: Body) -> io::Result<()> {
         self.files.drop_removed_bodies();
         let mut current = lock(&self.status);
@@ -94,8 +94,7 @@ impl Names {
         Ok(())
     }
 
-    /// Whether the image's directory in this reference's repository is also to be found by its digest: then the marker
-    /// stays.
+    /// Whether some reference names the image by digest in this reference's repository. If so, the marker stays.
     pub(super) fn keeps_marker(&self, reference: &Reference) -> bool {
         let home = &self.home;
         let repository = cache::repository_directory(home, reference);
@@ -106,7 +105,7 @@ impl Names {
         })
     }
 
-    /// Whether tart finds the image by this reference, and the marker is as it is to be.
+    /// Whether tart finds the image by this reference, and the marker is there or not, as it should be.
     pub(super) fn is_in_place(&self, reference: &Reference, keep_marker: bool) -> bool {
         let home = &self.home;
         let marker = cache::image_directory(home, reference, &self.image);
@@ -115,8 +114,9 @@ impl Names {
         self.names(reference) && !is_guard && (marker.is_ok() || !keep_marker)
     }
 
-    /// What to install under: what is wanted, and what was wanted before, less the tags that another image took over
-    /// since this one was installed. Otherwise repeating an old installation would take them back.
+    /// The references to install the image under: those in `wanted`, and those that were wanted before. If the image is
+    /// installed, tags that another image took over since are left out, unless they are in `wanted`. Otherwise
+    /// repeating an old installation would take these tags back.
     pub(super) fn own(&self, wanted: &[Reference]) -> Vec<Reference> {
         let lost = if self.is_installed() {
             self.lost()
@@ -128,8 +128,8 @@ impl Names {
         references
     }
 
-    /// The references that shall name the image. Of an image that an earlier version installed, those that it hasn't
-    /// lost.
+    /// The references that shall name the image. If an earlier version installed the image, it didn't note which
+    /// references are wanted. Then these are all known references that another image hasn't taken over.
     pub(super) fn wanted(&self) -> Vec<Reference> {
         let status = lock(&self.status).clone();
         let lost = match (&status.wanted, status.installed) {
@@ -141,8 +141,8 @@ impl Names {
         references
     }
 
-    /// Exactly these references are to name the image from now on, lastingly. Others that do go on naming it, but
-    /// nobody keeps that up.
+    /// Notes that exactly these references shall name the image. The note survives a crash. Other references that name
+    /// the image stay, but nobody links them again.
     fn want(&self, references: &[Reference]) -> io::Result<()> {
         loop {
             let before = lock(&self.status).clone();
@@ -152,7 +152,7 @@ impl Names {
             let kept = self.kept(&before.references, references);
             self.unguard(&kept, references)?;
             let mut status = lock(&self.status);
-            // an installation may have added some meanwhile
+            // an installation may have added references meanwhile
             if *status == before {
                 status.references = kept;
                 status.wanted = Some(references.to_vec());
@@ -166,7 +166,8 @@ impl Names {
         lock(&self.status).entitled.clone()
     }
 
-    /// Exactly these hosts may have it from now on, lastingly. Nothing is written where our directory was removed.
+    /// Notes that exactly these hosts may have what the image holds. The note survives a crash. Does nothing if our
+    /// directory was removed.
     pub(super) fn entitle(&self, entitled: Entitled) -> io::Result<()> {
         let mut status = lock(&self.status);
         if status.entitled == entitled {
@@ -181,7 +182,7 @@ impl Names {
         }
     }
 
-    /// The same, unless our directory was removed.
+    /// What [`want`](Self::want) does. Does nothing if our directory was removed.
     pub(super) fn want_if_there(&self, references: &[Reference]) -> io::Result<()> {
         match self.want(references) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.directory.exists() => {
@@ -191,7 +192,7 @@ impl Names {
         }
     }
 
-    /// Whether the repository of each reference has the image.
+    /// Whether the image's own files are in the repository of each reference.
     pub(super) fn are_placed(&self, references: &[Reference]) -> bool {
         let placed = |reference: &Reference| {
             self.is_ours(&cache::image_directory(&self.home, reference, &self.image))
@@ -199,8 +200,8 @@ impl Names {
         references.iter().all(placed)
     }
 
-    /// The references to remember: those that are wanted, those that name the image, and one of each other repository
-    /// where its files lie, by which they are found again.
+    /// The references to remember: those that are wanted, those that name the image, and one for each other repository
+    /// that has the image's files. By the latter the files are found again.
     fn kept(&self, known: &[Reference], wanted: &[Reference]) -> Vec<Reference> {
         let home = &self.home;
         let repository = |reference: &Reference| cache::repository_directory(home, reference);
@@ -220,7 +221,7 @@ impl Names {
         kept
     }
 
-    /// Takes the guard from directories that nothing names and nothing is to name: tart may collect them.
+    /// Removes the guard from directories in repositories where no reference is wanted, so that tart may collect them.
     fn unguard(&self, known: &[Reference], wanted: &[Reference]) -> io::Result<()> {
         let home = &self.home;
         let repository = |reference: &Reference| cache::repository_directory(home, reference);
@@ -240,7 +241,7 @@ impl Names {
         Ok(())
     }
 
-    /// References by tags that name another image now, which tart has whole.
+    /// References by tag that name another image now, which tart has whole.
     pub(super) fn lost(&self) -> Vec<Reference> {
         let home = &self.home;
         let references = lock(&self.status).references.clone();
@@ -253,7 +254,7 @@ impl Names {
         lost.collect()
     }
 
-    /// Adds to the references, lastingly.
+    /// Adds references to the known and the wanted ones. The note survives a crash.
     pub(super) fn add(&self, references: &[Reference]) -> io::Result<()> {
         let mut wanted = self.wanted();
         let mut status = lock(&self.status);
@@ -272,7 +273,7 @@ impl Names {
         Ok(())
     }
 
-    /// Whether this directory holds the image's own files, whole.
+    /// Whether this directory holds all of the image's own files.
     pub(super) fn is_ours(&self, directory: &Path) -> bool {
         self.files.lie_in(directory)
     }
@@ -283,14 +284,14 @@ impl Names {
         candidates.find(|directory| self.is_ours(directory))
     }
 
-    /// All of them.
+    /// All directories of tart's cache that hold the image.
     pub(super) fn installed_directories(&self) -> Vec<PathBuf> {
         let mut directories = self.candidates();
         directories.retain(|directory| self.is_ours(directory));
         directories
     }
 
-    /// Where the image would lie, each once: one directory in the repository of each reference.
+    /// The directories where the image could be: one in each reference's repository, without repetition.
     fn candidates(&self) -> Vec<PathBuf> {
         let references = lock(&self.status).references.clone();
         let mut candidates = Vec::new();
@@ -303,12 +304,12 @@ impl Names {
         candidates
     }
 
-    /// Whether the image's files are still here, under construction or in tart's cache, and our notes on it.
+    /// Whether both the image's files (under construction or in tart's cache) and our notes are still there.
     pub(super) fn is_there(&self) -> bool {
         self.disk_path().is_some() && self.directory.join(STATUS).exists()
     }
 
-    /// Where the disk is.
+    /// The path of the image's disk.
     pub(super) fn disk_path(&self) -> Option<PathBuf> {
         let building = self.directory.join(IMAGE);
         let directory = if self.is_ours(&building) {

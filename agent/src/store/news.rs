@@ -1,4 +1,4 @@
-//! What the store finds out by itself, on its way to whoever stages images.
+//! What the store finds out by itself and reports to whoever stages images.
 
 use std::sync::{
     Mutex,
@@ -9,25 +9,25 @@ use proto::{ChunkIndex, Digest};
 
 use crate::lock::lock;
 
-/// What the store finds out by itself: whoever stages images has to act on it.
+/// Something that the store found out by itself. Whoever stages images has to act on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
-    /// The bytes of a chunk aren't what they were when they were verified, or can't be read. It isn't held any more.
+    /// A verified chunk's bytes changed on disk, or can't be read. The chunk isn't held any more.
     Rotted {
-        /// The image in whose files it lies.
+        /// The image whose files have the chunk.
         image: Digest,
         /// The content.
         content: Digest,
         /// The chunk.
         chunk: ChunkIndex,
     },
-    /// Somebody found the image damaged ([`doubt`](super::doubt)). Nothing of it counts until
+    /// Somebody found the image damaged ([`doubt`](super::doubt)). The image doesn't count until
     /// [`Stage::read_again`](super::Stage::read_again) has read it.
     Doubted {
         /// The image.
         image: Digest,
     },
-    /// The files of an image were removed. Its stage is gone.
+    /// The image's files were removed. Its stage is gone.
     Removed {
         /// The image.
         image: Digest,
@@ -38,7 +38,7 @@ pub enum News {
 #[derive(Debug, Default)]
 pub(super) struct NewsBox {
     waiting: Mutex<Vec<News>>,
-    /// A look that costs no lock.
+    /// Whether there may be news. Looking at it takes no lock.
     any: AtomicBool,
 }
 

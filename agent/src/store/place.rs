@@ -1,4 +1,4 @@
-//! Where the bytes of contents lie, as far as the rules for them care.
+//! Where the bytes of contents lie, as far as the rules of `held` need to know.
 
 use std::{collections::BTreeSet, fmt, fs::File, io, os::unix::fs::FileExt as _};
 
@@ -7,11 +7,11 @@ use proto::ChunkIndex;
 use super::chunks::Chunks;
 use crate::platform;
 
-/// Where the bytes of contents lie. Contents go by their number in the order in which
-/// [`Held::new`](super::held::Held::new) was given them.
+/// Where the bytes of contents lie. A content's number is its position in the list that
+/// [`Held::new`](super::held::Held::new) got.
 pub(crate) trait Files: fmt::Debug {
-    /// Runs on each place of a content, with the place's number and the offset at which the content starts in the file.
-    /// The first place is the one that is read. Stops at the first error.
+    /// Calls `run` for each place of a content, with the place's number, the file, and the offset in the file where the
+    /// content starts. Place 0 is the one that is read. Stops at the first error.
     fn each(
         &self,
         content: usize,
@@ -19,20 +19,20 @@ pub(crate) trait Files: fmt::Debug {
         run: &mut dyn FnMut(usize, &File, u64) -> io::Result<()>,
     ) -> io::Result<()>;
 
-    /// Makes what was written to these contents survive a crash.
+    /// Makes everything written to these contents survive a crash.
     fn sync(&self, contents: &BTreeSet<usize>) -> io::Result<()>;
 
-    /// A chunk isn't held any more because its bytes aren't what its link says, or can't be read. Called without a
-    /// lock.
+    /// A chunk was dropped because its bytes don't fit its link or can't be read. Called without a lock.
     fn rotted(&self, content: usize, chunk: ChunkIndex);
 
-    /// Chunks came, were compared, or (`lost`) were dropped. Called under the content's lock: it has to be quick.
+    /// Chunks came or were compared, or the chunk `lost` was dropped. Called under the content's lock, so it has to be
+    /// quick.
     fn changed(&self, content: usize, chunks: &Chunks, lost: Option<ChunkIndex>) {
         let _ = (content, chunks, lost);
     }
 }
 
-/// What a place is opened for.
+/// The purpose for which a place is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
     Read,
@@ -40,7 +40,7 @@ pub(crate) enum Access {
 }
 
 /// Whether the error says that the bytes themselves are lost: the file is shorter or gone, or a sector can't be read.
-/// Other errors (no more memory, files or network) say nothing of the bytes.
+/// Other errors (such as too little memory, or too many open files) say nothing about the bytes.
 pub(super) fn is_lost(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -48,7 +48,7 @@ pub(super) fn is_lost(error: &io::Error) -> bool {
     ) || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
-/// Writes bytes, or makes a hole where they are zeros. Always punched, never skipped: the disk may have begun as a
+/// Writes bytes, or punches a hole if they are zeros. The hole is never skipped, because the disk may have begun as a
 /// clone, and a dropped chunk may have left its bytes.
 pub(super) fn put(file: &File, offset: u64, bytes: &[u8], zero: bool) -> io::Result<()> {
     if zero {

@@ -1,4 +1,4 @@
-//! What a process before this one left: which of it can go on, and what is thrown away, by name.
+//! Loads what an earlier process left: finds what can go on, and names what is thrown away.
 
 use std::{
     collections::BTreeSet,
@@ -21,24 +21,24 @@ use super::{
 };
 use crate::tart::{Reference, cache};
 
-/// What a directory of ours holds.
+/// What one directory of ours holds.
 #[derive(Debug)]
 pub(super) enum Loaded {
     /// A stage, or an installed image.
     Stage(Box<Stage>),
-    /// A rest of a beginning or a forgetting that a crash ended, or of an image that tart removed.
+    /// The rest of a beginning or a removal that a crash ended, or of an image that tart removed.
     Leftover,
-    /// Something that can't be used, and why.
+    /// Something that can't be used, with the reason.
     Damaged {
-        /// What is damaged.
+        /// The damaged file.
         file: PathBuf,
-        /// How.
+        /// What is wrong with the file.
         reason: String,
     },
 }
 
 impl Loaded {
-    /// Says what is thrown away.
+    /// Logs what is thrown away.
     pub(super) fn log(&self, image: &Digest) {
         match self {
             Self::Damaged { file, reason } => {
@@ -54,7 +54,7 @@ impl Loaded {
 /// Opens what a directory of ours holds.
 ///
 /// # Errors
-/// When it can't be read now, which says nothing of it.
+/// When something can't be read now. Such an error doesn't mean that the stage is damaged.
 pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io::Result<Loaded> {
     let damaged = |file: PathBuf, reason: String| Ok(Loaded::Damaged { file, reason });
     let status_path = directory.join(STATUS);
@@ -92,7 +92,7 @@ pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io:
         .chain(building.iter().filter(|_| !installed))
     {
         let body = match Body::open(files, installed, &layout) {
-            // a part of it was removed
+            // a part of the body was removed
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             other => other?,
         };
@@ -100,7 +100,7 @@ pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io:
             tracing::warn!(%image, path = %files.display(), bytes = layout.disk_bytes(), "the disk of an image has another size than its manifest says; it isn't used");
             continue;
         }
-        // directories of hard links, as they were made before, are one body
+        // earlier versions made directories of hard links to the same files; together they are one body
         if bodies.iter().all(|other| other.inode != body.inode) {
             bodies.push(body);
         }
@@ -125,11 +125,11 @@ pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io:
     Ok(Loaded::Stage(Box::new(stage)))
 }
 
-/// A file, and what is wrong with it.
+/// A file, and what is wrong with the file.
 type Damage = (PathBuf, String);
 
-/// The manifest in the registry's form: ours, or where that is damaged the one beside an installed disk. Else what is
-/// wrong with which file.
+/// The manifest as the registry gave it: ours, or if ours is damaged, the one beside an installed disk. Otherwise the
+/// damaged file and the reason.
 fn manifest(
     shared: &Shared,
     directory: &Path,
@@ -158,8 +158,8 @@ fn manifest(
     Ok(Err((path, reason)))
 }
 
-/// The status of an image that stands in tart's cache, by what stands there; `None` where no tag names it. Whose disk
-/// that is, nobody knows any more: all of it is read before it counts.
+/// Makes the status of an image from what is in tart's cache. `None` if no tag names the image there. Since nobody
+/// knows any more whose disk it is, the image is doubted: all of it is read before it counts.
 fn status_again(
     home: &Path,
     directory: &Path,
@@ -189,16 +189,16 @@ fn status_again(
         disk_inode: inodes.remove(0),
         twin_inodes: inodes,
         installed: true,
-        // the notes said who: until the coordinator says it again, nobody
+        // the lost notes named the hosts; until the coordinator names them again, no other host may have it
         entitled: Some(Arc::default()),
     };
-    // the doubt first: without it the notes would be believed
+    // the doubt is written first: a crash after the status alone would make the next start believe the disk
     doubt::mark(directory)?;
     status.write(directory)?;
     Ok(Some(status))
 }
 
-/// The journal, as far as it is good, and whether it isn't; what that costs is said.
+/// The journal, its valid records, and whether the journal is damaged. Logs what the damage costs.
 fn open_journal(
     directory: &Path,
     layout: &Layout,

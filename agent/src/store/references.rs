@@ -7,7 +7,7 @@ use crate::tart::{ParseReferenceError, Reference, Version};
 /// Why a reference can't name this image here.
 #[derive(Debug, thiserror::Error)]
 pub enum ReferenceError {
-    /// tart's cache can't hold it.
+    /// The reference doesn't have a form that tart's cache can hold.
     #[error("reference {reference:?}: {error}")]
     Malformed {
         /// The reference, cut after 120 characters.
@@ -15,7 +15,7 @@ pub enum ReferenceError {
         /// The cause.
         error: ParseReferenceError,
     },
-    /// It names another image, by digest.
+    /// The reference names another image by digest.
     #[error("reference {reference} names another image than {image}")]
     OtherImage {
         /// The reference.
@@ -25,7 +25,7 @@ pub enum ReferenceError {
     },
 }
 
-/// The references, where each can name this image.
+/// Parses the references and checks that each can name this image.
 pub(super) fn parse_references(
     image: &Digest,
     references: &[String],

@@ -1,4 +1,4 @@
-//! The room on tart's volume: what is free, what has to stay free, and what images under construction will still take.
+//! The room on tart's volume: what is free, what has to stay free, and what unfinished images will still take.
 
 use std::{
     collections::BTreeMap,
@@ -12,21 +12,22 @@ use proto::{Digest, figure::Bytes};
 
 use crate::{lock::lock, platform::Space};
 
-/// What was purgeable then counts for so long: a few questions later it is gone, or asking fails.
+/// How long the system's estimate of purgeable bytes counts. The system is asked every minute, so an estimate ends
+/// after about five questions without an answer.
 const PURGEABLE_FOR: Duration = Duration::from_mins(5);
 
-/// Room on tart's volume, and what staging leaves of it.
+/// Room on tart's volume, and how much of it staging leaves free.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Volume {
-    /// Bytes of the volume.
+    /// The volume's size in bytes.
     pub total_bytes: u64,
-    /// Bytes free now.
+    /// Bytes that are free now, with those that a purge would free.
     pub free_bytes: u64,
-    /// Bytes that stay free.
+    /// Bytes that have to stay free.
     pub floor_bytes: u64,
 }
 
-/// There is no room on the volume above its floor.
+/// The volume has no room above its floor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "image needs {}, but of {} that are free {} have to stay free and {} are promised to other images; make room, and \
@@ -34,17 +35,17 @@ pub struct Volume {
     Bytes(*need_bytes), Bytes(*free_bytes), Bytes(*floor_bytes), Bytes(*reserved_bytes)
 )]
 pub struct NoRoomError {
-    /// What the whole image takes at most, less what it has taken already.
+    /// Bytes that the whole image takes at most, less those that it has taken already.
     pub need_bytes: u64,
-    /// What other unfinished images may still take.
+    /// Bytes that other unfinished images may still take.
     pub reserved_bytes: u64,
-    /// What is free.
+    /// Bytes that are free.
     pub free_bytes: u64,
-    /// What has to stay free.
+    /// Bytes that have to stay free.
     pub floor_bytes: u64,
 }
 
-/// Something that will still take room which looks free.
+/// Something that will still take bytes that look free now.
 pub(super) trait Builder: fmt::Debug + Send + Sync {
     /// Bytes that it may still take from the volume.
     fn outstanding_bytes(&self) -> u64;
@@ -55,9 +56,9 @@ pub(super) trait Builder: fmt::Debug + Send + Sync {
 pub(super) struct Room {
     home: PathBuf,
     floor_percent: u8,
-    /// Where the volume's room is read; tests make it up.
+    /// Reads the volume's room. Tests replace it.
     space: fn(&Path) -> io::Result<Space>,
-    /// What would be free after a purge, beyond what is, and since when that is known. Locked for a look.
+    /// Bytes that a purge would free, and when that was learned. Locked for a look.
     purgeable: Mutex<Option<(u64, Instant)>>,
     /// The images of the store. Locked for a look.
     builders: Mutex<BTreeMap<Digest, Weak<dyn Builder>>>,
@@ -78,7 +79,7 @@ impl Room {
         }
     }
 
-    /// An image takes room from now on, until [`leave`](Self::leave).
+    /// Counts an image's outstanding bytes from now on, until [`leave`](Self::leave).
     pub(super) fn enter(&self, image: Digest, builder: Weak<dyn Builder>) {
         lock(&self.builders).insert(image, builder);
     }
@@ -87,7 +88,7 @@ impl Room {
         lock(&self.builders).remove(image);
     }
 
-    /// The room now. Zeros when it can't be read, so that nothing is begun.
+    /// The room now. All zeros if it can't be read, so that nothing is begun.
     pub(super) fn volume(&self) -> Volume {
         let space = (self.space)(&self.home).unwrap_or_else(|error| {
             tracing::warn!(home = %self.home.display(), %error, "the volume's room can't be read");
@@ -105,19 +106,20 @@ impl Room {
         }
     }
 
-    /// The volume would take so many bytes after a purge. Less than what is free says nothing.
+    /// Takes the number of bytes that could be free after a purge. A number below the free bytes counts as no purgeable
+    /// bytes.
     pub(super) fn set_capacity(&self, capacity_bytes: u64) {
         let space = (self.space)(&self.home).unwrap_or_default();
         let purgeable = capacity_bytes.saturating_sub(space.free_bytes);
         *lock(&self.purgeable) = Some((purgeable, Instant::now()));
     }
 
-    /// What all images will still take.
+    /// Bytes that all unfinished images will still take.
     pub(super) fn outstanding_bytes(&self) -> u64 {
         self.outstanding(|_| true)
     }
 
-    /// Whether an image may take so much, beside what others may still take and the floor.
+    /// Checks that an image may take this much, beside the floor and what other images may still take.
     pub(super) fn admit(&self, need_bytes: u64, image: &Digest) -> Result<(), NoRoomError> {
         let volume = self.volume();
         let reserved_bytes = self.outstanding(|other| other != image);
@@ -138,7 +140,7 @@ impl Room {
             .filter(|(image, _)| counts(image))
             .filter_map(|(_, builder)| builder.upgrade())
             .collect();
-        // they look at their files: not under the lock
+        // each builder looks at its files, so not under the lock
         builders
             .iter()
             .map(|builder| builder.outstanding_bytes())
@@ -146,7 +148,7 @@ impl Room {
     }
 }
 
-/// Whether an image fits. What others may still take and the floor are set aside first.
+/// Whether an image fits after the floor and the bytes of other images are set aside.
 const fn has_room(volume: Volume, need_bytes: u64, reserved_bytes: u64) -> bool {
     let promised = need_bytes
         .saturating_add(reserved_bytes)

@@ -1,4 +1,4 @@
-//! What a store shares with its stages.
+//! What a store shares with all its stages.
 
 use std::{
     io,
@@ -20,15 +20,15 @@ use super::{
 };
 use crate::platform::{self, Space};
 
-/// What may be set about the store.
+/// The store's settings.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Share of the volume that staging leaves free, in percent.
+    /// The share of the volume that staging leaves free, in percent.
     pub floor_percent: u8,
-    /// How long an installation waits for tart to release a registry's directory. Longer pulls are waited for by
-    /// installing again.
+    /// How long one installation waits for tart to release the lock on a registry's directory. A longer pull is waited
+    /// for by installing again.
     pub lock_wait: Duration,
-    /// Where the volume's room is read; tests make it up.
+    /// Reads the volume's room. Tests replace it.
     pub space: fn(&Path) -> io::Result<Space>,
 }
 
@@ -42,7 +42,7 @@ impl Default for Options {
     }
 }
 
-/// What stages and store share.
+/// What the store and its stages share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     home: PathBuf,
@@ -50,9 +50,9 @@ pub(crate) struct Shared {
     hosts: Arc<Hosts>,
     room: Room,
     news: NewsBox,
-    /// What takes long ends early.
+    /// Whether long operations shall end early.
     stopping: AtomicBool,
-    /// This host, where somebody said who it is: it makes links.
+    /// This host's id, if it was set. Links that are made here name it as their maker.
     host: OnceLock<HostId>,
 }
 
@@ -101,22 +101,22 @@ impl Shared {
     }
 
     pub(super) fn set_host(&self, host: HostId) {
-        // once and for all, as the program is one host
+        // the first call counts, because the program is one host
         drop(self.host.set(host));
     }
 
-    /// The host that makes links here.
+    /// The host that links made here name as their maker.
     pub(super) fn host(&self) -> HostId {
         let unnamed = || "this-host".parse().expect("a host id");
         self.host.get().cloned().unwrap_or_else(unnamed)
     }
 
-    /// What takes long ends with an error from now on.
+    /// Makes long operations end with an error from now on.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
     }
 
-    /// An error when the program stops.
+    /// Returns an error if the program stops.
     pub(super) fn go_on(&self) -> io::Result<()> {
         if self.stopping.load(Ordering::Acquire) {
             return Err(io::Error::new(

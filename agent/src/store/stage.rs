@@ -1,4 +1,4 @@
-//! One image on this host's disk: being built, or installed and still read for peers.
+//! One image on this host's disk. It is under construction, or installed and still read for peers.
 
 use std::{
     collections::BTreeSet,
@@ -38,11 +38,11 @@ use crate::{
     tart::{Reference, cache},
 };
 
-/// Threads that read at a time what an earlier process left. SHA-256 takes 1 to 2 GB/s on one processor, and a Mac's
-/// disk gives about 3.
+/// The number of threads that read what an earlier process left. SHA-256 takes 1 to 2 GB/s on one processor, and a
+/// Mac's disk gives about 3.
 const READERS: usize = 4;
 
-/// An image on this host's disk. Shared by threads; every call blocks on the disk.
+/// An image on this host's disk. Threads share it. Calls that read or write bytes, or look at files, block on the disk.
 ///
 /// It stays readable after its installation, so that the host goes on seeding.
 #[derive(Debug)]
@@ -56,34 +56,34 @@ pub struct Stage {
     held: Held<Arc<ImageFiles>>,
     /// Contents whose blobs this process decoded onto the disk.
     decoded: Mutex<BTreeSet<usize>>,
-    /// The journal was damaged when it was opened, and the links that it lost weren't made again yet.
+    /// Whether the journal was damaged when it was opened, and its lost links weren't made again yet.
     links_lost: AtomicBool,
     /// The doubt under which the image is read again.
     doubt: Doubt,
     names: Names,
-    /// Locked by the one installation at a time.
+    /// Locked during an installation, so that one runs at a time.
     installing: Mutex<Installing>,
-    /// Bytes that a copy for another repository may take.
+    /// Bytes that a running copy for another repository may take.
     copying_bytes: AtomicU64,
 }
 
-/// What one installation leaves for the next.
+/// What one installation leaves for the next one.
 #[derive(Debug, Default)]
 pub(super) struct Installing {
-    /// It did all that it could before tart's lock, and didn't get that.
+    /// The installation did everything up to tart's lock, and didn't get the lock.
     pub(super) waits_for_tart: bool,
 }
 
-/// What a stage is made of: its directory of ours, and what lies there.
+/// The parts of a stage: its directory, and what lies there.
 pub(super) struct Parts {
     pub(super) directory: PathBuf,
     pub(super) status: Status,
-    /// As the status says.
+    /// The bodies that the status names, in the same order.
     pub(super) bodies: Vec<Body>,
     pub(super) journal: Journal,
 }
 
-/// A promise of room on the volume, for as long as a copy is made.
+/// A promise of room on the volume. It ends when it is dropped.
 pub(super) struct Promise<'a>(&'a Stage);
 
 impl Drop for Promise<'_> {
@@ -105,8 +105,8 @@ impl Builder for Stage {
 }
 
 impl Stage {
-    /// A new, empty stage in `directory`, which is ours and holds nothing. Its disk begins as a clone of `base`, where
-    /// one is given and the volume can; the second value says so.
+    /// Makes a new stage without chunks in `directory`, which is ours and doesn't exist yet. If `base` is given and the
+    /// volume can clone, the disk begins as a clone of `base`. The second value says whether it does.
     pub(super) fn create(
         shared: Arc<Shared>,
         layout: Layout,
@@ -130,7 +130,7 @@ impl Stage {
         }
         let body = Body::create(&image, &layout)?;
         let journal = Journal::create(&directory.join(JOURNAL), layout.digest())?;
-        // synced before the status names the stage: one without its manifest is pruned with all that it holds
+        // synced before the status names the stage: a stage without its manifest is pruned with all that it holds
         write_new(&directory.join(cache::MANIFEST), manifest)?;
         let status = Status {
             disk_inode: body.inode,
@@ -148,7 +148,7 @@ impl Stage {
         Ok((stage, cloned))
     }
 
-    /// What an earlier process left, with what its journal says. `damaged`: the journal lost links.
+    /// Takes up what an earlier process left, with the records of its journal. `damaged`: the journal lost links.
     pub(super) fn recover(
         shared: Arc<Shared>,
         layout: Layout,
@@ -205,7 +205,7 @@ impl Stage {
         &self.manifest
     }
 
-    /// The references that shall name, or name, the image here.
+    /// The references that name the image here, or shall name it.
     #[must_use]
     pub fn references(&self) -> Vec<String> {
         let references = self.names.known();
@@ -226,7 +226,7 @@ impl Stage {
         self.names.entitled()
     }
 
-    /// Whether the image was installed. Whether it is still there is for [`Store::presence`](super::Store::presence).
+    /// Whether the image was installed. [`Store::presence`](super::Store::presence) says whether it is still there.
     #[must_use]
     pub fn is_installed(&self) -> bool {
         self.names.is_installed()
@@ -254,22 +254,22 @@ impl Stage {
             .is_some_and(|at| self.held.is_closed(at))
     }
 
-    /// When this stage was made, over restarts of the agent: its manifest is written once, at its beginning. `None`
-    /// when the volume doesn't tell.
+    /// When this stage was made, also in an earlier process: the manifest's time, since the manifest is written once,
+    /// at the beginning. `None` if the volume doesn't tell.
     #[must_use]
     pub fn begun_at(&self) -> Option<SystemTime> {
         let manifest = fs::metadata(self.directory.join(cache::MANIFEST));
         manifest.and_then(|found| found.modified()).ok()
     }
 
-    /// Whether every content is closed: the image can be installed.
+    /// Whether every content is closed, so that the image can be installed.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.first_open().is_none()
     }
 
-    /// Whether the chain proves this chunk all the way to the digest. Chunks that aren't proved yet may be passed on,
-    /// but not called true.
+    /// Whether the chain proves this chunk all the way to the digest. An unproved chunk may be passed on, but isn't
+    /// known to be true.
     #[must_use]
     pub fn is_proved(&self, content: Digest, chunk: ChunkIndex) -> bool {
         self.held
@@ -277,18 +277,19 @@ impl Stage {
             .is_some_and(|at| self.held.is_proved(at, chunk))
     }
 
-    /// The link of a held chunk, and where it came from, without reading its bytes.
+    /// The link and source of a held chunk, without reading its bytes.
     #[must_use]
     pub fn link(&self, content: Digest, chunk: ChunkIndex) -> Option<(Link, Source)> {
         self.held.link(self.held.find(&content)?, chunk)
     }
 
-    /// Stores a chunk whose link was found to hold ([`Link::holds`]) at every place where the image has it. Bytes of
-    /// zeros become holes. A chunk that is held already stays as it is; one that another thread is storing is waited
-    /// for.
+    /// Stores a chunk at every place where the image has it. The caller has found that the link fits the bytes
+    /// ([`Link::holds`]). Zeros become holes. A chunk that is held already stays as it is. If another thread stores the
+    /// same chunk, waits for that thread.
     ///
-    /// The chunk counts as held at once, and survives a crash from the next [`flush`](Self::flush) on. The statement
-    /// says who answers for the link; without one the chunk stays on this host until its chain is closed.
+    /// The chunk counts as held at once. It survives a crash from the next [`flush`](Self::flush) on. The statement
+    /// says which host answers for the link. Without a statement, the chunk stays on this host until its chain is
+    /// closed.
     ///
     /// # Errors
     /// When the link is rejected, or the volume fails. The chunk isn't held then.
@@ -321,15 +322,15 @@ impl Stage {
         }
     }
 
-    /// Who answers for the link of a chunk.
+    /// The host that answers for a chunk's link, if one does.
     #[must_use]
     pub fn answer(&self, content: Digest, chunk: ChunkIndex) -> Answer {
         let found = self.held.find(&content);
         found.map_or(Answer::Nobody, |at| self.held.answer(at, chunk))
     }
 
-    /// A held chunk; `None` when it isn't held, was dropped while it was read, or the image is gone. What an earlier
-    /// process left is compared with its link first, and dropped where it changed.
+    /// Reads a held chunk. `None` if it isn't held, was dropped during the read, or the image is gone. A chunk from an
+    /// earlier process is first compared with its link, and dropped if it changed.
     ///
     /// # Errors
     /// When the volume fails.
@@ -340,11 +341,11 @@ impl Stage {
         }
     }
 
-    /// Walks back from the content's digest and drops what this proves false ([`proto::Ledger::walk`]). What it dropped
-    /// is journaled before this returns.
+    /// Walks back from the content's digest and drops the chunks that this proves false ([`proto::Ledger::walk`]). The
+    /// drops are journaled before this returns.
     ///
     /// # Errors
-    /// When the journal can't be written; the false chunks are dropped all the same.
+    /// When the journal can't be written. The false chunks are dropped all the same.
     pub fn walk(&self, content: Digest) -> io::Result<Vec<Verdict>> {
         let Some(at) = self.held.find(&content) else {
             return Ok(Vec::new());
@@ -356,11 +357,11 @@ impl Stage {
         Ok(verdicts)
     }
 
-    /// Drops a chunk whose bytes turned out not to be the registry's, so that the true ones can take its place.
-    /// Journaled before this returns.
+    /// Drops a chunk whose bytes turned out not to be the registry's, so that the true bytes can take its place. The
+    /// drop is journaled before this returns.
     ///
     /// # Errors
-    /// When the journal can't be written; the chunk is dropped all the same.
+    /// When the journal can't be written. The chunk is dropped all the same.
     pub fn forget_chunk(&self, content: Digest, chunk: ChunkIndex) -> io::Result<()> {
         if let Some(at) = self.held.find(&content)
             && self.held.forget(at, chunk)
@@ -370,10 +371,11 @@ impl Stage {
         Ok(())
     }
 
-    /// Drops the unproved chunks from `from` on that this host made: it took them back. Journaled before this returns.
+    /// Drops the unproved chunks from `from` on whose links this maker made, because the maker took them back. The
+    /// drops are journaled before this returns.
     ///
     /// # Errors
-    /// When the journal can't be written; the chunks are dropped all the same.
+    /// When the journal can't be written. The chunks are dropped all the same.
     pub fn retract(
         &self,
         content: Digest,
@@ -390,8 +392,8 @@ impl Stage {
         Ok(chunks)
     }
 
-    /// Reads a held chunk where it lies, and drops it, lastingly, when its bytes don't fit its link any more. Whether
-    /// it is still held.
+    /// Reads a held chunk from the disk. Drops it, and journals the drop, if its bytes don't fit its link any more.
+    /// Returns whether it is still held.
     ///
     /// # Errors
     /// When the volume fails.
@@ -410,22 +412,24 @@ impl Stage {
         Ok(look)
     }
 
-    /// Makes everything written so far survive a crash: data first, then the journal that vouches for them. To be
-    /// called at least every 500 ms while chunks arrive; cheap when nothing happened.
+    /// Makes everything written so far survive a crash: syncs the data first, then appends to the journal that vouches
+    /// for them. The caller does it at least every 500 ms while chunks arrive. Cheap when nothing happened.
     ///
     /// # Errors
-    /// When the volume fails. What wasn't synced isn't held any more; what only wasn't journaled is tried again.
+    /// When the volume fails. Chunks that weren't synced aren't held any more. Records that only weren't journaled are
+    /// tried again.
     pub fn flush(&self) -> io::Result<()> {
         self.held.flush()
     }
 
-    /// Copies what another image of this host holds complete. Chunks are compared with their links like any other.
+    /// Copies the chunks of a content that another image of this host holds. Each is compared with its link, like any
+    /// other chunk. Returns the number of copied bytes.
     ///
-    /// `cloned` says that our disk began as a clone of the other's, so that bytes at the same offset are there already:
-    /// those are compared where they lie.
+    /// `cloned` says that our disk began as a clone of the other one, so that bytes at the same offset are there
+    /// already. Those are compared where they are.
     ///
     /// # Errors
-    /// When our side can't be written. What can't be read there is left to be fetched.
+    /// When our side can't be written. Chunks that can't be read on the other side are left to be fetched.
     pub(super) fn copy_from(
         &self,
         other: &Self,
@@ -438,7 +442,7 @@ impl Stage {
         };
         let geometry = self.held.geometry(ours);
         let their_places = other.files.places(theirs);
-        // places by their numbers: a new stage has one body
+        // a place's number is its index here, because a new stage has one body
         let in_body = self.files.places(ours).iter();
         let there: Vec<bool> = in_body
             .filter(|place| **place != Where::Blob)
@@ -465,7 +469,7 @@ impl Stage {
                     Adopted::Differs => {}
                 }
             }
-            // what is damaged there is dropped there, and told
+            // a chunk that is damaged in the other image is dropped there, and reported
             let Ok(Look::Sound(held)) = other.held.look(theirs, chunk) else {
                 continue;
             };
@@ -489,7 +493,7 @@ impl Stage {
         Ok(copied)
     }
 
-    /// Bytes of raw layers that both images have at the same offset of their disks, where `other` holds them whole.
+    /// Bytes of raw layers that both images have at the same offset of their disks, and that `other` holds whole.
     pub(super) fn common_bytes(layout: &Layout, other: &Self) -> u64 {
         let layers = layout.layers().iter().filter(|layer| {
             layer.raw.is_some_and(|raw| {
@@ -502,11 +506,11 @@ impl Stage {
         layers.map(|layer| layer.raw_bytes).sum()
     }
 
-    /// Decodes the blobs of layers without a raw digest onto the disk, where this process hasn't yet. What an earlier
-    /// process decoded can't be compared with a digest, so it is decoded again.
+    /// Decodes the blobs of layers without a raw digest onto the disk, unless this process has done so. What an earlier
+    /// process decoded is decoded again, because it has no digest to be compared with.
     ///
     /// # Errors
-    /// [`DecodeLayerError::Rotten`] where a blob's bytes aren't its digest's any more.
+    /// [`DecodeLayerError::Rotten`] if a blob's bytes don't fit its digest any more.
     pub(super) fn decode_layers(&self) -> Result<(), DecodeLayerError> {
         let bodies = self.files.bodies();
         for at in 0..self.held.len() {
@@ -533,7 +537,7 @@ impl Stage {
         Ok(())
     }
 
-    /// The same onto the disk of another body.
+    /// Decodes all blobs onto the disk of another body.
     pub(super) fn decode_into(&self, body: &Body) -> Result<(), DecodeLayerError> {
         for at in 0..self.held.len() {
             decode_content(&self.held, &self.layout, at, [body].into_iter())?;
@@ -541,9 +545,9 @@ impl Stage {
         Ok(())
     }
 
-    /// Compares the disk with what a blob's layers decode to, and writes anew what differs: the blob alone has links,
-    /// and its bytes are no part of the disk. Whether something differed. Nothing happens for contents that aren't
-    /// decoded, or of an image that isn't installed.
+    /// Compares the disk with what a blob's layers decode to, and writes again what differs. Decoded bytes have no
+    /// links of their own: only the blob has, and its bytes are no part of the disk. Returns whether something
+    /// differed. Does nothing if the content isn't decoded, or the image isn't installed.
     ///
     /// # Errors
     /// When a part can't be read or written, or the blob has rotted.
@@ -551,7 +555,7 @@ impl Stage {
         let Some(at) = self.held.find(&content) else {
             return Ok(false);
         };
-        // what is being built is decoded before it is installed
+        // an image under construction is decoded before it is installed
         if !self.is_installed() {
             return Ok(false);
         }
@@ -569,8 +573,8 @@ impl Stage {
         Ok(true)
     }
 
-    /// Compares what an earlier process left with its links: what rotted isn't held any more, and told as
-    /// [`News`](super::News). About a second per GB, on several processors less.
+    /// Compares the chunks that an earlier process left with their links. Rotten chunks aren't held any more, and are
+    /// reported as [`News`](super::News). Takes about a second per GB, less on several processors.
     ///
     /// # Errors
     /// When the volume fails.
@@ -610,23 +614,23 @@ impl Stage {
         })
     }
 
-    /// Whether [`read_again`](Self::read_again) has to come before an installation: something of an image under
-    /// construction is held by the word of an earlier process alone, or the image is doubted. An image that was
-    /// installed before is read as it is used.
+    /// Whether [`read_again`](Self::read_again) has to come before an installation: some chunk is held only by the word
+    /// of an earlier process, and the image isn't installed or is doubted. The chunks of a sound installed image are
+    /// compared when they are used.
     #[must_use]
     pub fn has_to_be_read(&self) -> bool {
         let unread = |at| !self.held.unread(at).is_empty();
         (!self.is_installed() || self.is_doubted()) && (0..self.held.len()).any(unread)
     }
 
-    /// Makes the links of an installed image anew from its bytes, where its journal was lost: a hash of the disk, a
-    /// second per GB, instead of a download. What isn't proved by that is left to be fetched.
+    /// Makes the links of an installed image again from its bytes, if its journal was lost. It hashes the disk, a
+    /// second per GB, instead of downloading. Chunks that this doesn't prove are left to be fetched.
     ///
     /// # Errors
     /// When the volume fails.
     pub(super) fn link_again(&self) -> io::Result<()> {
         let damaged = self.links_lost.load(Ordering::Acquire);
-        // where nothing is known of a content: a stop came between the damage and this
+        // contents without any chunk count, too: a stop may have come between the damage and this call
         let lost_links =
             |at: &usize| !self.held.is_closed(*at) && (damaged || self.held.held(*at).is_empty());
         let contents: Vec<_> = (0..self.held.len()).filter(lost_links).collect();
@@ -640,7 +644,7 @@ impl Stage {
             if self.held.link_again(at, &me, &|| self.shared.go_on())? {
                 linked += 1;
             } else {
-                // the bytes aren't the content's, somewhere: keep what the links that are left prove
+                // somewhere the bytes aren't the content's: keep the chunks that the remaining links prove
                 self.held.look_at_all(at)?;
                 lost += 1;
             }
@@ -684,17 +688,17 @@ impl Stage {
         &self.held
     }
 
-    /// Where tart finds the image, and where it is to.
+    /// The references of the image: where tart finds it, and where it shall find it.
     pub(super) const fn names(&self) -> &Names {
         &self.names
     }
 
-    /// Waits for an installation that runs, and keeps others from beginning.
+    /// Waits for a running installation, and keeps others from beginning while the guard lives.
     pub(super) fn installing(&self) -> MutexGuard<'_, Installing> {
         lock(&self.installing)
     }
 
-    /// The same, unless one runs.
+    /// What [`installing`](Self::installing) does, without waiting. `None` if an installation runs.
     pub(super) fn try_installing(&self) -> Option<MutexGuard<'_, Installing>> {
         self.installing.try_lock().ok()
     }
@@ -708,14 +712,14 @@ impl Stage {
         Ok(Promise(self))
     }
 
-    /// Exactly these references are to name the image from now on, lastingly, unless our directory was removed: the
-    /// next look finds that.
+    /// Notes that exactly these references shall name the image. The note survives a crash. Does nothing if our
+    /// directory was removed; the next look finds that.
     pub(super) fn want(&self, references: &[Reference]) -> io::Result<()> {
         self.names.want_if_there(references)?;
         self.drop_twin(references)
     }
 
-    /// Removes a twin that waits to be moved where no reference is wanted any more.
+    /// Removes a twin that waits to be moved, once the repository of every wanted reference has the image.
     fn drop_twin(&self, wanted: &[Reference]) -> io::Result<()> {
         let twin = self.directory.join(TWIN);
         let Some(_installing) = self.try_installing() else {
@@ -727,14 +731,14 @@ impl Stage {
         Ok(())
     }
 
-    /// Whether the image counts for nothing until it is installed again.
+    /// Whether the image is doubted, and so doesn't count until it is installed again.
     #[must_use]
     pub fn is_doubted(&self) -> bool {
         self.doubt.is_known()
     }
 
-    /// Looks for a doubt that isn't known yet, and believes nothing any more where there is one. The files are opened
-    /// anew: an editor may have put others in their place.
+    /// Looks for a doubt that isn't known yet. If there is one, counts every chunk as unread, and opens the files
+    /// again, because an editor may have replaced them. Returns whether there is one.
     pub(super) fn notice_doubt(&self) -> bool {
         if !self.is_installed() || !self.doubt.notice() {
             return false;
@@ -751,7 +755,7 @@ impl Stage {
         true
     }
 
-    /// Everything was read, and is complete.
+    /// Ends the doubt. The caller has read everything, and all of it is complete.
     pub(super) fn end_doubt(&self) -> io::Result<()> {
         self.doubt.end(|| {
             for directory in self.names.installed_directories() {
@@ -764,13 +768,13 @@ impl Stage {
         })
     }
 
-    /// Nothing that is on disk counts until it is read.
+    /// Counts every chunk as unread, and every blob as not decoded.
     fn doubt_all(&self) {
         self.held.doubt();
         lock(&self.decoded).clear();
     }
 
-    /// Whether the image was given up, or its files removed: nothing is read or written any more.
+    /// Whether the image was given up, or its files removed. Nothing is read or written any more then.
     #[must_use]
     pub fn is_gone(&self) -> bool {
         self.held.is_gone()

@@ -1,4 +1,4 @@
-//! `status.json`: what a stage is for, and which disk its journal speaks of.
+//! `status.json`: the references that a stage is for, and the disks that its journal describes.
 
 use std::{fs, io, path::Path, sync::Arc};
 
@@ -11,21 +11,23 @@ use crate::tart::Reference;
 
 const VERSION: u32 = 1;
 
-/// A stage's lasting facts. Written whole, to a new file that then takes the name: a reader sees the old or the new.
+/// A stage's lasting facts. They are written whole, to a new file that then takes the name, so a reader sees the old
+/// facts or the new ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Status {
-    /// The references that shall name the image here, and those under which it was put into tart's cache, in the order
-    /// in which they came.
+    /// The references that shall name the image, and those under which it was put into tart's cache, in the order in
+    /// which they came.
     pub(super) references: Vec<Reference>,
-    /// Those of them that shall name it now. None: an earlier version kept no account of that.
+    /// The references that shall name the image now. None if an earlier version wrote the file, which didn't note them.
     pub(super) wanted: Option<Vec<Reference>>,
-    /// Inode of `disk.img`. A rename keeps it, so it tells our disk from one that tart made under the same name.
+    /// Inode of `disk.img`. A rename keeps the inode, so the inode tells our disk from one that tart made under the
+    /// same name.
     pub(super) disk_inode: u64,
-    /// Inodes of its twins in other repositories.
+    /// Inodes of the disks of twins in other repositories.
     pub(super) twin_inodes: Vec<u64>,
-    /// The image stands in tart's cache. What the file system says goes before this.
+    /// Whether the image is in tart's cache. If the file system says otherwise, the file system counts.
     pub(super) installed: bool,
-    /// The hosts that may have what it holds.
+    /// The hosts that may have what the image holds.
     pub(super) entitled: Entitled,
 }
 
@@ -39,7 +41,7 @@ struct File {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     twin_inodes: Vec<u64>,
     installed: bool,
-    /// Keys of hosts. None: all hosts, also by an earlier version's word.
+    /// Keys of hosts. None means all hosts, also if an earlier version wrote the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     entitled: Option<Vec<u64>>,
 }
@@ -52,16 +54,16 @@ fn parse(references: &[String]) -> Vec<Reference> {
 }
 
 impl Status {
-    /// The references that shall name the image, as far as they were written down.
+    /// The references that shall name the image: the noted ones, or all known ones from an earlier version's file.
     pub(super) fn wanted(&self) -> &[Reference] {
         self.wanted.as_ref().unwrap_or(&self.references)
     }
 
-    /// Reads a status; `None` when there is none. References that this version doesn't take, as an earlier one did, are
-    /// left out: tart can't say them.
+    /// Reads a status. `None` if there is none. Leaves out references that an earlier version took and this one
+    /// doesn't, because tart can't hold them.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidData`] when it is none that this version understands.
+    /// [`io::ErrorKind::InvalidData`] when this version doesn't understand the file.
     pub(super) fn read(directory: &Path) -> io::Result<Option<Self>> {
         let bytes = match fs::read(directory.join(STATUS)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -93,7 +95,7 @@ impl Status {
         self.disk_inode == inode || self.twin_inodes.contains(&inode)
     }
 
-    /// Writes the status so that it survives a crash.
+    /// Writes the status. It survives a crash after that.
     pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
         let texts =
             |references: &Vec<Reference>| references.iter().map(ToString::to_string).collect();

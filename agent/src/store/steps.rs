@@ -1,16 +1,16 @@
-//! The places between two steps of an installation, where tests let the process die.
+//! Points between two steps of an installation, at which tests let the process die.
 
 #[cfg(not(test))]
 use std::io;
 
-/// A step is done.
+/// Marks the end of a step.
 #[cfg(not(test))]
 #[expect(clippy::unnecessary_wraps, reason = "tests make it fail")]
 pub(super) const fn step(_name: &'static str) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether an installation that had an error goes on with its other references.
+/// Whether an installation goes on with its other references after an error.
 #[cfg(not(test))]
 pub(super) const fn going_on() -> bool {
     true
@@ -24,11 +24,11 @@ mod interrupted {
     use std::{cell::Cell, io};
 
     thread_local! {
-        /// How many steps this thread's installations go on for.
+        /// How many more steps this thread's installations do before they die.
         pub(in crate::store) static STEPS_LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
     }
 
-    /// Not where the process died.
+    /// False after the process died.
     pub(in crate::store) fn going_on() -> bool {
         STEPS_LEFT.get() > 0
     }

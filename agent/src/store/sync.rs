@@ -1,10 +1,10 @@
-//! The sync before a journal's promise, which tests let fail.
+//! The sync that has to come before a journal vouches for data. Tests can let it fail.
 
 use std::{fs::File, io};
 
 use crate::platform;
 
-/// Makes what was written to the file reach the disk before the journal says so.
+/// Makes everything written to the file reach the disk before anything that is written later.
 pub(crate) fn sync_data(file: &File) -> io::Result<()> {
     #[cfg(test)]
     failing::strike()?;
@@ -16,7 +16,7 @@ pub(crate) mod failing {
     use std::{cell::Cell, io};
 
     thread_local! {
-        /// Syncs of data and journals that go well in this thread before one fails.
+        /// How many syncs of data and journals succeed in this thread before one fails.
         pub(crate) static SYNCS_LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
     }
 

@@ -23,8 +23,8 @@ mod damage;
 mod model;
 mod tarts_cache;
 
-/// An image with everything that matters: a raw layer used twice, zeros, noise, and (`encoded`) a layer that travels as
-/// a blob.
+/// An image with all features that matter: a raw layer used twice, zeros, noise, and (`encoded`) a layer that travels
+/// as a blob.
 pub(crate) struct Sample {
     pub(crate) layout: Layout,
     manifest: Vec<u8>,
@@ -46,7 +46,7 @@ pub(crate) fn noise(size: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// `own` is what no other sample shares; the first layer is common to all.
+/// A sample whose first layer is common to all samples. `own` seeds the part that no other sample has.
 fn sample_with(own: u64, encoded: Option<Vec<u8>>) -> Sample {
     let mut common = noise(3 * (1 << 20) + 100_000, 77);
     common[1 << 20..2 << 20].fill(0);
@@ -162,7 +162,7 @@ pub(crate) fn begin(store: &Store, sample: &Sample, references: &[&str]) -> (Arc
         .unwrap()
 }
 
-/// Writes every chunk, the last first.
+/// Writes every chunk of each content, the last chunk first.
 fn fill(stage: &Stage, sample: &Sample) {
     for (digest, bytes) in &sample.contents {
         for (chunk, link, bytes) in links(bytes).into_iter().rev() {
@@ -200,7 +200,7 @@ fn assert_installed(directory: &Path, sample: &Sample) {
     assert!(manifest == sample.manifest, "manifest differs");
 }
 
-/// All that tart reads of an image.
+/// Checks all files that tart reads of an image.
 fn assert_parts(directory: &Path, sample: &Sample) {
     for (name, source) in [(cache::DISK, &sample.disk), (cache::CONFIG, &sample.config)] {
         let found = fs::read(directory.join(name)).unwrap();
@@ -276,7 +276,7 @@ fn what_was_copied_from_another_image_survives_a_beginning_that_fails() {
     let (stage, copied) = begin(&store, &one, &[TAG]);
     assert_eq!(copied, 0);
     fill(&begin(&store, &other, &["ghcr.io/org/other:one"]).0, &other);
-    // the raw layer that both have can be copied, the blob that both have can't
+    // the raw layer that both images have can be copied; the blob that both have can't
     fs::remove_dir(ours(&home, &one).join("blobs")).unwrap();
     fs::write(ours(&home, &one).join("blobs"), "no directory").unwrap();
     let again = store.begin(&one.layout, &one.manifest, &[TAG.into()]);
@@ -381,7 +381,7 @@ fn a_stage_keeps_its_beginning_over_a_restart_and_one_made_anew_has_another() {
     let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
     let store = open(&home);
     let (stage, _) = begin(&store, &sample, &[TAG]);
-    // an hour ago, so that the clock's grain doesn't matter
+    // an hour ago, so that the clock's resolution doesn't matter
     let begun = stage.begun_at().unwrap() - Duration::from_hours(1);
     let manifest = fs::File::options()
         .write(true)
@@ -485,7 +485,7 @@ fn the_floor_holds_on_both_sides() {
         "{error}"
     );
     assert!(!ours(&home, &one).exists());
-    // what the system would purge makes room, but never more than the volume has
+    // bytes that the system would purge make room, but never more than the volume has
     let free = store.volume().free_bytes;
     store.set_capacity(free + (1 << 30) + (20 << 20));
     assert_eq!(store.volume().free_bytes, (16 << 30) + (60 << 20));
@@ -496,7 +496,7 @@ fn the_floor_holds_on_both_sides() {
     store.set_capacity(0);
     assert_eq!(store.volume().free_bytes, free);
     drop(store);
-    // 40 MiB above the floor take one image of 10 MiB after the other, each counted before it takes a byte.
+    // 40 MiB above the floor are enough for several images of 10 MiB. Each counts before it takes a byte.
     let store = Store::open(home.path(), with(15)).unwrap();
     let (stage, _) = begin(&store, &one, &[TAG]);
     let need = stage.outstanding_bytes();
@@ -625,7 +625,7 @@ fn leftovers_are_pruned() {
     assert!(!leftover.exists() && root.join("note").exists());
     assert_eq!(store.recovered().len(), 1);
     drop(store);
-    // the disk was replaced behind our back: the journal doesn't speak of it
+    // somebody replaced the disk, so the journal describes another file
     let disk = ours(&home, &one).join("image/disk.img");
     let copy = fs::read(&disk).unwrap();
     fs::write(disk.with_file_name("other"), copy).unwrap();
@@ -635,7 +635,7 @@ fn leftovers_are_pruned() {
     assert!(!ours(&home, &one).exists());
 }
 
-/// A sample and all its chunks with their links: what a property needs for each of its cases.
+/// A sample with all its chunks and their links, made once for all cases of a property.
 struct Prepared {
     sample: Sample,
     chunks: Vec<(Digest, ChunkIndex, Link, Vec<u8>)>,
@@ -661,8 +661,8 @@ fn prepared() -> &'static Prepared {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever of the journal survives: each chunk that is held then has the bytes that its link proves, and the image
-    /// can be completed and installed.
+    /// Whatever part of the journal survives, each held chunk has the bytes that its link proves, and the image can be
+    /// completed and installed.
     #[test]
     fn any_crash_leaves_only_true_chunks(
         order in prop::collection::vec((any::<prop::sample::Index>(), 0..10u8), 1..14),
@@ -704,7 +704,7 @@ proptest! {
                 prop_assert!(held.link.holds(geometry, chunk, &held.bytes));
             }
         }
-        // true chunks until all is closed, whatever lies have to be dropped on the way
+        // write true chunks until every content is closed, while the walks drop the lies
         while !stage.is_complete() {
             for (digest, chunk, link, bytes) in chunks {
                 drop(stage.write(*digest, *chunk, bytes, *link, source("mac-1"), (&host("mac-1"), None)));
@@ -720,7 +720,7 @@ proptest! {
 
 #[test]
 fn an_image_without_room_begins_where_something_else_makes_some() {
-    /// 32 MiB, less what lies in the home's `spare`.
+    /// A volume of 32 MiB, on which the home's file `spare` takes its size.
     fn space(home: &Path) -> io::Result<Space> {
         let spare = fs::metadata(home.join("spare")).map_or(0, |found| found.len());
         Ok(Space {
@@ -765,7 +765,7 @@ fn who_may_have_an_image_outlives_a_restart_and_is_nobody_where_the_notes_are_da
         ))
     };
     let store = open(&home);
-    // said before there is anything of it here, so that no crash leaves it open to all
+    // the hosts are set before anything of the image is here, so that no crash leaves the image open to all hosts
     store.entitle(digest, hosts(&["mac-1", "mac-2"]));
     let (stage, _) = begin(&store, &sample, &[TAG]);
     assert_eq!(stage.entitled(), hosts(&["mac-1", "mac-2"]));

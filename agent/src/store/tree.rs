@@ -1,4 +1,4 @@
-//! Our directories in tart's home: the names in them, and how files there are made and removed.
+//! Our directories in tart's home: the names in them, and how files in them are made and removed.
 
 use std::{fs, io, path::Path};
 
@@ -8,22 +8,22 @@ use crate::platform;
 pub(super) const ROOT: &str = ".parbake";
 /// The directory that becomes the image's, inside the stage's own.
 pub(super) const IMAGE: &str = "image";
-/// Which chunks are on the disk, and by which links.
+/// The file that says which chunks are on the disk, and by which links.
 pub(super) const JOURNAL: &str = "journal";
-/// A stage's lasting facts.
+/// The file with a stage's lasting facts.
 pub(super) const STATUS: &str = "status.json";
-/// Blobs of layers without a raw digest.
+/// The directory for blobs of layers without a raw digest.
 pub(super) const BLOBS: &str = "blobs";
 /// A second directory of the image, on its way to another repository.
 pub(super) const TWIN: &str = "twin";
-/// What stood in the image's place in the cache.
+/// The directory that stood in the image's place in the cache.
 pub(super) const REPLACED: &str = "replaced";
 
-/// What a marker says while it only guards an image whose tag isn't linked yet. tart's own markers are empty; tart
-/// looks at their existence alone.
+/// The content of a marker that guards an image only until its tag is linked. tart's own markers are empty. tart looks
+/// only at a marker's existence.
 pub(super) const GUARD: &[u8] = b"placed by parbake until the tag is linked\n";
 
-/// The same error, with what was attempted on what.
+/// The same error, with the action and the path in its text.
 pub(super) fn io_at(action: &str, path: &Path, error: io::Error) -> io::Error {
     io::Error::new(
         error.kind(),
@@ -31,7 +31,7 @@ pub(super) fn io_at(action: &str, path: &Path, error: io::Error) -> io::Error {
     )
 }
 
-/// Writes a whole file and syncs it. Its name isn't synced.
+/// Writes a whole file and syncs it. Doesn't sync its directory entry.
 pub(super) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let written = fs::File::create(path).and_then(|mut file| {
         io::Write::write_all(&mut file, bytes)?;
@@ -40,7 +40,7 @@ pub(super) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     written.map_err(|error| io_at("writing", path, error))
 }
 
-/// Creates directories below `home`, each synced into its parent.
+/// Creates a directory below `home`, and its parents. Each new one is synced into its parent.
 pub(super) fn create_directories(home: &Path, directory: &Path) -> io::Result<()> {
     if directory.is_dir() || !directory.starts_with(home) {
         return Ok(());
@@ -56,7 +56,7 @@ pub(super) fn create_directories(home: &Path, directory: &Path) -> io::Result<()
     Ok(())
 }
 
-/// Removes a directory of ours, the status first: what is left after a crash is no stage any more.
+/// Removes a directory of ours. Removes the status first, so that what a crash leaves is no stage any more.
 pub(super) fn remove(directory: &Path) -> io::Result<()> {
     let missing_is_fine = |result: io::Result<()>| match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -67,7 +67,7 @@ pub(super) fn remove(directory: &Path) -> io::Result<()> {
         .map_err(|error| io_at("removing", directory, error))
 }
 
-/// Removes a file, a link or a directory, where there is one.
+/// Removes a file, a link or a directory, if there is one.
 pub(super) fn remove_any(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => remove(path),

@@ -1,9 +1,10 @@
-//! A second directory of an installed image, for another repository of tart's cache: a clone where the volume can clone
-//! files, else a copy. It shares no inode with the first, because what edits one must not edit the other.
+//! A second directory of an installed image, for another repository of tart's cache. It is a clone if the volume can
+//! clone files, otherwise a copy. It shares no inode with the first directory, because an edit of one must not edit the
+//! other.
 //!
-//! A clone is compared with the links where it lies; of a copy each chunk is compared before it is written. A byte that
-//! rotted in the first directory so never reaches the second: the chunk is dropped, told as
-//! [`News::Rotted`](super::News), and the twin isn't made until the chunk is here again.
+//! A clone is compared with the links after it was made. The chunks of a copy are compared before they are written. So
+//! a byte that rotted in the first directory never reaches the second: the chunk is dropped and reported as
+//! [`News::Rotted`](super::News), and the twin isn't made until the chunk is held again.
 
 use std::{fs, io, os::unix::fs::FileExt as _, path::PathBuf};
 
@@ -24,13 +25,13 @@ use crate::{
     tart::cache,
 };
 
-/// Why there is no twin.
+/// Why the twin couldn't be made.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TwinError {
     /// The first directory isn't there any more.
     #[error("the image's files were removed")]
     Removed,
-    /// A chunk of this content turned out to have rotted.
+    /// A chunk of this content has rotted.
     #[error("content {0} isn't complete")]
     Incomplete(Digest),
     /// A layer that travels as a blob is bad.
@@ -44,10 +45,10 @@ pub(super) enum TwinError {
     Io(#[from] io::Error),
 }
 
-/// Makes the twin, whole and synced; one that was made before and isn't in its place yet is taken.
+/// Makes the whole twin and syncs it. If an earlier twin waits to be moved, returns that one.
 ///
 /// # Errors
-/// [`TwinError::Incomplete`] where a chunk turned out to have rotted.
+/// [`TwinError::Incomplete`] if a chunk has rotted.
 pub(super) fn make(stage: &Stage) -> Result<PathBuf, TwinError> {
     let twin = stage.directory().join(TWIN);
     if stage.names().is_ours(&twin) {
@@ -82,7 +83,7 @@ pub(super) fn make(stage: &Stage) -> Result<PathBuf, TwinError> {
     Ok(twin)
 }
 
-/// Writes what the twin lacks, and compares what it has.
+/// Writes the chunks that the twin lacks, and compares those that it has.
 fn fill(stage: &Stage, body: &Body, cloned: bool) -> Result<(), TwinError> {
     for at in 0..stage.chunks().len() {
         let geometry = stage.chunks().geometry(at);
@@ -113,7 +114,7 @@ fn fill(stage: &Stage, body: &Body, cloned: bool) -> Result<(), TwinError> {
     Ok(())
 }
 
-/// Whether a clone has the chunk's bytes at each of its places.
+/// Whether the clone has the chunk's bytes at each of the chunk's places.
 fn is_in(stage: &Stage, body: &Body, at: usize, chunk: ChunkIndex) -> io::Result<bool> {
     let Some(claim) = stage.chunks().claim(at, chunk) else {
         return Ok(false);

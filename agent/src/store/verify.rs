@@ -1,4 +1,5 @@
-//! Hashing an installed image again, against its manifest alone: nothing that this host noted is believed.
+//! Hashes an installed image and compares it with its manifest alone. Nothing that this host noted decides whether it
+//! is sound; notes only help to find the files and the first bad chunk.
 
 use std::{
     fs::{self, File},
@@ -25,21 +26,21 @@ use crate::tart::{ParseReferenceError, Reference, Version, cache};
 /// Bytes that are read and hashed at a time.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// An image that is what its manifest says.
+/// An image whose bytes are what its manifest says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
     /// The image.
     pub digest: Digest,
-    /// Where it is.
+    /// Its directory in tart's cache.
     pub directory: PathBuf,
     /// Bytes that were hashed.
     pub bytes: u64,
 }
 
-/// Why an image isn't verified.
+/// Why an image couldn't be verified.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// Not a reference.
+    /// The text isn't a reference.
     #[error("reference {reference:?}: {error}")]
     Reference {
         /// The text.
@@ -47,16 +48,17 @@ pub enum VerifyError {
         /// The cause.
         error: ParseReferenceError,
     },
-    /// tart's cache doesn't have it, or it is named by digest and this host didn't stage it: name it by reference then.
+    /// tart's cache doesn't have the image. Or the image was named by digest, and this host didn't stage it; then a
+    /// reference can name it.
     #[error("{image} isn't on this host: {path} isn't there; `parbake-agent status` lists what is")]
     NotThere {
-        /// The reference.
+        /// The reference or digest, as it was given.
         image: String,
         /// Where it should be.
         path: PathBuf,
     },
-    /// The image's manifest isn't here in the registry's form: tart (up to 2.32) writes its own. Stage the image to
-    /// have it.
+    /// The manifest isn't here as the registry gave it, because tart (up to 2.32) writes its own. Staging the image
+    /// gets it.
     #[error("manifest in {path} isn't the registry's: {error}")]
     Manifest {
         /// Where.
@@ -64,28 +66,28 @@ pub enum VerifyError {
         /// The cause.
         error: ParseImageError,
     },
-    /// A layer of the disk has other bytes than the manifest says.
+    /// A layer of the disk has bytes that differ from the manifest.
     #[error("{layer} is bad on disk{}", .chunk.map_or(String::new(), |chunk| format!(", from chunk {chunk} on")))]
     Layer {
         /// The layer.
         layer: LayerName,
-        /// Its first bad chunk, where the links of the chunks are still here.
+        /// The layer's first bad chunk, if the links of its chunks are still here.
         chunk: Option<ChunkIndex>,
     },
-    /// A layer without a raw digest can't be checked: its blob isn't here any more.
+    /// A layer without a raw digest can't be checked, because its blob isn't here any more.
     #[error("{layer} has no raw digest, and its blob isn't here to compare with")]
     NoBlob {
         /// The layer.
         layer: LayerName,
     },
-    /// `config.json`, `nvram.bin`, `manifest.json` or a kept blob has other bytes than the manifest says.
+    /// `config.json`, `nvram.bin`, `manifest.json` or a kept blob has bytes that differ from the manifest.
     #[error("{path} is bad: it has digest {found}, not {wanted}")]
     File {
         /// The file.
         path: PathBuf,
-        /// What it should be.
+        /// The digest that the file should have.
         wanted: Digest,
-        /// What it is.
+        /// The digest that the file has.
         found: Digest,
     },
     /// A file of an image that this host staged is missing.
@@ -99,9 +101,9 @@ pub enum VerifyError {
     Size {
         /// The file.
         path: PathBuf,
-        /// What it should have.
+        /// The size that the file should have, in bytes.
         wanted: u64,
-        /// What it has.
+        /// The size that the file has, in bytes.
         found: u64,
     },
     /// The volume failed.
@@ -115,7 +117,7 @@ pub enum VerifyError {
 }
 
 impl VerifyError {
-    /// Whether the image that is there isn't what its manifest says, or what that could be compared with is gone.
+    /// Whether the image differs from its manifest, or something needed for the comparison is gone.
     pub(crate) const fn is_damage(&self) -> bool {
         matches!(
             self,
@@ -128,14 +130,14 @@ impl VerifyError {
     }
 }
 
-/// Reads an installed image from tart's cache, whole, and compares it with its manifest. `image` is a reference, or the
-/// digest of the manifest of an image that this host staged: where that lies is looked up, what it should be isn't.
-/// `progress` is told how many bytes of how many are done, after each layer and file.
+/// Reads a whole installed image from tart's cache and compares it with its manifest. `image` is a reference, or the
+/// manifest's digest for an image that this host staged. The notes of this host say only where the image is. `progress`
+/// gets the bytes done and the total, after each layer and file.
 ///
-/// Takes no lock and changes nothing: it can run beside an agent. About a second per GB.
+/// Takes no lock and changes nothing, so it can run beside an agent. Takes about a second per GB.
 ///
 /// # Errors
-/// The first difference, by the name of its layer or file.
+/// The first difference, with the name of its layer or file.
 pub fn verify(
     home: &Path,
     image: &str,
@@ -194,9 +196,9 @@ pub fn verify(
     })
 }
 
-/// Has the agent of this tart home read an image again that [`verify`] found damaged: it withdraws the image's presence
-/// and mends it. A running agent sees to it within 5 s, another one at its start. Whether the agent staged the image;
-/// what it didn't is tart's.
+/// Tells the agent of this tart home that [`verify`] found an image damaged. The agent withdraws the image's presence,
+/// reads the image again and mends it. A running agent notices within 5 s, a stopped one at its start. Returns whether
+/// the agent staged the image; other images are tart's.
 ///
 /// # Errors
 /// When the image isn't there, or our directory can't be written.
@@ -206,7 +208,7 @@ pub fn doubt(home: &Path, image: &str) -> Result<bool, VerifyError> {
     mark(&ours).map_err(at(&ours))
 }
 
-/// The directory of an image that is named by reference, or by digest, and its digest.
+/// The directory and the digest of an image that is named by reference or by digest.
 fn locate(home: &Path, image: &str) -> Result<(PathBuf, Digest), VerifyError> {
     if let Ok(digest) = image.parse::<Digest>() {
         return find_staged(home, digest);
@@ -218,7 +220,7 @@ fn locate(home: &Path, image: &str) -> Result<(PathBuf, Digest), VerifyError> {
     find(home, &reference)
 }
 
-/// The image's directory, and the digest by which tart knows it.
+/// The directory of the image that a reference names, and the digest by which tart knows it.
 fn find(home: &Path, reference: &Reference) -> Result<(PathBuf, Digest), VerifyError> {
     let path = match reference.version() {
         Version::Digest(digest) => cache::image_directory(home, reference, digest),
@@ -239,7 +241,7 @@ fn find(home: &Path, reference: &Reference) -> Result<(PathBuf, Digest), VerifyE
     }
 }
 
-/// The directory of an image that this host staged, by the references that were noted of it.
+/// The directory of an image that this host staged, found by the references in its notes.
 fn find_staged(home: &Path, digest: Digest) -> Result<(PathBuf, Digest), VerifyError> {
     let path = home.join(ROOT).join(digest.hex().to_string());
     let status = Status::read(&path);
@@ -274,7 +276,8 @@ fn read_layout(paths: &[PathBuf; 2], digest: &Digest) -> Result<Layout, VerifyEr
     Err(first.expect("there are two paths"))
 }
 
-/// Compares the manifest in a directory that we installed. tart writes its own into those that it pulled.
+/// Compares the manifest in a directory that we installed. Skips directories that tart pulled, where tart writes its
+/// own manifest.
 fn check_manifest(
     directory: &Path,
     ours: &Path,
@@ -355,7 +358,7 @@ fn check_encoded(
     }
 }
 
-/// Where the bytes on disk leave the chain, by the links that the store noted.
+/// The first chunk at which the bytes on disk leave the chain, by the links in the store's journal.
 fn first_bad(
     disk: &File,
     layer: &DiskLayer,

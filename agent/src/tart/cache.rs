@@ -1,4 +1,4 @@
-//! Where tart keeps things: its home, the OCI cache in it, and local VMs.
+//! The paths where tart keeps its home's OCI cache and local VMs.
 
 use std::{
     fs, io,
@@ -21,10 +21,10 @@ pub(crate) const MANIFEST: &str = "manifest.json";
 /// Keeps tart's `gc` from an image that no tag points to.
 pub(crate) const MARKER: &str = ".explicitly-pulled";
 
-/// What a directory needs for tart to take it for an image or a VM.
+/// The files that a directory needs, so that tart takes it for an image or a VM.
 pub(crate) const PARTS: [&str; 3] = [CONFIG, DISK, NVRAM];
 
-/// The directory of a registry, which tart locks while it pulls from there.
+/// The directory of a registry. tart locks it while it pulls from that registry.
 pub(crate) fn host_directory(home: &Path, reference: &Reference) -> PathBuf {
     home.join("cache/OCIs")
         .join(reference.host().replace(':', "%3A"))
@@ -50,11 +50,11 @@ pub(crate) fn tag_link(home: &Path, reference: &Reference) -> Option<PathBuf> {
     }
 }
 
-/// So many directories are looked through, and so deep: registries' paths have two or three parts.
+/// Bounds of the search in [`installed`]: directories in all, and depth. A registry's paths have two or three parts.
 const MOST_DIRECTORIES: usize = 10_000;
 const MOST_PARTS: usize = 16;
 
-/// The directories of an image, in whatever repositories. Nothing but directories is followed.
+/// The directories of an image in all repositories. Symlinks aren't followed.
 ///
 /// # Errors
 /// When the cache can't be read.
@@ -88,7 +88,7 @@ pub(crate) fn installed(home: &Path, image: &Digest) -> io::Result<Vec<PathBuf>>
     Ok(found)
 }
 
-/// The tags by which an image's directory is named, as references.
+/// The tags that name an image's directory, as references.
 pub(crate) fn tags(home: &Path, installed: &Path) -> Vec<Reference> {
     let named = || -> Option<Vec<Reference>> {
         let repository = installed.parent()?;
@@ -115,7 +115,7 @@ pub(crate) fn vm_directory(home: &Path, name: &str) -> PathBuf {
     home.join("vms").join(name)
 }
 
-/// Whether tart takes this directory for an image or a VM: its parts exist. Nothing is hashed.
+/// Whether tart takes this directory for an image or a VM: its files exist. Nothing is hashed.
 pub(crate) fn is_complete(directory: &Path) -> bool {
     PARTS
         .iter()

@@ -1,6 +1,7 @@
-//! Running tart: each operation with its own time, in its own process group, tried again with growing pauses.
+//! Runs tart. Each attempt has a time limit and a process group of its own. A failed attempt is repeated after a
+//! growing pause.
 //!
-//! A hung tart once wedged a whole node: whatever hangs here is killed, with its children, when its time is over.
+//! A hung tart once wedged a whole node. So an attempt that exceeds its time limit is killed, with its children.
 
 use std::{
     ffi::OsStr,
@@ -17,15 +18,15 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// What is kept of an operation's complaints.
+/// Bytes of an operation's stderr that are kept for the error message.
 const MAX_COMPLAINT_BYTES: usize = 2 << 10;
 
-/// What tart is asked to do.
+/// The tart commands that are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
-    /// Make a VM from an image or another VM.
+    /// Makes a VM from an image or another VM.
     Clone,
-    /// Remove a VM or image.
+    /// Removes a VM or an image.
     Delete,
 }
 
@@ -39,15 +40,15 @@ impl Operation {
     }
 }
 
-/// How long one attempt may take: many times what it takes on a loaded host (the existing fleets' figures).
+/// The time limit of one attempt. Existing fleets need a small part of it, even on a loaded host.
 const TIME_LIMIT: Duration = Duration::from_mins(5);
-/// How often an operation is tried in all.
+/// How many attempts an operation gets in all.
 const ATTEMPTS: u32 = 3;
 
 /// Why an operation didn't succeed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TartError {
-    /// The binary can't be run: not installed, or the setting is wrong.
+    /// The binary can't be run: it isn't installed, or the setting is wrong.
     #[error("running {binary}: {error}")]
     NotStarted {
         /// The binary.
@@ -55,17 +56,17 @@ pub(crate) enum TartError {
         /// The cause.
         error: io::Error,
     },
-    /// tart says that it failed.
+    /// tart ended with an error.
     #[error("tart {} failed ({status}): {complaint}", operation.name())]
     Failed {
         /// The operation.
         operation: Operation,
         /// How it ended.
         status: ExitStatus,
-        /// What it wrote to stderr, cut.
+        /// The first bytes of its stderr.
         complaint: String,
     },
-    /// It took too long and was killed with its children.
+    /// tart took too long, and was killed with its children.
     #[error("tart {} hung for {after:?} and was killed", operation.name())]
     TimedOut {
         /// The operation.
@@ -73,7 +74,7 @@ pub(crate) enum TartError {
         /// Its time limit.
         after: Duration,
     },
-    /// The connection to the process broke.
+    /// The pipe to the process, or waiting for the process, failed.
     #[error("reading from tart {}: {error}", operation.name())]
     Io {
         /// The operation.
@@ -84,7 +85,7 @@ pub(crate) enum TartError {
 }
 
 impl TartError {
-    /// The outcome for metrics: `not_started`, `failed`, `timed_out` or `broken`; a success is `ok`.
+    /// The outcome for metrics: `not_started`, `failed`, `timed_out` or `broken`. Callers count a success as `ok`.
     pub(crate) const fn outcome(&self) -> &'static str {
         match self {
             Self::NotStarted { .. } => "not_started",
@@ -95,12 +96,12 @@ impl TartError {
     }
 }
 
-/// Runs tart on one home. Every call is cancel-safe: a dropped future kills the process group.
+/// Runs tart in one home. Every call is cancel-safe: dropping its future kills the process group.
 #[derive(Debug)]
 pub(crate) struct Tart {
     binary: PathBuf,
     home: PathBuf,
-    /// For one attempt.
+    /// The time limit of one attempt.
     time_limit: Duration,
     pause: Duration,
 }
@@ -116,22 +117,22 @@ impl Tart {
         }
     }
 
-    /// Changes how long one attempt may take.
+    /// Changes the time limit of one attempt.
     #[cfg(test)]
     pub(crate) const fn with_time_limit(mut self, limit: Duration) -> Self {
         self.time_limit = limit;
         self
     }
 
-    /// Changes the pause after the first failed attempt; it doubles after each.
+    /// Changes the pause after the first failed attempt. It doubles after each further one.
     #[cfg(test)]
     pub(crate) const fn with_pause(mut self, pause: Duration) -> Self {
         self.pause = pause;
         self
     }
 
-    /// Makes a VM from an image or another VM. With the image in the cache this uses no network. An existing VM of
-    /// that name makes it fail.
+    /// Makes a VM from an image or another VM. Uses no network if the image is in the cache. Fails if a VM of that name
+    /// exists.
     ///
     /// # Errors
     /// See [`TartError`].
@@ -170,7 +171,7 @@ impl Tart {
             .arg(operation.name())
             .args(arguments.iter().map(OsStr::new))
             .env("TART_HOME", &self.home)
-            // a clone would otherwise remove other images to make room, ours first
+            // otherwise a clone would remove other images to make room, ours first
             .env("TART_NO_AUTO_PRUNE", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -192,7 +193,7 @@ impl Tart {
         })
         .await;
         if ended.is_ok() {
-            // Reaped: its id may be another process's by now.
+            // The process is reaped, so its id may belong to another process by now.
             group.0 = None;
         }
         drop(group);
@@ -207,7 +208,7 @@ impl Tart {
             }),
             Ok(Err(error)) => Err(TartError::Io { operation, error }),
             Err(_) => {
-                // Killed a moment ago: this only takes its exit status, so that no zombie stays.
+                // The process was killed a moment ago. Taking its exit status leaves no zombie.
                 if let Err(error) = child.wait().await {
                     tracing::debug!(%error, "waiting for a killed tart failed");
                 }
@@ -220,7 +221,8 @@ impl Tart {
     }
 }
 
-/// A process group of ours, killed when dropped: when its time is over, or nobody waits for it any more.
+/// A process group of ours. Dropping it kills the group: at the time limit, or when nobody waits for the result any
+/// more.
 struct Group(Option<Pid>);
 
 impl Group {
@@ -235,7 +237,7 @@ impl Drop for Group {
         if let Some(pid) = self.0
             && let Err(errno) = kill_process_group(pid, Signal::KILL)
             && errno != rustix::io::Errno::SRCH
-            // macOS says this of a group that only has zombies
+            // macOS returns this for a group that only has zombies
             && errno != rustix::io::Errno::PERM
         {
             tracing::warn!(group = pid.as_raw_nonzero(), error = %errno, "killing tart's process group failed");

@@ -1,5 +1,5 @@
-//! What a host costs that signs lies: false hints, false chains, a run for each lie. Real tickets, signatures, stages
-//! and fetches; the registry is a loop over a socket.
+//! Tests of the cost of a host that signs lies: false hints, false chains, a run for each lie. Tickets, signatures,
+//! stages and fetches are real; the registry is a loop over a socket.
 
 use std::{
     collections::BTreeSet,
@@ -124,8 +124,8 @@ impl World {
         }
     }
 
-    /// Fetches the layer from the registry. How that ends, what was told meanwhile, each link that was signed, and the
-    /// bytes that it took.
+    /// Fetches the layer from the registry. Returns the end, the number of doubts, each link that was signed, and the
+    /// bytes that came.
     async fn fetch(&self, host: &Host) -> (FetchEnd, usize, Vec<Signed>, u64) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -208,7 +208,7 @@ impl World {
         (end, doubts, signed, moved.load(Ordering::Relaxed))
     }
 
-    /// Who answers for a false link of these, by what the whole content shows.
+    /// The makers that answer for a false link of these, as the whole content shows.
     fn convicted(&self, signed: &[Signed]) -> BTreeSet<String> {
         let links = self.links();
         let truth = |chunk: ChunkIndex| match links.get(chunk.0 as usize) {
@@ -245,7 +245,7 @@ async fn a_false_hint_that_its_maker_signed_costs_what_was_held_and_convicts_nob
         panic!("no raw layer");
     };
     assert_eq!(blob.size, world.blob.len() as u64);
-    // a host that made all of it has the true hints
+    // a host that made all links has the true hints
     let liar = world.host("liar");
     let (end, doubts, made, moved) = world.fetch(&liar).await;
     assert_eq!((end, doubts, moved), (FetchEnd::Done, 0, blob.size));
@@ -262,7 +262,7 @@ async fn a_false_hint_that_its_maker_signed_costs_what_was_held_and_convicts_nob
         (hint(marks(last - 1) + 1, true_hint.skip_bytes), 1),
         (hint(true_hint.blob_offset + 9, true_hint.skip_bytes), 1),
         (hint(true_hint.blob_offset, true_hint.skip_bytes - 1), 1),
-        // what can't be true isn't followed
+        // impossible hints aren't followed
         (hint(true_hint.blob_offset, true_hint.skip_bytes + 1), 0),
         (hint(blob.size - 1, 0), 0),
     ];
@@ -279,7 +279,7 @@ async fn a_false_hint_that_its_maker_signed_costs_what_was_held_and_convicts_nob
         }
         let (end, doubts, signed, moved) = world.fetch(&host).await;
         assert_eq!((end, doubts), (FetchEnd::Done, followed), "{poison:?}");
-        // from the beginning, after one chunk and what came with it
+        // the fetch starts from the beginning, after one chunk and what came with it
         assert!(moved >= blob.size, "{poison:?}: {moved}");
         let wasted = moved - blob.size;
         println!(
@@ -289,7 +289,7 @@ async fn a_false_hint_that_its_maker_signed_costs_what_was_held_and_convicts_nob
         assert!(wasted <= 2 << 20, "{poison:?}: {wasted}");
         assert_eq!(host.shelf.walk(world.spec.digest).unwrap(), []);
         assert!(host.shelf.is_closed(world.spec.digest));
-        // who was misled signed nothing false; and a hint is no link, so its maker is not convicted
+        // the misled host signed nothing false; and a hint is no link, so its maker isn't convicted
         let chunks: Vec<_> = signed.iter().map(|signed| signed.chunk).collect();
         assert_eq!(chunks, world.chunks().collect::<Vec<_>>());
         assert!(
@@ -300,7 +300,7 @@ async fn a_false_hint_that_its_maker_signed_costs_what_was_held_and_convicts_nob
         assert_eq!(world.convicted(&signed), BTreeSet::new());
         assert_eq!(world.convicted(&given), BTreeSet::new());
     }
-    // the true one is gone on from
+    // the fetch goes on from the true hint
     let host = world.host("host");
     for signed in &made[..held] {
         let bytes = world.bytes(signed.chunk);
@@ -318,7 +318,7 @@ async fn who_goes_on_behind_a_false_chain_signs_what_convicts_its_maker() {
     let liar = world.host("liar");
     let (_, _, made, _) = world.fetch(&liar).await;
     let (false_at, held) = (1, 4);
-    // one invention, and true bytes behind it: what is fetched behind them fits
+    // one chunk is invented, with true bytes behind it: the bytes that are fetched behind them fit
     let mut links: Vec<Link> = made[..held].iter().map(|signed| signed.link).collect();
     let (mut link, invented) = invention(&world, ChunkIndex(false_at), links[0].after);
     link.resume = links[1].resume;
@@ -345,7 +345,7 @@ async fn who_goes_on_behind_a_false_chain_signs_what_convicts_its_maker() {
     assert!(moved <= 2 * world.blob.len() as u64, "{moved}");
     assert_eq!(host.shelf.walk(world.spec.digest).unwrap(), []);
     assert!(host.shelf.is_closed(world.spec.digest));
-    // some of what it signed is false, and names who misled it
+    // some links that the host signed are false, and name the maker that misled it
     assert_eq!(
         world.convicted(&signed),
         BTreeSet::from(["liar".to_owned()])
@@ -422,10 +422,10 @@ fn a_liar_costs_a_few_walks_however_it_signs() {
         liar.notary.sign(digest, chunk, link, &run)
     };
     let all = |lie: &mut dyn FnMut(usize, ChunkIndex, Link) -> Signed| walks(&world, lie);
-    // all in one run: its links don't join, so that one place is taken
+    // all lies in one run: its links don't join, so that only one chunk of them is taken
     let run = liar.notary.run(&digest, None).unwrap();
     let one_run = all(&mut |_, chunk, link| liar.notary.sign(digest, chunk, link, &run));
-    // a run for each lie: a walk drops all under a ticket, and it takes three runs until nothing under it is taken
+    // a run for each lie: a walk drops all links under a ticket, and after three runs nothing under the ticket is taken
     let one_ticket = all(&mut |_, chunk, link| sign(chunk, link));
     let mut last = 0;
     let a_ticket_a_walk = all(&mut |walk, chunk, link| {

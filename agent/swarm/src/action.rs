@@ -1,4 +1,4 @@
-//! What the swarm wants done.
+//! The actions that the swarm asks of the shell.
 
 use proto::{ChunkIndex, ChunkSet, HostKey};
 
@@ -7,28 +7,28 @@ use crate::event::{ContentId, Spread, Ticket};
 /// Why a request or a push is turned away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Declined {
-    /// Over our bounds; ask again later or elsewhere.
+    /// We are over our bounds. The peer may ask again later, or ask another host.
     Busy,
-    /// We don't hold it.
+    /// We don't hold the chunk.
     Missing,
-    /// We hold it or are receiving it already (pushes).
+    /// We hold the chunk, or are receiving it (pushes).
     Already,
     /// We don't want this content (pushes).
     Unwanted,
     /// We don't talk to this peer for now.
     Quarantined,
-    /// The coordinator doesn't name the peer among the hosts that may have it.
+    /// The coordinator doesn't name the peer among the hosts that may have the content.
     NotEntitled,
 }
 
-/// What the shell shall do. It reports how each ended by an event.
+/// What the shell shall do. The shell reports by an event how each action ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Connect to this peer; ends in `Connected` or `Disconnected`.
+    /// Connect to this peer. Ends in `Connected` or `Disconnected`.
     Dial(HostKey),
     /// Close the connections to this peer.
     HangUp(HostKey),
-    /// Ask this peer for a chunk; ends in `Arrived` or `NotArrived`.
+    /// Ask this peer for a chunk. Ends in `Arrived` or `NotArrived`.
     Request {
         /// The peer.
         peer: HostKey,
@@ -37,8 +37,8 @@ pub enum Action {
         /// The chunk.
         chunk: ChunkIndex,
     },
-    /// Give up a request or an accepted push; ends in `NotArrived` with `Cancelled` (or in `Arrived`, if it was
-    /// quicker).
+    /// Give up a request or an accepted push. Ends in `NotArrived` with `Cancelled`, or in `Arrived` if the chunk was
+    /// quicker.
     Cancel {
         /// The peer.
         peer: HostKey,
@@ -47,7 +47,7 @@ pub enum Action {
         /// The chunk.
         chunk: ChunkIndex,
     },
-    /// Send this peer a chunk that it didn't ask for; ends in `Sent`.
+    /// Send this peer a chunk that the peer didn't ask for. Ends in `Sent`.
     Push {
         /// The peer.
         peer: HostKey,
@@ -55,18 +55,18 @@ pub enum Action {
         id: ContentId,
         /// The chunk.
         chunk: ChunkIndex,
-        /// To whom it shall pass it on.
+        /// The hosts to which the peer shall pass the chunk on; `None`: nobody.
         spread: Option<Spread>,
     },
-    /// Take an offered push; ends in `Arrived` or `NotArrived`.
+    /// Take an offered push. Ends in `Arrived` or `NotArrived`.
     Accept(Ticket),
     /// Turn an offered push away.
     Decline(Ticket, Declined),
-    /// Answer a request with the chunk; ends in `Sent`.
+    /// Answer a request with the chunk. Ends in `Sent`.
     Serve(Ticket),
     /// Turn a request away.
     Refuse(Ticket, Declined),
-    /// Tell this peer what we hold: more of it, or all of it where `reset`.
+    /// Tell this peer which chunks we hold: more chunks, or all of them where `reset`.
     Announce {
         /// The peer.
         peer: HostKey,
@@ -74,29 +74,29 @@ pub enum Action {
         id: ContentId,
         /// The chunks.
         chunks: ChunkSet,
-        /// Whether this replaces what we announced before.
+        /// Whether this replaces our earlier announcements of the content.
         reset: bool,
     },
     /// Tell this peer our load.
     AnnounceLoad {
         /// The peer.
         peer: HostKey,
-        /// Push work assigned to us and not done.
+        /// Push work that is assigned to us and isn't done.
         backlog_bytes: u64,
         /// Our upload rate.
         upload_bytes_per_second: u64,
     },
-    /// Fetch the content from the registry, up to and without chunk `until`: begin, or go on where it paused. `until`
-    /// only rises. Chunks that are held already aren't reported again.
+    /// Fetch the content from the registry, up to and without chunk `until`. This begins the fetch, or goes on where
+    /// the fetch paused. `until` only rises. The shell doesn't report chunks that are held already.
     Fetch {
         /// The content.
         id: ContentId,
         /// Where to pause.
         until: ChunkIndex,
     },
-    /// Stop fetching; no more `OriginChunk` or `OriginEnded` for it.
+    /// Stop fetching. No more `OriginChunk` or `OriginEnded` comes for the content.
     StopFetch(ContentId),
-    /// Tell the coordinator that we don't need this lease: the content is complete, or we can't.
+    /// Tell the coordinator that we don't need this lease: the content is complete, or we can't fetch it.
     ReleaseLease(ContentId),
     /// Tell the coordinator that this peer was quarantined.
     Report {

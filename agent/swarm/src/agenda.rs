@@ -1,19 +1,19 @@
-//! What the swarm has to look at, and when: what the event at hand may have made possible, and the next moment at which
-//! something is due.
+//! The swarm's agenda: what the current event may have made possible, and the next moment at which something is due.
 
 use core::time::Duration;
 
 use proto::Moment;
 
-/// How often time-outs, announcements and retries are looked at. Well below every time that matters to them.
+/// The time between two looks at time-outs, announcements and retries. It is well below every time limit that is
+/// checked then.
 pub(crate) const TICK: Duration = Duration::from_millis(250);
-/// The same when nothing is wanted and nobody waits.
+/// The same time when nothing is wanted and nobody waits.
 const IDLE_TICK: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(crate) struct Agenda {
     tick_at: Moment,
-    /// Something can go on at this moment that a tick would be late for.
+    /// The moment before the next tick at which something can go on.
     soon: Option<Moment>,
     pull: bool,
     assign: bool,
@@ -80,7 +80,7 @@ impl Agenda {
 
     // ---- time -----------------------------------------------------------------------------------------------------
 
-    /// Something new is wanted: it is looked at again soon.
+    /// Something new is wanted: the next tick comes soon.
     pub(crate) fn wake(&mut self, now: Moment) {
         self.tick_by(now + TICK);
         self.pull();
@@ -102,7 +102,7 @@ impl Agenda {
         self.tick_at = now;
     }
 
-    /// Time passed. Whether a tick is due.
+    /// Notes that time passed. Returns whether a tick is due.
     pub(crate) fn pass(&mut self, now: Moment) -> bool {
         if self.soon.is_some_and(|soon| soon <= now) {
             self.soon = None;
@@ -117,7 +117,7 @@ impl Agenda {
         self.tick_at = now + if busy { TICK } else { IDLE_TICK };
     }
 
-    /// When time has to pass next.
+    /// The next moment at which the swarm has to hear of the time.
     pub(crate) fn next(&self) -> Moment {
         self.soon.map_or(self.tick_at, |at| at.min(self.tick_at))
     }

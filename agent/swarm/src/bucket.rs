@@ -2,10 +2,12 @@
 
 use proto::Moment;
 
-/// What may be saved up, as a part of one second of the budget: short enough not to disturb guests, longer than a tick.
+/// The largest saving is the budget of one second divided by this: half a second's worth. Such a burst is too short to
+/// disturb guests, and longer than a tick.
 const BURST_DIVISOR: u64 = 2;
 
-/// A byte budget. May go into debt by one chunk, and waits until the debt is paid.
+/// A byte budget. Spending may put the budget into debt by one chunk. The budget then allows nothing until the debt is
+/// paid.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bucket {
     /// Bytes per second; 0 is no limit.
@@ -46,7 +48,7 @@ impl Bucket {
         }
     }
 
-    /// Gives back what was charged and not spent.
+    /// Gives back bytes that were charged and not spent.
     pub(crate) fn refund(&mut self, bytes: u64) {
         if self.rate != 0 {
             let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
@@ -54,7 +56,7 @@ impl Bucket {
         }
     }
 
-    /// When it allows again.
+    /// When the budget allows something again; `None` if it does now.
     pub(crate) fn due(&self) -> Option<Moment> {
         if self.rate == 0 || self.tokens > 0 {
             return None;
@@ -77,7 +79,7 @@ impl Bucket {
     fn refill(&mut self, now: Moment) {
         let micros = now.0.saturating_sub(self.at.0);
         let more = u128::from(self.rate) * u128::from(micros) / 1_000_000;
-        // what is less than a byte stays owed: the clock moves on only when something was added
+        // a fraction of a byte isn't lost: the clock moves on only when something was added
         if more > 0 || self.rate == 0 {
             self.tokens = self
                 .tokens

@@ -1,4 +1,5 @@
-//! Which host is handed a chunk, to spread it among others: the one with the least to do of some.
+//! The choice of a spreader: the host that is handed a chunk and passes it on to others. Of some candidates, the one
+//! with the least to do is chosen.
 
 use alloc::vec::Vec;
 
@@ -11,20 +12,20 @@ use crate::{
     peer::{Line, PeerIndex, micros},
 };
 
-/// Who was chosen.
+/// The outcome of a choice.
 pub(crate) enum Choice {
     Me,
     Peer(PeerIndex),
-    /// All are loaded; how long until the least of them isn't, in microseconds.
+    /// All candidates are loaded. In this many microseconds the least loaded one is free.
     Wait(u64),
     Nobody,
 }
 
-/// Bytes that the host which is handed a chunk for everyone sends.
+/// Bytes that a host sends when it is handed a chunk for everyone.
 pub(crate) fn spread_bytes(ground: &Ground, id: ContentId, chunk: ChunkIndex) -> u64 {
     let content = ground.contents.get(id);
     let unwanted = content.map_or(0, Content::unwanted_count);
-    // this host is one of those that may have it, and isn't on its own roster
+    // this host may have the content too, and isn't on its own roster
     let most = content
         .and_then(|content| content.entitled.as_ref())
         .map_or(usize::MAX, |entitled| entitled.len().saturating_sub(1));
@@ -38,8 +39,8 @@ pub(crate) fn spread_bytes(ground: &Ground, id: ContentId, chunk: ChunkIndex) ->
     ground.contents.len(id, chunk) * sends as u64
 }
 
-/// Who spreads a chunk to everyone: the host with the least to do among some random connected ones and ourselves.
-/// `backlog_bytes`: the pushes that lie before us.
+/// Chooses the spreader of a chunk for everyone: the host with the least to do among some random connected hosts and
+/// ourselves. `backlog_bytes`: the pushes that we have yet to send.
 pub(crate) fn choose(
     ground: &mut Ground,
     id: ContentId,
@@ -76,9 +77,10 @@ pub(crate) fn choose(
     }
 }
 
-/// The peer with the least to do among some connected ones, and how long that takes it with `work` on top.
+/// The peer with the least to do among some connected ones, and how long its work takes with `work` on top, in
+/// microseconds.
 fn least_loaded(ground: &mut Ground, id: ContentId, work: u64) -> Option<(u64, PeerIndex)> {
-    // where few may have it, most of all that are connected would be the wrong ones
+    // where few hosts may have the content, random connected hosts would mostly be wrong ones
     let content = ground.contents.get(id);
     let entitled: Option<Vec<PeerIndex>> = content
         .filter(|content| content.entitled.is_some())
@@ -110,8 +112,8 @@ fn least_loaded(ground: &mut Ground, id: ContentId, work: u64) -> Option<(u64, P
     best
 }
 
-/// Who spreads a chunk among `part`, which gives it so many bytes to send: some that are connected are looked at. While
-/// those are few, some more are dialled for the next time.
+/// Chooses the spreader of a chunk among `part`; the spreader has `work_bytes` to send. Only some connected hosts of
+/// the part are looked at. While few are connected, some others are dialled for the next time.
 pub(crate) fn choose_among(
     ground: &mut Ground,
     id: ContentId,

@@ -1,97 +1,103 @@
-//! Every number that the swarm decides by, and where it comes from.
+//! Every number that the swarm decides by, and the source of the number.
 
 use core::time::Duration;
 
 /// The swarm's bounds and times.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Uploads at one time, pushes and answers together. Six keep an uplink full while some receivers are busy; more
-    /// only make each chunk take longer (simulator, 50 hosts × 8 GB, makespan over bound with 2 · 4 · 6 · 8: 1.51 ·
-    /// 1.03 · 1.02 · 1.03).
+    /// Uploads at one time, pushes and answers together. Six keep an uplink full while some receivers are busy.
+    /// More only make each chunk take longer (simulator, 50 hosts × 8 GB, makespan over bound with 2 · 4 · 6 · 8
+    /// uploads: 1.51 · 1.03 · 1.02 · 1.03).
     pub uploads: usize,
-    /// Uploads at one time to one peer. Two, so that the link to a single peer never idles between chunks (measured:
-    /// one request at a time loses 6 % at 1 Gbit/s); a spreader uses one per receiver.
+    /// Uploads at one time to one peer. With two, the link to a single peer never idles between chunks (measured: one
+    /// request at a time loses 6 % at 1 Gbit/s). A spreader uses one per receiver.
     pub uploads_per_peer: usize,
-    /// Pushes that are received at one time; more are declined as busy. One more than `uploads`: then the fleet's
-    /// uploads spread evenly over its downlinks, and seldom meet a full one (simulator, 50 hosts × 8 GB, 6 uploads,
-    /// with 6 · 7 · 8 · 12 · 24: 1.02 · 1.03 · 1.04 · 1.07 · 1.08 of the bound, declined per received 2.8 · 0.5 · 0.2).
+    /// Pushes that are received at one time; more are declined as busy. The number is one more than `uploads`: then
+    /// the fleet's uploads spread evenly over its downlinks, and seldom meet a full downlink (simulator, 50 hosts ×
+    /// 8 GB, 6 uploads, with 6 · 7 · 8 · 12 · 24: 1.02 · 1.03 · 1.04 · 1.07 · 1.08 of the bound; declined per
+    /// received 2.8 · 0.5 · 0.2 with the first three).
     pub incoming: usize,
-    /// Of which from one peer: as many as it may send us at one time. A peer that dribbles bytes takes no other's
-    /// place.
+    /// Pushes that are received at one time from one peer: as many as the peer may send us at one time. A peer that
+    /// dribbles bytes takes no other peer's place.
     pub incoming_per_peer: usize,
-    /// A push that was declined as busy is tried again after so many times that our uplink needs for a chunk; after
-    /// every fourth time in a row, after as many again.
+    /// The wait before a push is tried again that was declined as busy. The unit is the time in which our uplink sends
+    /// one chunk. After every fourth try in a row the wait grows by this much again.
     pub busy_wait_chunks: u64,
     /// Requests in flight on this host, over all contents and peers.
     pub requests: usize,
-    /// Requests in flight to one peer, at most; at least two are allowed to each, for the same reason.
+    /// The most requests in flight to one peer. Each peer may have at least two, for the same reason as with uploads.
     pub requests_per_peer: usize,
-    /// Requests of others that wait for an upload slot; more are refused as busy.
+    /// Requests of other hosts that wait for an upload slot; more are refused as busy.
     pub waiting: usize,
-    /// Chunks that wait to be passed on; more are left to the pull swarm. 1,024 chunks are 9 s of a 1 Gbit/s uplink.
+    /// The most chunks that wait to be passed on. Other hosts have to ask for chunks beyond that. 1,024 chunks are 9 s
+    /// of a 1 Gbit/s uplink.
     pub jobs: usize,
-    /// Connections that this host keeps. 512 hold a whole small fleet; of a large one the hosts of the same part, some
-    /// in each other part, and those whom others chose likewise.
+    /// Connections that this host keeps. 512 hold a whole small fleet. In a large fleet they hold the hosts of the same
+    /// part, some hosts in each other part, and the hosts that connected to this one for the same reasons.
     pub connections: usize,
     /// Dials at one time.
     pub dials: usize,
-    /// Uploads that take far too long and don't count among [`uploads`](Self::uploads), at most: who doesn't take what
-    /// it is sent holds up nobody else.
+    /// The most uploads that take far too long and therefore don't count among [`uploads`](Self::uploads). A host that
+    /// doesn't take what it is sent holds up nobody else.
     pub slow_uploads: usize,
-    /// Targets that a spreader serves by itself; beyond, they are split. Up to 200 a direct push is near the bound
-    /// (simulator).
+    /// Targets that a spreader serves by itself. More targets are split into parts. Up to 200 targets, direct pushes
+    /// are near the bound (simulator).
     pub direct_targets: usize,
-    /// Parts that targets are split into beyond `direct_targets` (simulator: a tree of fan-out 8).
+    /// The number of parts that targets are split into beyond `direct_targets` (simulator: a tree of fan-out 8).
     pub fan_out: usize,
     /// Hosts looked at when a spreader is chosen (simulator: 8 are nearly as good as all).
     pub candidates: usize,
-    /// Spreads that may lie at a spreader before the chunk waits at the lease holder instead, in percent of one spread.
+    /// The work that a spreader may have before it, in percent of one spread. Beyond, the chunk waits at the lease
+    /// holder instead.
     pub spread_backlog_percent: u64,
-    /// And so many chunks on top: in a small fleet a spread is short, and the next one has to be there when it ends.
+    /// The work that a spreader may have on top of that percentage, in chunks. In a small fleet a spread is short, and
+    /// the next one has to be there when it ends.
     pub spread_backlog_chunks: u64,
-    /// Chunks that a lease holder may have ordered from the origin or hold without having handed them on.
+    /// The most chunks of a lease that are ordered from the origin and haven't come, or that came and weren't handed
+    /// on.
     pub lease_window: u32,
-    /// What is assumed of a peer's uplink, and of ours, before anything was measured: 1 Gbit/s less headers (DOMAIN
-    /// §1).
+    /// The rate of a peer's uplink, and of ours, that is assumed before anything was measured: 1 Gbit/s less headers.
     pub assumed_rate_bytes_per_second: u64,
-    /// No peer's uplink is believed to be more than so many times what ours was measured or assumed to be: fleets mix
-    /// 1 and 10 GbE, and a share of four spreads is as much as one host's word is worth.
+    /// A peer's uplink is believed to be this many times ours at most, as ours was measured or assumed. Fleets mix 1
+    /// and 10 GbE. One host's word is worth a share of four spreads and no more.
     pub believed_rate: u64,
     /// The shortest time between two announcements of chunks to the same peers.
     pub announce_every: Duration,
-    /// The shortest time between two announcements of load to those who choose us to spread.
+    /// The shortest time between two announcements of load to the hosts that choose us as their spreader.
     pub load_every: Duration,
-    /// First value of the time after which an announced chunk that wasn't pushed to us is asked for; adapts.
+    /// The first value of the grace: the time after which this host asks for an announced chunk that wasn't pushed to
+    /// it. The grace adapts.
     pub grace: Duration,
-    /// Its bounds.
+    /// The least grace.
     pub grace_least: Duration,
-    /// Its bounds.
+    /// The most grace.
     pub grace_most: Duration,
-    /// No progress for this long at least before a request is given up.
+    /// A request isn't given up before this time without progress.
     pub timeout_least: Duration,
     /// A request is given up after this many times the expected duration.
     pub timeout_factor: u32,
-    /// And after this long at most: the slowest line that is waited for, 280 kbit/s for each chunk under way.
+    /// A request is given up after this time in any case. It allows for the slowest line that is waited for: 280 kbit/s
+    /// for each chunk under way.
     pub limit_most: Duration,
-    /// What a request or a push is expected to take before any was measured: 1 MiB at 100 Mbit/s, and two dozen of them
+    /// The expected duration of a request or a push before any was measured: 1 MiB at 100 Mbit/s, with two dozen others
     /// in the same downlink.
     pub push_assumed: Duration,
-    /// Without a coordinator for this long, leases are self-assigned.
+    /// After this long without a coordinator, hosts assign leases to themselves.
     pub headless_after: Duration,
     /// Contents fetched from the origin at one time in the whole fleet, when headless.
     pub origin_streams: usize,
-    /// Contents that clients of this host want and that it fetches without a lease, at one time. 64 clients at once are
-    /// what an agent's memory is measured with (`sixty_four_clients_at_once_fit_into_memory`).
+    /// Contents that this host fetches at one time without a lease, because its clients want them. An agent's memory is
+    /// measured with 64 clients at once (`sixty_four_clients_at_once_fit_into_memory`).
     pub lone_fetches: usize,
-    /// Strikes (bad chunks, silence) until a peer is quarantined.
+    /// Strikes (bad chunks) until a peer is quarantined. Silence is no strike.
     pub strikes: u32,
-    /// First quarantine; doubles each time.
+    /// The first quarantine. It doubles each time.
     pub quarantine: Duration,
     /// The longest quarantine.
     pub quarantine_most: Duration,
-    /// First wait before a peer that couldn't be reached is dialled again; doubles each time.
+    /// The first wait before a peer that couldn't be reached is dialled again. It doubles each time.
     pub redial: Duration,
-    /// The longest wait before it is dialled again.
+    /// The longest wait before such a peer is dialled again.
     pub redial_most: Duration,
 }
 

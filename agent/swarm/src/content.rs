@@ -11,31 +11,32 @@ use crate::{
     promise::Promises,
 };
 
-/// Bytes of a content that may be lost on this host before it pauses, beside twice the content: liars among its
-/// sources, a registry that sent false bytes and a disk that was emptied once cost no time.
+/// Bytes of a content that may be lost on this host before the content pauses, beside twice the content's size. Thus
+/// some losses cost no time: liars among the sources, a registry that sent false bytes, or a disk that was emptied
+/// once.
 const LOST_FREELY: u64 = 16 << 20;
-/// After that, so much more between two pauses, beside a quarter of the content.
+/// After the first pause, bytes that may be lost between two pauses, beside a quarter of the content's size.
 const LOST_BETWEEN: u64 = 4 << 20;
 /// First and longest pause of a content that is lost again and again.
 const LOST_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
 /// First and longest pause of a content whose chunks can't be stored. The shell stops staging when a volume fails, and
-/// says why; this is for what it hasn't noticed yet.
+/// says why. This pause is for failures that the shell hasn't noticed yet.
 const STORE_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 
-/// Chunks that peers announced aren't fetched from the registry. Waiting for them costs each content so much at first,
-/// and this much at most after others were delivered.
+/// How long this host waits for chunks that peers announced, before it fetches them from the registry: the time for
+/// each content at first, and the most after peers delivered chunks.
 const PATIENCE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 
-/// Each chunk that a peer delivers gives so much of that time back: who keeps promises is waited for.
+/// Each chunk that a peer delivers gives this much of that time back: peers that keep promises are waited for.
 const PATIENCE_BACK: Duration = Duration::from_millis(500);
 
-/// Who said that we may fetch from the registry.
+/// The origin of our permission to fetch from the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Grantor {
     Coordinator,
     /// We ourselves, without a coordinator.
     Headless,
-    /// We ourselves, since a client of ours has waited long enough.
+    /// We ourselves, because a client of ours has waited long enough.
     Client,
 }
 
@@ -48,9 +49,9 @@ pub(crate) struct Lease {
     pub(crate) ordered: u32,
     /// When the registry came to owe us chunks after it had owed none.
     pub(crate) ordered_at: Moment,
-    /// Chunks that came and weren't handed on.
+    /// Chunks that came from the registry and weren't handed on.
     pub(crate) waiting: u32,
-    /// Since when chunks that peers announced hold up the fetching.
+    /// The moment since which chunks that peers announced hold up the fetching.
     pub(crate) blocked_since: Option<Moment>,
     /// When the lease began, or the registry's last chunk came.
     pub(crate) origin_at: Moment,
@@ -71,9 +72,8 @@ impl Lease {
             .map_or(Duration::ZERO, |since| now.since(since))
     }
 
-    /// How long the registry has given nothing although it owes us chunks; `None` while it owes none. What it owed
-    /// nobody before it was asked isn't counted: the lease may have waited for its turn, for peers or for our own
-    /// limit.
+    /// How long the registry has given nothing although it owes us chunks; `None` while it owes none. Time before the
+    /// first order isn't counted: the lease may have waited for its turn, for peers or for our own limit.
     pub(crate) fn silent(&self, now: Moment) -> Option<Duration> {
         (self.ordered > 0).then(|| now.since(self.origin_at.max(self.ordered_at)))
     }
@@ -84,49 +84,51 @@ pub(crate) struct Content {
     pub(crate) key: u64,
     pub(crate) geometry: Geometry,
     pub(crate) order: u32,
-    /// Who may have it.
+    /// The hosts that may have the content.
     pub(crate) entitled: Entitled,
     pub(crate) held: ChunkSet,
-    /// Requested, or an accepted push.
+    /// Chunks that are requested, or are coming by an accepted push.
     pub(crate) pending: ChunkSet,
-    /// Held and not announced.
+    /// Chunks that are held and not announced.
     pub(crate) unannounced: ChunkSet,
-    /// What peers announced, by slot.
+    /// The chunks that peers announced, by the peer's slot.
     have: Vec<Option<ChunkSet>>,
     /// Promises that peers broke lately.
     pub(crate) promises: BTreeMap<PeerIndex, Promises>,
     /// How long chunks that peers announced may still hold up fetching from the registry.
     pub(crate) patience: Duration,
-    /// How many of the announcements are there, and how many are full.
+    /// How many slots have an announcement, and how many of the announcements are full.
     heard: usize,
     full: usize,
-    /// Announced since the last turn of the grace; before it; and before that, so that they are asked for.
+    /// Three ages of announced chunks: announced since the last turn of the grace (`fresh`), before the last turn
+    /// (`old`), and before the turn before that (`due`). Due chunks are asked for.
     fresh: ChunkSet,
     old: ChunkSet,
     due: ChunkSet,
-    /// Peers that don't want it: a bitmap by index.
+    /// Peers that don't want the content: a bitmap by index.
     unwanted: Vec<u64>,
     pub(crate) lease: Option<Lease>,
     pub(crate) origin_failed: bool,
-    /// Not fetched without a coordinator before; `None` where that would bring the same false bytes again.
+    /// Before this moment the content isn't fetched without a coordinator. `None`: never, since a fetch would bring the
+    /// same false bytes again.
     pub(crate) origin_retry_at: Option<Moment>,
-    /// When something last arrived.
+    /// When a chunk last arrived.
     pub(crate) grown_at: Moment,
-    /// When a push was last offered, or the first announcement of a part came.
+    /// When a push was last offered, or when a peer first announced a part of the content.
     pub(crate) pushed_at: Option<Moment>,
-    /// When anything was last heard of it.
+    /// When a chunk arrived or a peer announced something, whichever was last.
     pub(crate) news_at: Moment,
     pub(crate) not_stored: bool,
     /// Pauses in a row for chunks that couldn't be stored, without one that was.
     store_pauses: u32,
-    /// Bytes that were held and lost since the last pause for it, and those pauses.
+    /// Bytes that were held and then lost since the last pause for such losses, and the number of those pauses.
     lost_bytes: u64,
     lost_pauses: u32,
-    /// Nothing more of it is fetched before.
+    /// No chunk of the content is fetched before this moment.
     paused_until: Moment,
-    /// A chunk was lost: what was announced has to be taken back.
+    /// All chunks have to be announced anew, for instance because a chunk was lost that was announced.
     pub(crate) announce_anew: bool,
-    /// Since when it is among the first that nobody has, without a coordinator.
+    /// Without a coordinator: the moment since which the content is among the first contents that no peer has in full.
     pub(crate) headless_since: Option<Moment>,
     /// How often each chunk was sent in answer to requests; empty until the first.
     sent: Vec<u8>,
@@ -175,7 +177,7 @@ impl Content {
         }
     }
 
-    /// Whether a host may have it.
+    /// Whether a host may have the content.
     pub(crate) fn entitles(&self, host: HostKey) -> bool {
         self.entitled
             .as_ref()
@@ -206,8 +208,8 @@ impl Content {
         self.news_at = now;
         if !self.held.is_full() && !chunks.is_empty() {
             self.fresh.union_with(chunks);
-            // What a peer has all of when it first says so, and nobody has offered, isn't being spread: whoever spread
-            // it did so before we wanted it. No push is waited for.
+            // A first announcement that is full, with no push offered, shows that the content isn't being spread: the
+            // spread ended before we wanted the content. No push is waited for.
             if !chunks.is_full() {
                 self.pushed_at.get_or_insert(now);
             }
@@ -221,7 +223,7 @@ impl Content {
         }
     }
 
-    /// Whether it is left alone for a while, because what came of it didn't stay.
+    /// Whether the content is left alone for a while, because its chunks couldn't be stored or were lost again.
     pub(crate) fn is_paused(&self, now: Moment) -> bool {
         now < self.paused_until
     }
@@ -229,7 +231,7 @@ impl Content {
     /// A chunk came and couldn't be stored.
     pub(crate) fn was_not_stored(&mut self, now: Moment) {
         self.not_stored = true;
-        // of several that were under way only the first counts
+        // only the first of several failures counts that were under way together
         if !self.is_paused(now) {
             let pause = doubled(STORE_PAUSE.0, self.store_pauses, STORE_PAUSE.1);
             self.store_pauses = self.store_pauses.saturating_add(1);
@@ -243,7 +245,7 @@ impl Content {
         self.store_pauses = 0;
     }
 
-    /// A chunk that was held isn't any more.
+    /// Notes that a chunk that was held isn't any more.
     fn was_lost(&mut self, now: Moment, chunk: ChunkIndex) {
         self.lost_bytes += self.len(chunk);
         let size = self.geometry.size();
@@ -260,7 +262,7 @@ impl Content {
         }
     }
 
-    /// A chunk is here. Whether it is new.
+    /// Notes that a chunk is here. Returns whether the chunk is new.
     pub(crate) fn hold(&mut self, now: Moment, chunk: ChunkIndex) -> bool {
         if !self.held.insert(chunk) {
             return false;
@@ -277,7 +279,7 @@ impl Content {
         true
     }
 
-    /// A chunk that was here isn't any more. Whether it was.
+    /// Notes that a chunk isn't here any more. Returns whether it was here.
     pub(crate) fn lose_own(&mut self, now: Moment, chunk: ChunkIndex) -> bool {
         if !self.held.remove(chunk) {
             return false;
@@ -287,14 +289,15 @@ impl Content {
         if let Some(lease) = &mut self.lease
             && chunk.0 < lease.until
         {
-            // the shell fetches it again only when it is told to go back: it isn't; peers have it, or the next lease
+            // the shell fetches a chunk again only when it is told to go back, and it isn't told: a peer or the next
+            // lease brings the chunk
             lease.order(now);
         }
         self.announce_anew = true;
         true
     }
 
-    /// A peer delivered a chunk of it: peers are worth waiting for.
+    /// A peer delivered a chunk of the content: peers are worth waiting for.
     pub(crate) fn give_patience_back(&mut self, now: Moment) {
         if let Some(lease) = &mut self.lease {
             self.patience = self.patience.saturating_sub(lease.blocked(now));
@@ -314,7 +317,7 @@ impl Content {
         }
     }
 
-    /// Whether any peer announced anything of it.
+    /// Whether any peer announced anything of the content.
     pub(crate) const fn is_heard_of(&self) -> bool {
         self.heard > 0
     }
@@ -323,17 +326,17 @@ impl Content {
         self.announced(slot).is_some_and(|set| set.contains(chunk))
     }
 
-    /// Whether the peer at `slot` announced all of it.
+    /// Whether the peer at `slot` announced the whole content.
     pub(crate) fn is_full_at(&self, slot: Option<usize>) -> bool {
         self.announced(slot).is_some_and(ChunkSet::is_full)
     }
 
-    /// Whether the peer at `slot` announced it, and lacks some of it.
+    /// Whether the peer at `slot` announced the content, and lacks some of it.
     pub(crate) fn is_lacked_at(&self, slot: Option<usize>) -> bool {
         self.announced(slot).is_some_and(|held| !held.is_full())
     }
 
-    /// Whether any peer announced something that isn't here.
+    /// Whether any peer announced a chunk that isn't here.
     pub(crate) fn has_news(&self) -> bool {
         self.have.iter().flatten().any(|set| {
             let words = set.words().iter().zip(self.held.words());
@@ -354,7 +357,7 @@ impl Content {
             .count()
     }
 
-    /// Whether a peer announced the chunk whose slot is `meant`.
+    /// Whether the chunk was announced by a peer whose slot satisfies `meant`.
     pub(crate) fn is_held_by(&self, chunk: ChunkIndex, meant: impl Fn(usize) -> bool) -> bool {
         self.have
             .iter()
@@ -366,7 +369,7 @@ impl Content {
         self.full > 0
     }
 
-    /// A turn of the grace: what was announced before the last turn is due.
+    /// A turn of the grace: chunks that were announced before the last turn become due.
     pub(crate) fn turn(&mut self) {
         if self.held.is_full() {
             return;
@@ -381,8 +384,8 @@ impl Content {
         self.due.contains(chunk)
     }
 
-    /// Chunks to ask for: due ones, or (`at_once`) all that any peer announced; neither held nor under way.
-    /// Calls `visit` with each until it returns false.
+    /// Visits the chunks to ask for: due ones, or (`at_once`) all that any peer announced. Chunks that are held or
+    /// under way are left out. Calls `visit` with each until `visit` returns false.
     pub(crate) fn visit_askable(&self, at_once: bool, mut visit: impl FnMut(ChunkIndex) -> bool) {
         let words = self.held.words();
         for (at, held) in words.iter().enumerate() {
@@ -428,7 +431,7 @@ impl Content {
         }
     }
 
-    /// Who didn't want it may have changed its mind.
+    /// Forgets which peers didn't want the content: they may have changed their minds.
     pub(crate) fn forget_unwanted(&mut self) {
         self.unwanted.clear();
     }

@@ -13,7 +13,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
     all: BTreeMap<ContentId, Content>,
-    /// Those that lack chunks, by order.
+    /// Contents that lack chunks, by order.
     incomplete: BTreeSet<(u32, ContentId)>,
 }
 
@@ -71,7 +71,8 @@ impl Contents {
         }
     }
 
-    /// A chunk is here. `None`: the chunk isn't new. Else whether the content is fetched from the registry.
+    /// Notes that a chunk is here. Returns `None` if the chunk isn't new, else whether the content is fetched from the
+    /// registry.
     pub(crate) fn hold(&mut self, now: Moment, id: ContentId, chunk: ChunkIndex) -> Option<bool> {
         let content = self.all.get_mut(&id)?;
         if !content.hold(now, chunk) {
@@ -83,7 +84,7 @@ impl Contents {
         Some(content.lease.is_some())
     }
 
-    /// A chunk isn't here any more. Whether it was.
+    /// Notes that a chunk isn't here any more. Returns whether it was here.
     pub(crate) fn lose(&mut self, now: Moment, id: ContentId, chunk: ChunkIndex) -> bool {
         let Some(content) = self.all.get_mut(&id) else {
             return false;
@@ -104,24 +105,24 @@ impl Contents {
             .is_some_and(|content| content.held.contains(chunk))
     }
 
-    /// Bytes of a chunk; 0 for what isn't known.
+    /// Bytes of a chunk; 0 for an unknown content.
     pub(crate) fn len(&self, id: ContentId, chunk: ChunkIndex) -> u64 {
         self.get(id).map_or(0, |content| content.len(chunk))
     }
 
-    /// Whether the peer may have the content, where that is known here.
+    /// Whether the peer may have the content. True for a content that isn't known here.
     pub(crate) fn entitles(&self, id: ContentId, key: HostKey) -> bool {
         self.get(id).is_none_or(|content| content.entitles(key))
     }
 
-    /// Announcements of this slot count no longer.
+    /// Forgets the announcements of this slot.
     pub(crate) fn forget_slot(&mut self, slot: usize) {
         for content in self.all.values_mut() {
             content.forget_slot(slot);
         }
     }
 
-    /// Nothing may mention this peer.
+    /// Removes every mention of this peer.
     pub(crate) fn forget_peer(&mut self, peer: PeerIndex) {
         for content in self.all.values_mut() {
             content.set_unwanted_by(peer, false);
@@ -129,7 +130,7 @@ impl Contents {
         }
     }
 
-    /// Who didn't want something may have changed its mind.
+    /// Forgets which peers didn't want which contents: they may have changed their minds.
     pub(crate) fn forget_unwanted(&mut self) {
         for content in self.all.values_mut() {
             content.forget_unwanted();

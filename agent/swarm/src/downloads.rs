@@ -1,5 +1,5 @@
-//! Chunks that are on their way here: pushes that were accepted, and requests for what no push brought. Whoever came
-//! late, lost a push, or was restarted, asks.
+//! Chunks that are on their way here: accepted pushes, and requests for chunks that no push brought. A host that came
+//! late, lost a push, or was restarted, asks for what it lacks.
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -17,9 +17,9 @@ use crate::{
     promises,
 };
 
-/// Chunks looked at in one go.
+/// Chunks that are requested in one pass at most.
 const WISHES: usize = 64;
-/// Chunks that are still missing when hedging begins.
+/// Hedging begins when this few chunks are missing, over all contents.
 const NEAR_THE_END: u64 = 8;
 
 /// A chunk on its way.
@@ -30,8 +30,8 @@ struct Download {
     chunk: ChunkIndex,
     since: Moment,
     deadline: Moment,
-    /// To whom this host passes the chunk on. A request has that from a push of the same chunk that was offered
-    /// meanwhile.
+    /// The hosts to which this host passes the chunk on. A request takes the spread over from a push of the same chunk
+    /// that was offered meanwhile.
     spread: Option<Spread>,
 }
 
@@ -42,11 +42,11 @@ pub(crate) struct Downloads {
     incoming: Vec<Download>,
 }
 
-/// What becomes of an offered push.
+/// The outcome of an offered push.
 pub(crate) enum Offer {
     Taken,
     Declined(Declined),
-    /// The chunk is here already. It may be passed on all the same.
+    /// The chunk is here already. This host may pass it on all the same.
     Held(PeerIndex, Option<Spread>),
 }
 
@@ -64,7 +64,7 @@ impl Download {
         self.chunk == chunk && self.id == id
     }
 
-    /// Whether more than half of its time is over.
+    /// Whether more than half of the download's time is over.
     fn is_half_over(&self, now: Moment) -> bool {
         now.since(self.since) * 2 > self.deadline.since(self.since)
     }
@@ -94,7 +94,7 @@ impl Downloads {
 
     // ---- how downloads end ----------------------------------------------------------------------------------------
 
-    /// A chunk came from a peer. To whom it is to be passed on.
+    /// Notes that a chunk came from a peer. Returns the hosts to which the chunk is to be passed on.
     pub(crate) fn arrived(
         &mut self,
         ground: &mut Ground,
@@ -129,8 +129,8 @@ impl Downloads {
         }
     }
 
-    /// A chunk won't come from this peer. Who was to pass it on can't: the sender hears of that and chooses another,
-    /// and what it misses is asked for.
+    /// A chunk won't come from this peer. If this host was to pass the chunk on, the sender hears of the failure and
+    /// chooses another spreader. This host asks for the chunk if it misses it.
     pub(crate) fn failed(
         &mut self,
         ground: &mut Ground,
@@ -146,7 +146,7 @@ impl Downloads {
         }
     }
 
-    /// The chunk is here: what else was under way for it isn't needed.
+    /// The chunk is here: other downloads of it aren't needed.
     pub(crate) fn cancel_others(&mut self, ground: &mut Ground, id: ContentId, chunk: ChunkIndex) {
         let content = ground.contents.get(id);
         if content.is_some_and(|content| content.pending.contains(chunk)) {
@@ -188,14 +188,14 @@ impl Downloads {
         }
     }
 
-    /// Gives up what takes too long.
+    /// Gives up downloads that take too long.
     pub(crate) fn expire(&mut self, ground: &mut Ground) {
         let now = ground.now;
         for at in (0..self.requests.len()).rev() {
             if self.requests[at].deadline <= now {
                 let request = self.drop_request(ground, at);
                 ground.cancel(request.peer, request.id, request.chunk);
-                // it took at least this long
+                // an answer would have taken at least this long
                 let took = now.0 - request.since.0;
                 ground.fleet[request.peer].answer.add(took);
                 ground.silent(request.peer);
@@ -205,7 +205,7 @@ impl Downloads {
             if self.incoming[at].deadline <= now {
                 let incoming = self.drop_incoming(ground, at);
                 ground.cancel(incoming.peer, incoming.id, incoming.chunk);
-                // how long pushes take isn't for one peer to say: it would be given ever more time
+                // this push isn't entered into the mean: one peer could stretch the time that pushes are given
                 ground.silent(incoming.peer);
                 promises::broke(ground, incoming.peer, incoming.id, incoming.chunk);
             }
@@ -246,7 +246,7 @@ impl Downloads {
 
     // ---- offered pushes -------------------------------------------------------------------------------------------
 
-    /// Decides on an offered push, and notes it as under way where it is taken.
+    /// Decides on an offered push. A push that is taken is noted as under way.
     pub(crate) fn judge(
         &mut self,
         ground: &mut Ground,
@@ -267,7 +267,7 @@ impl Downloads {
         content.pushed_at = Some(now);
         let paused = content.is_paused(now);
         if content.held.contains(chunk) {
-            // it was asked for before its push came
+            // this host asked for the chunk before the push came
             if spread.is_none() {
                 ground.grace.late();
             }
@@ -297,7 +297,7 @@ impl Downloads {
         Offer::Taken
     }
 
-    /// Whether what is under way brings the chunk in good time. The spread goes with it then.
+    /// Whether a download under way brings the chunk in good time. If so, it takes `spread` over.
     fn is_coming(
         &mut self,
         ground: &mut Ground,
@@ -325,18 +325,18 @@ impl Downloads {
         true
     }
 
-    /// Whether one more push of this peer is taken now. `spreads`: it is to be passed on.
+    /// Whether one more push of this peer is taken now. `spreads`: the chunk is to be passed on.
     fn has_room(&self, ground: &mut Ground, peer: PeerIndex, spreads: bool) -> bool {
         let config = &ground.config;
-        // fewer places than uploads would have the fleet's pushes wait for each other
+        // with fewer places than uploads, the fleet's pushes would wait for each other
         let bound = if ground.step_back {
             config.incoming / 4
         } else {
             config.incoming.max(config.uploads + 1)
         };
-        // a chunk that others wait for finds room sooner than one that is for us alone
+        // a chunk that others wait for has twice the room of a chunk that is for us alone
         let bound = bound.max(1) << u32::from(spreads);
-        // what takes far too long keeps out nobody but its sender
+        // a push that takes far too long only blocks its own sender
         let (mut slow, mut sends_slowly) = (0, false);
         for other in self.incoming.iter().filter(|other| other.is_slow(ground)) {
             slow += 1;
@@ -410,7 +410,7 @@ impl Downloads {
         });
     }
 
-    /// Near the end, what takes long is asked of a second peer.
+    /// Near the end, asks a second peer for chunks that take long.
     fn hedge(&mut self, ground: &mut Ground) {
         let incomplete = ground.contents.incomplete();
         let missing: u64 = incomplete
@@ -438,7 +438,7 @@ impl Downloads {
         }
     }
 
-    /// A push that takes long doesn't keep its chunk from being asked for.
+    /// Asks another peer for the chunk of a push that takes long.
     fn overtake(&mut self, ground: &mut Ground) {
         for at in 0..self.incoming.len() {
             let incoming = &self.incoming[at];
@@ -468,7 +468,7 @@ pub(crate) fn turn_grace(ground: &mut Ground) {
     }
 }
 
-/// Whether no push of this content can be expected, so that it is asked for at once.
+/// Whether no push of this content can be expected: then its chunks are asked for at once.
 fn at_once(ground: &Ground, content: &Content) -> bool {
     if content.lease.is_some() {
         return true;
@@ -484,8 +484,8 @@ fn at_once(ground: &Ground, content: &Content) -> bool {
     }
 }
 
-/// The chunks to ask for next: of the first contents first, the rarest of them first, ties by a hash that differs
-/// between hosts.
+/// The chunks to ask for next. Contents come in their order, and the rarest chunks of a content come first. A hash that
+/// differs between hosts breaks ties.
 fn wishes(ground: &Ground) -> Vec<Wish> {
     let mut wishes: Vec<(u32, usize, u64, Wish)> = Vec::new();
     for (order, id) in ground.contents.incomplete() {
@@ -495,7 +495,7 @@ fn wishes(ground: &Ground) -> Vec<Wish> {
         if !content.is_heard_of() || content.is_paused(ground.now) {
             continue;
         }
-        // look at more than are taken, so that rarity has a say
+        // more chunks are looked at than are taken, so that rarity has a say
         let most = WISHES * 8;
         let at_once = at_once(ground, content);
         let mut seen = 0;
@@ -520,7 +520,7 @@ fn wishes(ground: &Ground) -> Vec<Wish> {
         .collect()
 }
 
-/// The least busy peer that has the chunk and isn't asked for it yet.
+/// The least busy peer that has the chunk and may be asked now, other than `except`.
 fn pick_source(
     ground: &Ground,
     id: ContentId,

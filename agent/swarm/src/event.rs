@@ -1,71 +1,72 @@
-//! What the swarm is told.
+//! The events that the shell tells the swarm.
 
 use alloc::{collections::BTreeSet, sync::Arc, vec::Vec};
 use core::time::Duration;
 
 use proto::{ChunkIndex, ChunkSet, HostKey};
 
-/// A content's number on this host, chosen by the shell, never reused while the swarm lives.
+/// A content's number on this host. The shell chooses the number, and never reuses it while the swarm lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContentId(pub u32);
 
-/// A question that waits for an answer, numbered by the shell.
+/// A question that waits for an answer. The shell numbers the questions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
 
 /// A host of the fleet's roster, other than this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Its key.
+    /// The host's key.
     pub key: HostKey,
-    /// Its zone, as a number that only equals itself; 0 is the zone of those that have none.
+    /// The host's zone, as a number that only serves to compare zones. 0 is the zone of hosts that have none.
     pub zone: u32,
-    /// Whether the coordinator chose it as our neighbour: we ask for its announcements and ask it for chunks.
+    /// Whether the coordinator chose the host as our neighbour. We ask neighbours for their announcements and for
+    /// chunks.
     pub neighbour: bool,
 }
 
-/// The hosts that may have a content, by the coordinator's word; `None`: every host of the roster.
+/// The hosts that may have a content, as the coordinator says. `None`: every host of the roster.
 pub type Entitled = Option<Arc<BTreeSet<HostKey>>>;
 
-/// To whom a chunk is to be passed on.
+/// The hosts to which a chunk is to be passed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Spread {
-    /// To every host of the roster that isn't known to hold it.
+    /// Every host of the roster that isn't known to hold the chunk.
     Everyone,
-    /// To these, sorted.
+    /// These hosts, sorted by key.
     To(Vec<HostKey>),
 }
 
-/// Why a chunk that was asked for or offered didn't come.
+/// Why a chunk didn't come that was asked for or offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Failure {
-    /// The bytes don't fit the link that they came with, or the link can't be true: the sender lies or is broken.
+    /// The bytes don't fit the link that came with them, or the link can't be true. The sender lies or is broken.
     Bad,
-    /// The link can't be true, or another one of its maker's couldn't. The sender may believe it, and may vouch for the
-    /// chunk when it has verified its copy.
+    /// The link can't be true, or another link of the same maker can't. The sender may believe the link. Once the
+    /// sender has verified its copy, it may vouch for the chunk itself.
     Disproved,
-    /// The peer is over its bound of uploads.
+    /// The peer has too many uploads under way.
     Busy,
-    /// The peer doesn't hold the chunk (any more).
+    /// The peer doesn't hold the chunk, or no longer does.
     Missing,
     /// The peer refused for another reason, or broke the protocol.
     Refused,
-    /// Nothing moved for the time that the swarm set, or the connection broke.
+    /// Nothing moved for the time that the swarm had set, or the connection broke.
     Broken,
-    /// This host couldn't store it (disk full, I/O error).
+    /// This host couldn't store the chunk (disk full, I/O error).
     NotStored,
-    /// The swarm cancelled it.
+    /// The swarm cancelled the transfer.
     Cancelled,
 }
 
-/// How a chunk that we sent was received.
+/// What the receiver made of a chunk that we sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Delivery {
-    /// Verified and stored there.
+    /// The receiver verified and stored the chunk.
     Stored,
-    /// The receiver held it already, or was receiving it from another host.
+    /// The receiver held the chunk already, or was receiving it from another host.
     Already,
-    /// The receiver takes no more now.
+    /// The receiver takes no more chunks now.
     Busy,
     /// The receiver doesn't want this content.
     Unwanted,
@@ -80,59 +81,62 @@ pub enum Delivery {
 pub enum OriginEnd {
     /// Every chunk came.
     Done,
-    /// The registry is down, throttles for long, or this host can't ask it.
+    /// The registry is down, throttles for long, or can't be asked by this host.
     Failed,
-    /// The registry says no: it has no such content, or none for the credentials that this host brought.
+    /// The registry refuses: it doesn't have the content, or doesn't give it to the credentials that this host brought.
     Refused,
     /// The registry's bytes don't match the manifest.
     Bad,
 }
 
-/// What happened, as the shell saw it.
+/// What happened, as the shell saw it. Any event is legal in any state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The fleet's roster, replacing the one before: every host that we may talk to, without ourselves.
+    /// The fleet's roster: every host that we may talk to, without ourselves. It replaces the earlier roster.
     Roster(Vec<Peer>),
     /// The coordinator's session is up (`true`) or lost.
     Coordinator(bool),
-    /// A connection to a peer is ready, whoever opened it.
+    /// A connection to a peer is ready, whichever side opened it.
     Connected(HostKey),
     /// The last connection to a peer is gone, or dialling it failed.
     Disconnected(HostKey),
-    /// This host wants a content, or only serves it where `held` is full. Repeating it changes `order` and `entitled`
-    /// alone.
+    /// This host wants a content, or only serves it (where `held` is full). Repeating the event changes only `order`
+    /// and `entitled`.
     Content {
         /// The content.
         id: ContentId,
-        /// The same content's key for tie-breaking on every host: the first eight bytes of its digest, big-endian.
+        /// A key for tie-breaking that is the same on every host: the first eight bytes of the content's digest,
+        /// big-endian.
         key: u64,
-        /// Bytes in the content; the last chunk is shorter than the others.
+        /// Bytes in the content. The last chunk may be shorter than the others.
         size: u64,
-        /// What is held and verified already.
+        /// The chunks that are held and verified already.
         held: ChunkSet,
         /// Contents of lower order are wanted first.
         order: u32,
-        /// Other hosts neither hear of the content nor get any of it from this one.
+        /// The hosts that may have the content. Other hosts neither hear of the content nor get any of it from this
+        /// host.
         entitled: Entitled,
     },
     /// The content isn't wanted or held any more.
     Dropped(ContentId),
-    /// A client of this host waits for a content that was told by `Content`, and not for ever. Where neither a chunk of
-    /// it nor word of one comes for long enough, this host fetches it without a lease. The want lasts until `Unwanted`
-    /// or `Dropped`; repeating it changes `alone_after`, and doesn't begin the wait anew.
+    /// A client of this host waits for a content that an earlier `Content` named. The client doesn't wait for ever: if
+    /// neither a chunk nor word of the content comes for long enough, this host fetches it without a lease. The want
+    /// lasts until `Unwanted` or `Dropped`. Repeating the event changes `alone_after`, and doesn't begin the wait anew.
     Wanted {
         /// The content.
         id: ContentId,
-        /// How long somebody who may be fetching the content is waited for. Each host that goes to the registry before
-        /// this one is waited for as long again.
+        /// How long to wait for a host that may be fetching the content. Each host that goes to the registry before
+        /// this one adds the same time again.
         alone_after: Duration,
-        /// The registry refused the content to this host before, and has let this client in: nothing is waited for.
+        /// The registry had refused the content to this host, and has now let this client in: the fetch begins without
+        /// a wait.
         admitted: bool,
     },
     /// No client of this host waits for the content any more.
     Unwanted(ContentId),
-    /// The coordinator says that chunks of a content come to some host, or that the content has its place in the queue:
-    /// who wants it goes on waiting.
+    /// The coordinator says that chunks of a content are coming to some host, or that the content has its place in the
+    /// queue. A host that wants the content goes on waiting.
     Coming(ContentId),
     /// A held chunk was proved false or lost from disk.
     ChunkLost {
@@ -147,42 +151,42 @@ pub enum Event {
         peer: HostKey,
         /// The content.
         id: ContentId,
-        /// Its chunks: more of them, or all of them where `reset`.
+        /// The chunks: more of them, or all of them where `reset`.
         chunks: ChunkSet,
-        /// Whether this replaces what it announced before.
+        /// Whether this replaces the peer's earlier announcements of the content.
         reset: bool,
     },
     /// A peer announced its load.
     Load {
         /// The peer.
         peer: HostKey,
-        /// Push work assigned to it and not done.
+        /// Push work that is assigned to the peer and isn't done.
         backlog_bytes: u64,
-        /// Its upload rate, as it says: believed within bounds.
+        /// The upload rate that the peer claims. The swarm believes it within bounds.
         upload_bytes_per_second: u64,
     },
-    /// The coordinator leased us a content: we may fetch it from the registry.
+    /// The coordinator leased us a content: we may fetch the content from the registry.
     Leased(ContentId),
     /// The lease is over (revoked or expired).
     LeaseLost(ContentId),
-    /// A chunk came from the registry; it is verified against its neighbours as far as that goes, and stored.
+    /// A chunk came from the registry. The chunk is verified against its neighbours where they are there, and stored.
     OriginChunk {
         /// The content.
         id: ContentId,
         /// The chunk.
         chunk: ChunkIndex,
-        /// Bytes that came from the registry for it.
+        /// Bytes that came from the registry for the chunk.
         wire_bytes: u64,
     },
     /// Fetching ended.
     OriginEnded {
         /// The content.
         id: ContentId,
-        /// How.
+        /// How the fetch ended.
         end: OriginEnd,
     },
-    /// A peer wants to push a chunk to us. Answered by [`Action::Accept`](crate::Action::Accept) or
-    /// [`Action::Decline`](crate::Action::Decline) at once.
+    /// A peer wants to push a chunk to us. The swarm answers at once, by [`Action::Accept`](crate::Action::Accept) or
+    /// [`Action::Decline`](crate::Action::Decline).
     Offered {
         /// The question.
         ticket: Ticket,
@@ -192,23 +196,23 @@ pub enum Event {
         id: ContentId,
         /// The chunk.
         chunk: ChunkIndex,
-        /// To whom we shall pass it on; `None`: nobody.
+        /// The hosts to which we shall pass the chunk on; `None`: nobody.
         spread: Option<Spread>,
     },
     /// A chunk that was requested or accepted is verified and stored.
     Arrived {
-        /// Who sent it.
+        /// The sender.
         peer: HostKey,
         /// The content.
         id: ContentId,
         /// The chunk.
         chunk: ChunkIndex,
-        /// Bytes that it took on the wire.
+        /// Bytes that the chunk took on the wire.
         wire_bytes: u64,
     },
     /// A chunk that was requested or accepted won't come.
     NotArrived {
-        /// Who should have sent it.
+        /// The host that should have sent the chunk.
         peer: HostKey,
         /// The content.
         id: ContentId,
@@ -217,8 +221,8 @@ pub enum Event {
         /// Why.
         failure: Failure,
     },
-    /// A peer requests a chunk from us. Answered by [`Action::Serve`](crate::Action::Serve) or
-    /// [`Action::Refuse`](crate::Action::Refuse), perhaps later: also when the peer's connection ends before.
+    /// A peer requests a chunk from us. The swarm answers by [`Action::Serve`](crate::Action::Serve) or
+    /// [`Action::Refuse`](crate::Action::Refuse), perhaps later, and also if the peer's connection ends before.
     Requested {
         /// The question.
         ticket: Ticket,
@@ -229,9 +233,9 @@ pub enum Event {
         /// The chunk.
         chunk: ChunkIndex,
     },
-    /// A request that wasn't answered yet was withdrawn by the peer.
+    /// The peer withdrew a request that wasn't answered yet.
     Withdrawn(Ticket),
-    /// An upload ended: a push, or (with its ticket) an answer to a request.
+    /// An upload ended: a push, or an answer to a request (with the request's ticket).
     Sent {
         /// The receiver.
         peer: HostKey,
@@ -239,24 +243,24 @@ pub enum Event {
         id: ContentId,
         /// The chunk.
         chunk: ChunkIndex,
-        /// The request that it answered; `None` for a push.
+        /// The request that the upload answered; `None` for a push.
         ticket: Option<Ticket>,
-        /// How it was received.
+        /// What the receiver made of the chunk.
         delivery: Delivery,
         /// Bytes that went out.
         wire_bytes: u64,
     },
-    /// This peer signed what it can't have verified, or two links that contradict each other.
+    /// This peer signed something that it can't have verified, or two links that contradict each other.
     Blamed(HostKey),
-    /// Byte budgets of this host, per second; 0 is no limit.
+    /// Byte budgets of this host, in bytes per second; 0 is no limit.
     Bandwidth {
-        /// Up.
+        /// The budget for uploads.
         upload_bytes_per_second: u64,
-        /// Down.
+        /// The budget for downloads.
         download_bytes_per_second: u64,
     },
-    /// The host asks us to step back (`true`: running guests, busy disk) or no longer does.
+    /// The host asks us to step back (`true`: guests are running, or the disk is busy), or no longer does.
     StepBack(bool),
-    /// Time passed; only `now` matters.
+    /// Time passed. Only `now` matters.
     Tick,
 }

@@ -1,4 +1,4 @@
-//! The other hosts of the fleet: the roster, who is connected, and where announcements are kept.
+//! The other hosts of the fleet: the roster, the connected peers, and the slots in which announcements are kept.
 
 use alloc::vec::Vec;
 use core::ops::{Index, IndexMut};
@@ -7,14 +7,14 @@ use proto::{HostKey, Moment};
 
 use crate::peer::{Keys, Line, Peer, PeerIndex};
 
-/// Peers whose announcements are kept at one time: neighbours, and some to spare.
+/// Peers whose announcements are kept at one time: all neighbours, and some to spare.
 const SLOTS: usize = 64;
 
-/// All peers. A peer is reached by its index for as long as it is on the roster.
+/// All peers. A peer's index stays valid while the peer is on the roster.
 #[derive(Debug, Default)]
 pub(crate) struct Fleet {
     peers: Vec<Peer>,
-    /// Places of peers that are forgotten.
+    /// Free places, of peers that were forgotten.
     free: Vec<PeerIndex>,
     by_key: Keys,
     /// The roster by zone and key: the same order on every host.
@@ -23,7 +23,7 @@ pub(crate) struct Fleet {
     /// Connected peers, in the order in which they came.
     up: Vec<PeerIndex>,
     quarantined: Vec<PeerIndex>,
-    /// Whose announcements are kept in each slot.
+    /// The peer whose announcements are kept in each slot.
     slots: Vec<Option<PeerIndex>>,
     /// Dials under way.
     dials: usize,
@@ -71,7 +71,7 @@ impl Fleet {
         self.dials
     }
 
-    /// A peer comes on the roster. [`Self::settle`] puts it in its place there.
+    /// Adds a peer to the roster. [`Self::settle`] then puts the peer in its place there.
     pub(crate) fn add(&mut self, peer: Peer) -> PeerIndex {
         let key = peer.key;
         let index = if let Some(index) = self.free.pop() {
@@ -97,14 +97,14 @@ impl Fleet {
         self.neighbours = roster.filter(|index| peers[index.at()].neighbour).collect();
     }
 
-    /// A peer is on the roster no longer. Its place is given to another once [`Self::release`] was called.
+    /// Takes a peer off the roster. The peer's place is given to another once [`Self::release`] was called.
     pub(crate) fn take_off(&mut self, key: HostKey) -> Option<PeerIndex> {
         let index = self.by_key.remove(key)?;
         self.quarantined.retain(|peer| *peer != index);
         Some(index)
     }
 
-    /// Nothing mentions this peer any more.
+    /// Frees a peer's place. To be called when nothing mentions the peer any more.
     pub(crate) fn release(&mut self, index: PeerIndex) {
         self.free.push(index);
     }
@@ -128,7 +128,7 @@ impl Fleet {
         self.slots.iter().flatten().copied()
     }
 
-    /// Where this peer's announcements are kept, if there is room.
+    /// The slot in which this peer's announcements are kept, if there is room.
     pub(crate) fn slot(&mut self, index: PeerIndex) -> Option<usize> {
         if let Some(slot) = self.peers[index.at()].slot {
             return Some(slot);
@@ -146,14 +146,14 @@ impl Fleet {
         Some(slot)
     }
 
-    /// This peer's announcements are kept no longer; the slot in which they were.
+    /// Frees this peer's slot, and returns the slot.
     pub(crate) fn free_slot(&mut self, index: PeerIndex) -> Option<usize> {
         let slot = self.peers[index.at()].slot.take()?;
         self.slots[slot] = None;
         Some(slot)
     }
 
-    /// Whether what the peer at this slot announced can be expected of it.
+    /// Whether the peer at this slot can be expected to deliver the chunks that it announced.
     pub(crate) fn delivers(&self, slot: usize, now: Moment) -> bool {
         let peer = self.slots.get(slot).copied().flatten();
         peer.is_some_and(|index| self[index].delivers(now))
@@ -161,13 +161,13 @@ impl Fleet {
 
     // ---- trust ----------------------------------------------------------------------------------------------------
 
-    /// A peer that isn't quarantined is, until then.
+    /// Quarantines a peer, which isn't quarantined yet, until this moment.
     pub(crate) fn quarantine(&mut self, index: PeerIndex, until: Moment) {
         self.peers[index.at()].quarantined_until = Some(until);
         self.quarantined.push(index);
     }
 
-    /// Quarantines that are over end.
+    /// Ends the quarantines that are over.
     pub(crate) fn release_quarantined(&mut self, now: Moment) {
         let peers = &mut self.peers;
         self.quarantined.retain(|index| {

@@ -6,17 +6,17 @@ use proto::Moment;
 
 use crate::Config;
 
-/// One push in so many may come too late before the grace grows.
+/// One push in this many may come too late before the grace grows.
 const LATE_ONE_IN: u32 = 200;
 
-/// The time of grace, which adapts to how late pushes come.
+/// The grace: how long this host waits for a push before it asks. It adapts to how late pushes come.
 #[derive(Debug)]
 pub(crate) struct Grace {
     time: Duration,
     most: Duration,
     /// When announced chunks next come a step nearer to being asked for.
     turn_at: Moment,
-    /// Pushes since the last turn, and those that came for chunks that were due already.
+    /// Pushes since the last turn, and how many pushes came for chunks that were due already.
     pushes: u32,
     late: u32,
 }
@@ -36,7 +36,7 @@ impl Grace {
         self.time
     }
 
-    /// A spread takes so long: the grace is three times that at least.
+    /// Notes how long a spread takes. The grace becomes at least three times that.
     pub(crate) fn spread_takes(&mut self, time: Duration) {
         self.time = self.time.max(time * 3).min(self.most);
     }
@@ -56,7 +56,8 @@ impl Grace {
         self.pushes > 0 || self.late > 0
     }
 
-    /// Whether a turn is due. The grace becomes what pushes really take after the first announcement, `least` at least.
+    /// Whether a turn is due. At a turn the grace approaches the time that pushes really take after the first
+    /// announcement, and stays at or above `least`.
     pub(crate) fn turn(&mut self, now: Moment, least: Duration) -> bool {
         if now < self.turn_at {
             return false;

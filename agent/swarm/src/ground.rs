@@ -1,4 +1,4 @@
-//! What every part of the swarm stands on: who this host is, the time, the fleet, the contents, and the list of
+//! The state that all parts of the swarm share: who this host is, the time, the fleet, the contents, and the list of
 //! actions.
 
 use alloc::collections::VecDeque;
@@ -19,7 +19,7 @@ use crate::{
     peer::{Line, PeerIndex, doubled, micros},
 };
 
-/// Parts take it as an argument, and have what only they decide by for themselves.
+/// The shared state. Each part takes it as an argument, and keeps for itself what only that part decides by.
 #[derive(Debug)]
 pub(crate) struct Ground {
     pub(crate) me: HostKey,
@@ -32,7 +32,7 @@ pub(crate) struct Ground {
     pub(crate) pace: Pace,
     pub(crate) grace: Grace,
     pub(crate) agenda: Agenda,
-    /// What the shell shall do, in this order.
+    /// The actions for the shell, in this order.
     pub(crate) actions: VecDeque<Action>,
     rng: ChaCha8Rng,
 }
@@ -69,7 +69,7 @@ impl Ground {
         usize::try_from(wide >> 32).unwrap_or(0)
     }
 
-    /// A random time up to a quarter of `of`.
+    /// A random time of at most a quarter of `of`.
     pub(crate) fn jitter(&mut self, of: Duration) -> Duration {
         let most = u64::try_from(of.as_micros() / 4).unwrap_or(u64::MAX - 1);
         Duration::from_micros(mix(self.rng.next_u64(), 0) % (most + 1))
@@ -81,7 +81,7 @@ impl Ground {
         Duration::from_micros(micros(targets * proto::CHUNK_BYTES, self.pace.rate()))
     }
 
-    /// Uploads at one time.
+    /// The most uploads at one time.
     pub(crate) fn upload_bound(&self) -> usize {
         if self.step_back {
             1
@@ -90,7 +90,7 @@ impl Ground {
         }
     }
 
-    /// A chunk that we fetched has left us, or can't: there is room for the next one.
+    /// A chunk that we fetched has left us, or can't leave us: there is room for the next one.
     pub(crate) fn handed_on(&mut self, id: ContentId) {
         self.agenda.order();
         if let Some(lease) = self.contents.lease_mut(id) {
@@ -98,7 +98,7 @@ impl Ground {
         }
     }
 
-    /// The peer doesn't have the chunk, whatever it announced.
+    /// Notes that the peer doesn't have the chunk, whatever the peer announced.
     pub(crate) fn lacks(&mut self, peer: PeerIndex, id: ContentId, chunk: ChunkIndex) {
         if let Some(slot) = self.fleet[peer].slot
             && let Some(content) = self.contents.get_mut(id)
@@ -115,7 +115,7 @@ impl Ground {
 
     // ---- dialling -------------------------------------------------------------------------------------------------
 
-    /// Dials who should be connected, as far as the bounds go.
+    /// Dials the peers that should be connected, within the bounds.
     pub(crate) fn dial_about(&mut self) {
         let hosts = self.fleet.roster().len();
         if self.fleet.dials() >= self.config.dials || self.fleet.up().len() >= hosts {
@@ -127,7 +127,7 @@ impl Ground {
                 self.dial(index);
             }
         }
-        // a whole small fleet is kept connected, so that whoever is chosen to spread can be reached at once
+        // a small fleet is kept connected as a whole, so that the chosen spreader can be reached at once
         if hosts <= self.config.connections && !self.contents.is_complete() {
             let start = self.random(hosts.max(1));
             for at in 0..hosts {
@@ -142,7 +142,7 @@ impl Ground {
         }
     }
 
-    /// Begins to dial, if that makes sense now. Whether the peer is or may soon be connected.
+    /// Dials the peer, if that makes sense now. Returns whether the peer is connected or may soon be.
     pub(crate) fn dial(&mut self, index: PeerIndex) -> bool {
         let peer = &self.fleet[index];
         match peer.line {
@@ -171,7 +171,7 @@ impl Ground {
         neighbours.any(|peer| peer.line == Line::Down && peer.head_start_until > self.now)
     }
 
-    /// Whether it is worth waiting for a connection to it.
+    /// Whether it is worth waiting for a connection to the peer.
     pub(crate) fn may_come_up(&self, index: PeerIndex) -> bool {
         let peer = &self.fleet[index];
         let room = self.fleet.up().len() < self.config.connections || peer.neighbour;
@@ -193,8 +193,8 @@ impl Ground {
     }
 }
 
-/// A hash for breaking ties (splitmix64's finaliser over the sum of odd multiples): spreads well, costs nothing, and
-/// nothing rests on its strength.
+/// A hash for breaking ties: splitmix64's finaliser over the sum of odd multiples. It spreads well and costs nothing.
+/// Nothing rests on its strength.
 pub(crate) const fn mix(a: u64, b: u64) -> u64 {
     let mut x = a
         .wrapping_mul(0x9e37_79b9_7f4a_7c15)

@@ -1,4 +1,4 @@
-//! Chunks that this host passes on to many, one target after the other.
+//! Jobs: chunks that this host passes on to many targets, one target after the other.
 
 use alloc::{collections::VecDeque, vec::Vec};
 use core::time::Duration;
@@ -14,16 +14,16 @@ use crate::{
     uploads::is_received,
 };
 
-/// A push that a receiver declined as busy is tried again so often, then left to the pull swarm.
+/// A push that a receiver declined as busy is tried again this many times. Then the receiver has to ask for the chunk.
 const BUSY_TRIES: u8 = 24;
-/// And at most.
+/// The longest wait before such a push is tried again.
 const BUSY_WAIT_MOST: Duration = Duration::from_secs(1);
-/// Jobs looked into for a target that isn't busy. More than are ever under way at one time: several may wait for the
-/// same dead host.
+/// Jobs that are searched for a ready target, from the oldest on. More than are ever under way at one time, since
+/// several may wait for the same dead host.
 const AHEAD: usize = 16;
-/// Targets of one job looked at again in one go.
+/// Targets of one job that are tried again in one pass.
 const RETRIES_AHEAD: usize = 16;
-/// Time between two looks for the same thing, at least.
+/// The shortest time between two looks for the same thing.
 pub(crate) const LOOK_LEAST: Duration = Duration::from_millis(1);
 
 #[derive(Clone, Debug)]
@@ -34,10 +34,10 @@ struct Job {
     targets: Targets,
     /// No target is ready before this moment.
     quiet_until: Moment,
-    /// Targets that weren't ready, how often they were tried, and not before when.
+    /// Targets that weren't ready: the peer, the number of tries, and the moment before which it isn't tried again.
     retry: VecDeque<(PeerIndex, u8, Moment)>,
     in_flight: usize,
-    /// Targets that aren't settled.
+    /// The number of targets that aren't settled.
     left: usize,
     origin: Origin,
 }
@@ -69,7 +69,7 @@ pub(crate) struct Target {
     pub(crate) chunk: ChunkIndex,
 }
 
-/// The jobs, oldest first, and the bytes that they have left to send.
+/// The jobs, oldest first, and the number of bytes that they have yet to send.
 #[derive(Debug, Default)]
 pub(crate) struct Jobs {
     queue: VecDeque<Job>,
@@ -87,12 +87,12 @@ impl Jobs {
         self.queue.is_empty()
     }
 
-    /// Bytes of pushes that lie before us.
+    /// Bytes of pushes that we have yet to send.
     pub(crate) const fn backlog_bytes(&self) -> u64 {
         self.backlog_bytes
     }
 
-    /// Which chunks are passed on, and by whose wish.
+    /// The chunks that are passed on, and the origin of the wish.
     pub(crate) fn origins(&self) -> impl Iterator<Item = (ContentId, ChunkIndex, Origin)> + '_ {
         self.queue.iter().map(|job| (job.id, job.chunk, job.origin))
     }
@@ -121,7 +121,7 @@ impl Jobs {
         self.add(ground, (id, chunk), targets, count, origin);
     }
 
-    /// Passes a chunk on to these hosts, as far as they are on the roster.
+    /// Passes a chunk on to those of these hosts that are on the roster.
     pub(crate) fn add_list(
         &mut self,
         ground: &mut Ground,
@@ -208,7 +208,7 @@ impl Jobs {
         None
     }
 
-    /// When a receiver that was busy is tried again, if no job goes on before.
+    /// When a receiver that was busy is tried again, if no job goes on before that.
     pub(crate) fn quiet_until(&self, now: Moment) -> Option<Moment> {
         let jobs = self.queue.iter().take(AHEAD);
         let later = jobs.map(|job| job.quiet_until);
@@ -225,7 +225,7 @@ impl Jobs {
         }
     }
 
-    /// The next target of a job that can be pushed to now, and how often it was tried.
+    /// The next target of a job that can be pushed to now, and the number of tries so far.
     fn next_target(&mut self, ground: &mut Ground, at: usize) -> Option<(PeerIndex, u8)> {
         loop {
             let roster = ground.fleet.roster();
@@ -276,7 +276,7 @@ impl Jobs {
         None
     }
 
-    /// One target of a job is done with, one way or the other.
+    /// Settles one target of a job, whether it received the chunk or not.
     fn settle_target(&mut self, ground: &Ground, at: usize) {
         let job = &mut self.queue[at];
         job.left = job.left.saturating_sub(1);
@@ -294,7 +294,7 @@ impl Jobs {
         if peer.is_quarantined()
             || content.is_unwanted_by(index)
             || !content.entitles(peer.key)
-            // a peer that takes nothing would hold an upload that others wait for; one that gives nothing has to ask
+            // a peer that takes nothing would hold an upload that others wait for; a peer that gives nothing has to ask
             || !peer.is_pushed_to(ground.now)
             || content.peer_has(peer.slot, chunk)
         {
@@ -303,7 +303,7 @@ impl Jobs {
         match peer.line {
             Line::Up if peer.uploads > 0 => Fitness::Later,
             Line::Up => Fitness::Ready,
-            // who was connected and went away is left to the pull swarm: it would hold up the others' chunks
+            // a peer that was connected and went away has to ask later: waiting for it would hold up the others' chunks
             Line::Dialling | Line::Down if peer.dial_failures > 0 => Fitness::Never,
             Line::Dialling => Fitness::Later,
             Line::Down => {
@@ -345,12 +345,12 @@ impl Jobs {
         }
     }
 
-    /// The content is dropped. The backlog is to be counted anew.
+    /// The content is dropped. The caller counts the backlog anew.
     pub(crate) fn drop_content(&mut self, id: ContentId) {
         self.queue.retain(|job| job.id != id);
     }
 
-    /// The peer is forgotten: nothing may mention it. The backlog is to be counted anew.
+    /// The peer is forgotten: nothing may mention it. The caller counts the backlog anew.
     pub(crate) fn forget_peer(&mut self, index: PeerIndex) {
         for job in &mut self.queue {
             if job.origin == Origin::Peer(index) {
@@ -375,17 +375,17 @@ impl Jobs {
         }
     }
 
-    /// So many bytes more lie before us, beside those of jobs.
+    /// Adds bytes to the backlog that don't belong to jobs.
     pub(crate) const fn add_backlog(&mut self, bytes: u64) {
         self.backlog_bytes += bytes;
     }
 
-    /// So many bytes beside those of jobs lie before us no longer.
+    /// Takes bytes from the backlog that don't belong to jobs.
     pub(crate) const fn take_backlog(&mut self, bytes: u64) {
         self.backlog_bytes = self.backlog_bytes.saturating_sub(bytes);
     }
 
-    /// The backlog from scratch, after a rare event; `others` are bytes beside those of jobs.
+    /// Counts the backlog from scratch, after a rare event. `others`: bytes that don't belong to jobs.
     pub(crate) fn recount(&mut self, ground: &Ground, others: u64) {
         let jobs = self.queue.iter();
         let jobs: u64 = jobs

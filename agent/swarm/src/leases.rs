@@ -1,4 +1,4 @@
-//! Fetching from the registry: leases, their pace, and doing without a coordinator.
+//! Fetching from the registry: leases, the pace of orders, and doing without a coordinator.
 
 use alloc::{collections::BTreeSet, vec::Vec};
 use core::time::Duration;
@@ -12,12 +12,14 @@ use crate::{
     ground::{Ground, mix},
 };
 
-/// Headless, the next host in line takes a content over when nothing was heard of it for this long.
+/// Without a coordinator, each host in line waits this much longer than the host before it, and then takes over a
+/// content that nothing was heard of.
 const HEADLESS_TURN: Duration = Duration::from_secs(10);
-/// Headless, a host that the registry failed asks it again after this long: nobody else may be left to do it.
+/// Without a coordinator, a host that the registry failed asks it again after this long: no other host may be left to
+/// do so.
 const HEADLESS_AGAIN: Duration = Duration::from_mins(1);
-/// Headless, nothing was heard of a content for this long before anybody takes it over: whoever was leased it may go
-/// on.
+/// Without a coordinator, a content is taken over at the earliest when nothing was heard of it for this long: the host
+/// that had the lease may go on.
 const HEADLESS_QUIET: Duration = Duration::from_secs(3);
 
 #[derive(Debug)]
@@ -26,7 +28,7 @@ pub(crate) struct Leases {
     leased: BTreeSet<ContentId>,
     coordinator: bool,
     coordinator_lost_at: Moment,
-    /// Leases are self-assigned for want of a coordinator.
+    /// Hosts assign leases to themselves, for want of a coordinator.
     headless: bool,
 }
 
@@ -48,15 +50,15 @@ impl Leases {
         self.headless
     }
 
-    /// Leases that this one granted.
+    /// The number of leases from this grantor.
     pub(crate) fn count(&self, ground: &Ground, grantor: Grantor) -> usize {
         let leases = self.leased.iter();
         let leases = leases.filter_map(|id| ground.contents.get(*id)?.lease.as_ref());
         leases.filter(|lease| lease.grantor == grantor).count()
     }
 
-    /// A content may be fetched from the registry. `unassigned`: chunks of it that came from there and have no spreader
-    /// yet. Whether that is new.
+    /// Grants a lease: a content may be fetched from the registry. `unassigned`: chunks of the content that came from
+    /// the registry and have no spreader yet. Returns whether the lease is new.
     pub(crate) fn grant(
         &mut self,
         ground: &mut Ground,
@@ -137,7 +139,7 @@ impl Leases {
         let full = content.held.is_full();
         self.leased.remove(&id);
         if end == OriginEnd::Done && !full && had == Some(Grantor::Coordinator) {
-            // something wasn't stored, or was lost since: another host, or a new lease
+            // some chunk wasn't stored, or was lost since: another host or a new lease brings it
             ground.act(Action::ReleaseLease(id));
         }
     }
@@ -149,8 +151,9 @@ impl Leases {
         }
         let now = ground.now;
         let window = ground.config.lease_window.max(1);
-        // What was ordered and didn't come yet is as good as spent. But each stream is owed a chunk, or slow streams
-        // would use less than the budget: it is overdrawn by a chunk for each lease at most.
+        // Chunks that were ordered and haven't come count as spent. But each stream may have one chunk on order in any
+        // case, or slow streams would use less than the budget. Thus the budget is overdrawn by at most one chunk for
+        // each lease.
         let mut budget = ground.pace.budget();
         let leases = self.leased.iter();
         let leases = leases.filter_map(|id| ground.contents.get(*id)?.lease.as_ref());
@@ -176,7 +179,7 @@ impl Leases {
                     lease.until += 1;
                     continue;
                 }
-                // what peers have doesn't leave the registry again
+                // the registry isn't asked for chunks that peers have
                 let fleet = &ground.fleet;
                 let elsewhere = content.pending.contains(chunk)
                     || content.is_held_by(chunk, |slot| fleet.delivers(slot, now));
@@ -198,8 +201,8 @@ impl Leases {
                 content.patience = content.patience.saturating_sub(lease.blocked(now));
                 lease.blocked_since = None;
             }
-            // to pass over what is held orders nothing: whoever begins to fetch there fetches what peers are about to
-            // bring
+            // passing over held chunks orders nothing: a fetch that began there would fetch chunks that peers are about
+            // to bring
             if lease.ordered > ordered {
                 ground.actions.push_back(Action::Fetch {
                     id: *id,
@@ -231,7 +234,8 @@ impl Leases {
         }
     }
 
-    /// Without a coordinator for long, hosts take leases by rendezvous order: those that it is our turn to take.
+    /// When there has been no coordinator for long, hosts take leases by rendezvous order. Returns the contents that it
+    /// is our turn to take.
     pub(crate) fn watch_coordinator(&mut self, ground: &mut Ground) -> Vec<ContentId> {
         let (now, most) = (ground.now, ground.config.origin_streams);
         if self.coordinator || now.since(self.coordinator_lost_at) < ground.config.headless_after {
@@ -261,7 +265,7 @@ impl Leases {
     }
 }
 
-/// Headless: whether it is our turn to fetch a content, after those hosts that come before us and had theirs.
+/// Whether, without a coordinator, it is our turn to fetch a content: each host before us has had its turn.
 fn is_our_turn(ground: &mut Ground, id: ContentId) -> bool {
     let now = ground.now;
     let Some(content) = ground.contents.get_mut(id) else {
@@ -281,9 +285,9 @@ fn is_our_turn(ground: &mut Ground, id: ContentId) -> bool {
     quiet >= turn.max(HEADLESS_QUIET) && since >= turn
 }
 
-/// How many of those who are known to want this content, and lack some of it, come before us where it is fetched
-/// without a lease for a client. Who is connected and no neighbour of ours isn't known: in a fleet of more than a few
-/// dozen hosts several come first.
+/// How many hosts come before us when a content is fetched without a lease for a client. Counted are the neighbours
+/// that are known to want this content and lack some of it. Other connected hosts aren't known: in a fleet of more than
+/// a few dozen hosts, several hosts may come first.
 pub(crate) fn turn(ground: &Ground, content: &Content) -> u32 {
     let mine = mix(ground.me.0, content.key);
     let before = ground.fleet.neighbours().iter().filter(|index| {

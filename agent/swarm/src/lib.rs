@@ -1,8 +1,9 @@
-//! What this host asks of whom, and whom it serves: every decision of an agent about moving chunks, without I/O.
+//! The decisions of an agent about moving chunks: which chunks this host asks for, which peer it asks, and which peers
+//! it serves. The crate does no I/O.
 //!
 //! The shell (the agent's driver, or the simulator) feeds [`Event`]s and carries out [`Action`]s. Any event is legal in
-//! any state; time and the seed are arguments. The shell proves chunks and keeps them; the swarm only knows which ones
-//! are held, by whom, and what is under way.
+//! any state. Time and the seed are arguments. The shell verifies and stores chunks. The swarm only knows which chunks
+//! are held, which host holds them, and which transfers are under way.
 #![no_std]
 
 extern crate alloc;

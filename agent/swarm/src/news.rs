@@ -1,4 +1,4 @@
-//! Announcements: what we hold and how busy we are, and what others say of themselves.
+//! Announcements: the chunks that we hold, our load, and what other hosts announce of theirs.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -10,36 +10,40 @@ use proto::{ChunkSet, HostKey, Moment};
 
 use crate::{Action, event::ContentId, ground::Ground, peer::PeerIndex, promises};
 
-/// Whoever handed us a chunk to spread within this time chooses among us again: it hears of our load often.
+/// A host that handed us a chunk to spread within this time may choose us again, so it hears of our load often.
 const CHOSEN_LATELY: Duration = Duration::from_secs(10);
-/// All others now and then, for they may become lease holders: a hundred small messages a second in all.
+/// All other hosts hear of our load after this time for each connected host, since they may become lease holders. That
+/// is a hundred small messages a second in all.
 const LOAD_TO_EACH: Duration = Duration::from_millis(10);
-/// A quarter of that where chunks are spread in parts: whoever chooses among us does so often, and hears of us anyway.
+/// Where chunks are spread in parts, a quarter of those messages: the hosts that choose us do so often, and hear of us
+/// anyway.
 const LOAD_TO_EACH_IN_PARTS: Duration = Duration::from_millis(40);
-/// Both ends of a new connection tell all they hold at once; what is announced anew later is a question. That a peer
-/// holds nothing of a content is one at any time: no introduction says so.
+/// For this long after a connection begins, full announcements are introductions: both ends tell all that they hold. A
+/// full announcement that comes later is a question. An announcement that a peer holds nothing of a content is a
+/// question at any time.
 const INTRODUCED: Duration = Duration::from_secs(2);
-/// Choosers remembered at one time.
+/// The most choosers that are remembered at one time.
 const CHOOSERS: usize = 64;
-/// While pushes bring everything, announcements only serve healing, which waits for seconds anyway.
+/// The shortest time between announcements while pushes bring everything. Announcements then only help to find lost
+/// chunks, which takes seconds anyway.
 const LAZY: Duration = Duration::from_secs(1);
-/// Who offered a link that isn't taken is asked again what it has after this long.
+/// After this long, peers are asked again what they hold of a content of which a link wasn't taken.
 const DISPROVED_FOR: Duration = Duration::from_secs(2);
-/// Whoever was asked for chunks within this time announces eagerly.
+/// A host that was asked for chunks within this time announces eagerly.
 const ASKED_LATELY: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(crate) struct News {
-    /// Contents of which something isn't announced yet, and when it is.
+    /// Contents with chunks that aren't announced yet, and the moment at which they are announced.
     unannounced: BTreeSet<ContentId>,
     announce_at: Option<Moment>,
-    /// Contents of which peers offered links that aren't taken, and since when.
+    /// Contents of which peers offered links that weren't taken, and the moment of the first.
     disproved: BTreeMap<ContentId, Moment>,
     /// When a peer last requested something.
     served_at: Option<Moment>,
-    /// Who handed us chunks to spread, and when last.
+    /// The hosts that handed us chunks to spread, and the last time at which each did.
     choosers: Vec<(PeerIndex, Moment)>,
-    /// The load that all were told last: push work, and our upload rate.
+    /// The load that all hosts were told last: bytes of push work, and our upload rate.
     announced: (u64, u64),
     load_at: Moment,
     load_to_all_at: Moment,
@@ -66,7 +70,7 @@ impl News {
 
     // ---- what happens here ----------------------------------------------------------------------------------------
 
-    /// A chunk came, which others are told of before long.
+    /// A chunk came. Others are told of it before long.
     pub(crate) fn came(&mut self, ground: &Ground, id: ContentId) {
         self.unannounced.insert(id);
         if self.announce_at.is_none() {
@@ -74,7 +78,7 @@ impl News {
         }
     }
 
-    /// A chunk was lost: what was announced is taken back.
+    /// A chunk was lost: its announcement is taken back.
     pub(crate) fn lost(&mut self, now: Moment, id: ContentId) {
         self.unannounced.insert(id);
         self.announce_at.get_or_insert(now);
@@ -84,7 +88,7 @@ impl News {
         self.unannounced.remove(&id);
     }
 
-    /// A peer offered a link that isn't taken.
+    /// A peer offered a link that wasn't taken.
     pub(crate) fn disproved(&mut self, now: Moment, id: ContentId) {
         self.disproved.entry(id).or_insert(now);
     }
@@ -120,8 +124,8 @@ impl News {
 
     // ---- announcing -----------------------------------------------------------------------------------------------
 
-    /// Whose links weren't taken may have verified its copy since, and vouches for it: what neighbours have is asked
-    /// anew.
+    /// A peer whose links weren't taken may have verified its copy since, and may vouch for the chunks. So neighbours
+    /// are asked anew what they have.
     pub(crate) fn ask_for_vouchers(&mut self, ground: &mut Ground) {
         let now = ground.now;
         let due = |at: &Moment| now.since(*at) >= DISPROVED_FOR;
@@ -142,8 +146,8 @@ impl News {
         }
     }
 
-    /// Tells neighbours what is new, and others our load, where that is due. `backlog_bytes`: the pushes that lie
-    /// before us.
+    /// Tells neighbours of new chunks, and others our load, where that is due. `backlog_bytes`: the pushes that we have
+    /// yet to send.
     pub(crate) fn announce(&mut self, ground: &mut Ground, backlog_bytes: u64) {
         if self.announce_at.is_some_and(|at| at <= ground.now) {
             self.announce_at = None;
@@ -193,8 +197,9 @@ fn tell_load(ground: &mut Ground, index: PeerIndex, backlog_bytes: u64) {
     });
 }
 
-/// Tells a peer that has just come everything that it should know: also what we hold nothing of and want. Who was here
-/// before may have missed what we said then, and that it is asked shows it that it has to say what it holds.
+/// Tells a peer that has just connected everything that it should know, also the contents that we want and hold nothing
+/// of. The peer may have missed our earlier announcements. An announcement that we hold nothing of a content is a
+/// question too: the peer answers with its chunks.
 pub(crate) fn introduce(ground: &mut Ground, index: PeerIndex, backlog_bytes: u64) {
     tell_load(ground, index, backlog_bytes);
     let peer = &ground.fleet[index];
@@ -213,7 +218,7 @@ pub(crate) fn introduce(ground: &mut Ground, index: PeerIndex, backlog_bytes: u6
     }
 }
 
-/// Tells all neighbours all of one content.
+/// Tells all neighbours which chunks of one content we hold.
 pub(crate) fn announce_all_of(ground: &mut Ground, id: ContentId) {
     let Some(content) = ground.contents.get(id) else {
         return;
@@ -231,7 +236,7 @@ pub(crate) fn announce_all_of(ground: &mut Ground, id: ContentId) {
     }
 }
 
-/// Tells neighbours what is new of a content, or all of it where something was lost.
+/// Tells neighbours which chunks of a content are new, or all that we hold where a chunk was lost.
 fn announce_new(ground: &mut Ground, id: ContentId) {
     let Some(content) = ground.contents.get_mut(id) else {
         return;
@@ -247,7 +252,7 @@ fn announce_new(ground: &mut Ground, id: ContentId) {
     }
     for index in ground.fleet.neighbours() {
         let peer = &ground.fleet[*index];
-        // who has it all needs no news
+        // a peer that has the whole content needs no news
         if peer.is_up() && !content.is_full_at(peer.slot) && content.entitles(peer.key) {
             ground.actions.push_back(Action::Announce {
                 peer: peer.key,
@@ -298,8 +303,9 @@ pub(crate) fn hear(
     }
 }
 
-/// A peer announces a content anew, and not because it has just connected: it may have learnt of it only now, and what
-/// we announced before was lost on it. It is told again; not as a reset, so that it doesn't answer in turn.
+/// Answers a peer that announces a content anew, and not because it has just connected. The peer may have learnt of the
+/// content only now, so that our earlier announcements were lost on it. The answer isn't a reset, so that the peer
+/// doesn't answer in turn.
 fn answer_news(ground: &mut Ground, index: PeerIndex, id: ContentId) {
     let peer = &ground.fleet[index];
     if let Some(content) = ground.contents.get(id)
@@ -319,7 +325,7 @@ fn answer_news(ground: &mut Ground, index: PeerIndex, id: ContentId) {
 /// A peer says how busy it is.
 pub(crate) fn hear_load(ground: &mut Ground, key: HostKey, backlog_bytes: u64, rate: u64) {
     if let Some(index) = ground.fleet.find(key) {
-        // whoever claims more would be chosen to spread every chunk, whatever lies before it
+        // a host that claims more would be chosen to spread every chunk, however much work it has
         let assumed = ground.config.assumed_rate_bytes_per_second;
         let ours = ground.pace.rate().max(assumed);
         let rate = rate.min(ours.saturating_mul(ground.config.believed_rate));

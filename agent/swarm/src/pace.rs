@@ -1,4 +1,4 @@
-//! How fast this host sends and receives: its byte budgets, its measured upload rate, and how long transfers take.
+//! The speeds of this host: its byte budgets, its measured upload rate, and how long transfers take.
 
 use core::time::Duration;
 
@@ -6,10 +6,10 @@ use proto::Moment;
 
 use crate::{Config, bucket::Bucket};
 
-/// A transfer that takes so many times what others take is slow, and so is none that takes less than this.
+/// A transfer is slow when it takes this many times as long as other transfers do, and at least this long.
 const SLOW: (u32, Duration) = (8, Duration::from_millis(500));
-/// The time in which the uplink was full is measured in parts of this length, in microseconds: long enough for a few
-/// uploads at 100 Mbit/s.
+/// The time with a full uplink is measured in parts of this length, in microseconds. It's long enough for a few uploads
+/// at 100 Mbit/s.
 const SAMPLE_US: u64 = 1_000_000;
 
 /// The speeds of this host.
@@ -17,15 +17,15 @@ const SAMPLE_US: u64 = 1_000_000;
 pub(crate) struct Pace {
     up: Bucket,
     down: Bucket,
-    /// The upload rate, assumed at first and then measured, in bytes per second.
+    /// The upload rate in bytes per second: assumed at first, later measured.
     rate: u64,
     measured: bool,
-    /// Since when the uplink has been as good as full.
+    /// The moment since which the uplink has been as good as full.
     busy_since: Option<Moment>,
-    /// For how long the uplink was full since the last sample, and what it sent then.
+    /// Since the last sample: how long the uplink was full, in microseconds, and the bytes that it sent meanwhile.
     busy_us: u64,
     busy_bytes: u64,
-    /// How long what is sent takes until it is received.
+    /// How long uploads take until they are received.
     sent: Mean,
     /// How long accepted pushes take.
     pushed: Mean,
@@ -35,7 +35,7 @@ pub(crate) struct Pace {
     assumed: Duration,
 }
 
-/// A running mean of microseconds over about eight samples; 0 before the first, which counts whole.
+/// A running mean of microseconds over about eight samples; 0 before the first sample. The first sample counts whole.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Mean(u64);
 
@@ -56,7 +56,7 @@ impl Mean {
         (self.0 > 0).then(|| Duration::from_micros(self.0))
     }
 
-    /// From when on a transfer is slow, where the others take as long as this mean.
+    /// The time after which a transfer is slow, if other transfers take as long as this mean.
     fn slow_after(self, assumed: Duration) -> Duration {
         self.get()
             .map_or(assumed * 2, |mean| (mean * SLOW.0).max(SLOW.1))
@@ -102,22 +102,23 @@ impl Pace {
         self.up.allows(now)
     }
 
-    /// When the budget lets something through again, where it doesn't now.
+    /// When the upload budget allows something again, if it doesn't now.
     pub(crate) fn may_send_at(&self) -> Option<Moment> {
         self.up.due()
     }
 
-    /// An upload of so many bytes begins.
+    /// An upload of this many bytes begins.
     pub(crate) fn charge(&mut self, bytes: u64) {
         self.up.spend(bytes);
     }
 
-    /// An upload took so many bytes less than it was charged with.
+    /// An upload took this many bytes less than it was charged with.
     pub(crate) fn refund(&mut self, bytes: u64) {
         self.up.refund(bytes);
     }
 
-    /// Whether the uplink is as good as full from now on: only that time says something of its rate.
+    /// Notes whether the uplink is as good as full from now on. Only time with a full uplink says something about its
+    /// rate.
     pub(crate) fn is_full(&mut self, now: Moment, full: bool) {
         match (full, self.busy_since) {
             (true, None) => self.busy_since = Some(now),
@@ -129,7 +130,7 @@ impl Pace {
         }
     }
 
-    /// So many bytes were sent and received.
+    /// Notes that this many bytes were sent and received.
     pub(crate) fn sent_bytes(&mut self, now: Moment, bytes: u64) {
         let Some(since) = self.busy_since else {
             return;
@@ -141,8 +142,8 @@ impl Pace {
             let sample =
                 (u128::from(self.busy_bytes) * 1_000_000 / u128::from(self.busy_us)).max(1);
             let sample = u64::try_from(sample).unwrap_or(u64::MAX);
-            // receivers that are slow for a while don't make the uplink slower: its rate falls slowly, and rises at
-            // once
+            // receivers that are slow for a while don't make the uplink slower: its rate rises at once, and falls
+            // slowly
             self.rate = if !self.measured || sample > self.rate {
                 sample
             } else {
@@ -154,12 +155,12 @@ impl Pace {
         }
     }
 
-    /// An upload was received after so many microseconds.
+    /// An upload was received after this many microseconds.
     pub(crate) fn sent_took(&mut self, us: u64) {
         self.sent.add(us);
     }
 
-    /// From when on an upload is slow.
+    /// The time after which an upload is slow.
     pub(crate) fn slow_upload(&self) -> Duration {
         self.sent.slow_after(self.assumed)
     }
@@ -179,7 +180,7 @@ impl Pace {
         self.down
     }
 
-    /// An accepted push took so many microseconds.
+    /// An accepted push took this many microseconds.
     pub(crate) fn push_took(&mut self, us: u64) {
         self.pushed.add(us);
     }
@@ -189,12 +190,12 @@ impl Pace {
         self.pushed.get().unwrap_or(self.assumed)
     }
 
-    /// From when on a push is slow.
+    /// The time after which a push is slow.
     pub(crate) fn slow_push(&self) -> Duration {
         self.pushed.slow_after(self.assumed)
     }
 
-    /// An answer took so many microseconds.
+    /// An answer took this many microseconds.
     pub(crate) fn answer_took(&mut self, us: u64) {
         self.answered.add(us);
     }
@@ -204,7 +205,8 @@ impl Pace {
         self.answered.us()
     }
 
-    /// How long an answer of a peer is expected to take whose answers took so many microseconds; 0 before its first.
+    /// How long an answer of a peer is expected to take. `own_us`: how long that peer's answers took, in microseconds;
+    /// 0 before its first.
     pub(crate) fn answer_takes(&self, own_us: u64) -> Duration {
         match (own_us, self.answered.us()) {
             (0, 0) => self.assumed,

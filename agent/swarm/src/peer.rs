@@ -1,4 +1,4 @@
-//! What is known of another host.
+//! A peer: what this host knows of another host.
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -7,7 +7,7 @@ use proto::{HostKey, Moment};
 
 use crate::pace::Mean;
 
-/// A peer's place in the swarm's table. Reused only after every mention of it was purged.
+/// A peer's place in the swarm's table. The place is reused only after every mention of the peer was removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct PeerIndex(u32);
 
@@ -21,7 +21,7 @@ impl PeerIndex {
     }
 }
 
-/// The peers by key. Keys are hashes, evenly spread, so that a key's place in the sorted list can be guessed.
+/// The peers by key. Keys are hashes that are spread evenly, so that a key's place in the sorted list can be guessed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Keys(Vec<(HostKey, PeerIndex)>);
 
@@ -31,7 +31,7 @@ impl Keys {
         let guess = usize::try_from((u128::from(key.0) * u128::from(count)) >> 64).ok()?;
         let mut at = guess;
         if self.0.get(at)?.0 < key {
-            // an uneven list costs a walk that is bounded by a search
+            // in an uneven list, the walk ends after `WALK` steps and a binary search follows
             for _ in 0..WALK {
                 at += 1;
                 match self.0.get(at) {
@@ -70,10 +70,10 @@ impl Keys {
     }
 }
 
-/// Entries looked at around the guess before a search: four times what 4,000 evenly spread keys need.
+/// Entries that are looked at around the guess before a binary search: four times what 4,000 evenly spread keys need.
 const WALK: usize = 128;
 
-/// Whether we can talk to it.
+/// Whether we can talk to the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Line {
     Down,
@@ -89,7 +89,7 @@ pub(crate) struct Peer {
     pub(crate) line: Line,
     pub(crate) up_since: Moment,
     pub(crate) dial_not_before: Moment,
-    /// Until then we leave it to the peer to dial us, unless we need it.
+    /// Until this moment the peer is left to dial us, unless we need the connection.
     pub(crate) head_start_until: Moment,
     pub(crate) dial_failures: u32,
     /// Bad chunks since the last quarantine.
@@ -98,21 +98,22 @@ pub(crate) struct Peer {
     pub(crate) silent: u32,
     pub(crate) quarantines: u32,
     pub(crate) quarantined_until: Option<Moment>,
-    /// Our uploads to it that are under way.
+    /// Our uploads to the peer that are under way.
     pub(crate) uploads: usize,
-    /// Those of them that take far too long.
+    /// Those of our uploads that take far too long.
     pub(crate) slow_uploads: usize,
-    /// Our requests to it that are under way.
+    /// Our requests to the peer that are under way.
     pub(crate) requests: usize,
     /// How long its answers take.
     pub(crate) answer: Mean,
     pub(crate) not_asked_before: Moment,
-    /// Our uploads in a row that it didn't take.
+    /// Our uploads in a row that the peer didn't take.
     pub(crate) stuck: u32,
-    /// Among them was a push: that it takes what it asks for itself doesn't show that it passes anything on.
+    /// A push was among the uploads that the peer didn't take. Only a push that it takes shows that it passes chunks
+    /// on; answers to its own requests don't.
     pub(crate) ignores_pushes: bool,
     pub(crate) not_sent_before: Moment,
-    /// It broke its promises of a content: until then it isn't waited for.
+    /// The peer broke its promises of a content: until this moment the peer isn't waited for.
     pub(crate) distrusted_until: Moment,
     load: Load,
     /// Where its announcements are kept in each content.
@@ -170,40 +171,40 @@ impl Peer {
         self.line == Line::Up && !self.is_quarantined()
     }
 
-    /// Whether it lets transfers to us expire, and is left alone for that.
+    /// Whether the peer lets transfers to us expire, and is left alone for that.
     pub(crate) fn dribbles(&self, now: Moment) -> bool {
         self.silent > 0 && self.not_asked_before > now
     }
 
-    /// Whether it broke too many promises lately to be waited for.
+    /// Whether the peer broke too many promises lately to be waited for.
     pub(crate) fn is_distrusted(&self, now: Moment) -> bool {
         now < self.distrusted_until
     }
 
-    /// Whether it is pushed to: it takes what it is sent and gives what it promises, as far as we know. Who gives
-    /// nothing has to ask.
+    /// Whether chunks are pushed to the peer: as far as we know, it takes the chunks that it is sent, and delivers the
+    /// chunks that it promises. A peer that delivers nothing has to ask.
     pub(crate) fn is_pushed_to(&self, now: Moment) -> bool {
         self.slow_uploads == 0 && !self.rests(now) && self.delivers(now)
     }
 
-    /// Whether it is left alone for not having taken what we sent.
+    /// Whether the peer is left alone because it didn't take what we sent.
     pub(crate) fn rests(&self, now: Moment) -> bool {
         self.not_sent_before > now
     }
 
-    /// Whether what it promises comes, as far as we know.
+    /// Whether the peer delivers what it promises, as far as we know.
     pub(crate) fn delivers(&self, now: Moment) -> bool {
         self.silent < BARREN && !self.is_distrusted(now)
     }
 
-    /// Whether what it promises comes, and it takes what it is to pass on.
+    /// Whether the peer delivers what it promises, and takes what it is to pass on.
     pub(crate) fn is_reliable(&self, now: Moment) -> bool {
         self.stuck == 0 && self.delivers(now)
     }
 
-    /// A transfer from it brought nothing. It isn't asked for a while.
+    /// A transfer from the peer brought nothing. The peer isn't asked for a while.
     pub(crate) fn was_silent(&mut self, now: Moment, least: Duration) {
-        // what one dead moment took with it counts once
+        // several transfers that one dead moment ended count once
         if self.not_asked_before > now {
             return;
         }
@@ -212,7 +213,7 @@ impl Peer {
         self.silent = self.silent.saturating_add(1);
     }
 
-    /// An upload to it ended: it took what it was sent.
+    /// An upload to the peer ended: the peer took what it was sent.
     pub(crate) fn took(&mut self, now: Moment, push: bool) {
         self.ignores_pushes &= !push;
         if !self.ignores_pushes {
@@ -221,7 +222,7 @@ impl Peer {
         }
     }
 
-    /// An upload to it broke. One may be lost; who takes none is left alone for a while.
+    /// An upload to the peer broke. One upload may be lost; a peer that takes none is left alone for a while.
     pub(crate) fn took_nothing(&mut self, now: Moment, least: Duration, push: bool) {
         if self.stuck > 0 {
             self.not_sent_before = now + doubled(least, self.stuck - 1, SILENT_MOST);
@@ -230,7 +231,7 @@ impl Peer {
         self.ignores_pushes |= push;
     }
 
-    /// An upload to it takes far too long.
+    /// An upload to the peer takes far too long.
     pub(crate) fn takes_slowly(&mut self, now: Moment, least: Duration, push: bool) {
         self.slow_uploads += 1;
         let wait = doubled(least, self.stuck, SILENT_MOST);
@@ -239,7 +240,7 @@ impl Peer {
         self.ignores_pushes |= push;
     }
 
-    /// A new line: what a dead one didn't bring or take says nothing of this one.
+    /// The peer has a new connection. Failures of an earlier connection say nothing about this one.
     pub(crate) fn came_up(&mut self, now: Moment) {
         self.up_since = now;
         self.dial_failures = 0;
@@ -250,9 +251,10 @@ impl Peer {
         self.not_sent_before = now;
     }
 
-    /// Requests that it may have in flight: two at least, more where it answers quickly.
+    /// The requests that the peer may have in flight: at least two, and more where it answers quickly.
     pub(crate) fn allowance(&self, most: usize) -> usize {
-        /// Two requests keep a link of this many microseconds per chunk full; faster ones want more.
+        /// Two requests keep a link full that needs this many microseconds for each chunk. Faster links want more
+        /// requests.
         const QUICK_US: u64 = 50_000;
         let answer = self.answer.us();
         if answer > 0 && answer < QUICK_US {
@@ -262,7 +264,7 @@ impl Peer {
         }
     }
 
-    /// What it said about its load. Work that we assigned and that it hasn't confirmed comes on top.
+    /// Notes what the peer said about its load. Work that we assigned and that the peer hasn't confirmed comes on top.
     pub(crate) fn set_load(&mut self, now: Moment, backlog_bytes: u64, rate: u64) {
         self.load.backlog_bytes = backlog_bytes.min(MOST_BACKLOG);
         if rate > 0 {
@@ -279,14 +281,14 @@ impl Peer {
         self.load.assigned_bytes = self.load.assigned_bytes.saturating_sub(bytes);
     }
 
-    /// It took over work that was assigned to it.
+    /// The peer took over work that was assigned to it.
     pub(crate) fn confirm(&mut self, now: Moment, bytes: u64) {
         self.unassign(bytes);
         self.load.backlog_bytes = self.aged(now).saturating_add(bytes).min(MOST_BACKLOG);
         self.load.at = now;
     }
 
-    /// Microseconds that its outstanding push work takes it, and `more` bytes on top.
+    /// Microseconds that the peer's outstanding push work takes, with `more` bytes on top.
     pub(crate) fn outstanding_us(&self, now: Moment, more: u64) -> u64 {
         let bytes = self
             .aged(now)
@@ -295,7 +297,7 @@ impl Peer {
         micros(bytes, self.load.bytes_per_second)
     }
 
-    /// Microseconds until no more than `allowed` bytes of push work lie before it.
+    /// Microseconds until the peer has no more than `allowed` bytes of push work left.
     pub(crate) fn excess_us(&self, now: Moment, allowed: u64) -> u64 {
         let bytes = self
             .aged(now)
@@ -313,17 +315,17 @@ impl Peer {
     }
 }
 
-/// Upper bound of the back-off for a peer whose last transfers moved no chunk, in either direction. It doubles on each
-/// failure in a row.
+/// Upper bound of the back-off for a peer whose last transfers moved no chunk, in either direction. The back-off
+/// doubles on each failure in a row.
 const SILENT_MOST: Duration = Duration::from_secs(30);
 
-/// Of who brought nothing so often in a row nothing is expected.
+/// Nothing is expected of a peer that brought nothing this many times in a row.
 const BARREN: u32 = 2;
 
-/// More than this nobody believes: a petabyte. Keeps sums from saturating.
+/// The most push work that a peer is believed to have: a petabyte. The bound keeps sums from saturating.
 const MOST_BACKLOG: u64 = 1 << 50;
 
-/// Microseconds that so many bytes take at this rate.
+/// Microseconds that this many bytes take at this rate.
 pub(crate) fn micros(bytes: u64, bytes_per_second: u64) -> u64 {
     bytes
         .saturating_mul(1_000_000)

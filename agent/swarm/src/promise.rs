@@ -1,28 +1,28 @@
-//! What a peer promised of one content and didn't keep.
+//! The promises about one content that one peer didn't keep.
 
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use proto::{ChunkIndex, ChunkSet, Moment};
 
-/// A peer that broke so many promises of a content isn't believed about it any more.
+/// A peer that broke this many promises about a content isn't believed about that content any more.
 const MOST: usize = 8;
 /// A peer is believed again when it has broken no promise for this long.
 pub(crate) const REMEMBERED: Duration = Duration::from_mins(1);
-/// So many broken promises are forgiven to a peer that takes its announcements back. An honest host that loses chunks
-/// does so at once, and few requests cross its word on the way.
+/// This many broken promises are forgiven if the peer takes its announcements back. An honest host that loses chunks
+/// takes their announcements back at once, so few requests come before the peers hear of that.
 const FORGIVEN: usize = 64;
 
-/// Promises of one content that one peer broke lately.
+/// Promises about one content that one peer broke lately.
 #[derive(Clone, Debug)]
 pub(crate) struct Promises {
     /// The chunks.
     broken: Vec<ChunkIndex>,
-    /// What it says of the content doesn't count.
+    /// The peer's word about the content doesn't count.
     worthless: bool,
-    /// Promises that it broke and then took back.
+    /// Promises that the peer broke and then took back.
     forgiven: usize,
-    /// All this is forgotten then.
+    /// The moment at which all this is forgotten.
     until: Moment,
 }
 
@@ -36,8 +36,8 @@ impl Promises {
         }
     }
 
-    /// The peer didn't keep its promise of this chunk. One that broke its promises of another content has no more to
-    /// spare.
+    /// The peer didn't keep its promise of this chunk. A peer that is distrusted already, for another content, may
+    /// break no more: its word doesn't count from the first broken promise on.
     pub(crate) fn broke(&mut self, now: Moment, chunk: ChunkIndex, distrusted: bool) {
         self.until = now + REMEMBERED;
         if self.broken.len() < MOST {
@@ -46,7 +46,7 @@ impl Promises {
         self.worthless |= distrusted || self.broken.len() >= MOST;
     }
 
-    /// The peer says anew all that it holds: it takes back what isn't in there.
+    /// The peer announced anew all that it holds: it takes back the promises of other chunks.
     pub(crate) fn renewed(&mut self, chunks: &ChunkSet) {
         let taken_back = |chunk: &ChunkIndex| !chunks.contains(*chunk);
         let count = self.broken.iter().filter(|chunk| taken_back(chunk)).count();
@@ -57,7 +57,7 @@ impl Promises {
         }
     }
 
-    /// Whether what the peer says of the content doesn't count.
+    /// Whether the peer's word about the content doesn't count.
     pub(crate) const fn are_worthless(&self) -> bool {
         self.worthless
     }

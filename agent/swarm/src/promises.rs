@@ -1,6 +1,6 @@
-//! Promises that peers break: a chunk that was announced and is missing, or was offered and isn't sent. A peer that
-//! breaks several of one content isn't believed about that content for a minute. It isn't shunned: it may have lost its
-//! disk.
+//! Promises that peers break: a chunk was announced and is missing, or was offered and isn't sent. A peer that breaks
+//! several promises about one content isn't believed about that content for a minute. The peer isn't shunned: it may
+//! have lost its disk.
 
 use proto::{ChunkIndex, ChunkSet};
 
@@ -13,14 +13,14 @@ use crate::{
     promise::{Promises, REMEMBERED},
 };
 
-/// The peer says that it doesn't have a chunk which it was asked for.
+/// The peer says that it doesn't have a chunk that we asked for.
 pub(crate) fn missed(ground: &mut Ground, peer: PeerIndex, id: ContentId, chunk: ChunkIndex) {
     let slot = ground.fleet[peer].slot;
     let content = ground.contents.get(id);
     let announced = content.is_some_and(|content| content.peer_has(slot, chunk));
     ground.lacks(peer, id, chunk);
     if announced {
-        // its word that it lost more may be on the way
+        // the peer's word that it lost more may be on the way
         let again = ground.now + TICK;
         let state = &mut ground.fleet[peer];
         state.not_asked_before = state.not_asked_before.max(again);
@@ -28,7 +28,7 @@ pub(crate) fn missed(ground: &mut Ground, peer: PeerIndex, id: ContentId, chunk:
     }
 }
 
-/// The peer broke a promise of this content.
+/// The peer broke a promise about this content.
 pub(crate) fn broke(ground: &mut Ground, peer: PeerIndex, id: ContentId, chunk: ChunkIndex) {
     let now = ground.now;
     let state = &mut ground.fleet[peer];
@@ -68,7 +68,7 @@ pub(crate) fn is_disbelieved(
     promises.are_worthless()
 }
 
-/// Broken promises are forgotten after a while. Who wasn't believed is asked what it holds.
+/// Forgets broken promises after a while. A peer that wasn't believed is then asked what it holds.
 pub(crate) fn forget(ground: &mut Ground) {
     let now = ground.now;
     let (fleet, actions) = (&ground.fleet, &mut ground.actions);

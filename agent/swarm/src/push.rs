@@ -1,4 +1,4 @@
-//! What is passed on: an upload, what it is for, and whose wish it is.
+//! The parts of passing chunks on: an upload, its purpose, and the origin of the wish.
 
 use alloc::vec::Vec;
 
@@ -18,7 +18,7 @@ pub(crate) struct Upload {
     pub(crate) ticket: Option<Ticket>,
     pub(crate) purpose: Purpose,
     pub(crate) since: Moment,
-    /// It takes far too long: what it was for goes on without it, and it holds up no other.
+    /// The upload takes far too long: what depended on it goes on without it, and it holds up no other upload.
     pub(crate) slow: bool,
 }
 
@@ -29,7 +29,7 @@ pub(crate) enum Purpose {
         job: u64,
         tries: u8,
     },
-    /// Nothing depends on how it ends.
+    /// Nothing depends on how the upload ends.
     Answer,
 }
 
@@ -38,24 +38,25 @@ pub(crate) enum Purpose {
 pub(crate) struct Handover {
     pub(crate) id: ContentId,
     pub(crate) chunk: ChunkIndex,
-    /// Among whom it is to be spread; `None`: everyone.
+    /// The hosts among which the chunk is to be spread; `None`: everyone.
     pub(crate) part: Option<Vec<HostKey>>,
     /// The chosen host.
     pub(crate) peer: PeerIndex,
-    /// Push work that this gives it.
+    /// Push work that the handover gives the chosen host.
     pub(crate) work_bytes: u64,
     pub(crate) tries: u8,
     pub(crate) origin: Origin,
 }
 
-/// Whose wish it is that a chunk is passed on.
+/// The host that wishes a chunk to be passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// We fetched it from the registry, and it hasn't left us once: fetching is paced by it.
+    /// We fetched the chunk from the registry, and the chunk hasn't left us once. Further fetching waits for such
+    /// chunks.
     Ours,
-    /// This peer's; the chunk came from it, or was here already.
+    /// This peer wishes it. The chunk came from the peer, or was here already.
     Peer(PeerIndex),
-    /// Nobody's any more: it has left us once, or who wished it is forgotten.
+    /// Nobody wishes it any more: the chunk has left us once, or the peer is forgotten.
     Nobody,
 }
 

@@ -1,4 +1,4 @@
-//! Passing chunks on: whom a fresh chunk is handed to for spreading, and spreading those that were handed to us.
+//! Passing chunks on: choosing a spreader for a fresh chunk, and spreading the chunks that were handed to us.
 
 use alloc::{collections::VecDeque, vec::Vec};
 use core::time::Duration;
@@ -17,10 +17,10 @@ use crate::{
     uploads::Uploads,
 };
 
-/// A part finds a spreader within so many tries, or is spread to by ourselves.
+/// If a part has found no spreader within this many tries, we spread the chunk there ourselves.
 const HANDOVER_TRIES: u8 = 8;
-/// Spreads of chunks that were here already, under way at one time for each host that asked for them: more than an
-/// honest host's share of its window.
+/// The most spreads under way at one time for one peer, of chunks that were here before its push. More than an honest
+/// host's share of its window.
 const SPREADS_OF_HELD: usize = 16;
 
 #[derive(Debug, Default)]
@@ -36,7 +36,7 @@ impl Pushes {
         self.handovers.is_empty() && self.jobs.is_empty()
     }
 
-    /// Bytes of pushes that lie before us.
+    /// Bytes of pushes that we have yet to send.
     pub(crate) const fn backlog_bytes(&self) -> u64 {
         self.jobs.backlog_bytes()
     }
@@ -47,7 +47,8 @@ impl Pushes {
         u32::try_from(of_it.count()).unwrap_or(u32::MAX)
     }
 
-    /// Whether a chunk that was here before its push is passed on for this peer: that costs it no byte.
+    /// Whether a chunk that was here before its push is passed on for this peer. Such a push costs the peer no byte, so
+    /// the number of spreads is bounded.
     pub(crate) fn may_spread_held(
         &self,
         peer: PeerIndex,
@@ -66,7 +67,7 @@ impl Pushes {
         own < SPREADS_OF_HELD
     }
 
-    /// We are to pass this chunk, which is here, on.
+    /// A peer asked us to pass on this chunk, which is here.
     pub(crate) fn take_spread(
         &mut self,
         ground: &mut Ground,
@@ -85,8 +86,8 @@ impl Pushes {
         }
     }
 
-    /// A chunk came from the registry: it finds a spreader when there is one with little to do. `false`: there is no
-    /// room, or nobody to spread it to.
+    /// A chunk came from the registry. It gets a spreader when there is one with little to do. Returns `false` if there
+    /// is no room, or nobody to spread it to.
     pub(crate) fn take_fresh(&mut self, ground: &Ground, id: ContentId, chunk: ChunkIndex) -> bool {
         let room = self.unassigned.len() < ground.config.jobs;
         let taken = !ground.fleet.roster().is_empty() && room;
@@ -135,7 +136,7 @@ impl Pushes {
         }
     }
 
-    /// Hands the chunk to one host of each part, which is to spread it there.
+    /// Hands the chunk to one host of each part, which spreads it there.
     fn split(
         &mut self,
         ground: &mut Ground,
@@ -156,7 +157,8 @@ impl Pushes {
 
     // ---- handing over ---------------------------------------------------------------------------------------------
 
-    /// Finds spreaders for the chunks that came from the registry, in order, while there are any with little to do.
+    /// Finds spreaders for the chunks that came from the registry, in order, while there are spreaders with little to
+    /// do.
     pub(crate) fn assign_fresh(&mut self, ground: &mut Ground) {
         while let Some((id, chunk)) = self.unassigned.front().copied() {
             if self.handovers.len() >= ground.config.jobs {
@@ -214,13 +216,13 @@ impl Pushes {
             return;
         }
         if tries >= HANDOVER_TRIES || self.handovers.len() >= ground.config.jobs {
-            // nobody takes the part over: we spread it there ourselves
+            // no host takes the part over: we spread the chunk there ourselves
             let part = part.as_deref().unwrap_or_default();
             self.jobs.add_list(ground, id, chunk, part, (None, origin));
             return;
         }
         let Some(part) = part else {
-            // a spreader failed: the chunk looks for another like a fresh one
+            // a spreader failed: the chunk gets another like a fresh one
             self.unassigned.push_front((id, chunk));
             ground.agenda.assign();
             if !origin.is_ours()
@@ -275,7 +277,7 @@ impl Pushes {
             let state = &ground.fleet[peer];
             let up = state.is_up();
             if !content.entitles(state.key) || (up && !state.is_pushed_to(ground.now)) {
-                // it may have been entitled when it was chosen
+                // the peer may have been entitled when it was chosen
                 self.rechoose(ground, at, 1);
                 continue;
             }
@@ -296,7 +298,7 @@ impl Pushes {
         None
     }
 
-    /// The host that was chosen for this handover doesn't take it: another one shall.
+    /// The chosen host doesn't take this handover: another host is chosen.
     fn rechoose(&mut self, ground: &mut Ground, at: usize, more_tries: u8) {
         if let Some(handover) = self.handovers.remove(at) {
             self.hand_elsewhere(ground, handover, more_tries);
@@ -346,7 +348,7 @@ impl Pushes {
         })
     }
 
-    /// With an upload to spare, receivers that were busy are tried again in time.
+    /// With an upload to spare, makes sure that busy receivers are tried again in time.
     pub(crate) fn wake_for_retries(&self, ground: &mut Ground) {
         if let Some(due) = self.jobs.quiet_until(ground.now) {
             let due = due.max(ground.now + LOOK_LEAST);
@@ -356,12 +358,12 @@ impl Pushes {
 
     // ---- how pushes end -------------------------------------------------------------------------------------------
 
-    /// What depended on an upload goes on.
+    /// An upload ended: what depended on it goes on.
     pub(crate) fn settle(&mut self, ground: &mut Ground, upload: Upload, delivery: Delivery) {
         match upload.purpose {
             Purpose::Answer => {}
             Purpose::Handover(handover) => match delivery {
-                // who holds it already, or is receiving it, takes the spreading over all the same
+                // a host that holds or is receiving the chunk already takes the spreading over all the same
                 Delivery::Stored | Delivery::Already => {
                     self.settle_handover(ground, &handover);
                     let now = ground.now;
@@ -387,7 +389,7 @@ impl Pushes {
         }
     }
 
-    /// The content is dropped: nothing of it is passed on.
+    /// The content is dropped: none of its chunks is passed on.
     pub(crate) fn drop_content(&mut self, ground: &mut Ground, uploads: &Uploads, id: ContentId) {
         self.unassigned.retain(|(other, _)| *other != id);
         self.jobs.drop_content(id);
@@ -417,7 +419,7 @@ impl Pushes {
         self.recount(ground, uploads);
     }
 
-    /// The backlog from scratch, after a rare event.
+    /// Counts the backlog from scratch, after a rare event.
     fn recount(&mut self, ground: &Ground, uploads: &Uploads) {
         let len = |id, chunk| ground.contents.len(id, chunk);
         let waiting = self.handovers.iter();
@@ -475,7 +477,7 @@ fn push_handover(ground: &mut Ground, handover: Handover) -> Upload {
     }
 }
 
-/// All hosts of the roster that may have the content.
+/// All hosts of the roster that may have the content, without `except`.
 fn roster_keys(ground: &Ground, id: ContentId, except: Option<PeerIndex>) -> Vec<HostKey> {
     let roster = ground.fleet.roster().iter();
     roster

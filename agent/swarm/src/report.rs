@@ -1,4 +1,4 @@
-//! What the swarm says of one content.
+//! The swarm's report about one content.
 
 use core::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{
     status::{ContentStatus, Stall},
 };
 
-/// A registry that was asked this long ago and has given nothing since is silent. Below that it is being asked: a
+/// A registry is silent if it was asked this long ago and has given nothing since. Below that it is being asked: a
 /// connection is made, redirects are followed, and a first chunk is decoded.
 const SILENT_AFTER: Duration = Duration::from_secs(3);
 
@@ -59,7 +59,7 @@ fn stall(
             Stall::PeersSlow
         } else {
             match lease.silent(now) {
-                // our own limit, and not the registry
+                // our own limit holds the content up, and not the registry
                 None if throttled => Stall::Throttled,
                 None => Stall::Paced,
                 Some(silent) if silent < SILENT_AFTER => Stall::Fetching,

@@ -22,16 +22,16 @@ struct Waiting {
     since: Moment,
 }
 
-/// Whose requests are answered.
+/// The peers whose requests are answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Askers {
-    /// Those of peers that keep their promises and take what they are sent.
+    /// Peers that keep their promises and take what they are sent.
     Reliable,
-    /// Everybody's, theirs first.
+    /// All peers, the reliable ones first.
     All,
 }
 
-/// What came of looking for a request to answer.
+/// The outcome of looking for a request to answer.
 #[derive(Debug)]
 pub(crate) enum Next {
     /// The chunk is sent.
@@ -56,7 +56,7 @@ impl Serve {
         self.waiting.len()
     }
 
-    /// A peer requests a chunk. Whether the request waits; otherwise it is turned away.
+    /// A peer requests a chunk. Returns whether the request waits; otherwise the request is turned away.
     pub(crate) fn requested(
         &mut self,
         ground: &mut Ground,
@@ -107,7 +107,7 @@ impl Serve {
         } else {
             ground.config.waiting
         };
-        // nobody may fill the queue alone
+        // no peer may fill the queue alone
         let own = self.waiting.iter().filter(|other| other.peer == index);
         if !peer.is_up()
             || peer.rests(ground.now)
@@ -128,7 +128,7 @@ impl Serve {
         self.refuse(ground, Declined::Missing, |waiting| waiting.id == id);
     }
 
-    /// The line to a peer is gone. The shell holds a stream for each request.
+    /// The connection to a peer is gone. Its requests are refused, since the shell holds a stream for each.
     pub(crate) fn drop_peer(&mut self, ground: &mut Ground, peer: PeerIndex) {
         self.refuse(ground, Declined::Busy, |waiting| waiting.peer == peer);
     }
@@ -141,9 +141,11 @@ impl Serve {
         }
     }
 
-    /// Answers the request whose chunk we have sent least often, then the one that waited longest.
+    /// Answers the request whose chunk we have sent least often. Among equals, the request that waited longest comes
+    /// first.
     ///
-    /// Who gives the fleet nothing is answered when there is nothing else to send: what it takes is missing to others.
+    /// A peer that isn't reliable is answered only when nothing else is to be sent: what such a peer takes, others
+    /// miss.
     pub(crate) fn next(&mut self, ground: &mut Ground, askers: Askers) -> Next {
         let now = ground.now;
         let ready = self.waiting.iter().enumerate().filter(|(_, waiting)| {
@@ -163,7 +165,7 @@ impl Serve {
         };
         let waiting = self.waiting.swap_remove(at);
         let key = ground.fleet[waiting.peer].key;
-        // either may have changed while it waited
+        // either answer may have changed while the request waited
         let refused = if !ground.contents.entitles(waiting.id, key) {
             Some(Declined::NotEntitled)
         } else if !ground.contents.holds(waiting.id, waiting.chunk) {

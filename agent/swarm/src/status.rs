@@ -1,4 +1,4 @@
-//! What the swarm says about itself.
+//! What the swarm says about itself: the contents, the connections, and why a host stands still.
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -7,18 +7,18 @@ use proto::{HostKey, Reason};
 
 use crate::event::ContentId;
 
-/// Why a wanted content hasn't grown for a while. A closed set: names of metrics and messages are made of it.
+/// Why a wanted content hasn't grown for a while. The set is closed: metrics and messages are named after the values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stall {
-    /// Nobody fetches it yet: its lease hasn't been granted to anybody that we hear of.
+    /// No host fetches the content yet: its lease hasn't been granted to any host that we hear of.
     AwaitingLease,
-    /// We hold its lease and hold back while what was fetched is being spread.
+    /// We have the lease, and wait on purpose while chunks that we fetched are being spread.
     Paced,
-    /// We hold its lease and asked the registry a moment ago.
+    /// We have the lease, and asked the registry a moment ago.
     Fetching,
-    /// We hold its lease and the registry, which was asked a while ago, sends nothing.
+    /// We have the lease. We asked the registry a while ago, and it sends nothing.
     OriginSilent,
-    /// The registry failed us.
+    /// Our last fetch from the registry failed.
     OriginFailed,
     /// Contents of lower order use all room for requests.
     AwaitingTurn,
@@ -30,15 +30,16 @@ pub enum Stall {
     AwaitingPush,
     /// Requests are under way and nothing has arrived.
     PeersSlow,
-    /// Every peer that holds what we lack is over its bound.
+    /// No peer that has what we lack could be asked, and no push is expected.
     PeersBusy,
-    /// No peer is connected, and some are quarantined: what we lack may be there.
+    /// No peer is connected, and some peers are quarantined: what we lack may be there.
     SourcesQuarantined,
     /// The download budget is used up.
     Throttled,
-    /// This host couldn't store what arrived.
+    /// This host couldn't store the chunks that arrived.
     NotStored,
-    /// More of it than it has was lost again on this host: removed, changed on disk, or proved false. It is fetched again after pauses.
+    /// Too much of the content was lost again on this host: removed, changed on disk, or proved false. After a pause,
+    /// this host fetches it again.
     LostAgain,
 }
 
@@ -68,7 +69,7 @@ impl Stall {
         matches!(self, Self::AwaitingLease | Self::NoSource)
     }
 
-    /// The reason that it is shown as.
+    /// The reason as which the stall is shown.
     #[must_use]
     pub const fn reason(self) -> Reason {
         match self {
@@ -90,14 +91,15 @@ impl Stall {
         }
     }
 
-    /// Its name, for metrics and machines.
+    /// The stall's name, for metrics and machines.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         self.reason().as_str()
     }
 
-    /// How much it says about a host that stands still as a whole: of several contents the one with the lowest number
-    /// speaks for the host. First what has failed, then what this host waits for at this moment, then what waits its turn.
+    /// How much the stall says about a host that stands still as a whole. Of several contents, the one with the lowest
+    /// number speaks for the host. Failures come first, then what this host waits for at this moment, then what waits
+    /// its turn.
     const fn rank(self) -> u8 {
         match self {
             Self::NotStored => 0,
@@ -119,65 +121,65 @@ impl Stall {
     }
 }
 
-/// A host that gained nothing for this long stands still. Shorter pauses are part of an ordinary run: a window of chunks
-/// is handed on, a layer ends and the next begins.
+/// A host that gained nothing for this long stands still. Shorter pauses are part of an ordinary run: a window of
+/// chunks is handed on, or a layer ends and the next begins.
 pub const STANDS_AFTER: Duration = Duration::from_secs(3);
 
 /// A host that stands still.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standstill {
-    /// What it waits for.
+    /// What the host waits for.
     pub stall: Stall,
     /// How long nothing has come.
     pub since: Duration,
 }
 
-/// Where a content stands.
+/// The state of one content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContentStatus {
     /// The content.
     pub id: ContentId,
-    /// Its chunks.
+    /// The number of its chunks.
     pub chunks: u32,
     /// Chunks held.
     pub held: u32,
-    /// Chunks requested and pushes being received.
+    /// Chunks that are requested or come by an accepted push.
     pub requested: u32,
     /// Whether we fetch it from the registry.
     pub leased: bool,
-    /// Whether we hold its lease and hold back on purpose while what was fetched is being spread.
+    /// Whether we have the lease and wait on purpose while chunks that we fetched are being spread.
     pub paced: bool,
-    /// How long the registry has given nothing of it although it owes us chunks; `None` while it owes none.
+    /// How long the registry has given nothing of the content although it owes us chunks; `None` while it owes none.
     pub silent: Option<Duration>,
-    /// Since something of it last arrived, or since it is wanted.
+    /// The time since a chunk of the content last arrived, or since the content is wanted.
     pub idle: Duration,
-    /// Why it doesn't grow; `None` while it does, and when it is complete.
+    /// Why the content doesn't grow; `None` while it does, and when it is complete.
     pub stall: Option<Stall>,
 }
 
-/// Where the swarm stands.
+/// The state of the swarm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
     /// Contents by id.
     pub contents: Vec<ContentStatus>,
     /// Hosts of the roster.
     pub peers: usize,
-    /// Connected ones.
+    /// Connected hosts.
     pub connected: usize,
-    /// Quarantined ones.
+    /// Quarantined hosts.
     pub quarantined: Vec<HostKey>,
-    /// Push work assigned to us and not done.
+    /// Push work that is assigned to us and isn't done.
     pub backlog_bytes: u64,
-    /// Our upload rate, as far as it was measured.
+    /// Our upload rate, if it was measured.
     pub upload_bytes_per_second: Option<u64>,
     /// Uploads under way.
     pub uploads: usize,
-    /// Whether leases are self-assigned for want of a coordinator.
+    /// Whether hosts assign leases to themselves, for want of a coordinator.
     pub headless: bool,
 }
 
 impl Status {
-    /// A content, if it is known.
+    /// The state of a content, if the content is known.
     #[must_use]
     pub fn content(&self, id: ContentId) -> Option<&ContentStatus> {
         let found = self
@@ -186,10 +188,10 @@ impl Status {
         found.ok().map(|at| &self.contents[at])
     }
 
-    /// Why nothing comes of an image that has these contents, taken as a whole: `None` while anything of it moves or
-    /// moved a moment ago, and when it lacks nothing.
+    /// Why an image with these contents stands still as a whole. `None` while any of the contents grows or grew a
+    /// moment ago, and when the image lacks nothing.
     ///
-    /// One content that waits says nothing about the host: in an ordinary run most of them wait while others come.
+    /// One waiting content says nothing about the host: in an ordinary run most contents wait while others come.
     #[must_use]
     pub fn standstill(&self, contents: &[ContentId]) -> Option<Standstill> {
         let ours = || contents.iter().filter_map(|id| self.content(*id));
@@ -253,7 +255,7 @@ mod tests {
             since: Duration::from_secs(3),
         };
         assert_eq!(found, Some(expected));
-        // what moves of another image is none of this one's
+        // progress of another image doesn't count for this one
         let strange = content(7, 0, None);
         let found = status(vec![waits(), strange]).standstill(&ids);
         assert_eq!(
@@ -286,7 +288,7 @@ mod tests {
         assert_eq!(all(&[AwaitingTurn, PeersSlow, AwaitingLease]), PeersSlow);
         assert_eq!(all(&[OriginSilent, NotStored]), NotStored);
         assert_eq!(all(&Stall::ALL), NotStored);
-        // each has a rank of its own, or two hosts in one situation would tell two stories
+        // each stall has its own rank, or two hosts in the same situation would report different reasons
         let mut ranks: Vec<u8> = Stall::ALL.iter().map(|stall| stall.rank()).collect();
         ranks.sort_unstable();
         ranks.dedup();

@@ -1,9 +1,9 @@
-//! The swarm itself: how events change its parts, and what follows in which order.
+//! The swarm itself: how events change its parts, and the order in which the consequences follow.
 //!
-//! Each part owns what it decides by: `downloads` asks for chunks and takes pushes, `pushes` passes chunks on,
-//! `uploads` and `serve` are what goes out, `leases` fetches from the registry, `wants` knows what clients wait for,
-//! `news` announces. All of them stand on `ground`: the fleet, the contents, the pace of this host, and the list of
-//! actions. What concerns several parts is put together here.
+//! Each part owns the state that it decides by: `downloads` asks for chunks and takes pushes, `pushes` passes chunks
+//! on, `uploads` and `serve` are what goes out, `leases` fetches from the registry, `wants` knows what clients wait
+//! for, `news` announces. All of them share `ground`: the fleet, the contents, the pace of this host, and the list of
+//! actions. This module handles what concerns several parts.
 
 use alloc::{collections::BTreeMap, vec::Vec};
 use core::time::Duration;
@@ -30,13 +30,14 @@ use crate::{
     want::Wants,
 };
 
-/// Whoever didn't want a content is offered it again after this long: orders to stage reach hosts at different times.
+/// A peer that didn't want a content is offered it again after this long, since orders to stage reach hosts at
+/// different times.
 const UNWANTED_FOR: Duration = Duration::from_secs(5);
-/// Of two neighbours the one with the larger key waits this long for the other's connection. Both hear of each other
-/// within a few hundred milliseconds, and then a connection takes a few. After a restart only one of them hears, and
-/// the other may take the earlier connection for alive.
+/// Of two neighbours, the one with the larger key waits this long for the other's connection. Both hear of each other
+/// within a few hundred milliseconds, and a connection then takes a few. The wait is bounded: after a restart only one
+/// of the two hears of the other, and the other may take the earlier connection for alive.
 const DIAL_HEAD_START: Duration = Duration::from_millis(500);
-/// Who refused a chunk for a reason of its own isn't asked for this long.
+/// A peer that refused a chunk for another reason isn't asked for this long.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
 
 /// One host's part of the swarm.
@@ -70,8 +71,8 @@ impl Swarm {
         }
     }
 
-    /// Takes note of what happened. Any event is legal in any state. `now` never goes back; where it does, the latest
-    /// moment seen counts.
+    /// Takes note of an event. Any event is legal in any state. `now` shouldn't go back; if it does, the latest moment
+    /// seen counts.
     pub fn handle(&mut self, now: Moment, event: Event) {
         self.ground.now = self.ground.now.max(now);
         self.apply(event);
@@ -81,7 +82,7 @@ impl Swarm {
         self.settle();
     }
 
-    /// The next thing to do; to be called until `None` after every [`handle`](Self::handle).
+    /// The next action for the shell. After every [`handle`](Self::handle), call this until it returns `None`.
     pub fn poll(&mut self) -> Option<Action> {
         self.ground.actions.pop_front()
     }
@@ -94,7 +95,7 @@ impl Swarm {
         (!idle).then(|| ground.agenda.next())
     }
 
-    /// Where everything stands.
+    /// The state of the swarm at `now`.
     #[must_use]
     pub fn status(&self, now: Moment) -> Status {
         let ground = &self.ground;
@@ -208,7 +209,7 @@ impl Swarm {
         }
     }
 
-    /// Whatever has become possible.
+    /// Does whatever has become possible.
     fn settle(&mut self) {
         let ground = &mut self.ground;
         if ground.agenda.take_assign() {
@@ -268,7 +269,7 @@ impl Swarm {
         if let Some(content) = ground.contents.get_mut(id) {
             if content.entitled != entitled {
                 content.entitled = entitled;
-                // who may have it now hasn't heard of it
+                // hosts that may have the content from now on haven't heard of the content
                 news::announce_all_of(ground, id);
             }
             return;
@@ -309,7 +310,7 @@ impl Swarm {
         }
     }
 
-    /// A chunk is here, wherever from. Whether it is new.
+    /// Notes that a chunk is here, wherever it came from. Returns whether the chunk is new.
     fn hold(&mut self, id: ContentId, chunk: ChunkIndex) -> bool {
         let ground = &mut self.ground;
         let Some(leased) = ground.contents.hold(ground.now, id, chunk) else {
@@ -384,7 +385,7 @@ impl Swarm {
         };
         self.downloads.failed(ground, peer, id, chunk);
         match failure {
-            // its copy may have rotted: it isn't asked for it again before it announces it anew
+            // the peer's copy may have rotted: the peer isn't asked for the chunk again before it announces it anew
             Failure::Bad => {
                 ground.lacks(peer, id, chunk);
                 self.strike(peer);
@@ -416,14 +417,14 @@ impl Swarm {
         }
     }
 
-    /// The coordinator took its lease back. What we fetch on our own account goes on.
+    /// The coordinator took its lease back. A fetch for our own clients goes on.
     fn lose_lease(&mut self, id: ContentId) {
         let ground = &mut self.ground;
         let lease = ground.contents.lease_mut(id);
         if lease.is_some_and(|lease| lease.grantor == Grantor::Client) {
             return;
         }
-        // whoever took it back leases it to another host, or leaves the registry alone for a while
+        // the coordinator leases the content to another host, or leaves the registry alone for a while
         self.wants.heard(ground.now, id);
         self.leases.end(ground, id);
     }
@@ -465,7 +466,7 @@ impl Swarm {
         }
     }
 
-    /// No client waits any more: what is fetched for clients alone ends.
+    /// No client waits for the content any more: a fetch for clients alone ends.
     fn unwant(&mut self, id: ContentId) {
         self.wants.end(id);
         let ground = &mut self.ground;
@@ -475,7 +476,7 @@ impl Swarm {
         }
     }
 
-    /// Fetches without a lease what clients of this host have waited for long enough.
+    /// Fetches without a lease the contents that clients of this host have waited for long enough.
     fn fetch_alone(&mut self) {
         if self.wants.is_empty() {
             return;
@@ -558,8 +559,8 @@ impl Swarm {
         }
     }
 
-    /// Who takes far longer than others holds up nobody else: what was to come of the upload goes on as if it were
-    /// over.
+    /// A peer that takes far longer than others holds up nobody else: what depends on the upload goes on as if the
+    /// upload were over.
     fn watch_uploads(&mut self) {
         let ground = &mut self.ground;
         let mut from = 0;

@@ -25,12 +25,12 @@ impl Uploads {
         self.under_way.is_empty()
     }
 
-    /// Uploads that count among the bound.
+    /// The number of uploads that count against the bound.
     pub(crate) fn quick(&self) -> usize {
         self.under_way.iter().filter(|upload| !upload.slow).count()
     }
 
-    /// Answers to requests.
+    /// The number of answers to requests.
     pub(crate) fn answers(&self) -> usize {
         let answers = self.under_way.iter();
         answers.filter(|upload| upload.ticket.is_some()).count()
@@ -47,7 +47,7 @@ impl Uploads {
         self.under_way.push(upload);
     }
 
-    /// An upload ended, as its receiver said. What depended on it is left to be settled.
+    /// An upload ended, and its receiver said how. The caller settles what depended on the upload.
     pub(crate) fn sent(
         &mut self,
         ground: &mut Ground,
@@ -73,13 +73,14 @@ impl Uploads {
         } else if delivery == Delivery::Broken {
             ground.fleet[peer].took_nothing(now, least, push);
         }
-        // charged whole when it began: zeros, packed chunks and declined pushes cost less
+        // the whole chunk was charged when the upload began: zeros, packed chunks and declined pushes cost less
         let charged = ground.contents.len(id, chunk);
         ground.pace.refund(charged.saturating_sub(wire_bytes));
         Some(self.end(ground, at, delivery))
     }
 
-    /// An upload to a peer whose line is gone, the last one first. What depended on it is left to be settled.
+    /// Ends one upload, the last one first, to a peer whose connection is gone. The caller settles what depended on the
+    /// upload.
     pub(crate) fn drop_peer(&mut self, ground: &mut Ground, peer: PeerIndex) -> Option<Upload> {
         let at = self
             .under_way
@@ -103,8 +104,8 @@ impl Uploads {
         upload
     }
 
-    /// The next upload from `from` on that takes far longer than others. It holds up nobody else: what was to come of
-    /// it goes on as if it were over, and is left to be settled.
+    /// The next upload from `from` on that takes far longer than others. It holds up nobody else: what depended on it
+    /// goes on as if the upload were over. The caller settles that.
     pub(crate) fn next_slow(&mut self, ground: &mut Ground, from: &mut usize) -> Option<Upload> {
         let (now, least) = (ground.now, ground.config.timeout_least);
         let after = ground.pace.slow_upload();

@@ -1,8 +1,8 @@
-//! What clients of this host wait for, and when this host fetches it from the registry without a lease.
+//! The contents that clients of this host wait for, and when this host fetches them from the registry without a lease.
 //!
-//! A client waits here, and gives up after about a minute. So a content that a client wants isn't left to others for as
-//! long as it takes: where neither a chunk of it nor word of one comes for a while, this host goes to the registry by
-//! itself, one host after the other.
+//! A client gives up after about a minute. So this host doesn't wait for other hosts without end. If neither a chunk
+//! nor word of a wanted content comes for a while, this host goes to the registry by itself. Hosts do so one after the
+//! other.
 
 use alloc::{collections::BTreeMap, vec::Vec};
 use core::time::Duration;
@@ -11,7 +11,7 @@ use proto::Moment;
 
 use crate::event::ContentId;
 
-/// The wait for a content that nothing was heard of, while there is no coordinator that could lease it to somebody.
+/// The wait for a content that nothing was heard of, while there is no coordinator that could lease it to a host.
 const UNLED: Duration = Duration::from_millis(500);
 
 /// The contents that clients want.
@@ -21,21 +21,22 @@ pub(crate) struct Wants(BTreeMap<ContentId, Want>);
 #[derive(Clone, Debug)]
 struct Want {
     since: Moment,
-    /// The wait for a content that somebody may be fetching, and for each host that goes to the registry before this
-    /// one.
+    /// The wait for a content that a host may be fetching. Each host that goes to the registry before this one adds the
+    /// same time again.
     alone_after: Duration,
-    /// When a chunk or word of the content last came, this host last tried by itself, or else when the want began.
+    /// The latest of three moments: the want began, a chunk or word of the content came, or this host tried by itself.
     heard_at: Moment,
-    /// Somebody is or was fetching the content, or this host tried.
+    /// A host is or was fetching the content, or this host tried.
     heard: bool,
     /// The registry refused the content to this host's credentials.
     refused: bool,
-    /// The registry has let a client in after that.
+    /// The registry has let a client in since it refused.
     admitted: bool,
 }
 
 impl Want {
-    /// When this host fetches the content alone if nothing is heard until then, after `turn` others.
+    /// When this host fetches the content without a lease if nothing is heard until then. `turn`: the number of hosts
+    /// that go first.
     fn due(&self, coordinator: bool, turn: u32) -> Option<Moment> {
         if self.admitted {
             return Some(self.heard_at);
@@ -54,7 +55,8 @@ impl Want {
 }
 
 impl Wants {
-    /// A client wants a content. `admitted`: the registry refused it to this host before, and has let this client in.
+    /// A client wants a content. `admitted`: the registry had refused the content to this host, and has now let this
+    /// client in.
     pub(crate) fn begin(
         &mut self,
         now: Moment,
@@ -83,7 +85,7 @@ impl Wants {
         self.0.is_empty()
     }
 
-    /// A chunk of the content came, or word that somebody fetches it.
+    /// A chunk of the content came, or word that a host fetches the content.
     pub(crate) fn heard(&mut self, now: Moment, id: ContentId) {
         if let Some(want) = self.0.get_mut(&id) {
             want.heard_at = now;
@@ -100,15 +102,15 @@ impl Wants {
         self.heard(now, id);
     }
 
-    /// The registry refused the content to the credentials of the clients so far.
+    /// The registry refused the content to the credentials of all clients so far.
     pub(crate) fn refused(&mut self, id: ContentId) {
         if let Some(want) = self.0.get_mut(&id) {
             want.refused = true;
         }
     }
 
-    /// The contents that are to be fetched without a lease now: those that clients have waited for longest come first.
-    /// `turn` says how many hosts go before this one for a content that isn't here, and `None` for what needs no fetch.
+    /// The contents that are to be fetched without a lease now. Contents that clients have waited for longest come
+    /// first. `turn` says how many hosts go before this one, and `None` for a content that needs no fetch.
     pub(crate) fn due(
         &self,
         now: Moment,

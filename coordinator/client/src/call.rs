@@ -1,5 +1,5 @@
-//! A client of the coordinator's API that trusts one authority: the pinned one, under the name `coordinator`, whatever
-//! address it is reached at.
+//! A client of the coordinator's API. It trusts one authority, the pinned one, and expects the name `coordinator` at
+//! every address.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -18,25 +18,25 @@ use tokio_rustls::TlsConnector;
 
 use crate::view::Problem;
 
-/// The name in the coordinator's certificate, whatever address it is reached at; no host may have it.
+/// The name in the coordinator's certificate, at every address. No host may have this name.
 pub const COORDINATOR: &str = "coordinator";
 
 /// The coordinator is reached within this time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// It answers within this time; it may have to ask a registry.
+/// The coordinator answers within this time. The time is long because the coordinator may have to ask a registry.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(100);
-/// A line of progress comes within this time: the coordinator sends one every 5 s at least.
+/// A line of progress comes within this time: the coordinator sends a line every 5 s at least.
 const LINE_TIMEOUT: Duration = Duration::from_secs(20);
-/// The largest answer and the longest line: every host of the largest fleet with all its images.
+/// The most bytes of an answer or a line: room for every host of the largest fleet with all its images.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 
-/// Where the coordinator is, how it is recognised, and what it wants to see.
+/// Where the coordinator is, how it is recognised, and which token it accepts.
 #[derive(Debug)]
 pub struct Target {
     /// `host:port`.
     address: String,
     pin: Digest,
-    /// What lets the caller in; a host that enrols has none.
+    /// The token that lets the caller in. A host that enrols has none.
     token: Option<Secret>,
     /// The file that the token was read from.
     token_file: Option<PathBuf>,
@@ -54,7 +54,7 @@ impl Target {
         }
     }
 
-    /// The same coordinator, for what it answers without an API token: enrolment and late renewal.
+    /// The coordinator without an API token, for the calls that need none: enrolment and late renewal.
     #[must_use]
     pub const fn without_token(address: String, pin: Digest) -> Self {
         Self {
@@ -65,7 +65,7 @@ impl Target {
         }
     }
 
-    /// The same, with the token's file, which errors name.
+    /// Adds the token's file, which errors name.
     #[must_use]
     pub fn with_token_file(mut self, file: PathBuf) -> Self {
         self.token_file = Some(file);
@@ -73,63 +73,63 @@ impl Target {
     }
 }
 
-/// What isn't an unreserved character (RFC 3986, 2.3).
+/// All characters but the unreserved ones (RFC 3986, 2.3).
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
 
-/// A name as one segment of a path: all but unreserved characters are percent-encoded.
+/// Encodes a name as one segment of a path: all but unreserved characters are percent-encoded.
 pub fn segment(name: &str) -> String {
     utf8_percent_encode(name, RESERVED).to_string()
 }
 
-/// Why a call brought nothing.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// Nobody answered, or the line broke, or who answered doesn't serve yet. Another try may do.
+    /// Nobody answered, the connection broke, or the server doesn't serve yet. Another try may succeed.
     #[error("{cause}")]
     Away {
         /// What happened.
         cause: String,
-        /// Whether nobody has shown to be the coordinator yet: it may be the wrong address.
+        /// Whether nobody has proved to be the coordinator yet. If so, the address may be wrong.
         unheard: bool,
     },
-    /// Another server answers than the pinned one, or a clock is wrong.
+    /// Another server than the pinned one answers, or a clock is wrong.
     #[error("{address}: {cause}")]
     Stranger {
-        /// Who was asked.
+        /// The address that was asked.
         address: String,
         /// What is wrong.
         cause: HandshakeError,
     },
-    /// The coordinator answered, but not with what was asked for.
+    /// The coordinator answered with an error.
     #[error("{text}")]
     Refused {
-        /// Its answer's status.
+        /// The status of the answer.
         status: StatusCode,
-        /// Its words.
+        /// The text of the answer.
         text: String,
     },
-    /// The question can't be asked, or the answer isn't understood.
+    /// The request can't be sent, or the answer isn't understood.
     #[error("{0}")]
     Odd(String),
 }
 
 impl CallError {
-    /// Whether another try may do.
+    /// Whether another try may succeed.
     pub const fn passes(&self) -> bool {
         matches!(self, Self::Away { .. })
     }
 
-    /// Whether it is this answer.
+    /// Whether the coordinator answered with this status.
     pub fn is(&self, wanted: StatusCode) -> bool {
         matches!(self, Self::Refused { status, .. } if *status == wanted)
     }
 }
 
-/// The client. Each call is a connection of its own: there are few.
+/// The client. Each call opens a connection of its own, because calls are rare.
 pub struct Client {
     target: Target,
     tls: TlsConnector,
@@ -149,15 +149,15 @@ impl Client {
         Self { target, tls }
     }
 
-    /// Whom it asks.
+    /// The address of the coordinator, `host:port`.
     pub fn address(&self) -> &str {
         &self.target.address
     }
 
-    /// Calls, and reads the JSON that comes back.
+    /// Calls, and parses the JSON of the answer.
     ///
     /// # Errors
-    /// When the coordinator is away, is another one, refuses, or answers in unknown words.
+    /// The coordinator is unreachable, is another one, refuses, or answers in unknown words.
     pub async fn read<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -173,7 +173,7 @@ impl Client {
         })
     }
 
-    /// What stands at this path, if anything does.
+    /// What the path leads to. `None` where the coordinator answers 404.
     ///
     /// # Errors
     /// Those of [`Client::read`].
@@ -188,7 +188,7 @@ impl Client {
     /// Calls, and returns the whole answer.
     ///
     /// # Errors
-    /// When the coordinator is away, is another one, or refuses.
+    /// The coordinator is unreachable, is another one, or refuses.
     pub async fn call(
         &self,
         method: Method,
@@ -223,7 +223,7 @@ impl Client {
         })
     }
 
-    /// The line broke, or nobody answered in time.
+    /// The error for a broken connection, or for no answer in time.
     fn away(&self, cause: &str) -> CallError {
         CallError::Away {
             cause: format!("{}: {cause}", self.target.address),
@@ -248,7 +248,7 @@ impl Client {
                 .map_err(|error| CallError::Odd(error.to_string()))?;
             let tls = self.tls.connect(name, stream).await;
             let stream = tls.map_err(|error| match HandshakeError::of(error) {
-                // it may be no coordinator at all
+                // the server may be no coordinator at all
                 broken @ HandshakeError::Broken(_) => CallError::Away {
                     cause: format!("{address}: {broken}"),
                     unheard: true,
@@ -274,7 +274,7 @@ impl Client {
                 })??;
         let mut driving = JoinSet::new();
         driving.spawn(async move {
-            // Its error reaches the request and the body too.
+            // the connection's error also reaches the request and the body
             drop(connection.await);
         });
         let body = match body {
@@ -323,7 +323,7 @@ impl Client {
     fn refusal(&self, status: StatusCode, body: &[u8]) -> CallError {
         let said = serde_json::from_slice::<Problem>(body).map(|problem| problem.error);
         match (status, &self.target.token_file) {
-            // it starts, stops, or isn't the one that leads
+            // the coordinator starts, stops, or doesn't lead
             (StatusCode::SERVICE_UNAVAILABLE, _) => CallError::Away {
                 cause: said.unwrap_or_else(|_| "the coordinator isn't ready".to_owned()),
                 unheard: false,
@@ -343,17 +343,18 @@ impl Client {
     }
 }
 
-/// An answer of lines of JSON.
+/// An answer that consists of lines of JSON.
 pub struct Lines {
     exchange: Exchange,
     buffer: BytesMut,
 }
 
 impl Lines {
-    /// The next line; `None` at the end. Not cancel safe: a future that is dropped amid a line can lose it.
+    /// The next line. `None` at the end. Not cancel safe: when the future is dropped in the middle of a line, the line
+    /// can be lost.
     ///
     /// # Errors
-    /// When the line broke, was silent for too long, or isn't understood.
+    /// The connection broke, was silent for too long, or the line isn't understood.
     pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, CallError> {
         let away = |cause: String| CallError::Away {
             cause,

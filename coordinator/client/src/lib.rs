@@ -1,7 +1,8 @@
-//! The coordinator's HTTP API, as both of its ends know it: what it shows and is asked ([`view`]), the bearer secret,
-//! and a client that trusts one authority ([`Client`]).
+//! The coordinator's HTTP API, as both of its ends know it: the messages ([`view`]), the bearer secret, and a client
+//! that trusts one authority ([`Client`]).
 //!
-//! What it deliberately doesn't do: know where operators keep tokens and pins (`parbake`), or serve (`coordinator`).
+//! This crate deliberately doesn't know where operators keep tokens and pins (`parbake` does), and doesn't serve
+//! (`coordinator` does).
 
 mod call;
 pub mod view;

@@ -1,45 +1,45 @@
-//! The words of the HTTP API: what the coordinator shows and what it is asked, as JSON. Both programs of this crate use
-//! them. Fields are only ever added; readers ignore those that they don't know.
+//! The messages of the HTTP API, as JSON: what the coordinator shows and what it is asked. The coordinator and
+//! `parbake` both use these types. Fields are only ever added, and readers of answers ignore unknown fields.
 
 use proto::ToldReason;
 use serde::{Deserialize, Serialize};
 
-/// Where an image stands in the fleet.
+/// The state of an image in the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ImageState {
-    /// Not everywhere yet.
+    /// The image isn't on every selected host yet.
     Staging,
-    /// Present on every selected host.
+    /// The image is present on every selected host.
     Present,
-    /// No selected host can still get it without somebody's help; each says why.
+    /// No selected host can still get the image without help. Each host says why.
     Failed,
-    /// Not wanted any more.
+    /// The image isn't wanted any more.
     Cancelled,
 }
 
-/// Where an image stands on one host.
+/// The state of an image on one host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HostState {
-    /// The host hasn't said anything about it: it isn't connected, or was ordered just now.
+    /// The host hasn't reported on the image: it isn't connected, or it was ordered just now.
     Waiting,
-    /// It waits for room or its turn.
+    /// The host waits for room or for its turn.
     Queued,
-    /// Chunks move.
+    /// Chunks are moving.
     Staging,
-    /// It is being put into tart's cache.
+    /// The image is being put into tart's cache.
     Installing,
-    /// Verified and ready to use.
+    /// The image is verified and ready to use.
     Present,
-    /// It can't be staged for now.
+    /// The image can't be staged for now.
     Failed,
-    /// It was present and isn't any more.
+    /// The image was present and isn't any more.
     Gone,
 }
 
 impl HostState {
-    /// Its name, as in JSON and metrics.
+    /// The state's name, as in JSON and metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -54,50 +54,50 @@ impl HostState {
     }
 }
 
-/// An image and where it stands.
+/// An image and its state in the fleet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ImageView {
     /// Manifest digest, `sha256:…`.
     pub digest: String,
-    /// What names it.
+    /// The references that name the image.
     pub references: Vec<String>,
-    /// Where it stands.
+    /// The image's state.
     pub state: ImageState,
-    /// Why it isn't everywhere.
+    /// Why the image isn't present everywhere.
     pub reason: Option<ToldReason>,
-    /// The same in a holder's words, naming layer and cause, where it was told.
+    /// The same reason in a host's words, naming layer and cause. Empty where no host has said so.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// Bytes of its disk, raw; 0 from a coordinator that doesn't say.
+    /// Bytes of the image's disk, raw. 0 from a coordinator that doesn't say.
     #[serde(default)]
     pub disk_bytes: u64,
-    /// Bytes of all its contents, each once, as a host holds them: raw, but for layers whose raw digest the manifest
-    /// lacks. Zeros count, and cost nothing on the way.
+    /// Bytes of all the image's contents, each counted once, as a host holds them. They are counted raw, except for
+    /// layers whose raw digest the manifest lacks. Zeros count here, although moving them costs nothing.
     pub raw_bytes: u64,
-    /// Bytes that leave the registry when each blob is fetched once: compressed.
+    /// Bytes that leave the registry when each blob is fetched once. They are compressed.
     pub registry_bytes: u64,
-    /// Contents, and how many of them are complete on some host.
+    /// The number of contents.
     pub contents: u64,
-    /// Contents that are complete on some host.
+    /// The number of contents that are complete on some host.
     pub contents_done: u64,
-    /// Hosts that shall hold it.
+    /// The number of hosts that shall hold the image.
     pub hosts_selected: u64,
-    /// Hosts that do.
+    /// The number of hosts that hold the image.
     pub hosts_present: u64,
-    /// Hosts that say that they can't for now.
+    /// The number of hosts that report a failure for now.
     pub hosts_failed: u64,
-    /// Unix seconds of the first request.
+    /// The time of the first request, in Unix seconds.
     pub wanted_at: u64,
-    /// Seconds from the request that changed what was wanted until it was present everywhere; absent until then.
+    /// Seconds from the last change of what was wanted until the image was present everywhere. Absent until then.
     pub staged_seconds: Option<f64>,
-    /// Each selected host, by id.
+    /// Each selected host, in the order of ids.
     pub hosts: Vec<HostProgress>,
-    /// Contents that a host fetches from the registry now.
+    /// Contents that a host is fetching from the registry now.
     pub leases: Vec<LeaseView>,
 }
 
 impl ImageView {
-    /// Bytes of all hosts by source.
+    /// The bytes of all hosts, summed by source.
     #[must_use]
     pub fn bytes(&self) -> SourceBytes {
         self.hosts
@@ -109,7 +109,8 @@ impl ImageView {
             })
     }
 
-    /// The same without ages, and without the messages that tell them: what grows with time alone says nothing new.
+    /// The view without ages, and without the messages that contain them. Two views that differ only in age say nothing
+    /// new.
     #[must_use]
     pub fn without_ages(&self) -> Self {
         let mut view = self.clone();
@@ -126,139 +127,141 @@ impl ImageView {
     }
 }
 
-/// Bytes by where they came from.
+/// Bytes, by source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceBytes {
     /// From the registry, compressed.
     pub origin: u64,
     /// From peers, as on the wire.
     pub peers: u64,
-    /// Found on the host's own disk, raw.
+    /// From the host's own disk, raw.
     pub local: u64,
 }
 
-/// An image on one host. The numbers of bytes never fall while one staging lasts.
+/// An image on one host. The counts of bytes never fall while one staging lasts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostProgress {
     /// The host.
     pub host: String,
-    /// Where it stands.
+    /// The state of the image on this host.
     pub state: HostState,
-    /// Why it isn't present.
+    /// Why the image isn't present.
     pub reason: Option<ToldReason>,
-    /// The same for people.
+    /// The same reason as text for people.
     pub message: String,
     /// Whether the host's session is up.
     pub connected: bool,
-    /// Raw bytes to hold.
+    /// Raw bytes of the image.
     pub total_bytes: u64,
-    /// Raw bytes verified.
+    /// Raw bytes that the host holds, verified.
     pub held_bytes: u64,
-    /// Bytes by source.
+    /// Bytes that the host received, by source.
     pub bytes: SourceBytes,
-    /// Wire bytes sent to peers.
+    /// Bytes that the host sent to peers, as on the wire.
     pub upload_bytes: u64,
-    /// Raw bytes per second within the last five; 0 when nothing came, and while the host is away.
+    /// Raw bytes per second, averaged over the last five seconds. 0 when nothing came, and while the host is away.
     pub bytes_per_second: u64,
-    /// Seconds until it is whole at this rate; absent when nothing moves.
+    /// Seconds until the image is whole at this rate. Absent when nothing moves.
     pub eta_seconds: Option<u64>,
-    /// Unix seconds when this staging of it began; absent where the host doesn't say. The numbers of another one begin
+    /// When this staging began, in Unix seconds. Absent where the host doesn't say. Another staging starts its counts
     /// anew.
     #[serde(default)]
     pub began_at: Option<u64>,
-    /// Milliseconds since the host checked on its disk that it is present; absent when it isn't.
+    /// Milliseconds since the host last checked on its disk that the image is present. Absent when the image isn't
+    /// present.
     pub presence_age_ms: Option<u64>,
-    /// Whether the golden exists.
+    /// Whether the host has the image's golden.
     pub golden: bool,
-    /// Seconds for which it has been failed; absent when it isn't.
+    /// Seconds for which the image has been failed on this host. Absent when it isn't failed.
     pub failed_seconds: Option<u64>,
 }
 
-/// A content that a host fetches from the registry.
+/// A content that a host is fetching from the registry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseView {
     /// The content's digest.
     pub content: String,
     /// The host.
     pub host: String,
-    /// Chunks fetched.
+    /// The number of chunks that were fetched.
     pub chunks: u32,
     /// Milliseconds since the last progress.
     pub idle_ms: u64,
 }
 
-/// A host, and why it is as it is.
+/// A host, and the reasons for its state.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HostView {
     /// The host.
     pub host: String,
-    /// Its zone.
+    /// The host's zone.
     pub zone: String,
     /// Whether the fleet file names it.
     pub named: bool,
-    /// Whether its session is up.
+    /// Whether the host's session is up.
     pub connected: bool,
-    /// Whether it is known never to have enrolled.
+    /// Whether the host is known never to have enrolled.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub never_enrolled: bool,
-    /// Whether it is revoked.
+    /// Whether the host is revoked.
     pub revoked: bool,
-    /// When it was revoked (Unix seconds), and the operator's words.
+    /// The revocation, where the host is revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revocation: Option<RevocationView>,
-    /// How it was last turned away, since its last session.
+    /// The last refused handshake since the host's last session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusal: Option<RefusalView>,
-    /// Whether the fleet shuns it because of what other hosts blame it for.
+    /// Whether the fleet avoids the host for a while: other hosts said that it sent false data, or it signed links that
+    /// contradict each other.
     pub quarantined: bool,
-    /// Where peers reach it.
+    /// The address at which peers reach the host.
     pub address: Option<String>,
-    /// Its agent's version.
+    /// The version of the host's agent.
     pub version: String,
-    /// Its volume, as it reported it.
+    /// The host's volume, as the host reported it.
     pub volume: Option<VolumeView>,
-    /// Push work that it hasn't done, in bytes.
+    /// Bytes that the host was asked to push and hasn't pushed yet.
     pub backlog_bytes: u64,
-    /// Its upload rate.
+    /// The host's upload rate.
     pub upload_bytes_per_second: u64,
-    /// How often it was blamed since the coordinator's start.
+    /// How often the host was blamed since the coordinator started.
     pub blames: u64,
-    /// What it holds or shall hold.
+    /// The images that the host holds or shall hold.
     pub images: Vec<HostImage>,
-    /// What keeps it from having everything that it shall hold; empty when nothing does.
+    /// What keeps the host from having every image that it shall hold. Empty when nothing does.
     pub why: Vec<String>,
 }
 
 /// A host's revocation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RevocationView {
-    /// Unix seconds; 0 where the record doesn't say.
+    /// The time of the revocation, in Unix seconds. 0 where the record doesn't say.
     pub at: u64,
-    /// Why, in the words of whoever revoked it; may be empty.
+    /// The reason, in the words of the operator who revoked the host. May be empty.
     pub reason: String,
 }
 
-/// A handshake between a host and the coordinator that failed because one didn't take the other.
+/// A failed handshake between a host and the coordinator, where one side refused the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefusalView {
-    /// Seconds since then.
+    /// Seconds since the handshake.
     pub seconds_ago: u64,
-    /// Where the host called from.
+    /// The address that the host called from.
     pub address: String,
-    /// What is wrong, and what to do.
+    /// What is wrong, and what to do about it.
     pub message: String,
 }
 
 /// A host's volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeView {
-    /// Where it is mounted, or a directory on it.
+    /// The mount point, or a directory on the volume.
     pub path: String,
-    /// Its size.
+    /// The volume's size.
     pub total_bytes: u64,
-    /// What is free.
+    /// The bytes that are free.
     pub free_bytes: u64,
-    /// What staging leaves free.
+    /// The bytes that staging leaves free.
     pub floor_bytes: u64,
 }
 
@@ -267,11 +270,11 @@ pub struct VolumeView {
 pub struct HostImage {
     /// Manifest digest.
     pub digest: String,
-    /// What names it.
+    /// The references that name the image.
     pub references: Vec<String>,
     /// Whether the fleet wants it on this host.
     pub wanted: bool,
-    /// Where it stands.
+    /// The state of the image on this host.
     #[serde(flatten)]
     pub progress: HostProgress,
 }
@@ -280,9 +283,10 @@ pub struct HostImage {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StageRequest {
-    /// The image, by tag or digest.
+    /// The image's reference, by tag or digest.
     pub reference: String,
-    /// On these hosts only; absent: on all, also those that join later. Adds to what was asked before.
+    /// The hosts that shall hold the image, in addition to those of earlier requests. Absent means all hosts, including
+    /// those that join later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hosts: Option<Vec<String>>,
 }
@@ -290,10 +294,10 @@ pub struct StageRequest {
 /// Answer to `POST /v1/images`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageReply {
-    /// The image as it stands.
+    /// The image and its state.
     pub image: ImageView,
-    /// Selected hosts that lack room by the coordinator's figures. They are ordered all the same: what they share with
-    /// images at hand needs no room, and they refuse by themselves.
+    /// Selected hosts that lack room by the coordinator's figures. They get the order all the same. What the image
+    /// shares with images on the host needs no room, and a host without room refuses by itself.
     pub short_of_room: Vec<ShortOfRoom>,
 }
 
@@ -302,20 +306,20 @@ pub struct StageReply {
 pub struct CancelReply {
     /// The image's manifest digest.
     pub digest: String,
-    /// References under which operators don't want it any more.
+    /// The references under which operators don't want the image any more.
     pub references: Vec<String>,
-    /// References under which it is wanted all the same.
+    /// The references under which the image stays wanted.
     pub still_wanted: Vec<StillWanted>,
 }
 
-/// A reference of an image that is wanted, and by whom.
+/// A reference under which an image stays wanted, and by whom.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StillWanted {
     /// The reference.
     pub reference: String,
-    /// Operators asked for it.
+    /// Whether operators want the image.
     pub operators: bool,
-    /// ImagePrePulls want it.
+    /// Whether ImagePrePulls want the image.
     pub cluster: bool,
 }
 
@@ -324,69 +328,70 @@ pub struct StillWanted {
 pub struct ShortOfRoom {
     /// The host.
     pub host: String,
-    /// What it still has to store.
+    /// The bytes that the host still has to store.
     pub needed_bytes: u64,
-    /// What is free.
+    /// The bytes that are free.
     pub free_bytes: u64,
-    /// What has to stay free.
+    /// The bytes that have to stay free.
     pub floor_bytes: u64,
 }
 
-/// A pool whose roll is gated, as `GET /v1/pools` lists them.
+/// A pool whose roll is gated, as `GET /v1/pools` lists it. A pool here is the set of Pods that one ImagePrePull gates.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolView {
-    /// Its namespace.
+    /// The pool's namespace.
     pub namespace: String,
-    /// The ImagePrePull that gates it.
+    /// The name of the ImagePrePull that gates the pool.
     pub name: String,
-    /// Who labels: `own` or `guard`.
+    /// Who labels the Pods: `own` or `guard`.
     pub mode: String,
-    /// What its Pods shall run.
+    /// The image that the pool's Pods shall run.
     pub image: String,
-    /// What that was resolved to.
+    /// The digest that the image was resolved to.
     pub digest: Option<String>,
-    /// Whether an operator holds it.
+    /// Whether an operator paused the pool.
     pub paused: bool,
-    /// Pods alive.
+    /// The number of Pods that are alive.
     pub alive: u32,
-    /// Of these: those that run another image.
+    /// The number of these Pods that run another image.
     pub stale: u32,
-    /// Of these: those that may drain.
+    /// The number of these Pods that may drain.
     pub labelled: u32,
-    /// Pods in flight.
+    /// The number of Pods in flight.
     pub in_flight: u32,
-    /// Places taken beyond these, for admissions that don't show yet and successors that aren't there yet.
+    /// Places under the cap that are taken beyond the Pods in flight: for admissions that don't show yet, and for
+    /// successors that don't exist yet.
     pub reserved: u32,
-    /// The most that may be in flight.
+    /// The most Pods that may be in flight.
     pub cap: u32,
-    /// Hosts that are Ready and take Pods.
+    /// The number of hosts that are Ready and take Pods.
     pub hosts_usable: u32,
-    /// Of these: those that hold the image.
+    /// The number of these hosts that hold the image.
     pub hosts_ready: u32,
-    /// Its Pods, oldest first.
+    /// The pool's Pods, oldest first.
     pub pods: Vec<PodView>,
 }
 
-/// A Pod, and what the gate says of it.
+/// A Pod, and the gate's verdict about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodView {
-    /// Its namespace.
+    /// The Pod's namespace.
     pub namespace: String,
-    /// Its name.
+    /// The Pod's name.
     pub name: String,
-    /// The ImagePrePull that gates it, `namespace/name`.
+    /// The ImagePrePull that gates the Pod, as `namespace/name`. Absent where no gate selects the Pod.
     pub pool: Option<String>,
-    /// What it runs.
+    /// The image that the Pod runs.
     pub image: String,
-    /// Where.
+    /// The Node that the Pod is on. Absent where the Pod isn't scheduled.
     pub node: Option<String>,
-    /// Whether that isn't what its pool shall run.
+    /// Whether the Pod runs another image than its pool shall run.
     pub stale: bool,
-    /// Whether it counts as in flight.
+    /// Whether the Pod counts as in flight.
     pub in_flight: bool,
-    /// `open`, or why it is held.
+    /// `open`, or why the Pod is blocked.
     pub reason: ToldReason,
-    /// The same for people.
+    /// The same as text for people.
     pub message: String,
 }
 
@@ -397,17 +402,17 @@ pub struct PlanReply {
     pub digest: String,
     /// The reference that was asked for.
     pub reference: String,
-    /// Bytes that a host with nothing has to receive, raw.
+    /// Raw bytes that a host without any of the image has to receive.
     pub raw_bytes: u64,
-    /// Bytes of the registry's blobs.
+    /// Bytes of the image's blobs in the registry, compressed.
     pub registry_bytes: u64,
     /// Bytes that would leave the registry.
     pub origin_bytes: u64,
-    /// The least seconds in which it can be done at these rates.
+    /// The least time in seconds in which staging can be done at these rates.
     pub predicted_seconds: f64,
-    /// What bounds it: `origin`, `download` or `upload`; absent when nothing has to move.
+    /// What limits the time: `origin`, `download` or `upload`. Absent when nothing has to move.
     pub bound_by: Option<String>,
-    /// The registry's rate that was assumed.
+    /// The rate of the registry that was assumed.
     pub origin_bytes_per_second: u64,
     /// Each selected host.
     pub hosts: Vec<PlannedHost>,
@@ -418,28 +423,30 @@ pub struct PlanReply {
 pub struct PlannedHost {
     /// The host.
     pub host: String,
-    /// Whether its session is up. A host that isn't connected isn't part of the prediction.
+    /// Whether the host's session is up. The prediction leaves out hosts that aren't connected.
     pub connected: bool,
     /// Whether the image is present.
     pub present: bool,
-    /// Raw bytes that it lacks: whole contents that no image on the host has. Changed chunks may be fewer.
+    /// Raw bytes that the host lacks: the whole contents that no image on the host has. The chunks that really differ
+    /// may be fewer.
     pub missing_bytes: u64,
-    /// About the same as compressed bytes, which is what moves.
+    /// The same in compressed bytes, approximately. Compressed bytes are what moves.
     pub move_bytes: u64,
     /// The download rate that was assumed.
     pub download_bytes_per_second: u64,
     /// The upload rate that was assumed.
     pub upload_bytes_per_second: u64,
-    /// Set when it lacks room.
+    /// Set when the host lacks room.
     pub short_of_room: Option<ShortOfRoom>,
 }
 
-/// `POST /v1/enrol`: a host asks for its first certificate. Authenticated by the token, not by the API's.
+/// `POST /v1/enrol`: a host asks for its first certificate. The request is authenticated by the enrolment token in it,
+/// not by the API's token.
 #[derive(Clone, Deserialize, Serialize)]
 pub struct EnrolRequest {
-    /// The single-use token.
+    /// The single-use enrolment token.
     pub token: String,
-    /// PKCS#10: PEM, or DER as base64.
+    /// The certificate request (PKCS#10), as PEM, or as DER in base64.
     pub csr: String,
 }
 
@@ -449,27 +456,27 @@ impl std::fmt::Debug for EnrolRequest {
     }
 }
 
-/// `POST /v1/renew`: a host whose certificate expired asks for another.
+/// `POST /v1/renew`: a host whose certificate expired asks for a new one.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RenewRequest {
-    /// The certificate that expired: PEM, or DER as base64.
+    /// The certificate that expired, as PEM, or as DER in base64.
     pub certificate: String,
-    /// PKCS#10 of the same key: PEM, or DER as base64.
+    /// A certificate request (PKCS#10) with the same key, as PEM, or as DER in base64.
     pub csr: String,
 }
 
 /// Answer to `POST /v1/enrol` and `POST /v1/renew`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EnrolReply {
-    /// The id in the certificate.
+    /// The host's id in the certificate.
     pub host: String,
-    /// PEM certificates, leaf first; the last one is the authority's.
+    /// Certificates as PEM, the host's first and the authority's last.
     pub chain: String,
-    /// The authority's certificate, PEM.
+    /// The authority's certificate, as PEM.
     pub authority: String,
-    /// The coordinator's QUIC address, `host:port`; an empty host means the one that was asked.
+    /// The coordinator's QUIC address, as `host:port`. An empty host means the host that was asked.
     pub address: String,
-    /// When the certificate expires, Unix seconds.
+    /// The time when the certificate expires, in Unix seconds.
     pub expires_at: u64,
 }
 
@@ -479,7 +486,7 @@ pub struct EnrolReply {
 pub struct TokenRequest {
     /// The host.
     pub host: String,
-    /// Seconds for which it is good; absent: the fleet file's default.
+    /// Seconds for which the token is valid. Absent means the fleet file's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lifetime_seconds: Option<u64>,
 }
@@ -489,9 +496,9 @@ pub struct TokenRequest {
 pub struct TokenReply {
     /// The host.
     pub host: String,
-    /// The token, shown this once.
+    /// The token. It is shown only this once.
     pub token: String,
-    /// When it expires, Unix seconds.
+    /// The time when the token expires, in Unix seconds.
     pub expires_at: u64,
     /// The authority's pin.
     pub ca_pin: String,
@@ -505,28 +512,28 @@ impl std::fmt::Debug for TokenReply {
     }
 }
 
-/// `POST /v1/hosts/{id}/revoke`.
+/// `POST /v1/hosts/{id}/revoke`: the host's certificate isn't accepted any more.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RevokeRequest {
-    /// Why, kept with the revocation.
+    /// The reason, which is kept with the revocation.
     pub reason: String,
-    /// Revoke a host that nothing is known of, too: it has a certificate that the records don't tell of, or will have
-    /// one.
+    /// Revoke the host even if the records don't know it. Such a host may have a certificate that the records don't
+    /// tell of, or may get one later.
     pub force: bool,
 }
 
-/// `PUT /v1/bandwidth` and its answer: what each host may use, in bytes per second; 0 for no limit.
+/// `PUT /v1/bandwidth` and its answer: the most bytes per second that each host may use. 0 means no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BandwidthRequest {
-    /// Up.
+    /// To other hosts.
     pub upload_bytes_per_second: u64,
-    /// Down.
+    /// From other hosts and the registry together.
     pub download_bytes_per_second: u64,
 }
 
-/// What every failed request is answered with.
+/// The body of every answer to a failed request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// What was attempted, why it failed, and what to do.
@@ -536,10 +543,10 @@ pub struct Problem {
 /// Where a running coordinator listens: `addresses.json` in its state directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Addresses {
-    /// QUIC, UDP.
+    /// The QUIC port (UDP).
     pub quic: std::net::SocketAddr,
-    /// HTTPS API, TCP.
+    /// The port of the HTTPS API (TCP).
     pub api: std::net::SocketAddr,
-    /// Health and metrics, plain HTTP.
+    /// The port for health and metrics (plain HTTP).
     pub admin: std::net::SocketAddr,
 }

@@ -1,5 +1,5 @@
-//! Progress on stderr while `--wait` waits: a picture that is drawn over and over on a terminal, a line every few
-//! seconds elsewhere. What is shown is made in [`crate::frame`].
+//! Progress on stderr while `--wait` waits. On a terminal this is a picture that is redrawn, elsewhere a line every few
+//! seconds. The content is made in [`crate::frame`]; this file only draws it.
 
 use std::{io::IsTerminal as _, time::Duration};
 
@@ -12,12 +12,12 @@ use crate::{
     say::tell,
 };
 
-/// Lines where there is no terminal are this far apart.
+/// The time between two lines where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
-/// What is on show.
+/// The progress that is shown.
 pub(crate) enum Show {
-    /// One that draws: its message is the whole picture.
+    /// A picture on a terminal. The bar's message is the whole picture.
     Picture(ProgressBar),
     Lines {
         next: Instant,
@@ -52,7 +52,7 @@ impl Show {
         }
     }
 
-    /// The last picture: it stays.
+    /// Shows the last state, which stays on the screen.
     pub(crate) fn finish(&mut self, image: &ImageView, contact: &Contact) {
         match self {
             Self::Picture(picture) => picture.abandon_with_message(drawn(image, contact)),
@@ -65,7 +65,7 @@ fn drawn(image: &ImageView, contact: &Contact) -> String {
     frame::picture(image, contact, room()).join("\n")
 }
 
-/// The terminal's room now: it may have been resized.
+/// The terminal's present size, because the terminal may have been resized. 80 by 24 where the size isn't known.
 fn room() -> Room {
     let size = rustix::termios::tcgetwinsize(std::io::stderr()).ok();
     let size = size.filter(|size| size.ws_col > 0 && size.ws_row > 0);

@@ -1,4 +1,4 @@
-//! How to reach the coordinator: from options, the environment, or its own state directory.
+//! Finds the coordinator: from options, the environment, or the coordinator's own state directory.
 
 use std::path::PathBuf;
 
@@ -28,7 +28,7 @@ pub struct Connection {
     pub state_dir: Option<PathBuf>,
 }
 
-/// What the options say; a state directory gives what they leave out.
+/// The coordinator that the options name. A state directory supplies what the options leave out.
 pub(crate) fn target(options: &Connection) -> anyhow::Result<Target> {
     let in_state = |name: &str| options.state_dir.as_ref().map(|dir| dir.join(name));
     let address = match (&options.api, in_state("addresses.json")) {

@@ -1,4 +1,4 @@
-//! What an answer of the coordinator means for the exit status: the contract of `stage --wait`, `roll` and `why`.
+//! Turns the coordinator's answers into exit statuses: the contract of `stage --wait`, `roll` and `why`.
 
 use client::view::{
     HostProgress, HostState, HostView, ImageState, ImageView, PodView, PoolView, StageRequest,
@@ -7,23 +7,23 @@ use proto::{Reason, ToldReason};
 
 use crate::text;
 
-/// A host that has been failed for this long isn't waited for any more: agents retry what passes by itself sooner.
+/// `stage --wait` doesn't wait for a host that has been failed for this long. Agents retry passing failures sooner.
 const GIVE_UP_AFTER_SECONDS: u64 = 10;
 
-/// The exit status of a command that came to no answer: an error.
+/// The exit status of a command that failed with an error, and so has no answer.
 pub(crate) const NO_ANSWER: u8 = 2;
 
-/// How a command came out.
+/// The answer of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Done, or yes.
     Yes,
-    /// No: not staged.
+    /// No, for example not staged.
     No,
 }
 
 impl Outcome {
-    /// The exit status of a program that came to this answer. Where there is no answer it is [`NO_ANSWER`].
+    /// The exit status for this answer. A command without an answer exits with [`NO_ANSWER`].
     pub(crate) const fn status(self) -> u8 {
         match self {
             Self::Yes => 0,
@@ -39,8 +39,8 @@ impl Outcome {
     }
 }
 
-/// What `why` answers for a Pod: yes when nothing keeps it. It may drain, runs its pool's image already, or no gate is there
-/// to keep it. A reason of a later version keeps it.
+/// The answer of `why` for a Pod: yes when nothing blocks the Pod. Then the Pod may drain, already runs its pool's
+/// image, or isn't gated. A reason of a later version counts as a block.
 pub(crate) fn of_pod(pod: &PodView) -> Outcome {
     Outcome::of(matches!(
         pod.reason.known(),
@@ -54,25 +54,25 @@ pub(crate) fn of_pod(pod: &PodView) -> Outcome {
     ))
 }
 
-/// What `why` answers for a host: yes when nothing is missing there.
+/// The answer of `why` for a host: yes when nothing is missing on the host.
 pub(crate) fn of_host(host: &HostView) -> Outcome {
     Outcome::of(host.why.is_empty())
 }
 
-/// What `roll` answers: yes when no Pod of these pools is left that runs another image than its pool's.
+/// The answer of `roll`: yes when no Pod of these pools still runs another image than its pool's.
 pub(crate) fn of_pools(pools: &[PoolView]) -> Outcome {
     Outcome::of(pools.iter().all(|pool| pool.stale == 0))
 }
 
-/// The end of waiting for an image.
+/// The result of waiting for an image.
 pub(crate) struct Ended {
     pub(crate) image: ImageView,
     pub(crate) outcome: Outcome,
-    /// Why it ended when it isn't staged.
+    /// Why the wait ended although the image isn't staged.
     pub(crate) story: String,
 }
 
-/// The end, if this is one: all present, or nobody left who may still get it.
+/// The result, if the wait is over: every selected host has the image, or no host can still get it.
 pub(crate) fn settled(image: &ImageView, request: &StageRequest) -> Option<Ended> {
     let hosts = request.hosts.as_deref();
     let ended = |outcome, story: String| {
@@ -82,7 +82,7 @@ pub(crate) fn settled(image: &ImageView, request: &StageRequest) -> Option<Ended
             story,
         })
     };
-    // also where the image stays wanted under other names
+    // this counts even where the image stays wanted under other names
     if image.state == ImageState::Cancelled || !image.references.contains(&request.reference) {
         return ended(
             Outcome::No,
@@ -101,7 +101,7 @@ pub(crate) fn settled(image: &ImageView, request: &StageRequest) -> Option<Ended
     if selected().next().is_some() && selected().all(|host| host.state == HostState::Present) {
         return ended(Outcome::Yes, String::new());
     }
-    // The registry doesn't give what the manifest names, say several hosts: waiting doesn't help.
+    // several hosts say that the registry doesn't give what the manifest names, so waiting doesn't help
     if image.state == ImageState::Failed
         && let Some(story) = known(image.reason.as_ref()).and_then(failed_image)
     {
@@ -122,8 +122,8 @@ pub(crate) fn settled(image: &ImageView, request: &StageRequest) -> Option<Ended
         .flatten()
 }
 
-/// What is wrong with an image that failed as a whole, and what to do; `None` for other reasons. A reason of a later version
-/// ends no waiting.
+/// What is wrong with an image that failed as a whole, and what to do. `None` for other reasons. A reason of a later
+/// version doesn't end the wait.
 const fn failed_image(reason: Reason) -> Option<&'static str> {
     Some(match reason {
         Reason::ContentBad => {
@@ -146,8 +146,8 @@ const fn failed_image(reason: Reason) -> Option<&'static str> {
     })
 }
 
-/// tart holds its lock for as long as it pulls, and gives it back by itself. Agents say so of an install under way;
-/// earlier ones called it a failure.
+/// Whether the host waits for tart. tart holds its lock while it pulls, and releases the lock by itself. Agents report
+/// this state as an install under way, and older agents as a failure.
 fn waits_for_tart(host: &HostProgress) -> bool {
     known(host.reason.as_ref()) == Some(Reason::TartBusy)
 }

@@ -1,5 +1,5 @@
-//! Waiting for the coordinator and for what it does: a coordinator that is away is waited for, and said to be away;
-//! what means something else ends the waiting.
+//! Waits for the coordinator and for its work. An unreachable coordinator is waited for, with a message. Any other
+//! error ends the wait.
 
 use std::{pin::pin, time::Duration};
 
@@ -18,19 +18,19 @@ use crate::{
     say::tell,
 };
 
-/// A coordinator that is away is asked again after this long.
+/// The pause before an unreachable coordinator is asked again.
 const AGAIN: Duration = Duration::from_secs(1);
-/// A coordinator that has never answered may be another address's: without a limit of the operator's own it is waited
-/// for for this long, in which one that restarts is back.
+/// How long to wait for a coordinator that has never answered, where the operator set no limit. Such a coordinator may
+/// have another address. A coordinator that restarts is back within this time.
 const NEVER_HEARD: Duration = Duration::from_secs(30);
-/// The absence of a coordinator is mentioned after this long: a connection that is made anew at once is no news.
+/// An absence of the coordinator is mentioned after this long. A connection that is restored at once is no news.
 const MENTIONED: Duration = Duration::from_secs(1);
-/// That a coordinator is away is said again after this long.
+/// The message that the coordinator is unreachable is repeated after this long.
 const SAY_EVERY: Duration = Duration::from_secs(5);
-/// The image is asked for this often where the coordinator has too many followers.
+/// How often the image is asked for where the coordinator has too many followers.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// When the coordinator was heard last, and since when it is away.
+/// When the coordinator was last heard, and since when it is unreachable.
 #[derive(Debug)]
 pub(crate) struct Touch {
     heard_at: Instant,
@@ -65,7 +65,7 @@ impl Touch {
         }
     }
 
-    /// What is to be said of it now, every few seconds while it is away.
+    /// The message about an unreachable coordinator, if one is due now. It is due every few seconds.
     pub(crate) fn due(&mut self, now: Instant, goes_on: &str) -> Option<String> {
         let words = self.contact(now).words(goes_on)?;
         if self
@@ -79,11 +79,11 @@ impl Touch {
     }
 }
 
-/// Asks until the coordinator answers, whatever it answers: the first question of a command that waits.
+/// Asks until the coordinator answers, whatever the answer. This is the first question of a command that waits.
 ///
 /// # Errors
-/// When it answers otherwise, when it can't be reached within `deadline`, or, without one, when nobody has ever
-/// answered.
+/// The coordinator's answer is an error. Or it can't be reached before `deadline`. Without a deadline, it has never
+/// answered within [`NEVER_HEARD`].
 pub(crate) async fn ask<T>(
     client: &Client,
     deadline: Option<Instant>,
@@ -118,11 +118,11 @@ pub(crate) async fn ask<T>(
     }
 }
 
-/// Follows an image until it is settled on the selected hosts. A coordinator that is away is waited for: staging goes
-/// on without it, and without us.
+/// Follows an image until it is settled on the selected hosts. An unreachable coordinator is waited for, because
+/// staging goes on without the coordinator and without this command.
 ///
 /// # Errors
-/// When the coordinator doesn't take us, isn't the pinned one any more, or speaks otherwise.
+/// The coordinator refuses us, isn't the pinned one any more, or answers in unknown words.
 pub(crate) async fn follow(
     client: &Client,
     first: ImageView,
@@ -159,7 +159,7 @@ pub(crate) async fn follow(
                     Some(Err(error)) => break watch.lost_by(error)?,
                 }
             },
-            // it serves as many followers as it can: we look now and then
+            // the coordinator serves no more followers, so we ask now and then
             Some(Err(error)) if error.is(StatusCode::TOO_MANY_REQUESTS) => {
                 match watch
                     .wait(client.read(Method::GET, &path, None::<&()>))
@@ -196,7 +196,7 @@ struct Watch<'a> {
     show: Show,
     memory: Memory,
     touch: Touch,
-    /// As it was heard last, and as it is shown.
+    /// The image as it was last heard, and as it is shown.
     image: ImageView,
     shown: ImageView,
     request: &'a StageRequest,
@@ -204,7 +204,7 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// Waits for this while time passes on show; `None` when the operator's time is up.
+    /// Waits for `work` while the display is updated. `None` when the operator's time limit is over.
     async fn wait<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         let mut work = pin!(work);
         let mut ticks = interval(Duration::from_secs(1));
@@ -229,7 +229,7 @@ impl Watch<'_> {
         }
     }
 
-    /// The coordinator's word; how it ended, if it did.
+    /// Takes in the coordinator's view of the image. Returns the result, if the wait is over.
     fn heard(&mut self, image: ImageView) -> Option<Ended> {
         self.touch.heard(Instant::now());
         self.shown = self.memory.recall(&image, self.request.hosts.as_deref());
@@ -242,7 +242,10 @@ impl Watch<'_> {
         ended
     }
 
-    /// Why the coordinator is away by this error; another one ends the waiting.
+    /// Why the coordinator is unreachable, by this error. Any other error ends the wait.
+    ///
+    /// # Errors
+    /// The error doesn't mean that the coordinator is unreachable.
     fn lost_by(&mut self, error: CallError) -> anyhow::Result<String> {
         match error {
             error if error.passes() => Ok(error.to_string()),
@@ -273,7 +276,7 @@ impl Watch<'_> {
         }
     }
 
-    /// The coordinator doesn't want it any more; it was so when we asked again.
+    /// The result when the coordinator doesn't want the image any more: it was cancelled or superseded.
     fn unwanted(mut self) -> Ended {
         self.finish();
         Ended {
@@ -296,7 +299,7 @@ mod tests {
         assert_eq!(touch.contact(at(900)).away, None);
         assert_eq!(touch.due(at(900), "staging"), None);
         touch.lost(at(2_000), "connection refused".into());
-        // a connection that is made anew at once is no news
+        // a connection that is restored at once is no news
         assert_eq!(touch.due(at(2_900), "staging"), None);
         touch.lost(at(3_000), "connection refused again".into());
         let words = touch.due(at(4_000), "staging").unwrap();

@@ -1,5 +1,5 @@
-//! What is shown of an image that is waited for, as lines of text: from the image as it was last heard of, how long
-//! ago that was, and the room there is. Nothing here draws, asks or knows a clock.
+//! The text about an image that is waited for. The text is a function of the image as it was last heard, the time
+//! since then, and the room on the screen. Nothing here draws, asks or reads a clock.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -8,34 +8,36 @@ use proto::figure::{Bytes, Span, percent};
 
 use crate::text;
 
-/// A word of the coordinator comes every 5 s at least. One that is older than this is called old, and what it says of
-/// rates is left out.
+/// The coordinator sends an update every 5 s at least. An update that is older than this is called old, and its rates
+/// aren't shown.
 pub const FRESH: Duration = Duration::from_secs(7);
-/// Columns of a host's name at most. Of a longer one the middle is cut: machines of one rack differ at the end.
+/// The most columns of a host's name. The middle of a longer name is cut, because the names of one rack differ at the
+/// end.
 const MAX_NAME: usize = 24;
-/// Columns of a bar at most, and at least. A bar gives way to the words beside it.
+/// The most and the least columns of a bar. A bar shrinks for the text beside it.
 const BAR: (usize, usize) = (24, 8);
-/// A screen of so many rows has two for each sentence on the fleet.
+/// A screen with at least this many rows has two rows for each sentence about the fleet.
 const TALL: usize = 10;
-/// Columns that the words beside a bar have before it shrinks: a state, a rate and a time to go.
+/// The columns that the text beside a bar gets before the bar shrinks: room for a state, a rate and a time to go.
 const WORDS: usize = 40;
 
-/// What is known of the coordinator at a moment.
+/// The contact with the coordinator at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contact {
-    /// Since its last word.
+    /// The time since the coordinator's last update.
     pub heard_ago: Duration,
-    /// For how long it can't be reached, and why; `None` while it can.
+    /// How long the coordinator has been unreachable, and why. `None` while it is reachable.
     pub away: Option<(Duration, String)>,
 }
 
 impl Contact {
-    /// Whether what was heard still describes what moves.
+    /// Whether the last update still describes what moves.
     fn is_fresh(&self) -> bool {
         self.away.is_none() && self.heard_ago < FRESH
     }
 
-    /// What is to be said of the coordinator, and of what goes on without it.
+    /// The text about the coordinator. `None` while there is nothing to say. `goes_on` names the work that goes on
+    /// without the coordinator.
     pub fn words(&self, goes_on: &str) -> Option<String> {
         let heard = Span(self.heard_ago);
         match &self.away {
@@ -58,15 +60,15 @@ pub struct Room {
     pub rows: usize,
 }
 
-/// What was shown of hosts. The coordinator forgets what it heard when it restarts, and hosts tell it again only when
-/// they are back: until then what they held last is shown, and no number falls while one staging lasts.
+/// The last shown numbers of hosts. A coordinator that restarts forgets what it heard, and hosts report again only when
+/// they are back. Until then their last numbers are shown. No number falls while one staging lasts.
 #[derive(Debug, Default)]
 pub struct Memory {
     hosts: BTreeMap<String, HostProgress>,
 }
 
 impl Memory {
-    /// The image as it is to be shown: what is known of the hosts that are waited for.
+    /// The image as it is to be shown, with the selected hosts only. Numbers that were shown before don't fall.
     pub fn recall(&mut self, image: &ImageView, hosts: Option<&[String]>) -> ImageView {
         let mut shown = image.clone();
         shown
@@ -77,7 +79,7 @@ impl Memory {
                 && same_staging(before, host)
             {
                 host.total_bytes = host.total_bytes.max(before.total_bytes);
-                // what is known to lack something isn't whole, whatever was shown before
+                // a host that is known to lack bytes doesn't have the whole image, whatever was shown before
                 let damaged = host.state == HostState::Staging
                     && before.held_bytes >= host.total_bytes
                     && host.held_bytes > 0;
@@ -93,7 +95,7 @@ impl Memory {
             }
             self.hosts.insert(host.host.clone(), host.clone());
         }
-        // the coordinator's own words are about all hosts that it is wanted on
+        // the coordinator's own message is about all hosts that the image is wanted on
         if hosts.is_some()
             && let Some(words) = away(&shown)
         {
@@ -103,7 +105,7 @@ impl Memory {
     }
 }
 
-/// Whether what a host holds goes on from what it held: it wasn't lost, and no other staging began.
+/// Whether the host's bytes continue from those before: the image wasn't lost, and no other staging began.
 fn same_staging(before: &HostProgress, now: &HostProgress) -> bool {
     let lost = before.state == HostState::Present
         && !matches!(
@@ -114,10 +116,10 @@ fn same_staging(before: &HostProgress, now: &HostProgress) -> bool {
     !lost && !other && before.state != HostState::Gone && now.state != HostState::Gone
 }
 
-/// So many hosts are named in one sentence.
+/// The most hosts that one sentence names.
 const NAMED: usize = 4;
 
-/// The whole fleet in one line.
+/// The state of the whole fleet in one line.
 pub fn line(image: &ImageView, contact: &Contact) -> String {
     let mut line = counts(&image.hosts, contact.is_fresh());
     if let Some(words) = words(image, contact) {
@@ -127,14 +129,14 @@ pub fn line(image: &ImageView, contact: &Contact) -> String {
     line
 }
 
-/// What is to be said beside the counts: of a coordinator that is away, or of what keeps the image.
+/// The text beside the counts: about an unreachable coordinator, or about what keeps the image.
 fn words(image: &ImageView, contact: &Contact) -> Option<String> {
     contact
         .words("staging")
         .or_else(|| text::image_words(image))
 }
 
-/// Who is waited for, where nobody but hosts without a session lacks the image.
+/// The hosts that are waited for, where only hosts without a session lack the image.
 fn away(image: &ImageView) -> Option<String> {
     let mut lacking = image.hosts.iter().filter(|host| !is_present(host));
     let names: Vec<String> = lacking
@@ -156,7 +158,7 @@ fn away(image: &ImageView) -> Option<String> {
     Some(format!("waits for {}{more}", names.join(", ")))
 }
 
-/// Hosts and bytes, and where what was heard is fresh, what moves.
+/// The counts of hosts and bytes. `fresh` adds the rate and the time to go.
 fn counts(hosts: &[HostProgress], fresh: bool) -> String {
     let sum = |of: fn(&HostProgress) -> u64| hosts.iter().map(of).fold(0, u64::saturating_add);
     let (held, total) = (sum(held), sum(|host| host.total_bytes));
@@ -170,7 +172,7 @@ fn counts(hosts: &[HostProgress], fresh: bool) -> String {
     let rate = sum(|host| host.bytes_per_second);
     if fresh && rate > 0 {
         parts.push(format!("{}/s", Bytes(rate)));
-        // the time of those that move is the fleet's only if nobody else is waited for
+        // the time to go of the moving hosts is the fleet's only if no other host is waited for
         let lacking = || hosts.iter().filter(|host| !is_present(host));
         let all =
             lacking().all(|host| host.eta_seconds.is_some() || host.state == HostState::Installing);
@@ -211,9 +213,9 @@ fn held(host: &HostProgress) -> u64 {
     }
 }
 
-/// A picture of the image for a terminal: a sentence on the fleet, another on the coordinator or the registry where
-/// there is something to say, and as many hosts as there is room for, first those that need somebody. No line is
-/// longer than the room, and there are no more of them than it has rows.
+/// The picture of an image for a terminal. First comes a sentence about the fleet. A second one follows where there is
+/// something to say about the coordinator or the registry. Then come as many hosts as fit, those that need help first.
+/// No line is longer than the room, and there are no more lines than rows.
 pub fn picture(image: &ImageView, contact: &Contact, room: Room) -> Vec<String> {
     let columns = room.columns.max(20);
     let each = if room.rows < TALL { 1 } else { 2 };
@@ -252,7 +254,7 @@ pub fn picture(image: &ImageView, contact: &Contact, room: Room) -> Vec<String> 
     lines.iter().map(|line| cut(line, columns)).collect()
 }
 
-/// Who needs somebody comes first, who is ready last.
+/// The order of hosts: those that need help come first, those that are ready come last.
 const fn need(host: &HostProgress) -> u8 {
     match host.state {
         HostState::Failed => 0,
@@ -287,8 +289,8 @@ fn filled(percent: u64, columns: usize) -> String {
     format!("{bar:<columns$}")
 }
 
-/// In as many lines as it takes, broken at spaces but not between a number and what it counts, and in `most` at most:
-/// what is over goes on in the last one.
+/// Breaks a text into lines at spaces, but not between a number and its unit. There are at most `most` lines, and the
+/// last line gets the rest.
 fn wrapped(text: &str, columns: usize, most: usize) -> Vec<String> {
     let mut parts: Vec<String> = Vec::new();
     for word in text.split(' ') {
@@ -312,7 +314,7 @@ fn wrapped(text: &str, columns: usize, most: usize) -> Vec<String> {
     lines
 }
 
-/// At most so many characters, without the end of what is longer.
+/// The text in at most `columns` characters. A longer text loses its end.
 fn cut(text: &str, columns: usize) -> String {
     if text.chars().count() <= columns {
         return text.to_owned();
@@ -322,7 +324,7 @@ fn cut(text: &str, columns: usize) -> String {
     short
 }
 
-/// At most so many characters, without the middle of what is longer.
+/// The text in at most `columns` characters. A longer text loses its middle.
 fn middle_cut(text: &str, columns: usize) -> String {
     let chars: Vec<char> = text.chars().collect();
     if chars.len() <= columns {
@@ -451,7 +453,7 @@ mod tests {
             said.ends_with("; waits for mini-3 (no session for 1 min 9 s)"),
             "{said}"
         );
-        // where one of them is there, the image's own words say more
+        // where one of the hosts is connected, the image's own message is shown
         let hosts = ["mini-3", "mini-4"].map(str::to_owned);
         let said = line(&memory.recall(&all, Some(&hosts)), &fresh());
         assert!(said.contains("mini-9"), "{said}");
@@ -503,7 +505,7 @@ mod tests {
             "{}",
             drawn[5]
         );
-        // it is silent, and may be there
+        // the coordinator is silent, and may still be there
         let contact = Contact {
             heard_ago: FRESH,
             away: None,
@@ -603,7 +605,7 @@ mod tests {
         };
         assert_eq!(shown(&mut memory, unheard), 700);
         assert_eq!(shown(&mut memory, host("a", HostState::Staging, 690)), 700);
-        // another staging has its own numbers, and so has one after a loss
+        // another staging has its own numbers, and so has a staging after a loss
         let other = HostProgress {
             began_at: Some(8),
             ..host("a", HostState::Staging, 10)
@@ -615,7 +617,7 @@ mod tests {
         };
         assert_eq!(shown(&mut memory, present), 1_000_000_000);
         assert_eq!(shown(&mut memory, other), 10);
-        // only who is waited for is shown
+        // only hosts that are waited for are shown
         let two = image(vec![
             host("a", HostState::Staging, 1),
             host("b", HostState::Staging, 1),

@@ -1,6 +1,7 @@
-//! The operators' command line, `parbake`: what was typed, and what is done with the API's answers.
+//! The operators' command line, `parbake`: it parses the arguments, calls the API, and prints the answers.
 //!
-//! stdout is the answer, stderr the story. Exit status: 0 done or yes, 1 no (not staged), 2 an error.
+//! stdout carries the answer, stderr the progress and explanations. Exit status: 0 done or yes, 1 no (not staged), 2 an
+//! error.
 
 mod bars;
 mod connection;
@@ -149,7 +150,7 @@ pub fn main(cli: Cli) -> ExitCode {
 /// Carries out a command.
 ///
 /// # Errors
-/// When the coordinator can't be reached or refuses. The error names thing, cause and next step.
+/// The coordinator can't be reached or refuses. The error names the thing, the cause and the next step.
 pub async fn run(cli: Cli) -> anyhow::Result<Outcome> {
     let client = Client::new(connection::target(&cli.connection)?);
     match cli.command {
@@ -195,7 +196,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Cancel { image, json } => {
             let path = format!("/v1/images/{}", client::segment(&image));
             let reply = client.call(Method::DELETE, &path, None::<&()>).await?;
-            // an earlier coordinator answers with nothing, and cancels all of the image
+            // an older coordinator sends an empty answer, and cancels the image under all its names
             let reply = match reply.is_empty() {
                 true => CancelReply::default(),
                 false => serde_json::from_slice(&reply).context("the coordinator's answer")?,
@@ -220,7 +221,7 @@ async fn stage(
     let deadline = timeout_seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let post = async || client.read(Method::POST, "/v1/images", Some(request)).await;
     let reply: StageReply = match wait {
-        // asked twice it is wanted once
+        // a repeated request wants the image only once
         true => follow::ask(client, deadline, post).await?,
         false => post().await?,
     };
@@ -252,7 +253,7 @@ async fn status(client: &Client, image: Option<&str>, json: bool) -> anyhow::Res
                 client.read(Method::GET, "/v1/images", None::<&()>).await?;
             let pools = match json {
                 true => Vec::new(),
-                // a coordinator without a cluster has none
+                // a coordinator without a cluster has no pools
                 false => client.find("/v1/pools").await?.unwrap_or_default(),
             };
             print(json, &images, || {

@@ -1,4 +1,4 @@
-//! Rolls: what `parbake why`, `roll`, `pause` and `resume` do with the API's answers.
+//! The commands `parbake why`, `roll`, `pause` and `resume`.
 
 use std::time::Duration;
 
@@ -19,11 +19,13 @@ use crate::{
 
 /// How often a roll that is waited for is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A pool that isn't known any more is looked for this long while its roll is waited for: another coordinator may be
-/// taking over.
+/// While a roll is waited for, a pool that disappears is looked for this long: another coordinator may be taking over.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A host's reasons, or a Pod's.
+/// Prints what keeps a host or a Pod.
+///
+/// # Errors
+/// The name fits no host and no Pod, or several Pods, or the coordinator can't be asked.
 pub(crate) async fn why(client: &Client, name: &str, json: bool) -> anyhow::Result<Outcome> {
     if let Some((namespace, pod)) = name.split_once('/') {
         let path = format!(
@@ -43,7 +45,7 @@ pub(crate) async fn why(client: &Client, name: &str, json: bool) -> anyhow::Resu
         print(json, &host, || text::why(&host))?;
         return Ok(ended::of_host(&host));
     }
-    // outside of a cluster there are no Pods, and no words about them
+    // outside of a cluster there are no Pods and no pools
     let found: Vec<PodView> = client
         .find::<Vec<PoolView>>("/v1/pools")
         .await?
@@ -66,12 +68,15 @@ fn shown(pod: &PodView, json: bool) -> anyhow::Result<Outcome> {
     Ok(ended::of_pod(pod))
 }
 
-/// The pools that are gated. A coordinator without a cluster says that it has none to gate, in its own words.
+/// The gated pools. A coordinator without a cluster answers with an error that says so.
 async fn pools(client: &Client) -> Result<Vec<PoolView>, CallError> {
     client.read(Method::GET, "/v1/pools", None::<&()>).await
 }
 
-/// The pool that a name means among these.
+/// The pool of this name. `None` where there is none.
+///
+/// # Errors
+/// Several pools have the name.
 fn pool(pools: Vec<PoolView>, name: &str) -> anyhow::Result<Option<PoolView>> {
     let mut found: Vec<PoolView> = pools
         .into_iter()
@@ -87,7 +92,7 @@ fn unknown(name: &str) -> anyhow::Error {
     anyhow!("no pool `{name}` is gated; see `parbake roll`")
 }
 
-/// How far rolls are.
+/// Prints how far rolls are. With `wait`, waits until the roll of the named pool is over.
 pub(crate) async fn show(
     client: &Client,
     name: Option<&str>,
@@ -147,9 +152,9 @@ pub(crate) async fn show(
     Ok(ended::of_pools(std::slice::from_ref(&shown)))
 }
 
-/// Holds a pool or an ImagePrePull, or lets it go on.
+/// Pauses or resumes a pool, or an ImagePrePull without a gate.
 pub(crate) async fn pause(client: &Client, name: &str, paused: bool) -> anyhow::Result<Outcome> {
-    // one that gates nothing isn't among the pools, but its staging can be held
+    // an ImagePrePull without a gate isn't among the pools, and its staging can be paused
     let found = pool(pools(client).await?, name)?;
     let (namespace, name) = match (found, name.split_once('/')) {
         (Some(pool), _) => (pool.namespace, pool.name),

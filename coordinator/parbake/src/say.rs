@@ -1,11 +1,11 @@
-//! stdout is the answer, stderr the story.
+//! stdout carries the answer. stderr carries progress and explanations.
 
 use std::io::Write as _;
 
 use anyhow::Context as _;
 use serde::Serialize;
 
-/// Writes the answer: JSON where that is wanted, else the text.
+/// Writes the answer to stdout: as JSON where that is asked for, otherwise as text.
 pub(crate) fn print(
     json: bool,
     value: &impl Serialize,
@@ -23,8 +23,8 @@ pub(crate) fn print(
         .context("writing to stdout")
 }
 
-/// Tells the story.
+/// Writes to stderr.
 pub(crate) fn tell(text: &str) {
-    // A closed stderr is no reason to stop.
+    // a closed stderr is no reason to stop
     drop(std::io::stderr().write_all(text.as_bytes()));
 }

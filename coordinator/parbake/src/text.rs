@@ -1,4 +1,4 @@
-//! The API's answers as people read them.
+//! The API's answers as text for people.
 
 use std::fmt::Write as _;
 
@@ -12,7 +12,7 @@ use client::view::{
     PoolView, ShortOfRoom,
 };
 
-/// What isn't wanted any more, and what of it stays and why. `name` is what was typed.
+/// What a cancellation ended, which references stay wanted, and by whom. `name` is what the operator typed.
 pub fn cancelled(name: &str, reply: &CancelReply) -> String {
     let typed = [name.to_owned()];
     let references = match reply.references.as_slice() {
@@ -37,7 +37,7 @@ pub fn cancelled(name: &str, reply: &CancelReply) -> String {
     text
 }
 
-/// One line of an image on a host.
+/// The state of an image on one host, in one line.
 pub fn progress(host: &HostProgress) -> String {
     let mut text = format!(
         "{:>3}% of {}: {}",
@@ -51,7 +51,7 @@ pub fn progress(host: &HostProgress) -> String {
     text
 }
 
-/// What is there of an image, as it is to be shown: all of one that is present.
+/// The bytes of an image that a host holds, as they are shown: all of them where the image is present.
 const fn held(host: &HostProgress) -> u64 {
     match host.state {
         HostState::Present => host.total_bytes,
@@ -59,8 +59,8 @@ const fn held(host: &HostProgress) -> u64 {
     }
 }
 
-/// What a host does with an image: how fast it comes while it does, and else why it doesn't. `fresh`: what moves is
-/// said; old words say what was last known only.
+/// The state of an image on a host: the rate while bytes come, otherwise the reason why none come. Without `fresh`, the
+/// data is old, so rates and messages about movement are left out.
 pub fn host_words(host: &HostProgress, fresh: bool) -> String {
     let mut text = host.state.as_str().to_owned();
     if fresh && host.bytes_per_second > 0 {
@@ -72,7 +72,7 @@ pub fn host_words(host: &HostProgress, fresh: bool) -> String {
     if host.state == HostState::Present && host.connected {
         return text;
     }
-    // what is under way is its own reason
+    // a state that is its own reason isn't named twice
     let reason = host.reason.as_deref();
     let reason = reason.filter(|reason| *reason != host.state.as_str());
     if let Some(reason) = reason {
@@ -84,8 +84,8 @@ pub fn host_words(host: &HostProgress, fresh: bool) -> String {
     text
 }
 
-/// Bytes that came, by where they came from; `None` when none did. What came over the network is packed, what was here
-/// already isn't.
+/// The bytes that hosts received, by source. `None` when there are none. Bytes from the network are counted compressed,
+/// local bytes raw.
 pub fn received(hosts: &[HostProgress]) -> Option<String> {
     let sum = |of: fn(&HostProgress) -> u64| hosts.iter().map(of).fold(0, u64::saturating_add);
     let origin = sum(|host| host.bytes.origin);
@@ -106,7 +106,7 @@ pub fn received(hosts: &[HostProgress]) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join("; "))
 }
 
-/// Why an image isn't everywhere, where that isn't only that it is under way.
+/// Why an image isn't present everywhere. `None` where it is only under way.
 pub fn image_words(image: &ImageView) -> Option<String> {
     if !image.message.is_empty() {
         return Some(image.message.clone());
@@ -115,7 +115,7 @@ pub fn image_words(image: &ImageView) -> Option<String> {
     (*reason != ToldReason::Known(Reason::Moving)).then(|| reason.to_string())
 }
 
-/// An image and its hosts.
+/// An image with its hosts.
 pub fn image(image: &ImageView) -> String {
     let state = match image.state {
         ImageState::Staging => "staging",
@@ -142,7 +142,7 @@ pub fn image(image: &ImageView) -> String {
         let reason = reason.map(|reason| format!(" ({reason})"));
         _ = writeln!(text, "  {words}{}", reason.unwrap_or_default());
     }
-    // nothing moves any more, and what was said before the end is stale
+    // after a cancellation nothing moves, and the last reports of hosts are stale
     let hosts = match image.state {
         ImageState::Cancelled => &[],
         _ => image.hosts.as_slice(),
@@ -155,10 +155,10 @@ pub fn image(image: &ImageView) -> String {
     text
 }
 
-/// How large an image is. What its parts come to is less than its disk where parts are equal, or where a part is only
-/// known compressed.
+/// The size of an image. The sum of its contents is less than its disk where contents are equal, or where a content's
+/// raw size isn't known.
 fn size(disk_bytes: u64, raw_bytes: u64) -> String {
-    // a coordinator of an earlier version doesn't say how large the disk is; a nvram isn't worth a word
+    // an older coordinator doesn't say how large the disk is, and a difference as small as the NVRAM isn't worth a word
     match disk_bytes {
         0 => format!("{} raw", Bytes(raw_bytes)),
         disk if disk.abs_diff(raw_bytes) <= disk / 50 => format!("{} raw", Bytes(raw_bytes)),
@@ -192,7 +192,7 @@ pub fn failures(image: &ImageView) -> String {
     text
 }
 
-/// Hosts that lack room.
+/// The hosts that lack room.
 pub fn short_of_room(hosts: &[ShortOfRoom]) -> String {
     let mut text = String::new();
     for host in hosts {
@@ -208,7 +208,7 @@ pub fn short_of_room(hosts: &[ShortOfRoom]) -> String {
     text
 }
 
-/// The fleet.
+/// The hosts of the fleet.
 pub fn hosts(hosts: &[HostView]) -> String {
     if hosts.is_empty() {
         return "the fleet has no hosts\n".to_owned();
@@ -266,7 +266,7 @@ pub fn hosts(hosts: &[HostView]) -> String {
     text
 }
 
-/// Why a host is as it is.
+/// The reasons for which a host lacks an image.
 pub fn why(host: &HostView) -> String {
     if host.why.is_empty() {
         return format!("{}: nothing is missing\n", host.host);
@@ -278,7 +278,7 @@ pub fn why(host: &HostView) -> String {
     text
 }
 
-/// A pool's roll, in one line.
+/// The roll of a pool, in a few lines.
 pub fn pool(pool: &PoolView) -> String {
     let mut text = format!(
         "{}/{} (gate: {})\n  {}\n  ",
@@ -308,7 +308,7 @@ pub fn pool(pool: &PoolView) -> String {
     text
 }
 
-/// A pool with its Pods.
+/// The roll of a pool, with the Pods that are stale or in flight.
 pub fn roll(pool_: &PoolView) -> String {
     let mut text = pool(pool_);
     for pod in pool_.pods.iter().filter(|pod| pod.stale || pod.in_flight) {
@@ -323,7 +323,7 @@ pub fn roll(pool_: &PoolView) -> String {
     text
 }
 
-/// Why a Pod may drain, or may not.
+/// Whether a Pod may drain, with the reason.
 pub fn pod(pod: &PodView) -> String {
     let pool = pod.pool.as_deref().unwrap_or("no pool");
     format!(
@@ -332,7 +332,7 @@ pub fn pod(pod: &PodView) -> String {
     )
 }
 
-/// What an image would move.
+/// The bytes that staging an image would move, and the predicted time.
 pub fn plan(plan: &PlanReply) -> String {
     let mut text = format!(
         "{}\n  {}\n  {} raw, {} in the registry (compressed), of which {} would leave it\n",

@@ -1,12 +1,13 @@
 //! The gate: which Pods may drain now, and why the others may not.
 //!
-//! A Pod of a pool that rolls gets the drain label only if it is alive, stale and idle, its node holds *its pool's*
-//! image, verified and fresh, and fewer Pods are in flight than the cap allows. Pending stale Pods are reaped under the
-//! same budget. Where presence is lost before the Pod drained, the label is withdrawn.
+//! A Pod of a pool that rolls gets the drain label only under these conditions. The Pod is alive, stale and idle. Its
+//! node holds the pool's image, verified, by a recent report. Fewer Pods are in flight than the cap allows. Stale Pods
+//! that are Pending are deleted under the same cap. If the node loses the image before the Pod has drained, the label
+//! is withdrawn.
 //!
-//! [`Gate::admit`] decides and takes a slot that expires; [`Gate::explain`] is the same rule without the slot. In
-//! [`Mode::Own`] the gate admits by itself and asks the shell to write; in [`Mode::Guard`] another controller writes
-//! and asks. There is never a second writer: what isn't owned is never withdrawn either.
+//! [`Gate::admit`] decides and takes a slot that expires. [`Gate::explain`] applies the same rule and takes no slot. In
+//! [`Mode::Own`], the gate admits by itself and asks the shell to write. In [`Mode::Guard`], another controller asks
+//! the gate and writes. A pool never has two writers: the gate withdraws labels only in pools that it owns.
 
 pub mod action;
 pub mod config;

@@ -1,12 +1,12 @@
-//! Names: who wants which image under which references, and what hosts were told of that and have confirmed.
+//! Names: who wants which image under which references, what each host was told of that, and what it has confirmed.
 //!
-//! tart's cache has one link for a tag. So a reference names one image on a host: where two images are wanted under one
-//! reference, the image that was asked for later has it ([`Claims`]).
+//! tart's cache has one link for each tag, so a reference names one image on a host. Where two images are wanted under
+//! one reference, the image that was asked for later gets the reference ([`Claims`]).
 //!
-//! A tag moves away from an image and back within a second, and a host's reports about it are older than the orders
-//! on their way to the host. So orders about names are numbered, a host repeats the newest number after which it
-//! looked at its disk, and what it said before isn't believed of a name that was asked for, or moved, since
-//! ([`Told`]).
+//! A tag may move away from an image and back within a second, while the host's reports are older than the orders on
+//! their way to the host. So orders about names have numbers. Before a host looks at its disk, it takes the number of
+//! the newest order; its report repeats that number. A report isn't believed about a name that was asked for, or moved,
+//! after the order with the repeated number ([`Told`]).
 
 mod claims;
 mod told;

@@ -1,31 +1,31 @@
-//! Presence: which hosts hold which images, verified and ready to use, and how old that word is.
+//! Presence: which hosts hold which images, verified and ready to use, and how old each host's word is.
 //!
-//! Presence comes only from a host's own authenticated reports. Silence is not loss: a host that hasn't spoken since
-//! this coordinator started may hold what it held before, so nothing is opened for it and nothing is taken back until
-//! the silence has lasted.
+//! Presence comes only from a host's own authenticated reports. Silence isn't loss: a host that hasn't reported since
+//! this coordinator started may still hold what it held before. So the gate doesn't open for that host, and takes
+//! nothing back until the silence has lasted.
 
 use alloc::{collections::BTreeMap, collections::BTreeSet, string::String};
 use core::time::Duration;
 
 use proto::{Digest, HostId, Moment};
 
-/// A host's word about what it holds counts for so long, unless configured otherwise. Agents look at their disks
-/// every 5 s.
+/// How long a host's word about what it holds counts, unless configured otherwise. Agents look at their disks every 5
+/// s.
 pub const MAX_AGE: Duration = Duration::from_secs(30);
 
 /// What a host holds: the references that are ready there, by manifest digest.
 pub type Holdings = BTreeMap<Digest, BTreeSet<String>>;
 
-/// What is known of an image on a host.
+/// What is known of one image on one host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Held {
-    /// The host holds it, and said so lately.
+    /// The host holds the image, and said so lately.
     Fresh,
-    /// The host held it when it last spoke, so long ago.
+    /// The host held the image when it last reported, this long ago.
     Old(Duration),
-    /// The host says that it doesn't.
+    /// The host says that it doesn't hold the image.
     Missing,
-    /// The host hasn't spoken since this coordinator started.
+    /// The host hasn't reported since this coordinator started.
     Unheard,
 }
 
@@ -42,22 +42,22 @@ pub struct Presence {
 }
 
 impl Presence {
-    /// The host says what it holds, all of it, as it looked `at` that moment.
+    /// The host reports everything that it holds. It looked at its disk `at` that moment.
     pub fn report(&mut self, at: Moment, host: HostId, holdings: Holdings) {
         let host = self.hosts.entry(host).or_default();
         host.seen_at = Some(at);
         host.holdings = holdings;
     }
 
-    /// The host looked again `at` that moment, and nothing changed. Returns how old its word had become, where it had
-    /// one.
+    /// The host looked at its disk again `at` that moment, and nothing changed. Returns how old its word had become;
+    /// `None` where it hadn't reported.
     pub fn seen(&mut self, at: Moment, host: &HostId) -> Option<Duration> {
         let host = self.hosts.get_mut(host)?;
         let before = host.seen_at.replace(at)?;
         Some(at.since(before))
     }
 
-    /// What is known of the image named `reference` with this digest on `host`; a word older than `max_age` is old.
+    /// What is known of the image with this digest under `reference` on `host`. A word older than `max_age` is old.
     #[must_use]
     pub fn of(
         &self,

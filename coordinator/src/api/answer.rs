@@ -1,5 +1,4 @@
-//! How requests are answered when something is wrong: a status and a sentence. Each error of the program has one
-//! status.
+//! Answers to requests that fail: a status and a sentence. Each error of the program has one status.
 
 use axum::{
     Json,
@@ -16,13 +15,13 @@ use crate::{
     view::Problem,
 };
 
-/// The server can't answer now, and may be asked again at once: a leader is being chosen, or the coordinator starts or
-/// stops.
+/// The answer when the server can't serve now, and the client may ask again at once: a leader is being chosen, or the
+/// coordinator starts or stops.
 pub(crate) fn unavailable(error: impl ToString) -> Response {
     Failure::new(StatusCode::SERVICE_UNAVAILABLE, error).into_response()
 }
 
-/// A request that failed: status and [`Problem`].
+/// A failed request: its status, and the sentence for the [`Problem`].
 #[derive(Debug)]
 pub(super) struct Failure(StatusCode, String);
 
@@ -104,13 +103,13 @@ impl From<CancelError> for Failure {
 
 pub(super) type Answer<T> = Result<T, Failure>;
 
-/// Reads a body. The content type doesn't matter: there is only JSON.
+/// Reads a JSON body. The content type isn't checked, because all bodies are JSON.
 pub(super) fn read<T: DeserializeOwned>(body: &Bytes) -> Answer<T> {
     serde_json::from_slice(body)
         .map_err(|error| Failure::new(StatusCode::BAD_REQUEST, format!("request body: {error}")))
 }
 
-/// Reads the name of a host in a path or a body.
+/// Parses the name of a host from a path or a body.
 pub(super) fn host_id(name: &str) -> Answer<HostId> {
     name.parse().map_err(|error| {
         let name = crate::progress::clean(name);

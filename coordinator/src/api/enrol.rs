@@ -1,5 +1,5 @@
-//! How hosts get certificates: operators make tokens, hosts use them up, and a host whose certificate expired renews it
-//! by the key of that certificate.
+//! How hosts get certificates. Operators make tokens, and a host uses a token up to enrol. A host whose certificate has
+//! expired renews it by proof of that certificate's key.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -77,7 +77,7 @@ fn too_many() -> Failure {
     Failure::new(StatusCode::TOO_MANY_REQUESTS, error)
 }
 
-/// Where a request comes from; a server that doesn't say so has one address for all.
+/// The address from which a request comes. Where the server doesn't tell it, all requests have one address.
 fn address(remote: Option<Extension<Remote>>) -> IpAddr {
     remote.map_or(Ipv4Addr::UNSPECIFIED.into(), |remote| remote.0.0)
 }
@@ -93,7 +93,7 @@ pub(super) async fn enrol(
     let work = api.clone();
     let place = api.tries.begin().await.ok_or_else(too_many)?;
     let answer = match blocking(move || enrol_now(&work, &token, &csr)).await? {
-        // Until the token is used up where the next leader looks, the certificate stays here.
+        // The certificate isn't sent before the next leader would find that the token is used up.
         Ok(done) => saved(&api).await.map(|()| done),
         Err(failure) => Err(failure),
     };
@@ -103,7 +103,8 @@ pub(super) async fn enrol(
             Metrics::count(&api.metrics.tokens, "used");
             Metrics::count(&api.metrics.certificates, "issued");
             info!(host = reply.host, "host enrolled");
-            // So that an open fleet knows it at once, and an earlier key is nobody's when this one arrives.
+            // Wait until the enrolment is in force. Then an open fleet knows the host, and nobody can use an earlier
+            // key of the host, before the certificate arrives.
             _ = api.reload.try_send(Reread::Records);
             let mut members = api.membership.clone();
             let known = members.wait_for(|members| {
@@ -125,7 +126,7 @@ pub(super) async fn enrol(
     }
 }
 
-/// What a host is told that got this certificate.
+/// The answer to a host that gets this certificate.
 fn reply(
     api: &Api,
     host: &HostId,
@@ -141,8 +142,9 @@ fn reply(
     }
 }
 
-/// Signs to try the request, uses the token up, and signs what leaves: a bad request doesn't cost the token, and the
-/// certificate is younger than the enrolment. With since when the host counts as enrolled.
+/// Signs the request twice. The first certificate only tests the request, so that a bad request doesn't cost the token.
+/// Then the token is used up, and the certificate that is sent is signed after the enrolment. Also returns the Unix
+/// second from which the host counts as enrolled.
 fn enrol_now(api: &Api, token: &Secret, csr: &[u8]) -> Answer<(EnrolReply, u64)> {
     let denied = |error: RedeemError| {
         let status = match &error {
@@ -169,7 +171,8 @@ fn enrol_now(api: &Api, token: &Secret, csr: &[u8]) -> Answer<(EnrolReply, u64)>
     Ok((reply(api, &host, &chain.map_err(bad)?, now), unix(from)))
 }
 
-/// A host whose certificate expired while it or the coordinator was away: that certificate and its key say who it is.
+/// Renews the certificate of a host whose certificate expired while the host or the coordinator was away. The expired
+/// certificate and its key prove which host it is.
 pub(super) async fn renew(
     State(api): State<Api>,
     remote: Option<Extension<Remote>>,
@@ -214,7 +217,7 @@ fn renew_now(api: &Api, certificate: &CertificateDer<'_>, csr: &[u8]) -> Answer<
         .authority
         .reissue(&before, csr, api.certificate_lifetime)
         .map_err(|error| Failure::new(StatusCode::BAD_REQUEST, error))?;
-    // after signing: see `Enrolment::enrol`
+    // read after signing; `Enrolment::enrol` explains why
     let enrolled_at = api.enrolment.enrolled_at(host);
     let enrolled_at = enrolled_at.map_err(Failure::internal)?;
     renewal::permit(host, before.validity, enrolled_at, api.renewal_grace, now)
@@ -222,7 +225,7 @@ fn renew_now(api: &Api, certificate: &CertificateDer<'_>, csr: &[u8]) -> Answer<
     Ok(reply(api, host, &chain, now))
 }
 
-/// What PEM of this kind, or DER as base64, holds.
+/// The DER of a field that holds PEM of this kind, or DER as base64.
 fn der<T: PemObject + AsRef<[u8]>>(field: &str, text: &str) -> Answer<Vec<u8>> {
     let bad =
         |reason: String| Failure::new(StatusCode::BAD_REQUEST, format!("`{field}`: {reason}"));

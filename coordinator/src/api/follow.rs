@@ -1,4 +1,4 @@
-//! The progress of one image as a stream of lines.
+//! The progress of one image, as a stream of lines.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,13 +24,14 @@ use crate::{
     view::{ImageState, ImageView},
 };
 
-/// Lines of progress are at least this far apart.
+/// The shortest time between two lines.
 const LINE_PAUSE: Duration = Duration::from_millis(250);
-/// A line comes at least this often, so that both ends see that the other lives.
+/// The longest time between two lines. A line comes this often even without news, so that each end sees that the other
+/// is alive.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
-/// Progress of one image: an [`ImageView`] a line. Ends with a line whose state is `cancelled` when it isn't wanted
-/// any more.
+/// The progress of one image: each line is an [`ImageView`]. When the image isn't wanted any more, the stream ends with
+/// a line whose state is `cancelled`.
 pub(super) async fn events(State(api): State<Api>, Path(name): Path<String>) -> Answer<Response> {
     let digest = find(&api.view.borrow().clone(), &name)?;
     let Ok(slot) = api.followers.clone().try_acquire_owned() else {
@@ -61,11 +62,11 @@ pub(super) async fn events(State(api): State<Api>, Path(name): Path<String>) -> 
         .into_response())
 }
 
-/// A follower of one image: always the newest view, never a queue.
+/// A follower of one image. It always sends the newest view, and never queues views.
 struct Follow {
     view: watch::Receiver<Arc<View>>,
     digest: Digest,
-    /// What was sent last; and the same without ages, which aren't news.
+    /// The view that was last sent, and the same view without ages. A change of ages alone isn't news.
     last: Option<(Arc<ImageView>, ImageView)>,
     sent_at: Option<Instant>,
     ended: bool,
@@ -88,7 +89,7 @@ impl Follow {
                 .get(&self.digest)
                 .cloned();
             match (&now, &self.last) {
-                // Cancelled, or superseded: what was shown last, and that it is over.
+                // The image was cancelled or superseded. Send what was last shown, with the state `cancelled`.
                 (None, last) => {
                     let mut over = last.as_ref()?.0.as_ref().clone();
                     over.state = ImageState::Cancelled;

@@ -1,4 +1,4 @@
-//! What operators ask about hosts: list, show, revoke, readmit, and the limits of bandwidth.
+//! Operators' requests about hosts: list, show, revoke, readmit, and the bandwidth limits.
 
 use std::time::{Duration, SystemTime};
 
@@ -88,9 +88,9 @@ pub(super) async fn readmit(State(api): State<Api>, Path(name): Path<String>) ->
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// Has the records read again now, and waits until the driver has acted on it.
+/// Has the records read again now, and waits until the driver has acted on them, at most 5 s.
 async fn reread(api: &Api, host: &HostId, revoked: bool) {
-    // Full: a look is due anyway.
+    // The queue is full: another reading is due anyway.
     _ = api.reload.try_send(Reread::Records);
     let mut view = api.view.clone();
     let seen =

@@ -1,4 +1,4 @@
-//! What operators ask about images: stage, plan, list, show, cancel.
+//! Operators' requests about images: stage, plan, list, show, cancel.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
     view::{HostProgress, HostState, ImageState, ImageView, StageRequest},
 };
 
-/// An answer waits so long for hosts that look whether they still hold an image: looks take milliseconds.
+/// How long an answer waits for hosts that check whether they still hold an image. A check takes milliseconds.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn selection(hosts: Option<Vec<String>>) -> Answer<Option<BTreeSet<HostId>>> {
@@ -71,8 +71,9 @@ pub(super) async fn stage(State(api): State<Api>, body: Bytes) -> Answer<Respons
     Ok((status, Json(reply)).into_response())
 }
 
-/// Hosts that hold an image look again when it is asked for again. That takes a moment, which is waited for: the
-/// image as it stands then. `None` when it isn't that alone which keeps it from being present.
+/// Hosts that hold an image check it again when somebody asks for the image again. Waits for these checks, and returns
+/// the image after them. `None` when anything else keeps the image from being present, or when the checks take too
+/// long.
 async fn confirmed(api: &Api, image: &ImageView) -> Option<ImageView> {
     let is_confirming = |image: &ImageView| {
         let confirming = |host: &&HostProgress| {
@@ -119,7 +120,7 @@ pub(super) async fn images(State(api): State<Api>) -> Response {
     Json(images).into_response()
 }
 
-/// The image that a path names: by digest, or by one of its references (percent-encoded).
+/// The image that a path names by its digest or by one of its references (percent-encoded).
 pub(super) fn find(view: &View, name: &str) -> Answer<Digest> {
     if let Ok(digest) = name.parse::<Digest>()
         && view.images.contains_key(&digest)
@@ -132,8 +133,8 @@ pub(super) fn find(view: &View, name: &str) -> Answer<Digest> {
         .map(|(digest, _)| *digest)
         .ok_or_else(|| {
             let name = crate::progress::clean(name);
-            // after a start not everything is wanted again that was: who waits for an image isn't told that nobody
-            // wants it
+            // After a start, some wants of before aren't known yet. A client that waits for such an image mustn't hear
+            // that nobody wants it.
             if !view.whole {
                 let error = format!(
                     "image `{name}` isn't among what the coordinator knows to be wanted since it started; it is still finding out: ask again"
@@ -158,8 +159,8 @@ pub(super) async fn cancel(State(api): State<Api>, Path(name): Path<String>) -> 
     Ok(Json(reply.await??).into_response())
 }
 
-/// Has the records read again before hosts are chosen: who readmits a host by the command line and stages next means
-/// that host too.
+/// Has the records read again before hosts are chosen. So an operator who readmits a host on the command line and then
+/// stages an image reaches that host too.
 async fn take_in_records(api: &Api) {
     let (answer, read) = oneshot::channel();
     let taken_in = async {

@@ -1,4 +1,5 @@
-//! What every request passes: the check of the API's token, the time limit, and the count by route.
+//! Layers around the API's handlers: the check of the API's token, for operators' routes, and the time limit and the
+//! count, for every request.
 
 use std::time::Duration;
 
@@ -13,10 +14,10 @@ use tokio::time::timeout;
 use super::{answer::Failure, state::Api};
 use crate::{metrics::RequestLabel, secret::Secret};
 
-/// A request is answered within this time; longer than a registry may take.
+/// Each request is answered within this time, which is longer than a registry may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Lets only those pass who show the API's token.
+/// Passes on only requests that show the API's token.
 pub(super) async fn authenticate(State(api): State<Api>, request: Request, next: Next) -> Response {
     match denied(&api, request.headers()) {
         Some(denied) => denied,
@@ -24,7 +25,7 @@ pub(super) async fn authenticate(State(api): State<Api>, request: Request, next:
     }
 }
 
-/// The answer to a request without the API's token; `None` where the token is right.
+/// The answer to a request without the API's token; `None` when the request shows the right token.
 pub(super) fn denied(api: &Api, headers: &HeaderMap) -> Option<Response> {
     if bearer(headers).is_some_and(|given| given.matches(&api.token)) {
         return None;
@@ -50,7 +51,7 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Option<Secret> {
         .then(|| Secret::from_text(token))
 }
 
-/// Answers in time, and counts the answer.
+/// Answers within the time limit, and counts the answer by route and result.
 pub(super) async fn count(State(api): State<Api>, request: Request, next: Next) -> Response {
     let route = request
         .extensions()
@@ -78,7 +79,7 @@ pub(super) async fn count(State(api): State<Api>, request: Request, next: Next) 
     response
 }
 
-/// A closed set: what was asked for isn't a label.
+/// The label of a route. Labels are a closed set: the requested path is never a label itself.
 fn route_label(route: Option<&str>) -> &'static str {
     match route {
         Some("/v1/images") => "images",

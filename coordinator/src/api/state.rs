@@ -1,4 +1,4 @@
-//! What every handler of the API works with: the driver's inbox and view, the enrolment records, the registries.
+//! The state of every handler of the API: the driver's inbox and view, the enrolment records, and the registries.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,10 +19,10 @@ use crate::{
     secret::Secret,
 };
 
-/// Followers of progress at one time.
+/// The most followers of progress at one time.
 pub(super) const FOLLOWERS: usize = 64;
 
-/// What the API is made of.
+/// Everything that the API's handlers need.
 #[derive(Clone, Debug)]
 pub(crate) struct Api {
     pub(crate) inbox: mpsc::Sender<Input>,
@@ -32,14 +32,14 @@ pub(crate) struct Api {
     pub(crate) token: Secret,
     pub(crate) authority: Arc<Authority>,
     pub(crate) enrolment: Enrolment,
-    /// An answer about changed records waits for the saver.
+    /// Every answer about changed records waits for this saver.
     pub(crate) saver: Saver,
     pub(crate) registries: Arc<Registries>,
     pub(crate) metrics: Metrics,
     pub(crate) certificate_lifetime: Duration,
     pub(crate) renewal_grace: Duration,
     pub(crate) token_lifetime: Duration,
-    /// `host:port`, or `:port` for the host that was asked.
+    /// The address for QUIC: `host:port`, or `:port` at the host to which the request was sent.
     pub(crate) quic: String,
     pub(crate) followers: Arc<Semaphore>,
     pub(crate) tries: Arc<Tries>,
@@ -63,7 +63,7 @@ pub(super) async fn ask<T>(api: &Api, make: impl FnOnce(oneshot::Sender<T>) -> A
     })
 }
 
-/// Runs work that touches the disk on a thread of its own.
+/// Runs blocking work, such as disk access, on a thread for such work.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Answer<T> {
@@ -72,7 +72,7 @@ pub(super) async fn blocking<T: Send + 'static>(
         .map_err(Failure::internal)
 }
 
-/// Waits until changed records are kept where the next leader finds them.
+/// Waits until changed records are kept where the next leader finds them. Answers 503 when they can't be kept.
 pub(super) async fn saved(api: &Api) -> Answer<()> {
     let saved = api.saver.saved().await;
     saved.map_err(|error| Failure::new(http::StatusCode::SERVICE_UNAVAILABLE, error))

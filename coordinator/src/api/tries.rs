@@ -1,8 +1,10 @@
-//! Enrolments and late renewals: whoever reaches the port may try, so refused tries cost others nothing.
+//! Bounds enrolments and late renewals. Whoever reaches the port may try, so refused tries must cost other callers
+//! nothing.
 //!
 //! A few tries are worked on at one time, in the order in which they came. A refusal is answered at once, until its
-//! address has had many: from then on each is answered a second later, so that a connection brings one try a second.
-//! A try that succeeds is never held up, not even from such an address: a fleet may stand behind one.
+//! address has had many. From then on each refusal of that address is answered a second later, so that a connection can
+//! make one try a second. A try that succeeds is never delayed, not even from such an address, because a whole fleet
+//! may share one address.
 
 use std::{
     net::IpAddr,
@@ -18,23 +20,23 @@ use tracing::warn;
 
 use crate::{allowance::Allowances, seldom::Seldom};
 
-/// Tries at one time: each signs, and writes to the disk or reads there.
+/// The most tries that are worked on at one time: each signs, and writes to the disk or reads from it.
 const AT_ONCE: usize = 16;
-/// A try waits so long for those before it, each of which takes some milliseconds. The API takes 512 connections.
+/// How long a try waits for the tries before it, each of which takes some milliseconds. The API takes 512 connections.
 const WAIT: Duration = Duration::from_secs(5);
-/// Refusals that an address gets at once, and how long it takes until it has one more.
+/// The number of refusals that an address gets without a delay, and the time after which it may have one more.
 const REFUSALS: u32 = 20;
 const REFUSED_EVERY: Duration = Duration::from_secs(2);
-/// A refusal of an address that had more is answered so much later.
+/// The delay of a refusal when its address has had too many.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Refusals are logged this often.
+/// At most one refusal is logged within this time.
 const LOGGED_EVERY: Duration = Duration::from_secs(1);
 
-/// Who tries to get a certificate without having one that counts.
+/// The tries to get a certificate by callers that have no valid one.
 #[derive(Debug)]
 pub(crate) struct Tries {
     slots: Semaphore,
-    /// Locked for a moment, never across an await.
+    /// Locked only briefly, never across an await.
     allowances: Mutex<Allowances>,
     log: Seldom,
 }
@@ -48,12 +50,13 @@ impl Tries {
         }
     }
 
-    /// A place to work on one try; none when there are too many before it.
+    /// A place to work on one try; `None` when too many tries were before it for the whole wait.
     pub(super) async fn begin(&self) -> Option<SemaphorePermit<'_>> {
         timeout(WAIT, self.slots.acquire()).await.ok()?.ok()
     }
 
-    /// A try from this address is refused: logs it, and waits until the refusal may be told. Call it without a place.
+    /// A try from this address is refused. Logs the refusal, and waits until it may be answered. The caller must have
+    /// given its place back.
     pub(super) async fn refused(&self, from: IpAddr, what: &'static str, error: &str) {
         let now = Instant::now();
         if let Some(others) = self.log.due(now) {
@@ -93,7 +96,7 @@ mod tests {
             refused
         });
         let refused: u32 = join_all(failing).await.into_iter().sum();
-        // two rounds, and what is answered at once
+        // two rounds, and the refusals that are answered at once
         assert!(refused <= 2 * 80 + REFUSALS + 5, "{refused}");
         assert!(refused >= 80);
     }
@@ -114,7 +117,7 @@ mod tests {
             _ = &mut pausing => panic!("refused at once"),
             place = tries.begin() => assert!(place.is_some()),
         }
-        // so does another address
+        // another address has an allowance of its own
         tokio::select! {
             biased;
             _ = &mut pausing => panic!("refused at once"),

@@ -1,4 +1,4 @@
-//! How the cluster's API server is reached, and how patiently.
+//! How the coordinator reaches the cluster's API server, and how long it waits.
 
 use std::time::Duration;
 
@@ -13,13 +13,12 @@ use crate::config::Cluster;
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection to the API server is made within this time, or given up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection that a request was sent on and that says nothing for this long is broken. Watches are ended sooner by
-/// the API server, as they ask for.
+/// A connection that is silent for this long after a request was sent on it is broken. The API server ends watches
+/// sooner, because they ask for that.
 const READ_TIMEOUT: Duration = Duration::from_secs(40);
-/// The first and the longest wait after one that failed.
+/// The first and the longest wait after a failed request.
 pub(super) const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
-/// How often the leader looks whether labels and the webhook's caBundle are as they have to be: somebody else may have
-/// changed them.
+/// How often the leader checks its labels and the webhook's caBundle, because somebody else may have changed them.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// Why the API server can't be reached.
@@ -44,8 +43,8 @@ pub(crate) struct Access {
 impl Access {
     /// Finds the cluster by KUBECONFIG, the user's kubeconfig or the service account.
     pub(super) async fn find(settings: &Cluster) -> Result<Self, AccessError> {
-        // kube takes the process's provider. There is one; naming it keeps it so when another dependency brings a
-        // second. Fails when it was named before, which is as good.
+        // kube takes the process's provider. There is one provider, and naming it keeps the choice when another
+        // dependency brings a second. The call fails when a provider was named before, which is fine.
         _ = rustls::crypto::ring::default_provider().install_default();
         let config = kube::Config::infer().await.map_err(Box::new)?;
         let namespace = settings.namespace.clone();
@@ -58,20 +57,21 @@ impl Access {
     }
 }
 
-/// Who asks, as the API server's audit log has it. What writes without naming itself as a field manager is managed by
-/// the part before the slash.
+/// The user agent, as the API server's audit log shows it. For a writer that names no field manager, the API server
+/// uses the part before the slash.
 pub(crate) const AGENT: &str = concat!(
     "parbake/",
     env!("CARGO_PKG_VERSION"),
     " (parbake-coordinator)"
 );
 
-/// A client that says who it is, sends each request once, and doesn't wait for ever.
+/// A client that identifies itself, sends each request once, and waits for a limited time.
 ///
-/// By itself kube sends a request that is answered 429, 503 or 504 up to fifteen times, and waits as long as the server
-/// says. A label that was put on and answered 504 would be sent again with a version that is old by then, and a refusal
-/// be heard of a write that was done; a lease might have been lost in between; and a watch that fails would look like
-/// one that sees. Whoever asks here tries again by itself, by what it knows then.
+/// By default kube repeats a request that is answered 429, 503 or 504 up to fifteen times, and waits as long as the
+/// server says. That is wrong here for three reasons. A label write that succeeded and was answered 504 would be
+/// repeated with an old version, and the refusal would hide the success. A lease might be lost between two tries. A
+/// watch that fails would look like a watch that sees. So each caller here repeats a request itself, by what it knows
+/// then.
 pub(crate) fn client(mut config: kube::Config) -> kube::Result<Client> {
     config
         .headers
@@ -79,7 +79,7 @@ pub(crate) fn client(mut config: kube::Config) -> kube::Result<Client> {
     config.default_retry = false;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
-    // counted from the request, not from the last answer on a connection that was kept
+    // the time counts from the request, not from the last answer on a kept connection
     config.reset_reader_on_write = true;
     Client::try_from(config)
 }

@@ -1,13 +1,13 @@
-//! The three clocks that the keeper goes by, read together once for each input.
+//! The three clocks that the keeper uses. They are read together, once for each input.
 //!
 //! Waits go by [`Instant`], which nobody can set. Objects of the cluster carry times of the wall clock. The gate counts
-//! [`Moment`]s. One [`Now`] holds all three, so that nothing that follows from one input sees two times.
+//! [`Moment`]s. One [`Now`] holds all three, so that everything that follows from one input sees one time.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use proto::Moment;
 
-/// The gate's clock starts this far from zero, so that times before this program's start can be told.
+/// The gate's clock starts this far from zero, so that it can express times before this program's start.
 const BEFORE: Duration = Duration::from_hours(24);
 
 /// The clocks of a keeper, which started together.
@@ -24,7 +24,7 @@ impl Clock {
         }
     }
 
-    /// All clocks at this moment.
+    /// Reads all clocks.
     pub(crate) fn now(&self) -> Now {
         let instant = Instant::now();
         Now {
@@ -34,7 +34,7 @@ impl Clock {
         }
     }
 
-    /// As if the keeper had started so much earlier: the gate's clock goes on, the others stay.
+    /// As if the keeper had started this much earlier: the gate's clock advances, the others stay.
     #[cfg(test)]
     pub(crate) fn skip(&mut self, time: Duration) {
         self.started -= time;
@@ -58,7 +58,7 @@ impl Now {
         Moment::START + BEFORE + self.up
     }
 
-    /// The gate's time of an instant. An instant before all moments is the first moment.
+    /// The gate's time of an instant. An instant before the first moment becomes the first moment.
     pub(crate) fn moment_at(self, instant: Instant) -> Moment {
         match instant.checked_duration_since(self.instant) {
             Some(ahead) => self.moment() + ahead,
@@ -66,8 +66,8 @@ impl Now {
         }
     }
 
-    /// The gate's time of a time of the wall clock, by its distance from now: a jump of the wall clock moves only what
-    /// is read after the jump.
+    /// The gate's time of a time of the wall clock, by its distance from now. So a jump of the wall clock affects only
+    /// what is read after the jump.
     pub(crate) fn moment_of(self, time: SystemTime) -> Moment {
         match self.time.duration_since(time) {
             Ok(age) => self.moment() - age,
@@ -75,12 +75,12 @@ impl Now {
         }
     }
 
-    /// The instant of a moment. A moment that is over is now.
+    /// The instant of a moment. A moment in the past becomes now.
     pub(crate) fn instant_of(self, moment: Moment) -> Instant {
         self.instant + moment.since(self.moment())
     }
 
-    /// How long ago an instant was; nothing for one that is ahead.
+    /// How long ago an instant was. Zero for an instant in the future.
     pub(crate) fn since(self, instant: Instant) -> Duration {
         self.instant.saturating_duration_since(instant)
     }
@@ -95,7 +95,7 @@ impl Now {
         }
     }
 
-    /// The same clocks so much later, for tests.
+    /// The same clocks this much later, for tests.
     #[cfg(test)]
     pub(crate) fn after(self, time: Duration) -> Self {
         Self {
@@ -118,12 +118,12 @@ mod tests {
         let now = start.after(hour);
         assert_eq!(now.moment_at(start.instant), start.moment());
         assert_eq!(now.moment_of(start.time), start.moment());
-        // what lies ahead lies ahead by every clock
+        // a later time is later by every clock
         let later = now.after(hour);
         assert_eq!(now.moment_at(later.instant), later.moment());
         assert_eq!(now.moment_of(later.time), later.moment());
         assert_eq!(now.instant_of(later.moment()), later.instant);
-        // what is over is due now
+        // a moment in the past is due now
         assert_eq!(now.instant_of(start.moment()), now.instant);
     }
 

@@ -1,7 +1,11 @@
 //! The custom resources: `ImagePrePull`, which is ours, and `RunnerPool`, which we only read.
 //!
-//! [`definition`] is what `parbake-coordinator crd` prints and `deploy/crd.yaml` holds. Everything that can be refused
-//! without asking a registry is refused there, by a structural schema that Kubernetes 1.20 takes too: no CEL.
+//! [`definition`] is what `parbake-coordinator crd` prints and `deploy/crd.yaml` holds. Its schema refuses everything
+//! that can be judged without asking a registry. The schema is structural and uses no CEL, so that Kubernetes 1.20
+//! takes it too.
+//!
+//! The doc comments of the types with a schema are the descriptions in `deploy/crd.yaml`. A change of one changes that
+//! file.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -18,30 +22,30 @@ use serde_json::json;
 
 /// The label that lets a Pod drain, unless `spec.gate.drainLabel` says otherwise. Its value is `true`.
 pub const DRAIN_LABEL: &str = "tuist.dev/drain-eligible";
-/// The share of a pool that may be in flight, unless the gate or the pool says otherwise.
+/// The share of a pool's replicas that may be in flight, in per cent, unless the gate or the pool says otherwise.
 pub const DEFAULT_PERCENT: i32 = 5;
 /// The most hosts that `status.failing` names.
 pub const MAX_FAILING: usize = 10;
-/// The annotation of an `ImagePrePull` by which somebody asks for its image anew: another value has what failed tried
-/// again at once.
+/// The annotation of an `ImagePrePull` by which somebody asks for its image anew. When the value changes, everything
+/// that failed is tried again at once.
 pub const RETRY_ANNOTATION: &str = "parbake.dev/retry-at";
 /// The annotation by which a `RunnerPool` opts in: `own`, `guard` or `none`.
 pub const GATE_ANNOTATION: &str = "parbake.dev/gate";
 
-/// A reference with its registry, as tart takes it; the whole grammar is checked when it is resolved.
+/// A reference with its registry, as tart takes it. The whole grammar is checked when the reference is resolved.
 const REFERENCE: &str = concat!(
     r"^(localhost|[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+|[A-Za-z0-9.-]+:[0-9]{1,5})(:[0-9]{1,5})?",
     r"(/[a-z0-9]+([._-]+[a-z0-9]+)*)+",
     r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}|@sha256:[0-9a-f]{64})?$"
 );
-/// `prefix/name`, as Kubernetes has label keys. The longest parts are 253 and 63 characters.
+/// A label key as Kubernetes defines it: `prefix/name`. The prefix has at most 253 characters, the name at most 63.
 const LABEL_KEY: &str = concat!(
     r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?",
     r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 );
-/// Hours, minutes and seconds of at most six digits each: no sum of them overflows.
+/// Hours, minutes and seconds, each with at most six digits, so that no sum of them overflows.
 const SPAN: &str = r"^([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?$";
-/// Bytes a second. At most nine digits, so that none overflows even with the largest suffix.
+/// Bytes per second. At most nine digits, so that no value overflows even with the largest suffix.
 const RATE: &str = r"^[1-9][0-9]{0,8}(k|M|G|Ki|Mi|Gi)?$";
 
 /// What to stage, where, and how the roll that follows is gated. May be edited while it runs.
@@ -317,13 +321,13 @@ pub struct FailingHost {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
-/// A text isn't a length of time or a rate.
+/// A text that is neither a length of time nor a rate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QuantityError {
-    /// Not hours, minutes and seconds in this order.
+    /// The text isn't hours, minutes and seconds in this order.
     #[error("`{0}` isn't a length of time such as 2h30m")]
     Span(String),
-    /// Not a positive number with a suffix that is known.
+    /// The text isn't a positive number with a known suffix.
     #[error("`{0}` isn't a number of bytes a second such as 100M or 1Gi")]
     Rate(String),
 }
@@ -418,7 +422,7 @@ impl fmt::Display for Rate {
     }
 }
 
-/// As their text, with the pattern that the text has to match.
+/// Reads and writes the type as text, and describes that text's pattern in the schema.
 macro_rules! as_text {
     ($type:ident, $pattern:expr, $description:expr) => {
         impl Serialize for $type {
@@ -464,9 +468,9 @@ as_text!(
     "bytes a second as a quantity, as in 100M or 1Gi"
 );
 
-/// The definition of `ImagePrePull`, as a cluster takes it.
+/// The definition of `ImagePrePull`, in the form that a cluster takes.
 ///
-/// The derived schema knows each field; what holds between fields is added here.
+/// The derived schema describes each field. The rules between fields are added here.
 #[must_use]
 pub fn definition() -> CustomResourceDefinition {
     let mut definition = ImagePrePull::crd();
@@ -500,10 +504,10 @@ pub fn definition() -> CustomResourceDefinition {
     definition
 }
 
-/// [`definition`] as YAML, with a line that says where it is from.
+/// [`definition`] as YAML, with a first line that names the command that made it.
 ///
 /// # Errors
-/// When it can't be written as YAML.
+/// The definition can't be written as YAML.
 pub fn yaml() -> Result<String, serde_saphyr::ser::Error> {
     let text = serde_saphyr::to_string(&definition())?;
     Ok(format!(
@@ -519,7 +523,8 @@ fn at<'a>(root: &'a mut JSONSchemaProps, path: &[&str]) -> Option<&'a mut JSONSc
     })
 }
 
-/// A selector without a term selects everything: never what is meant here.
+/// Adds a rule that the selector has at least one term. A selector without a term selects everything, which is never
+/// meant here.
 fn selects_something(selector: &mut JSONSchemaProps) {
     selector.any_of = rules(json!([
         { "required": ["matchLabels"], "properties": { "matchLabels": { "minProperties": 1 } } },
@@ -539,15 +544,16 @@ fn selects_something(selector: &mut JSONSchemaProps) {
     }
 }
 
-/// Schemas that are written down here; a test makes each of them.
+/// Parses schemas that are literals in this file. A test covers each of them.
 fn rules(rules: serde_json::Value) -> Option<Vec<JSONSchemaProps>> {
     serde_json::from_value(rules).ok()
 }
 
-/// A pool of runners, as `runnerpools.tuist.dev` has it: the fields that the gate goes by. Never written by us.
+/// A pool of runners, as `runnerpools.tuist.dev` defines it. Only the fields that the gate uses are read, and we never
+/// write them.
 ///
-/// The definition belongs to somebody else and may be newer: unknown fields are passed over, absent ones have the
-/// defaults that the pools' own controller uses.
+/// The definition belongs to another project and may be newer. So unknown fields are ignored, and absent fields have
+/// the defaults of the pools' own controller.
 #[derive(Clone, CustomResource, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[kube(
     group = "tuist.dev",
@@ -560,20 +566,20 @@ fn rules(rules: serde_json::Value) -> Option<Vec<JSONSchemaProps>> {
 )]
 #[serde(rename_all = "camelCase", default)]
 pub struct RunnerPoolSpec {
-    /// What its Pods run: compared with theirs as text.
+    /// The image that the pool's Pods shall run. It is compared with the Pods' images as text.
     pub image: String,
-    /// How many Pods there are meant to be; an autoscaler changes it every few seconds.
+    /// How many Pods there are meant to be. An autoscaler changes this number every few seconds.
     pub replicas: i32,
-    /// The value of `tuist.dev/fleet` on its Nodes.
+    /// The value of the label `tuist.dev/fleet` on the pool's Nodes.
     pub fleet_selector: String,
-    /// `darwin` or `linux`; only the first concerns us.
+    /// `darwin` or `linux`. The coordinator follows only pools of `darwin`.
     #[serde(default = "darwin")]
     pub os: String,
-    /// How it rolls.
+    /// The settings of the pool's rolls.
     pub rollout: RunnerPoolRollout,
 }
 
-/// How a pool rolls.
+/// The settings of a pool's rolls.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RunnerPoolRollout {

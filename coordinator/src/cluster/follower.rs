@@ -1,8 +1,8 @@
-//! What a replica answers that doesn't lead.
+//! What a replica answers while it doesn't lead.
 //!
-//! It answers 503 with the leader's name, and passes admission reviews on to the leader, because only the leader knows
-//! which hosts hold what. Where a review can't be passed on, the replica refuses a label that may be a drain label, so
-//! that the other controller tries again, and lets everything else pass.
+//! The replica answers 503 with the leader's name. It passes admission reviews on to the leader, because only the
+//! leader knows which hosts hold which images. Where a review can't be passed on, the replica refuses any label that
+//! may be a drain label, so that the other controller tries again. It allows everything else.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,10 +27,11 @@ use super::{
 };
 use crate::{api::unavailable, secret::Secret};
 
-/// The leader answers within this time; the API server waits 2 s in all.
+/// The leader answers within this time. The limit is below the 2 s that the API server waits in all.
 const FORWARD: Duration = Duration::from_millis(1_500);
 
-/// How a review reaches the leader: at its Pod's address, on the same port, by the same authority and token.
+/// How a review reaches the leader: at the address of the leader's Pod, on the same port, with the same authority and
+/// token.
 #[derive(Clone)]
 pub(crate) struct Forward {
     client: Client,
@@ -57,7 +58,10 @@ impl Forward {
         }
     }
 
-    /// The leader's judgement.
+    /// Asks the leader for its answer to a review.
+    ///
+    /// # Errors
+    /// The leader's Pod can't be read or has no address, or the leader doesn't answer.
     async fn judge(
         &self,
         leader: &str,
@@ -73,7 +77,7 @@ impl Forward {
             self.pin,
             self.token.clone(),
         );
-        // whether the key is the right one is the leader's to say
+        // only the leader judges whether the key is right
         let path = match key {
             None => review::PATH.to_owned(),
             Some(key) => format!("{}/{}", review::PATH, segment(key.expose())),
@@ -85,7 +89,7 @@ impl Forward {
     }
 }
 
-/// The routes of who doesn't lead.
+/// The routes of a replica that doesn't lead.
 pub(crate) fn router(led: watch::Receiver<Leadership>, forward: Option<Forward>) -> Router {
     let leader = leader_of(led);
     let judge = leader.clone();
@@ -111,7 +115,7 @@ pub(crate) fn router(led: watch::Receiver<Leadership>, forward: Option<Forward>)
         })
 }
 
-/// The leader's name, where one is known, as it is at each call.
+/// Returns a function that names the leader, where one is known at the time of the call.
 fn leader_of(
     led: watch::Receiver<Leadership>,
 ) -> impl Fn() -> Option<String> + Clone + Send + Sync + 'static {
@@ -129,8 +133,8 @@ fn elsewhere(leader: Option<String>) -> Response {
     unavailable(error)
 }
 
-/// A label that is newly `true` is refused where the leader can't be asked. The webhook's selector only sends Pods that
-/// carry the drain label, whatever its name is.
+/// Asks the leader. Refuses where the leader can't be asked and a label newly has the value `true`. The webhook's
+/// selector sends only Pods that carry the drain label, whatever that label's name is.
 async fn answer(
     review: &Review,
     key: Option<&Secret>,

@@ -25,10 +25,10 @@ pub(crate) use facts::{
     NodeFacts, ObjectKey, Owner, PodFacts, PrePullFacts, RunnerPoolFacts, is_labelled,
 };
 
-/// The prefix of our Node labels; then the first twelve hex digits of the image's digest.
+/// The prefix of our Node labels. The first twelve hex digits of the image's digest follow.
 pub(crate) const IMAGE_LABEL: &str = "parbake.dev/image-";
 
-/// What is watched.
+/// The kinds of objects that are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Kind {
     Pods,
@@ -73,13 +73,13 @@ pub(crate) struct Index {
     pub(crate) nodes: BTreeMap<String, NodeFacts>,
     pub(crate) prepulls: BTreeMap<ObjectKey, PrePullFacts>,
     pub(crate) runner_pools: BTreeMap<ObjectKey, RunnerPoolFacts>,
-    /// RunnerPools that are there and can't be read: what they gate is blocked, for nobody knows what they mean.
+    /// RunnerPools that exist and can't be read. Nobody knows what they mean, so the Pods that they gate are blocked.
     pub(crate) unreadable_pools: BTreeSet<ObjectKey>,
-    /// What a relist that runs has shown so far.
+    /// The objects that a running relist has shown so far.
     listed: BTreeMap<Scope, BTreeSet<ObjectKey>>,
 }
 
-/// What changed.
+/// An object that changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     Pod(ObjectKey),
@@ -89,12 +89,12 @@ pub(crate) enum Change {
 }
 
 impl Index {
-    /// A list of everything begins.
+    /// A list of all objects in this scope begins.
     pub(crate) fn begin(&mut self, scope: Scope) {
         self.listed.insert(scope, BTreeSet::new());
     }
 
-    /// The list is whole: what it didn't show is gone.
+    /// The list is whole. Objects that the list didn't show are gone.
     pub(crate) fn finish(&mut self, scope: &Scope) -> Vec<Change> {
         let Some(listed) = self.listed.remove(scope) else {
             return Vec::new();
@@ -126,7 +126,10 @@ impl Index {
         }
     }
 
-    /// An object is as shown at `now`. `None` when it was known to be so, or newer.
+    /// An object is as shown at `now`. `None` when the index knew this state, or a newer one.
+    ///
+    /// # Errors
+    /// The object can't be read. Where the object is an ImagePrePull or a RunnerPool, its Pods are blocked.
     pub(crate) fn apply(
         &mut self,
         scope: &Scope,
@@ -153,8 +156,8 @@ impl Index {
         })
     }
 
-    /// An ImagePrePull is as shown. One that can't be read stands still: its Pods are gated as far as that can be told,
-    /// and blocked.
+    /// An ImagePrePull is as shown. If it can't be read, it is paused: its Pods are gated as far as its gate can be
+    /// read, and they are blocked.
     fn apply_prepull(&mut self, key: &ObjectKey, object: DynamicObject) -> Result<Change, String> {
         match parse::<ImagePrePull>(object.clone()) {
             Ok(prepull) => {
@@ -173,7 +176,7 @@ impl Index {
         }
     }
 
-    /// A RunnerPool is as shown. Nobody knows what one means that can't be read.
+    /// A RunnerPool is as shown. If it can't be read, nobody knows what it means.
     fn apply_pool(&mut self, key: &ObjectKey, object: DynamicObject) -> Result<Change, String> {
         match runner_pool_facts(object) {
             Ok(facts) => {
@@ -189,7 +192,7 @@ impl Index {
         }
     }
 
-    /// A Pod is as shown at `now`, by a watch or as the answer to a write. A watch may be behind such an answer.
+    /// A Pod is as shown at `now`, by a watch or by the answer to a write. A watch may lag behind such an answer.
     pub(crate) fn apply_pod(&mut self, pod: &Pod, now: Instant) -> Option<Change> {
         let key = ObjectKey::of(&pod.metadata);
         let mut facts = pod_facts(pod, now);
@@ -205,8 +208,8 @@ impl Index {
         Some(Change::Pod(key))
     }
 
-    /// A Node is as shown; `false` when a newer one is known, or nothing changed that anybody goes by: kubelets write
-    /// their Nodes all the time.
+    /// A Node is as shown. Returns `false` when a newer state is known, or when nothing relevant changed: kubelets
+    /// write their Nodes all the time.
     pub(crate) fn apply_node(&mut self, node: &Node) -> bool {
         let name = node.metadata.name.clone().unwrap_or_default();
         let facts = node_facts(node);
@@ -224,7 +227,7 @@ impl Index {
         !same
     }
 
-    /// An object is gone; with `uid`, only if it is that one.
+    /// An object is gone. With `uid`, a Pod is removed only if it has that uid.
     pub(crate) fn remove(
         &mut self,
         kind: Kind,
@@ -270,7 +273,7 @@ impl Index {
     }
 }
 
-/// A selector that selects something but not everything.
+/// A parsed selector. `None` for a selector that selects everything or can't be parsed.
 fn selector(selector: &LabelSelector) -> Option<Selector> {
     let selector = Selector::try_from(selector.clone()).ok()?;
     (!selector.selects_all()).then_some(selector)

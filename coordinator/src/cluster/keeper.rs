@@ -1,9 +1,9 @@
-//! The one task that owns the gate and what is known of the cluster.
+//! The one task that owns the gate and everything that is known of the cluster.
 //!
-//! `run` selects an [`Input`]; `apply` lets the parts take it in without waiting, tells the gate, and turns what the
-//! parts want into jobs. Each part owns its state; methods of parts take the time and what they need of other parts,
-//! and return what is to be done. What the objects say is derived anew from the [`Index`] whenever it changes: nothing
-//! here remembers what the cluster can say again.
+//! `run` receives an [`Input`]. `apply` lets the parts take the input in without waiting, tells the gate, and turns
+//! what the parts want into jobs. Each part owns its state. The parts' methods take the time and what they need of
+//! other parts, and return what is to be done. What the objects say is derived anew from the [`Index`] whenever the
+//! index changes: nothing here remembers what the cluster can say again.
 
 use std::{
     sync::Arc,
@@ -80,25 +80,25 @@ pub(crate) use ask::{Admission, Question};
 pub(crate) use gating::Drain;
 pub(crate) use guard::Guarded;
 
-/// Questions that wait for the keeper: a fleet's runners that poll together.
+/// The most questions that wait for the keeper: a fleet's runners may poll together.
 pub(crate) const QUESTIONS: usize = 1_024;
-/// Sights that wait for the keeper: a list of every Pod of a large cluster comes in pages of 500.
+/// The most reports of watches that wait for the keeper: a list of every Pod of a large cluster comes in pages of 500.
 const INBOX: usize = 1_024;
 /// Labels, statuses and gauges are brought up to date this often.
 const TICK: Duration = Duration::from_secs(1);
 
-/// What was meant: the settings of the Kubernetes side.
+/// The settings of the Kubernetes side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Config {
-    /// Namespaces to watch; none: all.
+    /// Namespaces to watch. An empty list means all.
     pub(crate) namespaces: Vec<String>,
-    /// The gate of a RunnerPool that says nothing.
+    /// The gate mode of a RunnerPool that doesn't name one.
     pub(crate) default_gate: GateMode,
-    /// Who writes Events: this Pod's name.
+    /// The author of Events: this Pod's name.
     pub(crate) instance: String,
 }
 
-/// What the keeper is made of.
+/// The settings and connections of a new keeper.
 pub(crate) struct Parts {
     pub(crate) config: Config,
     pub(crate) client: Client,
@@ -109,7 +109,7 @@ pub(crate) struct Parts {
     pub(crate) metrics: Metrics,
 }
 
-/// The parts, what is known of the cluster, and the ways out.
+/// The parts, what is known of the cluster, and the channels to the outside.
 pub(crate) struct Keeper {
     clock: Clock,
     index: Index,
@@ -131,9 +131,9 @@ pub(crate) struct Keeper {
     jobs: Jobs,
     driver: mpsc::Sender<driver::Input>,
     metrics: Metrics,
-    /// The gate is to be told the ImagePrePulls anew.
+    /// The gate is to be told all ImagePrePulls anew.
     gates_due: bool,
-    /// When everything is brought up to date next.
+    /// When everything is next brought up to date.
     due: Instant,
 }
 
@@ -169,7 +169,8 @@ impl Keeper {
         }
     }
 
-    /// Runs until `shutdown`, and until writes that were begun have ended.
+    /// Runs until `shutdown`, and then until all writes that were begun have ended. Returns early when a job or a watch
+    /// dies.
     pub(crate) async fn run(
         mut self,
         mut questions: mpsc::Receiver<Question>,
@@ -196,7 +197,7 @@ impl Keeper {
                 Ok(()) = view.changed() => Input::View(view.borrow_and_update().clone()),
                 Some(job) = self.jobs.next() => match job {
                     Ok(input) => input,
-                    // what waits for its answer would wait for ever: a new start asks anew
+                    // whoever waits for this job's answer would wait for ever, and a restart asks anew
                     Err(error) => {
                         error!(%error, "a job of the keeper died; the coordinator ends");
                         return;
@@ -213,12 +214,12 @@ impl Keeper {
             };
             self.apply(input);
         }
-        // what was begun ends by its own time-outs
+        // jobs that were begun end by their own time-outs
         while self.jobs.next().await.is_some() {}
         while watches.join_next().await.is_some() {}
     }
 
-    /// When something is due, if nothing happens before.
+    /// When something is next due, if nothing happens before.
     fn next(&self) -> Instant {
         let gate = self.gating.next_timeout();
         let gate = gate.map(|moment| self.clock.now().instant_of(moment));
@@ -228,7 +229,7 @@ impl Keeper {
     /// Lets the parts take in one input, and starts what follows from it.
     fn apply(&mut self, input: Input) {
         let now = self.clock.now();
-        // what the gate decides on this input mustn't rest on watches that were blind for too long by now
+        // the gate's decisions on this input mustn't rest on watches that have been blind for too long
         self.sync(now);
         self.take_in(now, input);
         if std::mem::take(&mut self.gates_due) {
@@ -271,7 +272,7 @@ impl Keeper {
             }
             Input::NodeWritten { node, result } => {
                 let written = self.labels.written(now.instant, &node, result);
-                // the watch may be behind the answer: without this the same labels would be written again
+                // the watch may lag behind the answer, and without this the same labels would be written again
                 if let Some(written) = written.filter(|_| self.index.nodes.contains_key(&node)) {
                     self.index.apply_node(&written);
                     self.take(now, Change::Node(node));
@@ -284,7 +285,7 @@ impl Keeper {
                 self.pools.written(now.instant, &key, result);
             }
             Input::Accounts(Ok(listed)) => {
-                // while the cluster isn't known, a Pod that isn't seen may be there
+                // while the cluster isn't known, a Pod that wasn't seen may still exist
                 if self.watches.synced() {
                     let gates = self.gating.gates();
                     let accounts = &mut self.accounts;
@@ -306,7 +307,7 @@ impl Keeper {
         }
     }
 
-    /// Everything that is brought up to date every second.
+    /// Brings up to date everything that is checked every second.
     fn keep_up(&mut self, now: Now) {
         let synced = self.watches.synced();
         if synced {
@@ -335,7 +336,8 @@ impl Keeper {
 
     // ---- the gate ------------------------------------------------------------------------------------------------
 
-    /// Looks whether everything is known, and no watch has been blind for too long.
+    /// Checks whether everything is known and no watch has been blind for too long, and tells the gate when that
+    /// changed.
     fn sync(&mut self, now: Now) {
         if let Some(synced) = self.watches.look(now.instant, &self.index) {
             self.metrics.synced.set(i64::from(synced));
@@ -371,7 +373,7 @@ impl Keeper {
         self.follow(now, told);
     }
 
-    /// Does what follows from what the gate was told.
+    /// Carries out what follows from what the gate was told.
     fn follow(&mut self, now: Now, told: Told) {
         for prepull in told.gone {
             self.metrics.forget_pool(&prepull);
@@ -416,7 +418,7 @@ impl Keeper {
             write,
             why,
         } = order;
-        // what the answer shows is told first: the gate goes by it from here on
+        // the gate hears first what the answer shows, because later decisions depend on it
         let change = match written.pod {
             Some(pod) => self.index.apply_pod(&pod, now.instant),
             None if written.gone => self.index.remove(Kind::Pods, &target.key, Some(&id.0)),
@@ -444,7 +446,7 @@ impl Keeper {
 
     // ---- staging -------------------------------------------------------------------------------------------------
 
-    /// Brings what is resolved, and what the driver stages, up to what the objects say.
+    /// Resolves what the objects ask for, and tells the driver what to stage.
     fn stage(&mut self, now: Now) {
         let looked = self.images.look(now, &self.index);
         for gone in &looked.gone {
@@ -461,7 +463,7 @@ impl Keeper {
             hosts: &self.hosts,
         };
         let placement = self.placing.due(facts, |key| self.gating.rolls(key));
-        // what the driver has no room for is told at the next look
+        // if the driver has no room now, it is told at the next look
         if let Some(placement) = placement
             && self.tell_driver(placement.ask())
         {
@@ -481,7 +483,7 @@ impl Keeper {
         self.driver.try_send(driver::Input::Asked(ask)).is_ok()
     }
 
-    /// Writes the statuses that changed, and tells metrics and Events.
+    /// Writes the statuses that changed, and updates metrics and Events.
     fn write_statuses(&mut self, now: Now) {
         let prepulls = &self.index.prepulls;
         self.statuses.keep(|key| prepulls.contains_key(key));
@@ -517,7 +519,7 @@ impl Keeper {
         }
     }
 
-    /// Where an ImagePrePull stands. `None` while its image isn't asked for.
+    /// The state of an ImagePrePull. `None` while its image wasn't asked for yet.
     fn stands(&self, now: Now, key: &ObjectKey, prepull: &PrePullFacts) -> Option<Stands> {
         let facts = status::Facts {
             now,
@@ -531,7 +533,7 @@ impl Keeper {
         Some(status::of(&facts))
     }
 
-    /// What is amiss with an ImagePrePull, beside its image and its roll.
+    /// The troubles of an ImagePrePull besides those of its image and its roll.
     fn troubles(&self, key: &ObjectKey, prepull: &PrePullFacts) -> Vec<(Trouble, String)> {
         let mut troubles = Vec::new();
         if self.gating.is_overlapped(&self.index, key) {
@@ -551,14 +553,14 @@ impl Keeper {
 
     // ---- the rest ------------------------------------------------------------------------------------------------
 
-    /// Looks for ServiceAccounts that stayed when their Pods went, when it is time.
+    /// Lists ServiceAccounts that may have outlived their Pods, when that is due.
     fn sweep_accounts(&mut self, now: Now) {
         if let Some(namespaces) = self.accounts.look(now.instant, self.gating.gates()) {
             self.jobs.list_accounts(namespaces);
         }
     }
 
-    /// Reads the pull Secrets that are due, and forgets those that nobody names.
+    /// Reads the pull Secrets that are due, and forgets those that no ImagePrePull names.
     fn read_secrets(&mut self, now: Now) {
         let named = secrets::named(&self.index);
         self.jobs.keep_secrets(&named);
@@ -567,7 +569,7 @@ impl Keeper {
         }
     }
 
-    /// Reads the owners that are due, and forgets those of Pods that don't roll.
+    /// Reads the owners that are due, and forgets the owners of Pods that don't roll.
     fn read_owners(&mut self, now: Now) {
         let gates = self.gating.gates().iter();
         let rolling: Vec<_> = gates.filter(|gate| self.gating.rolls(&gate.key)).collect();
@@ -579,7 +581,7 @@ impl Keeper {
         }
     }
 
-    /// Tells why Pods are blocked, where that lasts.
+    /// Publishes why Pods are blocked, where they stay blocked.
     fn tell_waits(&mut self, now: Now) {
         let (gating, index) = (&self.gating, &self.index);
         let image = |key: &ObjectKey| image_of(gating, index, key);
@@ -591,7 +593,7 @@ impl Keeper {
         }
     }
 
-    /// Sets the gauges.
+    /// Updates the gauges of all pools.
     fn measure(&self, now: Now) {
         let since_1970 = now.time.duration_since(std::time::SystemTime::UNIX_EPOCH);
         let now_unix_s = since_1970.unwrap_or_default().as_secs();
@@ -606,7 +608,7 @@ impl Keeper {
     }
 
     fn answer(&mut self, now: Now, question: Question) {
-        // whoever asked may have gone: there is nobody to tell
+        // the asker may have gone, so a failed send is ignored
         match question {
             Question::Admit { change, reply } => drop(reply.send(self.admit(now, &change))),
             Question::Drain { key, reply } => drop(reply.send(self.drain(&key))),
@@ -631,7 +633,7 @@ impl Keeper {
         if let Some(pool) = refusal.prepull {
             self.metrics.denied(&pool, reason);
             self.notes.wait(now.instant, pod.clone(), reason);
-            // a greedy controller asks all the time; the counter has it
+            // a greedy controller asks all the time, so only the counter records each refusal
             debug!(%pod, %pool, dry_run, reason = reason.as_str(), "label is refused");
         }
         Admission::Refused(show::reason_text(reason, refusal.node.as_deref()))
@@ -663,7 +665,7 @@ impl Keeper {
     }
 }
 
-/// What a Pod shall run, for people.
+/// The image that a Pod shall run, for people.
 fn image_of(gating: &Gating, index: &Index, pod: &ObjectKey) -> String {
     let gate = gating.gate_of(index, pod);
     gate.map_or_else(|| "its pool's image".to_owned(), |gate| gate.image.clone())

@@ -1,4 +1,4 @@
-//! The leader's label: the leader's Pod carries it while it leads, and no other Pod does.
+//! The leader's label. The leader's Pod carries it while it leads, and no other Pod does.
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -21,10 +21,11 @@ use super::{
     write::patch_params,
 };
 
-/// The label of the Pod that leads: what the Services for hosts and for the API select.
+/// The label of the Pod that leads. The Services for hosts and for the API select it.
 const ROLE_LABEL: &str = "parbake.dev/role";
 
-/// Keeps the leader's label on the own Pod while it leads, and off it while it doesn't.
+/// Keeps the leader's label on this Pod while it leads, and off this Pod while it doesn't. Returns after `stop`, when
+/// the label is off or one try to remove it failed.
 pub(super) async fn keep(
     access: Access,
     pod: String,
@@ -69,7 +70,7 @@ pub(super) async fn keep(
     }
 }
 
-/// Puts the label on one Pod and takes it off all others, or takes it off this one.
+/// With `leads`, puts the label on this Pod and takes it off all others. Otherwise takes it off this Pod.
 async fn mark(access: &Access, pod: &str, leads: bool) -> kube::Result<()> {
     let pods: Api<Pod> = Api::namespaced(access.client.clone(), &access.namespace);
     let marked = pods
@@ -81,11 +82,11 @@ async fn mark(access: &Access, pod: &str, leads: bool) -> kube::Result<()> {
         let labels = json!({ "metadata": { "labels": { ROLE_LABEL: value } } });
         Patch::Merge(labels)
     };
-    // A Pod that isn't there has no label to lose; outside of a Pod there is none to put it on.
+    // A Pod that isn't there has no label to lose. Outside of a cluster there is no Pod to label.
     let absent =
         |error: &kube::Error| matches!(error, kube::Error::Api(status) if status.code == 404);
     if leads {
-        // First the old one's: a Service with two leaders would send hosts to the wrong one.
+        // The old leader's label goes first: a Service with two leaders would send hosts to the wrong one.
         for other in others {
             match pods
                 .patch_metadata(&other, &patch_params(), &set(Value::Null))

@@ -1,6 +1,6 @@
 //! Which of several coordinators writes: leader election by a Lease object.
 //!
-//! [`Election`] decides and does no I/O; [`hold`] asks the API server and tells what came of it. Two rules keep two
+//! [`Election`] decides and does no I/O. [`hold`] asks the API server and publishes the result. Two rules keep two
 //! writers apart, and neither compares the clocks of two machines:
 //! - A candidate takes another's lease only after it has seen the lease unchanged for its whole duration, by the
 //!   candidate's own clock.
@@ -9,15 +9,16 @@
 //!
 //! A Lease that was deleted tells nobody that its holder has stopped. So a candidate that makes a new Lease, where
 //! somebody led before, leads only four fifths of the duration later: the holder of the deleted Lease can't renew it
-//! any more, and has stopped by then. Until then the Lease says that it is new, so that nobody who takes it over leads
-//! sooner. Whether somebody led before is known from the Lease, or from the term in the shared Secret.
+//! any more, and has stopped by then. Until then an annotation marks the Lease as new, so that nobody who takes it over
+//! leads sooner. The Lease, or the term in the shared Secret, shows whether somebody led before.
 //!
-//! A term's number is greater than that of every term before: than the number in the Lease, and than the number in the
-//! Secret, which a backup may have brought from another cluster. The claim of the Secret compares both once more.
+//! A term's number is greater than the number in the Lease and the number in the Secret. So it is greater than that of
+//! every earlier term, even if a backup brought the Secret from another cluster. The claim of the Secret compares both
+//! numbers once more.
 //!
 //! The clock goes on while a machine sleeps, so a leader that was paused finds its `Term` over when it wakes. One gap
-//! is left: the microseconds between a writer's look at the term and the packet that leaves. Only the API server could
-//! fence that gap. Writers narrow it by preconditions on what they read.
+//! is left: the microseconds between a writer's look at the term and the moment when the packet leaves. Only the API
+//! server could close that gap. Writers narrow it by preconditions on what they read.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -47,7 +48,7 @@ mod election;
 pub(crate) use election::Settings;
 pub use election::{LostError, NAME};
 
-/// A request about the lease is given up after this long, and sooner where the lease is short.
+/// A request about the lease is given up after this long, and sooner where the lease's duration is short.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The first wait after a request that failed.
 const RETRY: Duration = Duration::from_millis(500);
@@ -55,19 +56,20 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Whether this process leads.
 #[derive(Clone, Debug)]
 pub(crate) enum Leadership {
-    /// Somebody else does, or nobody yet. The name where one is known.
+    /// Another replica leads, or nobody does yet. The leader's name where it is known.
     Following(Option<String>),
-    /// This process does, while the term holds.
+    /// This process leads, while the term holds.
     Leading(Term),
 }
 
-/// Takes part in the election until `release`, and tells what came of it. Gives the lease back then, if it is ours.
-/// `secrets` has the term that was claimed last.
+/// Takes part in the election until `release`, and publishes each change of leader on `leadership`. `secrets` has the
+/// term that was claimed last.
 ///
-/// Whoever cancels `release` has stopped writing before.
+/// After `release`, gives the lease back if this process leads. Whoever cancels `release` must have stopped writing
+/// before.
 ///
 /// # Errors
-/// When the lease was lost. The term is over by then, and this process must not lead again.
+/// The lease was lost. The term is over by then, and this process must not lead again.
 pub(crate) async fn hold(
     (api, secrets): (Api<Lease>, Api<Secret>),
     settings: Settings,
@@ -130,7 +132,7 @@ pub(crate) async fn hold(
             let released = timeout(REQUEST_TIMEOUT, give_back(&api, record)).await;
             match released {
                 Ok(Ok(_)) => info!("lease given back"),
-                // it runs out by itself; most often the roles went with the release
+                // the lease runs out by itself; most often the release was removed together with its roles
                 Ok(Err(error)) => {
                     let error = trouble::plain(&error);
                     info!(error, "lease isn't given back; it runs out by itself");
@@ -142,7 +144,7 @@ pub(crate) async fn hold(
     Ok(())
 }
 
-/// Publishes what changed.
+/// Publishes a change of leader, and extends our term after a renewal.
 fn tell(election: &Election, term: &mut Option<Term>, leadership: &watch::Sender<Leadership>) {
     let record = election.record();
     if election.waits(clock()) {
@@ -173,7 +175,7 @@ fn tell(election: &Election, term: &mut Option<Term>, leadership: &watch::Sender
     });
 }
 
-/// Does one step that needs the server.
+/// Carries out one step that needs the server.
 async fn ask(
     (api, secrets): (&Api<Lease>, &Api<Secret>),
     election: &mut Election,
@@ -189,10 +191,10 @@ async fn ask(
         Step::Look | Step::Wait(_) | Step::Lose(_) => return look(api, election).await,
     };
     let version = known.and_then(|record| record.version.clone());
-    // without it the API server makes a Lease anew that was deleted, whatever the version
+    // without the uid, the API server would create a Lease that was deleted, whatever the version
     let uid = known.and_then(|record| record.uid.clone());
     let now = jiff::Timestamp::now();
-    // a renewal doesn't acquire anything
+    // a renewal keeps the time of acquisition
     let acquired = known.filter(|_| *step == Step::Renew);
     let acquired = acquired.and_then(|record| record.acquired).unwrap_or(now);
     let lease = Lease {
@@ -223,7 +225,7 @@ async fn ask(
             election.won(Record::read(&lease), sent, clock());
             Ok(())
         }
-        // Somebody was faster, or an earlier request of ours succeeded without our hearing of it.
+        // Another candidate was faster, or an earlier request of ours succeeded and its answer was lost.
         Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => {
             look(api, election).await
         }

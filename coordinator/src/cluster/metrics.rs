@@ -1,5 +1,5 @@
-//! The metrics of the Kubernetes side. The series of an ImagePrePull, and of the pool of Pods that it gates, go when
-//! the ImagePrePull goes.
+//! The metrics of the Kubernetes side. The series of an ImagePrePull, and of the pool of Pods that it gates, are
+//! removed when the ImagePrePull goes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +28,7 @@ struct PoolLabel {
     pool: String,
 }
 
-/// A pool, and why Pods of it are held, or were.
+/// A pool, and a reason why Pods of it are blocked, or were.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {
     namespace: String,
@@ -66,7 +66,7 @@ struct WriteLabel {
 
 const HOST_STATES: [&str; 5] = ["selected", "staged", "staging", "failed", "excluded"];
 
-/// All of them. Cloning shares them.
+/// All metrics of the Kubernetes side. Clones share the metrics.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
     rolling: Family<PoolLabel, Gauge>,
@@ -85,17 +85,17 @@ pub(crate) struct Metrics {
     pub(crate) synced: Gauge,
     /// 1 while this coordinator leads.
     pub(crate) leader: Gauge,
-    /// Reasons that a pool has series of, so that they can go. Held for a moment only.
+    /// The reasons for which each pool has series, so that the series can be removed. Locked for a moment only.
     denied: Arc<Mutex<BTreeSet<(ObjectKey, &'static str)>>>,
 }
 
-/// 1 s to 68 min: a clone takes 9 s, a pull of 60 GB half an hour.
+/// Buckets from 1 s to 68 min: a clone takes 9 s, a pull of 60 GB takes half an hour.
 fn provision_buckets() -> Histogram {
     Histogram::new(exponential_buckets(1.0, 2.0, 13))
 }
 
 impl Metrics {
-    /// Registers them.
+    /// Registers the metrics.
     pub(crate) fn new(registry: &mut Registry) -> Self {
         let this = Self {
             rolling: Family::default(),
@@ -221,7 +221,7 @@ impl Metrics {
         }
         let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
         denied.extend(blocked.keys().map(|reason| (key.clone(), *reason)));
-        // what nobody is held for any more is 0, not what it was
+        // a reason that blocks no Pod any more is set to 0
         for (_, reason) in denied.iter().filter(|(pool, _)| pool == key) {
             let many = blocked.get(reason).copied().unwrap_or(0);
             self.blocked
@@ -278,7 +278,7 @@ impl Metrics {
         }
     }
 
-    /// Makes a series of every family, so that a test sees them all.
+    /// Makes a series in every family, so that a test sees all families.
     #[cfg(test)]
     pub(crate) fn touch(&self) {
         let key = ObjectKey::new("namespace", "pool");
@@ -308,7 +308,7 @@ impl Metrics {
             .observe(took.as_secs_f64());
     }
 
-    /// How many were observed with the image there, and without.
+    /// How many Pods started with the image staged, and how many without.
     #[cfg(test)]
     pub(crate) fn provisions(&self) -> (u64, u64) {
         let count = |staged| {

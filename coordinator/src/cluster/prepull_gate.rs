@@ -1,5 +1,5 @@
-//! How ImagePrePulls gate Pods: by which selector, to which image, under which cap. Derived from the [`Index`] anew
-//! whenever it changes.
+//! The gates of ImagePrePulls: which Pods each one selects, which image those Pods shall run, and under which cap.
+//! Gates are derived anew from the [`Index`] whenever the index changes. Nothing here decides about a Pod.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use super::{
 
 /// The label by which a RunnerPool's Pods name it.
 const POOL_LABEL: &str = "tuist.dev/runner-pool";
-/// The label of a Pod that works for somebody; empty or absent when it doesn't.
+/// The label that names whom a runner works for. The label is empty or absent while the runner is idle.
 const BUSY_LABEL: &str = "tuist.dev/runner-pool-owner";
 /// How one ImagePrePull gates Pods.
 #[derive(Clone, Debug)]
@@ -28,11 +28,11 @@ pub(crate) struct PrePullGate {
     pub(crate) image: String,
     pub(crate) percent: i32,
     pub(crate) replicas: i32,
-    /// Its RunnerPool can't be read: nothing is admitted.
+    /// The gate's RunnerPool can't be read, so the gate admits nothing.
     shut: bool,
 }
 
-/// The gates of all ImagePrePulls, in the order in which they have a say: older ones first.
+/// The gates of all ImagePrePulls. Older ImagePrePulls come first: where several gates select a Pod, the first counts.
 pub(crate) fn gates(index: &Index) -> Vec<PrePullGate> {
     let mut order: Vec<_> = index.prepulls.iter().collect();
     order.sort_by_key(|(key, facts)| (facts.created_unix_s, (*key).clone()));
@@ -43,7 +43,7 @@ pub(crate) fn gates(index: &Index) -> Vec<PrePullGate> {
 }
 
 impl PrePullGate {
-    /// The gate of an ImagePrePull. `None` where it gates nothing.
+    /// The gate of an ImagePrePull. `None` where the ImagePrePull gates nothing.
     fn of(index: &Index, key: &ObjectKey, facts: &PrePullFacts) -> Option<Self> {
         let gate = facts.spec.gate.as_ref()?;
         if facts.deleting || gate.mode == GateMode::None {
@@ -57,7 +57,7 @@ impl PrePullGate {
         let shut = pool_key
             .as_ref()
             .is_some_and(|pool| index.unreadable_pools.contains(pool));
-        // a pool that isn't there has no Pods
+        // a pool that doesn't exist has no Pods
         if pool_key.is_some() && pool.is_none() && !shut {
             return None;
         }
@@ -68,7 +68,7 @@ impl PrePullGate {
                 .collect(),
             (None, None) => return None,
         };
-        // a selector without a term selects everything: the schema refuses it, and so does this
+        // a selector without a term selects everything: the schema refuses such a selector, and so does this function
         if selector.selects_all() {
             return None;
         }
@@ -88,19 +88,19 @@ impl PrePullGate {
         })
     }
 
-    /// Whether it selects a Pod. Of several gates that do, the first counts.
+    /// Whether this gate selects a Pod. Where several gates select a Pod, the first counts.
     pub(crate) fn selects(&self, key: &ObjectKey, pod: &PodFacts) -> bool {
         key.namespace == self.key.namespace && self.selector.matches(&pod.labels)
     }
 
-    /// Whether it selects the same Pods by the same label.
+    /// Whether this gate selects the same Pods as another, by the same label.
     pub(crate) fn selects_like(&self, other: &Self) -> bool {
         self.key == other.key
             && self.drain_label == other.drain_label
             && self.selector.to_string() == other.selector.to_string()
     }
 
-    /// The gate's pool, but for what the index doesn't know: the digest, what owners make, the deadline.
+    /// The gate's pool, except for what the index doesn't know: the digest, what owners make, and the deadline.
     pub(crate) fn pool(&self, facts: &PrePullFacts, hosts: BTreeSet<HostId>) -> gate::Pool {
         gate::Pool {
             image: self.image.clone(),
@@ -123,7 +123,7 @@ impl PrePullGate {
         }
     }
 
-    /// The gate's view of a Pod that stands under this gate.
+    /// How the gate sees a Pod that this gate selects.
     pub(crate) fn pod(
         &self,
         key: &ObjectKey,

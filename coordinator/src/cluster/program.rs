@@ -4,8 +4,8 @@
 //! doesn't lead answers 503 there, with the leader's name. The leader runs a [`Coordinator`], as a coordinator without
 //! a cluster does, and the [`keeper`](super) beside it.
 //!
-//! A replica leads at most once. When it loses the lease, its writers find their term over, everything stops, and the
-//! process ends with an error, so that Kubernetes starts it anew. That way nothing of one term is left in the next.
+//! A replica leads at most once. When it loses the lease, its writers find their term over, all its parts stop, and the
+//! process ends with an error, so that Kubernetes starts it anew. So no state of one term is left in the next.
 
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ pub enum ClusterError {
     /// The coordinator doesn't run.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// The lease was lost. Another replica leads; this one has to be started anew.
+    /// The lease was lost. Another replica leads, and this one has to be started anew.
     #[error(transparent)]
     Lost(#[from] LostError),
 }
@@ -72,7 +72,7 @@ pub async fn run(
     let secrets: Api<Secret> = Api::namespaced(access.client.clone(), &access.namespace);
     let shared = SharedSecret::open(secrets, config.state_dir.clone()).await?;
     let (leadership, led) = watch::channel(Leadership::Following(None));
-    // The replica's own parts end after the leader's: nobody writes when the lease is given back.
+    // The replica's own parts stop after the leader's parts, so nobody writes any more when the lease is given back.
     let stop = CancellationToken::new();
     let routes = follower::router(led.clone(), None);
     let mut base = Base::open(&config, lock, routes, stop.clone()).await?;
@@ -148,7 +148,7 @@ pub async fn run(
     outcome
 }
 
-/// The part that ended before `stop`. Parts that were stopped end without being asked about.
+/// The name of a part that ended before `stop`. Never returns after `stop`, because the parts are meant to end then.
 async fn unasked(beside: &mut JoinSet<&'static str>, stop: &CancellationToken) -> &'static str {
     let ended = beside.join_next().await;
     if stop.is_cancelled() {
@@ -166,7 +166,7 @@ async fn leads(led: &mut watch::Receiver<Leadership>) -> Term {
         .await;
     match found.as_deref() {
         Ok(Leadership::Leading(term)) => term.clone(),
-        // The election has ended, which its own end tells.
+        // The election has ended. The caller's select on the election's task reports that.
         _ => std::future::pending().await,
     }
 }
@@ -181,17 +181,17 @@ fn lost(ended: Option<Result<Result<(), LostError>, tokio::task::JoinError>>) ->
     }
 }
 
-/// What a leader starts with.
+/// The state and settings that a leader starts with.
 struct Leading {
     access: Access,
     settings: Cluster,
     shared: SharedSecret,
     term: Term,
-    /// Ends everything, the API's port too.
+    /// Stops everything, including the API's port.
     stop: CancellationToken,
 }
 
-/// Leads until `shutdown`. Returns when nothing writes any more; dropped, it stops at once.
+/// Leads until `shutdown`, and returns when nothing writes any more. A dropped future stops at once.
 async fn lead(
     leading: Leading,
     base: Base,
@@ -215,13 +215,13 @@ async fn lead(
         Err(_) => return Err(RunError::Ended("opening the authority").into()),
     };
     if authority.pin() != pin {
-        // The port shows a certificate of the one before. A new start reads both together.
+        // The port still shows a certificate of the earlier authority. A restart reads port and authority together.
         let problem = "its authority was replaced while this coordinator ran";
         return Err(SharedStateError::Damaged(problem.into()).into());
     }
     let mut tasks = JoinSet::new();
     let (saver, asks) = Saver::new();
-    // The last to stop: what the API still does is kept.
+    // Stops last, so that changes by the API's last requests are saved.
     let keep = shared_secret::keep(shared, term.clone(), asks, stop.clone());
     tasks.spawn(async move {
         keep.await;
@@ -284,7 +284,7 @@ async fn lead(
     outcome
 }
 
-/// What a leader attends to its cluster with.
+/// The state and settings that a leader needs to watch the cluster.
 struct Attending {
     access: Access,
     settings: Cluster,

@@ -1,7 +1,8 @@
-//! Admission reviews, read into what they ask. Nobody has shown who he is when a review is read.
+//! Reads admission reviews, which ask whether labels may be put on a Pod. The sender of a review isn't authenticated
+//! here.
 //!
-//! Only a few fields of a review's two Pods matter. The reader passes over everything else without keeping it: a body
-//! of 4 MiB that is kept as JSON values takes 64 MiB and more.
+//! Only a few fields of a review's two Pods matter. The reader skips everything else without keeping it: a body of 4
+//! MiB that is kept as JSON values takes 64 MiB and more.
 
 use std::{
     collections::BTreeSet,
@@ -27,25 +28,26 @@ use serde_json::{Value, json};
 use super::index::ObjectKey;
 use crate::{secret::Secret, serve::Remote, view::Problem};
 
-/// Where reviews are sent; the webhook's key may follow as one more segment.
+/// The path to which reviews are sent. The webhook's key may follow as one more segment.
 pub(super) const PATH: &str = "/v1/webhook/pods";
-/// The same with a key, as a route.
+/// The same path with a key, as a route.
 pub(super) const KEYED_PATH: &str = "/v1/webhook/pods/{key}";
-/// Reviews that are read at one time, of at most [`MAX_BYTES`] each. Over it the one gives way that has come longest,
-/// of the address from which most come: the API server isn't kept from asking by others.
+/// The most reviews that are read at one time, each of at most [`MAX_BYTES`]. When one more comes, the review that has
+/// been arriving longest gives way, among those of the address with the most reviews. So others can't keep the API
+/// server from asking.
 const AT_ONCE: usize = 64;
-/// A review that has come for so long gives way to another one from its own address.
+/// A review that has been arriving for this long gives way to another review from its own address.
 const GRACE: Duration = Duration::from_millis(500);
-/// A review comes whole within this time: the API server waits 2 s for its answer.
+/// A review arrives whole within this time, because the API server waits 2 s for the answer.
 const BODY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The largest review that is read. Pods of runners have some 20 kB, and a review has two of them.
+/// The largest review that is read, in bytes. Runner Pods have about 20 kB, and a review has two of them.
 pub(super) const MAX_BYTES: usize = 1 << 20;
 /// The longest name of a label: a DNS name, a slash and 63 characters.
 const MAX_LABEL: usize = 253 + 1 + 63;
-/// Labels of one Pod that may say `true`. Longer names, and other labels, aren't kept.
+/// The most labels of one Pod with the value `true`. Labels with longer names or other values aren't kept.
 const MAX_LABELS: usize = 256;
-/// The longest text beside: a name of a Pod or namespace has 253 characters, a uid 36.
+/// The longest other text, in bytes: a name of a Pod or namespace has at most 253 characters, a uid 36.
 const MAX_TEXT: usize = 253;
 
 /// A review that isn't read, and why.
@@ -58,7 +60,7 @@ impl IntoResponse for Unread {
     }
 }
 
-/// Takes reviews in.
+/// Reads reviews, with a limit on how many arrive at one time.
 #[derive(Clone, Debug)]
 pub(super) struct Intake(Crowd);
 
@@ -67,7 +69,10 @@ impl Intake {
         Self(Crowd::new(AT_ONCE, 0, GRACE))
     }
 
-    /// The review that a request carries, and the key that its path has.
+    /// The review in a request, and the key in the request's path.
+    ///
+    /// # Errors
+    /// Too many reviews arrive, or the review is too large, too slow, or can't be parsed.
     pub(super) async fn read(&self, request: Request) -> Result<(Review, Option<Secret>), Unread> {
         let refuse = |status, error: String| Err(Unread(status, error));
         let remote = request.extensions().get::<Remote>();
@@ -108,8 +113,8 @@ impl Intake {
     }
 }
 
-/// What the webhook's path ends in where the API server is to be told from others. It follows from the API's token, so
-/// that all replicas know the same one, and tells nothing of it.
+/// The key at the end of the webhook's path, which tells the API server from other callers. The key is derived from the
+/// API's token, so that all replicas have the same key. The key reveals nothing about the token.
 pub(super) fn key(token: &Secret) -> Secret {
     let text = format!("parbake admission webhook {}", token.expose());
     let digest = Secret::from_text(&text).digest().hex().to_string();
@@ -161,19 +166,19 @@ struct Metadata {
     labels: Option<Labels>,
 }
 
-/// What a review asks.
+/// The labels that a review asks about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
     pub(crate) pod: ObjectKey,
     pub(crate) uid: String,
-    /// Labels that say `true` afterwards, and didn't before.
+    /// Labels that have the value `true` after the change, and didn't have it before.
     pub(crate) adds: BTreeSet<String>,
-    /// Nothing will be written, whatever the answer.
+    /// The request is a dry run: nothing is written, whatever the answer.
     pub(crate) dry_run: bool,
 }
 
 impl Review {
-    /// The change of labels that is asked about; nothing where no label becomes `true`.
+    /// The change that is asked about. `None` where no label newly has the value `true`.
     pub(super) fn change(&self) -> Option<Change> {
         let request = &self.request;
         let (before, after) = (request.old_object.as_ref()?, request.object.as_ref()?);
@@ -192,7 +197,7 @@ impl Review {
         })
     }
 
-    /// The answer: allowed, or refused with this reason.
+    /// The answer: allowed for `None`, otherwise refused with this reason.
     pub(super) fn answer(&self, refused: Option<&str>) -> Value {
         let mut response = json!({ "uid": self.request.uid, "allowed": refused.is_none() });
         if let Some(reason) = refused {
@@ -206,7 +211,7 @@ impl Review {
     }
 }
 
-/// A short text; `null` is an empty one.
+/// A text of at most [`MAX_TEXT`] bytes. `null` is read as an empty text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 struct Text(String);
@@ -221,7 +226,7 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
-/// The labels of a Pod that say `true`.
+/// The labels of a Pod that have the value `true`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Labels(BTreeSet<String>);
 
@@ -308,7 +313,7 @@ pub(super) mod tests {
         ] {
             let review = review(operation, &before, &after);
             assert_eq!(adds(&review).as_ref(), expected, "{review}");
-            // what a replica passes on asks the same
+            // a review that a replica passes on asks for the same labels
             let passed = serde_json::to_value(read(&review)).unwrap();
             assert_eq!(adds(&passed).as_ref(), expected, "{passed}");
         }
@@ -381,7 +386,7 @@ pub(super) mod tests {
             .map(|_| serde_json::from_str(&elsewhere).unwrap())
             .collect();
         let grown = resident().saturating_sub(before);
-        // other tests run beside; as JSON values these are more than 1 GiB
+        // other tests run at the same time, and as JSON values the reviews take more than 1 GiB
         assert!(
             grown < 128 << 20,
             "{} reviews keep {grown} bytes",

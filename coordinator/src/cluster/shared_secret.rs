@@ -2,17 +2,18 @@
 //! the API's token, and the enrolment records.
 //!
 //! The programs that use these facts keep using files. [`SharedSecret::open`] writes the Secret's facts into this
-//! replica's directory, or makes the Secret from the directory. The leader writes changes back. Before a host or an
-//! operator is told of a change, the change is in the Secret (`Saver::saved`): a token is used up there before its
-//! certificate leaves.
+//! replica's directory, or creates the Secret from the directory. The leader writes changes back. A change reaches the
+//! Secret before a host or an operator is told of the change (`Saver::saved`). For example, a token is used up in the
+//! Secret before its certificate is sent.
 //!
-//! Two leaders can't both write. Each puts the number of its term into the Secret before it serves, by a write that
-//! names the version that the leader read. A write of an earlier leader that is still under way then fails, and when
+//! Two leaders can't both write. Each leader writes the number of its term into the Secret before it serves, and that
+//! write names the version that the leader read. So a write by an earlier leader that is still under way fails. When
 //! that leader reads again, it finds a greater number than its own.
 //!
-//! The data of the Secret: `ca.key`, `ca.pem` and `api.token` as the files are; `tokens.json`, `enrolled.json`,
-//! `revoked.json` and `asked.json`, each an object from file name to file. Records aren't keys of their own, because a
-//! host's name may be longer than a key. Wants aren't part of it: in a cluster they are objects.
+//! The Secret's data has these keys: `ca.key`, `ca.pem` and `api.token` with the content of the files, and
+//! `tokens.json`, `enrolled.json`, `revoked.json` and `asked.json`, each an object from file name to file content.
+//! Records aren't keys of their own, because a host's name may be longer than a key. Wants aren't stored here: in a
+//! cluster they are objects.
 
 use std::{
     collections::BTreeMap,
@@ -45,26 +46,26 @@ use crate::{
 
 /// The Secret's name.
 pub const NAME: &str = "parbake-state";
-/// The annotation with the number of the term that wrote it last.
+/// The annotation with the number of the term that wrote the Secret last.
 const TERM: &str = "parbake.dev/term";
-/// What Kubernetes lets a Secret hold, less what its keys and our annotation take.
+/// The most bytes of facts: the limit of a Secret, less the room for its keys and our annotation.
 const MAX_BYTES: usize = (1 << 20) - 1_024;
 /// A request about the Secret is given up after this long.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the leader looks whether the command line changed a file.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Tries of one save against writers that aren't coordinators, and an API server that asks for patience.
+/// How often one save is tried, against writers that aren't coordinators and against a busy API server.
 const TRIES: usize = 5;
-/// The wait before asking such a server again.
+/// The wait before a busy API server is asked again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Files that are facts by themselves: key in the Secret, path, permission bits.
+/// Files that are stored one by one: key in the Secret, path in the directory, permission bits.
 const SINGLE: [(&str, &str, u32); 3] = [
     ("ca.key", "authority/ca.key", durable::SECRET),
     ("ca.pem", "authority/ca.pem", durable::PUBLIC),
     ("api.token", "api.token", durable::SECRET),
 ];
-/// Directories of records: key in the Secret, path.
+/// Directories of records: key in the Secret, path in the directory.
 const RECORDS: [(&str, &str); 4] = [
     ("tokens.json", "tokens"),
     ("enrolled.json", "enrolled"),
@@ -89,22 +90,22 @@ pub enum SharedStateError {
     /// The records can't be opened.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// The API server refuses. Look at the coordinator's role.
+    /// The API server refuses the request. Look at the coordinator's role.
     #[error("secret {NAME}: {}", trouble::plain(.0))]
     Cluster(#[from] kube::Error),
-    /// It doesn't answer.
+    /// The API server doesn't answer.
     #[error("secret {NAME}: API server gives no answer within {} s", REQUEST_TIMEOUT.as_secs())]
     Timeout,
-    /// What the Secret holds isn't ours. Restore it, or delete it to start a new fleet.
+    /// The Secret holds something that no coordinator wrote. Restore it, or delete it to start a new fleet.
     #[error("secret {NAME}: {0}; restore it from a backup, or delete it and enrol every host anew")]
     Damaged(String),
-    /// Somebody deleted it under a running leader.
+    /// Somebody deleted the Secret while a leader ran.
     #[error(
         "secret {NAME} was deleted; restart this coordinator's container, whose directory still has what it held, or restore it from a \
          backup; a new Pod would be the coordinator of a new fleet"
     )]
     Deleted,
-    /// More than a Secret can hold.
+    /// The facts are larger than a Secret can be.
     #[error(
         "state has {bytes} bytes and a Secret holds {MAX_BYTES}; wait until enrolment tokens expire, or remove records \
          of hosts that are gone"
@@ -113,13 +114,13 @@ pub enum SharedStateError {
         /// The size.
         bytes: usize,
     },
-    /// A later leader has written it.
+    /// A later leader has written the Secret.
     #[error("secret {NAME} belongs to a later leader")]
     Superseded,
 }
 
 impl SharedStateError {
-    /// Whether the API server only asks to come again: it is overloaded, or starts.
+    /// Whether the API server only asks to try again: it is overloaded, or it is starting.
     fn is_busy(&self) -> bool {
         matches!(self, Self::Cluster(kube::Error::Api(status)) if [429, 503, 504].contains(&status.code))
     }
@@ -130,7 +131,7 @@ impl SharedStateError {
 struct Facts(BTreeMap<String, Vec<u8>>);
 
 impl Facts {
-    /// Reads a directory. Blocks.
+    /// Reads the facts from a directory. Blocks.
     fn read(dir: &Path) -> Result<Self, SharedStateError> {
         let mut facts = BTreeMap::new();
         for (key, path, _) in SINGLE {
@@ -141,7 +142,7 @@ impl Facts {
             let path = dir.join(path);
             let mut records = BTreeMap::new();
             let names = match durable::names(&path) {
-                // made with its first record
+                // the directory is made with its first record
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
                 names => names.map_err(at(&path))?,
             };
@@ -149,7 +150,7 @@ impl Facts {
                 let file = path.join(&name);
                 match std::fs::read_to_string(&file) {
                     Ok(text) => _ = records.insert(name, text),
-                    // used or removed since it was listed
+                    // the file was used or removed since it was listed
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(error) => return Err(at(&file)(error)),
                 }
@@ -160,9 +161,10 @@ impl Facts {
         Ok(Self(facts))
     }
 
-    /// Makes a directory hold these facts and no others. Blocks.
+    /// Writes these facts into a directory, and removes all other facts from it. Blocks.
     ///
-    /// A crash in between leaves a mixture, which the next start puts right before anything uses it.
+    /// A crash in between leaves a mixture of old and new facts. The next start repairs that before anything uses the
+    /// directory.
     fn write(&self, dir: &Path) -> Result<(), SharedStateError> {
         for (key, path, mode) in SINGLE {
             let path = dir.join(path);
@@ -188,7 +190,7 @@ impl Facts {
         Ok(())
     }
 
-    /// The records under a key. Whatever the Secret holds, no name leads out of the directory.
+    /// The records under a key. Refuses names that lead out of the directory, because the Secret may hold anything.
     fn records(&self, key: &str) -> Result<BTreeMap<String, String>, SharedStateError> {
         let Some(text) = self.0.get(key) else {
             return Ok(BTreeMap::new());
@@ -264,14 +266,17 @@ fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), SharedStateError>
 pub(crate) struct SharedSecret {
     api: Api<v1::Secret>,
     dir: PathBuf,
-    /// What the Secret holds, its version, and the term in it.
+    /// The Secret's facts, its resource version, and the term in it.
     stored: Facts,
     version: Option<String>,
     term: u32,
 }
 
 impl SharedSecret {
-    /// Makes the directory hold what the Secret holds; makes the Secret from the directory when there is none.
+    /// Makes the directory hold the Secret's facts. Creates the Secret from the directory when there is no Secret.
+    ///
+    /// # Errors
+    /// The API server can't be asked or refuses, the Secret is damaged, or the directory can't be read or written.
     pub(crate) async fn open(api: Api<v1::Secret>, dir: PathBuf) -> Result<Self, SharedStateError> {
         let mut this = Self {
             api,
@@ -311,7 +316,7 @@ impl SharedSecret {
                     self.stored = made;
                     self.version = secret.metadata.resource_version;
                 }
-                // Another replica was faster: its authority is the fleet's.
+                // another replica was faster, so its authority is the fleet's
                 Err(SharedStateError::Cluster(kube::Error::Api(status))) if status.code == 409 => {
                     if !self.refresh().await? {
                         return Err(SharedStateError::Damaged("it comes and goes".into()));
@@ -323,7 +328,7 @@ impl SharedSecret {
         Ok(())
     }
 
-    /// Reads the Secret and makes the directory hold that. Whether there is a Secret.
+    /// Reads the Secret and makes the directory hold its facts. Returns whether there is a Secret.
     pub(crate) async fn refresh(&mut self) -> Result<bool, SharedStateError> {
         let Some(facts) = self.read().await? else {
             return Ok(false);
@@ -334,7 +339,7 @@ impl SharedSecret {
         Ok(true)
     }
 
-    /// Reads the Secret, its version and its term.
+    /// Reads the Secret's facts, its version and its term. `None` where there is no Secret.
     async fn read(&mut self) -> Result<Option<Facts>, SharedStateError> {
         let Some(secret) = bounded(self.api.get_opt(NAME)).await? else {
             return Ok(None);
@@ -344,10 +349,13 @@ impl SharedSecret {
         Facts::from_secret(&secret).map(Some)
     }
 
-    /// Makes the Secret ours for this term, with all that earlier leaders wrote, also in the directory.
+    /// Claims the Secret for this term. Facts that earlier leaders wrote stay, and the directory gets them too.
     ///
-    /// A term's number is greater than what the Secret held when its lease was taken: one that is as great by now is
-    /// somebody else's.
+    /// A term's number is greater than the number that the Secret held when the lease was taken. If the Secret's number
+    /// is as great as ours by now, another leader has claimed it.
+    ///
+    /// # Errors
+    /// [`SharedStateError::Superseded`] when a later leader has claimed the Secret or the term is over.
     pub(crate) async fn claim(&mut self, term: &Term) -> Result<(), SharedStateError> {
         let mut tried = false;
         for _ in 0..TRIES {
@@ -368,7 +376,7 @@ impl SharedSecret {
             let facts = self.stored.clone();
             match self.put(facts, term).await {
                 Err(SharedStateError::Cluster(kube::Error::Api(status))) if status.code == 409 => {}
-                // it may have been done: read anew, it is ours
+                // The write may have been done. If so, the next read shows our own number.
                 Err(error) if error.is_busy() => {
                     tried = true;
                     tokio::time::sleep(RETRY).await;
@@ -379,7 +387,10 @@ impl SharedSecret {
         Err(SharedStateError::Timeout)
     }
 
-    /// Writes the directory's facts into the Secret, if they differ from what it holds.
+    /// Writes the directory's facts into the Secret, if they differ from what the Secret holds.
+    ///
+    /// # Errors
+    /// [`SharedStateError::Superseded`] when the term is over or a later leader has written the Secret.
     pub(crate) async fn save(&mut self, term: &Term) -> Result<(), SharedStateError> {
         let dir = self.dir.clone();
         let facts = blocking(move || Facts::read(&dir)).await?;
@@ -392,8 +403,8 @@ impl SharedSecret {
                 return Err(SharedStateError::Superseded);
             }
             match self.put(facts.clone(), term).await {
-                // Something that isn't a leader wrote it, or an earlier write of ours got through unheard; or it is
-                // gone.
+                // Another program wrote the Secret, or an earlier write of ours succeeded and its answer was lost, or
+                // the Secret is gone.
                 Err(SharedStateError::Cluster(kube::Error::Api(status)))
                     if [404, 409].contains(&status.code) =>
                 {
@@ -421,7 +432,7 @@ impl SharedSecret {
     }
 }
 
-/// The term that the Secret was claimed for last; 0 where it wasn't yet, or there is none.
+/// The term that the Secret was claimed for last. 0 where the Secret wasn't claimed yet, or there is no Secret.
 pub(crate) async fn claimed(api: &Api<v1::Secret>) -> kube::Result<u32> {
     let found = api.get_opt(NAME).await?;
     Ok(found.as_ref().map_or(0, term_of))
@@ -453,7 +464,7 @@ async fn blocking<T: Send + 'static>(
 
 /// Keeps the Secret current while this process leads: when asked, and when the command line changed a file.
 ///
-/// Returns after `shutdown`, or when a later leader has taken over.
+/// Returns after `shutdown` and one last save, or when a later leader has taken over.
 pub(crate) async fn keep(
     mut secret: SharedSecret,
     term: Term,
@@ -473,7 +484,7 @@ pub(crate) async fn keep(
             }
             _ = look.tick() => false,
         };
-        // Whoever asked before the files are read is served by this one write.
+        // One write serves everybody who asked before the files are read.
         while let Ok(ask) = asks.try_recv() {
             waiting.push(ask);
         }
@@ -501,7 +512,7 @@ pub(crate) async fn keep(
         }
         for ask in waiting {
             let told = saved.as_ref().copied().map_err(ToString::to_string);
-            // Who asked may have left.
+            // The asker may have left.
             _ = ask.send(told);
         }
         if stopping || matches!(saved, Err(SharedStateError::Superseded)) {
@@ -542,7 +553,7 @@ mod tests {
             .write(two.path())
             .unwrap();
         assert_eq!(Facts::read(two.path()).unwrap(), facts);
-        // what was there before is gone, the other's token works, and the authority is the same
+        // the directory's earlier facts are gone, the other directory's token works, and the authority is the same
         assert!(other.peek(&gone, now).is_err());
         assert_eq!(other.redeem(&token, now).unwrap().0, host);
         assert!(other.is_revoked(&"mini-2".parse().unwrap()).unwrap());

@@ -1,4 +1,4 @@
-//! The right to write that a leader has for a while: its term.
+//! A leader's term: the right to write, for a limited time. The election makes and extends terms; this file doesn't.
 
 use std::{
     sync::{
@@ -8,20 +8,20 @@ use std::{
     time::Duration,
 };
 
-/// The last number that a term may have: what the Lease's count of transitions holds. A greater number is nobody's, and
-/// counts as none.
+/// The last number that a term may have: the greatest count of transitions that a Lease can hold. No term has a greater
+/// number, so a greater number counts as none.
 pub(crate) const LAST_TERM: u32 = i32::MAX.unsigned_abs();
 
-/// The right to write. A writer looks at it before each write.
+/// The right to write. A writer checks its term before each write.
 #[derive(Clone, Debug)]
 pub(crate) struct Term {
     number: u32,
-    /// By [`clock`], in milliseconds.
+    /// The end of the term by [`clock`], in milliseconds.
     until: Arc<AtomicU64>,
 }
 
 impl Term {
-    /// The term of this number, which lasts until then, by [`clock`].
+    /// The term of this number, which lasts until the time `until` of [`clock`].
     pub(super) fn new(number: u32, until: Duration) -> Self {
         let term = Self {
             number,
@@ -31,7 +31,7 @@ impl Term {
         term
     }
 
-    /// Counts changes of leader. A later leader's is greater.
+    /// The term's number, which counts changes of leader. A later leader has a greater number.
     pub(crate) const fn number(&self) -> u32 {
         self.number
     }
@@ -41,29 +41,29 @@ impl Term {
         self.left().is_some()
     }
 
-    /// How long this process may write from now on, if the lease isn't renewed.
+    /// How long this process may write from now on if the lease isn't renewed. `None` when the term is over.
     pub(crate) fn left(&self) -> Option<Duration> {
         let until = Duration::from_millis(self.until.load(Ordering::Acquire));
         until.checked_sub(clock()).filter(|left| !left.is_zero())
     }
 
-    /// The lease was renewed: the term lasts until then, by [`clock`].
+    /// Extends the term after a renewal of the lease. The term then lasts until the time `until` of [`clock`].
     pub(super) fn extend(&self, until: Duration) {
         let until = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
         self.until.store(until, Ordering::Release);
     }
 
-    /// This process doesn't lead any more.
+    /// Ends the term: this process doesn't lead any more.
     pub(super) fn end(&self) {
         self.until.store(0, Ordering::Release);
     }
 }
 
-/// Time since some moment before this process, which goes on while the machine sleeps.
+/// Time since some moment before this process started. This clock goes on while the machine sleeps.
 pub(super) fn clock() -> Duration {
     #[cfg(target_os = "linux")]
     const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Boottime;
-    // On macOS this one goes on while the machine sleeps.
+    // On macOS this clock goes on while the machine sleeps.
     #[cfg(not(target_os = "linux"))]
     const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Monotonic;
     let now = rustix::time::clock_gettime(CLOCK);

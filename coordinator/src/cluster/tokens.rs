@@ -1,8 +1,8 @@
-//! Whose token a runner shows, as the API server says.
+//! Finds out whose token a runner shows, by asking the API server.
 //!
-//! Each token that isn't known yet costs a question to the API server, and anybody who reaches the coordinator can make
-//! tokens up. So a text that can't be a token isn't asked about. Answers are remembered, good ones apart from the
-//! others. Each address has an allowance of questions, and a good token gives its question back.
+//! Each unknown token costs a question to the API server, and anybody who reaches the coordinator can invent tokens. So
+//! a text that can't be a token isn't asked about. Good and bad answers are remembered in separate tables, so that bad
+//! ones don't displace good ones. Each address has an allowance of questions, and a good token gives its question back.
 
 use std::{
     collections::BTreeMap,
@@ -21,34 +21,35 @@ use crate::{allowance::Allowances, secret::Secret};
 
 /// The API server answers for a token within this time.
 const REVIEW: Duration = Duration::from_secs(5);
-/// A question waits so long for others to be answered.
+/// A question waits at most this long for a free slot.
 const WAIT: Duration = Duration::from_secs(1);
-/// A token that was found good counts for so long, and one that wasn't for as long as a runner's poll.
+/// An answer about a good token counts for this long. An answer about a bad token counts for about one polling interval
+/// of a runner.
 const GOOD_FOR: Duration = Duration::from_secs(60);
 const BAD_FOR: Duration = Duration::from_secs(10);
-/// Good tokens that are remembered: a fleet's runners twice over.
+/// The most good tokens that are remembered: twice the runners of a fleet.
 const GOOD: usize = 4_096;
-/// Others that are remembered.
+/// The most bad tokens that are remembered.
 const BAD: usize = 1_024;
-/// Questions under way at one time.
+/// The most questions that are under way at one time.
 const REVIEWS: usize = 16;
-/// The longest token that is asked about. A ServiceAccount's has about a kilobyte.
+/// The longest token that is asked about, in bytes. A ServiceAccount's token has about a kilobyte.
 const MAX_TOKEN: usize = 8 << 10;
-/// Questions that an address has at hand, and how long it takes until it has one more. A Mac has a few runners, each of
-/// which has one token at a time.
+/// How many questions an address has in reserve, and how long it takes to gain one more. A Mac has a few runners, each
+/// with one token at a time.
 const ALLOWANCE: u32 = 20;
 const ALLOWED_EVERY: Duration = Duration::from_secs(2);
 
-/// Who holds which token, as the API server said lately.
+/// The owners of tokens, by recent answers of the API server.
 pub(super) struct Tokens {
     client: Client,
     audiences: Vec<String>,
     slots: Semaphore,
-    /// For a moment only, never across an await.
+    /// Locked for a moment only, never across an await.
     known: Mutex<Known>,
 }
 
-/// By the token's digest.
+/// Answers, by the token's digest.
 #[derive(Debug)]
 struct Known {
     good: BTreeMap<Digest, (Caller, Instant)>,
@@ -71,23 +72,24 @@ impl Default for Known {
 pub(super) struct Caller {
     namespace: String,
     account: String,
-    /// The Pod that the token is bound to, where it is.
+    /// The Pod that the token is bound to, where it is bound to one.
     pod: Option<String>,
 }
 
-/// Why it isn't known whose a token is.
+/// Why the owner of a token isn't known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum TokenError {
-    /// Too many tokens that aren't good came from the address.
+    /// Too many bad tokens came from the address.
     #[error("too many unknown tokens come from this address; ask again in some seconds")]
     TooMany,
-    /// The API server doesn't answer, or has too many questions.
+    /// The API server doesn't answer, or too many questions are under way.
     #[error("the API server doesn't say whose this token is; ask again in a moment")]
     Unanswered,
 }
 
 impl Tokens {
-    /// Tokens are to be made for one of these audiences; none: for the API server itself.
+    /// Accepts tokens that were made for one of these audiences. Without audiences, accepts tokens for the API server
+    /// itself.
     pub(super) fn new(client: Client, audiences: Vec<String>) -> Self {
         Self {
             client,
@@ -97,8 +99,11 @@ impl Tokens {
         }
     }
 
-    /// Whose token this is, shown by who comes from this address; `None` when the API server doesn't know it, or it
-    /// isn't a ServiceAccount's.
+    /// The ServiceAccount that this token belongs to. `from` is the address that showed the token. `None` when the API
+    /// server doesn't know the token, or the token isn't a ServiceAccount's.
+    ///
+    /// # Errors
+    /// The address has used up its allowance, or the API server gave no answer.
     pub(super) async fn caller(
         &self,
         token: &Secret,
@@ -204,7 +209,7 @@ impl Known {
 }
 
 impl Caller {
-    /// Who a reviewed token belongs to; `None` when it isn't a ServiceAccount's.
+    /// The ServiceAccount that a reviewed token belongs to. `None` when the token isn't a ServiceAccount's.
     fn of(user: &UserInfo) -> Option<Self> {
         let name = user.username.as_ref()?;
         let rest = name.strip_prefix("system:serviceaccount:")?;
@@ -221,7 +226,8 @@ impl Caller {
         })
     }
 
-    /// A token that is bound to a Pod speaks for that Pod; another for the Pod that has its account's name.
+    /// Whether the caller speaks for this Pod. A token that is bound to a Pod speaks for that Pod. Any other token
+    /// speaks for the Pod that has its account's name.
     pub(super) fn is(&self, namespace: &str, pod: &str) -> bool {
         self.namespace == namespace && self.pod.as_ref().unwrap_or(&self.account) == pod
     }
@@ -241,8 +247,8 @@ mod tests {
 
     const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 
-    /// An API server that knows the tokens that begin with `good.`, each as one for this audience, and counts
-    /// questions.
+    /// An API server that knows every token that begins with `good.`, each as one for this audience. The server counts
+    /// the questions.
     fn server(audience: Option<&'static str>) -> (Client, Arc<AtomicUsize>) {
         let count = Arc::new(AtomicUsize::new(0));
         let counted = count.clone();
@@ -293,14 +299,14 @@ mod tests {
                 }
             }
         }
-        // the machine may be slow: an address gets one more every two seconds
+        // the machine may be slow, and an address gains one question every two seconds
         let asked = count.load(Ordering::Relaxed);
         assert!((20..40).contains(&asked), "{asked}");
         assert_eq!(asked + turned_away, 1_000);
         let good = Secret::from_text("good.a.b");
         let caller = tokens.caller(&good, ip(2)).await.unwrap().unwrap();
         assert!(caller.is("ns", "pod-1"));
-        // known by now, wherever it comes from
+        // the token is known by now, whichever address shows it
         assert!(tokens.caller(&good, ip(1)).await.unwrap().is_some());
         assert_eq!(count.load(Ordering::Relaxed), asked + 1);
     }
@@ -342,7 +348,7 @@ mod tests {
         for (server_knows, wanted, known) in [
             (Some("parbake.dev"), "parbake.dev", true),
             (Some("parbake.dev"), "another", false),
-            // one that doesn't know audiences
+            // an API server that doesn't know audiences
             (None, "parbake.dev", false),
         ] {
             let (client, _) = server(server_knows);
@@ -355,7 +361,7 @@ mod tests {
     #[test]
     fn bad_tokens_are_bounded() {
         let (mut known, now) = (Known::default(), Instant::now());
-        // bad tokens, however many, leave room for the good ones
+        // bad tokens leave room for good ones, however many there are
         let caller = Caller {
             namespace: "ns".into(),
             account: "a".into(),

@@ -1,16 +1,16 @@
-//! How logs and conditions name the API server's errors.
+//! How logs and conditions describe the API server's errors, in one sentence each.
 
 use std::{
     error::Error,
     time::{Duration, Instant},
 };
 
-/// Rights that are missing are told after this long: a release that is removed loses its roles a moment before its Pods
+/// Missing rights are reported only after this long: a release that is removed loses its roles a moment before its Pods
 /// are told to end.
 const DENIED_FOR: Duration = Duration::from_secs(3);
 
-/// What went wrong, for people: the API server's own sentence and its status, or the cause under kube's words. kube
-/// prints a whole status object instead, twice.
+/// What went wrong, for people: the API server's own sentence and its status, or kube's message with its causes. By
+/// itself kube prints a whole status object, twice.
 pub(crate) fn plain(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => of_status(&status.message, status.code),
@@ -18,7 +18,7 @@ pub(crate) fn plain(error: &kube::Error) -> String {
     }
 }
 
-/// The same of a watch's error.
+/// What went wrong with a watch, for people.
 pub(crate) fn watching(error: &kube::runtime::watcher::Error) -> String {
     use kube::runtime::watcher::Error as Watching;
     match error {
@@ -30,7 +30,7 @@ pub(crate) fn watching(error: &kube::runtime::watcher::Error) -> String {
     }
 }
 
-/// How requests that are tried again and again fare: a failure is told once, until it is over.
+/// Tracks requests that are repeated. A failure is reported once, until a request succeeds.
 #[derive(Debug, Default)]
 pub(crate) struct Failing {
     since: Option<Instant>,
@@ -38,12 +38,12 @@ pub(crate) struct Failing {
 }
 
 impl Failing {
-    /// One succeeded. Whether a failure had been told.
+    /// A request succeeded. Returns whether a failure had been reported.
     pub(crate) fn over(&mut self) -> bool {
         std::mem::take(self).told
     }
 
-    /// One failed; without an error, no answer came. What to tell, if it is to be told now.
+    /// A request failed. Without an error, no answer came. Returns the text to report, if it is to be reported now.
     pub(crate) fn failed(&mut self, error: Option<&kube::Error>) -> Option<String> {
         let since = *self.since.get_or_insert_with(Instant::now);
         let denied =
@@ -57,7 +57,7 @@ impl Failing {
 }
 
 fn of_status(message: &str, code: u16) -> String {
-    // where it isn't the API server that answers, the message is a page of text
+    // where a proxy answers instead of the API server, the message is a page of text
     let line = message.lines().map(str::trim).find(|line| !line.is_empty());
     match line {
         Some(line) => format!("{} (status {code})", crate::progress::clean(line)),
@@ -70,7 +70,7 @@ fn chain(error: &dyn Error) -> String {
     let mut cause = error.source();
     while let Some(error) = cause {
         let more = error.to_string();
-        // many already say what they were caused by
+        // many errors already include the text of their cause
         if !text.contains(&more) {
             text = format!("{text}: {more}");
         }
@@ -105,7 +105,7 @@ mod tests {
         }
         failing.since = Instant::now().checked_sub(DENIED_FOR);
         assert!(failing.failed(Some(&api(403))).is_some());
-        // another failure than that is told at once
+        // a failure other than missing rights is reported at once
         let mut failing = Failing::default();
         assert_eq!(failing.failed(Some(&api(403))), None);
         assert!(failing.failed(Some(&api(500))).is_some());
@@ -122,7 +122,7 @@ mod tests {
             api("pods \"a\" is forbidden: no", "Forbidden", 403),
             "pods \"a\" is forbidden: no (status 403)"
         );
-        // as for a kind that isn't there
+        // the API server answers so for a kind that isn't installed
         assert_eq!(
             api("404 page not found\n", "Failed to parse error data", 404),
             "404 page not found (status 404)"

@@ -1,5 +1,6 @@
-//! Watches. Each follows one kind of object and tells the keeper what it sees. A watch tells an error once and tries
-//! again with growing pauses. After an error it lists everything anew, so that nothing that was missed stays missed.
+//! Watches. Each watch follows one kind of object and tells the keeper what it sees. After an error, a watch says once
+//! that it is blind and tries again with growing pauses. It then lists everything anew, so that no missed change stays
+//! missed. Nothing here keeps objects: the keeper's index does.
 
 use std::time::{Duration, Instant};
 
@@ -19,18 +20,19 @@ use super::{
     trouble,
 };
 
-/// The pause after a first error; doubles. Each is shortened at random by up to a half.
+/// The pause after a first error. It doubles with each further error. Each pause is shortened at random by up to a
+/// half.
 const PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause.
 const PAUSE_MOST: Duration = Duration::from_secs(30);
-/// An error this long after the one before is a first one again.
+/// An error this long after the previous error counts as a first error again.
 const CALM: Duration = Duration::from_secs(120);
 
-/// The API server ends a watch after this time, and it goes on from where it was: a connection that died without a word
-/// is noticed soon after. By itself kube asks for 290 s, in which the gate would decide on what it doesn't see.
+/// The API server ends a watch after this time, and the watch goes on from where it was. So a connection that broke
+/// silently is noticed soon. By default kube asks for 290 s, during which the gate would decide on stale facts.
 const WATCH_SECONDS: u32 = 25;
 
-/// What a watch sees.
+/// A report of a watch.
 #[derive(Debug)]
 pub(crate) enum Seen {
     /// A list of everything begins.
@@ -41,7 +43,7 @@ pub(crate) enum Seen {
     Gone(Box<DynamicObject>),
     /// The list is whole.
     Listed,
-    /// Nothing is seen for now. `absent` when the cluster has no such kind.
+    /// The watch sees nothing for now. `absent` means that the cluster has no such kind.
     Blind { error: String, absent: bool },
 }
 
@@ -62,8 +64,8 @@ pub(crate) async fn follow(
     let mut backoff = Backoff::seeded(PAUSE, PAUSE_MOST);
     let mut failed: Option<Instant> = None;
     loop {
-        // A new one after each error: this one would go on where it was, and tell of its recovery only when something
-        // changes. A list tells at once, and shows what is gone.
+        // A new watcher after each error: the old one would go on from where it was, and would report its recovery only
+        // at the next change. A list reports at once, and shows which objects are gone.
         let events = watcher(
             api.clone(),
             watcher::Config::default().timeout(WATCH_SECONDS),
@@ -116,7 +118,7 @@ fn resource(kind: Kind) -> ApiResource {
     }
 }
 
-/// Whether the API server doesn't know the kind: its definition isn't installed, or isn't any more.
+/// Whether the API server doesn't know the kind: the kind's definition isn't installed, or was removed.
 fn is_absent(error: &watcher::Error) -> bool {
     let (watcher::Error::InitialListFailed(kube::Error::Api(status))
     | watcher::Error::WatchStartFailed(kube::Error::Api(status))

@@ -1,10 +1,10 @@
 //! What a leader answers about the cluster: to the API server's webhook, to runners that ask whether to leave, and to
 //! operators.
 //!
-//! A question of the API server changes nothing that matters: facts come from the watch, and an answer takes at most
-//! one place under the cap, for half a minute. A key in the webhook's path tells the API server from others, where the
-//! coordinator keeps the webhook's configuration. Runners show their own ServiceAccount's token and may ask about their
-//! own Pod. Operators show the API's token.
+//! The webhook's caller isn't authenticated, so a review changes nothing that matters: facts come from the watch, and
+//! an answer takes at most one place under the cap, for half a minute. Where the coordinator keeps the webhook's
+//! configuration, the webhook's path ends in a key that tells the API server from other callers. Runners show their own
+//! ServiceAccount's token and may ask about their own Pod. Operators show the API's token.
 
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
@@ -34,10 +34,10 @@ use crate::{
     view::Problem,
 };
 
-/// The keeper answers within this time; the API server waits 2 s for a webhook.
+/// The keeper answers within this time. The limit is below the 2 s that the API server waits for a webhook.
 const ANSWER: Duration = Duration::from_millis(1_500);
 
-/// What answers are made of.
+/// The state that the handlers share.
 #[derive(Clone)]
 pub(crate) struct Web {
     questions: mpsc::Sender<Question>,
@@ -162,7 +162,8 @@ async fn set_paused(
 // ---- the webhook
 // ------------------------------------------------------------------------------------------------------
 
-/// Answers an admission review. What it doesn't ask about is let through: the webhook guards one label, nothing else.
+/// Answers an admission review. A review that adds no label with the value `true` is allowed: the webhook guards drain
+/// labels and nothing else.
 async fn webhook(State(web): State<Web>, request: Request) -> Response {
     let (review, key) = match web.intake.read(request).await {
         Ok(read) => read,
@@ -171,7 +172,7 @@ async fn webhook(State(web): State<Web>, request: Request) -> Response {
     let Some(change) = review.change() else {
         return Json(review.answer(None)).into_response();
     };
-    // a place under the cap isn't taken for who may be anybody
+    // a caller without the key may be anybody, so it takes no place under the cap
     let known = key.is_some_and(|key| key.matches(&web.key));
     if !known && *web.keyed.borrow() {
         let reason = "this isn't asked by the webhook's path as the coordinator keeps it; ask again in some seconds";
@@ -191,7 +192,8 @@ async fn webhook(State(web): State<Web>, request: Request) -> Response {
 // ---- runners
 // ----------------------------------------------------------------------------------------------------------
 
-/// 410 when the Pod shall leave, 204 when it may stay, 404 when there is no such Pod, 503 while that isn't known.
+/// Answers a runner: 410 when the Pod shall leave, 204 when the Pod may stay, 404 when there is no such Pod, and 503
+/// while the coordinator doesn't know.
 async fn drain(
     State(web): State<Web>,
     Path((namespace, pod)): Path<(String, String)>,
@@ -278,7 +280,7 @@ mod tests {
             (status, body)
         }
 
-        /// What is answered to a review that adds a label, and whether the gate was asked.
+        /// The answer to a review that adds a label, and whether the gate was asked.
         async fn review(&mut self, path: &str) -> (Value, bool) {
             let label = json!({ "drain": "true" });
             let review = tests::review("UPDATE", &Value::Null, &label).to_string();
@@ -308,7 +310,7 @@ mod tests {
         let mut stand = stand();
         let keyed = format!("{}/{}", review::PATH, stand.key.expose());
         let forged = format!("{}/{}", review::PATH, "0".repeat(32));
-        // as long as the configuration has no key, each of these may be the API server
+        // while the configuration has no key, each of these may be the API server
         for path in [review::PATH, &forged, &keyed] {
             assert!(stand.review(path).await.1, "{path}");
         }
@@ -318,7 +320,7 @@ mod tests {
             assert!(!asked && response["allowed"] == false, "{path}: {response}");
         }
         assert!(stand.review(&keyed).await.1);
-        // what asks for nothing is answered to anybody
+        // a review that asks for nothing is answered for everybody
         let nothing = tests::review("UPDATE", &Value::Null, &Value::Null).to_string();
         let (status, answer) = stand.post(review::PATH, nothing).await;
         assert_eq!(

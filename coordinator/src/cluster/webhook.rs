@@ -1,6 +1,6 @@
-//! The webhook's configuration. The leader writes the fleet's authority into it, and a key into the webhook's path. The
-//! key tells the API server's questions from those of others: only somebody who may read webhook configurations knows
-//! it.
+//! Keeps the webhook's configuration. The leader writes the fleet's authority into it, and a key into the webhook's
+//! path. The key tells the API server from other callers, because only somebody who may read webhook configurations
+//! knows the key. Reviews themselves are answered elsewhere.
 
 use std::time::{Duration, Instant};
 
@@ -27,11 +27,11 @@ use super::{
 };
 use crate::secret::Secret;
 
-/// A key is put into a path that has none this long after a leader began: by then no replica of a version before runs,
-/// which would answer nothing there.
+/// A path without a key gets the key this long after a leader began. By then no replica of an older version runs, which
+/// would answer nothing at a path with a key.
 const KEY_AFTER: Duration = Duration::from_mins(2);
-/// When the key was taken out again so often within [`RESETS_IN`], somebody else keeps the path, and for that long
-/// nobody is told apart by it.
+/// If the key was removed this often within [`RESETS_IN`], another program owns the path. The key is left out then, and
+/// callers aren't told apart by it until that time has passed.
 const MOST_RESETS: u32 = 3;
 const RESETS_IN: Duration = Duration::from_mins(10);
 
@@ -39,16 +39,16 @@ const RESETS_IN: Duration = Duration::from_mins(10);
 pub(super) struct Webhook {
     pub(super) api: Api<ValidatingWebhookConfiguration>,
     pub(super) name: String,
-    /// The fleet's authority.
+    /// The certificate of the fleet's authority, in PEM.
     pub(super) pem: String,
     pub(super) key: Secret,
-    /// What the webhooks select.
+    /// Tells which Pods the webhooks select.
     pub(super) guard: watch::Sender<Guarded>,
-    /// Whether the API server asks by the key.
+    /// Tells whether the key is in the path of every webhook.
     pub(super) keyed: watch::Sender<bool>,
 }
 
-/// Keeps it current until `stop`.
+/// Keeps the configuration current until `stop`.
 pub(super) async fn keep(webhook: Webhook, term: Term, stop: CancellationToken) {
     let began = Instant::now();
     let mut resets = Resets::default();
@@ -84,7 +84,7 @@ pub(super) async fn keep(webhook: Webhook, term: Term, stop: CancellationToken) 
     }
 }
 
-/// When the key was taken out of the path lately.
+/// The times at which the key was recently removed from the path.
 #[derive(Debug, Default)]
 struct Resets(Vec<Instant>);
 
@@ -104,7 +104,7 @@ impl Resets {
 }
 
 impl Webhook {
-    /// Looks once, and writes what differs.
+    /// Reads the configuration once, and writes what differs.
     async fn look(
         &self,
         settled: bool,
@@ -136,7 +136,7 @@ impl Webhook {
             .filter_map(|webhook| self.patch(webhook, keys))
             .collect();
         if !stale.is_empty() && holds() {
-            // Webhooks are merged by name: nothing else of them is touched.
+            // webhooks are merged by name, so their other fields stay
             let patch = Patch::Strategic(json!({ "webhooks": stale }));
             let written = self.api.patch(&self.name, &patch_params(), &patch).await;
             let written = written.inspect_err(|_| {
@@ -162,7 +162,7 @@ impl Webhook {
             })
     }
 
-    /// The same path or address with the key; another's is left as it is.
+    /// The same path or address, ending with our key. A path that doesn't lead to our webhook stays unchanged.
     fn keyed_path(&self, path: &str) -> String {
         match path.split_once(review::PATH) {
             Some((before, rest)) if rest.is_empty() || rest.starts_with('/') => {
@@ -172,7 +172,7 @@ impl Webhook {
         }
     }
 
-    /// What of a webhook has to be written.
+    /// The part of a webhook that has to be written. `None` where nothing differs.
     fn patch(&self, webhook: &ValidatingWebhook, keys: bool) -> Option<serde_json::Value> {
         let mut config = json!({});
         let bundle = webhook.client_config.ca_bundle.as_ref();
@@ -307,7 +307,7 @@ mod tests {
         );
         assert_eq!(client_of(1)["url"], format!("https://localhost:1{path}"));
         assert!(*keyed.borrow());
-        // the next leader finds it so, and doesn't wait
+        // the next leader finds the key in the path, and doesn't wait
         let (client, _stored) = server(&[service(&path)]);
         let (next, keyed) = kept(client);
         next.look(false, &mut Resets::default(), || true)

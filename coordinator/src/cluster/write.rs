@@ -1,9 +1,9 @@
-//! Writes to the cluster. Each says exactly what it changes, and changes only the object that was decided about: the
-//! uid and, for Pods, the resource version go along as preconditions. The API server refuses a decision that was
-//! overtaken.
+//! Writes to the cluster. Each write says exactly what it changes, and changes only the object that was decided about.
+//! The preconditions are the uid and, for Pods, the resource version. So the API server refuses a write whose decision
+//! is out of date.
 //!
-//! A write is answered in one of three ways, because a lost answer isn't a refusal: see [`Outcome`]. Each write is sent
-//! once. Whatever decided a write decides by what is seen then whether it is tried again.
+//! A write has one of three outcomes, because a lost answer isn't a refusal: see [`Outcome`]. Each write is sent once.
+//! The part that decided a write also decides whether to try again, by what it sees then.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -19,13 +19,14 @@ use tracing::{debug, warn};
 
 use super::{MANAGER, crd::ImagePrePull, index::ObjectKey, trouble};
 
-/// An API server answers a write within this time; well under the gate's slot.
+/// A write without an answer within this time is given up. The gate keeps the slot of an admission for 30 s, so the
+/// write ends long before its slot.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Objects in one answer to a list.
 const PAGE: u32 = 500;
 
-/// A change that is known as ours.
+/// The parameters of a patch that names us as the field manager.
 pub(super) fn patch_params() -> PatchParams {
     PatchParams {
         field_manager: Some(MANAGER.to_owned()),
@@ -33,7 +34,7 @@ pub(super) fn patch_params() -> PatchParams {
     }
 }
 
-/// The same for what is made or replaced.
+/// The parameters of a create or replace that names us as the field manager.
 pub(super) fn post_params() -> PostParams {
     PostParams {
         field_manager: Some(MANAGER.to_owned()),
@@ -41,10 +42,10 @@ pub(super) fn post_params() -> PostParams {
     }
 }
 
-/// How long this coordinator may still write: nothing when it doesn't lead, or its lease can have been taken.
+/// How long this coordinator may still write. `None` when it doesn't lead, or when another may have taken its lease.
 pub(crate) type MayWrite = Arc<dyn Fn() -> Option<Duration> + Send + Sync>;
 
-/// Writes while this coordinator leads.
+/// Sends writes, but only while this coordinator leads.
 #[derive(Clone)]
 pub(crate) struct Writer {
     client: Client,
@@ -61,8 +62,8 @@ impl Writer {
         (self.may_write)().is_some()
     }
 
-    /// The answer to one request. None is begun after the term, and none is waited for beyond it: what isn't answered
-    /// by then is given up, so that a packet that still waits in this process doesn't leave in another's term.
+    /// The answer to one request. No request begins after the term. The wait ends with the term too: a request without
+    /// an answer is dropped then, so that a packet that still waits in this process doesn't leave in another's term.
     async fn answered<T>(
         &self,
         request: impl Future<Output = Result<T, kube::Error>>,
@@ -75,18 +76,18 @@ impl Writer {
     }
 }
 
-/// What a write changes on a Pod.
+/// A write on a Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PodWrite {
     /// Puts this label on.
     Label(String),
-    /// Takes it off.
+    /// Takes this label off.
     Unlabel(String),
-    /// Deletes the Pod, and its ServiceAccount where that has the same owner.
+    /// Deletes the Pod. Deletes the Pod's ServiceAccount too, where it has the same owner.
     Reap,
 }
 
-/// The Pod that was decided about, as it was then.
+/// The Pod that was decided about, as it was at the decision.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     pub(crate) key: ObjectKey,
@@ -95,12 +96,12 @@ pub(crate) struct Target {
     pub(crate) owner: Option<String>,
 }
 
-/// How a write on a Pod ended, and what the Pod looks like now, where that was answered.
+/// How a write on a Pod ended, and the Pod as the answer shows it, where there was an answer.
 #[derive(Debug)]
 pub(crate) struct PodWritten {
     pub(crate) outcome: Outcome,
     pub(crate) pod: Option<Box<Pod>>,
-    /// The Pod is gone: deleted, or another of its name is there.
+    /// The Pod is gone: it was deleted.
     pub(crate) gone: bool,
     pub(crate) error: Option<String>,
 }
@@ -133,22 +134,22 @@ pub(crate) async fn pod(writer: Writer, target: Target, write: PodWrite) -> PodW
     }
 }
 
-/// Why a write has no good answer.
+/// Why a write failed, or has no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WriteError {
-    /// The API server answered with an error, or couldn't be asked.
+    /// The API server answered with an error, or couldn't be reached.
     #[error("{}", trouble::plain(.0))]
     Kube(#[source] kube::Error),
-    /// It didn't answer in time.
+    /// The API server didn't answer in time.
     #[error("no answer within {} s, or not before this coordinator's term was over", TIMEOUT.as_secs())]
     Timeout,
-    /// It wasn't asked.
+    /// The API server wasn't asked.
     #[error("this coordinator doesn't lead any more")]
     TermOver,
 }
 
 impl WriteError {
-    /// The HTTP status of the answer, where there was one.
+    /// The HTTP status of the answer, where there was an answer.
     pub(crate) fn code(&self) -> Option<u16> {
         match self {
             Self::Kube(kube::Error::Api(status)) => Some(status.code),
@@ -157,7 +158,7 @@ impl WriteError {
     }
 }
 
-/// A 4xx changed nothing. A 5xx, a broken connection or silence may have.
+/// A 4xx changed nothing. A 5xx, a broken connection or silence may have changed something.
 fn outcome(error: &WriteError) -> Outcome {
     match (error, error.code()) {
         (WriteError::TermOver, _) | (_, Some(400..=499)) => Outcome::Refused,
@@ -194,13 +195,14 @@ async fn reap(writer: &Writer, target: &Target) -> Result<Option<Box<Pod>>, Writ
     });
     match writer.answered(api.delete(&target.key.name, &params)).await {
         Ok(answer) => Ok(answer.left().map(Box::new)),
-        // what was to be deleted is gone
+        // the Pod that was to be deleted is already gone
         Err(error) if error.code() == Some(404) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Each runner has a ServiceAccount of its own name. One that somebody else owns, or nobody, is left alone.
+/// Deletes the Pod's ServiceAccount: each runner has one of its own name. An account with another owner, or none, is
+/// left alone.
 async fn reap_account(writer: &Writer, target: &Target) {
     let Some(owner) = &target.owner else {
         return;
@@ -247,7 +249,7 @@ async fn delete_account(
     }
 }
 
-/// The ServiceAccounts of these namespaces.
+/// Lists the metadata of all ServiceAccounts in these namespaces.
 pub(crate) async fn accounts(
     writer: Writer,
     namespaces: BTreeSet<String>,
@@ -268,7 +270,7 @@ pub(crate) async fn accounts(
     Ok(found)
 }
 
-/// Deletes a ServiceAccount, if it is still as it was seen.
+/// Deletes a ServiceAccount, if it is still as it was seen. One that is already gone is no error.
 pub(crate) async fn account(
     writer: Writer,
     key: ObjectKey,
@@ -277,7 +279,7 @@ pub(crate) async fn account(
     delete_account(&writer, &key, &seen).await
 }
 
-/// Sets and removes Node labels: `None` removes.
+/// Sets and removes labels of a Node. The value `None` removes a label.
 pub(crate) async fn node_labels(
     writer: Writer,
     name: String,
@@ -295,7 +297,7 @@ pub(crate) async fn node_labels(
         .await
 }
 
-/// Replaces what the status of an ImagePrePull says.
+/// Writes these fields into the status of an ImagePrePull. Fields that `status` doesn't name stay.
 pub(crate) async fn status(
     writer: Writer,
     key: ObjectKey,
@@ -310,18 +312,18 @@ pub(crate) async fn status(
         .map(drop)
 }
 
-/// What a RunnerPool's own ImagePrePull shall be.
+/// A write on an ImagePrePull.
 #[derive(Clone, Debug)]
 pub(crate) enum Own {
-    /// It is made.
+    /// Create this ImagePrePull.
     Create(Box<ImagePrePull>),
-    /// These fields of its spec are changed.
+    /// Change these fields.
     Change(Value),
-    /// It is deleted, if it is this one.
+    /// Delete the ImagePrePull, if it has this uid.
     Delete(String),
 }
 
-/// Makes, changes or deletes an ImagePrePull.
+/// Creates, changes or deletes an ImagePrePull. Deleting one that is already gone is no error.
 pub(crate) async fn prepull(writer: Writer, key: ObjectKey, own: Own) -> Result<(), WriteError> {
     let api: Api<ImagePrePull> = Api::namespaced(writer.client.clone(), &key.namespace);
     match own {

@@ -11,19 +11,20 @@ use crate::{
     wants::{StateError, Want},
 };
 
-/// The most images wanted at one time; each costs a few hundred kilobytes of manifest in memory and on every host.
+/// The most images that are wanted at one time. Each costs a few hundred kilobytes of manifest in memory and on every
+/// host.
 pub(crate) const MAX_WANTS: usize = 64;
-/// References of one image.
+/// The most references of one image.
 pub(super) const MAX_REFERENCES: usize = 32;
-/// Bytes of the references of all images that are wanted at one time: each host's report of 256 KiB has to hold them.
+/// The most bytes of the references of all wanted images together: a host's report of at most 256 KiB has to hold them.
 pub(super) const MAX_NAME_BYTES: usize = 96 << 10;
 
-/// What the cluster's objects limit: the strictest of those that stage now.
+/// The limits of the cluster's objects: the strictest of the objects that stage now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Limits {
-    /// Of every host; 0 for none.
+    /// The limits of every host, in bytes per second; 0 means no limit.
     pub(crate) bandwidth: BandwidthRequest,
-    /// Contents leased at one time; the coordinator's setting without it.
+    /// The most contents that are leased at one time; `None` means the number in the coordinator's settings.
     pub(crate) origin_streams: Option<usize>,
 }
 
@@ -31,19 +32,20 @@ pub(crate) struct Limits {
 #[derive(Clone, Debug)]
 pub(crate) struct Placed {
     pub(crate) want: Want,
-    /// Hosts that aren't to go on for now, and keep what they have.
+    /// Hosts that don't go on for now, and keep what they have.
     pub(crate) paused: BTreeSet<HostId>,
 }
 
 /// What operators and the cluster ask.
 #[derive(Debug)]
 pub(crate) enum Ask {
-    /// Stage this; `references` holds the one asked for.
+    /// Stage this image. `references` holds the reference that the operator asked for.
     Stage {
         want: Box<Want>,
         reply: oneshot::Sender<Result<StageReply, StageError>>,
     },
-    /// Operators don't want this any more: a reference, or by its bare digest an image under all its references.
+    /// Operators don't want this any more. `name` is a reference, or the bare digest of an image; the digest means the
+    /// image under all its references.
     Cancel {
         name: String,
         reply: oneshot::Sender<Result<CancelReply, CancelError>>,
@@ -53,16 +55,18 @@ pub(crate) enum Ask {
         limits: BandwidthRequest,
         reply: oneshot::Sender<Result<(), StateError>>,
     },
-    /// The cluster wants exactly these, whatever it wanted before, and limits what moves. What operators want stays.
+    /// The cluster wants exactly these images, whatever it wanted before, and sets these limits. What operators want
+    /// stays.
     Place {
         wants: Vec<Placed>,
         limits: Limits,
-        /// Nothing is missing that only needs to be resolved again after a start.
+        /// Whether `wants` is complete: after a start, an image that the cluster still has to resolve again may be
+        /// missing.
         whole: bool,
     },
-    /// Whoever looks after the cluster's objects asks for this image anew: what failed of it is tried at once.
+    /// An object of the cluster asks for this image again: what failed of the image is tried at once.
     Urge(Digest),
-    /// What staging this would move.
+    /// Say what staging this image would move.
     Preview {
         want: Box<Want>,
         reply: oneshot::Sender<Result<PlanReply, StageError>>,
@@ -83,7 +87,7 @@ pub(crate) enum StageError {
         /// Since when and why, and what takes that back.
         what: String,
     },
-    /// Nobody to stage it on.
+    /// The selection is empty: there is no host to stage the image on.
     #[error(
         "the fleet has no hosts; add [[hosts]] to the fleet file, or set `open = true` and enrol some"
     )]
@@ -96,22 +100,22 @@ pub(crate) enum StageError {
         "the image has {MAX_REFERENCES} references already; cancel some (`parbake cancel IMAGE`)"
     )]
     TooManyReferences,
-    /// Hosts couldn't report all of the names.
+    /// The names together are too long for a host's report.
     #[error(
         "the references of all images that are wanted would have more than {} kB, which hosts can't report; cancel some \
          (`parbake cancel IMAGE`)",
         MAX_NAME_BYTES >> 10
     )]
     TooManyNames,
-    /// It can't fit on any selected host, empty or not.
+    /// The image can't fit on any selected host, not even on an empty volume.
     #[error("image needs {needed_bytes} bytes, more than the volume of any selected host can give: {}", listed(.hosts))]
     NowhereFits {
-        /// What it needs.
+        /// What the image needs on disk.
         needed_bytes: u64,
         /// The hosts with their figures.
         hosts: Vec<ShortOfRoom>,
     },
-    /// It is wanted now, but that couldn't be written down.
+    /// The image is wanted now, but the want couldn't be written to disk.
     #[error("image is being staged, but a restart will forget it: {0}")]
     NotKept(#[from] StateError),
 }
@@ -119,20 +123,20 @@ pub(crate) enum StageError {
 /// Why something isn't cancelled.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CancelError {
-    /// Nobody wants it under this name.
+    /// Nobody wants an image under this name.
     #[error("image `{name}` isn't wanted{}; see `parbake status`", but(.others))]
     Unwanted {
         /// What was typed.
         name: String,
-        /// References that its digest is wanted under, where there are some.
+        /// The references under which the digest in the name is wanted, if there are any.
         others: Vec<String>,
     },
-    /// Operators didn't ask for it: it isn't theirs to cancel.
+    /// Only the cluster wants the image. Operators can't cancel what they didn't ask for.
     #[error(
         "image `{0}` is wanted by ImagePrePulls alone; change or delete those (`kubectl get ipp -A`)"
     )]
     ByCluster(String),
-    /// It is cancelled now, but that couldn't be written down.
+    /// The image is cancelled now, but the change couldn't be written to disk.
     #[error("image is cancelled, but a restart will forget that: {0}")]
     NotKept(#[from] StateError),
 }

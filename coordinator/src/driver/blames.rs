@@ -1,4 +1,5 @@
-//! What hosts hold against each other: who is heard, what counts as new, and what the plan is told of it.
+//! Blames: what hosts hold against each other. This file decides which blames are heard, which of them are new, and
+//! what the plan is told of them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,36 +23,36 @@ use super::{
 };
 use crate::metrics::{KindLabel, Metrics};
 
-/// What one report holds against other hosts; more is ignored.
+/// The most blames that are heard of one report; further ones are ignored.
 pub(super) const MAX_BLAMES: usize = 16;
-/// What is heard of one host within [`WITHIN`].
+/// The most blames that are heard of one host within [`WITHIN`].
 const MAX_HEARD: usize = 4 * MAX_BLAMES;
 const WITHIN: Duration = Duration::from_mins(1);
-/// Chunks that a host is asked to look at in one order. It looks at no more at one time.
+/// The most chunks that one order asks a host to check on its disk; the host checks no more at one time.
 const MAX_SUSPECT: usize = 64;
 
-/// Accusers and accused.
+/// What is known of accusers and of accused hosts.
 #[derive(Debug)]
 pub(super) struct Blames {
-    /// Checks what hosts show against others.
+    /// Checks the signatures of the links that hosts show against others.
     signatures: Signatures,
     accusers: BTreeMap<HostId, Accuser>,
     accused: BTreeMap<HostId, Accused>,
     metrics: Metrics,
 }
 
-/// What a host holds against others, as far as it was heard in this minute.
+/// What was heard from one accuser within the current [`WITHIN`].
 #[derive(Debug, Default)]
 struct Accuser {
     since: Moment,
     count: usize,
-    /// How many links it showed, whom it blames, and what of.
+    /// Each blame: the number of links that it showed, the blamed host, and the content.
     said: BTreeSet<(usize, HostId, Option<Digest>)>,
     lines: Lines,
 }
 
 impl Accuser {
-    /// How many more blames are heard now.
+    /// How many more blames of this host are heard now.
     fn room(&mut self, now: Moment) -> usize {
         if now.since(self.since) >= WITHIN {
             (self.since, self.count) = (now, 0);
@@ -64,7 +65,7 @@ impl Accuser {
 #[derive(Debug, Default)]
 struct Accused {
     count: u64,
-    /// Chunks for whose bytes others blame the host: it is asked to look at its disk.
+    /// Chunks for whose bytes others blame the host. The host is asked to check them on its disk.
     suspect: BTreeSet<(Digest, u32)>,
 }
 
@@ -78,8 +79,8 @@ impl Blames {
         }
     }
 
-    /// What a host holds against others, as far as it is heard: an honest host shuns a liar after a few of its lies,
-    /// and has no more to say of it. `hosts` are those that can be blamed. What the plan is told.
+    /// Takes in the blames of a host's report, as far as they are heard. An honest host shuns a liar after a few lies,
+    /// and has no more to say of that liar. `hosts` are the hosts that can be blamed. Returns what the plan is told.
     pub(super) fn heard(
         &mut self,
         now: Moment,
@@ -128,7 +129,7 @@ impl Blames {
         }
         let accused = self.accused.entry(host.clone()).or_default();
         accused.count = accused.count.saturating_add(1);
-        // its disk may have rotted: whoever keeps a chunk like that looks at it at once, and mends it
+        // the blamed host's disk may have rotted; that host then checks the chunk at once, and mends it
         if blame.kind() == message::BlameKind::Bytes
             && accused.suspect.len() < MAX_SUSPECT
             && let Ok(content) = message::digest(&blame.content)
@@ -138,7 +139,7 @@ impl Blames {
         if let Some(left_out) = self.line(now, by, Line::Blames) {
             warn!(%by, %host, kind, chunk = blame.chunk, left_out, "host is blamed");
         }
-        // Silence and broken manners are faults, not lies: the accuser shuns such a host by itself.
+        // Silence and breaches of protocol are faults, not lies. The accuser shuns such a host by itself.
         let lie = blame.kind() == message::BlameKind::Bytes && self.is_news(by, 0, &host, None);
         lie.then(|| Event::Blamed {
             by: by.clone(),
@@ -146,10 +147,11 @@ impl Blames {
         })
     }
 
-    /// A host shows a link that another signed and that is false, or two that contradict each other. Whom it says to
-    /// blame counts for nothing: the signatures say whose the links are.
+    /// A host shows one false link that another host signed, or two links that contradict each other. The host that the
+    /// blame names doesn't count: the signatures say which host made the links.
     ///
-    /// A link that was made may be the registry's fault: that is told apart, and nobody is blamed for it.
+    /// A false link that its host made from the registry's bytes may be the registry's fault. Such a link is told
+    /// apart, and nobody is blamed for it.
     fn false_link(
         &mut self,
         now: Moment,
@@ -217,14 +219,15 @@ impl Blames {
         Some(event)
     }
 
-    /// Whether a host blames this one for the first time in a while, of this content where it shows links: the same
-    /// again says nothing new.
+    /// Whether this blame says something new: the accuser hasn't blamed this host within the current [`WITHIN`], nor,
+    /// where it shows links, for this content.
     fn is_news(&mut self, by: &HostId, links: usize, of: &HostId, content: Option<Digest>) -> bool {
         let accuser = self.accusers.entry(by.clone()).or_default();
         accuser.said.insert((links, of.clone(), content))
     }
 
-    /// Whether a line about what this host says is written now, and how many were left out before it.
+    /// `Some` when a line about what this host says may be written now, with the number of lines that were left out
+    /// before it.
     fn line(&mut self, now: Moment, by: &HostId, line: Line) -> Option<u64> {
         let accuser = self.accusers.entry(by.clone()).or_default();
         accuser.lines.due(now, line)
@@ -234,8 +237,8 @@ impl Blames {
         self.metrics.blames.get_or_create(&KindLabel { kind }).inc();
     }
 
-    /// Orders to hosts to look at the chunks for which others blame them. The caller sends them now and then, so that
-    /// no accuser can fill a host's queue of orders.
+    /// Orders to hosts to check the chunks for which others blame them. The caller sends these orders at intervals, so
+    /// that no accuser can fill a host's queue of orders.
     pub(super) fn take_suspects(&mut self) -> Vec<Addressed> {
         let mut orders = Vec::new();
         for (host, accused) in &mut self.accused {
@@ -267,7 +270,7 @@ impl Blames {
     }
 }
 
-/// What a blame shows: one signed link or two of one content. Their signatures aren't checked yet.
+/// The evidence of a blame: one or two signed links of one content. Their signatures aren't checked yet.
 fn evidence(blame: &message::Blame) -> Option<Vec<Signed>> {
     let content = message::digest(&blame.content).ok()?;
     if !(1..=2).contains(&blame.evidence.len()) {

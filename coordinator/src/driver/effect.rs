@@ -1,4 +1,5 @@
-//! What parts want done. The loop carries it out, in the order in which it was noted.
+//! Effects: what a part wants done outside of itself. The driver's loop carries effects out in the order in which the
+//! part noted them.
 
 use std::sync::Arc;
 
@@ -7,20 +8,20 @@ use rollout::stage::Event;
 
 use super::{order::Addressed, writer::Write};
 
-/// Something that a part can't do by itself.
+/// One thing that a part can't do by itself.
 #[derive(Debug)]
 pub(super) enum Effect {
-    /// The plan is told.
+    /// Tell the plan of an event.
     Tell(Event),
-    /// A host is ordered something.
+    /// Send an order to a host.
     Order(HostId, Arc<message::Order>),
-    /// State is written down.
+    /// Write state to disk.
     Write(Write),
-    /// What references name on hosts may have changed.
+    /// The names of images on hosts may have changed.
     NamesChanged,
 }
 
-/// Effects, first to last.
+/// Effects, in the order in which they are carried out.
 #[derive(Debug, Default)]
 pub(super) struct Effects(Vec<Effect>);
 

@@ -1,9 +1,10 @@
-//! Histories of a staging, played through the views and through what people read of them: nothing that is shown is
-//! false or stale, and no bar goes back.
+//! Plays histories of a staging, and checks that no view, line or picture for people is false or stale, and that no bar
+//! goes back.
 //!
-//! A history is a fleet and what happens to it, second by second. A model of the hosts says what is true: what each
-//! holds, when something of it last came, whether it has a session. It reports as agents do. After each second the
-//! image, the hosts and the lines and pictures made of them are compared with the model.
+//! A history is a fleet and what happens to it, second by second. A model of the hosts has the truth: what each host
+//! holds, when something last came to it, and whether it has a session. The model's hosts report as agents do. After
+//! each second, the views of the image and the hosts, and the lines and pictures that are made of them, are compared
+//! with the model.
 
 use std::collections::BTreeMap;
 
@@ -25,31 +26,31 @@ mod truth;
 
 use truth::Truth;
 
-/// The model goes on in steps of this length: as long as agents wait between reports.
+/// The length of the model's steps: the time that agents wait between reports.
 const STEP_MS: u64 = 500;
-/// Raw bytes of the image's one layer.
+/// The raw bytes of the image's only layer.
 const LAYER: u64 = 120_000_000;
-/// After this long without a chunk a host says that it stands still.
+/// After this time without a chunk, a host says that it stands still.
 const STANDS_MS: u64 = 3_000;
-/// A host without news reports this often.
+/// How often a host without news reports.
 const REPORT_MS: u64 = 5_000;
 
-/// What happens.
+/// An event of a history.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// These hosts get so many bytes a second from now on, and where they get none, this is why.
+    /// These hosts get this many bytes a second from now on. The reason says why a host gets none.
     Rate(Hosts, u64, &'static str),
-    /// These agents die; after a restart the last second of what they held is gone, and they count anew.
+    /// These agents die. After a restart, the last half second of what they held is lost, and they count anew.
     Kill(Hosts),
     Restart(Hosts),
-    /// The coordinator dies, and comes back.
+    /// The coordinator dies, and starts again.
     CoordinatorDies,
     CoordinatorReturns,
-    /// The registry answers every lease like this; empty: it gives.
+    /// The registry fails every lease with these words; empty: the registry gives.
     Registry(&'static str),
     /// Somebody removes the image from these hosts.
     Remove(Hosts),
-    /// These hosts can't go on, for this reason; they can again.
+    /// These hosts can't go on, for this reason, or can go on again.
     Fail(Hosts, &'static str, &'static str),
     Mend(Hosts),
 }
@@ -70,7 +71,7 @@ impl Hosts {
     }
 }
 
-/// A fleet, its coordinator and who waits for the image.
+/// A fleet, its coordinator, and the command line that waits for the image.
 struct Play {
     world: Option<World>,
     image: Want,
@@ -78,15 +79,15 @@ struct Play {
     hosts: Vec<Truth>,
     registry: &'static str,
     now: u64,
-    /// The driver's own clock begins with each of its lives.
+    /// The moment at which the current driver started; its own clock begins there.
     driver_began: u64,
-    /// What the command line knows.
+    /// What the waiting command line knows.
     memory: Memory,
     shown: Option<ImageView>,
     raw: Option<ImageView>,
     heard_at: u64,
     away_since: Option<u64>,
-    /// What was shown of each host before: held, and which staging that was.
+    /// What was last shown of each host: the bytes that it held, and the staging to which they belong.
     before: BTreeMap<String, (u64, u64)>,
     staged_seconds: Option<f64>,
     times_logged: u64,
@@ -137,7 +138,7 @@ impl Play {
         self.world = Some(world);
     }
 
-    /// Every agent that runs and has no session gets one.
+    /// Opens a session for every agent that runs and has none.
     fn connect(&mut self) {
         let (now, image) = (self.now, self.image.clone());
         let Some(world) = &mut self.world else { return };
@@ -170,7 +171,7 @@ impl Play {
                 for (_, host) in which.of(&mut self.hosts) {
                     host.alive = false;
                     host.leases.clear();
-                    // what wasn't journaled: half a second, and what it counted
+                    // the agent loses what it hadn't journaled, which is half a second, and its counts
                     host.held = host.held.saturating_sub(host.rate / 2);
                     host.received = 0;
                     if let (Some((session, _)), Some(world)) =
@@ -230,7 +231,7 @@ impl Play {
         }
     }
 
-    /// As the last file that the coordinator wrote says. The model's clock is no wall clock: what was asked for was
+    /// The time in the last file that the coordinator wrote. The model's clock isn't the wall clock: the image was
     /// asked for `now` ago.
     fn kept_timing(&self) -> crate::wants::Timing {
         use crate::wants::{Timed, Timing};
@@ -242,7 +243,7 @@ impl Play {
         })
     }
 
-    /// Half a second passes.
+    /// One step of half a second.
     fn pass(&mut self) {
         self.now += STEP_MS;
         let (now, total, image, registry) =
@@ -311,7 +312,7 @@ impl Play {
                 handled: oneshot::channel().0,
             });
         }
-        // the registry's trouble is told at once
+        // the holder reports trouble with the registry at once
         world.driver.apply(Input::Tick);
         world.driver.flush();
         while let Ok(keep) = world.writer.try_recv() {
@@ -319,7 +320,7 @@ impl Play {
         }
     }
 
-    /// The command line hears of it.
+    /// The command line takes in the new view.
     fn look(&mut self) {
         let Some(world) = &mut self.world else { return };
         let now = world.driver.now();
@@ -364,7 +365,7 @@ impl Play {
         self.check_line();
     }
 
-    /// What the API says of a host against what is true of it.
+    /// Compares what the API says of a host with the truth.
     fn check_host(&self, number: usize, shown: &HostProgress) {
         let (host, now) = (&self.hosts[number], self.now);
         let at = format!("{} s, {}: {shown:?}", now / 1_000, host.name);
@@ -398,7 +399,7 @@ impl Play {
             );
             return;
         }
-        // what is told is what was true at the last report
+        // the API tells what was true at the last report
         assert_eq!(
             shown.held_bytes,
             if shown.state == HostState::Present {
@@ -410,7 +411,7 @@ impl Play {
         );
         match host.state {
             HostState::Waiting => {}
-            // it was asked whether tart still finds the image, and hasn't answered yet
+            // the host was asked whether tart still finds the image, and hasn't answered yet
             HostState::Present if host.names == 0 => {
                 let asked = (HostState::Installing, Some("confirming"));
                 let shown = (shown.state, shown.reason.as_deref());
@@ -424,7 +425,7 @@ impl Play {
         match (shown.state, shown.reason.as_deref()) {
             (HostState::Staging, Some("staging") | None) => {
                 assert_eq!(shown.message, "", "{at}");
-                // it says so with its next report, 5 s later at the latest
+                // the host says so in its next report, 5 s later at the latest
                 assert!(silent_for < STANDS_MS + REPORT_MS, "{at}");
             }
             (HostState::Staging, Some(reason)) => {
@@ -471,7 +472,7 @@ impl Play {
         }
         match image.reason.as_deref() {
             Some("origin_down") => {
-                // its own words, or what was said before it gave again a moment ago
+                // the current words, or those from before the registry gave again a moment ago
                 assert!(
                     image
                         .message
@@ -504,7 +505,7 @@ impl Play {
         }
     }
 
-    /// What `parbake why HOST` says.
+    /// Checks what `parbake why HOST` says.
     fn check_whys(&mut self, image: &ImageView) {
         let hosts: Vec<_> = image
             .hosts
@@ -551,12 +552,12 @@ impl Hosts {
     }
 }
 
-/// What happens at which second.
+/// An event, and the second at which it happens.
 type History = &'static [(u64, Step)];
 
 const RUN: u64 = LAYER / 40;
 
-/// Name, what happens, and for how many seconds it is watched.
+/// The name, the events, and for how many seconds the history is watched.
 const HISTORIES: &[(&str, History, u64)] = &[
     (
         "an ordinary run",
@@ -681,7 +682,7 @@ fn play(name: &str, hosts: usize, history: History, seconds: u64, watch_every: u
         for _ in 0..1_000 / STEP_MS {
             play.pass();
         }
-        // agents come back to a coordinator within a second or two
+        // agents reconnect to a coordinator within a second or two
         if second % 2 == 0 {
             play.connect();
         }
@@ -706,7 +707,7 @@ fn nothing_that_is_shown_of_a_staging_is_false_or_stale() {
 
 #[test]
 fn a_thousand_hosts_are_shown_as_truly_as_one() {
-    // what is told of a thousand is made as of one; the last history has something of each
+    // views of a thousand hosts are made like those of one; the last history has every kind of event
     let (name, history, seconds) = HISTORIES.last().unwrap();
     play(name, 1_000, history, *seconds, 15);
 }

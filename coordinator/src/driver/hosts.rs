@@ -1,4 +1,4 @@
-//! Hosts: who is known, where each is reached, and what each says of itself and of the images on it.
+//! Hosts: which hosts are known, where each is reached, and what each says of itself and of its images.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,13 +19,14 @@ use crate::{
     wants::Place,
 };
 
-/// Places are written down this long after one changed, at most.
+/// Places are written to disk at most this long after one of them changed.
 const KEEP_PLACES_AFTER: Duration = Duration::from_secs(1);
 
-/// No line is faster, in bytes a second; what a host says beyond it would only spoil predictions.
+/// The greatest rate that a host may claim, in bytes a second. No line is faster, and a false claim would spoil
+/// predictions.
 const MAX_RATE: u64 = 1_000_000_000_000;
 
-/// A host as it is known. Only [`Hosts`] changes it.
+/// What is known of a host. Only [`Hosts`] changes it.
 #[derive(Debug)]
 pub(super) struct Host {
     pub(super) zone: String,
@@ -33,12 +34,12 @@ pub(super) struct Host {
     pub(super) place: Option<Place>,
     pub(super) version: String,
     pub(super) volume: Option<VolumeView>,
-    /// Bytes that wait to be uploaded, as the host says.
+    /// The bytes that wait to be uploaded, by the host's own word.
     pub(super) backlog_bytes: u64,
     pub(super) upload_bytes_per_second: u64,
-    /// What the host reported of each image.
+    /// The progress of each image, from the host's reports.
     pub(super) images: BTreeMap<Digest, Progress>,
-    /// What the host calls each image.
+    /// The reference by which the host calls each image.
     pub(super) references: BTreeMap<Digest, String>,
 }
 
@@ -56,7 +57,7 @@ impl Host {
         }
     }
 
-    /// The state of an image, as the host reported it last.
+    /// The state of an image, by the host's last report.
     pub(super) fn state(&self, image: &Digest) -> Option<HostState> {
         self.images.get(image).map(|progress| progress.state)
     }
@@ -66,16 +67,16 @@ impl Host {
     }
 }
 
-/// What came of making a host known.
+/// The outcome of making a host known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
     /// The host is new.
     New,
     /// The host was known in another zone.
     Moved,
-    /// The host was known so.
+    /// The host was known, in the same zone.
     Same,
-    /// The fleet is full, or another host has the same key: the host isn't taken in.
+    /// The host isn't taken in: the fleet is full, or another host has the same key.
     Refused,
 }
 
@@ -84,12 +85,12 @@ pub(super) enum Known {
 pub(super) struct Hosts {
     hosts: BTreeMap<HostId, Host>,
     keys: BTreeMap<HostKey, HostId>,
-    /// When changed places are written down.
+    /// When changed places are to be written to disk.
     places_due: Option<Moment>,
 }
 
 impl Hosts {
-    /// Makes a host known. An empty zone says nothing about a host that is known already.
+    /// Makes a host known. An empty zone doesn't change the zone of a host that is known already.
     pub(super) fn know(&mut self, host: &HostId, zone: &str) -> Known {
         if let Some(known) = self.hosts.get_mut(host) {
             if zone.is_empty() || known.zone == zone {
@@ -117,15 +118,15 @@ impl Hosts {
         self.keys.remove(&host.key());
     }
 
-    /// Where a host was reached before this start.
+    /// Sets the place where a host was reached before this start.
     pub(super) fn was_at(&mut self, host: &HostId, place: Place) {
         if let Some(known) = self.hosts.get_mut(host) {
             known.place = Some(place);
         }
     }
 
-    /// A host says hello from `remote`. Whether it is reached elsewhere than before. `networks` are those in which a
-    /// host may name another address than the one that its connection comes from.
+    /// A host says hello from `remote`. `networks` are the networks in which a host may name an address other than the
+    /// one from which its connection comes. Returns whether the host's place has changed.
     pub(super) fn greet(
         &mut self,
         now: Moment,
@@ -166,7 +167,7 @@ impl Hosts {
         moved
     }
 
-    /// What a host reports of its disk and its line.
+    /// Takes in what a host reports of its disk and its line.
     pub(super) fn report(&mut self, host: &HostId, report: &message::Report) {
         let Some(known) = self.hosts.get_mut(host) else {
             return;
@@ -180,8 +181,8 @@ impl Hosts {
         }
     }
 
-    /// What a host reports of one image, whose contents have `total` bytes where that is known. Where the image stands
-    /// there now, if that can be acted on.
+    /// Takes in what a host reports of one image. `total` is the size of the image's contents in bytes, where it is
+    /// known. Returns where the image stands on the host, if the plan can act on it.
     pub(super) fn image(
         &mut self,
         now: Moment,
@@ -208,12 +209,13 @@ impl Hosts {
             HostState::Present => Some(Standing::Present),
             HostState::Failed => Some(Standing::Failed),
             HostState::Gone => Some(Standing::Gone),
-            // A state that this version doesn't know says nothing that can be acted on.
+            // The plan can't act on a state that this version doesn't know.
             HostState::Waiting => None,
         }
     }
 
-    /// Forgets the images that a full report leaves out: they aren't on the host any more. Which ones.
+    /// Forgets the images that a full report leaves out, because they aren't on the host any more. Returns these
+    /// images.
     pub(super) fn forget_unreported(
         &mut self,
         host: &HostId,
@@ -241,7 +243,7 @@ impl Hosts {
         }
     }
 
-    /// Somebody asks for an image anew. Its state on the host, where the host reported one.
+    /// Somebody asks for an image again. Returns the image's state on the host, where the host reported one.
     pub(super) fn urged(
         &mut self,
         now: Moment,
@@ -253,12 +255,12 @@ impl Hosts {
         Some(progress.state)
     }
 
-    /// When there is something to do.
+    /// When changed places are to be written to disk.
     pub(super) const fn due(&self) -> Option<Moment> {
         self.places_due
     }
 
-    /// All places, where they are to be written down now.
+    /// All places, if they are to be written to disk now.
     pub(super) fn take_places_due(&mut self, now: Moment) -> Option<BTreeMap<HostId, Place>> {
         self.places_due.take_if(|due| *due <= now)?;
         let hosts = self.hosts.iter();
@@ -266,8 +268,8 @@ impl Hosts {
         Some(places.collect())
     }
 
-    /// The host that peers reach at this address, or the only one on that machine: a host that refuses the coordinator
-    /// doesn't say who it is.
+    /// The host that peers reach at this address, or else the only host at this IP address. It serves for refused
+    /// connections, where the other side doesn't say which host it is.
     pub(super) fn at(&self, address: SocketAddr) -> Option<HostId> {
         let places = || {
             let hosts = self.hosts.iter();
@@ -313,9 +315,10 @@ fn volume(volume: &message::Volume) -> VolumeView {
     }
 }
 
-/// Where peers reach a host: the address that it advertises, else the one that its connection comes from with the
-/// port that it names. The whole fleet sends packets there. So an address that is neither the host's own nor of one
-/// of these networks isn't used: only its port is, and the second value says so.
+/// The address at which peers reach a host: the address that the host advertises, or else the address of its connection
+/// with the port that the host names. The whole fleet sends packets to this address. So an advertised IP address counts
+/// only if it is the host's own or lies in one of `networks`. Otherwise the connection's IP address is used with the
+/// advertised port, and the second value is true.
 fn peer_address(
     remote: SocketAddr,
     hello: &message::Hello,
@@ -341,7 +344,7 @@ fn peer_address(
     usable.then_some((used, foreign))
 }
 
-/// A zone as a host names its own, cut: every roster carries it.
+/// The zone that a host names for itself, cut to 63 characters, because every roster carries it.
 pub(super) fn zone(text: &str) -> String {
     const MAX_CHARS: usize = 63;
     progress::clean(text).chars().take(MAX_CHARS).collect()
@@ -402,7 +405,7 @@ mod tests {
         }
         assert!(hosts.greet(at(0), &id("a"), &hello(7471), remote(1), &[]));
         assert!(hosts.greet(at(900), &id("b"), &hello(7471), remote(2), &[]));
-        // the same place is no news
+        // a hello from the same place changes nothing
         assert!(!hosts.greet(at(950), &id("a"), &hello(7471), remote(1), &[]));
         assert_eq!(hosts.due(), Some(at(1_000)));
         assert_eq!(hosts.take_places_due(at(999)), None);
@@ -439,7 +442,7 @@ mod tests {
         assert!((0..MAX_IMAGES).all(|number| hear(number) == Some(Standing::Staging)));
         assert_eq!(hear(MAX_IMAGES), None);
         assert_eq!(hear(0), Some(Standing::Staging));
-        // a full report makes room
+        // a full report that leaves images out makes room
         let gone = hosts.forget_unreported(&host, &[image(0)].into());
         assert_eq!(gone.len(), MAX_IMAGES - 1);
         let mut hear = |number| hosts.image(at(0), &host, image(number), &report, None);

@@ -1,5 +1,5 @@
-//! Wanted images: who wants each, under which names and where. What is staged is what operators or the cluster's
-//! objects want.
+//! Wanted images: who wants each image, under which names and on which hosts. An image is staged when operators or the
+//! cluster's objects want it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,19 +25,19 @@ use crate::{
 /// A wanted image. Only [`Images`] changes it.
 #[derive(Debug)]
 pub(super) struct Wanted {
-    /// With the references and hosts that are wanted by all who want it.
+    /// The want, with the references and the hosts of everybody who wants the image.
     want: Want,
-    /// Hosts that keep what they have and get no more, unless they are selected.
+    /// Hosts that keep what they have of the image and get no more of it, unless they are selected.
     paused: BTreeSet<HostId>,
     /// Hosts that may have what the image holds; `None`: all.
     entitled: Option<BTreeSet<HostId>>,
-    /// The plan knows the image. It doesn't where other images have all its names.
+    /// Whether the plan knows the image. The plan doesn't know it while other images have all its names.
     planned: bool,
     took: Took,
 }
 
 impl Wanted {
-    /// An image that is wanted from now on, and that the plan doesn't know yet.
+    /// An image that is wanted from now on. The plan doesn't know it yet.
     fn new(want: Want, took: Took) -> Self {
         Self {
             paused: BTreeSet::new(),
@@ -48,7 +48,8 @@ impl Wanted {
         }
     }
 
-    /// Takes what is wanted of the image in all. Whether anything was added to it, and whether anything changed.
+    /// Takes the sum of what everybody wants of the image. Returns whether a reference or a host was added, and whether
+    /// anything changed.
     fn take(&mut self, sum: Sum) -> (bool, bool) {
         let Sum {
             references,
@@ -108,14 +109,14 @@ impl Wanted {
         self.took.told()
     }
 
-    /// Whether the image is wanted on a host, also where that host has left.
+    /// Whether the image is wanted on this host, even if the host has left the fleet.
     pub(super) fn selects(&self, host: &HostId) -> bool {
         let hosts = self.want.hosts.as_ref();
         hosts.is_none_or(|hosts| hosts.contains(host))
     }
 
-    /// The reference that pull tokens are asked for: one whose object names a pull Secret first, which was given for
-    /// it.
+    /// The reference for which pull tokens are asked. A reference for which an object names a pull Secret comes first,
+    /// because the Secret was given for it.
     pub(super) fn token_reference(&self) -> Option<&String> {
         let references = &self.want.references;
         let mut named = self.want.secrets.keys();
@@ -124,7 +125,7 @@ impl Wanted {
     }
 }
 
-/// The moment of a change, and what is known of hosts then.
+/// The moment of a change, with what is known of the hosts at that moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct At<'a> {
     pub(super) now: Moment,
@@ -134,31 +135,31 @@ pub(super) struct At<'a> {
     pub(super) presence: &'a Presence,
 }
 
-/// What a change of wants changes elsewhere.
+/// What follows from a change of wants for other parts.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    /// What the plan is told, in this order: what is wanted more comes first, and what isn't wanted any more last.
+    /// The events for the plan, in this order: additional wants come first, and ended wants last.
     pub(super) events: Vec<Event>,
-    /// Images whose orders say something else now.
+    /// Images whose orders say something different now.
     pub(super) ordered: Vec<Digest>,
-    /// Images that other hosts may have than before.
+    /// Images whose set of entitled hosts has changed.
     pub(super) entitled: Vec<Digest>,
     /// Images that nobody wants any more.
     pub(super) over: Vec<Digest>,
-    /// Images whose pull tokens are to be looked after, and why.
+    /// Images whose pull tokens need attention, and why.
     pub(super) tokens: Vec<(Digest, Credentials)>,
-    /// Hosts' names may have changed.
+    /// Whether the names of images on hosts may have changed.
     pub(super) names: bool,
-    /// Images that operators want otherwise now, or no more: that is to be written down.
+    /// Images for which the operators' wants have changed or ended: the change is to be written to disk.
     pub(super) asked: Vec<Digest>,
 }
 
-/// Why the pull tokens of an image are looked after.
+/// Why the pull tokens of an image need attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Credentials {
-    /// Somebody asks for the image: a token is needed where there is none.
+    /// Somebody asks for the image: a token is needed if there is none.
     Asked,
-    /// Other pull Secrets are named for it.
+    /// Objects name other pull Secrets for the image.
     Changed,
 }
 
@@ -166,19 +167,20 @@ pub(super) enum Credentials {
 #[derive(Debug)]
 pub(super) struct Images {
     wants: BTreeMap<Digest, Wanted>,
-    /// Who wants each of them, under which names and where.
+    /// Who wants each image, under which names and on which hosts.
     claims: Claims,
-    /// What the cluster wants beyond the most images, until there is room.
+    /// Images that the cluster wants and that exceed [`MAX_WANTS`] or [`MAX_NAME_BYTES`]. They wait until there is
+    /// room.
     waiting: BTreeMap<Digest, Placed>,
     /// Whether all that operators wanted before this start is among the wants.
     recalled: bool,
-    /// The same of the cluster.
+    /// Whether all that the cluster wanted before this start is among the wants.
     placed: bool,
 }
 
 impl Images {
-    /// Nothing is wanted. Numbers of asks begin after this one. `alone`: there is no cluster whose wants could be
-    /// missing.
+    /// Nothing is wanted. Numbers of asks begin after `number`. `alone`: the coordinator works in no cluster, so no
+    /// wants of a cluster can be missing.
     pub(super) const fn new(number: u64, alone: bool) -> Self {
         Self {
             wants: BTreeMap::new(),
@@ -206,14 +208,14 @@ impl Images {
         if names.len() > MAX_REFERENCES {
             return Err(StageError::TooManyReferences);
         }
-        // those that it has are in hosts' reports already
+        // names that the image has already are in hosts' reports already
         if before.is_none_or(|before| *before != names) && !self.has_room_for(&image, &names) {
             return Err(StageError::TooManyNames);
         }
         Ok(())
     }
 
-    /// Operators want this, each of its references where it says.
+    /// Operators want this image, under each reference on the hosts that the want names for that reference.
     pub(super) fn enter(&mut self, at: At<'_>, want: Want) -> Changes {
         let image = want.digest();
         let mut changes = Changes {
@@ -237,7 +239,7 @@ impl Images {
                 self.begin(at, want);
                 None
             }
-            // the cluster wanted it first after a start, and knows no time
+            // After a start, the cluster's want came first, without a time. This want knows the time.
             Some(wanted) if matches!((wanted.took, timing), (Took::Untold, Timing::Known(_))) => {
                 Some(Took::of(timing, at.now, at.unix_ms, false))
             }
@@ -247,12 +249,12 @@ impl Images {
         if let (Some(took), Some(wanted)) = (kept, self.wants.get_mut(&image)) {
             wanted.took = took;
         }
-        // also where nothing changed: hosts are to look again
+        // even if nothing changed, hosts are to look at their disks again
         changes.names = true;
         changes
     }
 
-    /// What `name` is for isn't wanted by operators any more: a reference, or an image by its bare digest.
+    /// Operators don't want this any more. `name` is a reference, or the bare digest of an image.
     ///
     /// # Errors
     /// When operators don't want it.
@@ -289,7 +291,7 @@ impl Images {
         Ok((image, reply, changes))
     }
 
-    /// The references of the image that this one names by its digest.
+    /// The references under which an image is wanted, when `name` has the digest of that image.
     fn other_names(&self, name: &str) -> Vec<String> {
         let digest = name
             .split_once('@')
@@ -299,7 +301,8 @@ impl Images {
         claimed.map(|claimed| claimed.reference).collect()
     }
 
-    /// What operators asked for, as it is kept over restarts. The cluster keeps its own.
+    /// What operators asked for of an image, in the form in which it is kept on disk. What the cluster wants isn't part
+    /// of it: the cluster says its wants again after a restart.
     pub(super) fn asked(&self, image: &Digest) -> Option<Want> {
         let asked = self.claims.asked(image)?;
         let wanted = self.wants.get(image)?;
@@ -357,7 +360,8 @@ impl Images {
         changes
     }
 
-    /// Takes up what the cluster wants beyond the most images, where there is room by now.
+    /// Takes up images that the cluster wants and that had to wait, as far as there is room now. `None` when there is
+    /// none.
     pub(super) fn place_waiting(&mut self, at: At<'_>) -> Option<Changes> {
         let mut changes = None;
         while let Some((image, waiting)) = self.waiting.first_key_value()
@@ -401,7 +405,7 @@ impl Images {
         match self.wants.get_mut(&image) {
             None => {
                 info!(%image, references = ?want.references, "image is wanted by the cluster");
-                // the first that the cluster says after a start was wanted before it, nobody knows since when
+                // the first wants that the cluster says after a start began before it, at an unknown time
                 let timing = match self.placed {
                     true => Timing::New,
                     false => Timing::Unknown,
@@ -419,24 +423,24 @@ impl Images {
 
     // ---- what is wanted in all -------------------------------------------------------------------------------------
 
-    /// An image is wanted that wasn't. The plan is told later.
+    /// An image is wanted that wasn't wanted before. The plan is told later.
     fn begin(&mut self, at: At<'_>, want: Want) {
         let everywhere = is_everywhere(at.hosts, at.presence, &want);
         let took = Took::of(want.timing, at.now, at.unix_ms, everywhere);
         self.wants.insert(want.digest(), Wanted::new(want, took));
     }
 
-    /// Hosts came. Where images share a name, the hosts that each is wanted on are counted.
+    /// Hosts joined the fleet. Where images share a name, the hosts of each image have to be computed anew.
     pub(super) fn fleet_changed(&mut self, at: At<'_>) -> Changes {
         let mut changes = Changes::default();
         self.follow(at, None, &mut changes);
         changes
     }
 
-    /// Brings what is planned up to what is claimed. `asked`: operators asked for this image just now.
+    /// Brings the planned images in line with the claims. `asked`: operators asked for this image just now.
     ///
-    /// What is wanted more is told first, and what isn't wanted any more last: contents that both have stay where
-    /// they are.
+    /// The plan is told of additional wants first, and of ended wants last. So a content that both kinds of images
+    /// share stays where it is.
     fn follow(&mut self, at: At<'_>, asked: Option<Digest>, changes: &mut Changes) {
         let (mut over, mut news) = (Vec::new(), false);
         for (image, wanted) in &mut self.wants {
@@ -457,7 +461,7 @@ impl Images {
             news = true;
             wanted.planned = true;
             changes.ordered.push(*image);
-            // what the cluster wants becomes known only after a start, and was wanted before it
+            // after a start, the first wants of the cluster aren't new: they were wanted before the start
             if more && (asked == Some(*image) || self.placed) {
                 let everywhere = is_everywhere(at.hosts, at.presence, &wanted.want);
                 wanted.took.anew(at.now, at.unix_ms, everywhere);
@@ -482,7 +486,7 @@ impl Images {
         }
     }
 
-    /// Whether hosts can report all names, where the image has these.
+    /// Whether hosts can report all names of all images, if the image has these names.
     fn has_room_for(&self, image: &Digest, names: &BTreeSet<String>) -> bool {
         let others = self.wants.iter().filter(|(other, _)| *other != image);
         let others = others.flat_map(|(_, wanted)| &wanted.want.references);
@@ -505,7 +509,7 @@ impl Images {
         self.recalled && self.placed
     }
 
-    /// Takes note that an image is everywhere. How long that took, where it is told for the first time.
+    /// Takes note that an image is everywhere. Returns how long that took, at the first call only.
     pub(super) fn everywhere(
         &mut self,
         now: Moment,
@@ -514,27 +518,27 @@ impl Images {
         self.wants.get_mut(image)?.took.everywhere(now)
     }
 
-    /// A number that is larger than those of all asks before.
+    /// A new number, greater than those of all earlier asks.
     pub(super) const fn next_number(&mut self) -> u64 {
         self.claims.advance()
     }
 
-    /// What each reference shall name on this host.
+    /// The image that each reference shall name on this host.
     pub(super) fn names_on(&self, host: &HostId) -> Names {
         self.claims.on(host)
     }
 
-    /// References of this image that a later ask wants for another image, and that image.
+    /// The references of this image that a later ask wants for another image, each with that other image.
     pub(super) fn overruled(&self, image: &Digest) -> Vec<(String, Digest)> {
         self.claims.overruled(image)
     }
 
-    /// What the cluster wants and waits until fewer images are wanted.
+    /// Images that the cluster wants and that wait for room.
     pub(super) fn waiting(&self) -> BTreeSet<Digest> {
         self.waiting.keys().copied().collect()
     }
 
-    /// The images that have this content.
+    /// The wanted images that contain this content.
     pub(super) fn with(&self, content: &Digest) -> Vec<Digest> {
         let has = |wanted: &Wanted| {
             let contents = wanted.want.layout.contents();

@@ -1,4 +1,4 @@
-//! What the driver is told.
+//! Inputs of the driver: everything that the driver is told.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -8,10 +8,11 @@ use tokio::sync::oneshot;
 use super::{ask::Ask, order::Orders, refusals::Refused};
 use crate::resolve::Granted;
 
-/// Inputs that wait for the driver: a report of each of 1,000 hosts. Sessions wait when it is full.
+/// The most inputs that wait for the driver: one report from each of about 1,000 hosts. Sessions wait while the queue
+/// is full.
 pub(crate) const INBOX: usize = 1_024;
 
-/// What the driver is told.
+/// One input of the driver.
 #[derive(Debug)]
 pub(crate) enum Input {
     /// A host's session is up.
@@ -20,20 +21,20 @@ pub(crate) enum Input {
     Reported {
         host: HostId,
         session: u64,
-        /// As [`intake::cut`](crate::intake::cut) leaves it.
+        /// The report after [`intake::cut`](crate::intake::cut) has bounded its lists.
         report: Box<message::Report>,
-        /// Hears how long it took to handle.
+        /// Receives how long the driver took to handle the report.
         handled: oneshot::Sender<Duration>,
     },
     /// A session ended.
     Closed { host: HostId, session: u64 },
-    /// A handshake failed because one side didn't take the other.
+    /// A handshake failed because one side rejected the other's certificate, or wasn't allowed in.
     Refused(Refused),
-    /// An operator or the cluster asks.
+    /// An operator or the cluster asks for something.
     Asked(Ask),
-    /// All that operators had asked for before this start was asked for again.
+    /// Each image that operators asked for before this start has been asked for again, or was given up.
     Recalled,
-    /// A pull token arrived, or didn't.
+    /// An attempt at a pull token ended; `granted` is `None` when the attempt failed.
     Token {
         image: Digest,
         granted: Option<Granted>,
@@ -47,7 +48,7 @@ pub(crate) enum Input {
 pub(crate) struct Opened {
     pub(crate) host: HostId,
     pub(crate) session: u64,
-    /// Where the connection comes from.
+    /// The address from which the connection comes.
     pub(crate) remote: SocketAddr,
     pub(crate) hello: message::Hello,
     pub(crate) orders: Orders,

@@ -16,23 +16,23 @@ use super::{
 };
 use crate::{metrics::Metrics, progress};
 
-/// The same trouble with a registry is logged again when nothing was heard of it for this long.
+/// The same trouble with a registry is logged again only when nothing was heard of it for this long.
 const SAYS_ANEW: Duration = Duration::from_mins(1);
-/// What a holder says about a registry that gives something is shown for so long.
+/// How long a holder's remark about a registry is shown, when the registry does give something.
 const REMARK_LASTS: Duration = Duration::from_secs(30);
-/// Bad contents whose story is kept; more are only counted.
+/// The most bad contents whose description is kept.
 const MAX_BAD_CONTENTS: usize = 256;
 
-/// What holders said.
+/// Everything that is remembered of holders' words.
 #[derive(Debug)]
 pub(super) struct Leases {
-    /// What the last holder that its registry failed had to say about each image, and when.
+    /// The words of the last holder that its registry failed, by image, and when they were heard.
     said: BTreeMap<Digest, (Moment, String)>,
-    /// The same of one that its registry gives something all the same.
+    /// The last remark of a holder whose registry gives something, by image, and when it was heard.
     remarks: BTreeMap<Digest, (Moment, String)>,
-    /// Contents that a holder found bad, and what it said.
+    /// The contents that a holder found bad, with the holder's words.
     bad: BTreeMap<Digest, String>,
-    /// What the log has lately of each host.
+    /// The log lines that were lately written about each host.
     lines: BTreeMap<HostId, Lines>,
     metrics: Metrics,
 }
@@ -40,9 +40,9 @@ pub(super) struct Leases {
 /// Whether the registry refuses the token that was handed down for a content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Token {
-    /// Nothing was said of it.
+    /// The host didn't complain about the token.
     Good,
-    /// Another one is needed.
+    /// The registry refuses the token; another one is needed.
     Refused,
 }
 
@@ -57,8 +57,8 @@ impl Leases {
         }
     }
 
-    /// A host speaks of a lease of a content. The plan is told. What the host says counts where the lease is its own,
-    /// as the plan knows: of another's content it has nothing to say, and that isn't written down anywhere.
+    /// A host reports on a lease of a content. The plan is told. The host's words count only where the plan knows the
+    /// lease as this host's; words about another host's lease are ignored.
     pub(super) fn heard(
         &mut self,
         now: Moment,
@@ -97,7 +97,8 @@ impl Leases {
                 trouble,
             },
         );
-        // its word may have ended the lease, and a coordinator that has just started takes over those that run
+        // The report may have ended the lease, so the lease is looked up before and after. A coordinator that has just
+        // started takes over leases that run, so a lease may be known only after the report.
         if !holds && !plan.holds_lease(host, &content) {
             return Token::Good;
         }
@@ -165,7 +166,7 @@ impl Leases {
         token
     }
 
-    /// A host takes back what it made of a content from a chunk on.
+    /// A host takes back the links that it made of a content, from chunk `from` on. The plan is told.
     pub(super) fn retracted(
         &mut self,
         now: Moment,
@@ -187,7 +188,8 @@ impl Leases {
         plan.handle(now, event);
     }
 
-    /// Whether a line about what this host says is written now, and how many were left out before it.
+    /// `Some` when a line about what this host says may be written now, with the number of lines that were left out
+    /// before it.
     fn line(&mut self, now: Moment, host: &HostId, line: Line) -> Option<u64> {
         let lines = self.lines.entry(host.clone()).or_default();
         lines.due(now, line)
@@ -203,7 +205,7 @@ impl Leases {
         }
     }
 
-    /// Remembers what a holder says about a registry that gives something all the same.
+    /// Remembers a holder's remark about a registry that gives something all the same.
     fn note_remark(&mut self, now: Moment, content: Digest, message: &str, images: &Images) {
         if message.is_empty() {
             return;
@@ -213,8 +215,8 @@ impl Leases {
         }
     }
 
-    /// Remembers what a holder says about its registry: it is shown while the registry is left alone. The log has it
-    /// once for each outage.
+    /// Remembers what a holder says about its registry. The words are shown while the registry is left alone. The log
+    /// has them once for each outage.
     fn note_trouble(
         &mut self,
         now: Moment,
@@ -227,7 +229,7 @@ impl Leases {
         let mut news = false;
         for image in images.with(&content) {
             let same = self.said.get(&image).is_some_and(|(at, said)| {
-                // a silence has other words each time
+                // the words about a silence differ each time
                 let alike = *said == error || trouble == Trouble::Silent;
                 alike && now.since(*at) < SAYS_ANEW
             });
@@ -265,12 +267,12 @@ impl Leases {
         self.lines.remove(host);
     }
 
-    /// What the last holder that its registry failed had to say about an image.
+    /// The words of the last holder that its registry failed, about an image.
     pub(super) fn said(&self, image: &Digest) -> Option<&str> {
         self.said.get(image).map(|(_, said)| said.as_str())
     }
 
-    /// What a holder said lately about a registry that gives something of an image.
+    /// A holder's recent remark about a registry that gives something of an image.
     pub(super) fn remark(&self, now: Moment, image: &Digest) -> Option<&str> {
         let remark = self.remarks.get(image);
         let remark = remark.filter(|(at, _)| now.since(*at) < REMARK_LASTS);
@@ -288,7 +290,7 @@ impl Leases {
         self.bad.len()
     }
 
-    /// Whether anything is remembered that holders said of their registries.
+    /// Whether any words of holders about their registries are remembered.
     #[cfg(test)]
     pub(super) fn says_anything(&self) -> bool {
         !self.said.is_empty()
@@ -308,7 +310,7 @@ fn trouble(lease: &message::LeaseState) -> Option<Trouble> {
     }
 }
 
-/// How a lease ended, and what metrics call that.
+/// How a lease ended, and the name of that end in the metrics.
 fn ended(lease: &message::LeaseState) -> (word::LeaseEnd, &'static str) {
     use message::{LeaseEnd, OriginFault};
     use word::{Fault, LeaseEnd as End};
@@ -463,7 +465,7 @@ mod tests {
         };
         assert_eq!(world.hears(33, "a", &ended), Token::Refused);
         assert_eq!(world.leases.bad(&world.content), Some("403"));
-        // it holds the lease no more
+        // the host doesn't hold the lease any more
         assert_eq!(world.hears(34, "a", &ended), Token::Good);
         assert_eq!(world.holder.as_str(), "a");
     }
@@ -492,7 +494,7 @@ mod tests {
                 ..LeaseState::default()
             })
         };
-        // a registry that names no time only fails
+        // a registry that throttles and names no time counts as failing
         assert_eq!(throttled(0), Some(Trouble::Failing));
         let wish = Trouble::Throttled(Duration::from_secs(3));
         assert_eq!(throttled(3_000), Some(wish));

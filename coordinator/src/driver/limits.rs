@@ -1,9 +1,9 @@
-//! What may move: the limits that operators set, and those of the cluster's objects.
+//! The limits of what may move: those that operators set, and those of the cluster's objects.
 
 use super::ask::Limits;
 use crate::view::BandwidthRequest;
 
-/// The stricter of two limits, of which 0 is none.
+/// The stricter of two limits; 0 means no limit.
 pub(crate) const fn stricter(one: u64, other: u64) -> u64 {
     match (one, other) {
         (0, limit) | (limit, 0) => limit,
@@ -12,25 +12,26 @@ pub(crate) const fn stricter(one: u64, other: u64) -> u64 {
     }
 }
 
-/// What operators and the cluster limit.
+/// The limits of operators and of the cluster.
 #[derive(Debug)]
 pub(super) struct Limited {
-    /// `None` when operators never set one.
+    /// The operators' bandwidth limits; `None` when operators never set any.
     asked: Option<BandwidthRequest>,
     cluster: Limits,
 }
 
-/// What a change of the cluster's limits changes.
+/// What follows from a change of the cluster's limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Change {
-    /// So many contents may be leased at one time from now on; `None` within: as the settings say.
+    /// The new number of contents that may be leased at one time; `Some(None)` means the number in the coordinator's
+    /// settings. `None` when the number didn't change.
     pub(super) origin_streams: Option<Option<usize>>,
-    /// What hosts may move.
+    /// Whether the bandwidth limits changed.
     pub(super) bandwidth: bool,
 }
 
 impl Limited {
-    /// As operators had set it before this start.
+    /// Starts with the limits that operators had set before this start.
     pub(super) fn new(asked: Option<BandwidthRequest>) -> Self {
         Self {
             asked,
@@ -38,12 +39,12 @@ impl Limited {
         }
     }
 
-    /// Operators set this.
+    /// Takes the limits that operators set.
     pub(super) const fn ask(&mut self, limits: BandwidthRequest) {
         self.asked = Some(limits);
     }
 
-    /// The cluster limits what moves from now on.
+    /// Takes the limits of the cluster's objects. Returns what they change.
     pub(super) fn place(&mut self, limits: Limits) -> Change {
         let before = std::mem::replace(&mut self.cluster, limits);
         let streams = before.origin_streams != limits.origin_streams;
@@ -53,7 +54,8 @@ impl Limited {
         }
     }
 
-    /// What every host may move: the stricter of what operators and the cluster say. `None` when neither says anything.
+    /// The bandwidth limits of every host: the stricter of the operators' and the cluster's. `None` when neither sets
+    /// any.
     pub(super) fn bandwidth(&self) -> Option<BandwidthRequest> {
         let cluster = self.cluster.bandwidth;
         let said = self.asked.is_some() || cluster != BandwidthRequest::default();
@@ -102,7 +104,7 @@ mod tests {
         let change = limited.place(limits);
         assert!(change.bandwidth && change.origin_streams.is_none());
         assert_eq!(limited.bandwidth(), Some(bandwidth(10, 30)));
-        // taken back, it is said still: hosts have to hear of it
+        // after all limits are taken back, 0 is still told, because hosts have to hear of it
         limited.place(Limits::default());
         limited.ask(bandwidth(0, 0));
         assert_eq!(limited.bandwidth(), Some(bandwidth(0, 0)));

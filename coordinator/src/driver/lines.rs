@@ -1,33 +1,33 @@
-//! Lines of the log about what a host says: so many of a kind within a while, and how many were left out. A host's
-//! reports alone can't fill the coordinator's disk.
+//! Bounds the log lines about what a host says: at most [`LINES`] of a kind within [`WITHIN`]. The next line that is
+//! written says how many were left out. So a host's reports can't fill the coordinator's disk.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use proto::Moment;
 
-/// Lines of one kind about one host in this time: all that happens to an honest host at once, and one a second on
-/// average.
+/// The most lines of one kind about one host within [`WITHIN`]: enough for everything that happens to an honest host at
+/// once, and one a second on average.
 const LINES: u32 = 10;
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// What a line is about.
+/// The kind of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Line {
     /// A lease failed on its holder.
     LeaseFailed,
     /// The registry refuses the token that was handed down.
     TokenRefused,
-    /// What the registry does to a holder.
+    /// The registry fails, throttles or stays silent to the holder of a lease.
     Registry,
-    /// A host takes back what it made.
+    /// A host takes back links that it made.
     Retracted,
-    /// It blames another.
+    /// A host blames another host.
     Blames,
-    /// It shows false links.
+    /// A host shows a link that is false, or two links that contradict each other.
     FalseLinks,
 }
 
-/// What the log has lately of one host.
+/// The lines that were lately written about one host, by kind.
 #[derive(Debug, Default)]
 pub(super) struct Lines(BTreeMap<Line, Written>);
 
@@ -39,7 +39,7 @@ struct Written {
 }
 
 impl Lines {
-    /// Whether a line of this kind is written now, and how many were left out before it.
+    /// `Some` when a line of this kind may be written now, with the number of lines that were left out before it.
     pub(super) fn due(&mut self, now: Moment, line: Line) -> Option<u64> {
         let written = self.0.entry(line).or_insert(Written {
             since: now,
@@ -68,7 +68,7 @@ mod tests {
         let start = Moment::START;
         let written = (0..4_500).filter(|_| lines.due(start, Line::LeaseFailed).is_some());
         assert_eq!(written.count(), LINES as usize);
-        // another kind has its own
+        // another kind of line has its own bound
         assert_eq!(lines.due(start, Line::Retracted), Some(0));
         let soon = start + WITHIN - Duration::from_millis(1);
         assert_eq!(lines.due(soon, Line::LeaseFailed), None);

@@ -1,7 +1,8 @@
-//! The members of the fleet: who belongs to it, which of them have a session, and what each is told with it.
+//! The members of the fleet: which hosts belong to it, which of them have a session, and what each is told at its
+//! start.
 //!
-//! [`Members`] brings a host in and out of the parts that know hosts, so that none of them knows one that the others
-//! don't.
+//! [`Members`] brings a host into all parts that know hosts, and out of them. So no part knows a host that another part
+//! doesn't know.
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::SystemTime};
 
@@ -22,7 +23,7 @@ use super::{
 };
 use crate::{fleet::Membership, network::Network, progress};
 
-/// The members, by what is known of them.
+/// The parts that know hosts.
 #[derive(Debug)]
 pub(super) struct Members {
     membership: Arc<Membership>,
@@ -35,7 +36,7 @@ pub(super) struct Members {
 }
 
 impl Members {
-    /// Nobody is a member.
+    /// A fleet without members.
     pub(super) fn new(presence: Presence, tickets: Tickets) -> Self {
         Self {
             membership: Arc::default(),
@@ -50,13 +51,13 @@ impl Members {
 
     // ---- coming and going ------------------------------------------------------------------------------------------
 
-    /// Hosts that are known and aren't part of this fleet.
+    /// The known hosts that don't belong to this membership.
     pub(super) fn strangers(&self, membership: &Membership) -> Vec<HostId> {
         let strangers = self.hosts.ids().filter(|host| !membership.admits(host));
         strangers.cloned().collect()
     }
 
-    /// This is the fleet now. All of its hosts are known, and no others.
+    /// Makes this the membership. The caller has made all of its hosts known, and has removed all others.
     pub(super) fn belong(&mut self, now: Moment, membership: Arc<Membership>) {
         if self.membership.enrolled != membership.enrolled {
             self.rosters.changes(now);
@@ -74,7 +75,7 @@ impl Members {
         known
     }
 
-    /// The host isn't part of the fleet any more: its session ends with its queue.
+    /// The host isn't part of the fleet any more. Its session ends, because its queue is dropped.
     pub(super) fn left(&mut self, now: Moment, host: &HostId) {
         self.hosts.left(host);
         self.sessions.left(host);
@@ -84,10 +85,11 @@ impl Members {
         self.rosters.changes(now);
     }
 
-    /// The zone of a host that says hello; `None` where its session isn't taken. Without a queue the session ends.
+    /// The zone of a host that says hello; `None` where its session isn't taken. The session then ends, because the
+    /// caller drops its queue.
     pub(super) fn admit(&self, host: &HostId, hello: &message::Hello) -> Option<String> {
         if hello.peer_port == 0 && hello.peer_address.is_empty() {
-            // Its agent said hello before it knew its own state. It comes again.
+            // The agent said hello before it knew its own state. It will connect again.
             debug!(%host, "hello says nothing; the session isn't taken");
             return None;
         }
@@ -101,7 +103,8 @@ impl Members {
         Some(zone.unwrap_or_else(|| hosts::zone(&hello.zone)))
     }
 
-    /// A session is up, of a host that is known. `clock` is the same moment as `now`.
+    /// A session of a known host is up. `clock` is the same moment as `now`. Returns what follows for the plan and the
+    /// host.
     pub(super) fn open(
         &mut self,
         (now, clock): (Moment, SystemTime),
@@ -127,7 +130,7 @@ impl Members {
             self.tickets.connected(now, host, key);
             self.rosters.connected(host, hello.roster_epoch);
             effects.tell(Event::HostConnected(host.clone()));
-            // before any lease
+            // the host needs the standing ticket before any lease
             if let Some(ticket) = self.tickets.standing((now, clock), host) {
                 effects.order(host, ticket);
             }
@@ -143,7 +146,7 @@ impl Members {
         effects
     }
 
-    /// This session of the host ended. Whether it was the one that the host had.
+    /// This session of the host ended. Returns whether it was the host's current one.
     pub(super) fn close(&mut self, now: Moment, host: &HostId, session: u64) -> bool {
         let lasted = self.sessions.close(now, host, session);
         if let Some(lasted) = lasted {
@@ -153,7 +156,7 @@ impl Members {
         lasted.is_some()
     }
 
-    /// Queues an order for a host. Whether its session was given up for that.
+    /// Queues an order for a host. Returns whether the session was given up, because its queue is full or closed.
     #[must_use]
     pub(super) fn send(&mut self, now: Moment, host: &HostId, order: &Arc<message::Order>) -> bool {
         let given_up = self.sessions.send(now, host, order);
@@ -169,7 +172,7 @@ impl Members {
         self.rosters.disconnected(host);
     }
 
-    /// A handshake was refused: it is kept for whoever asks why the host is away.
+    /// A handshake was refused. The refusal is kept for an operator who asks why the host is away.
     pub(super) fn refused(&mut self, now: Moment, mut refused: Refused) {
         let host = refused.host.clone();
         let host = host.or_else(|| self.hosts.at(refused.address));
@@ -191,8 +194,8 @@ impl Members {
 
     // ---- what members are told -------------------------------------------------------------------------------------
 
-    /// Makes the roster of the hosts as they are, but for those whose version doesn't sign links, and those that the
-    /// fleet shuns. Those that are away stay on it. Whether it changed.
+    /// Makes the roster anew. Hosts whose version doesn't sign links are left out, and so are hosts that the fleet
+    /// shuns. Hosts that are away stay on it. Returns whether the roster changed.
     pub(super) fn refresh_roster(&mut self) -> bool {
         let enrolled = &self.membership.enrolled;
         let entries = self.hosts.iter().filter_map(|(host, known)| {
@@ -208,7 +211,7 @@ impl Members {
         self.rosters.set(entries.collect())
     }
 
-    /// What hosts are told now of the roster, where that is due.
+    /// The orders that tell hosts what changed in the roster, if that is due now.
     pub(super) fn tell_roster(&mut self, now: Moment) -> Option<Vec<Addressed>> {
         self.rosters.take_due(now).then(|| {
             let changed = self.refresh_roster();
@@ -216,7 +219,7 @@ impl Members {
         })
     }
 
-    /// Standing tickets that are due.
+    /// Orders with the standing tickets that are due.
     pub(super) fn tell_tickets(&mut self, now: Moment, clock: SystemTime) -> Effects {
         let mut effects = Effects::default();
         for host in self.tickets.due(now) {
@@ -227,14 +230,14 @@ impl Members {
         effects
     }
 
-    /// One order to every host.
+    /// The same order, addressed to every host.
     pub(super) fn to_all(&self, order: message::Order) -> Vec<Addressed> {
         let order = Arc::new(order);
         let hosts = self.hosts.ids();
         hosts.map(|host| (host.clone(), order.clone())).collect()
     }
 
-    /// The fleet shuns these hosts. What hosts are told, where that changed.
+    /// The fleet shuns exactly these hosts. Returns the orders that say so, where that changed.
     pub(super) fn shun(&mut self, now: Moment, quarantined: BTreeSet<HostId>) -> Vec<Addressed> {
         let limits = self.rosters.shun(now, quarantined);
         limits.map_or_else(Vec::new, |limits| self.to_all(limits))
@@ -385,7 +388,7 @@ mod tests {
             effects.first(),
             Some(Effect::Tell(Event::HostDisconnected(_)))
         ));
-        // one that doesn't takes no part, also where it did before
+        // a host that doesn't sign links takes no part, even if it did before
         let old = message::Hello {
             link_key: Vec::new(),
             ..hello()

@@ -1,14 +1,15 @@
-//! Blobs that clients of hosts' mirrors wait for: one of the hosts that ask is leased each, as of a staged image.
+//! Blobs that clients of hosts' mirrors wait for. One of the hosts that ask for a blob gets a lease of it, as with a
+//! content of a staged image.
 //!
-//! To the plan such a blob is an image of one content, wanted on the hosts that ask for it now. It lives as long as a
-//! session says that somebody waits, and a minute longer: a host that asks late is to get it from those that have it
-//! rather than a lease. Nothing is kept on disk, and a host that goes away takes its wants along. What hosts may ask
-//! for is bounded; beyond, they fetch by themselves.
+//! In the plan, such a blob is an image of one content, wanted on the hosts that ask for it now. The blob is remembered
+//! for as long as a session says that somebody waits, and a minute longer: a host that asks late then gets the blob
+//! from hosts that have it, and needs no lease. Nothing is kept on disk. The wants of a host end when its session ends.
+//! What hosts may ask for is bounded; hosts fetch anything beyond that by themselves.
 //!
-//! A host says a size with each digest, which its registry named, and nobody can tell here whether that is true. So
-//! digest and size together are a blob: hosts that say another size have one of their own, and neither waits for the
-//! other. The plan knows the first size of a digest under the digest itself, and any other under a name of ours.
-//! Whatever a host says of a digest is about the size that it asked for.
+//! With each digest a host says a size, which its registry named. The coordinator can't tell whether that size is true.
+//! So a digest and a size together are one blob: hosts that say another size have another blob, and neither group waits
+//! for the other. The plan knows the first size of a digest under the digest itself, and any other size under a name
+//! that is made here. Whatever a host says of a digest is about the size that the host asked for.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,49 +26,49 @@ use tracing::debug;
 
 use super::order::{Addressed, order};
 
-/// Blobs in the whole fleet, those that linger included.
+/// The most blobs in the whole fleet, including those that linger.
 const MAX_BLOBS: usize = 512;
-/// Who holds a blob is remembered for so long after the last host stopped asking.
+/// For this long after the last host stopped asking, the plan remembers which hosts hold a blob.
 const LINGER: Duration = Duration::from_mins(1);
-/// Hosts are told this often what of their wants comes or has a place in the queue. A fifth of the time after which
-/// they would fetch it by themselves.
+/// How often hosts are told which of their wants are coming or have a place in the queue: a fifth of the time after
+/// which a host would fetch the blob by itself.
 const TELL_EVERY: Duration = Duration::from_secs(2);
 
-/// What hosts ask for.
+/// The blobs for which hosts ask, and the names of these blobs in the plan.
 #[derive(Debug, Default)]
 pub(super) struct Mirrored {
-    /// By digest and size.
+    /// The blobs, by digest and size.
     blobs: BTreeMap<(Digest, u64), Blob>,
-    /// By the size and the number of each want.
+    /// The wants of each host: the size and the number of the want, by digest.
     hosts: BTreeMap<HostId, BTreeMap<Digest, (u64, u64)>>,
-    /// What the plan calls the blobs.
+    /// The digests of the images that stand for blobs in the plan.
     names: BTreeSet<Digest>,
-    /// Digests of those of another size, by what the plan calls these contents.
+    /// The real digests of blobs of another size, by the plan's names of their contents.
     digests: BTreeMap<Digest, Digest>,
-    /// Contents of blobs that are forgotten, and that the plan's last orders may still speak of.
+    /// Contents of blobs that are forgotten. Orders that the plan has already made may still name them.
     forgotten: Vec<Digest>,
     told_at: Option<Moment>,
 }
 
 #[derive(Debug)]
 struct Blob {
-    /// What the plan calls the content.
+    /// The plan's name of the content.
     content: Digest,
     chunks: u32,
     hosts: BTreeSet<HostId>,
-    /// All that asked for it under this size last.
+    /// The hosts that named this size when they last asked for the digest.
     asked: BTreeSet<HostId>,
-    /// Since when nobody asks.
+    /// Since when no host asks for the blob.
     left_at: Option<Moment>,
 }
 
 impl Mirrored {
-    /// Whether the plan means a blob by this image: hosts know nothing of it.
+    /// Whether this image stands for a blob in the plan. Hosts don't know such images.
     pub(super) fn is_blob(&self, image: &Digest) -> bool {
         self.names.contains(image)
     }
 
-    /// What the plan calls the content that this host means by a digest.
+    /// The plan's name of the content that this host means by a digest.
     pub(super) fn meant(&self, host: &HostId, digest: Digest) -> Digest {
         if self.digests.is_empty() {
             return digest;
@@ -77,12 +78,13 @@ impl Mirrored {
         asked.map_or(digest, |(_, blob)| blob.content)
     }
 
-    /// The digest of a content, as hosts know it.
+    /// The digest under which hosts know a content.
     pub(super) fn digest(&self, content: Digest) -> Digest {
         self.digests.get(&content).copied().unwrap_or(content)
     }
 
-    /// What the plan is to call the content of a blob that is wanted first now.
+    /// The plan's name for the content of a blob that is wanted for the first time. `known` is the size that the plan
+    /// knows for the digest.
     fn called(&self, digest: Digest, size: u64, known: Option<u64>) -> Digest {
         let mut sizes = self.blobs.range((digest, 0)..=(digest, u64::MAX));
         let taken = known.is_some_and(|known| known != size);
@@ -96,8 +98,8 @@ impl Mirrored {
     }
 }
 
-/// The name under which the plan knows a blob. Never an image's, whatever digest a host asks for: the plan would take a
-/// want of the one for the other.
+/// The digest of the image that stands for a blob in the plan. It never equals an image's own digest, whatever digest a
+/// host asks for; otherwise the plan would confuse a want of the blob with a want of the image.
 fn name(content: &Digest) -> Digest {
     let mut bytes = b"parbake mirror ".to_vec();
     bytes.extend_from_slice(content.as_bytes());
@@ -105,7 +107,7 @@ fn name(content: &Digest) -> Digest {
 }
 
 impl Mirrored {
-    /// Time passed. What hosts are told: that what they wait for comes.
+    /// Time passed. Returns orders that tell hosts which of their wants are coming.
     pub(super) fn tidy(&mut self, now: Moment, plan: &mut Plan) -> Vec<Addressed> {
         self.forget_lingering(now, LINGER, plan);
         if self
@@ -118,10 +120,10 @@ impl Mirrored {
         self.queue(plan)
     }
 
-    /// The plan's orders were carried out: none speaks of a blob any more that was forgotten before.
+    /// The plan's orders were carried out, so no order names a forgotten blob any more.
     pub(super) fn carried_out(&mut self) {
         for content in std::mem::take(&mut self.forgotten) {
-            // it may be wanted again by now, under the same name
+            // the blob may be wanted again by now, under the same name
             if self.blobs.values().all(|blob| blob.content != content) {
                 self.digests.remove(&content);
                 self.names.remove(&name(&content));
@@ -129,7 +131,8 @@ impl Mirrored {
         }
     }
 
-    /// A host that waits its turn is told so: it would go to the registry by itself, as all others that wait would.
+    /// Tells each host that waits its turn that its blob is coming. Otherwise the host would fetch from the registry by
+    /// itself, and so would all others that wait.
     fn queue(&self, plan: &Plan) -> Vec<Addressed> {
         let mut queues = Vec::new();
         for (host, wanted) in &self.hosts {
@@ -146,7 +149,7 @@ impl Mirrored {
         queues
     }
 
-    /// A host says what its clients wait for, all of it.
+    /// A host says everything that its clients wait for.
     pub(super) fn wants(
         &mut self,
         now: Moment,
@@ -184,12 +187,12 @@ impl Mirrored {
         }
     }
 
-    /// Nobody waits on this host any more.
+    /// The host has no session, so its wants end.
     pub(super) fn disconnected(&mut self, now: Moment, host: &HostId, plan: &mut Plan) {
         self.wants(now, host, &MirrorWants::default(), plan);
     }
 
-    /// A host asks for a blob. Whether it is kept track of.
+    /// A host asks for a blob. Returns whether the want is kept track of.
     fn wanted(
         &mut self,
         now: Moment,
@@ -205,7 +208,7 @@ impl Mirrored {
             debug!(%host, limit = MAX_BLOBS, "more blobs are asked for than are kept track of");
             return false;
         }
-        // what it said before of that digest was of the size that it asked for then
+        // what the host said before of this digest was about the size that it named then
         let sizes = self.blobs.range_mut((digest, 0)..=(digest, u64::MAX));
         for (_, blob) in sizes {
             blob.asked.remove(host);
@@ -232,7 +235,7 @@ impl Mirrored {
         blob.asked.insert(host.clone());
         blob.left_at = None;
         self.tell(now, key, plan);
-        // it asks, so it is ready to fetch
+        // a host that asks is ready to fetch
         plan.handle(
             now,
             Event::Reported {
@@ -256,7 +259,7 @@ impl Mirrored {
         self.tell(now, key, plan);
     }
 
-    /// Forgets blobs that nobody asks for any more. Whether there were any.
+    /// Forgets the blobs that no host has asked for during `after` or longer. Returns whether there were any.
     fn forget_lingering(&mut self, now: Moment, after: Duration, plan: &mut Plan) -> bool {
         let mut over = Vec::new();
         self.blobs.retain(|_, blob| {
@@ -270,12 +273,12 @@ impl Mirrored {
             plan.handle(now, Event::Cancelled(name(content)));
         }
         let any = !over.is_empty();
-        // hosts are told so by the digests that they know
+        // the names are kept until the plan's orders about these blobs were sent under the digests that hosts know
         self.forgotten.append(&mut over);
         any
     }
 
-    /// Tells the plan who wants a blob.
+    /// Tells the plan which hosts want a blob.
     fn tell(&mut self, now: Moment, key: (Digest, u64), plan: &mut Plan) {
         let Some(blob) = self.blobs.get(&key) else {
             return;

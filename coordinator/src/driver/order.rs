@@ -1,4 +1,4 @@
-//! Orders to hosts: the queue of a session, and how orders are made that more than one part makes.
+//! Orders to hosts: the queue of a session, and the making of orders that several parts need.
 
 use std::sync::Arc;
 
@@ -7,20 +7,21 @@ use tokio::sync::mpsc;
 
 use crate::view::BandwidthRequest;
 
-/// Orders that wait for a session: a whole roll of images and leases. A host that doesn't take them is let go.
+/// The most orders that wait for a session: one for each image and lease of a host. A session whose queue is full is
+/// given up.
 pub(crate) const ORDERS: usize = 256;
 
-/// The queue of a session. Orders are shared: the order of one image goes to every host.
+/// The queue of a session's orders. An order is shared, because the order of one image goes to every host.
 pub(crate) type Orders = mpsc::Sender<Arc<message::Order>>;
 
-/// An order and the host that it is for.
+/// An order, with the host to which it goes.
 pub(super) type Addressed = (HostId, Arc<message::Order>);
 
 pub(super) fn order(kind: message::order::Kind) -> message::Order {
     message::Order { kind: Some(kind) }
 }
 
-/// What a host may move; 0 is without a limit.
+/// The order that limits a host's bandwidth, in bytes per second; 0 means no limit.
 pub(super) fn bandwidth(limits: BandwidthRequest) -> message::Order {
     order(message::order::Kind::Bandwidth(message::Bandwidth {
         upload_bytes_per_second: limits.upload_bytes_per_second,
@@ -28,7 +29,8 @@ pub(super) fn bandwidth(limits: BandwidthRequest) -> message::Order {
     }))
 }
 
-/// A host may fetch a content of an image from the registry, and make links of it with the ticket.
+/// Grants a lease: the host may fetch a content of an image from the registry. With the ticket the host may sign links
+/// of that content.
 pub(super) fn grant(
     content: Digest,
     image: Digest,
@@ -41,14 +43,14 @@ pub(super) fn grant(
     }))
 }
 
-/// A host may fetch a content no more.
+/// Revokes a lease: the host may not fetch this content from the registry any more.
 pub(super) fn revoke(content: Digest) -> message::Order {
     order(message::order::Kind::Revoke(message::LeaseRevoke {
         content: content.as_bytes().to_vec(),
     }))
 }
 
-/// What this host made of a content, from a chunk on, is to be dropped.
+/// Tells hosts to drop the links that `maker` made of a content, from chunk `from` on.
 pub(super) fn retraction(maker: &HostId, content: Digest, from: u32) -> message::Order {
     order(message::order::Kind::Retraction(message::Retraction {
         content: content.as_bytes().to_vec(),

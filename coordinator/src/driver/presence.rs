@@ -1,8 +1,8 @@
-//! What hosts hold, verified and ready to use, by their own word, and which names each was told.
+//! What hosts hold, verified and ready to use, by their own word, and which names each host was told.
 //!
-//! The gate wants to know it by exact reference, with the time at which the host last looked at its disk. A word
-//! counts only where it is younger than the last order about that name: a host that was told of another image since
-//! may have renamed.
+//! The gate needs this by exact reference, with the time at which the host last looked at its disk. A host's word about
+//! a name counts only where the word is younger than the last order about that name: the host may have renamed the
+//! image since it was told otherwise.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,25 +17,25 @@ use tokio::sync::watch;
 use super::order::order;
 use crate::intake::MAX_IMAGES;
 
-/// Ages alone are published this often; a change of what is held at once.
+/// When only ages change, they are published this often. A change of what is held is published at once.
 const PUBLISH_AGES: Duration = Duration::from_secs(1);
 
-/// References of one image that a host may say it is ready under: more than may be wanted.
+/// The most references of one image that are kept from a host's report; more than may be wanted.
 const MAX_READY_REFERENCES: usize = 256;
 
 /// What one host holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HostPresence {
-    /// Images that are ready there, by digest, with the references under which they are.
+    /// The images that are ready on the host, by digest, with the references under which they are ready.
     pub(crate) holdings: Arc<Holdings>,
-    /// When the host last looked.
+    /// When the host last looked at its disk.
     pub(crate) checked_at: Instant,
 }
 
-/// What every host holds that spoke since the coordinator started.
+/// What each host holds that has reported since the coordinator started.
 pub(crate) type PresenceView = BTreeMap<HostId, HostPresence>;
 
-/// What each reference shall name on a host, and the number of the ask for it.
+/// The image that each reference shall name on a host, and the number of the ask that says so.
 pub(super) type Names = BTreeMap<String, (Digest, u64)>;
 
 /// A host's own word, and what it was told.
@@ -43,9 +43,9 @@ pub(super) type Names = BTreeMap<String, (Digest, u64)>;
 struct Word {
     /// All that the host said.
     said: Holdings,
-    /// What of it counts.
+    /// The part of `said` that counts.
     counted: Arc<Holdings>,
-    /// None: never, or longer ago than the machine's clock can tell.
+    /// When the host last looked at its disk; `None`: never, or longer ago than the machine's clock can tell.
     checked_at: Option<Instant>,
     told: Told,
 }
@@ -72,9 +72,9 @@ pub(super) struct Presence {
     /// Hosts whose names may have changed.
     names_due: BTreeSet<HostId>,
     publish: watch::Sender<Arc<PresenceView>>,
-    /// Something that counts has changed since it was published.
+    /// Whether anything that counts has changed since the last publication.
     changed: bool,
-    /// Some host spoke since it was published.
+    /// Whether any host has reported since the last publication.
     heard: bool,
     due: Moment,
 }
@@ -91,7 +91,7 @@ impl Presence {
         }
     }
 
-    /// Publishes to this channel from now on.
+    /// Publishes to another channel from now on.
     #[cfg(test)]
     pub(super) fn publish_to(&mut self, publish: watch::Sender<Arc<PresenceView>>) {
         self.publish = publish;
@@ -110,8 +110,8 @@ impl Presence {
         self.changed = true;
     }
 
-    /// A session began: what the host said before doesn't count any more. `confirms`: the host repeats the number of
-    /// the order about names after which it looked.
+    /// A session began, so what the host said before doesn't count any more. `confirms`: in its reports, the host
+    /// repeats the number of the order about names that it had when it looked at its disk.
     pub(super) fn connected(&mut self, host: &HostId, confirms: bool) {
         let Some(word) = self.hosts.get_mut(host) else {
             return;
@@ -123,8 +123,9 @@ impl Presence {
         self.names_due.insert(host.clone());
     }
 
-    /// The host spoke of these images; `names` is the newest order about names after which it looked. `full`: it has no
-    /// others. `wanted` are the references that an image is wanted under. `clock` is the same moment as `now`.
+    /// The host reported these images; `full`: it has no others. `names` is the number of the newest order about names
+    /// that the host had when it looked at its disk. `wanted` returns the references under which an image is wanted.
+    /// `clock` is the same moment as `now`.
     pub(super) fn heard<'a>(
         &mut self,
         (now, clock): (Moment, Instant),
@@ -154,7 +155,7 @@ impl Presence {
                 word.said.remove(&digest);
                 continue;
             }
-            // a host whose look at its disk hangs ages, however often it reports
+            // where a host's look at its disk hangs, the age grows, however often the host reports
             age = age.max(Duration::from_millis(image.presence_age_ms));
             looked = true;
             let references = ready_references(image, wanted(&digest));
@@ -169,7 +170,7 @@ impl Presence {
         self.recount(host);
     }
 
-    /// What is wanted somewhere under some name may have changed.
+    /// The names of images on any host may have changed.
     pub(super) fn names_changed(&mut self) {
         self.names_due.extend(self.hosts.keys().cloned());
     }
@@ -179,8 +180,8 @@ impl Presence {
         std::mem::take(&mut self.names_due)
     }
 
-    /// These are the host's names from now on, by the order with this number; `whole` says that nothing else is wanted
-    /// there. The order, where the host is to be told.
+    /// Makes these the host's names, by the order with this number. `whole` says that nothing else is wanted on the
+    /// host. Returns the order, where the host is to be sent it.
     pub(super) fn tell(
         &mut self,
         now: Moment,
@@ -190,14 +191,14 @@ impl Presence {
     ) -> Option<message::Order> {
         let word = self.hosts.get_mut(host)?;
         let news = word.told.tell(now, number, whole, names);
-        // an earlier agent doesn't know the order, and takes its names from those to stage
+        // an agent of an earlier version doesn't know this order, and takes its names from the orders to stage
         let news = news && word.told.confirms();
         self.recount(host);
         news.then(|| names_order(number, whole, names))
     }
 
-    /// Takes note of what of a host's word counts: not that a reference names an image there, where the host was told
-    /// of another since.
+    /// Computes anew which part of the host's word counts. That a reference names an image doesn't count where the host
+    /// was told another image for this reference since.
     fn recount(&mut self, host: &HostId) {
         if let Some(word) = self.hosts.get_mut(host) {
             let counted = word.count();
@@ -208,14 +209,15 @@ impl Presence {
         }
     }
 
-    /// Whether the host has the image, whole, under every name that is wanted there, by a word that is younger than the
-    /// last ask for it.
+    /// Whether the host has the whole image under every name that is wanted there, by a word that is younger than the
+    /// last ask for the image.
     pub(super) fn is_present(&self, host: &HostId, image: &Digest) -> bool {
         let word = self.hosts.get(host);
         word.is_some_and(|word| word.told.is_present(image, word.said.get(image)))
     }
 
-    /// Whether the host says that the image is ready under every name that it was told, whenever it said so.
+    /// Whether the host's last word says that the image is ready under every name that the host was told, even if that
+    /// word is older than the last ask.
     pub(super) fn is_named(&self, host: &HostId, image: &Digest) -> bool {
         self.hosts.get(host).is_some_and(|word| {
             let ready = word.said.get(image);
@@ -224,7 +226,7 @@ impl Presence {
         })
     }
 
-    /// The references under which a host has an image, by words that count.
+    /// The references under which a host has an image, as far as its word counts.
     pub(super) fn names(&self, host: &HostId, image: &Digest) -> Option<&BTreeSet<String>> {
         self.hosts.get(host)?.counted.get(image)
     }
@@ -235,7 +237,7 @@ impl Presence {
         &self.hosts[host].counted
     }
 
-    /// Publishes what changed.
+    /// Publishes what hosts hold, where that has changed or ages are due.
     pub(super) fn show(&mut self, now: Moment) {
         let due = self.changed || (self.heard && self.due <= now);
         if !due {
@@ -256,8 +258,8 @@ impl Presence {
     }
 }
 
-/// The references that an image is ready under, as far as they are kept: those that are wanted before others, because
-/// an agent of an earlier version says all that it ever had, in the order of the alphabet.
+/// The references under which an image is ready, as far as they are kept. Wanted ones come first, because an agent of
+/// an earlier version reports all that it ever had, in alphabetical order.
 fn ready_references(
     image: &message::ImageState,
     wanted: Option<&BTreeSet<String>>,
@@ -398,7 +400,7 @@ mod tests {
             aged.checked_at - first.checked_at,
             Duration::from_millis(490)
         );
-        // and nothing where nobody spoke
+        // nothing is published when no host has reported
         watched.presence.show(at(9_000));
         assert_eq!(watched.published(), None);
         watched.hears(9_100, &a, &[], 1, 0);

@@ -19,7 +19,7 @@ use crate::{
     wants::Want,
 };
 
-/// What a prediction is made of.
+/// The facts from which a prediction is made.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Preview<'a> {
     pub(super) membership: &'a Membership,
@@ -29,8 +29,9 @@ pub(super) struct Preview<'a> {
 }
 
 impl Preview<'_> {
-    /// What staging this would move, and how fast it can be at best: max(F / origin, F / slowest download,
-    /// N·F / (origin + Σ uploads)), with the bytes that each host lacks in the place of F.
+    /// What staging this image would move, and how fast it can be at best. The least time is max(F / origin, F /
+    /// slowest download, N·F / (origin + Σ uploads)), where each host counts only the bytes that it lacks in place of
+    /// F.
     pub(super) fn of(&self, config: &Config, want: &Want) -> Result<PlanReply, StageError> {
         let selected = selected(self.hosts, self.membership, want.hosts.as_ref())?;
         let short = match short_of_room(self.hosts, want, &selected) {
@@ -82,7 +83,8 @@ impl Preview<'_> {
         })
     }
 
-    /// Raw and compressed bytes of the contents that no image on the host has, and whether the image is present.
+    /// The raw and the compressed bytes of the contents that no image on the host has, and whether the image is
+    /// present.
     fn missing(&self, want: &Want, known: &Host) -> (u64, u64, bool) {
         if known.is_present(&want.digest()) {
             return (0, 0, true);
@@ -99,7 +101,8 @@ impl Preview<'_> {
                 ContentKind::Blob => content.geometry.size(),
             });
         }
-        // What was staged of it already, spread evenly: which chunks those are only the host knows.
+        // Subtract what the host holds of the image already. Only the host knows which chunks those are, so the bytes
+        // are spread evenly over the contents.
         let held = known.images.get(&want.digest());
         let held = held.map_or(0, Progress::held_bytes).min(sums.0);
         let left = sums.0 - held;
@@ -107,7 +110,8 @@ impl Preview<'_> {
         (left, u64::try_from(moved).unwrap_or(u64::MAX), false)
     }
 
-    /// Contents of the images that are present on a host, as far as their manifests are known here.
+    /// The contents of the images that are present on a host. Images whose manifests the coordinator doesn't know are
+    /// left out.
     fn contents_on(&self, known: &Host) -> BTreeSet<Digest> {
         let present = known.images.keys().filter(|image| known.is_present(image));
         present
@@ -117,7 +121,7 @@ impl Preview<'_> {
             .collect()
     }
 
-    /// Compressed bytes of the contents that no connected host has.
+    /// The compressed bytes of the contents that no connected host has: these have to come from the registry.
     fn origin_bytes(&self, want: &Want) -> u64 {
         let hosts = self.hosts.iter();
         let connected = hosts.filter(|(host, _)| self.sessions.is_open(host));
@@ -141,7 +145,7 @@ impl Preview<'_> {
     }
 }
 
-/// The least time in which the hosts can have what they lack, and what bounds it.
+/// The least time in which the connected hosts can get what they lack, and the name of what bounds it.
 fn bound(
     origin_bytes: u64,
     origin_rate: u64,
@@ -205,7 +209,7 @@ mod tests {
         let weak = vec![planned(100, 10, 1); 4];
         assert_eq!(bound(100, 12, &weak).1, Some("upload"));
         assert_eq!(bound(0, 10, &[planned(0, 10, 10)]), (Duration::ZERO, None));
-        // what hosts and registries say may be anything
+        // hosts and registries may say any number
         let most = vec![planned(u64::MAX, u64::MAX, u64::MAX); 3];
         assert_eq!(bound(u64::MAX, u64::MAX, &most).0, Duration::from_secs(1));
         let mut gone = planned(100, 1, 1);

@@ -1,4 +1,5 @@
-//! Pull tokens for hosts, so that they hold no credentials: when each image's is asked for, and what became of it.
+//! Pull tokens for hosts, so that hosts need no credentials: when each image's token is asked for, and what came of
+//! each attempt.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,7 +12,7 @@ use crate::resolve::{Granted, PullToken};
 const MARGIN: Duration = Duration::from_secs(60);
 /// A pull token that the registry refuses is replaced no sooner than this after it was given.
 const RENEWED_AFTER: Duration = Duration::from_secs(3);
-/// After a failed attempt at a pull token, the next one waits.
+/// The pause after a failed attempt at a pull token.
 const RETRY: Duration = Duration::from_secs(10);
 
 /// The pull tokens of images.
@@ -22,18 +23,19 @@ pub(super) struct PullTokens(BTreeMap<Digest, State>);
 #[derive(Debug, Default)]
 struct State {
     token: Option<(PullToken, Moment)>,
-    /// When the next one is asked for; none while one is on its way or none is handed down.
+    /// When the next token is asked for. `None` while an ask is under way, or when no token is handed down.
     due: Option<Moment>,
-    /// The registry refuses the token that hosts have.
+    /// Whether the registry refuses the token that hosts have.
     refused: bool,
 }
 
 /// What came of an attempt at a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Given {
-    /// Hosts are to get the new token. What was refused for the one before may be had with this one.
+    /// Hosts are to get the new token. `after_refusal`: the registry refused the token before, and may give with this
+    /// one what it refused then.
     New { after_refusal: bool },
-    /// There is none.
+    /// There is no new token.
     Nothing,
 }
 
@@ -46,7 +48,7 @@ impl PullTokens {
         }
     }
 
-    /// Other credentials are given for the image; `handed_down`: its registry's tokens are.
+    /// The image has other credentials now. `handed_down`: its registry's tokens are handed down.
     pub(super) fn wanted_anew(&mut self, now: Moment, image: Digest, handed_down: bool) {
         self.0.entry(image).or_default().due = handed_down.then_some(now);
     }
@@ -61,7 +63,7 @@ impl PullTokens {
         self.0.values().filter_map(|state| state.due).min()
     }
 
-    /// Images whose tokens are to be asked for now; they count as asked for.
+    /// The images whose tokens are to be asked for now. Each counts as asked for after this call.
     pub(super) fn take_due(&mut self, now: Moment) -> Vec<Digest> {
         let mut due = Vec::new();
         for (image, state) in &mut self.0 {
@@ -72,8 +74,9 @@ impl PullTokens {
         due
     }
 
-    /// Hosts say that the registry refuses the token that they were given for these images, whatever its life was to
-    /// be: another one is fetched at once, and no more often than a registry may be asked.
+    /// Hosts say that the registry refuses the token that they were given for these images. A new token is asked for at
+    /// once, whatever the old one's lifetime. A token that was given less than [`RENEWED_AFTER`] ago isn't replaced, so
+    /// that the registry isn't asked too often.
     pub(super) fn refused(&mut self, now: Moment, images: impl IntoIterator<Item = Digest>) {
         for image in images {
             let Some(state) = self.0.get_mut(&image) else {
@@ -87,7 +90,7 @@ impl PullTokens {
         }
     }
 
-    /// An attempt at a token ended; `None`: it failed.
+    /// An attempt at a token ended. `granted` is `None` when the attempt failed.
     pub(super) fn take(&mut self, now: Moment, image: &Digest, granted: Option<Granted>) -> Given {
         let Some(state) = self.0.get_mut(image) else {
             return Given::Nothing;
@@ -108,7 +111,8 @@ impl PullTokens {
                 return Given::Nothing;
             }
         };
-        // At least half of its life: a registry may give tokens of a minute.
+        // The next token is asked for at half of this one's life at the soonest, because some registries give tokens of
+        // a minute.
         let pause = token
             .expires_in
             .checked_sub(MARGIN)
@@ -160,7 +164,7 @@ mod tests {
             assert_eq!(tokens.take_due(at(0)), [image()]);
             assert!(tokens.take_due(at(99)).is_empty(), "one is on its way");
             assert_eq!(tokens.take(at(100), &image(), token(life)), NEW);
-            // wanted again, it has one
+            // the image is wanted again, and has a token already
             tokens.wanted(at(100), image());
             assert_eq!(tokens.due(), Some(at(100 + renewed)), "{life}");
             assert!(tokens.get(&image()).is_some());
@@ -198,7 +202,7 @@ mod tests {
             assert_eq!(tokens.take(at(12), &image(), Some(granted)), Given::Nothing);
             assert_eq!(tokens.due(), None);
         }
-        // other credentials may do better
+        // other credentials may get a token
         tokens.wanted_anew(at(20), image(), true);
         assert_eq!(tokens.due(), Some(at(20)));
         tokens.wanted_anew(at(20), image(), false);

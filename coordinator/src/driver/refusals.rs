@@ -1,5 +1,5 @@
-//! Handshakes that failed because one side didn't take the other: the last one of each host, for whoever asks why it
-//! is away.
+//! Handshakes that failed because one side didn't take the other. The last refusal of each host is kept, and shown to
+//! an operator who asks why the host is away.
 
 use std::{
     collections::BTreeMap,
@@ -12,30 +12,30 @@ use proto::{HostId, Moment};
 
 use crate::view::RefusalView;
 
-/// Hosts whose last refusal is kept: a fleet, and as many that were revoked.
+/// The most hosts whose last refusal is kept: a whole fleet, and as many revoked hosts.
 const MAX_HOSTS: usize = 2 * crate::config::MAX_HOSTS;
-/// Addresses of no known host that are told apart in the log; beyond these, and again within [`LOG_AGAIN`], they aren't
-/// logged.
+/// The most addresses of unknown hosts that are remembered. A refusal of such an address isn't logged when it comes
+/// again within [`LOG_AGAIN`], nor when this many addresses are remembered already.
 const MAX_STRANGERS: usize = 64;
-/// The same refusal is logged again after this long: agents try every ten seconds.
+/// The same refusal is logged again after this time: agents try every ten seconds.
 const LOG_AGAIN: Duration = Duration::from_mins(10);
 
 /// A handshake that failed because one side didn't take the other.
 #[derive(Clone, Debug)]
 pub(crate) struct Refused {
-    /// Who it was, where its certificate proves it.
+    /// The host, where its certificate proves who it is.
     pub(crate) host: Option<HostId>,
-    /// Where it called from.
+    /// The address from which the connection came.
     pub(crate) address: SocketAddr,
-    /// What it is about: a name of a closed set.
+    /// The kind of the refusal: a name of a closed set.
     pub(crate) reason: &'static str,
     /// What is wrong, and what to do.
     pub(crate) message: String,
 }
 
 impl Refused {
-    /// What a failed handshake tells of a host. `None` where neither side refused the other: it broke, or took too
-    /// long.
+    /// The refusal that a failed handshake means. `None` where neither side refused the other: the handshake broke, or
+    /// took too long.
     pub(crate) fn of(error: &AcceptError) -> Option<Self> {
         match error {
             AcceptError::PeerUntrusted {
@@ -76,8 +76,8 @@ pub(super) struct Refusals {
 }
 
 impl Refusals {
-    /// Remembers a refusal of this host, or of an address that is no known host's. Whether it is worth a line in the
-    /// log.
+    /// Remembers a refusal of this host, or of the address when no known host is there. Returns whether the refusal is
+    /// worth a log line.
     pub(super) fn note(&mut self, now: Moment, host: Option<HostId>, refused: Refused) -> bool {
         let recent = |at: Moment| now.since(at) < LOG_AGAIN;
         let Some(host) = host else {
@@ -106,7 +106,7 @@ impl Refusals {
         logged.is_none()
     }
 
-    /// The host has a session: what kept it away is over.
+    /// The host has a session, so its last refusal doesn't matter any more.
     pub(super) fn forget(&mut self, host: &HostId) {
         self.hosts.remove(host);
     }
@@ -147,7 +147,7 @@ mod tests {
         assert!(note(0, "expired"));
         assert!(!note(10, "expired") && !note(599, "expired"));
         assert!(note(600, "expired"));
-        // another cause is news
+        // a refusal for another reason is logged at once
         assert!(note(610, "unauthorised") && !note(620, "unauthorised"));
         let shown = refusals.of(at(625), &host).unwrap();
         assert_eq!(shown.seconds_ago, 5);

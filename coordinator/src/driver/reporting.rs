@@ -1,4 +1,5 @@
-//! What a host reports, part by part: where images stand on it, what it holds, how its leases go, whom it blames.
+//! Takes in a host's report, part by part: where images stand on the host, what the host holds, how its leases go, and
+//! which hosts it blames.
 
 use std::{collections::BTreeSet, time::Instant};
 
@@ -10,7 +11,7 @@ use super::{
     blames::Blames, members::Members, mirror::Mirrored, order::Addressed, staging::Staging,
 };
 
-/// The host that speaks, and the parts that it has news for.
+/// The host that reports, and the parts that its report changes.
 #[derive(Debug)]
 pub(super) struct Reporting<'a> {
     pub(super) now: Moment,
@@ -23,7 +24,7 @@ pub(super) struct Reporting<'a> {
 }
 
 impl Reporting<'_> {
-    /// Takes a report of the host's session. What the host is told at once.
+    /// Takes in a report of the host's session. Returns orders that the host is sent at once.
     pub(super) fn take(&mut self, report: &message::Report) -> Vec<Addressed> {
         let (now, host) = (self.now, self.host);
         self.members.hosts_mut().report(host, report);
@@ -37,7 +38,8 @@ impl Reporting<'_> {
             orders = self.members.rosters_mut().lost(now, host);
         }
         self.contents(report);
-        // what is over was before a want that is new, and what runs may be for one
+        // Leases that ended come first: they ended before any new want. Leases that run come after the wants, because
+        // such a lease may be for a new want.
         let runs = |lease: &&message::LeaseState| lease.end() == message::LeaseEnd::Unspecified;
         for lease in report.leases.iter().filter(|lease| !runs(lease)) {
             self.lease(lease);
@@ -65,8 +67,8 @@ impl Reporting<'_> {
         orders
     }
 
-    /// Where images stand on the host; `full`: it has no others. `names` is the newest order about names after which it
-    /// looked.
+    /// Takes in where images stand on the host; `full`: the host has no others. `names` is the number of the newest
+    /// order about names that the host had when it looked at its disk.
     pub(super) fn images(&mut self, (images, full): (&[message::ImageState], bool), names: u64) {
         for image in images {
             self.image(image);
@@ -95,7 +97,8 @@ impl Reporting<'_> {
         if standing == Standing::Gone {
             self.staging.lost(now, host, image);
         }
-        // as the host says, not as it is shown: that it holds less than before is news
+        // The plan gets the number as the host says it. The number that is shown never falls, and a fall is news for
+        // the plan.
         self.standing(image, standing, report.held_bytes);
     }
 
@@ -109,7 +112,7 @@ impl Reporting<'_> {
         self.plan.handle(self.now, event);
     }
 
-    /// A full report is all that there is: an image that it leaves out isn't on the host any more, and a lease that
+    /// A full report names everything: an image that the report leaves out isn't on the host any more, and a lease that
     /// it leaves out is lost.
     fn all(&mut self, report: &message::Report) {
         let images = report.images.iter();
@@ -129,7 +132,7 @@ impl Reporting<'_> {
         self.plan.handle(self.now, event);
     }
 
-    /// What the host holds of contents, and what it finds no source of.
+    /// Takes in the contents for which the host finds no source, and how much the host holds of contents.
     fn contents(&mut self, report: &message::Report) {
         if let Some(without) = &report.without_source {
             let contents = without.contents.iter();
@@ -158,7 +161,7 @@ impl Reporting<'_> {
         }
     }
 
-    /// The content that the host means by this digest, as the plan knows it.
+    /// The plan's name for the content that the host means by this digest.
     fn meant(&self, digest: &[u8]) -> Option<Digest> {
         let digest = message::digest(digest).ok()?;
         Some(self.mirror.meant(self.host, digest))

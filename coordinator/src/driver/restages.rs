@@ -5,11 +5,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use proto::{Digest, HostId, Moment};
 
-/// The first pause before an image that a host lost is staged there again; four times as long after each loss.
+/// The first pause before an image is ordered again on a host that lost it. Each further loss makes the pause four
+/// times as long, up to [`PAUSE_MOST`].
 pub(super) const PAUSE: Duration = Duration::from_secs(1);
 pub(super) const PAUSE_MOST: Duration = Duration::from_mins(10);
 
-/// What is staged again, and when.
+/// The hosts that lost an image, and when the image is ordered there again.
 #[derive(Debug, Default)]
 pub(super) struct Restages(BTreeMap<Digest, BTreeMap<HostId, Restage>>);
 
@@ -21,7 +22,8 @@ struct Restage {
 }
 
 impl Restages {
-    /// A host lost an image that is wanted there. After how long it is staged again; `None` where that was known.
+    /// A host lost an image that is wanted there. Returns the pause until the image is ordered again; `None` when that
+    /// is planned already.
     pub(super) fn lost(&mut self, now: Moment, host: &HostId, image: Digest) -> Option<Duration> {
         let hosts = self.0.entry(image).or_default();
         let restage = hosts.entry(host.clone()).or_default();
@@ -36,18 +38,18 @@ impl Restages {
         Some(pause)
     }
 
-    /// The image isn't wanted any more, or somebody asks for it anew: pauses begin anew.
+    /// The image isn't wanted any more, or somebody asks for it again. The pauses of all its hosts begin anew.
     pub(super) fn forget(&mut self, image: &Digest) {
         self.0.remove(image);
     }
 
-    /// When something is staged again.
+    /// The next time at which an image is to be ordered again.
     pub(super) fn due(&self) -> Option<Moment> {
         let all = self.0.values().flat_map(BTreeMap::values);
         all.filter_map(|restage| restage.due).min()
     }
 
-    /// What is staged again now.
+    /// The hosts and images that are to be ordered again now; each is returned once.
     pub(super) fn take_due(&mut self, now: Moment) -> Vec<(HostId, Digest)> {
         let mut due = Vec::new();
         for (image, hosts) in &mut self.0 {

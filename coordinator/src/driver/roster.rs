@@ -1,8 +1,9 @@
-//! Who may be talked to: the roster that every host gets, and what made it of those before.
+//! The roster: the list of hosts to which a host may talk. Every host gets the roster, whole or as a change of an
+//! earlier one.
 //!
-//! A roster has an epoch, which is computed from its entries: the same hosts at the same addresses are the same roster,
-//! also after a restart of the coordinator and in another replica. So a host that comes back says which one it has, and
-//! hears what changed since, which mostly is nothing.
+//! A roster has an epoch, which is computed from its entries. The same hosts at the same addresses have the same epoch,
+//! also after a restart of the coordinator and in another replica. So a host that comes back names the epoch that it
+//! has, and gets what changed since then, which mostly is nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -15,24 +16,24 @@ use proto::{Digest, HostId, Moment, message};
 use super::order::order;
 use crate::wants::Place;
 
-/// Changes that are remembered, in hosts that they were about: a host that was away for longer gets a whole roster.
-/// Some rounds of every host of a large fleet; each costs about a hundred bytes.
+/// The most changes that are remembered, counted in changed hosts: some rounds of every host of a large fleet, at about
+/// a hundred bytes each. A host that was away for longer gets a whole roster.
 const REMEMBERED: usize = 16_384;
 
-/// Entries of whole rosters that a host gets at once, and how long it takes until it gets one more. An entry has 80
-/// bytes: a host of a fleet of a thousand gets four rosters of 80 kB, and then one every 5 s.
+/// The most entries of whole rosters that a host gets at once, and the time until it may get one more. An entry has
+/// about 80 bytes. So a host in a fleet of a thousand gets four rosters of 80 kB, and then one every 5 s.
 const ENTRIES: u32 = 4_000;
 const ENTRY_EVERY: Duration = Duration::from_millis(5);
-/// A whole roster counts as so many entries at least and at most. A small one costs an order. One of a large fleet
-/// isn't to be waited for longer than 5 s.
+/// A whole roster counts as at least and at most so many entries: a small one still costs an order, and a host of a
+/// large fleet waits no longer than 5 s for the next one.
 const WHOLE: (u32, u32) = (16, 1_000);
 
-/// Whole rosters that a host may be sent, in entries. A host whose agent is killed again and again needs one each
-/// time, and meets no peer without it.
+/// The allowance of whole rosters of one host, in entries. A host whose agent is killed again and again needs a whole
+/// roster each time, and can't reach any peer without one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wholes {
     left: u32,
-    /// Up to when the entries that came since are counted.
+    /// The moment up to which new entries have been added to `left`.
     at: Moment,
 }
 
@@ -44,7 +45,8 @@ impl Wholes {
         }
     }
 
-    /// Takes a roster of so many hosts, if that many entries are left.
+    /// Takes a roster of so many hosts off the allowance. Returns false, and takes nothing, when too few entries are
+    /// left.
     pub(super) fn take(&mut self, now: Moment, hosts: usize) -> bool {
         let came = now.since(self.at).as_micros() / ENTRY_EVERY.as_micros();
         let came = u32::try_from(came).unwrap_or(u32::MAX).min(ENTRIES);
@@ -60,7 +62,7 @@ impl Wholes {
     }
 }
 
-/// What peers are told of a host.
+/// What a roster says of a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) place: Place,
@@ -73,15 +75,15 @@ pub(super) struct Entry {
 pub(super) struct Roster {
     entries: BTreeMap<HostId, Entry>,
     epoch: u64,
-    /// Earlier epochs, oldest first, and the hosts of which the next differs.
+    /// Earlier epochs, oldest first, each with the hosts in which the next roster differs.
     before: VecDeque<(u64, BTreeSet<HostId>)>,
     remembered: usize,
-    /// Orders that were made since it changed last, by the epoch that they start from.
+    /// The orders that were made since the roster changed last, by the epoch from which they start.
     made: BTreeMap<u64, Arc<message::Order>>,
 }
 
 impl Roster {
-    /// A roster of nobody.
+    /// An empty roster.
     pub(super) fn new() -> Self {
         let entries = BTreeMap::new();
         Self {
@@ -97,12 +99,12 @@ impl Roster {
         self.entries.len()
     }
 
-    /// Names the roster as it is; never 0.
+    /// The current roster's epoch; never 0.
     pub(super) const fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// Makes these the roster. Whether that changed anything.
+    /// Makes these entries the roster. Returns whether anything changed.
     pub(super) fn set(&mut self, entries: BTreeMap<HostId, Entry>) -> bool {
         let mut changed: BTreeSet<HostId> = BTreeSet::new();
         for (host, entry) in &entries {
@@ -128,18 +130,19 @@ impl Roster {
         true
     }
 
-    /// Whether only the whole roster tells a host what changed since the one with that epoch.
+    /// Whether a host that has the roster with this epoch needs the whole roster, because the changes since that epoch
+    /// aren't remembered.
     pub(super) fn is_whole_since(&self, from: u64) -> bool {
         from != self.epoch && self.before.iter().all(|(epoch, _)| *epoch != from)
     }
 
-    /// The change from the roster with that epoch to this one: nothing where both are the same, and the whole roster
-    /// where that epoch isn't known.
+    /// The order that brings a host from the roster with that epoch to the current one. `None` where both are the same.
+    /// The order holds the whole roster where that epoch isn't remembered.
     pub(super) fn since(&mut self, from: u64) -> Option<Arc<message::Order>> {
         if from == self.epoch {
             return None;
         }
-        // the latest time that it was the roster, if it was more than once
+        // the same roster may have been current several times; the latest counts
         let known = self.before.iter().rposition(|(epoch, _)| *epoch == from);
         let from = if known.is_some() { from } else { 0 };
         if let Some(made) = self.made.get(&from) {
@@ -167,7 +170,7 @@ impl Roster {
         Some(made)
     }
 
-    /// The whole roster, for a host of the version before.
+    /// The order with the whole roster, for a host of the version before, which doesn't know changes.
     pub(super) fn whole(&self, neighbours: &[HostId]) -> message::Order {
         order(message::order::Kind::Roster(message::Roster {
             epoch: self.epoch,
@@ -182,7 +185,7 @@ impl Roster {
     }
 }
 
-/// Whom a host follows.
+/// The order that tells a host which peers it follows.
 pub(super) fn neighbours(hosts: &[HostId]) -> message::Order {
     let hosts = names(hosts);
     order(message::order::Kind::Neighbours(message::Neighbours {
@@ -203,8 +206,8 @@ fn entry(host: &HostId, known: &Entry) -> message::RosterEntry {
     }
 }
 
-/// Names these entries: the first eight bytes of a SHA-256. Host ids and addresses have no blank in them, and zones
-/// have no line breaks.
+/// The epoch of these entries: the first eight bytes of a SHA-256. The hashed text is unambiguous, because host ids and
+/// addresses have no blank, and zones have no line break.
 fn epoch(entries: &BTreeMap<HostId, Entry>) -> u64 {
     let mut text = String::new();
     for (host, Entry { place, enrolled_at }) in entries {
@@ -278,7 +281,7 @@ mod tests {
             Arc::ptr_eq(&made, &roster.since(before).unwrap()),
             "made once"
         );
-        // a roster that nobody knows here is replaced
+        // a host with an unknown epoch gets the whole roster
         let whole = change(&roster.since(17).unwrap());
         assert_eq!((whole.from_epoch, whole.hosts.len()), (0, 3));
         assert!(Arc::ptr_eq(
@@ -295,11 +298,11 @@ mod tests {
             let mut taken = (0..times).filter(|at| wholes.take(millis(at * every_ms), hosts));
             taken.by_ref().count()
         };
-        // an agent that lives for 0.85 s, in a fleet of four: nothing is withheld
+        // An agent that lives for 0.85 s at a time, in a fleet of four, gets every roster.
         assert_eq!(given(4, 850, 1_000), 1_000);
-        // whoever asks as often as it can gets 250, and then 12.5 a second
+        // A host that asks as often as it can gets 250, and then 12.5 a second.
         assert_eq!(given(4, 1, 10_001), 250 + 125);
-        // of a thousand: four, and then one in five seconds
+        // In a fleet of a thousand, it gets four, and then one in five seconds.
         assert_eq!(given(1_000, 1, 10_001), 4 + 2);
         assert_eq!(given(1_000, 5_000, 100), 100);
         assert_eq!(given(30_000, 1, 10_001), 4 + 2);

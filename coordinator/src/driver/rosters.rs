@@ -1,7 +1,8 @@
-//! Whom each host may talk to: who is told which change of the roster, whom it follows, and whom the fleet shuns.
+//! Decides what each host is told about other hosts: changes of the roster, the peers that it follows, and the hosts
+//! that the fleet shuns.
 //!
-//! The roster itself, and how one is made of another, is [`Roster`]. Here it is known which one each session has, and
-//! what it costs to tell it: changes wait a moment for others, and whole rosters have an allowance.
+//! The roster itself, and the making of changes, is [`Roster`]. This file knows which roster each session has, and
+//! bounds the cost of telling: a change waits a moment for others, and each host has an allowance of whole rosters.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,12 +17,13 @@ use super::{
     roster::{self, Entry, Roster, Wholes},
 };
 
-/// A change of the roster waits this long for others, and as many more microseconds as the fleet has hosts squared, two
-/// seconds at most: a thousand hosts that join together cost a few changes each, not a thousand.
+/// A change of the roster waits this long for others. It waits as many more microseconds as the square of the number of
+/// hosts, at most two seconds more. So a thousand hosts that join together cost each host a few changes, not a
+/// thousand.
 const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_MOST_MICROS: u64 = 2_000_000;
 
-/// What hosts are told of each other.
+/// The roster, and what each host has been told of it.
 #[derive(Debug)]
 pub(super) struct Rosters {
     roster: Roster,
@@ -30,25 +32,25 @@ pub(super) struct Rosters {
     hosts: BTreeMap<HostId, Follower>,
     /// When hosts are told what changed in the roster and among their neighbours.
     due: Option<Moment>,
-    /// Hosts whose neighbours changed since they were told.
+    /// Hosts whose neighbours changed after the hosts were last told.
     neighbours_due: BTreeSet<HostId>,
-    /// Hosts that wait for a whole roster.
+    /// Hosts that wait for a whole roster, because their allowance was used up.
     owed: BTreeSet<HostId>,
 }
 
-/// A host that is told.
+/// A host of the fleet, and what it is told.
 #[derive(Debug)]
 struct Follower {
     neighbours: Vec<HostId>,
     wholes: Wholes,
-    /// `None` without a session, and with one of a version that doesn't sign links: nobody would take anything from
-    /// such a host, or give it anything.
+    /// `None` when the host has no session, or its version doesn't sign links: no peer takes anything from such a host,
+    /// or gives it anything.
     session: Option<Session>,
 }
 
 #[derive(Debug)]
 struct Session {
-    /// The host was told the roster and whom it follows.
+    /// Whether the host was told the roster and the peers that it follows.
     greeted: bool,
     /// The epoch of the roster that the host has, 0 for none; `None` for a version that knows whole rosters only.
     epoch: Option<u64>,
@@ -82,7 +84,7 @@ impl Rosters {
         self.owed.remove(host);
     }
 
-    /// A session began, of a host that signs links and has the roster with this epoch.
+    /// A session began. Its host signs links, and has the roster with this epoch.
     pub(super) fn connected(&mut self, host: &HostId, epoch: Option<u64>) {
         if let Some(follower) = self.hosts.get_mut(host) {
             follower.session = Some(Session {
@@ -92,14 +94,14 @@ impl Rosters {
         }
     }
 
-    /// The host has no session any more, or one that doesn't count.
+    /// The host has no session any more, or its version doesn't sign links.
     pub(super) fn disconnected(&mut self, host: &HostId) {
         if let Some(follower) = self.hosts.get_mut(host) {
             follower.session = None;
         }
     }
 
-    /// Something may have changed that is told of by the roster.
+    /// Something that the roster tells may have changed. Hosts are told after a pause.
     pub(super) fn changes(&mut self, now: Moment) {
         let hosts = u64::try_from(self.hosts.len()).unwrap_or(u64::MAX);
         let more = hosts.saturating_mul(hosts).min(PAUSE_MOST_MICROS);
@@ -112,13 +114,14 @@ impl Rosters {
         self.due
     }
 
-    /// Whether hosts are to be told now what changed; it counts as done then.
+    /// Whether hosts are to be told now what changed. After `true`, the next call returns `false` until something
+    /// changes.
     pub(super) fn take_due(&mut self, now: Moment) -> bool {
         self.due.take_if(|due| *due <= now).is_some()
     }
 
-    /// Makes the roster of these hosts. Those that are away stay on it: after a restart of the coordinator the others
-    /// go on with those that haven't connected again yet. Whether it changed.
+    /// Makes these entries the roster. Hosts that are away stay on it: after a restart of the coordinator, hosts go on
+    /// with peers that haven't connected again yet. Returns whether the roster changed.
     pub(super) fn set(&mut self, entries: BTreeMap<HostId, Entry>) -> bool {
         self.roster.set(entries)
     }
@@ -135,8 +138,8 @@ impl Rosters {
         self.owed.len()
     }
 
-    /// Tells every host what changed in the roster since the one that it has, where it `changed`, and whom it follows
-    /// where that changed.
+    /// Tells hosts what is new: the changes of the roster, to every host when `changed`, and the peers that a host
+    /// follows, where those changed.
     pub(super) fn tell(&mut self, now: Moment, changed: bool) -> Vec<Addressed> {
         let due = std::mem::take(&mut self.neighbours_due);
         let hosts: Vec<HostId> = match changed {
@@ -159,7 +162,8 @@ impl Rosters {
         told
     }
 
-    /// A host follows these from now on. A host that just came is told at once, others with the next change.
+    /// A host follows these peers from now on. A host whose session just began is told at once, any other host with the
+    /// next change.
     pub(super) fn follow(
         &mut self,
         now: Moment,
@@ -179,7 +183,7 @@ impl Rosters {
         Vec::new()
     }
 
-    /// The host has another roster than it was thought to have.
+    /// The host lacks the roster that it was thought to have, and is sent a whole one.
     pub(super) fn lost(&mut self, now: Moment, host: &HostId) -> Vec<Addressed> {
         let follower = self.hosts.get_mut(host);
         let session = follower.and_then(|follower| follower.session.as_mut());
@@ -189,9 +193,10 @@ impl Rosters {
         self.tell_to(now, host, true)
     }
 
-    /// Tells a host what changed in the roster since the one that it has, and (`follows`) whom it follows.
+    /// Tells a host what changed in the roster since the one that it has, and, with `follows`, which peers it follows.
     ///
-    /// Whole rosters are large, and a host may come or ask for one as often as it likes: beyond its allowance it waits.
+    /// Whole rosters are large, and a host may connect or ask as often as it likes. So a host whose allowance is used
+    /// up waits.
     fn tell_to(&mut self, now: Moment, host: &HostId, follows: bool) -> Vec<Addressed> {
         let Some(follower) = self.hosts.get_mut(host) else {
             return Vec::new();
@@ -218,7 +223,7 @@ impl Rosters {
         told.map(|order| (host.clone(), order)).collect()
     }
 
-    /// The fleet shuns these hosts from now on. The order to all, where that changed.
+    /// The fleet shuns exactly these hosts from now on. Returns the order for all hosts, where that changed.
     pub(super) fn shun(
         &mut self,
         now: Moment,
@@ -232,7 +237,7 @@ impl Rosters {
         Some(self.limits())
     }
 
-    /// Whom the fleet shuns, for a host that just came; `None` when it shuns nobody.
+    /// The order that names the shunned hosts, for a host whose session just began; `None` when the fleet shuns nobody.
     pub(super) fn shunned(&self) -> Option<message::Order> {
         (!self.quarantined.is_empty()).then(|| self.limits())
     }
@@ -264,7 +269,7 @@ mod tests {
         format!("h{number}").parse().unwrap()
     }
 
-    /// Rosters of a fleet of so many hosts; each has a place.
+    /// The rosters of a fleet of `hosts` hosts, each with a place.
     fn fleet(hosts: u8) -> Rosters {
         let mut rosters = Rosters::new();
         for number in 0..hosts {
@@ -289,7 +294,8 @@ mod tests {
         }
     }
 
-    /// What hosts are told, in short: the hosts of a change or a whole roster, or whom it follows.
+    /// What hosts are told, in short form: the number of hosts in a change, in a whole roster, or that the host
+    /// follows.
     fn told(orders: &[Addressed]) -> Vec<(String, &'static str, usize)> {
         let one = |(host, order): &Addressed| {
             let (kind, hosts) = match order.kind.as_ref().unwrap() {
@@ -348,7 +354,7 @@ mod tests {
         rosters.follow(at(0), &id(0), Vec::new());
         let wholes = (0..1_000).filter(|_| !rosters.lost(at(0), &id(0)).is_empty());
         let wholes = wholes.count();
-        // 4,000 entries, sixteen for each of the rosters, one of which it got before
+        // 4,000 entries make 250 rosters of 16 entries each, one of which the host got before
         assert_eq!(wholes, 249);
         assert_eq!(rosters.owed(), 1);
         assert!(rosters.tell_owed(at(79)).is_empty());

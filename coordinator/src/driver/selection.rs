@@ -1,4 +1,5 @@
-//! The hosts that a selection means: whether they are of the fleet, have room for an image, and have it already.
+//! The hosts that a selection means: whether they belong to the fleet, have room for an image, and have the image
+//! already.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +11,7 @@ use crate::{fleet::Membership, progress::Progress, view::ShortOfRoom, wants::Wan
 /// The hosts that a selection means now; `None` selects all.
 ///
 /// # Errors
-/// When a host isn't of the fleet, or there is none.
+/// When a selected host isn't part of the fleet, or when the selection is empty.
 pub(super) fn selected(
     hosts: &Hosts,
     membership: &Membership,
@@ -38,7 +39,8 @@ pub(super) fn selected(
     Ok(selected)
 }
 
-/// The selected hosts whose reported room isn't enough for an image.
+/// The selected hosts that, by their own reports, have too little room for an image. A host that has reported no volume
+/// yet isn't among them.
 ///
 /// # Errors
 /// When none of the hosts could ever hold the image.
@@ -84,8 +86,8 @@ pub(super) fn short_of_room(
     Ok(short)
 }
 
-/// Whether every host that shall hold this has it by its own last word, under all its names. A selection that means no
-/// host, or one that isn't of the fleet, has it nowhere.
+/// Whether every selected host has the image under all names of the want, by the host's own last word. The answer is no
+/// when the selection means no host, or names a host outside the fleet.
 pub(super) fn is_everywhere(hosts: &Hosts, presence: &Presence, want: &Want) -> bool {
     let image = want.digest();
     let has = |host: &HostId| {
@@ -112,7 +114,7 @@ mod tests {
         name.parse().unwrap()
     }
 
-    /// Hosts with a volume of so many bytes, of which so many are free and must stay free.
+    /// Hosts with a volume of this size, of which this much is free and this much must stay free, in bytes.
     fn fleet(volumes: &[(&str, u64, u64, u64)]) -> Hosts {
         let mut hosts = Hosts::default();
         for (name, total_bytes, free_bytes, floor_bytes) in volumes {
@@ -165,7 +167,7 @@ mod tests {
         };
         assert_eq!(short(&["exact"]).unwrap(), Vec::<String>::new());
         assert_eq!(short(&["exact", "short"]).unwrap(), ["short"]);
-        // one that can't ever hold it is short as long as another can
+        // a host that can never hold the image is only short of room, as long as another host can hold it
         assert_eq!(short(&["short", "small"]).unwrap(), ["short", "small"]);
         assert!(matches!(
             short(&["small"]),

@@ -1,4 +1,4 @@
-//! Sessions: which host has one now, the queue of its orders, and since when a host has none.
+//! Sessions: which hosts have one now, the queue of each session's orders, and since when a host has no session.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use super::order::Orders;
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
     open: BTreeMap<HostId, Session>,
-    /// Hosts that had a session since this start and have none now.
+    /// Hosts that had a session since this start and have none now, and when they lost it.
     lost_at: BTreeMap<HostId, Moment>,
 }
 
@@ -21,12 +21,12 @@ struct Session {
     number: u64,
     queue: Orders,
     since: Moment,
-    /// Whether the host's version signs links. One that doesn't takes no part in staging.
+    /// Whether the host's version signs links. A host that doesn't sign links takes no part in staging.
     signs_links: bool,
 }
 
 impl Sessions {
-    /// A session is up. The one before ends with its queue. Whether there was one.
+    /// A session is up. The host's earlier session ends, because its queue is dropped. Returns whether there was one.
     pub(super) fn open(
         &mut self,
         now: Moment,
@@ -44,7 +44,8 @@ impl Sessions {
         self.open.insert(host.clone(), session).is_some()
     }
 
-    /// This session of the host ended. How long it lasted; `None` where the host has another one, or none.
+    /// This session of the host ended. Returns how long it lasted; `None` where the host has another session now, or
+    /// none.
     pub(super) fn close(&mut self, now: Moment, host: &HostId, number: u64) -> Option<Duration> {
         if !self.is_current(host, number) {
             return None;
@@ -54,8 +55,8 @@ impl Sessions {
         Some(now.since(ended.since))
     }
 
-    /// Queues an order for a host that has a session. Whether the session was given up, because its queue is full or
-    /// gone.
+    /// Queues an order for a host that has a session. Returns whether the session was given up, because its queue is
+    /// full or closed.
     #[must_use]
     pub(super) fn send(&mut self, now: Moment, host: &HostId, order: &Arc<message::Order>) -> bool {
         let Some(session) = self.open.get(host) else {
@@ -75,13 +76,13 @@ impl Sessions {
         true
     }
 
-    /// The host isn't part of the fleet any more: its session ends with its queue.
+    /// The host isn't part of the fleet any more. Its session ends, because its queue is dropped.
     pub(super) fn left(&mut self, host: &HostId) {
         self.open.remove(host);
         self.lost_at.remove(host);
     }
 
-    /// Whether this session of the host is the one that it has now.
+    /// Whether this session is the host's current one.
     pub(super) fn is_current(&self, host: &HostId, number: u64) -> bool {
         let session = self.open.get(host);
         session.is_some_and(|session| session.number == number)
@@ -166,7 +167,7 @@ mod tests {
         assert!(sessions.send(at(2), &host, &order));
         assert!(!sessions.is_open(&host));
         assert_eq!(sessions.away_for(at(2), &host), Some(Duration::ZERO));
-        // its end is told once
+        // the end of the session is told once
         assert!(!sessions.send(at(3), &host, &order));
         assert_eq!(sessions.close(at(3), &host, 1), None);
         assert_eq!(taken.len(), 2);

@@ -33,11 +33,11 @@ use crate::{
     },
 };
 
-/// The view is published no more often than this.
+/// The shortest time between two views, except those that are published at once after an ask.
 const PUBLISH_EVERY: Duration = Duration::from_millis(250);
-/// And this often where nothing happens: ages and rates change with time alone.
+/// The time between two views when nothing happens: ages and rates change with time alone.
 const PUBLISH_AGES: Duration = Duration::from_secs(1);
-/// What is said of a host that is quarantined.
+/// The sentence about a quarantined host.
 const SHUNNED: &str = "the fleet shuns it: several hosts proved that it sent false data";
 
 /// What the driver shows: a snapshot that readers share.
@@ -47,19 +47,19 @@ pub(crate) struct View {
     pub(crate) images: BTreeMap<Digest, Arc<ImageView>>,
     /// Hosts, by id.
     pub(crate) hosts: BTreeMap<HostId, Arc<HostView>>,
-    /// What the cluster wants and waits until fewer images are wanted.
+    /// Images that the cluster wants and that wait until fewer images are wanted, or shorter names.
     pub(crate) waiting: BTreeSet<Digest>,
-    /// Whether all that was wanted before this start is among the images, as far as it is wanted still.
+    /// Whether `images` has everything that was wanted before this start and is still wanted.
     pub(crate) whole: bool,
-    /// Images of the cluster whose references were asked for later with other images, and those images.
+    /// The references of an image that a later ask wants for another image, and that other image.
     pub(crate) overruled: BTreeMap<Digest, Vec<(String, Digest)>>,
 }
 
-/// Where the view is published, and when.
+/// The channel to which views are published, and when the next one is due.
 #[derive(Debug)]
 pub(super) struct Views {
     publish: watch::Sender<Arc<View>>,
-    /// Something has happened since the view was published.
+    /// Whether anything has happened since the view was last published.
     stale: bool,
     next: Moment,
 }
@@ -73,7 +73,7 @@ impl Views {
         }
     }
 
-    /// Something happened.
+    /// Something happened, so the next view will differ.
     pub(super) const fn outdate(&mut self) {
         self.stale = true;
     }
@@ -92,7 +92,7 @@ impl Views {
         }
     }
 
-    /// Whether a view may be published now; it counts as published then.
+    /// Whether a view may be published now. After `true`, the view counts as published.
     pub(super) fn take_due(&mut self, now: Moment) -> bool {
         let due = self.next <= now;
         if due {
@@ -107,7 +107,7 @@ impl Views {
     }
 }
 
-/// All that is known, to be looked at.
+/// Everything that is known, for reading.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Facts<'a> {
     pub(super) now: Moment,
@@ -130,7 +130,7 @@ impl Facts<'_> {
             whole: self.images.are_known(),
             ..View::default()
         };
-        // what clients of mirrors wait for isn't an image
+        // the blobs of mirrors are images in the plan only; they aren't shown
         let images = status.images.iter();
         let images = images.filter(|image| self.images.contains(&image.image));
         let mut by_host: BTreeMap<&HostId, Vec<(&ImageStatus, &HostStatus)>> = BTreeMap::new();
@@ -272,7 +272,8 @@ impl Facts<'_> {
         let present = self.presence.is_present(&status.host, image);
         match status.reason {
             None if present => shown.state = HostState::Present,
-            // it holds the image, and not yet under a name that was asked for later, or it hasn't looked since
+            // the host holds the image, but not yet under a name that was asked for later, or it hasn't looked at its
+            // disk since
             None if connected => {
                 shown.state = HostState::Installing;
                 let reason = match self.presence.is_named(&status.host, image) {
@@ -281,14 +282,15 @@ impl Facts<'_> {
                 };
                 shown.reason.get_or_insert_with(|| reason.into());
             }
-            // it did before it was asked for again, and can't say whether it does
+            // the host had the image before the image was asked for again; without a session the host can't confirm it
             None => {
                 shown.state = HostState::Waiting;
                 shown.presence_age_ms = None;
                 shown.reason = Some(Reason::Disconnected.into());
             }
             Some(reason) => {
-                // What the plan doesn't count as present isn't shown as present: its word came from a lost session.
+                // An image that the plan doesn't count as present isn't shown as present: the host said so in a session
+                // that is lost.
                 if shown.state == HostState::Present || !connected {
                     shown.state = HostState::Waiting;
                     shown.presence_age_ms = None;
@@ -403,7 +405,7 @@ impl Facts<'_> {
         }
     }
 
-    /// Sets the gauges by what is shown.
+    /// Sets the gauges from the view.
     pub(super) fn measure(&self, metrics: &Metrics, view: &View, status: &Status) {
         let gauge = |family: &prometheus_client::metrics::family::Family<StateLabel, _>,
                      state,

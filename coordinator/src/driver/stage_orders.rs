@@ -1,5 +1,5 @@
-//! Orders to stage images: what each host was ordered, what each has taken, and one order for all hosts that are told
-//! the same.
+//! Orders to stage images: which orders each host was sent, and which of them it has. Hosts that are told the same
+//! share one order.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,31 +11,32 @@ use proto::{Digest, HostId, codec, message};
 use super::order::order;
 use crate::{resolve::PullToken, view::HostState, wants::Want};
 
-/// What hosts are ordered to stage.
+/// The orders to stage, by image, and what each host has of them.
 #[derive(Debug, Default)]
 pub(super) struct StageOrders {
     images: BTreeMap<Digest, Ordered>,
     /// Hosts with a session.
     hosts: BTreeMap<HostId, Taken>,
-    /// Images of which other hosts may have what they hold than their hosts were told.
+    /// Images for which the set of entitled hosts changed after the orders were sent.
     entitled_due: BTreeSet<Digest>,
 }
 
-/// One image.
+/// The orders to stage one image.
 #[derive(Debug, Default)]
 struct Ordered {
-    /// By the references that each names.
+    /// The orders that were made, by the references that they name.
     made: Vec<(Vec<String>, Made)>,
     hosts: BTreeSet<HostId>,
 }
 
-/// What a session has taken.
+/// What the host of a session has.
 #[derive(Debug)]
 struct Taken {
-    /// Images whose manifest the host has, and the order that it took last for each: as it said at the beginning, and
-    /// as it was told since.
+    /// The images whose manifests the host has, each with the number of the last order that the host has of it: from
+    /// its hello, and from the orders since.
     has: BTreeMap<Digest, u64>,
-    /// Whether the host can say that it lacks a manifest. An earlier version can't, and gets the whole order each time.
+    /// Whether the host can say that it lacks a manifest. A host of an earlier version can't, and gets the whole order
+    /// each time.
     says: bool,
 }
 
@@ -43,26 +44,28 @@ struct Taken {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Said<'a> {
     pub(super) want: &'a Want,
-    /// The registry is asked by this reference, and the token is for its repository.
+    /// The reference by which hosts ask the registry; the token is for its repository.
     pub(super) first: Option<&'a String>,
     /// Hosts that may have what the image holds; `None`: all.
     pub(super) entitled: Option<&'a BTreeSet<HostId>>,
     pub(super) token: Option<&'a PullToken>,
 }
 
-/// What hosts are ordered that shall hold an image under the same names.
+/// The orders to all hosts that shall hold an image under the same names.
 #[derive(Clone, Debug)]
 struct Made {
-    /// Names all that the orders say but for the token: a host that has the order needs it no more.
+    /// A hash of everything that the orders say except the token. A host that has an order with this number needs the
+    /// order again only for a new token.
     number: u64,
     with_token: bool,
     whole: Arc<message::Order>,
-    /// The same without the manifest, for hosts that have that.
+    /// The same order without the manifest, for hosts that have the manifest.
     brief: Arc<message::Order>,
 }
 
 impl StageOrders {
-    /// A session began: the host has these images by these orders. `says`: it can say that it lacks a manifest.
+    /// A session began. The host has these images, each by the order with this number. `says`: the host can say that it
+    /// lacks a manifest.
     pub(super) fn connected(&mut self, host: &HostId, has: BTreeMap<Digest, u64>, says: bool) {
         self.hosts.insert(host.clone(), Taken { has, says });
         self.nothing_ordered(host);
@@ -85,20 +88,21 @@ impl StageOrders {
         }
     }
 
-    /// What orders say of the image has changed.
+    /// What the orders of this image say has changed, so they are made anew.
     pub(super) fn changed(&mut self, image: &Digest) {
         if let Some(ordered) = self.images.get_mut(image) {
             ordered.made.clear();
         }
     }
 
-    /// Other hosts may have what the image holds: those that were ordered to stage it are told.
+    /// The set of hosts that may have what the image holds has changed. The hosts that were ordered to stage the image
+    /// are to be told.
     pub(super) fn entitled(&mut self, image: Digest) {
         self.changed(&image);
         self.entitled_due.insert(image);
     }
 
-    /// Images of which hosts are told anew who may have what those hold.
+    /// The images whose hosts are to be told anew which hosts may have what the image holds. Each is returned once.
     pub(super) fn take_entitled(&mut self) -> BTreeSet<Digest> {
         std::mem::take(&mut self.entitled_due)
     }
@@ -108,15 +112,15 @@ impl StageOrders {
         self.images.remove(image);
     }
 
-    /// A full report of the host names these images and no others: it has no manifest of others either.
+    /// A full report of the host names these images and no others. So the host has no manifest of any other image.
     pub(super) fn reported(&mut self, host: &HostId, images: &BTreeSet<Digest>) {
         if let Some(taken) = self.hosts.get_mut(host) {
             taken.has.retain(|image, _| images.contains(image));
         }
     }
 
-    /// The host is told that it has these images under some name. It drops others, which are to be ordered again when
-    /// they are wanted again.
+    /// The host is told the names of its images, and drops every image without a name. A dropped image has to be
+    /// ordered again when it is wanted again.
     pub(super) fn named(&mut self, host: &HostId, named: impl Fn(&Digest) -> bool) {
         if let Some(taken) = self.hosts.get_mut(host) {
             taken.has.retain(|image, order| named(image) || *order == 0);
@@ -129,8 +133,9 @@ impl StageOrders {
         ordered.map_or_else(Vec::new, |ordered| ordered.hosts.iter().cloned().collect())
     }
 
-    /// Orders a host to stage an image under these names, unless it has the order already and goes on. `state` is the
-    /// image's state there. With `news_only` a host that has the order isn't asked to try again.
+    /// Makes the order for a host to stage an image under these names. `None` when the host has the order already and
+    /// goes on, or has no session. `state` is the image's state on the host. With `news_only`, a host that has the
+    /// order isn't asked to try again.
     pub(super) fn stage(
         &mut self,
         host: &HostId,
@@ -145,7 +150,7 @@ impl StageOrders {
         let made = ordered.made_for(names, said);
         let taken = self.hosts.get_mut(host)?;
         let has = taken.has.get(&image).copied();
-        // a host that can't go on is asked to try again, and one that isn't done needs each new token
+        // a host that can't go on is asked to try again; a host that isn't done needs each new token
         let goes_on = match state {
             Some(HostState::Present) => true,
             Some(HostState::Queued | HostState::Staging | HostState::Installing) => {
@@ -166,10 +171,10 @@ impl StageOrders {
         Some(order)
     }
 
-    /// The order to stop staging an image; `keep`: what is there stays.
+    /// The order to stop staging an image. `keep`: the host keeps what it has of the image.
     pub(super) fn stop(&mut self, host: &HostId, image: Digest, keep: bool) -> message::Order {
         if let Some(ordered) = self.images.get_mut(&image) {
-            // a new pull token is nothing to it now
+            // the host needs no new pull token of this image any more
             ordered.hosts.remove(host);
         }
         if let Some(taken) = self.hosts.get_mut(host) {
@@ -183,7 +188,7 @@ impl StageOrders {
 }
 
 impl Ordered {
-    /// The orders to hosts where these references name the image. Made once for all such hosts.
+    /// The orders to the hosts on which these references name the image. They are made once for all such hosts.
     fn made_for(&mut self, names: Vec<String>, said: Said<'_>) -> &Made {
         let known = self.made.iter().position(|(known, _)| *known == names);
         let at = known.unwrap_or_else(|| {
@@ -215,7 +220,7 @@ impl Made {
             entitled_hosts,
             ..message::StageOrder::default()
         };
-        // without a manifest it is far below the limit
+        // without a manifest, the order is far below the limit of a message
         let text = codec::encode(&order(message::order::Kind::Stage(stage.clone())));
         let digest = Digest::of(&text.unwrap_or_default());
         let first = digest.as_bytes().first_chunk();
@@ -342,7 +347,7 @@ mod tests {
         assert!(brief(&mut orders));
         orders.named(&host, |_| false);
         assert!(!brief(&mut orders));
-        // and a version that can't say that it lacks the manifest gets it each time
+        // a host of a version that can't say that it lacks the manifest gets it each time
         orders.connected(&host, BTreeMap::new(), false);
         assert!(!brief(&mut orders) && !brief(&mut orders));
     }
@@ -355,7 +360,7 @@ mod tests {
             orders.connected(&id(host), BTreeMap::new(), true);
             orders.stage(&id(host), names(&image), said(&image, None), None, false);
         }
-        // a host without a session isn't told, and is to be told when it comes
+        // a host without a session gets no order, but is among the hosts to tell when it comes
         assert_eq!(
             orders.stage(&id("c"), names(&image), said(&image, None), None, false),
             None

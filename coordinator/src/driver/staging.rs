@@ -1,7 +1,7 @@
 //! The staging of wanted images: what follows from a change of wants for orders, pull tokens and pauses.
 //!
-//! [`Images`] knows what is wanted. [`Staging`] brings an image in and out of the parts that look after it, and makes
-//! of each change what the plan is told and what hosts are ordered.
+//! [`Images`] knows what is wanted. [`Staging`] brings an image into the parts that look after it, and out of them.
+//! From each change it makes the events for the plan and the orders for hosts.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ use crate::{
     wants::Want,
 };
 
-/// Wanted images, and all that is done for them.
+/// The wanted images, and the parts that look after them.
 #[derive(Debug)]
 pub(super) struct Staging {
     images: Images,
@@ -36,7 +36,7 @@ pub(super) struct Staging {
     restages: Restages,
     tokens: PullTokens,
     leases: Leases,
-    /// Says which images' pull tokens are handed down.
+    /// Knows which images' pull tokens are handed down to hosts.
     registries: Arc<Registries>,
 }
 
@@ -65,13 +65,13 @@ impl Staging {
 
     // ---- what is wanted --------------------------------------------------------------------------------------------
 
-    /// Operators want this, each of its references where it says.
+    /// Operators want this image, under each reference on the hosts that the want names for that reference.
     pub(super) fn enter(&mut self, at: At<'_>, want: Want) -> Effects {
         let changes = self.images.enter(at, want);
         self.follow(at.now, changes)
     }
 
-    /// What `name` is for isn't wanted by operators any more.
+    /// Operators don't want this any more. `name` is a reference, or the bare digest of an image.
     ///
     /// # Errors
     /// When operators don't want it.
@@ -90,13 +90,13 @@ impl Staging {
         self.follow(at.now, changes)
     }
 
-    /// Takes up what the cluster wants beyond the most images, where there is room by now.
+    /// Takes up images that the cluster wants and that had to wait, as far as there is room now.
     pub(super) fn place_waiting(&mut self, at: At<'_>) -> Effects {
         let changes = self.images.place_waiting(at);
         changes.map_or_else(Effects::default, |changes| self.follow(at.now, changes))
     }
 
-    /// Hosts came.
+    /// Hosts joined the fleet.
     pub(super) fn fleet_changed(&mut self, at: At<'_>) -> Effects {
         let changes = self.images.fleet_changed(at);
         self.follow(at.now, changes)
@@ -152,12 +152,12 @@ impl Staging {
         self.images.placed();
     }
 
-    /// A number that is larger than those of all asks before.
+    /// A new number, greater than those of all earlier asks.
     pub(super) const fn next_number(&mut self) -> u64 {
         self.images.next_number()
     }
 
-    /// Takes note that an image is everywhere. How long that took, where it is told for the first time.
+    /// Takes note that an image is everywhere. Returns how long that took, at the first call only.
     pub(super) fn everywhere(
         &mut self,
         now: Moment,
@@ -175,7 +175,7 @@ impl Staging {
             Some((manifest, image.order?))
         });
         let has = has.take(MAX_IMAGES).collect();
-        // a version that names no roster's epoch can't say either that it lacks a manifest
+        // a version that doesn't name the epoch of its roster can't say that it lacks a manifest either
         let says = hello.roster_epoch.is_some();
         self.orders.connected(host, has, says);
     }
@@ -196,12 +196,12 @@ impl Staging {
         self.orders.reported(host, images);
     }
 
-    /// The host is told that it has these images under some name, and drops others.
+    /// The host is told the names of its images, and drops every image without a name.
     pub(super) fn named(&mut self, host: &HostId, named: impl Fn(&Digest) -> bool) {
         self.orders.named(host, named);
     }
 
-    /// Orders a host to stage an image, unless it has the order already and goes on.
+    /// Makes the order for a host to stage an image. `None` when the host has the order already and goes on.
     pub(super) fn stage(
         &mut self,
         hosts: &Hosts,
@@ -211,7 +211,7 @@ impl Staging {
         self.tell(hosts, host, image, false)
     }
 
-    /// As [`stage`](Self::stage). With `news_only` a host that has the order isn't asked to try again.
+    /// As [`stage`](Self::stage). With `news_only`, a host that has the order isn't asked to try again.
     fn tell(
         &mut self,
         hosts: &Hosts,
@@ -233,12 +233,12 @@ impl Staging {
         self.orders.stage(host, names, said, state, news_only)
     }
 
-    /// The order to stop staging an image; `keep`: what is there stays.
+    /// The order to stop staging an image. `keep`: the host keeps what it has of the image.
     pub(super) fn stop(&mut self, host: &HostId, image: Digest, keep: bool) -> message::Order {
         self.orders.stop(host, image, keep)
     }
 
-    /// Tells the hosts of images who may have what those hold, where that changed.
+    /// Tells the hosts of each image which hosts may have what the image holds, where that changed.
     pub(super) fn tell_entitled(&mut self, hosts: &Hosts) -> Effects {
         let mut effects = Effects::default();
         for image in self.orders.take_entitled() {
@@ -250,7 +250,8 @@ impl Staging {
         effects
     }
 
-    /// Somebody asks for an image again: hosts that failed or lost it try at once, and their pauses start anew.
+    /// Somebody asks for an image again. Hosts where the image failed or is gone try at once, and their pauses begin
+    /// anew.
     pub(super) fn urge(&mut self, now: Moment, hosts: &mut Hosts, image: Digest) -> Effects {
         let mut effects = Effects::default();
         if !self.images.contains(&image) {
@@ -268,7 +269,7 @@ impl Staging {
         effects
     }
 
-    /// A host lost an image. Where the image is wanted there, it is ordered again later.
+    /// A host lost an image. If the image is wanted there, it is ordered again after a pause.
     pub(super) fn lost(&mut self, now: Moment, host: &HostId, image: Digest) {
         let wanted = self.images.get(&image);
         if wanted.is_some_and(|wanted| wanted.selects(host))
@@ -278,7 +279,7 @@ impl Staging {
         }
     }
 
-    /// Orders images that hosts lost some time ago, and that are still gone.
+    /// Orders images again that hosts lost some time ago, and that are still gone.
     pub(super) fn restage(&mut self, now: Moment, hosts: &Hosts) -> Effects {
         let mut effects = Effects::default();
         for (host, image) in self.restages.take_due(now) {
@@ -293,7 +294,7 @@ impl Staging {
 
     // ---- registries ------------------------------------------------------------------------------------------------
 
-    /// A host speaks of a lease of a content. The plan is told.
+    /// A host reports on a lease of a content. The plan is told.
     pub(super) fn lease(
         &mut self,
         now: Moment,
@@ -308,7 +309,7 @@ impl Staging {
         }
     }
 
-    /// A host takes back what it made of a content from a chunk on. The plan is told.
+    /// A host takes back the links that it made of a content, from chunk `from` on. The plan is told.
     pub(super) fn retracted(
         &mut self,
         now: Moment,
@@ -336,7 +337,8 @@ impl Staging {
         asks.collect()
     }
 
-    /// An attempt at a pull token ended; `None`: it failed. Hosts that aren't done get a new one.
+    /// An attempt at a pull token ended. `granted` is `None` when the attempt failed. Hosts that aren't done get the
+    /// new token.
     pub(super) fn take_token(
         &mut self,
         now: Moment,
@@ -349,7 +351,7 @@ impl Staging {
             return effects;
         };
         if after_refusal {
-            // what was refused for the one before may be had with this one
+            // the registry may give with this token what it refused with the one before
             effects.tell(Event::Urged(image));
         }
         self.orders.changed(&image);
@@ -396,7 +398,7 @@ mod tests {
 
     const REGISTRY: &str = "127.0.0.1:5000";
 
-    /// A fleet in which images of [`REGISTRY`] are staged, whose tokens are handed down.
+    /// A fleet that stages images of [`REGISTRY`]; the registry's tokens are handed down.
     struct World {
         staging: Staging,
         hosts: Hosts,
@@ -439,7 +441,7 @@ mod tests {
             self.staging.enter(at, want).into_iter().collect()
         }
 
-        /// Every host is ordered to stage the image.
+        /// Orders every host to stage the image.
         fn order(&mut self, image: Digest) {
             for host in self.hosts.ids() {
                 assert!(self.staging.stage(&self.hosts, host, image).is_some());

@@ -1,4 +1,4 @@
-//! The driver without sockets: inputs in, orders out.
+//! Tests the driver without sockets: a test applies inputs and reads the orders that come out.
 
 use std::collections::BTreeSet;
 
@@ -55,7 +55,7 @@ impl World {
         Self::after(kubernetes, BTreeSet::new(), Kept::default())
     }
 
-    /// One that starts again, with the hosts that enrolled before and what was kept.
+    /// A coordinator that starts again, with the hosts that enrolled before and the state that was kept.
     pub(super) fn after(kubernetes: bool, enrolled: BTreeSet<HostId>, kept: Kept) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = config(dir.path(), kubernetes);
@@ -151,14 +151,14 @@ impl World {
             want: Box::new(want(seed, 1, 1 << 20)),
             reply,
         }));
-        // What the writer would do once the file is written.
+        // Answers as the writer does after writing the file.
         while let Ok(keep) = self.writer.try_recv() {
             keep.done();
         }
         answer.try_recv().unwrap()
     }
 
-    /// Lets every pause pass and sends what was held back by it.
+    /// Lets every pause pass, so that everything that was delayed is sent.
     pub(super) fn settle(&mut self) {
         let young = Duration::from_secs(10).saturating_sub(self.driver.started.elapsed());
         for time in [young, Duration::from_secs(5)] {
@@ -167,7 +167,7 @@ impl World {
         }
     }
 
-    /// Time passes, and the driver is told so as often as it wants to be: a plan that is told late takes it for held
+    /// Lets time pass in steps, and applies a tick after each: a plan that hears of time late believes that it was held
     /// up.
     pub(super) fn pass(&mut self, time: Duration) {
         const STEP: Duration = Duration::from_millis(500);
@@ -204,7 +204,7 @@ async fn a_session_that_was_replaced_says_goodbye_late_and_nothing_happens() {
     let mut world = World::new();
     let (first, mut old) = world.open("a", World::hello());
     let (_second, _queue) = world.open("a", World::hello());
-    // Its queue has ended, which ends the old session's task.
+    // The old session's queue is closed, which ends its task.
     while old.try_recv().is_ok() {}
     assert!(old.is_closed());
     world.driver.apply(Input::Closed {
@@ -254,7 +254,7 @@ async fn every_host_gets_a_roster_of_all_with_addresses_that_can_be_used() {
     for (host, address, port) in [
         ("plain", "", 7471),
         ("advertised", "10.1.2.3:1234", 0),
-        // somebody else's, for all that anybody knows: the fleet isn't sent there
+        // this address may be somebody else's, so the fleet isn't sent there
         ("elsewhere", "192.0.2.7:1234", 0),
         ("everybody", "255.255.255.255:1", 1),
         ("nonsense", "example.com:1", 1),
@@ -349,7 +349,7 @@ async fn an_image_that_a_host_lost_is_staged_there_again_with_growing_pauses() {
         again.push(waited);
     }
     assert_eq!(again, [1, 4, 16, 64, 256, 600]);
-    // An operator who asks doesn't wait.
+    // An operator's ask isn't delayed.
     report(&mut world, message::StageState::Present);
     report(&mut world, message::StageState::Gone);
     world.stage("one").unwrap();
@@ -471,10 +471,10 @@ fn what_is_left_over_on_a_host_is_cancelled_when_all_that_was_asked_for_is_known
     for kubernetes in [false, true] {
         let mut world = World::of(kubernetes);
         let (session, mut orders) = world.open("mini-1", World::hello());
-        // what operators had asked another replica for may still have to be resolved
+        // images that operators asked another replica for may still have to be resolved
         assert_eq!(cancels(&mut world, session, &mut orders), 0);
         world.driver.apply(Input::Recalled);
-        // and so may what the cluster's objects want
+        // so may images that the cluster's objects want
         let known = usize::from(!kubernetes);
         assert_eq!(cancels(&mut world, session, &mut orders), known);
         place(&mut world, Vec::new(), Limits::default());
@@ -519,12 +519,12 @@ fn presence_is_what_a_host_saw_at_its_last_look_and_nothing_older() {
         report(vec![state(&["r.test/a:1", "r.test/a:2"], 0)], false),
     );
     assert_eq!(held(), Some(2));
-    // a report that says nothing of it changes nothing; a full one does
+    // a partial report without the image changes nothing; a full one does
     world.report("mini-1", session, report(Vec::new(), false));
     assert_eq!(held(), Some(2));
     world.report("mini-1", session, report(Vec::new(), true));
     assert_eq!(held(), Some(0));
-    // a look that hangs ages, however often the host reports
+    // where a host's look at its disk hangs, the age grows, however often the host reports
     world.report(
         "mini-1",
         session,
@@ -532,7 +532,7 @@ fn presence_is_what_a_host_saw_at_its_last_look_and_nothing_older() {
     );
     let age = presence.1.borrow()[&host].checked_at.elapsed();
     assert!(age >= Duration::from_secs(60), "{age:?}");
-    // an older agent names no references: nothing is present by name
+    // an older agent names no references, so nothing is present by name
     world.report("mini-1", session, report(vec![state(&[], 0)], false));
     assert_eq!(held(), Some(0));
 }
@@ -551,12 +551,12 @@ async fn a_job_that_panics_ends_the_driver_and_nothing_waits_for_its_answer() {
     let run = world.driver.run(inbox, membership, shutdown.clone());
     let ended = tokio::time::timeout(Duration::from_secs(10), run).await;
     assert!(ended.is_ok(), "it goes on without the answer");
-    // nobody asked it to end, so the program takes it for a part that failed
+    // nobody asked the driver to end, so the program takes it for a part that failed
     assert!(!shutdown.is_cancelled() && inputs.is_closed());
     assert!(answer.try_recv().is_err());
 }
 
-/// The tickets that wait in a host's queue: those that came with leases, with their contents, and standing ones.
+/// The tickets that wait in a host's queue: those of leases, with their contents, and standing ones.
 fn tickets(queue: &mut Receiver<Arc<message::Order>>) -> Vec<proto::Ticket> {
     let mut tickets = Vec::new();
     while let Ok(order) = queue.try_recv() {
@@ -605,11 +605,11 @@ fn a_host_gets_tickets_with_its_session_and_with_each_lease() {
     assert_eq!(given[0].content(), None);
     assert!(given.len() > 1 && given[1..].iter().all(|ticket| ticket.content().is_some()));
     assert!(given.is_sorted_by_key(proto::Ticket::number));
-    // a host whose clock is a week ahead takes its certificate, and so it takes these
+    // a host whose clock is a week ahead accepts its certificate, so it has to accept these tickets
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let later = now.unwrap().as_secs() + 7 * 86_400;
     assert!(given.iter().all(|ticket| ticket.expires_at() > later));
-    // a standing one again when half of its life is over
+    // a new standing ticket comes when half of the old one's life is over
     let half = world
         .driver
         .config
@@ -698,12 +698,12 @@ fn hosts_are_told_who_may_have_an_image_that_isnt_for_all() {
     };
     let one = keys(&["mini-1"]);
     assert_eq!(told_of(Some(&["mini-1"])), [Some((one, true)), None, None]);
-    // who has the image hears of the new host too, without the manifest
+    // the host that has the image is told of the new host too, without the manifest
     let two = keys(&["mini-1", "mini-2"]);
     let told = told_of(Some(&["mini-1", "mini-2"]));
     assert_eq!(told, [Some((two.clone(), false)), Some((two, true)), None]);
     assert_eq!(told_of(Some(&["mini-1", "mini-2"])), [None, None, None]);
-    // all hosts is no list
+    // all hosts together are an empty list
     let all = (vec![], false);
     let told = told_of(None);
     assert_eq!(told, [Some(all.clone()), Some(all), Some((vec![], true))]);

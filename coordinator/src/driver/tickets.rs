@@ -1,8 +1,9 @@
-//! Tickets: permission for hosts to answer for links (`proto::statement`).
+//! Tickets: permissions for hosts to sign links (`proto::statement`).
 //!
-//! A host gets a standing ticket with its session, to vouch for what it has verified, and one with each lease, to
-//! make links of what it fetches. Both are for the key that the host names in its hello. A host whose version names
-//! no key keeps its session, so that what it holds is known, and takes no part in staging.
+//! A host gets a standing ticket with its session. With the standing ticket it vouches for what it has verified. A host
+//! also gets a ticket with each lease. With that ticket it makes links of what it fetches. Both tickets are for the key
+//! that the host names in its hello. A host whose version names no key keeps its session, so that the coordinator knows
+//! what it holds, but takes no part in staging.
 
 use std::{
     collections::BTreeMap,
@@ -16,9 +17,10 @@ use tracing::error;
 use super::order::order;
 use crate::authority::Authority;
 
-/// A ticket is good for as long as a certificate, by the receiver's clock, and no shorter than this: a clock that is
-/// good enough for certificates has to be good enough for tickets. The lifetime bounds what a key does that is lost
-/// or left the fleet, and how long hosts can be without a coordinator and still serve each other.
+/// The shortest lifetime of a ticket. A ticket is good for as long as a certificate, by the receiver's clock, and never
+/// shorter than this: a clock that is good enough for certificates has to be good enough for tickets. The lifetime
+/// bounds what a key can do after it was lost or after its host left the fleet. The lifetime also bounds how long hosts
+/// can serve each other without a coordinator.
 const LEAST_LIFETIME: Duration = Duration::from_hours(24);
 
 /// The tickets of hosts with sessions.
@@ -48,7 +50,7 @@ impl Tickets {
         }
     }
 
-    /// A session began, of a host that signs links with this key.
+    /// A session of a host began. The host signs links with this key.
     pub(super) fn connected(&mut self, now: Moment, host: &HostId, key: LinkKey) {
         let standing = Standing { key, due: now };
         self.hosts.insert(host.clone(), standing);
@@ -59,7 +61,7 @@ impl Tickets {
         self.hosts.remove(host);
     }
 
-    /// Hosts that are due for a standing ticket: half of the life of the one before is over.
+    /// The hosts that need a new standing ticket, because half of the life of their last one is over.
     pub(super) fn due(&self, now: Moment) -> Vec<HostId> {
         let hosts = self.hosts.iter();
         let due = hosts.filter(|(_, standing)| standing.due <= now);
@@ -79,8 +81,8 @@ impl Tickets {
         Some(order(message::order::Kind::Ticket(ticket)))
     }
 
-    /// A ticket for the host's key, for everything or for one content. Its number is greater than all earlier ones,
-    /// also of earlier lives and of other replicas: it is the clock's microseconds.
+    /// A ticket for the host's key: for one content, or a standing one. Its number is the clock's microseconds. So the
+    /// number is greater than that of any earlier ticket, also of other replicas and of earlier processes.
     pub(super) fn ticket(
         &mut self,
         clock: SystemTime,

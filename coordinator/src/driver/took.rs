@@ -1,5 +1,5 @@
-//! How long it took to bring an image everywhere. The time is told, counted and logged once, and outlives the
-//! coordinator.
+//! How long it took to bring an image to every selected host. This time is counted and logged once, and survives a
+//! restart of the coordinator.
 
 use std::time::Duration;
 
@@ -10,22 +10,24 @@ use crate::wants::{Timed, Timing};
 /// The time of one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Took {
-    /// It isn't everywhere since the request that last changed what is wanted.
+    /// The image hasn't been everywhere since the request that last changed what is wanted.
     Open {
-        /// This process's part of the time begins here.
+        /// The moment from which this process measures.
         since: Moment,
-        /// What had passed before, by the wall clock.
+        /// The time that had passed before `since`, by the wall clock.
         before: Duration,
         asked_at_ms: u64,
     },
-    /// It took so long.
+    /// The image was everywhere after `took`.
     Done { took: Duration, asked_at_ms: u64 },
-    /// It was everywhere when it was asked for, or nobody knows since when it is wanted: there is nothing to tell.
+    /// There is no time to tell: the image was everywhere when it was asked for, or nobody knows since when it is
+    /// wanted.
     Untold,
 }
 
 impl Took {
-    /// What a want says of itself; `everywhere`: every selected host has it already. `unix_ms` is now.
+    /// The time as a want's timing says. `everywhere`: every selected host has the image already. `unix_ms` is the wall
+    /// clock now.
     pub(super) fn of(timing: Timing, now: Moment, unix_ms: u64, everywhere: bool) -> Self {
         match timing {
             Timing::New if everywhere => Self::Untold,
@@ -42,7 +44,7 @@ impl Took {
                 },
                 None => Self::Open {
                     since: now,
-                    // a clock that was set back counts for nothing
+                    // where the clock was set back, no time had passed
                     before: Duration::from_millis(unix_ms.saturating_sub(timed.asked_at_ms)),
                     asked_at_ms: timed.asked_at_ms,
                 },
@@ -50,14 +52,14 @@ impl Took {
         }
     }
 
-    /// What is wanted has changed: it is timed anew, unless it is everywhere all the same.
+    /// What is wanted of the image has changed. Measures anew, unless the image is everywhere all the same.
     pub(super) fn anew(&mut self, now: Moment, unix_ms: u64, everywhere: bool) {
         if !everywhere {
             *self = Self::of(Timing::New, now, unix_ms, false);
         }
     }
 
-    /// It is everywhere: how long that took, the first time.
+    /// The image is everywhere. Returns how long that took, at the first call only.
     pub(super) fn everywhere(&mut self, now: Moment) -> Option<Duration> {
         let Self::Open {
             since,
@@ -67,14 +69,14 @@ impl Took {
         else {
             return None;
         };
-        // to the millisecond, as it is kept
+        // rounded to the millisecond, as on disk
         let took = before + now.since(since);
         let took = Duration::from_millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
         *self = Self::Done { took, asked_at_ms };
         Some(took)
     }
 
-    /// What is told.
+    /// The measured time, once the image was everywhere.
     pub(super) const fn told(&self) -> Option<Duration> {
         match self {
             Self::Done { took, .. } => Some(*took),
@@ -82,7 +84,7 @@ impl Took {
         }
     }
 
-    /// As it is kept.
+    /// The time in the form in which it is kept on disk.
     pub(super) fn timing(&self) -> Timing {
         match self {
             Self::Open { asked_at_ms, .. } => Timing::Known(Timed {
@@ -116,7 +118,7 @@ mod tests {
         assert_eq!(took_after.everywhere(at(4)), None);
         let exact = at(127) + Duration::from_micros(81);
         assert_eq!(took.everywhere(exact), Some(Duration::from_secs(27)));
-        // and one after it was everywhere
+        // a restart after the image was everywhere
         let mut restarted = Took::of(took.timing(), at(0), 9_000_000, false);
         assert_eq!(restarted.told(), Some(Duration::from_secs(27)));
         assert_eq!(restarted.everywhere(at(1)), None);
@@ -128,7 +130,7 @@ mod tests {
         assert_eq!((took.everywhere(at(1)), took.told()), (None, None));
         let mut took = Took::of(Timing::Unknown, at(0), 0, false);
         assert_eq!((took.everywhere(at(1)), took.told()), (None, None));
-        // asked for again, it keeps its time; asked for on more hosts, it has another one
+        // an image that is asked for again keeps its time; on more hosts, it has a new one
         let mut took = Took::of(Timing::New, at(0), 0, false);
         took.everywhere(at(31));
         took.anew(at(50), 50_000, true);

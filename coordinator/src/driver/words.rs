@@ -1,5 +1,5 @@
-//! What the driver says in words: of images that aren't everywhere, of hosts that are away, of what keeps a host from
-//! having what is wanted there. Each is made of facts that are handed in; nothing here decides.
+//! The driver's sentences for people: why an image isn't everywhere, why a host is away, and why a host lacks an image
+//! that is wanted there. Each sentence is made of facts that the caller hands in; nothing here decides.
 
 use std::time::{Duration, SystemTime};
 
@@ -16,12 +16,12 @@ use crate::{
     view::{HostImage, HostView, RefusalView, RevocationView},
 };
 
-/// Hosts that are named in one sentence; more are counted.
+/// The most hosts that one sentence names; further ones are only counted.
 const NAMED: usize = 3;
 
-/// Why an image isn't everywhere, for people; empty while it is only under way. `said`: what the last lease holder
-/// that the registry failed had to say. `away`: hosts that lack it and have no session, and for how long, where that
-/// is known.
+/// Why an image isn't everywhere; empty while the image is only under way. `said`: the words of the last lease holder
+/// that the registry failed. `away`: the hosts that lack the image and have no session, and how long each has been
+/// away, where that is known.
 pub(super) fn image(
     status: &ImageStatus,
     said: Option<&str>,
@@ -63,14 +63,14 @@ pub(super) fn image(
     }
 }
 
-/// Why an image failed with a content that its registry doesn't give, while it gives others. `said`: what the last
-/// lease holder that the registry failed had to say.
+/// Why an image failed whose registry doesn't give one content, while it gives others. `said`: the words of the last
+/// lease holder that the registry failed.
 pub(super) fn unavailable(layout: &Layout, content: Digest, said: Option<&str>) -> String {
     let of = layout
         .contents()
         .into_iter()
         .find(|of| of.digest == content);
-    // people know a layer by the digest that the registry has it under
+    // people know a layer by its digest in the registry
     let name = match of.map(|of| of.kind) {
         Some(ContentKind::RawLayer { blob }) => blob.digest,
         Some(ContentKind::Blob) | None => content,
@@ -82,11 +82,12 @@ pub(super) fn unavailable(layout: &Layout, content: Digest, said: Option<&str>) 
     }
 }
 
-/// A registry that gives a stream less than this is what limits, whatever the fleet's network is.
+/// Below this rate of a stream, in bytes per second, the registry is what limits the image, whatever the fleet's
+/// network is.
 const SLOW_STREAM_BYTES_PER_S: u64 = 200_000;
 
-/// What limits an image that moves: the slowest of these streams of its registry, where that is slow, and what a holder
-/// says about its connections.
+/// What limits an image that moves: the slowest of its registry's streams, where that stream is slow, and a lease
+/// holder's remark about its connections.
 pub(super) fn limits(bytes_per_s: &[u64], remark: Option<&str>) -> String {
     let slow = bytes_per_s.iter().copied().filter(|rate| *rate > 0).min();
     let slow = slow.filter(|rate| *rate < SLOW_STREAM_BYTES_PER_S);
@@ -102,7 +103,7 @@ fn registry(what: &str, said: Option<&str>, retry_in: Option<Duration>) -> Strin
         text.push_str(said);
     }
     text.push_str(&match retry_in {
-        // never before it is due
+        // rounded up, so that the registry isn't expected too early
         Some(left) => format!(
             "; it is asked again in {}",
             Span::seconds(u64::try_from(left.as_millis().div_ceil(1_000)).unwrap_or(u64::MAX))
@@ -201,7 +202,7 @@ pub(super) fn not_present(image: &HostImage) -> String {
     if progress.bytes_per_second > 0 {
         text.push_str(&format!(", {}/s", Bytes(progress.bytes_per_second)));
     }
-    // that it is away is said once, for all its images
+    // the sentence that the host is away comes once, not with each image
     if progress.connected && !progress.message.is_empty() {
         text.push_str(": ");
         text.push_str(&progress.message);

@@ -1,5 +1,5 @@
-//! The one writer of the state files. It writes in the order in which the driver asks, and answers an operator when the
-//! change is on the disk.
+//! The one writer of the state files. Writes happen in the order in which the driver asks for them. An operator is
+//! answered once the change is on the disk.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::{
     wants::{Files, Place, StateError, Want},
 };
 
-/// Writes that wait: more than operators ask at one time.
+/// The most writes that wait: more than operators cause at one time.
 pub(crate) const WRITES: usize = 64;
 
 /// Something to write.
@@ -33,7 +33,7 @@ pub(crate) enum Write {
 
 #[cfg(test)]
 impl Write {
-    /// As if it had been written.
+    /// Answers as if the write had succeeded.
     pub(crate) fn done(self) {
         match self {
             Self::Want(_, answer) => answer.give(Ok(())),
@@ -48,7 +48,7 @@ impl Write {
 #[derive(Debug)]
 pub(crate) struct Answer<T, E>(Option<Box<Waiting<T, E>>>);
 
-/// The one who waits, and the answer.
+/// The channel to whoever waits, and the answer.
 type Waiting<T, E> = (oneshot::Sender<Result<T, E>>, T);
 
 impl<T, E: From<StateError>> Answer<T, E> {
@@ -56,7 +56,7 @@ impl<T, E: From<StateError>> Answer<T, E> {
         Self(Some(Box::new((to, value))))
     }
 
-    /// Nobody waits.
+    /// An answer for which nobody waits.
     pub(crate) const fn none() -> Self {
         Self(None)
     }
@@ -67,13 +67,13 @@ impl<T, E: From<StateError>> Answer<T, E> {
         }
         if let Some(waiting) = self.0 {
             let (to, value) = *waiting;
-            // Whoever asked may have gone.
+            // The asker may have gone.
             drop(to.send(written.map(|()| value).map_err(E::from)));
         }
     }
 }
 
-/// Writes until the driver is gone. A write that panics ends the writer, and so the program: the next start reads
+/// Writes until the driver is gone. A write that panics ends the writer, and with it the program. The next start reads
 /// what is on the disk.
 pub(crate) async fn write(files: Files, mut queue: mpsc::Receiver<Write>) {
     while let Some(next) = queue.recv().await {

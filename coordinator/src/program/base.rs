@@ -1,4 +1,4 @@
-//! What a replica of the coordinator serves from, whether it leads or not.
+//! The base of a replica of the coordinator, which serves whether the replica leads or not.
 
 use std::{fs::File, io, net::SocketAddr, sync::Arc};
 
@@ -22,22 +22,23 @@ use crate::{
     state_dir::api_token,
 };
 
-/// Clients of the API that wait to be told of because they don't take its certificate; more are dropped.
+/// The most refused API clients that wait to be reported to the driver; further ones are dropped. Such a client doesn't
+/// take the API's certificate.
 const REFUSALS: usize = 16;
 
-/// What a coordinator serves from, whether it leads or not: state, TLS, the API's port, health and metrics.
+/// What a replica has open whether it leads or not: state, TLS, the API's port, health and metrics.
 #[derive(Debug)]
 pub(crate) struct Base {
     pub(crate) authority: Arc<Authority>,
     pub(crate) metrics: Metrics,
-    /// Whether `/readyz` says so.
+    /// What `/readyz` answers.
     pub(crate) ready: watch::Sender<bool>,
-    /// What the API's port answers now.
+    /// The routes that the API's port answers now.
     pub(crate) routes: watch::Sender<Router>,
     pub(crate) token: Secret,
     pub(super) api: SocketAddr,
     pub(super) admin: SocketAddr,
-    /// Clients that don't take the API's certificate.
+    /// The clients that didn't take the API's certificate.
     pub(super) refused: mpsc::Receiver<driver::Refused>,
     pub(super) tasks: JoinSet<&'static str>,
     pub(super) lock: File,
@@ -109,7 +110,8 @@ impl Base {
         })
     }
 
-    /// The next part that ended. It wasn't asked to unless the shutdown was.
+    /// Waits for the next part that ends, and returns its name. Unless the shutdown was requested, the part ended
+    /// unasked.
     pub(crate) async fn ended(&mut self) -> &'static str {
         match self.tasks.join_next().await {
             Some(Ok(part)) => part,
@@ -118,7 +120,7 @@ impl Base {
     }
 }
 
-/// The address that a socket got, or why it got none.
+/// The address on which a socket listens, or the error that says why there is none.
 pub(super) fn local(
     address: SocketAddr,
     purpose: &'static str,
@@ -141,7 +143,7 @@ async fn listen(address: SocketAddr, purpose: &'static str) -> Result<TcpListene
         })
 }
 
-/// Runs a part of the coordinator, and names it when it ends.
+/// Runs a part of the coordinator, and returns its name when it ends.
 pub(super) async fn part(name: &'static str, work: impl Future<Output = ()>) -> &'static str {
     work.await;
     name

@@ -1,4 +1,4 @@
-//! The coordinator's own certificates, kept fresh: the one that the API shows, and the one that hosts see.
+//! Keeps the coordinator's own certificates fresh: the one that the API shows, and the one that hosts see.
 
 use std::{
     sync::Arc,
@@ -53,7 +53,8 @@ impl Own {
     }
 }
 
-/// Keeps one of the coordinator's own certificates fresh: renewed after two thirds of its life, as hosts do it.
+/// Keeps one of the coordinator's own certificates fresh. As on hosts, a certificate is renewed after two thirds of its
+/// life.
 async fn renew(
     lifetime: Duration,
     place: &'static str,

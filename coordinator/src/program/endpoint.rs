@@ -1,4 +1,4 @@
-//! Where hosts connect.
+//! The QUIC endpoint to which hosts connect.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,17 +22,19 @@ pub(super) fn bind(config: &Config, authority: &Arc<Authority>) -> Result<Endpoi
     Ok(Endpoint::bind(config.listen, credentials, &settings)?)
 }
 
-/// Connections that carry messages and no chunks, from every host of the fleet.
+/// Settings for the connections of every host of the fleet. These connections carry messages and no chunks.
 fn link_settings() -> Settings {
     Settings {
-        // A host that is gone is noticed after this time. It is long, because a coordinator that gets no processor
-        // for a while would lose every session at once. Hosts notice a coordinator that was restarted at its reset,
-        // and one that is gone by their own look, after 3 s.
+        // After this time without a packet, a host counts as gone. The time is long, because a coordinator that gets no
+        // processor for a while would otherwise lose every session at once. Hosts notice a restart of the coordinator
+        // by its reset, and a coordinator that is gone by their own checks, after 3 s.
         idle_timeout: Duration::from_secs(10),
         keep_alive: Duration::from_millis(750),
-        // A large fleet comes at one moment, and half is for hosts that were here before: 10 KiB each.
+        // A large fleet connects at one moment. Half of the handshakes are reserved for hosts that were here before. A
+        // handshake costs about 10 KiB.
         max_handshakes: 2_048,
-        // The largest message from a host has 256 KiB, the largest to one 4 MiB; there may be thousands of hosts.
+        // The largest message from a host has 256 KiB, the largest message to a host 4 MiB. There may be thousands of
+        // hosts.
         stream_window: 1 << 20,
         connection_window: 2 << 20,
         send_window: 4 << 20,

@@ -1,4 +1,4 @@
-//! Why a coordinator doesn't run.
+//! Errors of starting and running a coordinator.
 
 use std::{io, net::SocketAddr};
 
@@ -10,7 +10,7 @@ use crate::{
     wants::StateError,
 };
 
-/// Why the coordinator doesn't run, or ended unasked.
+/// Why the coordinator doesn't start, or why it ended without being asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The state directory can't be used.
@@ -28,10 +28,10 @@ pub enum RunError {
     /// The coordinator's own certificate can't be made.
     #[error("making the coordinator's own certificate: {0}")]
     Certificate(#[from] IssueError),
-    /// Its TLS can't be set up.
+    /// The coordinator's TLS can't be set up.
     #[error("setting up TLS: {0}")]
     Tls(#[from] rustls::Error),
-    /// Its own credentials can't be used for the link.
+    /// The coordinator's own credentials can't be used for the link.
     #[error("setting up the link: {0}")]
     Credentials(#[from] link::CredentialsError),
     /// An address can't be had.
@@ -42,7 +42,7 @@ pub enum RunError {
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What for.
+        /// What the address is for.
         purpose: &'static str,
         /// The cause.
         error: io::Error,
@@ -50,7 +50,7 @@ pub enum RunError {
     /// The registry client can't be made.
     #[error(transparent)]
     Registries(#[from] RegistriesError),
-    /// A part of the program ended by itself: a defect.
+    /// A part of the program ended without being asked to. This is a defect.
     #[error("{0} ended unasked; this is a defect: please report it with the log")]
     Ended(&'static str),
 }

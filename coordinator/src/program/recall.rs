@@ -1,4 +1,5 @@
-//! What operators had asked another replica for: a new leader asks the registry for it, and has it staged again.
+//! Recall: a new leader may find images that operators asked another replica for. It asks the registry for each of
+//! these images, and has it staged again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,10 +17,11 @@ use crate::{
     wants::{Asked, Want},
 };
 
-/// The first and the longest pause after an image can't be resolved. A registry may ask for more.
+/// The first and the longest pause after a failed attempt to resolve an image. A registry may ask for a longer one.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
 
-/// Asks the registry for each image by its digest, and has it staged again. The driver hears when all are done.
+/// Asks the registry for each image by its digest, and has the image staged again. Tells the driver when all images are
+/// done.
 pub(super) async fn recall(
     asked: Vec<Asked>,
     registries: Arc<Registries>,
@@ -39,7 +41,7 @@ pub(super) async fn recall(
                     .await
                 {
                     Ok(want) => break Some(want),
-                    // no later attempt is better, and what was asked for after it must not wait
+                    // A later attempt can't succeed, and the images that follow must not wait for this one.
                     Err(error @ ResolveError::Reference { .. }) => {
                         error!(%error, "an image that was asked for before isn't staged: cancel it, and stage it under another name");
                         break None;

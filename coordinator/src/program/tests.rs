@@ -1,5 +1,5 @@
-//! The whole coordinator in this process, with real sockets on loopback: hosts that enrol and report as agents do, a
-//! registry that serves manifests.
+//! Tests the whole coordinator in this process, with real sockets on loopback. The tests have hosts that enrol and
+//! report as agents do, and a registry that serves manifests.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Mutex, time::Duration};
 
@@ -42,10 +42,11 @@ mod enrol;
 mod registry;
 mod words;
 
-/// Far longer than anything here takes, far shorter than a test run's patience.
+/// How long a test waits: far longer than anything here takes, and far shorter than the time limit of a test run.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A registry of manifests: `tag → bytes`, and by digest. Where `tokens` counts, it wants a bearer token.
+/// A registry of manifests: `tag → bytes`, and by digest. Where the counter of tokens is set, the registry needs a
+/// bearer token.
 #[derive(Clone, Debug, Default)]
 struct Registry(
     Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
@@ -110,7 +111,7 @@ impl Registry {
         Some((StatusCode::UNAUTHORIZED, [("www-authenticate", challenge)]).into_response())
     }
 
-    /// Tokens that live for two seconds, for `robot` with `secret`.
+    /// Gives a token that lives for two seconds to `robot` with the password `secret`.
     async fn token(State(this): State<Self>, headers: HeaderMap) -> Response {
         let right = headers
             .get("authorization")
@@ -199,7 +200,7 @@ impl World {
         self.running = Some((addresses, running));
     }
 
-    /// Ends it as a crash would: no task gets to finish anything.
+    /// Ends the coordinator as a crash does: no task can finish anything.
     async fn crash(&mut self) {
         let (_, mut running) = self.running.take().unwrap();
         running.shutdown().await;
@@ -233,7 +234,7 @@ impl World {
         Ok(client.read(Method::POST, path, Some(&body)).await?)
     }
 
-    /// What a scraper reads.
+    /// The metrics' text, as a scraper reads it.
     async fn metrics(&self) -> String {
         let stream = tokio::net::TcpStream::connect(self.addresses().admin)
             .await
@@ -318,7 +319,7 @@ fn csr_der(key: &KeyPair) -> Vec<u8> {
     request.unwrap().der().to_vec()
 }
 
-/// The coordinator's end of an agent: what it says and hears.
+/// An agent, as far as the coordinator can tell: what it says and hears.
 struct Agent {
     endpoint: Endpoint,
     connection: link::Connection,
@@ -413,7 +414,7 @@ impl Agent {
         self.found(image, names).await;
     }
 
-    /// The next order for which `pick` gives something; others are passed over.
+    /// Waits for the next order for which `pick` returns something; other orders are skipped.
     async fn order<T>(&mut self, what: &str, mut pick: impl FnMut(Kind) -> Option<T>) -> T {
         let wait = async {
             loop {
@@ -487,7 +488,7 @@ async fn a_host_enrols_stages_reports_and_the_second_stage_is_instant() {
         (reply.image.state, reply.image.hosts_selected),
         (ImageState::Staging, 1)
     );
-    // knowing a digest doesn't give its image: this repository doesn't have it
+    // knowing a digest doesn't give anybody its image: this repository doesn't have the image
     let other = format!("{}/other@{digest}", world.registry_at);
     let refused = world.post::<StageReply>("/v1/images", json!({"reference": other}));
     assert!(refused.await.is_err());
@@ -513,7 +514,7 @@ async fn a_host_enrols_stages_reports_and_the_second_stage_is_instant() {
         .await;
     assert!(image.staged_seconds.is_some() && image.hosts[0].presence_age_ms.is_some());
 
-    // Again, by another name of the same digest: nothing moves, the host gets the name.
+    // The same digest under another name: nothing moves, and the host gets the name.
     world.registry.put("two", &manifest("one", 2, 3 << 20));
     let (again, ()) = tokio::join!(world.stage("one"), agent.look(&digest));
     assert_eq!(again.unwrap().image.state, ImageState::Present);
@@ -529,7 +530,7 @@ async fn a_host_enrols_stages_reports_and_the_second_stage_is_instant() {
         })
         .await;
 
-    // Gone: presence is withdrawn.
+    // The image is gone, so its presence is withdrawn.
     agent.image(&digest, message::StageState::Gone, 0).await;
     world
         .until("presence is withdrawn", async || {
@@ -551,7 +552,7 @@ async fn a_lease_passes_on_when_its_holder_vanishes() {
         })
         .await;
     world.stage("one").await.unwrap();
-    // One stream for the whole fleet: exactly one of them holds it.
+    // The whole fleet has one lease at a time: exactly one of the hosts holds it.
     let (content, mut other) = tokio::select! {
         content = one.lease() => { one.endpoint.close("vanishes"); (content, two) }
         content = two.lease() => { two.endpoint.close("vanishes"); (content, one) }
@@ -688,7 +689,7 @@ async fn a_stream_of_progress_is_quiet_when_nothing_but_ages_changes() {
     agent.image(&digest, message::StageState::Staging, 3).await;
     let path = format!("/v1/images/{}/events", client::segment(&digest.to_string()));
     let mut lines = world.client().lines(&path).await.unwrap();
-    // at first the rate changes, which is of the last seconds; the host's session stays, and ages grow
+    // the rate of the last seconds changes at first; the host's session stays, and ages grow
     let quiet = async {
         while timeout(Duration::from_secs(2), lines.next::<ImageView>())
             .await
@@ -730,7 +731,7 @@ async fn silent_connections_dont_keep_an_operator_out() {
     for _ in 0..512 {
         silent.push(tokio::net::TcpStream::connect(api).await.unwrap());
     }
-    // what a second without a word costs them
+    // connections that have been silent for a second give way to others
     sleep(Duration::from_secs(1)).await;
     let began = std::time::Instant::now();
     for _ in 0..20 {

@@ -1,4 +1,4 @@
-//! Pull Secrets as Kubernetes keeps them: what docker writes of registries' credentials (`.dockerconfigjson`).
+//! Pull Secrets as Kubernetes keeps them: registries' credentials in the form that docker writes (`.dockerconfigjson`).
 
 use std::collections::BTreeMap;
 
@@ -7,10 +7,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 /// Users and passwords by registry.
 pub(super) type Logins = BTreeMap<String, (String, String)>;
 
-/// Why a pull Secret can't be used. It says nothing of what the Secret holds.
+/// Why a pull Secret can't be used. The error reveals nothing that the Secret holds.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LearnError {
-    /// It isn't the JSON that docker writes.
+    /// The Secret isn't the JSON that docker writes.
     #[error(
         "its .dockerconfigjson can't be read; make it with `kubectl create secret docker-registry`"
     )]
@@ -20,7 +20,7 @@ pub(crate) enum LearnError {
     Auth(String),
 }
 
-/// What docker writes of registries' credentials.
+/// Registries' credentials, in the form that docker writes.
 #[derive(serde::Deserialize)]
 struct DockerConfig {
     #[serde(default)]
@@ -37,7 +37,7 @@ struct DockerAuth {
 /// The logins that a pull Secret holds.
 ///
 /// # Errors
-/// When it isn't of that form, or an entry holds no user and password.
+/// When the Secret isn't of that form, or an entry holds no user and password.
 pub(super) fn logins(dockerconfig: &[u8]) -> Result<Logins, LearnError> {
     let config: DockerConfig =
         serde_json::from_slice(dockerconfig).map_err(|_| LearnError::Json)?;
@@ -58,7 +58,7 @@ pub(super) fn logins(dockerconfig: &[u8]) -> Result<Logins, LearnError> {
     Ok(found)
 }
 
-/// User and password out of base64 of `user:password`.
+/// User and password, decoded from the base64 of `user:password`.
 fn decoded(auth: &str) -> Option<(String, String)> {
     let text = String::from_utf8(STANDARD.decode(auth).ok()?).ok()?;
     let (user, password) = text.split_once(':')?;

@@ -1,5 +1,6 @@
-//! One request and its answer, as its connection's place sees them: while the request arrives, the connection waits
-//! for its client and may have to give way; from then until the answer has left, the server works for it.
+//! One request and its answer, as they count for the connection's place. While the request arrives, the connection
+//! waits for its client and may have to give way. From then until the answer has left, the server works for the
+//! connection.
 
 use std::{
     io,
@@ -17,7 +18,7 @@ use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use link::{Place, Work};
 use tokio::time::{Sleep, sleep};
 
-/// What both bodies of an exchange know. It ends when both are gone.
+/// What the two bodies of an exchange share. The exchange ends when both bodies are gone.
 #[derive(Debug)]
 pub(super) struct Exchange {
     place: Arc<Place>,
@@ -34,7 +35,7 @@ impl Exchange {
         })
     }
 
-    /// The request is here.
+    /// The whole request has arrived.
     fn arrived(&self) {
         let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
         work.get_or_insert_with(|| self.place.work());
@@ -46,7 +47,7 @@ impl Exchange {
     }
 }
 
-/// A request's body, which has to come in time.
+/// A request's body, which has to arrive before the deadline.
 pub(super) struct Arriving {
     body: Incoming,
     exchange: Arc<Exchange>,
@@ -94,7 +95,7 @@ impl hyper::body::Body for Arriving {
     }
 }
 
-/// The body of an answer.
+/// The body of an answer. Its exchange lasts until the body is gone.
 pub(super) struct Leaving {
     body: Body,
     _exchange: Arc<Exchange>,

@@ -28,7 +28,7 @@ fn router() -> Router {
         .route("/length", post(async |body: Bytes| body.len().to_string()))
 }
 
-/// Sends this on a new connection, and returns all that comes.
+/// Sends this text on a new connection, and returns everything that comes back.
 async fn ask(address: SocketAddr, text: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(text.as_bytes()).await.unwrap();
@@ -49,7 +49,7 @@ async fn silent_connections_keep_nobody_out() {
     let mut silent = Vec::new();
     for number in 0..CONNECTIONS {
         let mut stream = TcpStream::connect(server.address).await.unwrap();
-        // some say nothing, some stop within a head, some within a body
+        // some connections send nothing, some stop within the head, some within the body
         let said: &[u8] = match number % 3 {
             0 => b"",
             1 => b"GET / HTTP/1.1\r\nhost: lo",
@@ -58,7 +58,7 @@ async fn silent_connections_keep_nobody_out() {
         stream.write_all(said).await.unwrap();
         silent.push(stream);
     }
-    // their grace is over; none of them has timed out yet
+    // the connections' grace is over, and none has timed out yet
     sleep(GRACE).await;
     let began = Instant::now();
     for _ in 0..50 {

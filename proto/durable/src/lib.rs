@@ -1,12 +1,12 @@
 //! Small files that survive a crash whole or not at all: the one way in which parbake's programs replace a file.
 //!
-//! [`write`] makes a temporary file in the same directory, writes and syncs it, renames it over the old file, and syncs the
-//! directory. A crash leaves:
+//! [`write`] makes a temporary file in the same directory, writes and syncs it, renames it over the old file, and syncs
+//! the directory. A crash leaves:
 //!
 //! | when | the file | beside it |
 //! |---|---|---|
 //! | before the rename | as it was | perhaps a temporary file, which [`sweep`] removes |
-//! | after the rename, before the directory is synced | as it was, or new; whole either way | perhaps the temporary file |
+//! | renamed, the directory not yet synced | as it was, or new; whole either way | perhaps the temporary file |
 //! | after the directory is synced | new | nothing |
 //!
 //! On macOS a sync of the standard library is `F_FULLFSYNC`: the drive's own cache is written out, too.
@@ -46,7 +46,8 @@ struct Real;
 
 impl Disk for Real {
     fn create(&mut self, path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-        // A process of this number, which a crash ended, may have left one: in a container every process has the same number.
+        // A process of this number, which a crash ended, may have left one: in a container every process has the same
+        // number.
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -82,8 +83,8 @@ impl Disk for Real {
 /// Replaces the file at `path` by these bytes with exactly these permission bits. Blocks until they survive a crash.
 ///
 /// # Errors
-/// When the disk is full or fails, or `path` can't be written. The file is as it was then, unless the directory's sync alone
-/// failed: the file is new then, and may be the old one after a crash.
+/// When the disk is full or fails, or `path` can't be written. The file is as it was then, unless the directory's sync
+/// alone failed: the file is new then, and may be the old one after a crash.
 pub fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     write_to(&mut Real, path, bytes, mode)
 }
@@ -172,8 +173,8 @@ fn sweep_where(directory: &Path, goes: impl Fn(&str) -> bool) -> io::Result<()> 
     Ok(())
 }
 
-/// The file of which this is a temporary one, by its name: `.NAME.PROCESS.NUMBER.tmp`. `None` where [`write`] doesn't make
-/// files of such a name.
+/// The file of which this is a temporary one, by its name: `.NAME.PROCESS.NUMBER.tmp`. `None` where [`write`] doesn't
+/// make files of such a name.
 fn temporary_of(name: &str) -> Option<&str> {
     let name = name.strip_prefix('.')?.strip_suffix(SUFFIX)?;
     let (name, number) = name.rsplit_once('.')?;
@@ -207,8 +208,8 @@ mod tests {
 
     use super::*;
 
-    /// A disk that keeps what it must and nothing else: bytes that were synced, and names whose directory was. Of the rest a
-    /// crash keeps what `luck` says. It stops before the step `dies_before`.
+    /// A disk that keeps what it must and nothing else: bytes that were synced, and names whose directory was. Of the
+    /// rest a crash keeps what `luck` says. It stops before the step `dies_before`.
     struct Model {
         /// Files by number: what is in memory, and what is on the platters.
         files: Vec<(Vec<u8>, Option<Vec<u8>>)>,
@@ -249,7 +250,8 @@ mod tests {
             self.pending.push((path.to_owned(), file));
         }
 
-        /// What a reader finds after a crash: of the pending names so many were kept, and of bytes that weren't synced none.
+        /// What a reader finds after a crash: of the pending names so many were kept, and of bytes that weren't synced
+        /// none.
         fn crash(mut self, luck: usize) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
             for (path, file) in self.pending.into_iter().take(luck) {
                 match file {

@@ -1,24 +1,24 @@
-//! Room for datagrams that arrived and weren't read yet.
+//! The buffer for datagrams that arrived and weren't read yet.
 //!
-//! Every connection of an endpoint comes in by one socket. What arrives while its buffer is full is lost, and a handshake
-//! that lost a packet waits for seconds. Systems start with some 200 KB, which the acknowledgements of a few hundred hosts
-//! fill.
+//! All connections of an endpoint use one socket. Datagrams that arrive while its buffer is full are lost, and a
+//! handshake that lost a packet waits for seconds. Systems start with about 200 KB, which the acknowledgements of a few
+//! hundred hosts fill.
 
 use std::net::UdpSocket;
 
 use rustix::net::sockopt;
 use tracing::{debug, warn};
 
-/// Linux says twice what it gives: half of it is for its own bookkeeping (socket(7), `SO_RCVBUF`).
+/// Linux reports twice the size that it gives. Half of that is for its own bookkeeping (socket(7), `SO_RCVBUF`).
 const REPORTED: usize = if cfg!(target_os = "linux") { 2 } else { 1 };
 
-/// Asks for a receive buffer of this many bytes, and says so in the log where the system gives less.
+/// Asks for a receive buffer of this many bytes. Logs a warning where the system gives less.
 pub(crate) fn widen(socket: &UdpSocket, wanted: usize) {
     let granted = || sockopt::socket_recv_buffer_size(socket).unwrap_or(0) / REPORTED;
     if granted() >= wanted {
         return;
     }
-    // Linux cuts what it is asked for; macOS refuses what is over its limit
+    // Linux reduces a size over its limit; macOS refuses it
     let mut asked = wanted;
     while sockopt::set_socket_recv_buffer_size(socket, asked).is_err() && asked > granted() {
         asked /= 2;

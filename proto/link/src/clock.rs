@@ -1,5 +1,4 @@
-//! Certificates that aren't good at the moment that some clock shows: which clock it was, what it shows, and what the
-//! certificate says.
+//! Certificates that aren't valid by some clock: what that clock shows, and what the certificate says.
 
 use std::{
     fmt,
@@ -10,27 +9,27 @@ use rustls::{CertificateError, Error};
 use rustls_pki_types::UnixTime;
 use time::OffsetDateTime;
 
-/// A certificate that isn't good yet, or any more, by a clock. Either that clock is wrong, or the certificate wasn't renewed
-/// in time.
+/// A certificate that isn't valid yet, or any more, by a clock. Either the clock is wrong, or the certificate wasn't
+/// renewed in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Untimely {
-    /// What the clock showed that the certificate was compared with.
+    /// The time that the clock showed.
     pub clock: SystemTime,
-    /// The end of the certificate's life that this lies beyond.
+    /// The end of the certificate's life that `clock` lies beyond.
     pub bound: Bound,
 }
 
-/// An end of a certificate's life.
+/// One end of a certificate's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bound {
-    /// It isn't good before.
+    /// The certificate isn't valid before this time.
     Begins(SystemTime),
-    /// It isn't good after.
+    /// The certificate isn't valid after this time.
     Ended(SystemTime),
 }
 
 impl Untimely {
-    /// What TLS has against a certificate's time, if that is what it has against it.
+    /// The times in a TLS error, if the error is about a certificate's time.
     #[must_use]
     pub fn of(error: &Error) -> Option<Self> {
         match error {
@@ -51,8 +50,8 @@ impl Untimely {
         }
     }
 
-    /// What the other side says that its TLS has against our certificate's time: the reason of its refusal is rustls' own
-    /// text. `None` where that has another form, as in another version of it.
+    /// The times in the other side's refusal of this host's certificate. The refusal's reason is rustls' own text.
+    /// `None` where that text has another form, as in another version of rustls.
     pub(crate) fn said(words: &str) -> Option<Self> {
         let after = |mark: &str| {
             let (_, rest) = words.split_once(mark)?;
@@ -81,20 +80,20 @@ impl fmt::Display for Bound {
 }
 
 fn moment(time: UnixTime) -> SystemTime {
-    // a date past what the platform's clock can say is as good as the end of it
+    // a date that the platform's clock can't express becomes the last date that it can
     SystemTime::UNIX_EPOCH
         .checked_add(Duration::from_secs(time.as_secs()))
         .unwrap_or(SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(u32::MAX)))
 }
 
-/// A moment by the wall clock, to the second, as in `2026-11-28 14:05:12 UTC`.
+/// A moment of the wall clock, to the second: `2026-11-28 14:05:12 UTC`.
 #[must_use]
 pub fn utc(at: SystemTime) -> String {
     let since_1970 = at
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
     let seconds = i64::try_from(since_1970.as_secs()).unwrap_or(i64::MAX);
-    // others name moments too, and no calendar goes that far
+    // certificates and peers name moments too, and these may lie beyond any calendar
     let Ok(at) = OffsetDateTime::from_unix_timestamp(seconds) else {
         return format!("{seconds} s after 1970");
     };

@@ -1,4 +1,4 @@
-//! How a connection ends: the codes that travel, and what each side knows of the end.
+//! How a connection ends: the codes on the wire, and what each side knows about the end.
 
 use std::fmt;
 
@@ -6,13 +6,13 @@ use quinn::{ConnectionError, VarInt};
 
 use crate::fault;
 
-/// Why one side closed a connection, as it travels: the application error code of QUIC (RFC 9000 §20.2).
+/// Why one side closed a connection. On the wire, this is the application error code of QUIC (RFC 9000 §20.2).
 ///
-/// Codes may be added; one that this version doesn't know arrives as [`CloseCode::Unknown`].
+/// Codes may be added. A code that this version doesn't know arrives as [`CloseCode::Unknown`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CloseCode {
-    /// Nothing more to say, or the other program dropped the connection (code 0).
+    /// The side has nothing more to say, or its program dropped the connection (code 0).
     Done,
     /// The host isn't, or is no longer, on the list of authorised hosts (1).
     Unauthorised,
@@ -20,13 +20,13 @@ pub enum CloseCode {
     Identity,
     /// The other side broke the protocol (3).
     Protocol,
-    /// The program is stopping (4).
+    /// The side's program is stopping (4).
     Stopping,
-    /// As many connections as allowed (5).
+    /// The side has as many connections as it allows (5).
     Busy,
     /// A newer connection of the same host took this one's place (6).
     Replaced,
-    /// Something broke on the side that closed (7).
+    /// Something broke on the side that closed the connection (7).
     Failed,
     /// A code that this version doesn't know.
     Unknown(u32),
@@ -81,29 +81,29 @@ impl fmt::Display for CloseCode {
 /// How a connection ended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CloseReason {
-    /// The peer closed it.
+    /// The peer closed the connection.
     #[error("closed by peer: {code}{}", colon(reason))]
     Peer {
-        /// Why.
+        /// The peer's code.
         code: CloseCode,
-        /// Its words: at most 200 characters, none of them a control character.
+        /// The peer's words: at most 200 characters, without control characters.
         reason: String,
     },
-    /// We closed it, or the endpoint that it belongs to.
+    /// This program closed the connection, or its endpoint.
     #[error("closed here: {code}{}", colon(reason))]
     Local {
-        /// Why.
+        /// This program's code.
         code: CloseCode,
-        /// Our words.
+        /// This program's words.
         reason: String,
     },
-    /// Nothing came from the peer within the idle timeout: it is dead, asleep or cut off.
+    /// Nothing came from the peer within the idle timeout. The peer is dead, asleep or cut off.
     #[error("timed out: nothing came from the peer")]
     TimedOut,
-    /// The peer doesn't know the connection any more: it restarted.
+    /// The peer doesn't know the connection any more, because it restarted.
     #[error("reset by peer: it has restarted")]
     Reset,
-    /// QUIC or TLS gave up, on either side.
+    /// QUIC or TLS failed, on either side.
     #[error("transport failed: {0}")]
     Transport(String),
 }
@@ -116,7 +116,7 @@ fn colon(reason: &str) -> String {
     }
 }
 
-/// quinn's account of the end of a connection.
+/// The reason in an error of quinn.
 pub(crate) fn reason(error: ConnectionError) -> CloseReason {
     match error {
         ConnectionError::ApplicationClosed(close) => CloseReason::Peer {

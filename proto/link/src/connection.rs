@@ -1,4 +1,4 @@
-//! A connection to one authenticated host: streams, its end, and what it has carried.
+//! A connection to one authenticated host: its streams, its end, and what it has carried.
 
 use std::{
     fmt,
@@ -17,33 +17,33 @@ use crate::{
 
 /// A connection to a host whose identity is proved. Cloning is cheap; all clones are the same connection.
 ///
-/// It ends when [`Connection::close`] is called, when the peer or the network ends it, or when the last clone and the
-/// last of its streams are dropped.
+/// The connection ends when [`Connection::close`] is called, when the peer or the network ends it, or when the last
+/// clone and the last stream are dropped.
 #[derive(Clone)]
 pub struct Connection(pub(crate) Arc<Inner>);
 
-/// What a connection has carried, and how its path is. Counters run from its beginning.
+/// What a connection has carried, and the state of its path. Counters start with the connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Current estimate of the round trip.
+    /// The current estimate of the round trip.
     pub round_trip: Duration,
-    /// UDP payload that the path carries at present, in bytes.
+    /// The UDP payload that the path carries at present, in bytes.
     pub mtu: u16,
-    /// Congestion window, bytes.
+    /// The congestion window, in bytes.
     pub congestion_window: u64,
     /// Packets sent.
     pub sent_packets: u64,
     /// Packets that were sent and lost.
     pub lost_packets: u64,
-    /// UDP payload sent, bytes: data, overhead and repeats.
+    /// The UDP payload sent, in bytes: data, overhead and repeats.
     pub sent_bytes: u64,
-    /// UDP payload received, bytes.
+    /// The UDP payload received, in bytes.
     pub received_bytes: u64,
     /// UDP datagrams received.
     pub received_packets: u64,
-    /// System calls that sent them (with segmentation offload one call sends several).
+    /// System calls for sending. With segmentation offload, one call sends several packets.
     pub send_calls: u64,
-    /// Times that the path stopped carrying packets of the current MTU.
+    /// How often the path stopped carrying packets of the current MTU.
     pub black_holes: u64,
 }
 
@@ -63,21 +63,21 @@ impl Connection {
         &self.0.host
     }
 
-    /// When the certificate was signed that the other end showed, to the second.
+    /// When the other end's certificate was signed, to the second.
     #[must_use]
     pub fn certificate_signed(&self) -> SystemTime {
         self.0.signed
     }
 
-    /// Its address; an IPv4 address is shown as one even on a socket of both families.
+    /// The other end's address. An IPv4 address is shown as one, even on a socket of both families.
     #[must_use]
     pub fn remote_address(&self) -> SocketAddr {
         canonical(self.0.quinn.remote_address())
     }
 
-    /// Opens a stream; waits while the peer has as many open as it allows.
+    /// Opens a stream. Waits while the peer has as many streams open as it allows.
     ///
-    /// The peer learns of it with the first bytes that are sent on it. Cancel safe.
+    /// The peer learns of the stream with the first bytes on it. Cancel safe.
     ///
     /// # Errors
     /// When the connection has ended.
@@ -91,10 +91,10 @@ impl Connection {
         Ok(self.streams(send, receive))
     }
 
-    /// The next stream that the peer opens. Cancel safe.
+    /// Waits for the next stream that the peer opens. Cancel safe.
     ///
-    /// Read every accepted stream, or stop it, without waiting for another of the same connection: bytes that nobody
-    /// reads fill the window that all its streams share, and then none moves.
+    /// Read every accepted stream, or stop it, without waiting for another stream of the same connection. Unread bytes
+    /// fill the window that all streams of the connection share, and then no stream moves.
     ///
     /// # Errors
     /// When the connection has ended.
@@ -116,8 +116,9 @@ impl Connection {
 
     /// Waits until nothing has arrived at `looks` looks in a row, `every` apart. Cancel safe.
     ///
-    /// Time passes by looks, not by the clock: a process that wasn't given the processor for a minute has looked once, and
-    /// doesn't take its own absence for the peer's. The idle timeout of QUIC goes by the clock, so it has to be longer.
+    /// Time is counted in looks, not by the clock. A process that got no processor time for a minute has looked only
+    /// once, and doesn't take its own absence for the peer's. QUIC's idle timeout goes by the clock, so it must be
+    /// longer.
     pub async fn silent(&self, looks: u32, every: Duration) {
         let mut before = self.stats().received_packets;
         let mut silent = 0;
@@ -129,7 +130,7 @@ impl Connection {
         }
     }
 
-    /// How it ended; `None` while it stands.
+    /// How the connection ended; `None` while it stands.
     #[must_use]
     pub fn close_reason(&self) -> Option<CloseReason> {
         self.0
@@ -138,13 +139,13 @@ impl Connection {
             .map(|error| self.0.reason(error))
     }
 
-    /// Ends the connection at once: streams break on both sides, unsent bytes are dropped. The peer gets code and
-    /// reason; of the reason as much as fits a packet. Later calls do nothing.
+    /// Ends the connection at once: streams break on both sides, and unsent bytes are dropped. The peer gets the code,
+    /// and as much of the reason as fits a packet. Later calls do nothing.
     pub fn close(&self, code: CloseCode, reason: &str) {
         self.0.close(code, reason);
     }
 
-    /// What it has carried so far.
+    /// What the connection has carried so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let stats = self.0.quinn.stats();
@@ -179,7 +180,7 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// An IPv4 address that a socket of both families shows as IPv6, as what it is.
+/// The IPv4 address, where a socket of both families shows one as IPv6; any other address as it is.
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

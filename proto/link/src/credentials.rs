@@ -1,4 +1,4 @@
-//! What a host shows to others and what it trusts: its certificate and key, and the fleet's authority.
+//! A host's credentials: the certificate and key that it shows to others, and the authorities that it trusts.
 
 use std::{fmt, sync::Arc};
 
@@ -14,9 +14,9 @@ use crate::identity::{IdentityError, Leaf};
 
 /// A host's certificate and key, and the authorities that it trusts.
 ///
-/// A value of this type is consistent: the key belongs to the leaf, the leaf names one host, the authorities can be
-/// trust anchors. It may still have expired, so that an agent can load it and see that it must enrol again.
-/// Cloning is cheap and shares the key; `Debug` doesn't show it.
+/// A value of this type is consistent: the key belongs to the leaf, the leaf names one host, and the authorities can be
+/// trust anchors. The certificate may have expired, so that an agent can load it and see that it must enrol again.
+/// Cloning is cheap and shares the key. `Debug` doesn't show the key.
 #[derive(Clone)]
 pub struct Credentials {
     pub(crate) key: Arc<CertifiedKey>,
@@ -24,22 +24,22 @@ pub struct Credentials {
     leaf: Arc<Leaf>,
 }
 
-/// Files that aren't a host's credentials.
+/// Why files aren't a host's credentials.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialsError {
-    /// A part isn't PEM. Remedy: the file is damaged or another file; enrol the host again.
+    /// A part isn't PEM: the file is damaged or another file. Remedy: enrol the host again.
     #[error("{part} isn't PEM: {cause}")]
     Pem {
-        /// Which of the three parts.
+        /// The name of the part.
         part: &'static str,
-        /// What is wrong with it.
+        /// The parser's error.
         cause: rustls_pki_types::pem::Error,
     },
-    /// A part has no certificate in it. Remedy: as above.
+    /// A part has no certificate in it: the file is damaged or another file. Remedy: enrol the host again.
     #[error("{0} holds no certificate")]
     Empty(&'static str),
-    /// The key isn't one that TLS can sign with, or isn't the key of the leaf certificate. Remedy: put back the pair
-    /// that was issued together, or enrol the host again.
+    /// TLS can't sign with the key, or the key isn't that of the leaf certificate. Remedy: put back the certificate and
+    /// key that were issued together, or enrol the host again.
     #[error("private key doesn't fit the certificate: {0}")]
     Key(rustls::Error),
     /// The leaf certificate doesn't name exactly one host. Remedy: enrol the host again.
@@ -51,11 +51,11 @@ pub enum CredentialsError {
 }
 
 impl Credentials {
-    /// Reads credentials from PEM: a chain with the leaf first, a PKCS#8 key, one or more authorities (several while
-    /// the fleet passes from one authority to the next).
+    /// Reads credentials from PEM: a chain with the leaf first, a PKCS#8 key, and one or more authorities. There are
+    /// several while the fleet changes its authority.
     ///
     /// # Errors
-    /// When a part isn't what it should be, or key and certificate don't belong together. Expiry isn't an error here.
+    /// When a part is malformed, or the key and the certificate don't belong together. Expiry isn't an error here.
     pub fn from_pem(
         chain_pem: &str,
         key_pem: &str,
@@ -72,7 +72,7 @@ impl Credentials {
         Self::new(chain, key, authorities)
     }
 
-    /// Credentials from DER: a chain with the leaf first, its key, one or more authorities.
+    /// Credentials from DER: a chain with the leaf first, its key, and one or more authorities.
     ///
     /// # Errors
     /// As for [`Credentials::from_pem`].
@@ -102,7 +102,7 @@ impl Credentials {
         })
     }
 
-    /// The host that the leaf certificate names: who we are.
+    /// The host that the leaf certificate names: this host.
     #[must_use]
     pub fn host(&self) -> &HostId {
         &self.leaf.host
@@ -126,10 +126,10 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// The cryptography that every handshake uses.
+/// The cryptography of every handshake.
 ///
-/// AES-128-GCM first: it costs a fifth less CPU than AES-256 and a third less than ChaCha20 (measured: 1.64, 1.74 and
-/// 2.78 s/GB for both ends), and every Mac and server has it in hardware.
+/// AES-128-GCM comes first. It costs less CPU than AES-256 and ChaCha20 (measured for both ends: 1.64, 1.74 and 2.78
+/// s/GB), and every Mac and server has it in hardware.
 pub(crate) fn provider() -> CryptoProvider {
     use ring::cipher_suite::{
         TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,

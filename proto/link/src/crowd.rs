@@ -1,8 +1,8 @@
-//! Places for connections of those who haven't shown yet who they are.
+//! Places for connections of clients that haven't proved yet who they are.
 //!
-//! Whoever reaches a port can connect and say nothing. With one limit for all, one machine keeps everybody else out. With a
-//! limit for each address, a fleet behind one translated address is turned away. So there is one limit, and when it is
-//! reached, a connection that waits for its client gives way: see [`Crowd::enter`].
+//! Anyone who reaches a port can connect and then say nothing. With one limit for all clients, one machine could keep
+//! all others out. With a limit for each address, a fleet behind one translated address would be turned away. So there
+//! is one limit, and when it is reached, a connection that waits for its client gives way: see [`Crowd::enter`].
 
 use std::{
     cmp::Reverse,
@@ -14,14 +14,15 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-/// Addresses that are remembered because a host of the fleet was let in from there: two of the largest fleets.
+/// The most addresses that are remembered because a host of the fleet was let in from them: enough for two of the
+/// largest fleets.
 const MAX_MET: usize = 8_192;
 
-/// Places of one server, shared out by address. Clones are the same crowd.
+/// The places of one server, shared out by address. Clones are the same crowd.
 #[derive(Clone, Debug)]
 pub struct Crowd(Arc<Mutex<Places>>);
 
-/// One connection's place. It is free again when this is dropped.
+/// One connection's place. Dropping it frees the place.
 #[derive(Debug)]
 pub struct Place {
     crowd: Crowd,
@@ -29,11 +30,11 @@ pub struct Place {
     lost: CancellationToken,
 }
 
-/// The server works for a place as long as this lives.
+/// While this lives, the server works for the connection of a place.
 #[derive(Debug)]
 pub struct Work(Arc<Place>);
 
-/// What gets a fair share.
+/// The unit that gets a fair share of the places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Group(IpAddr);
 
@@ -43,7 +44,8 @@ impl Group {
     }
 }
 
-/// What one machine has of the address space: an IPv4 address, or an IPv6 network of 64 bits. For counting by address.
+/// The part of the address space that one machine has: an IPv4 address, or an IPv6 network of 64 bits. For counting by
+/// address.
 #[must_use]
 pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
@@ -58,15 +60,15 @@ pub fn network(address: IpAddr) -> IpAddr {
 #[derive(Debug)]
 struct Places {
     most: usize,
-    /// Of these, places that only known addresses get.
+    /// How many of these places only known addresses get.
     reserved: usize,
-    /// A connection that waited for so long gives way to one that comes from an address with as many.
+    /// A connection that has waited for this long also gives way to one from an address with as many places.
     grace: Duration,
     held: BTreeMap<u64, Held>,
     next: u64,
     /// Addresses that the server's owner named.
     expected: BTreeSet<Group>,
-    /// Addresses from which hosts were let in, by when that was first.
+    /// Addresses from which hosts were let in, by the order in which that first happened.
     met: BTreeMap<Group, u64>,
 }
 
@@ -74,15 +76,15 @@ struct Places {
 struct Held {
     group: Group,
     known: bool,
-    /// Since when it waits for its client.
+    /// Since when the connection waits for its client.
     since: Instant,
-    /// Requests that the server works on. Such a connection doesn't wait for its client, and doesn't give way.
+    /// The requests that the server works on. A connection with one doesn't wait for its client, and doesn't give way.
     work: usize,
     lost: CancellationToken,
 }
 
 impl Crowd {
-    /// A crowd of at most so many, of which only known addresses get `reserved`.
+    /// A crowd of at most `most` places. Only known addresses get the last `reserved` of these.
     #[must_use]
     pub fn new(most: usize, reserved: usize, grace: Duration) -> Self {
         Self(Arc::new(Mutex::new(Places {
@@ -96,11 +98,13 @@ impl Crowd {
         })))
     }
 
-    /// A place for who comes from this address.
+    /// A place for a client that comes from this address.
     ///
-    /// Where no place is free, a connection gives way that waits for its client: the one that has waited longest, of the
-    /// address that holds most. It gives way at once to an address that holds fewer places; after the time of grace also to
-    /// one that holds as many, or to its own. `None` where there is no such connection: who comes is to be turned away.
+    /// Where no place is free, a connection that waits for its client gives way: of the address that holds most places,
+    /// the one that has waited longest. It gives way at once to an address that holds fewer places, counted with the
+    /// new one. After the time of grace, it also gives way to an address that holds as many, or to its own address. A
+    /// known address doesn't give way to an unknown one. `None` where no connection gives way: the caller turns the
+    /// client away.
     #[must_use]
     pub fn enter(&self, address: IpAddr, now: Instant) -> Option<Place> {
         let (number, lost) = self.lock().enter(Group::of(address), now)?;
@@ -111,18 +115,18 @@ impl Crowd {
         })
     }
 
-    /// How many places are held.
+    /// The number of places that are held.
     #[must_use]
     pub fn held(&self) -> usize {
         self.lock().held.len()
     }
 
-    /// These addresses are known from now on, in place of those that were expected before.
+    /// Makes these addresses known, in place of those that were expected before.
     pub fn expect(&self, addresses: impl IntoIterator<Item = IpAddr>) {
         self.lock().expected = addresses.into_iter().map(Group::of).collect();
     }
 
-    /// Who came from this address showed who it is: the address is known from now on.
+    /// Makes this address known, because a client from there has proved who it is.
     pub fn met(&self, address: IpAddr) {
         self.lock().meet(Group::of(address));
     }
@@ -133,12 +137,13 @@ impl Crowd {
 }
 
 impl Place {
-    /// Returns when the place was given to another.
+    /// Waits until the place is given to another client. Cancel safe.
     pub async fn lost(&self) {
         self.lost.cancelled().await;
     }
 
-    /// The server works on a request of this connection, which came whole: it doesn't give way until that is done.
+    /// Marks that the server works on a request of this connection, which has come whole. The connection doesn't give
+    /// way until the result is dropped.
     #[must_use]
     pub fn work(self: &Arc<Self>) -> Work {
         if let Some(held) = self.crowd.lock().held.get_mut(&self.number) {
@@ -199,7 +204,7 @@ impl Places {
         let may = |held: &Held| {
             let aged = now.saturating_duration_since(held.since) >= self.grace;
             let theirs = of(&held.group);
-            // who isn't known takes nothing from who is
+            // an unknown client takes no place from a known one
             held.work == 0
                 && (known || !held.known)
                 && (theirs > mine || (aged && (theirs >= mine || held.group == group)))
@@ -278,7 +283,7 @@ mod tests {
         assert!(crowd.enter(ip(9), now).is_none());
         let late = crowd.enter(ip(9), now + GRACE).unwrap();
         assert_eq!(lost(&silent), 1);
-        // a second one would take from an address that holds fewer than it
+        // a second connection from there would take its place from an address that holds fewer
         assert!(!late.lost.is_cancelled());
     }
 

@@ -1,4 +1,4 @@
-//! A UDP socket that connects to hosts of the fleet and accepts connections from them.
+//! The endpoint: a UDP socket that connects to hosts of the fleet and accepts connections from them.
 
 use std::{
     collections::BTreeMap,
@@ -36,15 +36,15 @@ use crate::{
     verify::{Expect, Refused, Witness},
 };
 
-/// An endpoint that can't be opened.
+/// Why an endpoint can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// The address can't be had. Remedy: choose a free port, or an address of this machine.
+    /// The address isn't available. Remedy: choose a free port, or an address of this machine.
     #[error("can't bind UDP {address}: {cause}")]
     Socket {
-        /// The address that was asked for.
+        /// The address to bind to.
         address: SocketAddr,
-        /// What the system says.
+        /// The system's error.
         cause: io::Error,
     },
     /// The credentials can't be used for TLS.
@@ -52,128 +52,128 @@ pub enum BindError {
     Credentials(#[from] RenewError),
 }
 
-/// Credentials that can't be used for TLS.
+/// Why credentials can't be used for TLS.
 #[derive(Debug, thiserror::Error)]
 #[error("authorities can't verify anybody: {0}")]
 pub struct RenewError(String);
 
-/// A connection that doesn't come about, as the side that asked for it tells it.
+/// Why a connection couldn't be made, for the side that asked for it.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The peer isn't acceptable to us.
+    /// This side doesn't accept the peer.
     #[error("refused {host} at {address}: {}", fault.of_peer())]
     PeerUntrusted {
-        /// Who was meant.
+        /// The host that was meant.
         host: HostId,
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// What is wrong with who answered.
+        /// What is wrong with the host that answered.
         fault: Fault,
     },
-    /// We aren't acceptable to the peer.
+    /// The peer doesn't accept this side.
     #[error("{host} at {address} refused us: {}", refusal(fault, said))]
     Refused {
-        /// Who was meant.
+        /// The host that was meant.
         host: HostId,
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// What it has against us.
+        /// What the peer has against this side.
         fault: Fault,
-        /// Its own words; may be empty.
+        /// The peer's own words; may be empty.
         said: String,
     },
-    /// No answer in time. Remedy: check that the host runs, the address and port, and firewalls (UDP).
+    /// No answer came in time. Remedy: check that the host runs, its address and port, and firewalls (UDP).
     #[error("no answer from {host} at {address} within {}; check that it runs and that UDP reaches it", seconds(*after))]
     TimedOut {
-        /// Who was meant.
+        /// The host that was meant.
         host: HostId,
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// How long we waited.
+        /// How long this side waited.
         after: Duration,
     },
     /// The connection broke during the handshake for another reason. Remedy: try again.
     #[error("connection to {host} at {address} broke during the handshake: {reason}")]
     Broken {
-        /// Who was meant.
+        /// The host that was meant.
         host: HostId,
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// How.
+        /// How the connection broke.
         reason: CloseReason,
     },
     /// The address can't be reached from this socket: port 0, or IPv6 from an IPv4 socket.
     #[error("can't reach {host} at {address} from this socket: {cause}")]
     Address {
-        /// Who was meant.
+        /// The host that was meant.
         host: HostId,
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// Why not.
+        /// Why the address can't be reached.
         cause: String,
     },
     /// The endpoint has been closed, or has as many connections as it allows.
     #[error("can't connect to {host}: the endpoint {cause}")]
     Endpoint {
-        /// Who was meant.
+        /// The host that was meant.
         host: HostId,
-        /// What is with the endpoint.
+        /// What is wrong with the endpoint.
         cause: &'static str,
     },
 }
 
-/// A connection that doesn't come about, as the side that was asked for it tells it.
+/// Why a connection couldn't be made, for the side that was asked for it.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum AcceptError {
-    /// The peer isn't acceptable to us.
+    /// This side doesn't accept the peer.
     #[error("refused {} at {address}: {}", name(host.as_ref()), fault.of_peer())]
     PeerUntrusted {
-        /// Who it is, where its certificate could be read.
+        /// The peer, if its certificate could be read.
         host: Option<HostId>,
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// What is wrong with it.
+        /// What is wrong with the peer.
         fault: Fault,
     },
-    /// We aren't acceptable to the peer.
+    /// The peer doesn't accept this side.
     #[error("a host at {address} refused us: {}", refusal(fault, said))]
     Refused {
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// What it has against us.
+        /// What the peer has against this side.
         fault: Fault,
-        /// Its own words; may be empty.
+        /// The peer's own words; may be empty.
         said: String,
     },
-    /// The handshake took too long: the peer went away, or plays for time.
+    /// The handshake took too long. The peer went away, or delays on purpose.
     #[error("handshake with a host at {address} wasn't done within {}", seconds(*after))]
     TimedOut {
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// How long we waited.
+        /// How long this side waited.
         after: Duration,
     },
-    /// The handshake was broken off for others: as many as may be were under way, and this address had most of them, or
-    /// this one had taken longest.
+    /// The handshake was broken off in favour of another one. The limit of handshakes was reached, and this address had
+    /// most of them, or this handshake had taken longest.
     #[error(
         "handshake with a host at {address} wasn't done yet when others needed its place; too many come from there at once"
     )]
     GaveWay {
-        /// Where.
+        /// The address.
         address: SocketAddr,
     },
     /// The connection broke during the handshake for another reason.
     #[error("connection from {address} broke during the handshake: {reason}")]
     Broken {
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// How.
+        /// How the connection broke.
         reason: CloseReason,
     },
 }
 
-/// What the other side has against us. Why a host isn't authorised only the other side knows, so its words go before ours;
-/// times that are told already aren't repeated.
+/// The text about what the other side has against this side. Only the other side knows why a host isn't authorised, so
+/// its words take precedence there. Times that the text already has aren't repeated.
 fn refusal(fault: &Fault, said: &str) -> String {
     match fault {
         Fault::Unauthorised if !said.is_empty() => said.to_owned(),
@@ -194,8 +194,8 @@ fn name(host: Option<&HostId>) -> String {
 /// A UDP socket that connects to hosts of the fleet and accepts connections from them. Cloning is cheap; all clones are
 /// the same endpoint.
 ///
-/// It accepts nobody until [`Endpoint::authorise`] is called. Early data (0-RTT) and session resumption are off: both
-/// would let in a host whose certificate isn't valid any more.
+/// The endpoint accepts no host until [`Endpoint::authorise`] is called. Early data (0-RTT) and session resumption are
+/// off: both would let in a host whose certificate isn't valid any more.
 #[derive(Clone)]
 pub struct Endpoint {
     quinn: quinn::Endpoint,
@@ -204,30 +204,31 @@ pub struct Endpoint {
 
 struct Shared {
     settings: Settings,
-    /// Transport of the side that connects; it lets the peer open the one stream of the acceptance.
+    /// Transport settings of the side that connects. They let the peer open one one-way stream, for the acceptance.
     connecting: Arc<TransportConfig>,
-    /// Transport of the side that accepts.
+    /// Transport settings of the side that accepts.
     accepting: Arc<TransportConfig>,
     provider: Arc<CryptoProvider>,
-    /// Our own credentials, and the verifier of those who connect. Read at each handshake, replaced by a renewal: a lock
-    /// held for a clone, never across an await.
+    /// This host's credentials, and the verifier of the hosts that connect. Each handshake reads them, and a renewal
+    /// replaces them. The lock is held for a clone, never across an await.
     own: RwLock<(Credentials, Arc<dyn ClientCertVerifier>)>,
     registry: Arc<Registry>,
     handshakes: Crowd,
 }
 
-/// A handshake that took so long gives way to another one from its own address: a lossy path with 100 ms needs less.
+/// A handshake that has taken this long gives way to another one from the same address. A lossy path with a round trip
+/// of 100 ms needs less.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(3);
 
-/// The side that accepts says with this byte, alone on a one-way stream, that the other side may go on. Without it who
-/// connects couldn't tell: with TLS 1.3 its handshake ends before its certificate has been looked at.
+/// The side that accepts sends this byte, alone on a one-way stream, once the other side may go on. Otherwise the side
+/// that connects couldn't tell: with TLS 1.3, its handshake ends before the peer has checked its certificate.
 const ACCEPTED: u8 = 1;
 
 impl Endpoint {
-    /// Opens the endpoint on this address; port 0 chooses a free one. Needs a tokio runtime.
+    /// Opens the endpoint on this address. Port 0 chooses a free port. Needs a tokio runtime.
     ///
     /// # Errors
-    /// When the address can't be had, or the credentials can't be used.
+    /// When the address isn't available, or the credentials can't be used.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -268,37 +269,38 @@ impl Endpoint {
     /// The address that the endpoint is bound to, with the port that was chosen.
     ///
     /// # Errors
-    /// When the system doesn't tell.
+    /// When the system doesn't tell the address.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.quinn.local_addr()
     }
 
-    /// Replaces the list of those who may connect, at once: accepted connections of hosts that aren't on it are closed.
+    /// Replaces the list of hosts that may connect, at once. Accepted connections of hosts that aren't on the new list
+    /// are closed.
     ///
-    /// A connection that we asked for is closed when the list before named its host and this one doesn't. So an agent's
-    /// connection to its coordinator, which is on no list, stays.
+    /// A connection that this side opened is closed when the old list named its host and the new list doesn't. So an
+    /// agent's connection to its coordinator, which is on no list, stays.
     pub fn authorise(&self, hosts: Authorised) {
         for connection in self.shared.registry.authorise(hosts) {
             connection.close(CloseCode::Unauthorised, NO_LONGER);
         }
     }
 
-    /// Turns these hosts away from now on, whatever the list says, and tells each its words: what is wrong, and what to do.
-    /// Replaces those that were turned away before. Accepted connections of theirs are closed.
+    /// Turns these hosts away from now on, whatever the list says. Each host is told its words: what is wrong, and what
+    /// to do. Replaces the hosts that were turned away before. Closes their accepted connections.
     pub fn turn_away(&self, hosts: BTreeMap<HostId, String>) {
         for (connection, words) in self.shared.registry.turn_away(hosts) {
             connection.close(CloseCode::Unauthorised, &words);
         }
     }
 
-    /// Hosts of the fleet are at these addresses: half of the handshakes that may be under way are for them, and for
-    /// addresses from which a host was let in. Replaces those that were expected before.
+    /// Names the addresses of the fleet's hosts. Half of the handshakes that may be under way are kept for these
+    /// addresses and for addresses from which a host was let in. Replaces the addresses that were named before.
     pub fn expect(&self, addresses: impl IntoIterator<Item = IpAddr>) {
         self.shared.handshakes.expect(addresses);
     }
 
-    /// Accepts no certificate of these hosts that was signed before these times (whole seconds), neither of who connects
-    /// nor of who answers. Replaces the times before. Connections of such certificates are closed.
+    /// Refuses certificates of these hosts that were signed before these times (whole seconds), whether the host
+    /// connects or answers. Replaces the earlier times. Closes connections with such certificates.
     pub fn supersede(&self, oldest: BTreeMap<HostId, SystemTime>) {
         for connection in self.shared.registry.supersede(oldest) {
             connection.close(CloseCode::Unauthorised, &superseded(connection.host()));
@@ -308,7 +310,7 @@ impl Endpoint {
     /// Uses these credentials for all handshakes from now on. Connections that stand aren't touched.
     ///
     /// # Errors
-    /// When the credentials can't be used; the old ones stay.
+    /// When the credentials can't be used. The old ones stay in use.
     pub fn renew(&self, credentials: Credentials) -> Result<(), RenewError> {
         let verifier = verifier(&credentials, &self.shared.provider)?;
         let server = self.shared.server(&credentials, verifier.clone());
@@ -321,13 +323,13 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Connects to this host at this address; done when each side has accepted the other.
+    /// Connects to this host at this address. Returns once each side has accepted the other.
     ///
-    /// Cancel safe: a connection that isn't waited for any more is closed.
+    /// Cancel safe: if the caller stops waiting, the connection is closed.
     ///
     /// # Errors
-    /// When another host answers, either side doesn't accept the other, or there is no answer within the handshake
-    /// timeout.
+    /// When another host answers, when either side doesn't accept the other, or when no answer comes within the
+    /// handshake timeout.
     pub async fn connect(
         &self,
         address: SocketAddr,
@@ -380,7 +382,7 @@ impl Endpoint {
             fault,
         };
         let leaf = peer(&quinn).map_err(refused)?;
-        // the connection is listed before it is accepted, so that it can be closed from the first moment on
+        // the connection is listed before it is accepted, so that it can be closed at any moment
         let connection = self.shared.registry.list(quinn, &leaf, false, usize::MAX);
         let connection = match connection {
             Admission::Listed { connection, .. } => connection,
@@ -407,10 +409,10 @@ impl Endpoint {
         }
     }
 
-    /// The next host that wants to connect; `None` once the endpoint is closed. Cancel safe.
+    /// Waits for the next host that wants to connect; `None` once the endpoint is closed. Cancel safe.
     ///
-    /// Under load those who come must prove their address first, and over the limits they are turned away; neither is
-    /// seen here.
+    /// Under load, a host must first prove its address. Over the limits, a host is turned away. The caller doesn't see
+    /// either.
     pub async fn accept(&self) -> Option<Incoming> {
         let settings = &self.shared.settings;
         loop {
@@ -421,7 +423,7 @@ impl Endpoint {
             }
             let handshakes = &self.shared.handshakes;
             if handshakes.held() >= settings.retry_above && !incoming.remote_address_validated() {
-                // it fails only for an address that is validated already
+                // fails only for an address that is validated already
                 drop(incoming.retry());
                 continue;
             }
@@ -438,19 +440,19 @@ impl Endpoint {
         }
     }
 
-    /// Closes all connections with this reason and accepts no more. [`Endpoint::drained`] waits until the peers have
+    /// Closes all connections with this reason, and accepts no more. [`Endpoint::drained`] waits until the peers have
     /// had a chance to hear of it.
     pub fn close(&self, reason: &str) {
         self.quinn
             .close(CloseCode::Stopping.wire(), reason.as_bytes());
     }
 
-    /// Waits until no connection is left, which after [`Endpoint::close`] takes a few round trips. Cancel safe.
+    /// Waits until no connection is left. After [`Endpoint::close`], this takes a few round trips. Cancel safe.
     pub async fn drained(&self) {
         self.quinn.wait_idle().await;
     }
 
-    /// What an error of the handshake means to the side that connects.
+    /// The meaning of a handshake's error for the side that connects.
     fn explain(
         &self,
         error: ConnectionError,
@@ -524,27 +526,27 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// The server name that quinn wants; it isn't sent (SNI is off) and not compared ([`crate::verify`]).
+/// The server name that quinn requires. It isn't sent, because SNI is off, and isn't compared ([`crate::verify`]).
 const NAME: &str = "parbake";
 
-/// The reason that a connection gets whose host has left the list.
+/// The reason that a connection is told when its host has left the list.
 const NO_LONGER: &str = "no longer on the authorised list";
 
-/// The verifier of those who connect.
+/// The verifier of the hosts that connect.
 fn verifier(
     credentials: &Credentials,
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, RenewError> {
     let authorities = credentials.authorities.clone();
     WebPkiClientVerifier::builder_with_provider(authorities, provider.clone())
-        // the names of the authorities help clients with several certificates; ours have one
+        // the names of the authorities help clients with several certificates; a host has one
         .clear_root_hint_subjects()
         .build()
         .map_err(|error| RenewError(error.to_string()))
 }
 
 impl Shared {
-    /// What one connection is accepted with, and what remembers who it was where that is refused.
+    /// The configuration with which one connection is accepted, and the witness that remembers a refused host.
     fn witnessed(&self) -> (quinn::ServerConfig, Arc<Witness>) {
         let (credentials, verifier) = self.own();
         let witness = Arc::new(Witness::new(verifier));
@@ -575,9 +577,9 @@ impl Shared {
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls));
         server
             .transport_config(self.accepting.clone())
-            // a host's address is what the coordinator tells others: it stays for the connection's life
+            // the coordinator tells others a host's address, so the address stays the same for the connection's life
             .migration(false)
-            // over it quinn answers nothing; room enough that those we turn away hear of it
+            // beyond this, quinn answers nothing; there is enough room to tell hosts that are turned away
             .max_incoming(self.settings.max_handshakes.saturating_mul(4))
             .incoming_buffer_size(INCOMING_BYTES)
             .incoming_buffer_size_total(INCOMING_BYTES * 16);
@@ -608,29 +610,30 @@ impl Shared {
     }
 }
 
-/// What may arrive for a connection before it is looked at, beyond its first packet: a certificate chain, twice.
+/// The most bytes that may arrive for a connection before it is looked at, beyond its first packet: a certificate
+/// chain, twice.
 const INCOMING_BYTES: u64 = 16 << 10;
 
-/// A host that wants to connect. Dropping it turns the host away.
+/// A host that wants to connect. Dropping this turns the host away.
 pub struct Incoming {
     quinn: quinn::Incoming,
     shared: Arc<Shared>,
-    /// One of the handshakes that may be under way.
+    /// The place of this handshake among those that may be under way.
     place: Place,
 }
 
 impl Incoming {
-    /// Where it comes from.
+    /// The address that the host connects from.
     #[must_use]
     pub fn remote_address(&self) -> SocketAddr {
         canonical(self.quinn.remote_address())
     }
 
-    /// Goes through the handshake and decides whether the host may connect. Cancel safe: a handshake that isn't waited for
-    /// any more is broken off. Runs for the handshake timeout at most; run it beside further accepts.
+    /// Completes the handshake, and decides whether the host may connect. Takes the handshake timeout at most; run this
+    /// beside further accepts. Cancel safe: if the caller stops waiting, the handshake is broken off.
     ///
     /// # Errors
-    /// When either side doesn't accept the other, or the handshake isn't done in time.
+    /// When either side doesn't accept the other, or when the handshake isn't done in time.
     pub async fn establish(self) -> Result<Connection, AcceptError> {
         let address = self.remote_address();
         let after = self.shared.settings.handshake_timeout;
@@ -731,7 +734,7 @@ impl fmt::Debug for Incoming {
     }
 }
 
-/// What an error of the handshake means to the side that accepts.
+/// The meaning of a handshake's error for the side that accepts.
 fn explain_accept(
     error: ConnectionError,
     address: SocketAddr,
@@ -750,7 +753,7 @@ fn explain_accept(
             address,
             fault: Fault::from_transport(error.code, &error.reason),
         },
-        // a program that gave up, as after its own timeout: QUIC hides its reason during the handshake
+        // the other program gave up, as after its own timeout; QUIC hides its reason during the handshake
         (ConnectionError::ConnectionClosed(close), _)
             if close.error_code == quinn::TransportErrorCode::APPLICATION_ERROR =>
         {

@@ -1,4 +1,4 @@
-//! Why a handshake was refused, in the words of both sides.
+//! Why a handshake was refused, in the words of each side.
 
 use std::{fmt, time::SystemTime};
 
@@ -10,33 +10,34 @@ use crate::{
     identity::IdentityError,
 };
 
-/// What one side has against the other. The same values serve the side that refuses and the side that is refused:
-/// [`Fault::of_peer`] and [`Fault::of_us`] tell the story from each.
+/// What one side of a handshake has against the other. Both the side that refuses and the side that is refused use
+/// these values: [`Fault::of_peer`] and [`Fault::of_us`] give the text for each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The certificate has expired, or isn't valid yet: it wasn't renewed in time, or one of the clocks is wrong. The times
-    /// are known on the side that refuses, and on the other where it was told them.
+    /// The certificate has expired, or isn't valid yet. It wasn't renewed in time, or one of the clocks is wrong. The
+    /// side that refuses knows the times. The other side knows them if it was told.
     Expired(Option<Untimely>),
-    /// The certificate isn't of an authority that the other side trusts: another fleet, or one side missed a rotation.
+    /// The other side doesn't trust the authority of the certificate. It belongs to another fleet, or one side missed a
+    /// change of the authority.
     ForeignAuthority,
-    /// No certificate was shown: not a parbake host.
+    /// The side showed no certificate, so it isn't a parbake host.
     NoCertificate,
     /// The certificate may not be used for this purpose (extended key usage), or is damaged.
     Certificate,
-    /// The other side doesn't speak `parbake/1`: another program, or another major version.
+    /// The other side doesn't speak `parbake/1`. It is another program, or has another major version.
     Protocol,
-    /// Another host answered than the one that was meant. The name is known on the side that refuses.
+    /// Another host answered than the one that was meant. The side that refuses knows the host's name.
     WrongHost(Option<HostId>),
-    /// The certificate doesn't name exactly one host. The details are known on the side that refuses.
+    /// The certificate doesn't name exactly one host. The side that refuses knows the details.
     Identity(Option<IdentityError>),
     /// The host isn't on the other side's list of authorised hosts.
     Unauthorised,
-    /// The host has enrolled since the certificate was signed, or was readmitted: whoever shows it may have stolen its key.
-    /// The side that is refused hears it as [`Self::Unauthorised`], with words.
+    /// The host has enrolled again, or was readmitted, since the certificate was signed. The side that shows it may
+    /// have stolen its key. The refused side gets this as [`Self::Unauthorised`], with words.
     Superseded,
-    /// The other side has as many connections or handshakes as it allows; it may have room later.
+    /// The other side has as many connections or handshakes as it allows. It may have room later.
     Busy,
-    /// Anything else that TLS or QUIC has to say.
+    /// Another error of TLS or QUIC.
     Other(String),
 }
 
@@ -54,11 +55,11 @@ mod alert {
     pub(super) const NO_APPLICATION_PROTOCOL: u64 = 120;
 }
 
-/// The alert that tells a host that it isn't the one that was meant; see [`crate::verify`].
+/// The alert that tells a host that another host was meant. See [`crate::verify`].
 const WRONG_HOST: u64 = alert::ACCESS_DENIED;
 
 impl Fault {
-    /// What a QUIC close of the handshake means; `said` is the reason that came with it.
+    /// The meaning of a QUIC close during the handshake. `said` is the close's reason.
     pub(crate) fn from_transport(code: TransportErrorCode, said: &str) -> Self {
         if code == TransportErrorCode::CONNECTION_REFUSED {
             return Self::Busy;
@@ -79,7 +80,7 @@ impl Fault {
         }
     }
 
-    /// Its name, for logs and machines.
+    /// The name for logs and machines.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -97,7 +98,7 @@ impl Fault {
         }
     }
 
-    /// The fault as the side that refuses tells it: what is wrong with the peer, and what to do.
+    /// The text for the side that refuses: what is wrong with the peer, and what to do.
     #[must_use]
     pub fn of_peer(&self) -> impl fmt::Display {
         match self {
@@ -145,7 +146,7 @@ impl Fault {
         }
     }
 
-    /// The fault as the side that is refused tells it: what the peer has against us, and what to do.
+    /// The text for the side that is refused: what the peer has against it, and what to do.
     #[must_use]
     pub fn of_us(&self) -> impl fmt::Display {
         match self {
@@ -189,7 +190,7 @@ impl Fault {
     }
 }
 
-/// A peer's words, made fit for a log line: bounded, and without control characters.
+/// A peer's words, made fit for a log line: cut, and without control characters.
 pub(crate) fn clean(said: &str) -> String {
     /// Longer than any reason that parbake gives, short enough for a line.
     const MAX_CHARS: usize = 200;
@@ -201,6 +202,6 @@ pub(crate) fn clean(said: &str) -> String {
 
 /// As [`clean`], for bytes that should be UTF-8.
 pub(crate) fn clean_bytes(said: &[u8]) -> String {
-    // four bytes a character at most: no need to decode more of it
+    // a character has four bytes at most, so no more bytes than this matter
     clean(&String::from_utf8_lossy(&said[..said.len().min(800)]))
 }

@@ -1,4 +1,5 @@
-//! From a certificate to a host id: the single DNS name among the leaf's subject alternative names; and how long it is good.
+//! Reads a host's identity from its certificate: the single DNS name among the leaf's subject alternative names. Also
+//! reads from when to when the certificate is valid.
 
 use std::time::{Duration, SystemTime};
 
@@ -16,8 +17,8 @@ pub enum IdentityError {
     /// The bytes aren't an X.509 certificate. Remedy: have the host enrol again.
     #[error("certificate isn't X.509")]
     Malformed,
-    /// The certificate carries no DNS name, or more than one name. Remedy: certificates have to come from the
-    /// coordinator's authority, which writes exactly one.
+    /// The certificate carries no DNS name, or more than one name. Remedy: use a certificate of the coordinator's
+    /// authority, which writes exactly one name.
     #[error("certificate names {0} hosts instead of one (its subject alternative names)")]
     Names(usize),
     /// The only name isn't a host id. Remedy: enrol the host under a DNS-1123 name.
@@ -27,7 +28,7 @@ pub enum IdentityError {
 
 /// The host that this leaf certificate names.
 ///
-/// Only reads the certificate: its signature has to be checked elsewhere.
+/// Only reads the certificate. The caller checks its signature.
 pub(crate) fn host(leaf: &CertificateDer<'_>) -> Result<HostId, IdentityError> {
     let certificate = parse(leaf)?;
     let mut names = certificate
@@ -51,19 +52,19 @@ pub(crate) fn host(leaf: &CertificateDer<'_>) -> Result<HostId, IdentityError> {
 /// What a host's leaf certificate says, expired or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leaf {
-    /// The host that it names.
+    /// The host that the certificate names.
     pub host: HostId,
-    /// From when to when it is good.
+    /// From when to when the certificate is valid.
     pub validity: Validity,
-    /// The bits of its public key, as in its SubjectPublicKeyInfo.
+    /// The bits of the public key, as in the certificate's SubjectPublicKeyInfo.
     pub public_key: Vec<u8>,
 }
 
 impl Leaf {
-    /// Reads a leaf certificate. Its signature has to be checked elsewhere.
+    /// Reads a leaf certificate. The caller checks its signature.
     ///
     /// # Errors
-    /// When it isn't a certificate of exactly one host.
+    /// When the bytes aren't a certificate of exactly one host.
     pub fn read(leaf: &CertificateDer<'_>) -> Result<Self, IdentityError> {
         let host = host(leaf)?;
         let certificate = parse(leaf)?;
@@ -79,55 +80,58 @@ impl Leaf {
     }
 }
 
-/// From when to when a certificate is good, and so when it is renewed.
+/// From when to when a certificate is valid. This also decides when the certificate is renewed.
 ///
-/// Whoever renews looks at the wall clock every [`look_every`](Self::look_every): one long sleep would miss a clock that was set, and
-/// the nights of a machine whose timers stand still while it sleeps.
+/// A program that renews its certificate looks at the wall clock every [`look_every`](Self::look_every). One long sleep
+/// would miss a change of the clock. It would also miss the nights of a machine whose timers stop while the machine
+/// sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
-    /// It isn't good before. Somewhat earlier than it was signed: see [`signed`](Self::signed).
+    /// The certificate isn't valid before this time. The authority sets it a little before the time of signing: see
+    /// [`signed`](Self::signed).
     pub issued: SystemTime,
-    /// From then on every handshake is refused; connections that stand go on.
+    /// From this time on, every handshake is refused. Connections that stand go on.
     pub expires: SystemTime,
 }
 
-/// A host whose clock is behind by less than this accepts a fresh certificate; a short-lived one bears less, so that most
-/// of its life is still before it.
+/// A host whose clock is behind by less than this accepts a fresh certificate. For a short-lived certificate this is
+/// less, so that most of its life still lies ahead.
 const CLOCK_SKEW: Duration = Duration::from_mins(5);
 
-/// By how much a certificate that is good for `lifetime` is dated back by the authority that signs it. Whole seconds, as
-/// certificates have them, and one at least: one that counts from the next second on is good at once.
+/// By how much the authority dates back a certificate that is valid for `lifetime`. This is in whole seconds, as in
+/// certificates, and at least one second: a certificate would otherwise begin only with the next second.
 #[must_use]
 pub fn dated_back(lifetime: Duration) -> Duration {
     Duration::from_secs(CLOCK_SKEW.min(lifetime / 12).as_secs().max(1))
 }
 
-/// The longest pause between two looks at whether a renewal is due.
+/// The longest pause between two checks whether a renewal is due.
 const LOOK_EVERY: Duration = Duration::from_mins(1);
 
 impl Validity {
-    /// When it was signed, to the second: certificates are [dated back](dated_back).
+    /// When the certificate was signed, to the second: the authority [dates certificates back](dated_back).
     #[must_use]
     pub fn signed(&self) -> SystemTime {
         let life = self.expires.duration_since(self.issued).unwrap_or_default();
-        // its lifetime and a twelfth of that
+        // the whole life is the lifetime and a twelfth of it
         self.issued + dated_back(life * 12 / 13)
     }
 
-    /// Whether two thirds of its life are over.
+    /// Whether two thirds of the certificate's life are over.
     #[must_use]
     pub fn renewal_due(&self, now: SystemTime) -> bool {
         let life = self.expires.duration_since(self.issued).unwrap_or_default();
         now >= self.expires - life / 3
     }
 
-    /// Whether it isn't good any more.
+    /// Whether the certificate has expired.
     #[must_use]
     pub fn expired(&self, now: SystemTime) -> bool {
         now >= self.expires
     }
 
-    /// The pause between two looks, and between two attempts: a minute, or a tenth of a shorter life.
+    /// The pause between two checks, and between two attempts: a minute, or a tenth of a shorter life, but at least a
+    /// second.
     #[must_use]
     pub fn look_every(&self) -> Duration {
         let life = self.expires.duration_since(self.issued).unwrap_or_default();
@@ -137,7 +141,7 @@ impl Validity {
 
 fn time(seconds: i64) -> SystemTime {
     match u64::try_from(seconds) {
-        // a date past what the platform's clock can say is as good as the end of it
+        // a date that the platform's clock can't express becomes the last date that it can
         Ok(seconds) => SystemTime::UNIX_EPOCH
             .checked_add(Duration::from_secs(seconds))
             .unwrap_or(SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(u32::MAX))),

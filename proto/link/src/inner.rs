@@ -1,4 +1,4 @@
-//! What all clones of a connection and its streams share.
+//! The state that all clones of a connection and all its streams share.
 
 use std::{
     sync::{
@@ -13,22 +13,22 @@ use quinn::ConnectionError;
 
 use crate::close::{self, CloseCode, CloseReason};
 
-/// Where connections are listed while they stand.
+/// The list of the connections that stand.
 pub(crate) trait Listing: Send + Sync {
-    /// The last handle of this connection is gone.
+    /// Removes a connection whose last handle is gone.
     fn forget(&self, number: u64);
 }
 
 pub(crate) struct Inner {
     pub(crate) quinn: quinn::Connection,
     pub(crate) host: HostId,
-    /// When its certificate was signed.
+    /// When the peer's certificate was signed.
     pub(crate) signed: SystemTime,
-    /// What we closed it with: quinn doesn't remember.
+    /// The code and reason with which this side closed the connection: quinn doesn't remember them.
     ended: OnceLock<(CloseCode, String)>,
-    /// Streams of this connection that have carried bulk bytes.
+    /// How many streams of this connection have carried bulk bytes.
     bulk_streams: AtomicU32,
-    /// Where this connection is listed, and under which number.
+    /// The list that this connection is on. `number` is its number there.
     registry: Weak<dyn Listing>,
     number: u64,
 }
@@ -51,10 +51,11 @@ impl Inner {
         }
     }
 
-    /// The priority of the next stream with bulk bytes: below all messages, and below every such stream before it.
+    /// The priority of the next stream with bulk bytes: below all messages, and below every earlier stream with bulk
+    /// bytes.
     pub(crate) fn bulk_priority(&self) -> i32 {
         let before = self.bulk_streams.fetch_add(1, Ordering::Relaxed);
-        // two billion chunks of a MiB later the order starts anew: then one of them waits for a newer one
+        // after two billion chunks of 1 MiB the order starts anew, and one of them waits for a newer one
         -1 - i32::try_from(before & 0x7fff_fffe).unwrap_or(0)
     }
 
@@ -65,7 +66,7 @@ impl Inner {
         }
     }
 
-    /// quinn's account of the end, and what we know besides.
+    /// The reason in an error of quinn; where this side closed the connection, its own code and words.
     pub(crate) fn reason(&self, error: ConnectionError) -> CloseReason {
         match (error, self.ended.get()) {
             (ConnectionError::LocallyClosed, Some((code, reason))) => CloseReason::Local {

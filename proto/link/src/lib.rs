@@ -1,14 +1,16 @@
-//! An authenticated QUIC connection that speaks parbake's messages; the only user of quinn. Beside it, how the coordinator's
-//! API is recognised over TLS, and what guards the front doors of all servers: who gives way when one is crowded ([`Crowd`]),
-//! and by which names a server on loopback is asked ([`LocalNames`]).
+//! Authenticated QUIC connections that carry parbake's messages. Only this crate uses quinn.
 //!
-//! Both ends show a certificate of the fleet's own authority; a host's identity is the single DNS name in its leaf
-//! certificate ([`proto::HostId`]). What a connection carries is up to its users: this crate gives them streams on which
-//! they send and receive messages with a stated maximum ([`proto::codec::Framed`]) and plain bytes.
+//! Three helpers for clients and servers over TLS or HTTP are here too. [`pinned()`] recognises the coordinator's API.
+//! [`Crowd`] decides which connection gives way when a server is crowded. [`LocalNames`] says by which names a server
+//! on loopback may be asked.
 //!
-//! What it deliberately doesn't do: issue certificates (the coordinator's authority does), decide who is authorised (the
-//! owner of the [`Endpoint`] tells it), reconnect, queue or schedule anything, and keep metrics beyond
-//! [`Connection::stats`].
+//! Both ends of a connection show a certificate of the fleet's own authority. A host's identity is the single DNS name
+//! in its leaf certificate ([`proto::HostId`]). The users of a connection decide what it carries: this crate gives them
+//! streams for messages with a stated maximum ([`proto::codec::Framed`]) and for plain bytes.
+//!
+//! This crate deliberately doesn't issue certificates, which the coordinator's authority does. It doesn't decide which
+//! hosts are authorised: the owner of the [`Endpoint`] tells it. It doesn't reconnect, queue or schedule anything, and
+//! it keeps no metrics beyond [`Connection::stats`].
 
 mod buffer;
 mod clock;

@@ -1,23 +1,24 @@
 //! The names of a server that listens on loopback.
 //!
-//! A web page can name any host, and its name server can then say that the name means 127.0.0.1 (DNS rebinding). The browser
-//! takes what answers there for the page's own server and lets the page read it. It can't lie about the name, though, which
-//! it sends as `Host`.
+//! A web page can use any host name, and that name's server can answer that the name means 127.0.0.1 (DNS rebinding).
+//! The browser then takes the local server for the page's own and lets the page read its answers. But the browser sends
+//! the true name as `Host`, and the page can't change that.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-/// Names by which a server on loopback may be asked, beyond `localhost` and addresses: no page has one of these for a name.
+/// Names by which a server on loopback may be asked, beyond `localhost` and IP addresses. No web page's name is among
+/// these.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalNames(BTreeSet<String>);
 
 impl LocalNames {
-    /// These names, without port.
+    /// Accepts these names, without port.
     pub fn new(names: impl IntoIterator<Item = String>) -> Self {
         let names = names.into_iter();
         Self(names.map(|name| name.to_ascii_lowercase()).collect())
     }
 
-    /// Whether who asks for this host, which may have a port, means this server.
+    /// Whether a request for this host means this server. The host may have a port.
     #[must_use]
     pub fn admits(&self, authority: &str) -> bool {
         let (host, rest) = match authority.strip_prefix('[') {

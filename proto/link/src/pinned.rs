@@ -1,7 +1,7 @@
-//! The coordinator's API as its clients reach it: over TLS, trusting the one authority whose pin they were given. The API is
-//! recognised under the coordinator's own name, whatever address it is reached at.
+//! How clients reach the coordinator's API: over TLS, trusting the one authority whose pin they were given. The API is
+//! recognised by the coordinator's own name, at whatever address it is reached.
 //!
-//! HTTP itself is its users' business.
+//! HTTP itself is left to this module's users.
 
 use std::{io, sync::Arc};
 
@@ -22,30 +22,30 @@ use crate::{
     credentials::provider,
 };
 
-/// A pin as people type it: 64 hex digits, in either case, with `sha256:` before them or not.
+/// Reads a pin as people type it: 64 hex digits in either case, with or without `sha256:` before them.
 ///
 /// # Errors
-/// When it isn't that.
+/// When the text isn't such a pin.
 pub fn parse_pin(typed: &str) -> Result<Digest, ParseDigestError> {
     let lower = typed.trim().to_ascii_lowercase();
     format!("sha256:{}", lower.trim_start_matches("sha256:")).parse()
 }
 
-/// An address of the API that can't be used.
+/// Why an address of the API can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ApiAddressError {
-    /// The API is never spoken to in the clear.
+    /// The address has the scheme `http://`. The API is never used without TLS.
     #[error("--api has to be https://host:port, not {0}: the API speaks TLS only; use https://")]
     Plain(String),
-    /// It isn't `https://host:port`, nor `host:port`.
+    /// The address is neither `https://host:port` nor `host:port`.
     #[error("--api has to be https://host:port, not {0}")]
     Malformed(String),
 }
 
-/// `host:port` of the API's URL.
+/// The `host:port` in the API's URL. The scheme `https://` may be left out.
 ///
 /// # Errors
-/// When it isn't `https://host:port`. The scheme may be left out.
+/// When the URL isn't `https://host:port`.
 pub fn api_address(typed: &str) -> Result<&str, ApiAddressError> {
     let url = typed.trim();
     if url
@@ -68,22 +68,23 @@ pub fn api_address(typed: &str) -> Result<&str, ApiAddressError> {
 /// Why there is no TLS connection with the API.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
-    /// Another server answers, or the pin is another fleet's.
+    /// Another server answers, or the pin is that of another fleet.
     #[error("it isn't the coordinator with this pin; compare with `parbake-coordinator pin`: {0}")]
     Stranger(Error),
-    /// It is the pinned coordinator, or says so; its certificate isn't good by our clock.
+    /// The server has the pinned authority's certificate, or says so, but by this machine's clock that certificate
+    /// isn't valid.
     #[error(
         "its certificate {}, and this machine's clock shows {}; set the clock that is wrong",
         .0.bound, utc(.0.clock)
     )]
     Untimely(Untimely),
-    /// The connection broke, or what answers doesn't speak TLS. Remedy: check the address; try again.
+    /// The connection broke, or the server doesn't speak TLS. Remedy: check the address, and try again.
     #[error("the TLS handshake broke off: {0}")]
     Broken(io::Error),
 }
 
 impl HandshakeError {
-    /// What an error of the handshake means.
+    /// The meaning of a handshake's error.
     #[must_use]
     pub fn of(error: io::Error) -> Self {
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref());
@@ -98,7 +99,7 @@ impl HandshakeError {
     }
 }
 
-/// A TLS client that takes whoever shows a certificate of the one authority with this pin, and nobody else.
+/// A TLS client that accepts only servers with a certificate of the one authority with this pin.
 ///
 /// # Panics
 /// Never: the provider has suites of TLS 1.3.
@@ -119,7 +120,8 @@ pub fn pinned(pin: Digest) -> ClientConfig {
     config
 }
 
-/// Accepts a chain that leads by the ordinary rules to the one authority with this pin, which it has to contain.
+/// Accepts a chain that leads, by the ordinary rules, to the one authority with this pin. The chain must contain the
+/// authority.
 #[derive(Debug)]
 struct Pinned {
     pin: Digest,

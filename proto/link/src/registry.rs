@@ -1,4 +1,4 @@
-//! Who may connect to an endpoint, and the connections that stand.
+//! Which hosts may connect to an endpoint, and which connections stand.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,12 +15,12 @@ use crate::{
     inner::{Inner, Listing},
 };
 
-/// Who may connect to this endpoint. Every one needs a valid certificate of the fleet besides.
+/// Which hosts may connect to an endpoint. Each also needs a valid certificate of the fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Authorised {
-    /// Any host with a valid certificate: for the coordinator, which decides on the streams.
+    /// Any host with a valid certificate. For the coordinator, which decides on each stream.
     Anyone,
-    /// These hosts: for agents.
+    /// These hosts. For agents.
     Only(BTreeSet<HostId>),
 }
 
@@ -33,19 +33,19 @@ impl Authorised {
     }
 }
 
-/// Who may connect, and the connections that stand: what a change of the former needs.
+/// The hosts that may connect, and the connections that stand, which a change of those hosts may close.
 ///
-/// A lock rather than a task: it is held for a look at a set, never across an await, and a connection must be checked and
-/// listed in one step, so that no change of the list can slip between.
+/// This is a lock and not a task. It is held only for a look at a set, and never across an await. A connection must be
+/// checked and listed in one step, so that no change of the hosts comes in between.
 pub(crate) struct Registry(Mutex<Listed>);
 
 struct Listed {
     authorised: Authorised,
-    /// Hosts that aren't let in whatever the list says, and what they are told.
+    /// Hosts that are refused even if `authorised` allows them, and the words that each is told.
     turned_away: BTreeMap<HostId, String>,
-    /// Certificates of these hosts that were signed earlier aren't accepted.
+    /// For each host: certificates that were signed before this time aren't accepted.
     oldest: BTreeMap<HostId, SystemTime>,
-    /// By number, ascending with age: the first of a host is its oldest.
+    /// By number. Numbers grow, so the first connection of a host is its oldest.
     connections: BTreeMap<u64, Entry>,
     next: u64,
 }
@@ -54,30 +54,30 @@ struct Entry {
     connection: Weak<Inner>,
     host: HostId,
     signed: SystemTime,
-    /// They connected to us.
+    /// Whether the other side opened the connection.
     accepted: bool,
 }
 
 impl Listed {
-    /// Whether the host has had another certificate since this time.
+    /// Whether a certificate that was signed at this time is too old for the host.
     fn supersedes(&self, host: &HostId, signed: SystemTime) -> bool {
         self.oldest.get(host).is_some_and(|oldest| signed < *oldest)
     }
 }
 
-/// What became of a connection that asked to be listed.
+/// The answer to a connection that is to be listed.
 pub(crate) enum Admission {
     Listed {
         connection: Connection,
-        /// Older connections of the same host, over its limit: to be closed.
+        /// Older connections of the same host beyond its limit. The caller closes them.
         replaced: Vec<Arc<Inner>>,
     },
-    /// Why, and what it is told.
+    /// Why the connection is refused, and the words that the host is told.
     Refused(quinn::Connection, Fault, String),
 }
 
 impl Registry {
-    /// With nobody authorised and no connection.
+    /// Starts with no authorised host and no connection.
     pub(crate) fn new() -> Self {
         Self(Mutex::new(Listed {
             authorised: Authorised::Only(BTreeSet::new()),
@@ -88,7 +88,8 @@ impl Registry {
         }))
     }
 
-    /// Checks the host, if it came to us, and its certificate, and lists its connection: one step under one lock.
+    /// Checks the host's certificate, and for an accepted connection also whether the host may connect. Then lists the
+    /// connection. All of this is one step under one lock.
     pub(crate) fn list(
         self: &Arc<Self>,
         quinn: quinn::Connection,
@@ -97,7 +98,8 @@ impl Registry {
         limit: usize,
     ) -> Admission {
         let (host, signed) = (&leaf.host, leaf.validity.signed());
-        // Declared before the lock, so that it is dropped after it: the drop of a connection's last handle takes the lock.
+        // Declared before the lock, so that it is dropped after the lock: dropping a connection's last handle takes the
+        // lock.
         let mut standing = Vec::new();
         let mut listed = self.lock();
         if accepted && let Some(words) = listed.turned_away.get(host) {
@@ -144,8 +146,8 @@ impl Registry {
         }
     }
 
-    /// Replaces the list; returns the connections that have to be closed. The caller closes and drops them, after the
-    /// lock is given back: the drop of a connection takes it again.
+    /// Replaces the list of authorised hosts. Returns the connections to close. The caller closes and drops them after
+    /// this call, because dropping a connection takes the lock again.
     pub(crate) fn authorise(&self, hosts: Authorised) -> Vec<Arc<Inner>> {
         let mut listed = self.lock();
         let before = std::mem::replace(&mut listed.authorised, hosts);
@@ -159,8 +161,8 @@ impl Registry {
             .collect()
     }
 
-    /// Replaces those who are turned away; returns their connections, and what each is told. As for [`Self::authorise`], the
-    /// caller closes and drops them.
+    /// Replaces the hosts that are turned away. Returns their connections, and the words for each. As for
+    /// [`Self::authorise`], the caller closes and drops the connections.
     pub(crate) fn turn_away(&self, hosts: BTreeMap<HostId, String>) -> Vec<(Arc<Inner>, String)> {
         let mut listed = self.lock();
         listed.turned_away = hosts;
@@ -173,8 +175,8 @@ impl Registry {
             .collect()
     }
 
-    /// Replaces the oldest times; returns the connections of older certificates. As for [`Self::authorise`], the caller
-    /// closes and drops them.
+    /// Replaces the times before which certificates are too old. Returns the connections of older certificates. As for
+    /// [`Self::authorise`], the caller closes and drops them.
     pub(crate) fn supersede(&self, oldest: BTreeMap<HostId, SystemTime>) -> Vec<Connection> {
         let mut listed = self.lock();
         listed.oldest = oldest;
@@ -196,7 +198,7 @@ impl Listing for Registry {
     }
 }
 
-/// The reason that a connection gets whose certificate isn't the host's any more.
+/// The reason that a connection is told when its certificate is no longer the host's.
 pub(crate) fn superseded(host: &HostId) -> String {
     format!(
         "{host} has enrolled anew since this certificate was signed, or was readmitted; enrol it with a token"

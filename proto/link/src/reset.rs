@@ -1,10 +1,10 @@
-//! Stateless reset (RFC 9000 §10.3): how an endpoint that was restarted tells its peers that their connections are gone.
+//! Stateless reset (RFC 9000 §10.3): how a restarted endpoint tells its peers that their connections are gone.
 //!
-//! Each connection ID that an endpoint gives out has a token, which only the endpoint can compute. A packet for a
-//! connection that the endpoint doesn't know is answered with the token of the packet's connection ID, and the peer takes
-//! that for the end of the connection. So the secret behind the tokens, and the key by which the endpoint recognises its
-//! own connection IDs, have to outlive the process. Only the side that accepted a connection can reset it this way: the
-//! other side gives its tokens out late, for connection IDs that aren't in use.
+//! Each connection ID that an endpoint gives out has a token, which only the endpoint can compute. When a packet comes
+//! for an unknown connection, the endpoint answers with the token of the packet's connection ID. The peer then knows
+//! that the connection has ended. So two secrets must outlive the process: the secret behind the tokens, and the key by
+//! which the endpoint recognises its own connection IDs. Only the side that accepted a connection can reset it like
+//! this. The other side gives out its tokens late, for connection IDs that aren't in use.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -13,14 +13,14 @@ use quinn_proto::HashedConnectionIdGenerator;
 use ring::{hkdf, hmac};
 use zeroize::Zeroizing;
 
-/// The shortest time between two resets of one endpoint. A reset is smaller than the packet that it answers, so the
-/// interval protects nobody else; it bounds our own work. 1 ms: a thousand hosts hear within about a second that their
-/// coordinator was restarted.
+/// The shortest time between two resets of one endpoint. A reset is smaller than the packet that it answers, so this
+/// interval needn't protect others; it limits the endpoint's own work. With 1 ms, a thousand hosts hear within about a
+/// second that their coordinator was restarted.
 const RESET_EVERY: Duration = Duration::from_millis(1);
 
 /// The secret of an endpoint's reset tokens: 32 bytes that nobody can guess.
 ///
-/// Who knows it can end this endpoint's connections, and do nothing else. `Debug` doesn't show it.
+/// A program that knows the secret can end this endpoint's connections, and do nothing else. `Debug` doesn't show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ResetSecret(Zeroizing<[u8; 32]>);
 
@@ -31,8 +31,8 @@ impl ResetSecret {
         Self(Zeroizing::new(bytes))
     }
 
-    /// A secret that is derived from another one, of any length; `purpose` keeps it apart from whatever else is derived
-    /// from that.
+    /// A secret that is derived from another secret of any length. `purpose` separates it from other secrets that are
+    /// derived from the same one.
     #[must_use]
     pub fn derived(from: &[u8], purpose: &[u8]) -> Self {
         let mut bytes = Zeroizing::new([0; 32]);
@@ -47,7 +47,7 @@ impl fmt::Debug for ResetSecret {
     }
 }
 
-/// quinn's view of what an endpoint is apart from its connections.
+/// quinn's configuration of an endpoint, apart from its connections.
 pub(crate) fn endpoint_config(mtu: u16, secret: Option<&ResetSecret>) -> EndpointConfig {
     let mut config = EndpointConfig::default();
     config

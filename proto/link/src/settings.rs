@@ -1,4 +1,4 @@
-//! The numbers that shape a connection, each with its source.
+//! The numbers that shape an endpoint and its connections, each with its reason.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,63 +8,69 @@ use crate::reset::ResetSecret;
 
 /// The application protocol that both ends must offer (RFC 7301), with its major version.
 ///
-/// A change that version n + 1 can't hide from version n (an unknown message field is ignored) needs a new name.
+/// A change needs a new name if version n can't ignore it, as it ignores an unknown field of a message.
 pub const ALPN: &[u8] = b"parbake/1";
 
-/// The largest MTU-discovery bound that is safe with segmentation offload.
+/// The largest limit of MTU discovery that is safe with segmentation offload.
 ///
-/// quinn hands the kernel batches of 10 segments whatever the MTU. Above about 6,500 bytes a batch passes 64 KiB,
-/// `sendmsg` fails with `EMSGSIZE`, quinn takes it for loss, and the MTU falls to 1,200 bytes for good: measured, 3.2
-/// instead of 11.3 Gbit/s.
+/// quinn hands the kernel batches of 10 segments, whatever the MTU. Above about 6,500 bytes, a batch is larger than 64
+/// KiB and `sendmsg` fails with `EMSGSIZE`. quinn takes that for loss, and the MTU falls to 1,200 bytes for good.
+/// Measured: 3.2 instead of 11.3 Gbit/s.
 const MAX_MTU_WITH_OFFLOAD: u16 = 6_500;
 
-/// The numbers of an endpoint and its connections. Values out of range are brought into it when the endpoint is bound.
+/// The numbers of an endpoint and its connections. The endpoint clamps the MTU limit when it is bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// From the first packet to the peer's acceptance, retries included. 10 s: a lossy path with 100 ms needs under 3.
+    /// The time from the first packet to the peer's acceptance, with repeats. 10 s: a lossy path with a round trip of
+    /// 100 ms needs less than 3.
     pub handshake_timeout: Duration,
-    /// A connection on which nothing arrives for this long is dead. 15 s: three keep-alives lost, and short beside the
-    /// time that a fleet needs to act on a missing host.
+    /// A connection on which nothing arrives for this long is dead. 15 s: three lost keep-alives, and short compared to
+    /// the time that a fleet needs to act on a missing host.
     pub idle_timeout: Duration,
-    /// How often a quiet connection says that it lives. 5 s: 0.2 packets per second and peer.
+    /// The interval of keep-alives on a quiet connection. 5 s: 0.2 packets per second and peer.
     pub keep_alive: Duration,
-    /// Most bytes that one stream may have in flight or unread. 8 MiB is 1 Gbit/s × 67 ms, or 10 Gbit/s × 6.7 ms;
-    /// larger ones didn't help (measured).
+    /// The most bytes that one stream may have in flight or unread. 8 MiB is 1 Gbit/s × 67 ms, or 10 Gbit/s × 6.7 ms.
+    /// A larger window didn't help (measured).
     pub stream_window: u32,
-    /// Most bytes that all streams of a connection may have in flight or unread: what one hostile peer can make us
-    /// hold. 8 MiB: the users of a connection read as fast as they can, so that it bounds the path, not the work.
+    /// The most bytes that all streams of a connection may have in flight or unread. This limits the memory that one
+    /// hostile peer can make a program use. 8 MiB: the users of a connection read as fast as they can, so only the path
+    /// needs the window.
     pub connection_window: u32,
-    /// Most bytes written to a connection and not yet acknowledged. 16 MiB, twice the peer's window, so that the next
-    /// chunk is at hand when an acknowledgement opens it.
+    /// The most bytes that are written to a connection and not yet acknowledged. 16 MiB, twice the peer's window, so
+    /// that the next chunk is ready when an acknowledgement opens the window.
     pub send_window: u64,
-    /// Most streams that the peer may have open towards us. 256: a push of one chunk to each of the targets that it has
-    /// in flight (up to about 200), and announcements.
+    /// The most streams that the peer may have open towards this side. 256: a push of one chunk to each target that has
+    /// one in flight (up to about 200), and announcements.
     pub max_streams: u32,
-    /// Upper bound of MTU discovery (RFC 8899), bytes of UDP payload. 6,400: quinn's batches stay under 64 KiB, and
-    /// a path of 9,000 bytes reaches what TCP with TLS does. Never more than 6,500; see the source.
+    /// The upper limit of MTU discovery (RFC 8899), in bytes of UDP payload. 6,400: quinn's batches stay below 64 KiB,
+    /// and a path of 9,000 bytes is as fast as TCP with TLS. Values above 6,500 count as 6,500: larger batches fail
+    /// with segmentation offload.
     pub mtu_bound: u16,
-    /// How many packets may arrive before they must be acknowledged (the ack-frequency extension). 0 leaves it to QUIC's
-    /// own rule, every second packet.
+    /// How many packets may arrive before they must be acknowledged (ack-frequency extension). 0 keeps QUIC's own rule,
+    /// every second packet.
     pub ack_threshold: u32,
-    /// Most time that an acknowledgement may be held back. 25 ms, QUIC's own default (RFC 9000 §18.2).
+    /// The longest time that an acknowledgement may be delayed. 25 ms, QUIC's own default (RFC 9000 §18.2).
     pub max_ack_delay: Duration,
-    /// Most handshakes under way at a time with those who connect to us; over it the address that has most of them gives
-    /// way ([`crate::Crowd`]). 64: each costs about 1 ms of CPU and 10 KiB. Half are for addresses from which hosts were
-    /// let in, or that [`crate::Endpoint::expect`] named.
+    /// The most handshakes under way with hosts that connect to this side. Beyond it, the address that has most of them
+    /// gives way ([`crate::Crowd`]). 64: each costs about 1 ms of CPU and 10 KiB. Half are kept for addresses from
+    /// which hosts were let in, or that [`crate::Endpoint::expect`] named.
     pub max_handshakes: usize,
-    /// From this many handshakes under way on, who connects must first prove its address by a retry (RFC 9000 §8.1.2).
+    /// From this many handshakes under way on, a host that connects must first prove its address by a retry (RFC 9000
+    /// §8.1.2).
     pub retry_above: usize,
-    /// Most connections at a time, both ways. 4,096: a coordinator of 1,000 hosts with room for reconnects.
+    /// The most connections at a time, in both directions. 4,096: a coordinator of 1,000 hosts, with room for
+    /// reconnects.
     pub max_connections: usize,
-    /// Most accepted connections of one host; a further one replaces the oldest. 4: a restarted host comes back before
-    /// its old connection has timed out.
+    /// The most accepted connections of one host. A further one replaces the oldest. 4: a restarted host comes back
+    /// before its old connection has timed out.
     pub max_connections_per_host: usize,
-    /// Bytes that the system shall keep of datagrams that arrived and weren't read yet. 4 MiB: a datagram counts with its
-    /// bookkeeping, 0.8 KiB at least, so this is a burst of 5,000 small ones. Systems give less where their own limit is
-    /// lower, which is logged.
+    /// The bytes of unread datagrams that the system shall keep. 4 MiB: the system also counts its bookkeeping, at
+    /// least 0.8 KiB for each datagram, so this holds a burst of 5,000 small ones. Where the system's own limit is
+    /// lower, the endpoint gets less and logs that.
     pub receive_buffer: usize,
-    /// What this endpoint proves by, after a restart, that it has lost the connections of its earlier life. The same in
-    /// every life, and nobody else's. Without it peers notice a restart only when they hear nothing for the idle timeout.
+    /// The secret by which this endpoint proves, after a restart, that it has lost its earlier connections. Every life
+    /// of one endpoint uses the same secret, and no other endpoint does. Without a secret, peers notice a restart only
+    /// when they hear nothing for the idle timeout.
     pub reset_secret: Option<ResetSecret>,
 }
 
@@ -92,12 +98,12 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The MTU bound as it is used: at least QUIC's minimum of 1,200, and safe with segmentation offload.
+    /// The MTU limit that is used: at least QUIC's minimum of 1,200, and safe with segmentation offload.
     pub(crate) fn mtu(&self) -> u16 {
         self.mtu_bound.clamp(1_200, MAX_MTU_WITH_OFFLOAD)
     }
 
-    /// quinn's view of these settings for a side that lets the peer open this many one-way streams.
+    /// quinn's configuration of these settings, for a side that lets the peer open this many one-way streams.
     pub(crate) fn transport(&self, one_way_streams: u32) -> Arc<TransportConfig> {
         let mut transport = TransportConfig::default();
         let idle = u32::try_from(self.idle_timeout.as_millis()).unwrap_or(u32::MAX);
@@ -109,8 +115,8 @@ impl Settings {
             .stream_receive_window(self.stream_window.into())
             .receive_window(self.connection_window.into())
             .send_window(self.send_window)
-            // unfair, quinn ends a stream that it has begun before it looks at priorities: a message would wait behind a chunk.
-            // That chunks go one after the other all the same is what `stream::Sender` gives them priorities for
+            // Without fairness, quinn finishes a stream that it has begun before it looks at priorities: a message
+            // would wait behind a chunk. `stream::Sender` sets priorities so that chunks still go one after the other.
             .send_fairness(true)
             .mtu_discovery_config(Some({
                 let mut discovery = MtuDiscoveryConfig::default();

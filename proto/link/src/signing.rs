@@ -1,4 +1,5 @@
-//! Keys and signatures of links ([`proto::statement`]): Ed25519 for what hosts sign, ECDSA P-256 for the authority's tickets.
+//! Keys and signatures of links ([`proto::statement`]): hosts sign with Ed25519, the authority signs tickets with ECDSA
+//! P-256.
 
 use std::{
     collections::BTreeSet,
@@ -16,21 +17,22 @@ use ring::signature::{
 
 use crate::credentials::Credentials;
 
-/// Signatures that were found good lately and aren't checked again: tickets and bases come with every chunk.
+/// How many good signatures are remembered and not checked again. Every chunk comes with a ticket and maybe a base, and
+/// most of these repeat.
 const REMEMBERED: usize = 4096;
 
-/// An uncompressed P-256 point.
+/// The bytes of an uncompressed P-256 point.
 const POINT_BYTES: usize = 65;
 
-/// The key with which a host signs links. It isn't the key of its certificate: that one changes with each renewal, and
-/// serves for nothing but TLS. `Debug` doesn't show it.
+/// The key with which a host signs links. It differs from the key of the host's certificate, which changes with each
+/// renewal and serves only TLS. `Debug` doesn't show the key.
 pub struct LinkSigner(Ed25519KeyPair);
 
 impl LinkSigner {
-    /// The key that these 32 bytes stand for. They have to come from the system's randomness, once.
+    /// The key for this seed. The 32 bytes must come from the system's randomness and be used for nothing else.
     ///
     /// # Panics
-    /// Never: any 32 bytes are a key.
+    /// Never: any 32 bytes are a seed.
     #[must_use]
     pub fn from_seed(seed: &[u8; 32]) -> Self {
         Self(Ed25519KeyPair::from_seed_unchecked(seed).expect("any 32 bytes are a seed"))
@@ -64,17 +66,17 @@ impl fmt::Debug for LinkSigner {
     }
 }
 
-/// Checks what hosts and the fleet's authority signed.
+/// Checks the signatures of hosts and of the fleet's authority.
 #[derive(Debug)]
 pub struct Signatures {
-    /// Public keys of the authorities that are trusted.
+    /// The public keys of the trusted authorities.
     authorities: Vec<Vec<u8>>,
-    /// Digests of what was found good.
+    /// Digests of signatures that were found good, each with the signed bytes.
     good: Mutex<BTreeSet<Digest>>,
 }
 
 impl Signatures {
-    /// Trusts the authority with this P-256 key: an uncompressed point of 65 bytes.
+    /// Trusts the authority with this P-256 key, an uncompressed point of 65 bytes.
     #[must_use]
     pub fn of_authority(key: &[u8]) -> Self {
         Self {
@@ -83,7 +85,7 @@ impl Signatures {
         }
     }
 
-    /// Trusts the authorities that these credentials trust. One whose key isn't of P-256 signs no tickets.
+    /// Trusts the authorities of these credentials. An authority whose key isn't a P-256 key signs no tickets.
     #[must_use]
     pub fn of(credentials: &Credentials) -> Self {
         let roots = credentials.authorities.roots.iter();

@@ -1,7 +1,7 @@
 //! One stream of a connection: messages with a stated maximum, and plain bytes.
 //!
-//! Each half is owned by one task. A half that is dropped without having come to its end tells the peer so: a cut-off
-//! stream never looks like a complete one.
+//! One task owns each half. A half that is dropped before its end tells the peer so. So a cut-off stream never looks
+//! like a complete one.
 
 use std::{fmt, sync::Arc};
 
@@ -11,19 +11,19 @@ use quinn::{ReadError, StoppedError, VarInt, WriteError};
 
 use crate::{close::CloseReason, inner::Inner};
 
-/// Why one side gave up a stream, as it travels: the application error code of QUIC's reset and stop
-/// (RFC 9000 §19.4, §19.5). What a code means is agreed by the users of the stream; the constants here are for all.
+/// Why one side gave up a stream. On the wire, this is the application error code of QUIC's reset and stop (RFC 9000
+/// §19.4, §19.5). The users of a stream agree on the meaning of codes; the constants here are for all streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamCode(pub u32);
 
 impl StreamCode {
-    /// The half was dropped without a word: its task ended or failed.
+    /// The half was dropped without a code: its task ended or failed.
     pub const ABANDONED: Self = Self(0);
-    /// What the stream was for isn't needed any more.
+    /// The stream's purpose is gone.
     pub const CANCELLED: Self = Self(1);
     /// The other side broke the protocol on this stream.
     pub const PROTOCOL: Self = Self(2);
-    /// The program is stopping.
+    /// The side's program is stopping.
     pub const STOPPING: Self = Self(3);
 
     fn from_wire(code: VarInt) -> Self {
@@ -47,16 +47,16 @@ impl fmt::Display for StreamCode {
     }
 }
 
-/// Bytes or a message that can't be sent.
+/// Why bytes or a message can't be sent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// The message is over its type's limit; the peer would refuse it. Nothing was sent.
+    /// The message is over its type's limit, so the peer would refuse it. Nothing was sent.
     #[error("message can't be sent: {0}")]
     Message(DecodeError),
-    /// The peer doesn't want any more of this stream.
+    /// The peer wants no more of this stream.
     #[error("peer stopped the stream: {0}")]
     Stopped(StreamCode),
-    /// The stream was finished or reset before.
+    /// This side finished or reset the stream before.
     #[error("stream has ended here already")]
     Ended,
     /// The connection has ended.
@@ -64,29 +64,29 @@ pub enum SendError {
     Closed(#[from] CloseReason),
 }
 
-/// Bytes or a message that don't come.
+/// Why bytes or a message can't be received.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReceiveError {
-    /// What came isn't a message of the expected type, or over its limit. The stream can't be read further:
-    /// where the next message begins isn't known.
+    /// The bytes aren't a message of the expected type, or are over its limit. The stream can't be read further,
+    /// because the start of the next message isn't known.
     #[error("peer sent no valid message: {0}")]
     Message(DecodeError),
-    /// The stream ended where more was due.
+    /// The stream ended before all expected bytes came.
     #[error("stream ended early, after {received} of the bytes that were due")]
     Truncated {
-        /// How many of them came.
+        /// How many of the expected bytes came.
         received: usize,
     },
-    /// More came than was allowed for.
+    /// More bytes came than were allowed.
     #[error("stream is longer than the {limit} bytes that were allowed")]
     TooLong {
-        /// How many were allowed.
+        /// How many bytes were allowed.
         limit: usize,
     },
-    /// The peer gave the stream up.
+    /// The peer gave up the stream.
     #[error("peer reset the stream: {0}")]
     Reset(StreamCode),
-    /// The stream was stopped here before.
+    /// This side stopped the stream before.
     #[error("stream has ended here already")]
     Ended,
     /// The connection has ended.
@@ -94,10 +94,10 @@ pub enum ReceiveError {
     Closed(#[from] CloseReason),
 }
 
-/// The half of a stream on which we send.
+/// The half of a stream on which this side sends.
 ///
-/// Dropped without [`Sender::finish`], it resets the stream with [`StreamCode::ABANDONED`], so that the peer doesn't
-/// take what came so far for everything.
+/// Dropping it without [`Sender::finish`] resets the stream with [`StreamCode::ABANDONED`], so that the peer doesn't
+/// take the bytes so far for all bytes.
 pub struct Sender {
     quinn: quinn::SendStream,
     connection: Arc<Inner>,
@@ -115,18 +115,19 @@ impl Sender {
         }
     }
 
-    /// Sends a message with its length prefix; waits while the windows are full.
+    /// Sends a message with its length before it. Waits while the windows are full.
     ///
-    /// Not cancel safe: a part of the message may have been sent, and the stream has to be given up.
+    /// Not cancel safe: a part of the message may have been sent, and the stream must be given up.
     ///
     /// # Errors
-    /// When it is over its type's limit, the peer stopped the stream, or the connection has ended.
+    /// When the message is over its type's limit, the peer stopped the stream, or the connection has ended.
     pub async fn send<M: Framed>(&mut self, message: &M) -> Result<(), SendError> {
         let bytes = codec::encode(message).map_err(SendError::Message)?;
         self.push(&mut [bytes.into()]).await
     }
 
-    /// As [`Sender::send`] and then [`Sender::write`], in one go: the message doesn't take a packet of its own.
+    /// Does [`Sender::send`] and then [`Sender::write`] in one go, so that the message needs no packet of its own. Not
+    /// cancel safe, as they aren't.
     ///
     /// # Errors
     /// As for [`Sender::send`].
@@ -140,11 +141,11 @@ impl Sender {
         self.push(&mut [message.into(), bytes]).await
     }
 
-    /// Sends bytes as they are, without copying them; waits while the windows are full. From the first call on, this
-    /// stream gives way to streams that carry messages only.
+    /// Sends bytes as they are, without copying them. Waits while the windows are full. From the first call on, this
+    /// stream gives way to streams that carry only messages.
     ///
-    /// The whole allocation behind `bytes` is held until all of it is acknowledged. Not cancel safe: any number of the
-    /// bytes may have been sent, and the stream has to be given up.
+    /// The whole allocation behind `bytes` stays in memory until all bytes are acknowledged. Not cancel safe: some of
+    /// the bytes may have been sent, and the stream must be given up.
     ///
     /// # Errors
     /// When the peer stopped the stream, or the connection has ended.
@@ -153,7 +154,8 @@ impl Sender {
         self.push(&mut [bytes]).await
     }
 
-    /// Says that nothing follows. What was sent goes on travelling; [`Sender::stopped`] waits for its arrival.
+    /// Ends the stream: nothing follows. Bytes that were sent go on travelling; [`Sender::stopped`] waits for their
+    /// arrival.
     ///
     /// # Errors
     /// When the stream was finished or reset before.
@@ -162,11 +164,11 @@ impl Sender {
         self.quinn.finish().map_err(|_| SendError::Ended)
     }
 
-    /// Gives the stream up: what hasn't arrived yet is dropped, and the peer gets the code. Does nothing to a stream
-    /// whose bytes have all arrived.
+    /// Gives up the stream. Bytes that haven't arrived are dropped, and the peer gets the code. Does nothing to a
+    /// stream whose bytes have all arrived.
     pub fn reset(&mut self, code: StreamCode) {
         self.finished = true;
-        // an error says that the stream has ended already
+        // an error means that the stream has ended already
         drop(self.quinn.reset(code.wire()));
     }
 
@@ -183,9 +185,9 @@ impl Sender {
         }
     }
 
-    /// Bulk bytes give way to the messages of the connection's other streams, and to the bulk bytes of streams that had some
-    /// before: an announcement doesn't wait behind chunks, and chunks, which are of use when they are whole, come one
-    /// after the other.
+    /// Lowers the priority of a stream with bulk bytes, below messages of the connection's other streams and below bulk
+    /// bytes of earlier streams. So an announcement doesn't wait behind chunks. And chunks, which are useful only
+    /// whole, are sent one after the other.
     fn give_way(&mut self) -> Result<(), SendError> {
         if !self.bulk {
             self.bulk = true;
@@ -211,7 +213,7 @@ impl Sender {
     }
 }
 
-/// What quinn says about data sent before the handshake; we never send any, so this is never seen.
+/// quinn's error for data that was sent before the handshake. This crate sends none, so the error never occurs.
 const ZERO_RTT: &str = "early data was rejected";
 
 impl Drop for Sender {
@@ -228,19 +230,19 @@ impl fmt::Debug for Sender {
     }
 }
 
-/// The half of a stream on which we receive.
+/// The half of a stream on which this side receives.
 ///
-/// Dropped before its end was reached, it stops the stream with [`StreamCode::ABANDONED`].
+/// Dropping it before the end stops the stream with [`StreamCode::ABANDONED`].
 pub struct Receiver {
     quinn: quinn::RecvStream,
     connection: Arc<Inner>,
-    /// Bytes that came and weren't asked for yet: the beginning of a message, or what followed the last one in the same
-    /// packet. At most one message and [`READ_AHEAD_BYTES`].
+    /// Bytes that came and that nobody asked for yet: the beginning of a message, or bytes after the last message in
+    /// the same packet. At most one message and [`READ_AHEAD_BYTES`].
     ahead: BytesMut,
 }
 
-/// How much is read when the length of what follows isn't known yet. Small messages then cost one read, and copying what
-/// belongs to the bytes after the message costs nothing to speak of.
+/// How many bytes are read while the length of the next message isn't known. A small message then costs one read, and
+/// copying the bytes that follow it costs little.
 const READ_AHEAD_BYTES: usize = 2 << 10;
 
 impl Receiver {
@@ -252,14 +254,14 @@ impl Receiver {
         }
     }
 
-    /// The next message; `None` when the stream ended before it.
+    /// Waits for the next message; `None` when the stream ended before it.
     ///
-    /// Memory grows with what has arrived, never with what was announced. Cancel safe: what arrived is kept for the next
-    /// call, which has to ask for the same type.
+    /// Memory grows with the bytes that have arrived, never with the announced length. Cancel safe: bytes that arrived
+    /// are kept for the next call, which must ask for the same type.
     ///
     /// # Errors
-    /// When the bytes aren't such a message or are over its limit, the stream ends within it, the peer reset the
-    /// stream, or the connection has ended. After [`ReceiveError::Message`] the stream can't be used further.
+    /// When the bytes aren't such a message or are over its limit, the stream ends within the message, the peer reset
+    /// the stream, or the connection has ended. After [`ReceiveError::Message`], the stream can't be used any more.
     pub async fn receive<M: Framed>(&mut self) -> Result<Option<M>, ReceiveError> {
         loop {
             let want = match codec::prefix::<M>(&self.ahead).map_err(ReceiveError::Message)? {
@@ -284,10 +286,10 @@ impl Receiver {
         }
     }
 
-    /// Fills the buffer. Not cancel safe: bytes that were read are lost, and the stream has to be given up.
+    /// Fills the buffer. Not cancel safe: bytes that were read are lost, and the stream must be given up.
     ///
     /// # Errors
-    /// When the stream ends before, the peer reset it, or the connection has ended.
+    /// When the stream ends before the buffer is full, the peer reset the stream, or the connection has ended.
     pub async fn read_exact(&mut self, buffer: &mut [u8]) -> Result<(), ReceiveError> {
         let mut filled = 0;
         while filled < buffer.len() {
@@ -300,11 +302,11 @@ impl Receiver {
         Ok(())
     }
 
-    /// Exactly `length` bytes, appended to a buffer of the caller's. The caller bounds `length`: room for it is reserved
-    /// at once. Not cancel safe, but what came is in the buffer.
+    /// Appends exactly `length` bytes to the caller's buffer. Room for `length` bytes is reserved at once, so the
+    /// caller must limit it. Not cancel safe, but bytes that came are in the buffer.
     ///
     /// # Errors
-    /// When the stream ends before, the peer reset it, or the connection has ended.
+    /// When the stream ends before `length` bytes, the peer reset the stream, or the connection has ended.
     pub async fn read_into(
         &mut self,
         buffer: &mut Vec<u8>,
@@ -322,13 +324,13 @@ impl Receiver {
         Ok(())
     }
 
-    /// All that follows, when it is at most `limit` bytes. Not cancel safe.
+    /// Reads all bytes to the stream's end, at most `limit`. Not cancel safe.
     ///
     /// # Errors
-    /// When more follows than allowed, the peer reset the stream, or the connection has ended.
+    /// When more than `limit` bytes follow, the peer reset the stream, or the connection has ended.
     pub async fn read_to_end(&mut self, limit: usize) -> Result<Vec<u8>, ReceiveError> {
         let mut bytes = Vec::new();
-        // one more than allowed, to tell a stream that is too long from one that just fits
+        // asks for one byte more than allowed, to tell a stream that is too long from one that just fits
         while let Some(piece) = self.piece((limit - bytes.len()).saturating_add(1)).await? {
             if bytes.len() + piece.len() > limit {
                 return Err(ReceiveError::TooLong { limit });
@@ -338,10 +340,10 @@ impl Receiver {
         Ok(bytes)
     }
 
-    /// The next bytes as they arrived, without copying: at least one, at most `max`; `None` at the end of the stream.
-    /// About a packet each (1,200 to 6,500 bytes). Cancel safe.
+    /// Waits for the next bytes as they arrived, without copying: at least one byte, at most `max`; `None` at the end
+    /// of the stream. A piece is about one packet (1,200 to 6,500 bytes). Cancel safe.
     ///
-    /// A piece keeps the whole packet that it came in alive.
+    /// A piece keeps the memory of the whole packet in which it came.
     ///
     /// # Errors
     /// When the peer reset the stream, or the connection has ended.
@@ -357,10 +359,10 @@ impl Receiver {
         }
     }
 
-    /// Tells the peer not to send any more, and why. Does nothing to a stream that has ended.
+    /// Tells the peer to send no more, with a code. Does nothing to a stream that has ended.
     pub fn stop(&mut self, code: StreamCode) {
         self.ahead.clear();
-        // an error says that the stream has ended already
+        // an error means that the stream has ended already
         drop(self.quinn.stop(code.wire()));
     }
 

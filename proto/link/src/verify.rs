@@ -1,9 +1,9 @@
-//! What each side asks of the certificate that it is shown, and what it remembers of one that it refuses: TLS itself tells
-//! only an alert.
+//! How each side checks the certificate that the other side shows, and what each side remembers about a certificate
+//! that it refuses: TLS itself tells only an alert.
 //!
-//! The chain is verified by webpki, as always. The name isn't compared by webpki but by us, so that both sides read the
-//! identity by the same rule ([`crate::identity`]), a host id may be all digits (which webpki doesn't take for a DNS
-//! name), and the host that answered instead is known.
+//! webpki verifies the chain. This module compares the name itself, for three reasons. Both sides then read the
+//! identity by the same rule ([`crate::identity`]). A host id may consist of digits, which webpki doesn't accept as a
+//! DNS name. And the name of a host that answered instead is then known.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -32,7 +32,7 @@ use crate::{
     identity::{self, Leaf},
 };
 
-/// Accepts one host of the fleet, and remembers what was wrong with any other.
+/// Accepts one host of the fleet, and remembers what is wrong with any other.
 #[derive(Debug)]
 pub(crate) struct Expect {
     host: HostId,
@@ -55,14 +55,14 @@ impl Expect {
         }
     }
 
-    /// What was wrong with who answered, when it was something that the TLS alert alone doesn't say.
+    /// What is wrong with the side that answered, where the TLS alert alone doesn't say that.
     pub(crate) fn fault(&self) -> Option<Fault> {
         self.fault.get().cloned()
     }
 
-    /// Refuses with the alert that [`Fault::from_transport`] reads as the wrong host or a bad identity.
+    /// Refuses with an alert that [`Fault::from_transport`] reads as a wrong host or a bad identity.
     fn refuse(&self, fault: Fault, error: CertificateError) -> Error {
-        // a handshake shows one certificate; were there a second verdict, the first would stand
+        // a handshake shows one certificate; if there were a second verdict, the first would stay
         drop(self.fault.set(fault));
         Error::InvalidCertificate(error)
     }
@@ -126,19 +126,20 @@ impl ServerCertVerifier for Expect {
     }
 }
 
-/// Verifies who connects as another verifier does, and remembers of one connection who was refused, and why.
+/// Verifies those who connect, by another verifier. Remembers which host was refused on its connection, and why.
 #[derive(Debug)]
 pub(crate) struct Witness {
     verifier: Arc<dyn ClientCertVerifier>,
     refused: OnceLock<Refused>,
 }
 
-/// Who was refused for the certificate's time. Of others the name proves nothing.
+/// A host that was refused because of its certificate's time. For other refusals, the name in the certificate proves
+/// nothing.
 #[derive(Clone, Debug)]
 pub(crate) struct Refused {
-    /// The host that the certificate names, if it is one of the fleet's authority.
+    /// The host that the certificate names, if the fleet's authority issued the certificate.
     pub(crate) host: Option<HostId>,
-    /// What is wrong with it.
+    /// What is wrong with the certificate.
     pub(crate) fault: Fault,
 }
 
@@ -150,13 +151,14 @@ impl Witness {
         }
     }
 
-    /// Who was refused, where more is known than TLS tells.
+    /// The refused host, where more is known than TLS tells.
     pub(crate) fn refused(&self) -> Option<Refused> {
         self.refused.get().cloned()
     }
 
-    /// The host that this certificate names, if it was good at the beginning of its life: so it is the fleet's, and only
-    /// its time is wrong. Whether the other side holds its key isn't known; nothing but words is made of it.
+    /// The host that this certificate names, if the certificate was valid at the beginning of its life. Then it is the
+    /// fleet's, and only its time is wrong. Nobody knows whether the other side holds the certificate's key, so the
+    /// name is used only in messages.
     fn named(
         &self,
         leaf: &CertificateDer<'_>,
@@ -193,7 +195,7 @@ impl ClientCertVerifier for Witness {
         let verified = self.verifier.verify_client_cert(leaf, intermediates, now);
         verified.inspect_err(|error| {
             if let Some(times) = Untimely::of(error) {
-                // a handshake shows one certificate; were there a second verdict, the first would stand
+                // a handshake shows one certificate; if there were a second verdict, the first would stay
                 drop(self.refused.set(Refused {
                     host: self.named(leaf, intermediates),
                     fault: Fault::Expired(Some(times)),

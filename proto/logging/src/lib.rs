@@ -14,8 +14,8 @@ pub enum LogFormat {
     Json,
 }
 
-/// A filter that can't be read. A program that logged something else than it was told to would hide what is looked for, so it
-/// doesn't start.
+/// A filter that can't be read. A program that logged something else than it was told to would hide what is looked for,
+/// so it doesn't start.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "--log {filter:?} isn't a filter such as `info` or `agent=debug,warn`: {cause}; mend it, or PARBAKE_LOG"

@@ -1,8 +1,9 @@
-//! Answers a registry's demands for credentials: Basic, and Bearer tokens from the place that the registry names.
+//! Answers a registry's demands for credentials: Basic, and Bearer tokens from the endpoint that the registry names.
 //!
-//! Credentials go to two places only: the registry, and the token endpoint that the registry itself names, which has to
-//! speak HTTPS (or be allowed plain HTTP). Tokens are kept for each (realm, service, scope), replaced before they expire
-//! and when the registry refuses them, and fetched once however many requests wait for one.
+//! Credentials are sent to two places only: the registry, and the token endpoint that the registry itself names. That
+//! endpoint must speak HTTPS, unless it is allowed plain HTTP. Tokens are kept for each realm, service and scope. A
+//! token is replaced before it expires, and when the registry refuses it. It is fetched once, however many requests
+//! wait for it.
 
 mod challenge;
 
@@ -21,77 +22,78 @@ use crate::{
     transport::{Authorization, Transport},
 };
 
-/// The longest token, as the distribution specification's registries issue them (a few KiB at most).
+/// The longest token. The registries of the distribution specification issue tokens of a few KiB at most.
 const MAX_TOKEN_BYTES: usize = 16 << 10;
-/// The longest answer of a token endpoint: the token under both of its names, and something round it.
+/// The longest answer of a token endpoint: the token under both of its names, and room for the rest.
 const MAX_ANSWER_BYTES: usize = 2 * MAX_TOKEN_BYTES + (8 << 10);
-/// What a token lives when its endpoint doesn't say (distribution specification, token authentication).
+/// How long a token lives when its endpoint doesn't say (distribution specification, token authentication).
 const DEFAULT_LIFE: Duration = Duration::from_secs(60);
-/// The longest life that is believed.
+/// The longest life of a token that counts.
 const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
-/// A token is replaced this long before it expires, or after three quarters of its life when that is later.
+/// A token is replaced this long before it expires, or after three quarters of its life if that is later.
 const MARGIN: Duration = Duration::from_secs(10);
-/// The most tokens kept for a repository: two for each kind of access would do.
+/// The most tokens kept for one repository. Two for each kind of access would suffice.
 const MAX_TOKENS: usize = 8;
 
-/// Who asks.
+/// The credentials with which a registry is asked.
 #[derive(Clone, Debug, Default)]
 pub enum Credentials {
-    /// Nobody in particular. Registries that want a token even so are asked for an anonymous one.
+    /// No credentials. A registry that demands a token anyway is asked for an anonymous one.
     #[default]
     Anonymous,
-    /// A user with a password, or a robot with a long-lived token in its place.
+    /// A user with a password, or a robot with a long-lived token instead.
     Basic {
         /// The user.
         user: String,
         /// The password.
         password: Secret,
     },
-    /// A finished `Authorization` header, such as one from [`Repository::authorization_for`]. It can't be renewed here:
+    /// A complete `Authorization` header, such as one from [`Repository::authorization_for`]. It can't be renewed here:
     /// when the registry refuses it, the call ends with [`OriginError::Unauthorised`].
     ///
     /// [`Repository::authorization_for`]: crate::Repository::authorization_for
     Header(Secret),
 }
 
-/// What a request may do.
+/// What a request is allowed to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Access {
     /// Read manifests and blobs.
     Pull,
-    /// Write them, too.
+    /// Read and write manifests and blobs.
     Push,
 }
 
-/// What may be handed to somebody else, so that it can ask the registry itself.
+/// What may be given to another program, so that it can ask the registry itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Grant {
     /// The registry asks for no credentials.
     Open,
     /// A token for this repository that expires by itself.
     Token {
-        /// The whole `Authorization` header.
+        /// The complete `Authorization` header.
         header: Secret,
-        /// How long it lives.
+        /// How long the token lives.
         life: Duration,
     },
-    /// The registry only knows user and password: this header is as good as they are, and never expires.
+    /// The registry accepts only user and password. This header is as powerful as they are, and never expires. Where
+    /// the credentials are a complete header, this is that header.
     Password {
-        /// The whole `Authorization` header.
+        /// The complete `Authorization` header.
         header: Secret,
     },
 }
 
-/// The credentials for one repository, and the tokens that they were changed into.
+/// The credentials for one repository, and the tokens that were fetched with them.
 #[derive(Debug)]
 pub(crate) struct Authenticator {
     credentials: Credentials,
-    /// Host, port and name of the repository.
+    /// The repository's host, port and name.
     repository: String,
-    /// The repository's name as scopes have it.
+    /// The name of the repository in scopes.
     name: String,
-    /// Held while a token is fetched, on purpose: others that need it wait for that one instead of fetching their own.
-    /// Dropping the call that fetches lets the next one try.
+    /// Deliberately held while a token is fetched: other requests that need the token wait for it instead of fetching
+    /// their own. Dropping the call that fetches lets the next one try.
     state: Mutex<State>,
 }
 
@@ -101,7 +103,7 @@ struct State {
     tokens: BTreeMap<Bearer, Token>,
 }
 
-/// What the registry wants before it grants an access, as it said the last time.
+/// What the registry last demanded for an access.
 #[derive(Clone, Debug)]
 enum Demand {
     Basic,
@@ -116,12 +118,12 @@ struct Token {
     fetched: Instant,
 }
 
-/// How long a token lives, as its endpoint says in whatever form; `None` where that says nothing.
+/// How long a token lives, in any form in which endpoints write it; `None` where the endpoint doesn't say.
 fn lasts(value: &serde_json::Value) -> Option<Duration> {
     let seconds = value
         .as_f64()
         .or_else(|| value.as_str()?.trim().parse().ok())?;
-    // a negative one, or one that is no number, is as none
+    // a negative number, or a text that isn't a number, counts as none
     Duration::try_from_secs_f64(seconds)
         .ok()
         .filter(|life| !life.is_zero())
@@ -144,7 +146,7 @@ impl Authenticator {
         }
     }
 
-    /// The header for a request, as far as is known from earlier answers.
+    /// The header for a request, as far as earlier answers show which one is needed.
     pub(crate) async fn ready(
         &self,
         transport: &Transport,
@@ -164,14 +166,15 @@ impl Authenticator {
         }
     }
 
-    /// Whether the registry demands a token for another scope than this repository's: a proxy's own name for it, or a
-    /// placeholder.
+    /// Whether the registry demands a token for another scope than this repository's: a proxy's own name for the
+    /// repository, or a placeholder.
     pub(crate) fn wants_another_scope(&self, access: Access, headers: &HeaderMap) -> bool {
         let demand = self.demand(access, headers);
         matches!(demand, Ok(Demand::Bearer(bearer)) if bearer.scope != Some(self.scope(access)))
     }
 
-    /// The header for this repository's own scope, where a token for the scope that the registry names is refused.
+    /// The header with a token for this repository's own scope. Used when the registry refuses a token for the scope
+    /// that it named.
     pub(crate) async fn answer_in_own_scope(
         &self,
         transport: &Transport,
@@ -188,7 +191,7 @@ impl Authenticator {
         Ok(token.header)
     }
 
-    /// The header that answers a 401 to a request that had the header `refused`.
+    /// The header that answers a 401 to a request with the header `refused`.
     pub(crate) async fn answer(
         &self,
         transport: &Transport,
@@ -213,7 +216,7 @@ impl Authenticator {
                 Ok(header)
             }
             Demand::Bearer(bearer) => {
-                // Somebody else may have replaced the refused token by now.
+                // Another request may have replaced the refused token by now.
                 if state
                     .tokens
                     .get(&bearer)
@@ -227,7 +230,7 @@ impl Authenticator {
         }
     }
 
-    /// Something to hand out, given the registry's answer to a request without credentials.
+    /// A grant for another program, from the registry's answer to a request without credentials.
     pub(crate) async fn grant(
         &self,
         transport: &Transport,
@@ -247,7 +250,7 @@ impl Authenticator {
                 })
             }
             Demand::Bearer(mut bearer) => {
-                // A registry asked in general names no scope, or another one than is needed here.
+                // A registry that is asked in general names no scope, or another scope than the one needed here.
                 bearer.scope = Some(self.scope(access));
                 let token = self.fetch(transport, &bearer).await?;
                 Ok(Grant::Token {
@@ -258,7 +261,7 @@ impl Authenticator {
         }
     }
 
-    /// The strongest demand that can be met: a token where the registry takes one.
+    /// The strongest demand that can be met: a token, where the registry accepts one.
     fn demand(&self, access: Access, headers: &HeaderMap) -> Result<Demand, OriginError> {
         let all = challenges(headers);
         let bearer = all.iter().find_map(|challenge| match challenge {
@@ -266,8 +269,8 @@ impl Authenticator {
             Challenge::Basic => None,
         });
         if let Some(mut bearer) = bearer {
-            // What a registry names is the least for the request that it refused, which may have been the read that
-            // comes before a push.
+            // The scope that a registry names is the least for the request that it refused. That may have been the read
+            // before a push.
             if access == Access::Push || bearer.scope.is_none() {
                 bearer.scope = Some(self.scope(access));
             }
@@ -313,7 +316,7 @@ impl Authenticator {
         struct Answer {
             token: Option<String>,
             access_token: Option<String>,
-            /// A number by the specification; some write it as text, with a fraction or as -1.
+            /// A number by the specification. Some endpoints write it as text, with a fraction, or as -1.
             expires_in: Option<serde_json::Value>,
         }
 
@@ -324,7 +327,7 @@ impl Authenticator {
             Credentials::Basic { .. } => Some(self.basic()?),
             Credentials::Anonymous | Credentials::Header(_) => None,
         };
-        // The life counts from when the token was asked for: what is lost on the way is on the safe side.
+        // The life counts from the request for the token, so that a slow answer is on the safe side.
         let fetched = Instant::now();
         let malformed = |cause: &str| OriginError::Malformed {
             what: what.clone(),
@@ -341,7 +344,7 @@ impl Authenticator {
             )
             .await;
         let answer = match answer {
-            // said of the place where tokens are to be had, and not of what the token is for
+            // says that the endpoint is missing, not the thing that the token is for
             Err(OriginError::NotFound { said, .. }) => {
                 return Err(malformed(&format!("it has no tokens there{said}")));
             }
@@ -388,7 +391,7 @@ impl Authenticator {
         };
         let mut query = String::new();
         for (name, value) in [("service", &bearer.service), ("scope", &bearer.scope)] {
-            // Several scopes are separated by spaces in a challenge, and repeated in the query.
+            // Several scopes are separated by spaces in a challenge, and are repeated in the query.
             let values: Vec<&str> = match (name, value) {
                 (_, None) => Vec::new(),
                 ("scope", Some(value)) => value.split_ascii_whitespace().collect(),
@@ -403,7 +406,7 @@ impl Authenticator {
             Some(query) => format!("{}{joint}{query}", bearer.realm),
             None => bearer.realm.clone(),
         };
-        // Absolute by specification: the base only serves the parser.
+        // The specification requires an absolute URL. The base only serves the parser.
         if !(url.starts_with("https://") || url.starts_with("http://")) {
             return Err(refuse("isn't an HTTPS address"));
         }
@@ -441,7 +444,7 @@ impl Authenticator {
     }
 }
 
-/// A secret as a header value that hyper doesn't print either; `None` when a header can't hold it.
+/// A secret as a header value that hyper doesn't print either; `None` when a header can't contain it.
 fn header(secret: &Secret) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(secret.expose()).ok()?;
     value.set_sensitive(true);

@@ -1,15 +1,15 @@
-//! When to try again. Pure: the seed and what the registry said are arguments, the caller sleeps.
+//! When to try again. Without I/O: the seed and the registry's answer are arguments, and the caller sleeps.
 
 use std::{
     hash::{BuildHasher as _, RandomState},
     time::{Duration, SystemTime},
 };
 
-/// The longest `Retry-After` that is believed: an hour. A longer one would be a fault of the registry or of a clock.
+/// The longest `Retry-After` that counts: an hour. A longer one would be a fault of the registry or of a clock.
 pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
-/// Delays that double from a first to a longest one, each shortened at random by up to a half, so that hosts that failed
-/// together don't come back together.
+/// Delays that double from a first to a longest one. Each is shortened at random by up to a half, so that hosts that
+/// failed together don't come back together.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     first: Duration,
@@ -19,7 +19,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Delays between half of `first` and `longest`. Hosts should have different seeds.
+    /// Delays between half of `first` and `longest`. Different hosts should use different seeds.
     #[must_use]
     pub const fn new(first: Duration, longest: Duration, seed: u64) -> Self {
         Self {
@@ -30,15 +30,15 @@ impl Backoff {
         }
     }
 
-    /// The same with a seed of the system's randomness: for what needn't come out the same twice.
+    /// Like [`new`](Self::new), with a seed from the system's randomness. For delays that needn't repeat.
     #[must_use]
     pub fn seeded(first: Duration, longest: Duration) -> Self {
-        // the keys of a hash map are random for each process, and differ from map to map
+        // the keys of a hash map are random for each process, and differ between maps
         let seed = RandomState::new().hash_one(0_u8);
         Self::new(first, longest, seed)
     }
 
-    /// How long to wait after one more failure: never less than the registry asked for.
+    /// How long to wait after one more failure; at least as long as the registry asked for.
     pub fn delay(&mut self, retry_after: Option<Duration>) -> Duration {
         let whole = 1u32
             .checked_shl(self.failures)
@@ -54,18 +54,18 @@ impl Backoff {
         (half + jitter).max(retry_after.unwrap_or_default())
     }
 
-    /// Failures since the start or the last success.
+    /// The failures since the start or the last success.
     #[must_use]
     pub const fn failures(&self) -> u32 {
         self.failures
     }
 
-    /// Something worked: the next failure waits briefly again.
+    /// Notes a success: the delays start from the first again.
     pub const fn succeeded(&mut self) {
         self.failures = 0;
     }
 
-    /// SplitMix64 (Steele et al., 2014): enough for jitter, and no dependency.
+    /// SplitMix64 (Steele et al., 2014). It is good enough for jitter, and needs no dependency.
     const fn draw(&mut self) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;
@@ -75,7 +75,8 @@ impl Backoff {
     }
 }
 
-/// Reads a `Retry-After` header (RFC 9110 §10.2.3): seconds, or a date, which is compared with `now`.
+/// Reads a `Retry-After` header (RFC 9110 §10.2.3). It has seconds, or a date that is compared with `now`. The result
+/// is an hour at most.
 pub(crate) fn parse_retry_after(text: &str, now: SystemTime) -> Option<Duration> {
     let text = text.trim();
     let delay = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -1,4 +1,4 @@
-//! The bytes of a blob as they come, checked against what should come.
+//! The bytes of a blob as they arrive, checked against the expected size and range.
 
 use std::{
     io,
@@ -18,20 +18,20 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::error::{OriginError, broken, find, shorten, unexpected};
 
-/// A part of a blob, from where it was asked for to the blob's end, in pieces as they come off the network.
+/// A part of a blob, from the byte that was asked for to the blob's end, in pieces as they arrive.
 ///
-/// Ends after exactly the asked bytes, or with an error; pieces that came before an error are good. Dropping it ends the
-/// connection.
+/// The stream ends after exactly the expected bytes, or with an error. Pieces that came before an error are good.
+/// Dropping the stream ends the connection.
 #[derive(Debug)]
 pub struct BlobStream {
     what: String,
     host: String,
     body: Option<Incoming>,
-    /// Offset in the blob of the next byte off the network.
+    /// The offset in the blob of the next byte that arrives.
     next: u64,
-    /// Where the asked part starts; what comes before is skipped.
+    /// The offset at which the wanted part starts. Earlier bytes are skipped.
     start: u64,
-    /// It comes from its beginning, although less was asked for.
+    /// Whether the blob arrives from its beginning, although a later part was asked for.
     from_beginning: bool,
     size: u64,
     received: u64,
@@ -55,7 +55,7 @@ impl BlobStream {
         }
     }
 
-    /// What answers a request for the bytes from `asked` on; what comes before `start` is skipped.
+    /// The answer to a request for the bytes from `asked` on. Bytes before `start` are skipped.
     pub(crate) fn of(
         what: String,
         host: String,
@@ -79,27 +79,28 @@ impl BlobStream {
         })
     }
 
-    /// The next piece; `None` after the last. Cancel safe.
+    /// Waits for the next piece; `None` after the last. Cancel safe.
     ///
     /// # Errors
-    /// When the blob breaks off, nothing comes for too long, or more comes than should. The stream is then over.
+    /// When the blob breaks off, nothing arrives for too long, or more bytes arrive than expected. The stream has then
+    /// ended.
     pub async fn piece(&mut self) -> Result<Option<Bytes>, OriginError> {
         self.next().await.transpose()
     }
 
-    /// Bytes of the body that came off the network, also those that were skipped because the server ignored the range.
+    /// The body's bytes that arrived, with those that were skipped because the server ignored the range.
     #[must_use]
     pub const fn bytes_received(&self) -> u64 {
         self.received
     }
 
-    /// Whether the registry gives the blob from its beginning only, so that bytes which were had before come again.
+    /// Whether the registry gives the blob only from its beginning, so that bytes that were fetched before come again.
     #[must_use]
     pub const fn comes_from_beginning(&self) -> bool {
         self.from_beginning
     }
 
-    /// Offset in the blob of the next piece.
+    /// The offset in the blob of the next piece.
     #[must_use]
     pub const fn position(&self) -> u64 {
         if self.next > self.start {
@@ -109,13 +110,13 @@ impl BlobStream {
         }
     }
 
-    /// Bytes of the whole blob.
+    /// The bytes of the whole blob.
     #[must_use]
     pub const fn size(&self) -> u64 {
         self.size
     }
 
-    /// Takes what is wanted from a frame's data; `None` when nothing of it is.
+    /// Returns the wanted bytes of a frame's data; `None` when there are none.
     fn take(&mut self, mut data: Bytes) -> Result<Option<Bytes>, OriginError> {
         let length = data.len() as u64;
         self.received += length;
@@ -128,7 +129,7 @@ impl BlobStream {
                 found: self.next,
             });
         }
-        // A frame fits memory, so does a part of it.
+        // A frame fits into memory, and so does a part of it.
         data.advance(usize::try_from(skip).unwrap_or(usize::MAX));
         Ok((!data.is_empty()).then_some(data))
     }
@@ -137,7 +138,7 @@ impl BlobStream {
         let Some(body) = &mut self.body else {
             return Poll::Ready(None);
         };
-        // Frames without a wanted byte are passed over here, but not without end in one poll.
+        // Frames without wanted bytes are skipped here, but only one in each poll.
         let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else {
             ready!(self.deadline.as_mut().poll(cx));
             return Poll::Ready(Some(Err(OriginError::Timeout {
@@ -151,7 +152,7 @@ impl BlobStream {
         match frame {
             None if self.next == self.size => Poll::Ready(None),
             None => Poll::Ready(Some(Err(self.truncated()))),
-            // A connection that breaks inside the body is what truncation looks like mostly.
+            // A truncated body usually shows as a connection that breaks inside the body.
             Some(Err(error)) => Poll::Ready(Some(Err(if is_early_end(&error) {
                 self.truncated()
             } else {
@@ -189,14 +190,14 @@ impl Stream for BlobStream {
     }
 }
 
-/// Whether the connection was closed in order but too early; hyper says it in two ways.
+/// Whether the connection was closed in order but too early. hyper reports that in two ways.
 fn is_early_end(error: &hyper::Error) -> bool {
     error.is_incomplete_message()
         || find::<io::Error>(error)
             .is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
 }
 
-/// The offset of an answer's first byte, given that it is the blob's part from `start` on or something usable for it.
+/// The offset of an answer's first byte. The answer must be the blob's part from `start` on, or the whole blob.
 fn first_byte(
     what: &str,
     host: &str,
@@ -248,7 +249,7 @@ fn first_byte(
             if let Some(total) = total {
                 same_size(total)?;
             }
-            // Fewer bytes than asked for are legal: the stream then ends early, and is continued from there.
+            // Fewer bytes than asked for are legal. The stream then ends early, and the caller continues there.
             let fits = first == start && last < size;
             if !fits || length.is_some_and(|length| length != last - first + 1) {
                 return Err(OriginError::Range {
@@ -263,7 +264,7 @@ fn first_byte(
     }
 }
 
-/// First and last byte, and the total unless it is `*` (RFC 9110 §14.4).
+/// The first and last byte, and the total unless it is `*` (RFC 9110 §14.4).
 fn parse_content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     let number = |text: &str| {
         (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()))

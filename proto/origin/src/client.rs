@@ -1,4 +1,4 @@
-//! The client: where repositories come from.
+//! The client, which makes repositories.
 
 use oci_spec::distribution::Reference;
 
@@ -11,12 +11,12 @@ use crate::{
     transport::Transport,
 };
 
-/// Speaks HTTP/1.1 to registries and keeps connections. Clones share them.
+/// Speaks HTTP/1.1 to registries, and keeps connections. Clones share the connections.
 #[derive(Clone, Debug)]
 pub struct Client(Transport);
 
 impl Client {
-    /// A client with no connections yet.
+    /// A client without connections.
     ///
     /// # Errors
     /// When an extra root or the user agent can't be used.
@@ -24,14 +24,14 @@ impl Client {
         Transport::new(config).map(Self)
     }
 
-    /// The same client, with the same connections, for other registries without TLS.
+    /// The same client, with the same connections, but with other registries without TLS.
     #[must_use]
     pub fn with_plain_http(&self, plain_http: PlainHttp) -> Self {
         Self(self.0.with_plain_http(plain_http))
     }
 
-    /// The repository that a reference names, for these credentials. Nothing is asked yet. Clones of the handle share
-    /// their tokens, so keep one rather than making another for each call.
+    /// The repository that a reference names, for these credentials. Sends no request. Clones of the handle share their
+    /// tokens, so keep one handle instead of making one for each call.
     ///
     /// # Errors
     /// When the reference's digest isn't SHA-256, or its registry isn't a host.

@@ -9,17 +9,17 @@ use crate::{error::ConfigError, location::PlainHttp, proxy::Proxies};
 /// How to reach registries.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// How long a connection may take to come about. TLS comes on top.
+    /// How long TCP may take to connect. TLS comes in addition.
     pub connect_timeout: Duration,
-    /// How long nothing may come, before the headers or between two pieces of a body.
+    /// How long nothing may arrive: before the headers, or between two pieces of a body.
     pub idle_timeout: Duration,
-    /// What this program calls itself.
+    /// The name of this program in requests.
     pub user_agent: String,
-    /// Certificates to trust beside the well-known ones; see [`roots_from_pem`].
+    /// Certificates to trust in addition to the well-known ones. See [`roots_from_pem`].
     pub extra_roots: Vec<CertificateDer<'static>>,
-    /// Certificates that the operating system trusts, see [`system_roots`]. Those that can't be used are passed over.
+    /// Certificates that the operating system trusts. See [`system_roots`]. Unusable ones are skipped.
     pub system_roots: Vec<CertificateDer<'static>>,
-    /// The proxies that registries are reached through.
+    /// The proxies through which registries are reached.
     pub proxies: Proxies,
     /// Registries that don't speak TLS.
     pub plain_http: PlainHttp,
@@ -58,9 +58,9 @@ pub fn roots_from_pem(path: &Path) -> Result<Vec<CertificateDer<'static>>, Confi
     Ok(roots)
 }
 
-/// The certificates that the operating system trusts for servers, for [`Config::system_roots`]: on macOS those of the
-/// keychains that are trusted there, on Linux those of `/etc/ssl` and the like, or of `SSL_CERT_FILE` and `SSL_CERT_DIR`
-/// where these variables are set. What can't be read is logged and left out. Blocks, on macOS for up to a second.
+/// The certificates that the operating system trusts for servers, for [`Config::system_roots`]. On macOS these are in
+/// the trusted keychains. On Linux they are in `/etc/ssl` and similar places, or in `SSL_CERT_FILE` and `SSL_CERT_DIR`
+/// where these variables are set. Unreadable ones are logged and left out. Blocks: on macOS for up to a second.
 #[must_use]
 pub fn system_roots() -> Vec<CertificateDer<'static>> {
     let found = rustls_native_certs::load_native_certs();

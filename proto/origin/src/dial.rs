@@ -1,10 +1,10 @@
-//! Connections to registries: direct ones, and those through a proxy.
+//! Connections to registries, directly or through a proxy.
 //!
-//! A registry that speaks TLS is reached through a tunnel, which the proxy is asked for with CONNECT (RFC 9110 §9.3.6):
-//! the proxy sees the registry's name and port, and nothing of what is said. One that speaks plain HTTP is reached by
-//! requests that the proxy forwards (RFC 9112 §3.2.2), because many proxies tunnel to ports of TLS only.
+//! A registry with TLS is reached through a tunnel, for which the client asks the proxy with CONNECT (RFC 9110
+//! §9.3.6). The proxy then sees the registry's name and port, but no content. A registry without TLS is reached by
+//! requests that the proxy forwards (RFC 9112 §3.2.2), because many proxies open tunnels only to ports of TLS.
 //!
-//! hyper-util's own tunnel isn't used: its errors don't have the status with which the proxy refused.
+//! hyper-util's own tunnel isn't used, because its errors lack the status with which the proxy refused.
 
 use std::{
     future::Future,
@@ -38,24 +38,24 @@ use crate::{
     proxy::{Proxies, Proxy},
 };
 
-/// The most header fields in an answer. hyper bounds their bytes by its read buffer.
+/// The most header fields in an answer. hyper limits their bytes by its read buffer.
 pub(crate) const MAX_HEADERS: usize = 100;
-/// The read buffer of a connection, which is also the most that an answer's headers may take.
+/// The read buffer of a connection. This is also the most bytes of an answer's headers.
 pub(crate) const READ_BUFFER_BYTES: usize = 256 << 10;
 
-/// Makes the connections that TLS is put on where the registry speaks it.
+/// Makes connections. Another layer adds TLS for registries that speak it.
 #[derive(Clone)]
 pub(crate) struct Dialler {
     pub(crate) tcp: HttpConnector,
-    /// TCP or TLS, as the proxy's address says.
+    /// TCP or TLS, according to the proxy's address.
     pub(crate) to_proxy: HttpsConnector<HttpConnector>,
     pub(crate) proxies: Proxies,
-    /// How long a proxy may take until a connection through it stands.
+    /// How long a proxy may take to make a connection through it.
     pub(crate) patience: Duration,
     pub(crate) user_agent: HeaderValue,
 }
 
-/// The proxy answered with a status instead of doing what it was asked for.
+/// The fault of a proxy that answered with an error status.
 pub(crate) fn refused(proxy: &Proxy, request: &str, to: &Uri, status: StatusCode) -> ProxyFault {
     let next = if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
         "; set the user and the password that it asks for"
@@ -69,7 +69,7 @@ pub(crate) fn refused(proxy: &Proxy, request: &str, to: &Uri, status: StatusCode
     )
 }
 
-/// Host and port: what a tunnel leads to.
+/// The host and port that a tunnel leads to.
 fn target(uri: &Uri) -> String {
     if uri.port().is_some() {
         return authority(uri);
@@ -139,7 +139,7 @@ fn fault(proxy: &Proxy, cause: String, is_retryable: bool) -> ProxyFault {
 }
 
 fn unreachable(proxy: &Proxy, error: &(dyn std::error::Error + 'static)) -> ProxyFault {
-    // A certificate that isn't trusted doesn't become so by waiting.
+    // Waiting doesn't make an untrusted certificate trusted.
     let untrusted = find::<rustls::Error>(error).is_some();
     fault(
         proxy,
@@ -148,7 +148,7 @@ fn unreachable(proxy: &Proxy, error: &(dyn std::error::Error + 'static)) -> Prox
     )
 }
 
-/// Asks a proxy for a tunnel over its connection. The connection is the tunnel afterwards.
+/// Asks a proxy for a tunnel over its connection. Afterwards, the connection is the tunnel.
 async fn tunnel(
     io: MaybeHttpsStream<TokioIo<TcpStream>>,
     proxy: &Proxy,
@@ -184,7 +184,7 @@ async fn tunnel(
             parts = &mut connection, if ended.is_none() => ended = Some(parts),
         }
     };
-    // hyper hands a connection over after any success, as RFC 9110 wants it.
+    // hyper hands over the connection after any success, as RFC 9110 requires.
     if !status.is_success() {
         return Err(refused(proxy, "CONNECT", uri, status));
     }
@@ -194,17 +194,17 @@ async fn tunnel(
     };
     let parts = parts.map_err(broke)?;
     if !parts.read_buf.is_empty() {
-        // A server doesn't speak first in TLS: these bytes are the proxy's own.
+        // In TLS, the client speaks first. So these bytes are the proxy's own.
         let cause = format!("sent bytes of its own in the tunnel to {}", target(uri));
         return Err(fault(proxy, cause, false));
     }
     Ok(parts.io)
 }
 
-/// A connection to a registry, or to the proxy that stands for it.
+/// A connection to a registry, or to a proxy before it.
 pub(crate) struct Stream {
     io: MaybeHttpsStream<TokioIo<TcpStream>>,
-    /// The other end is a proxy that forwards requests, and has to be told where to.
+    /// Whether the other end is a proxy that forwards requests, which must be told each request's host.
     forwards: bool,
 }
 

@@ -1,17 +1,17 @@
-//! What can go wrong between here and a registry.
+//! The errors of requests to registries.
 
 use std::{error::Error, io, path::PathBuf, time::Duration};
 
 use http::StatusCode;
 use proto::Digest;
 
-/// The longest foreign text that an error carries, in characters.
+/// The longest text from outside that an error carries, in characters.
 const MAX_FOREIGN_CHARS: usize = 200;
 
-/// Why a registry didn't give what it was asked for. `what` names the thing: `blob sha256:… of ghcr.io/org/image`.
+/// Why a registry didn't give what it was asked for. `what` names that: `blob sha256:… of ghcr.io/org/image`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OriginError {
-    /// The reference can't be asked for: its registry isn't a host, or its digest isn't SHA-256.
+    /// The reference can't be used in a request: its registry isn't a host, or its digest isn't SHA-256.
     #[error("{what} can't be asked for: {cause}; write it as host/name:tag or host/name@sha256:…")]
     Reference {
         /// The reference.
@@ -19,7 +19,8 @@ pub enum OriginError {
         /// What is wrong with it.
         cause: String,
     },
-    /// The registry says that it doesn't exist. Many registries also say so of what one may not see.
+    /// The registry says that it doesn't have it. Many registries also say so where the credentials aren't allowed to
+    /// see it.
     #[error("{what} doesn't exist{said}; check its name, and that these credentials may see it")]
     NotFound {
         /// What was asked for.
@@ -32,20 +33,20 @@ pub enum OriginError {
     Unauthorised {
         /// What was asked for.
         what: String,
-        /// Why these don't do, and what would.
+        /// Why these credentials aren't accepted, and which would be.
         cause: String,
     },
-    /// The credentials are valid, but not for this.
+    /// The credentials are valid, but don't allow this.
     #[error("{what} is forbidden by {host}{said}; give these credentials access to it")]
     Forbidden {
         /// What was asked for.
         what: String,
-        /// Who forbids it: the registry, or the host that it redirects to.
+        /// The host that forbids it: the registry, or a host that the registry redirects to.
         host: String,
-        /// What it said, with a leading colon; may be empty.
+        /// What that host said, with a leading colon; may be empty.
         said: String,
     },
-    /// The bytes don't have the digest that they were asked for by, or that the registry announced.
+    /// The bytes don't have the digest by which they were asked for, or the digest that the registry announced.
     #[error(
         "{what} has digest {found}, not {wanted}; the registry or something before it is broken"
     )]
@@ -57,7 +58,7 @@ pub enum OriginError {
         /// The digest of the bytes that came.
         found: Digest,
     },
-    /// The registry wants fewer requests: status 429, or 503 with a `Retry-After`.
+    /// The registry wants fewer requests: status 429, or status 503 with a `Retry-After`.
     #[error("{what} was refused with status {status} because of too many requests{said}{}", wait(*.retry_after))]
     Throttled {
         /// What was asked for.
@@ -66,22 +67,22 @@ pub enum OriginError {
         status: u16,
         /// How long the registry wants to be left alone, if it says so; at most an hour.
         retry_after: Option<Duration>,
-        /// What it said, with a leading colon; may be empty.
+        /// What the registry said, with a leading colon; may be empty.
         said: String,
     },
-    /// The registry is in trouble (5xx), or answers in a way that the protocol doesn't have here.
+    /// The registry fails (5xx), or gives an answer that the protocol doesn't have here.
     #[error("{what} was answered by {host} with status {status}{said}")]
     Status {
         /// What was asked for.
         what: String,
-        /// Who answered.
+        /// The host that answered.
         host: String,
         /// The status.
         status: u16,
-        /// What it said, with a leading colon; may be empty.
+        /// What the host said, with a leading colon; may be empty.
         said: String,
     },
-    /// No connection, or it broke.
+    /// There is no connection, or it broke.
     #[error(
         "{what} can't be had from {host}: {cause}; check that it runs and can be reached from here"
     )]
@@ -105,49 +106,49 @@ pub enum OriginError {
         /// The cause.
         cause: String,
     },
-    /// The proxy that stands before the registry can't be reached, or doesn't let it be reached.
+    /// The proxy before the registry can't be reached, or doesn't connect to the registry.
     #[error("{what} can't be had: proxy {proxy} {cause}")]
     Proxy {
         /// What was asked for.
         what: String,
         /// The proxy's host and port.
         proxy: String,
-        /// What it did; names the registry, where that matters.
+        /// What the proxy did. Names the registry where that matters.
         cause: String,
         /// Whether the same call may succeed later.
         is_retryable: bool,
     },
-    /// Nothing came for too long.
+    /// Nothing arrived for too long.
     #[error("{what}: nothing came from {host} for {} s", .waited.as_secs())]
     Timeout {
         /// What was asked for.
         what: String,
-        /// Who was silent.
+        /// The host that was silent.
         host: String,
-        /// For how long.
+        /// How long it was silent.
         waited: Duration,
     },
-    /// The bytes ended too soon. Those that came are good; continue after them.
+    /// The bytes ended too soon. The bytes that came are good: continue after them.
     #[error("{what} ended after {received} of {expected} bytes")]
     Truncated {
         /// What was asked for.
         what: String,
-        /// Bytes from the blob's start until the end.
+        /// The bytes from the blob's start to the place where they ended.
         received: u64,
-        /// Bytes that it should have.
+        /// The bytes that the blob should have.
         expected: u64,
     },
-    /// More bytes than it may or should have.
+    /// There are more bytes than allowed or expected.
     #[error("{what} has {found} bytes or more, not {limit}")]
     TooLarge {
         /// What was asked for.
         what: String,
-        /// The most that it may have.
+        /// The most bytes allowed.
         limit: u64,
-        /// What is known of its size.
+        /// The size, as far as it is known.
         found: u64,
     },
-    /// The registry's size of a blob isn't the manifest's.
+    /// The blob's size in the registry differs from its size in the manifest.
     #[error("{what} has {found} bytes in the registry, but its manifest says {expected}")]
     SizeMismatch {
         /// What was asked for.
@@ -162,32 +163,32 @@ pub enum OriginError {
     Range {
         /// What was asked for.
         what: String,
-        /// Where the wanted part starts.
+        /// The start of the part.
         start: u64,
-        /// What came instead.
+        /// What the registry sent instead.
         cause: String,
     },
-    /// A redirect that isn't followed: too many, to plain HTTP, or nowhere.
+    /// A redirect isn't followed: there were too many, or it leads to plain HTTP or to no address.
     #[error("{what} is redirected by {host}, which isn't followed: {cause}")]
     Redirect {
         /// What was asked for.
         what: String,
-        /// Who redirected.
+        /// The host that redirected.
         host: String,
-        /// Why it isn't followed.
+        /// Why the redirect isn't followed.
         cause: String,
     },
-    /// An answer that isn't HTTP, or lacks what it has to have.
+    /// The answer isn't HTTP, or lacks something that it must have.
     #[error("{what} was answered by {host} with something malformed: {cause}")]
     Malformed {
         /// What was asked for.
         what: String,
-        /// Who answered.
+        /// The host that answered.
         host: String,
-        /// What is wrong.
+        /// What is wrong with the answer.
         cause: String,
     },
-    /// The bytes to be pushed couldn't be read, or weren't as many as announced.
+    /// The bytes to push couldn't be read, or there weren't as many as announced.
     #[error("{what} can't be pushed: {cause}")]
     Body {
         /// What was to be pushed.
@@ -214,18 +215,18 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
     },
-    /// A certificate isn't one that can be trusted as a root.
+    /// A certificate can't be trusted as a root.
     #[error("an extra root certificate can't be used: {0}")]
     Root(rustls::Error),
-    /// A proxy can't be used as it is set.
+    /// The setting of a proxy can't be used.
     #[error("{setting} {cause}")]
     Proxy {
         /// The setting or the environment variable.
         setting: String,
-        /// What is wrong with it, without its value.
+        /// What is wrong with the setting. Doesn't contain its value.
         cause: String,
     },
-    /// The user agent has characters that a header can't hold.
+    /// The user agent has characters that a header can't contain.
     #[error("user agent {0:?} can't be sent in a header")]
     UserAgent(String),
     /// The TLS stack refuses its own defaults.
@@ -233,10 +234,10 @@ pub enum ConfigError {
     Tls(rustls::Error),
 }
 
-/// Any error of the libraries below.
+/// Any error of the libraries used here.
 pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
-/// What went wrong at a proxy.
+/// A failure at a proxy.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("proxy {proxy} {cause}")]
 pub(crate) struct ProxyFault {
@@ -246,7 +247,7 @@ pub(crate) struct ProxyFault {
 }
 
 impl OriginError {
-    /// Whether the same call may succeed later, without anybody's doing.
+    /// Whether the same call may succeed later without anybody's help.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
         match self {
@@ -255,7 +256,7 @@ impl OriginError {
             | Self::Timeout { .. }
             | Self::Truncated { .. } => true,
             Self::Proxy { is_retryable, .. } => *is_retryable,
-            // 501 and 505 say that it will never be possible.
+            // 501 and 505 mean that it will never be possible.
             Self::Status { status, .. } => {
                 matches!(*status, 408 | 425 | 500 | 502..=504 | 507..=599)
             }
@@ -263,8 +264,8 @@ impl OriginError {
         }
     }
 
-    /// Whether a request for a part of a blob may have been refused or answered wrongly for being one: the whole blob may
-    /// be had all the same.
+    /// Whether the registry may have refused or misanswered a request only because it asked for a part of a blob. A
+    /// request for the whole blob may then succeed.
     pub(crate) const fn may_be_about_range(&self) -> bool {
         matches!(
             self,
@@ -276,7 +277,7 @@ impl OriginError {
         )
     }
 
-    /// How long the registry wants to be left alone.
+    /// How long the registry wants to be left alone, if it said so.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -292,7 +293,7 @@ fn wait(retry_after: Option<Duration>) -> String {
     })
 }
 
-/// A foreign text without control characters, cut, fit for an error.
+/// A text from outside, made fit for an error: cut, and without control characters.
 pub(crate) fn shorten(text: &str) -> String {
     text.chars()
         .take(MAX_FOREIGN_CHARS)
@@ -300,7 +301,7 @@ pub(crate) fn shorten(text: &str) -> String {
         .collect()
 }
 
-/// An error and its sources in one line, each said once.
+/// An error and its sources in one line, without repetition.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -322,7 +323,7 @@ pub(crate) fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> 
         if let Some(found) = error.downcast_ref::<E>() {
             return Some(found);
         }
-        // An io::Error's `source` skips the error that it wraps.
+        // An `io::Error`'s `source` skips the error that it wraps.
         if let Some(inner) = error
             .downcast_ref::<io::Error>()
             .and_then(io::Error::get_ref)
@@ -335,8 +336,8 @@ pub(crate) fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> 
     None
 }
 
-/// What a registry, or the host that it redirects to, says in an error's body, as `: …` or nothing: the first code and
-/// message of the distribution API's form, the message of a storage service's XML, or plain text.
+/// What a registry, or a host that it redirects to, says in an error's body, as `: …` or nothing. This is the first
+/// code and message in the form of the distribution API, the message in a storage service's XML, or plain text.
 pub(crate) fn said(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Body {
@@ -380,14 +381,14 @@ pub(crate) fn said(body: &[u8]) -> String {
     }
 }
 
-/// The text of an element of XML, without any inside of it.
+/// The text of an XML element, unless the element contains others.
 fn in_element(text: &str, name: &str) -> Option<String> {
     let (_, rest) = text.split_once(&format!("<{name}>"))?;
     let (inside, _) = rest.split_once("</")?;
     (!inside.contains('<')).then(|| inside.trim().to_owned())
 }
 
-/// The error for a status other than the wanted ones.
+/// The error for an unwanted status.
 pub(crate) fn from_status(
     what: String,
     host: String,
@@ -432,7 +433,7 @@ pub(crate) fn at_proxy(what: &str, fault: &ProxyFault) -> OriginError {
     }
 }
 
-/// The error for a connection that didn't come about or broke.
+/// The error for a connection that couldn't be made, or that broke.
 pub(crate) fn broken(what: &str, host: &str, error: &(dyn Error + 'static)) -> OriginError {
     if let Some(fault) = find::<ProxyFault>(error) {
         return at_proxy(what, fault);

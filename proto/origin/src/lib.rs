@@ -1,11 +1,11 @@
-//! The origin: a client for OCI registries, as both programs use it.
+//! The origin: a client for OCI registries, for both programs.
 //!
-//! It fetches manifests and ranges of blobs, answers a registry's demands for credentials, and follows redirects without
-//! taking the credentials along. Each call is one attempt: whether and when to try again is the caller's decision, for
-//! which [`OriginError::is_retryable`], [`OriginError::retry_after`] and [`Backoff`] give what is needed.
+//! It fetches manifests and ranges of blobs, answers a registry's demands for credentials, and follows redirects
+//! without passing the credentials on. Each call is one attempt. The caller decides whether and when to try again;
+//! [`OriginError::is_retryable`], [`OriginError::retry_after`] and [`Backoff`] help with that.
 //!
-//! Everything that a registry sends is bounded and checked: manifests against their digest, blobs against their size.
-//! A blob's digest is *not* checked here; who writes the bytes down computes it anyway.
+//! Everything that a registry sends is limited and checked: manifests against their digest, blobs against their size. A
+//! blob's digest isn't checked here, because the caller that stores the bytes computes it anyway.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {

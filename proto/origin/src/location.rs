@@ -1,24 +1,24 @@
-//! Where requests go: which hosts may be spoken to without TLS, and what a `Location` means.
+//! Addresses of requests: which hosts may be asked without TLS, and what a `Location` means.
 
 use std::collections::BTreeSet;
 
 use http::{Uri, uri::Scheme};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-/// Which registries are spoken to over plain HTTP. All others get HTTPS.
+/// Which registries are asked over plain HTTP. All others are asked over HTTPS.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum PlainHttp {
-    /// None.
+    /// No registry.
     #[default]
     Nowhere,
-    /// These, each `host` (any port) or `host:port`.
+    /// These registries. Each is `host` (any port) or `host:port`.
     Hosts(BTreeSet<String>),
-    /// All of them: for tests.
+    /// All registries. For tests.
     Everywhere,
 }
 
 impl PlainHttp {
-    /// Whether this `host:port` or `host` may be spoken to without TLS.
+    /// Whether this `host:port` or `host` may be asked without TLS.
     #[must_use]
     pub fn allows(&self, authority: &str) -> bool {
         match self {
@@ -35,7 +35,7 @@ impl PlainHttp {
     }
 }
 
-/// The host of a URI, with its port if it is written: names it in errors, and decides about [`PlainHttp`].
+/// The host of a URI, with its port if one is written. Used in errors and for [`PlainHttp`].
 pub(crate) fn authority(uri: &Uri) -> String {
     match (uri.host(), uri.port_u16()) {
         (Some(host), Some(port)) => format!("{host}:{port}"),
@@ -44,7 +44,7 @@ pub(crate) fn authority(uri: &Uri) -> String {
     }
 }
 
-/// Whether both lead to the same server, so that credentials for one may go to the other.
+/// Whether both URIs lead to the same server, so that credentials for one may be sent to the other.
 pub(crate) fn same_server(one: &Uri, other: &Uri) -> bool {
     let server = |uri: &Uri| {
         let port = uri
@@ -60,7 +60,8 @@ pub(crate) fn same_server(one: &Uri, other: &Uri) -> bool {
     server(one) == server(other)
 }
 
-/// Resolves a `Location` header (RFC 9110 §10.2.2) against the URI that it answered. `None` when it isn't an HTTP one.
+/// Resolves a `Location` header (RFC 9110 §10.2.2) against the URI of its request. `None` when the result isn't an
+/// HTTP address.
 pub(crate) fn resolve(base: &Uri, location: &str) -> Option<Uri> {
     let location = location.split('#').next().unwrap_or_default();
     let scheme = base.scheme_str()?;
@@ -86,12 +87,12 @@ pub(crate) fn resolve(base: &Uri, location: &str) -> Option<Uri> {
     };
     let uri: Uri = absolute.parse().ok()?;
     let http = matches!(uri.scheme_str(), Some("http" | "https"));
-    // Credentials inside a URL aren't ours to send.
+    // Credentials inside a URL aren't sent.
     let plain = uri.authority().is_some_and(|a| !a.as_str().contains('@'));
     (http && plain && uri.host().is_some_and(|host| !host.is_empty())).then_some(uri)
 }
 
-/// What isn't written as it is in a query: all but unreserved characters, slashes and colons (RFC 3986 §3.4).
+/// The characters that are escaped in a query: all but unreserved characters, slashes and colons (RFC 3986 §3.4).
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -100,7 +101,7 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'/')
     .remove(b':');
 
-/// A text as part of a query.
+/// The text, escaped as part of a query.
 pub(crate) fn escape(text: &str) -> String {
     utf8_percent_encode(text, RESERVED).to_string()
 }

@@ -1,10 +1,10 @@
-//! Which registries are reached through a proxy, and through which one: what the settings and the environment say.
+//! Which registries are reached through which proxy, by the settings and the environment.
 //!
-//! The rules are hyper-util's, which are curl's: `HTTPS_PROXY` for registries that speak TLS, `HTTP_PROXY` for those that
-//! don't, `ALL_PROXY` where the one that applies isn't set, and `NO_PROXY` for hosts that are reached directly. Each name
-//! may be written in lower case. Three things differ, because what a proxy isn't used for is a mistake that shows late: a
-//! value that isn't a proxy is an error, a port in `NO_PROXY` is ignored and `*.name` means `.name`, and this machine
-//! itself is never reached through a proxy.
+//! The rules are those of hyper-util, and so of curl. `HTTPS_PROXY` is for registries with TLS, `HTTP_PROXY` for those
+//! without. `ALL_PROXY` is used where the applicable one isn't set. `NO_PROXY` lists hosts that are reached directly.
+//! Each name may be written in lower case. Three things differ, because a proxy that isn't used is a mistake that shows
+//! late. A value that isn't a proxy is an error. In `NO_PROXY`, a port is ignored, and `*.name` means `.name`. This
+//! machine itself is never reached through a proxy.
 
 use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc};
 
@@ -15,22 +15,22 @@ use serde::Deserialize;
 
 use crate::{error::ConfigError, location::authority};
 
-/// What a settings file says of proxies, in `[origin.proxy]`. Each value that is given replaces the environment's.
+/// The proxies in a settings file, under `[origin.proxy]`. Each given value replaces the environment's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProxySettings {
-    /// The proxy for every registry, as `http://host:port`, or `https://host:port` for one that itself speaks TLS. Empty:
-    /// no registry is reached through a proxy.
+    /// The proxy for every registry: `http://host:port`, or `https://host:port` for a proxy that itself speaks TLS.
+    /// Empty: no registry is reached through a proxy.
     pub url: Option<String>,
     /// Hosts, domains, addresses and networks that are reached directly.
     pub no_proxy: Option<Vec<String>>,
     /// The user that the proxy at `url` asks for.
     pub username: Option<String>,
-    /// File that holds the user's password; white space round it is cut.
+    /// The file with the user's password. White space around the password is cut.
     pub password_file: Option<PathBuf>,
 }
 
-/// The proxies that registries are reached through. Its `Debug` shows no password.
+/// The proxies through which registries are reached. `Debug` shows no password.
 #[derive(Clone)]
 pub struct Proxies(Arc<Matcher>);
 
@@ -47,13 +47,14 @@ impl Default for Proxies {
 }
 
 impl Proxies {
-    /// Every registry is reached directly.
+    /// No proxies: every registry is reached directly.
     #[must_use]
     pub fn none() -> Self {
         Self(Arc::new(Matcher::builder().build()))
     }
 
-    /// What the settings say, and this process's environment where they say nothing. Blocks: it may read a file.
+    /// The proxies of the settings, and of this process's environment where the settings say nothing. Blocks: it may
+    /// read a file.
     ///
     /// # Errors
     /// When a value isn't a proxy, or the password can't be read. The error names the setting or the variable.
@@ -100,7 +101,7 @@ impl Proxies {
         Ok(Self(Arc::new(builder.build())))
     }
 
-    /// The proxy through which this address is reached, if it isn't reached directly.
+    /// The proxy for this address; `None` where the address is reached directly.
     pub(crate) fn of(&self, uri: &Uri) -> Option<Proxy> {
         let host = uri.host()?;
         let ip = host.trim_start_matches('[').trim_end_matches(']');
@@ -111,10 +112,10 @@ impl Proxies {
         (!here).then(|| self.0.intercept(uri)).flatten().map(Proxy)
     }
 
-    /// For the log: the proxies by their addresses, without users and passwords.
+    /// The addresses of the proxies for the log, without users and passwords.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
-        // A reserved name (RFC 2606) stands for any registry that nothing exempts.
+        // A reserved name (RFC 2606) stands for any registry that isn't exempted.
         let through = |scheme: &str| {
             let uri: Uri = format!("{scheme}://registry.invalid/").parse().ok()?;
             Some(self.of(&uri)?.name())
@@ -134,18 +135,18 @@ impl Proxy {
         self.0.uri()
     }
 
-    /// The header that tells the proxy who asks.
+    /// The header with the proxy's user and password.
     pub(crate) fn authorization(&self) -> Option<&HeaderValue> {
         self.0.basic_auth()
     }
 
-    /// Host and port, for errors and logs.
+    /// The host and port, for errors and logs.
     pub(crate) fn name(&self) -> String {
         authority(self.uri())
     }
 }
 
-/// `user:password`, encoded as a URL has it.
+/// `user:password`, encoded as in a URL.
 fn credentials(settings: &ProxySettings) -> Result<Option<String>, ConfigError> {
     let problem = |setting: &str, cause: String| ConfigError::Proxy {
         setting: setting.to_owned(),
@@ -171,8 +172,8 @@ fn credentials(settings: &ProxySettings) -> Result<Option<String>, ConfigError> 
     )))
 }
 
-/// A proxy's URL as the matcher takes it, which passes over what it doesn't understand. The value itself stays out of the
-/// error: it may hold a password.
+/// A proxy's URL in the form that the matcher accepts: the matcher ignores what it doesn't understand. The error
+/// doesn't contain the value, which may include a password.
 fn proxy(setting: &str, url: &str, credentials: Option<&str>) -> Result<String, ConfigError> {
     let problem = |cause: &str| ConfigError::Proxy {
         setting: setting.to_owned(),

@@ -1,4 +1,4 @@
-//! A repository of a registry, and what can be read from it.
+//! A repository of a registry, and requests that read from it.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -18,13 +18,13 @@ use crate::{
     transport::{Answer, Authorization, Transport},
 };
 
-/// The manifests that are asked for. tart writes the first kind; the others are asked for so that their type can be
-/// named when they are refused.
+/// The types of manifests that are asked for. tart writes the first. The others are asked for so that a refusal can
+/// name their type.
 const MANIFEST_TYPES: HeaderValue = HeaderValue::from_static(
     "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
      application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json",
 );
-/// One type at a time, for registries that refuse the list.
+/// A single type, for registries that refuse the list.
 const OCI_MANIFEST: HeaderValue =
     HeaderValue::from_static("application/vnd.oci.image.manifest.v1+json");
 const DOCKER_MANIFEST: HeaderValue =
@@ -32,11 +32,11 @@ const DOCKER_MANIFEST: HeaderValue =
 const ANYTHING: HeaderValue = HeaderValue::from_static("*/*");
 const DIGEST_HEADER: HeaderName = HeaderName::from_static("docker-content-digest");
 
-/// The name of a version of an image that may move: letters, digits, `_`, `.` and `-`, at most 128.
+/// A tag: a name for a version of an image, which may move. It has 1 to 128 letters, digits, `_`, `.` and `-`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tag(String);
 
-/// A text that isn't a tag.
+/// The text isn't a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "a tag has 1 to 128 letters, digits, `_`, `.` and `-`, and starts with none of the last two"
@@ -63,12 +63,12 @@ impl fmt::Display for Tag {
     }
 }
 
-/// Which of a repository's manifests is meant.
+/// One of a repository's manifests.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Version {
-    /// Whatever the tag points to now.
+    /// The manifest that the tag points to now.
     Tag(Tag),
-    /// The one with this digest, for ever.
+    /// The manifest with this digest. It never changes.
     Digest(Digest),
 }
 
@@ -96,15 +96,15 @@ impl From<Tag> for Version {
 /// A manifest as the registry stores it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    /// Its bytes, which have the digest below.
+    /// The bytes, which have the digest `digest`.
     pub bytes: Bytes,
-    /// Its type, as the registry says.
+    /// The type, by the registry's word.
     pub media_type: String,
     /// The digest of the bytes.
     pub digest: Digest,
 }
 
-/// A repository, seen with certain credentials. Clones share their tokens.
+/// A repository, with the credentials for it. Clones share their tokens.
 #[derive(Clone, Debug)]
 pub struct Repository(Arc<Inner>);
 
@@ -116,7 +116,7 @@ struct Inner {
     base: String,
     /// `host/name`, for people.
     name: String,
-    /// `name` as the API's paths have it.
+    /// `name` in the paths of the API.
     path: String,
     version: Version,
 }
@@ -131,7 +131,7 @@ impl Repository {
             what: shorten(&reference.whole()),
             cause,
         };
-        // Where a reference has both, the digest is what it means.
+        // Where a reference has both, the digest counts.
         let version = match (reference.digest(), reference.tag()) {
             (Some(digest), _) => {
                 Version::Digest(digest.parse().map_err(|error| refuse(format!("{error}")))?)
@@ -149,7 +149,7 @@ impl Repository {
             "https"
         };
         let base = format!("{scheme}://{host}");
-        // The port's range isn't checked by who parses references or addresses.
+        // The parsers of references and addresses don't check the port's range.
         let valid = base.parse::<Uri>().is_ok_and(|uri| {
             uri.authority().is_some_and(|authority| {
                 authority.as_str() == host
@@ -176,13 +176,13 @@ impl Repository {
         &self.0.version
     }
 
-    /// Registry and name, without a version.
+    /// The registry and the name, without a version.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// Fetches a manifest. Its bytes have been compared with the digest that it was asked for by, and with the one that
+    /// Fetches a manifest. Its bytes were compared with the digest by which it was asked for, and with the digest that
     /// the registry announces, if any.
     ///
     /// # Errors
@@ -191,8 +191,8 @@ impl Repository {
         self.manifest_as(version, None).await
     }
 
-    /// As [`manifest`](Self::manifest), in one of these types: an `Accept` header's text. `None`: the types of images and
-    /// indexes that are known here.
+    /// Fetches a manifest like [`manifest`](Self::manifest), of one of the types in `accept`, which is the text of an
+    /// `Accept` header. `None` means the types of images and indexes that are known here.
     ///
     /// # Errors
     /// See [`OriginError`].
@@ -212,7 +212,7 @@ impl Repository {
             let headers = manifest_headers(wish.as_ref());
             let asked = self.ask(&what, Access::Pull, Method::GET, &path, &headers);
             match asked.await {
-                // some registries take one type at a time
+                // some registries accept only one type at a time
                 Err(OriginError::Status { status: 406, .. }) if accept.is_none() => {
                     let Some(next) = wishes.next() else {
                         return Err(OriginError::Malformed {
@@ -267,7 +267,7 @@ impl Repository {
         })
     }
 
-    /// The digest that a version has now. Asks for it without the manifest, where the registry answers that.
+    /// The digest that a version has now. Fetches the manifest only where the registry doesn't answer without.
     ///
     /// # Errors
     /// See [`OriginError`].
@@ -284,7 +284,7 @@ impl Repository {
             .await;
         let found = match answer {
             Ok(answer) => announced(answer.response.headers()),
-            // HEAD is refused by some registries, in several ways: what GET says counts
+            // some registries refuse HEAD, in several ways: the answer to GET counts
             Err(error) if error.is_retryable() => return Err(error),
             Err(_) => None,
         };
@@ -301,9 +301,9 @@ impl Repository {
         }
     }
 
-    /// Streams a blob from byte `start` to its end. `size` is the whole blob's size by its manifest: the stream never
-    /// gives more, and says so when the registry has another size or breaks off before. A registry that doesn't give a part
-    /// is asked for the whole once; what comes before `start` is then skipped.
+    /// Streams a blob from byte `start` to its end. `size` is the whole blob's size by its manifest. The stream never
+    /// gives more bytes, and ends with an error when the registry has another size or breaks off. A registry that
+    /// doesn't give a part is asked once for the whole blob, and bytes before `start` are skipped.
     ///
     /// # Errors
     /// See [`OriginError`].
@@ -327,7 +327,8 @@ impl Repository {
         }
         let asked = self.blob_from(digest, start, start, size).await;
         match asked {
-            // where a part isn't given, or wrongly, the whole may be: what comes before is skipped
+            // where the registry gives no part, or a wrong one, it may give the whole blob; bytes before `start` are
+            // skipped
             Err(error) if start > 0 && error.may_be_about_range() => {
                 tracing::debug!(%error, start, "a part of a blob isn't given; asking for all of it");
                 self.blob_from(digest, 0, start, size).await
@@ -336,11 +337,11 @@ impl Repository {
         }
     }
 
-    /// A small part of a blob: `length` bytes from `start` on, of the `size` that it has. Where the registry gives no parts, what comes
-    /// before is read too.
+    /// Reads a small part of a blob: `length` bytes from `start` on. `size` is the whole blob's size. Where the
+    /// registry gives no parts, the bytes before are read too.
     ///
     /// # Errors
-    /// See [`OriginError`]; a range that isn't in the blob is an [`OriginError::Range`].
+    /// See [`OriginError`]. A range that isn't within the blob is an [`OriginError::Range`].
     pub async fn part(
         &self,
         digest: &Digest,
@@ -387,7 +388,7 @@ impl Repository {
         Ok(bytes.freeze())
     }
 
-    /// Asks for a blob from byte `asked` on, for the bytes from `start` on.
+    /// Asks for a blob from byte `asked` on, to get the bytes from `start` on.
     async fn blob_from(
         &self,
         digest: &Digest,
@@ -411,10 +412,10 @@ impl Repository {
         BlobStream::of(what, authority(&from), response, part, idle)
     }
 
-    /// The size of a blob, as the registry says. Also tells that these credentials may read it.
+    /// The size of a blob, by the registry's word. Success also shows that these credentials may read the blob.
     ///
     /// # Errors
-    /// See [`OriginError`]; malformed where the registry names no size.
+    /// See [`OriginError`]. The answer is malformed where the registry gives no size.
     pub async fn blob_size(&self, digest: &Digest) -> Result<u64, OriginError> {
         let what = self.what_blob(digest);
         let mut headers = HeaderMap::new();
@@ -430,7 +431,7 @@ impl Repository {
             Err(error) if error.is_retryable() && !matches!(error, OriginError::Status { .. }) => {
                 return Err(error);
             }
-            // such as an address that is signed for GET alone: what that says counts, and its body isn't read
+            // as for an address that is signed for GET alone; the answer to GET counts, and its body isn't read
             Ok(_) | Err(_) => {}
         }
         let answer = asked(Method::GET).await?;
@@ -441,7 +442,8 @@ impl Repository {
         })
     }
 
-    /// The list of tags as the registry gives it, and its headers, such as `Link` to more. `query` is `n=…&last=…` or empty.
+    /// The list of tags as the registry gives it, and its headers, such as a `Link` to more. `query` is
+    /// `n=…&last=…` or empty.
     ///
     /// # Errors
     /// See [`OriginError`].
@@ -451,8 +453,8 @@ impl Repository {
         self.list(&what, uri).await
     }
 
-    /// What refers to a manifest (signatures, bills of materials): an index, and its headers. `query` is `artifactType=…` or
-    /// empty.
+    /// The manifests that refer to a manifest, such as signatures or bills of materials: an index, and its headers.
+    /// `query` is `artifactType=…` or empty.
     ///
     /// # Errors
     /// See [`OriginError`].
@@ -466,7 +468,7 @@ impl Repository {
         self.list(&what, uri).await
     }
 
-    /// The names of the registry's repositories, and headers. `query` is as of [`tags`](Self::tags).
+    /// The names of the registry's repositories, and the headers. `query` is as for [`tags`](Self::tags).
     ///
     /// # Errors
     /// See [`OriginError`].
@@ -490,7 +492,7 @@ impl Repository {
         Ok((bytes, parts.headers))
     }
 
-    /// What the registry demands of somebody without credentials who reads this path of the repository (`blobs/…`,
+    /// The registry's demand to a client without credentials that reads this path of the repository (`blobs/…`,
     /// `manifests/…`): the text of its `WWW-Authenticate`. `None` when it demands nothing.
     ///
     /// # Errors
@@ -507,8 +509,9 @@ impl Repository {
         Ok(header.filter(|_| asked).cloned())
     }
 
-    /// A header to hand to somebody who shall ask the registry for this repository on their own, with the shortest life
-    /// and the smallest rights that the registry offers. Always a new token: keep it for as long as it lives.
+    /// A header to give to another program, with which that program can ask the registry for this repository itself. It
+    /// has the shortest life and the fewest rights that the registry offers. Each call fetches a new token, so keep it
+    /// while it lives.
     ///
     /// # Errors
     /// See [`OriginError`].
@@ -534,8 +537,8 @@ impl Repository {
         }
     }
 
-    /// A request to the repository, with the credentials that the registry wants, redirected where it sends us, for a
-    /// successful answer.
+    /// Sends a request to the repository with the credentials that the registry demands, and follows redirects. Any
+    /// status but success is an error.
     pub(crate) async fn ask(
         &self,
         what: &str,
@@ -616,7 +619,7 @@ impl Repository {
         })
     }
 
-    /// What errors call a blob of this repository.
+    /// The name of a blob of this repository in errors.
     #[must_use]
     pub fn what_blob(&self, digest: &Digest) -> String {
         format!("blob {digest} of {}", self.0.name)
@@ -630,7 +633,7 @@ impl Repository {
     }
 }
 
-/// A path with its query, if there is one.
+/// The path with its query, if there is one.
 fn with(path: &str, query: &str) -> String {
     let joint = if query.is_empty() { "" } else { "?" };
     format!("{path}{joint}{query}")
@@ -646,7 +649,7 @@ fn bytes_from(start: u64) -> HeaderValue {
     HeaderValue::from_str(&format!("bytes={start}-")).expect("digits are valid in a header")
 }
 
-/// The bytes from `start` to before `end`.
+/// The range from `start` to `end`, without the byte at `end`.
 fn bytes_between(start: u64, end: u64) -> HeaderValue {
     let last = end - 1;
     HeaderValue::from_str(&format!("bytes={start}-{last}")).expect("digits are valid in a header")

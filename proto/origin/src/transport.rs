@@ -1,4 +1,4 @@
-//! One HTTP request and its answer: connections, TLS, timeouts, redirects.
+//! One HTTP request and its answer: connections, TLS, timeouts and redirects.
 
 use std::{
     fmt,
@@ -30,19 +30,19 @@ use crate::{
     proxy::{Proxies, Proxy},
 };
 
-/// The most redirects that are followed; registries need one.
+/// The most redirects that are followed. Registries need one.
 const MAX_REDIRECTS: usize = 5;
-/// The most of an error's body that is read.
+/// The most bytes that are read of an error's body.
 const MAX_ERROR_BYTES: usize = 8 << 10;
-/// A body that is read as a whole comes at least so fast on average, once the idle timeout is over. Half of the slowest line
-/// that images are staged over.
+/// The least average speed of a body that is read as a whole, once the idle timeout is over. Half of the slowest line
+/// over which images are staged.
 const SLOWEST_BODY_BYTES_PER_S: usize = 32 << 10;
-/// How long an unused connection is kept: less than the minute after which common servers close theirs.
+/// How long an unused connection is kept. Common servers close theirs after a minute, so this is less.
 const KEPT: Duration = Duration::from_secs(30);
 
 pub(crate) type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
 
-/// Speaks HTTP/1.1 to registries and keeps connections. Clones share them.
+/// Speaks HTTP/1.1 to registries, and keeps connections. Clones share the connections.
 #[derive(Clone)]
 pub(crate) struct Transport {
     inner: Arc<Inner>,
@@ -57,10 +57,10 @@ struct Inner {
     user_agent: HeaderValue,
 }
 
-/// A header that goes to the registry alone.
+/// A header that is sent to the registry only.
 pub(crate) struct Authorization(pub(crate) HeaderValue);
 
-/// An answer, and where it came from after redirects.
+/// An answer, and the address that it came from after redirects.
 pub(crate) struct Answer {
     pub(crate) response: Response<Incoming>,
     pub(crate) from: Uri,
@@ -77,7 +77,7 @@ impl fmt::Debug for Transport {
 }
 
 impl Transport {
-    /// One with no connections yet.
+    /// A transport without connections.
     pub(crate) fn new(config: Config) -> Result<Self, ConfigError> {
         let mut roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         for root in config.extra_roots {
@@ -121,7 +121,7 @@ impl Transport {
         })
     }
 
-    /// The same, with the same connections, for other registries without TLS.
+    /// The same transport, with the same connections, but with other registries without TLS.
     pub(crate) fn with_plain_http(&self, plain_http: PlainHttp) -> Self {
         Self {
             inner: Arc::clone(&self.inner),
@@ -137,14 +137,14 @@ impl Transport {
         self.inner.idle_timeout
     }
 
-    /// How long an answer's headers may take, with the connection and its TLS before them.
+    /// How long an answer's headers may take. This includes connecting and TLS.
     pub(crate) fn answer_timeout(&self) -> Duration {
         self.inner.connect_timeout + self.inner.idle_timeout
     }
 
-    /// A GET or HEAD, following redirects. The authorization goes along as long as the server stays the same.
+    /// Sends a GET or HEAD and follows redirects. The authorization is sent while the server stays the same.
     ///
-    /// Any final status is an answer.
+    /// An answer with any final status is returned.
     pub(crate) async fn follow(
         &self,
         what: &str,
@@ -170,7 +170,7 @@ impl Transport {
         })
     }
 
-    /// A request to one server, without redirects, for a successful answer.
+    /// Sends a request to one server and doesn't follow redirects. Any status but success is an error.
     pub(crate) async fn once(
         &self,
         what: &str,
@@ -194,7 +194,7 @@ impl Transport {
         Ok(response)
     }
 
-    /// One request, one answer, whatever its status.
+    /// Sends one request and returns one answer with any status.
     pub(crate) async fn hop(
         &self,
         what: &str,
@@ -212,14 +212,14 @@ impl Transport {
         }
     }
 
-    /// One request without a timeout: the caller watches over it.
+    /// Sends one request without a timeout: the caller must have one.
     pub(crate) async fn send(
         &self,
         what: &str,
         mut request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, OriginError> {
         let uri = request.uri().clone();
-        // A proxy that forwards reads the request itself; one that tunnels was told who asks before.
+        // A proxy that forwards reads the request itself. A proxy that tunnels was given the credentials before.
         let forwards = (uri.scheme_str() == Some("http")).then(|| self.inner.proxies.of(&uri));
         let forwards = forwards.flatten();
         if let Some(authorization) = forwards.as_ref().and_then(Proxy::authorization) {
@@ -257,7 +257,7 @@ impl Transport {
         request
     }
 
-    /// Where a redirect leads, if it may be followed.
+    /// The address that a redirect leads to, if it may be followed.
     fn redirected(
         &self,
         what: &str,
@@ -282,7 +282,7 @@ impl Transport {
         Ok(next)
     }
 
-    /// The error for an answer that isn't a success. Reads a little of what it says.
+    /// The error for an answer that isn't a success. Reads a little of the body for its text.
     pub(crate) async fn refusal(
         &self,
         what: &str,
@@ -296,7 +296,7 @@ impl Transport {
             .get(RETRY_AFTER)
             .and_then(|value| value.to_str().ok())
             .and_then(|text| parse_retry_after(text, SystemTime::now()));
-        // What it says is a courtesy: an answer that breaks off or is too long has only its status.
+        // The text is optional: an answer that breaks off or is too long gives only its status.
         let text = self
             .whole(what, &host, body, MAX_ERROR_BYTES)
             .await
@@ -310,8 +310,8 @@ impl Transport {
         )
     }
 
-    /// A whole body, up to `limit` bytes. It may take the idle timeout and a time for what came of it: a body whose bytes come one
-    /// by one ends in a minute or two, whatever its size.
+    /// Reads a whole body of at most `limit` bytes. It may take the idle timeout, and time in proportion to the bytes
+    /// that came. So a body whose bytes arrive one by one ends within a minute or two, whatever its size.
     pub(crate) async fn whole(
         &self,
         what: &str,

@@ -135,15 +135,16 @@ proptest! {
         }
     }
 
-    /// A liar replaces a run of chunks by bytes of its own, with links that fit them, in one of the ways that pass a
-    /// check of single links. It alone is named, everything true is kept or can be entered again, and the chain closes.
+    /// A liar replaces a run of chunks by bytes of its own, with links that fit them. It does so in one of the ways
+    /// that pass a check of single links. Only the liar is named, every true link is kept or can be entered again, and
+    /// the chain closes.
     #[test]
     fn a_consistent_lie_is_blamed_on_its_sender(
         chunks in 2u32..6, tail in 1usize..(1 << 20), seed: u64, at: prop::sample::Index, run in 1u32..4, kind in 0u8..4,
     ) {
         let content = content((chunks as usize - 1) * (1 << 20) + tail, seed);
         let (digest, geometry, truth) = chain(&content);
-        // the last chunk's end is fixed by the digest, so the lie lies before it
+        // the digest fixes the end of the last chunk, so the lie must come before it
         let first = u32::try_from(at.index(chunks as usize - 1)).unwrap();
         let last = (first + run).min(chunks - 1);
         let mut fake = content.clone();
@@ -184,7 +185,8 @@ proptest! {
         prop_assert!(ledger.is_closed());
     }
 
-    /// One bit of one link is another: whatever the order, the link is caught by its own bytes, or is a hint.
+    /// One bit of one link is flipped. In any order of arrival, the link doesn't fit its bytes, or the bit is in a
+    /// hint.
     #[test]
     fn a_flipped_bit_of_a_link_is_caught_by_its_own_bytes(chunks in 1u32..4, tail in 1usize..(1 << 20), seed: u64, at: prop::sample::Index, bit in 0usize..512) {
         let content = content((chunks as usize - 1) * (1 << 20) + tail, seed);
@@ -196,14 +198,14 @@ proptest! {
         bytes[bit % 256 / 8] ^= 1 << (bit % 8);
         *state = State::from_bytes(&bytes);
         prop_assert!(!link.holds(geometry, chunk, bytes_of(&content, geometry, chunk)));
-        // hints prove nothing and spoil nothing
+        // a changed hint proves nothing and does no harm
         let hint = Link { fingerprint: Fingerprint::of(b"other"), resume: None, ..truth[chunk.0 as usize] };
         prop_assert!(hint.holds(geometry, chunk, bytes_of(&content, geometry, chunk)));
     }
 
-    /// Two chunks change places, bytes, links and all; another's place is taken by a copy; or one is left out, and
-    /// what follows it moves up, with links that fit. In any order of arrival nothing closes, only who sent them is
-    /// named, and with what they took the place of the chain closes.
+    /// Two chunks are swapped with their bytes and links; or a chunk is replaced by a copy of another; or a chunk is
+    /// left out and those after it move up, with links that fit. In any order of arrival, the chain doesn't close, and
+    /// only the liar is named. Once the true chunks are entered, the chain closes.
     #[test]
     fn swapped_repeated_and_dropped_entries_are_caught_in_any_order(
         chunks in 3u32..6, seed: u64, a: prop::sample::Index, b: prop::sample::Index, kind in 0u8..4,
@@ -219,7 +221,7 @@ proptest! {
         match kind {
             0 => sent.extend([(a, truth[b], slice(b)), (b, truth[a], slice(a))]),
             1 => sent.push((a, truth[b], slice(b))),
-            // forged anew, so that each fits what it is chained to
+            // the links are forged again, so that each fits the one before
             2 => {
                 let (first, last) = (a.min(b), a.max(b));
                 let mut before = truth[first].before;
@@ -247,7 +249,7 @@ proptest! {
                 Some((_, link, bytes)) => (*link, *bytes, LIAR),
                 None => (truth[chunk.0 as usize], slice(chunk.0 as usize), HONEST),
             };
-            // bytes that don't fit name their sender at once
+            // bytes that don't fit their link convict their sender at once
             if !link.holds(geometry, chunk, bytes) {
                 prop_assert_eq!(source, LIAR);
                 continue;
@@ -260,7 +262,7 @@ proptest! {
             }
             prop_assert!(!ledger.is_closed());
         }
-        // whatever is still believed of the liar is false and found out as the truth comes in
+        // any false chunk that is still believed is found out as true chunks come in
         for _ in 0..=chunks {
             for chunk in (0..chunks).map(ChunkIndex) {
                 let held = ledger.held().contains(chunk);

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{chain::Resume, chunks::Geometry};
 
-/// Signs by hash: whoever knows a key's bytes can, which is enough here.
+/// Signs by a hash with the key's bytes. That is enough for these tests.
 fn toy(key: &[u8], bytes: &[u8]) -> LinkSignature {
     let half = Digest::of(&[key, bytes].concat());
     let mut signature = [0; 64];
@@ -108,7 +108,7 @@ fn what_was_signed_reads_the_same_and_is_accepted() {
             Err(StatementError::Expired)
         );
     }
-    // the base of a base isn't carried, and what was signed is the same without it
+    // a base carries no base of its own, and its signed bytes are the same without one
     let third = Arc::new(Run::made(lease, 2, Some(second.clone())));
     let third = sign(content, 2, links[2], &third);
     let again = Signed::parse(content, third.chunk, &third.to_message()).unwrap();
@@ -129,21 +129,21 @@ fn nobody_makes_links_without_a_lease_or_in_anothers_name() {
         &run(ticket(Some(Digest::of(b"other")), 1, 7)),
     );
     assert_eq!(other.verify(NOW, true, &Toy), Err(StatementError::Unleased));
-    // under a standing ticket a host only vouches, as long as there is a coordinator that leases
+    // under a standing ticket, a host may only vouch while a coordinator grants leases
     let alone = sign(content, 0, links[0], &run(ticket(None, 1, 7)));
     assert_eq!(
         alone.verify(NOW, false, &Toy),
         Err(StatementError::Unleased)
     );
     assert_eq!(alone.verify(NOW, true, &Toy), Ok(()));
-    // a ticket that it gave itself
+    // a ticket that the host gave itself
     let host = "host-1".parse().unwrap();
     let own = Ticket::issue(Some(content), &host, [1; 32], 7, NOW + 60, |bytes| {
         Ok::<_, ()>(toy(b"somebody", bytes).to_vec())
     });
     let own = sign(content, 0, links[0], &run(Arc::new(own.unwrap())));
     assert_eq!(own.verify(NOW, true, &Toy), Err(StatementError::Ticket));
-    // another's ticket
+    // the ticket of another host
     let stolen = run(ticket(Some(content), 1, 7));
     let stolen = Signed::new(content, ChunkIndex(0), links[0], stolen, |bytes| {
         toy(&[2; 32], bytes)
@@ -152,7 +152,7 @@ fn nobody_makes_links_without_a_lease_or_in_anothers_name() {
         stolen.verify(NOW, true, &Toy),
         Err(StatementError::Signature)
     );
-    // another's name beside its own ticket
+    // the name of another host beside the host's own ticket
     let mut message = other.to_message();
     message.maker = "host-2".into();
     assert!(Signed::parse(content, ChunkIndex(0), &message).is_err());
@@ -193,7 +193,7 @@ fn a_run_that_goes_on_from_another_shows_from_which() {
     assert!(hidden(&|statement| statement.base = None).is_err());
     assert!(hidden(&|statement| statement.base_digest = vec![0; 32]).is_err());
     assert!(hidden(&|statement| statement.first = 0).is_err());
-    // as if it had begun there: that isn't what it signed
+    // as if the run had begun there: the maker didn't sign that
     let moved = hidden(&|statement| {
         (statement.first, statement.base, statement.base_digest) = (0, None, Vec::new());
     });
@@ -201,7 +201,7 @@ fn a_run_that_goes_on_from_another_shows_from_which() {
         moved.unwrap().verify(NOW, false, &Toy),
         Err(StatementError::Signature)
     );
-    // the base has to be somebody's
+    // the base must be signed by its maker
     let forged = Signed {
         statement: Statement {
             signature: [9; 64],
@@ -232,7 +232,7 @@ fn contradictions_convict_their_maker_and_nobody_else() {
     for (one, other) in [(&false_first, &true_second), (&true_second, &false_first)] {
         assert_eq!(contradiction(one, other), Some(Contradiction::Lie));
     }
-    // a second pass that brought other bytes: the registry may have given them
+    // a second pass brought other bytes: the registry may have sent them
     let again = Arc::new(Run::made(lease, 2, None));
     let second_pass = sign(content, 0, invented(links[0].before, 8), &again);
     assert_eq!(
@@ -240,11 +240,11 @@ fn contradictions_convict_their_maker_and_nobody_else() {
         Some(Contradiction::False)
     );
     assert_eq!(contradiction(&second_pass, &true_second), None);
-    // another host's, and of another content
+    // links of another host, and of another content
     let other = Arc::new(Run::made(ticket(Some(content), 2, 7), 1, None));
     let other = sign(content, 0, invented(links[0].before, 8), &other);
     assert_eq!(contradiction(&true_first, &other), None);
-    // vouching twice
+    // vouched twice
     let vouched = Arc::new(Run::vouched(ticket(None, 3, 1)));
     let renewed = Arc::new(Run::vouched(ticket(None, 3, 2)));
     assert_eq!(
@@ -268,10 +268,10 @@ fn the_one_who_made_a_false_link_is_judged_and_not_who_went_on_from_it() {
         assert_eq!(judge(&link, &truth), Some(lie.clone()), "{chunk}");
     }
     assert_eq!(judge(&lie, &truth), Some(lie.clone()));
-    // behind its own lie all is false, and is its own
+    // links after a host's own lie are false, and the host is to blame for them
     let later = sign(content, 2, invented(state(8), 9), &liar);
     assert_eq!(judge(&later, &truth), Some(later.clone()));
-    // what rests on the truth has no excuse
+    // a host that continues a true link has no excuse for a false one
     let true_first = sign(content, 0, links[0], &liar);
     let heir = Arc::new(Run::made(ticket(Some(content), 2, 8), 2, Some(true_first)));
     let lie = sign(content, 2, invented(state(8), 9), &heir);
@@ -290,7 +290,7 @@ proptest! {
         }
     }
 
-    /// Whatever is changed on the way, nothing is accepted that its maker didn't sign.
+    /// Whatever is changed on the way, no link is accepted that its maker didn't sign.
     #[test]
     fn a_flipped_bit_is_never_accepted(at: prop::sample::Index, bit in 0u8..8, based: bool) {
         let (content, chunk) = (Digest::of(b"x"), u32::from(based));

@@ -67,7 +67,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// Everything on loopback, without settings of its own: a coordinator from a fleet file, so many agents, and a registry.
+    /// Everything on loopback, without settings of its own: a coordinator from a fleet file, so many agents, and a
+    /// registry.
     #[must_use]
     pub fn on_loopback(
         binary: impl Into<PathBuf>,

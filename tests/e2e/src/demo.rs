@@ -42,8 +42,8 @@ pub struct Cli {
     /// Speak plain HTTP to the registry of --image. Registries on loopback are spoken to so without it.
     #[arg(long, requires = "image")]
     plain_http: bool,
-    /// Bytes per second that the registry sends, for all hosts together; 0 is no limit. 117 MB/s is a 1 Gbit/s link. With --image what
-    /// the lower bound goes by; without it there is none then [default: 117000000, with --image 0].
+    /// Bytes per second that the registry sends, for all hosts together; 0 is no limit. 117 MB/s is a 1 Gbit/s link.
+    /// With --image what the lower bound goes by; without it there is none then [default: 117000000, with --image 0].
     #[arg(long, value_parser = bytes)]
     origin_rate: Option<u64>,
     /// Seed of the image.
@@ -313,8 +313,8 @@ fn stage(cli: &Cli, dir: &Path) -> anyhow::Result<bool> {
     Ok(answer["all_verified"] == true)
 }
 
-/// Waits until `parbake stage --wait` has ended: that is when every host has the image, or when it has said why none will.
-/// One that is still at it after `patience` is left to whoever looks at the hosts.
+/// Waits until `parbake stage --wait` has ended: that is when every host has the image, or when it has said why none
+/// will. One that is still at it after `patience` is left to whoever looks at the hosts.
 fn wait_for(child: &mut Child, patience: Duration) -> anyhow::Result<()> {
     let until = Instant::now() + patience;
     loop {

@@ -76,8 +76,8 @@ pub struct ImageSpec {
     pub changes: Vec<Change>,
 }
 
-/// What is wrong with an image. Layers are counted from 0 among the disk layers, and their copies share the flaw. Digests
-/// of blobs are always right, so that the flaw shows only where it has to.
+/// What is wrong with an image. Layers are counted from 0 among the disk layers, and their copies share the flaw.
+/// Digests of blobs are always right, so that the flaw shows only where it has to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
     /// The layer's compressed stream ends in the middle.
@@ -168,7 +168,8 @@ impl ImageSpec {
         }
     }
 
-    /// The next release: `percent` of the layers, at least one, have half of their groups changed; the others are shared.
+    /// The next release: `percent` of the layers, at least one, have half of their groups changed; the others are
+    /// shared.
     #[must_use]
     pub fn changed(&self, percent: u8) -> Self {
         self.changed_within(percent, 50)

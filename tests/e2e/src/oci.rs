@@ -1,4 +1,5 @@
-//! A registry's client that isn't ours: oci-client pushes what tests need in a registry, and pulls as other people's tools do.
+//! A registry's client that isn't ours: oci-client pushes what tests need in a registry, and pulls as other people's
+//! tools do.
 
 use oci_client::{
     Client,

@@ -301,8 +301,8 @@ impl Registry {
         self.hold_directory(name, tag, &image.directory, image.manifest.clone())
     }
 
-    /// Serves the image with this manifest, whose blobs lie in a directory by the hex digits of their digests. Returns its
-    /// reference.
+    /// Serves the image with this manifest, whose blobs lie in a directory by the hex digits of their digests. Returns
+    /// its reference.
     ///
     /// # Panics
     /// When `name` or `tag` isn't one.

@@ -1,5 +1,5 @@
-//! What a test of the real programs begins with: an image in a registry of this process, clusters that stage it, and the
-//! comparison of every host's disk with the source.
+//! What a test of the real programs begins with: an image in a registry of this process, clusters that stage it, and
+//! the comparison of every host's disk with the source.
 
 use std::{
     path::{Path, PathBuf},

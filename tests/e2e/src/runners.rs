@@ -316,7 +316,8 @@ impl Runners {
         }
     }
 
-    /// Plays until `stop`. What the API server refuses for now (it restarts, somebody was faster) is done at the next look.
+    /// Plays until `stop`. What the API server refuses for now (it restarts, somebody was faster) is done at the next
+    /// look.
     pub async fn play(mut self, stop: CancellationToken) -> Self {
         while !stop.is_cancelled() {
             _ = self.look().await;
@@ -538,7 +539,8 @@ pub struct Findings {
     pub reaped: Vec<String>,
     /// The most Pods in flight at one time.
     pub most_in_flight: usize,
-    /// The most Pods at one time that may drain, or left, or came for those that left, without a warm one in their place.
+    /// The most Pods at one time that may drain, or left, or came for those that left, without a warm one in their
+    /// place.
     pub most_taken: usize,
     /// Pod events.
     pub events: usize,

@@ -2,8 +2,8 @@
 //! what makes it try again or give up.
 //!
 //! Four layers at a time; 200 for a whole blob and 206 for the rest of one, and nothing else; again, up to five times a
-//! layer, only when the connection breaks; 60 s without a byte is such a break. It checks no digest: whoever feeds it is
-//! the only one who does.
+//! layer, only when the connection breaks; 60 s without a byte is such a break. It checks no digest: whoever feeds it
+//! is the only one who does.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

@@ -1,15 +1,16 @@
 //! What reads bytes that others wrote, as fuzz targets: plain functions of the bytes that return, or panic at a fault.
 //!
-//! The same functions run twice. On stable, `cargo test -p fuzz` gives each its seeds and then seeded mutations of them,
-//! as many as a few seconds hold: a check that never depends on luck. On nightly, the package in `fuzz/` hands them to
-//! libFuzzer, which searches by coverage for as long as it is let:
+//! The same functions run twice. On stable, `cargo test -p fuzz` gives each its seeds and then seeded mutations of
+//! them, as many as a few seconds hold: a check that never depends on luck. On nightly, the package in `fuzz/` hands
+//! them to libFuzzer, which searches by coverage for as long as it is let:
 //!
 //! ```text
 //! cargo run -p fuzz --example seeds -- tests/fuzz/fuzz/corpus
 //! cd tests/fuzz && cargo +nightly fuzz run recovery
 //! ```
 //!
-//! What either finds becomes a case in `tests/regressions.rs`. Paths and headers of the mirror are fuzzed where it lives.
+//! What either finds becomes a case in `tests/regressions.rs`. Paths and headers of the mirror are fuzzed where it
+//! lives.
 
 mod codec;
 mod layer;

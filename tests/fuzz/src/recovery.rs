@@ -1,8 +1,8 @@
 //! Recovery of a store: whatever a journal says, the store opens, a scrub finds what is false, and with the true chunks
 //! the image becomes whole and is installed.
 //!
-//! Input: a mode byte, then what the journal holds behind its header. Mode 0: pieces, each with its length before it
-//! (2 bytes, little-endian), which become batches with right checks, so that what the checks would hide is read too; what
+//! Input: a mode byte, then what the journal holds behind its header. Mode 0: pieces, each with its length before it (2
+//! bytes, little-endian), which become batches with right checks, so that what the checks would hide is read too; what
 //! is left is a torn tail. Mode 1: bytes as they are.
 
 use std::{fs, path::Path, sync::OnceLock, time::Duration};
@@ -238,7 +238,8 @@ fn sample() -> &'static Sample {
     })
 }
 
-/// In memory where that is to be had: a round syncs some thirty times, and what a sync is worth isn't what is tried here.
+/// In memory where that is to be had: a round syncs some thirty times, and what a sync is worth isn't what is tried
+/// here.
 fn home() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm")
         .or_else(|_| tempfile::tempdir())

@@ -1,4 +1,4 @@
-//! What all hosts count together.
+//! The counters that all hosts share.
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-/// What all hosts count.
+/// The counters that all hosts share.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     up: AtomicUsize,
@@ -16,10 +16,10 @@ pub(crate) struct Counters {
     present: AtomicUsize,
     failed_handshakes: AtomicUsize,
     received_bytes: AtomicU64,
-    /// Of each kind of order, how many came and their bytes.
+    /// How many orders of each kind came, and their bytes.
     orders: Mutex<BTreeMap<&'static str, (u64, u64)>>,
     failures: Mutex<BTreeMap<String, u64>>,
-    /// The first host's agent is started again every few seconds.
+    /// Whether the first host's agent restarts every few seconds.
     flap: AtomicBool,
 }
 
@@ -28,13 +28,13 @@ pub(crate) struct Counters {
 pub(crate) struct Counts {
     /// Sessions that are up.
     pub(crate) up: usize,
-    /// Sessions so far.
+    /// Sessions that were begun so far.
     pub(crate) sessions: usize,
     /// Hosts that hold the image.
     pub(crate) present: usize,
-    /// Handshakes that the coordinator refused, or didn't answer in time.
+    /// Handshakes that the coordinator refused or didn't answer in time.
     pub(crate) failed_handshakes: usize,
-    /// UDP payload that hosts received.
+    /// Bytes of UDP payload that the hosts received.
     pub(crate) received_bytes: u64,
 }
 
@@ -69,7 +69,7 @@ impl Counters {
         entry.1 += bytes as u64;
     }
 
-    /// Whether the first host's agent is started again and again from now on.
+    /// Sets whether the first host's agent restarts every few seconds.
     pub(crate) fn flap(&self, flaps: bool) {
         self.flap.store(flaps, Relaxed);
     }
@@ -88,13 +88,13 @@ impl Counters {
         }
     }
 
-    /// Of each kind of order, how many came so far and their bytes.
+    /// How many orders of each kind came so far, and their bytes.
     pub(crate) fn orders(&self) -> BTreeMap<&'static str, (u64, u64)> {
         let orders = self.orders.lock();
         orders.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Why handshakes failed, and how often.
+    /// Why handshakes failed, and how often for each reason.
     pub(crate) fn failures(&self) -> BTreeMap<String, u64> {
         let failures = self.failures.lock();
         failures.unwrap_or_else(PoisonError::into_inner).clone()

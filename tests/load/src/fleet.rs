@@ -1,4 +1,4 @@
-//! The fleet's side: every host's credentials and session, and what they count together.
+//! The fleet: the credentials and the session of every host, and their shared counters.
 
 use std::{
     collections::BTreeMap,
@@ -21,10 +21,10 @@ use crate::{
     host::Host,
 };
 
-/// Hosts of one zone.
+/// Hosts in one zone.
 const RACK: usize = 24;
 
-/// How long certificates last: longer than any measurement.
+/// The lifetime of certificates, which is longer than any measurement.
 const LIFETIME: Duration = Duration::from_hours(24);
 
 /// Hosts and their sessions.
@@ -36,10 +36,10 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// Enrols so many hosts.
+    /// Enrols `count` hosts.
     ///
     /// # Errors
-    /// When records or certificates can't be made.
+    /// Records or certificates can't be made.
     pub(crate) fn new(
         count: usize,
         authority: &Authority,
@@ -70,10 +70,10 @@ impl Fleet {
         })
     }
 
-    /// Starts every host's agent at one moment.
+    /// Starts the agents of all hosts at one moment.
     ///
     /// # Errors
-    /// When a socket can't be had.
+    /// A socket can't be opened.
     pub(crate) fn connect(&mut self, coordinator: SocketAddr) -> anyhow::Result<()> {
         self.coordinator.send_replace(coordinator);
         let _runtime = self.runtime.enter();
@@ -96,10 +96,10 @@ impl Fleet {
         Ok(())
     }
 
-    /// Waits until something is so; how long that took.
+    /// Waits until `holds` is true of the counters. Returns how long that took.
     ///
     /// # Errors
-    /// When it isn't so after `patience`.
+    /// `holds` is still false after `patience`.
     pub(crate) fn wait(
         &self,
         what: &str,
@@ -120,7 +120,7 @@ impl Fleet {
         Ok(begun.elapsed())
     }
 
-    /// Waits until nothing but keep-alives moves: no order for two seconds.
+    /// Waits until only keep-alives move: no order for two seconds.
     pub(crate) fn rest(&self) {
         let mut before = self.orders();
         loop {
@@ -141,34 +141,35 @@ impl Fleet {
         self.counters.now()
     }
 
-    /// Of each kind of order, how many came so far and their bytes.
+    /// How many orders of each kind came so far, and their bytes.
     pub(crate) fn orders(&self) -> Value {
         json!(self.counters.orders())
     }
 
-    /// Why handshakes failed.
+    /// Why handshakes failed, and how often for each reason.
     pub(crate) fn failures(&self) -> BTreeMap<String, u64> {
         self.counters.failures()
     }
 }
 
-/// What a process used.
+/// What a process has used.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Usage {
-    /// Processor seconds, its own and the system's for it.
+    /// Processor seconds in user mode and in the system.
     pub(crate) cpu_s: f64,
-    /// Memory now and at most.
+    /// Memory now, and the most so far.
     pub(crate) rss_bytes: u64,
     pub(crate) peak_rss_bytes: u64,
 }
 
 impl Usage {
-    /// What this process used so far, by Linux's own account.
+    /// What the process of this id has used so far, by Linux's own count.
     ///
     /// # Errors
-    /// When the system doesn't tell.
+    /// `/proc` doesn't tell.
     pub(crate) fn of(process: u32) -> anyhow::Result<Self> {
-        // user and system time are the 14th and 15th field; the second, a name in parentheses, may have blanks
+        // user and system time are the 14th and 15th field, and the second field, a name in parentheses, may contain
+        // spaces
         const TICKS_PER_S: f64 = 100.0;
         let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
         let fields = stat.rsplit_once(')').context("a name in parentheses")?.1;

@@ -1,4 +1,5 @@
-//! One host: a session as an agent keeps it. It has what it is ordered to stage at once, and says so.
+//! One host: a session as an agent keeps it. The host reports every image that it is ordered to stage as present at
+//! once. It moves no chunk.
 
 use std::{
     collections::BTreeMap,
@@ -19,16 +20,16 @@ use tokio::{
 
 use crate::counters::Counters;
 
-/// First and longest pause between attempts to reach the coordinator, as agents have them.
+/// The first and the longest pause between attempts to reach the coordinator, as agents use them.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
-/// How often an agent looks for its images and says that it did.
+/// How often an agent checks its images on its disk and reports that.
 const PRESENCE_EVERY: Duration = Duration::from_secs(5);
 
-/// How long a session of a host lasts that flaps.
+/// How long a session of a flapping host lasts.
 const FLAP_AFTER: Duration = Duration::from_millis(4_500);
 
-/// Silence after which a session is given up, as agents look for it.
+/// How many silent looks end a session, and the time between two looks, as agents use them.
 const LOOKS: (u32, Duration) = (6, Duration::from_millis(500));
 
 #[derive(Clone, Debug)]
@@ -40,7 +41,7 @@ struct Image {
 pub(crate) struct Host {
     endpoint: Endpoint,
     zone: String,
-    /// It flaps when hosts shall.
+    /// Whether this host flaps while the counters say so.
     unsteady: bool,
     counters: Arc<Counters>,
     images: BTreeMap<Vec<u8>, Image>,
@@ -48,7 +49,7 @@ pub(crate) struct Host {
     roster: u64,
     names: u64,
     looked: Instant,
-    /// Bytes of this connection that are counted.
+    /// Bytes of the present connection that are counted already.
     counted: u64,
 }
 
@@ -73,7 +74,7 @@ impl Host {
         }
     }
 
-    /// Keeps a session for ever.
+    /// Keeps a session for ever, and reconnects after each end.
     pub(crate) async fn keep(mut self, coordinator: watch::Receiver<SocketAddr>) {
         let mut pause = RETRY.0;
         loop {
@@ -86,7 +87,7 @@ impl Host {
         }
     }
 
-    /// Whether there was a session.
+    /// Holds one session until it ends. Returns whether there was a session.
     async fn hold(&mut self, coordinator: SocketAddr) -> bool {
         let Ok(name) = "coordinator".parse() else {
             return false;
@@ -94,7 +95,7 @@ impl Host {
         let connection = match self.endpoint.connect(coordinator, &name).await {
             Ok(connection) => connection,
             Err(error) => {
-                // nobody refuses anything while no coordinator is there
+                // while no coordinator runs, the connection times out, and nobody refuses anything
                 if !matches!(error, link::ConnectError::TimedOut { .. }) {
                     self.counters.failed(error.to_string());
                 }
@@ -118,7 +119,7 @@ impl Host {
                 kind: Some(coordinator_open::Kind::Session(hello)),
             })
             .await?;
-        // a session is up when the coordinator says something on it
+        // a session counts as up when the coordinator sends its first order
         self.names = 0;
         self.report(&mut sender, true).await?;
         let first: Option<Order> = receiver.receive().await?;
@@ -162,7 +163,7 @@ impl Host {
         }
     }
 
-    /// Counts what came on the connection since the last time.
+    /// Counts the bytes that came on the connection since the last count.
     fn count(&mut self, connection: &Connection) {
         let received = connection.stats().received_bytes;
         self.counters.received(received - self.counted);
@@ -183,7 +184,7 @@ impl Host {
         })
     }
 
-    /// Whether there is something to say of it.
+    /// Takes in an order. Returns whether the host has something to report about the order.
     fn take(&mut self, order: Order) -> bool {
         self.counters
             .order(kind(&order), prost::Message::encoded_len(&order));
@@ -261,7 +262,7 @@ fn volume() -> Volume {
     }
 }
 
-/// An order's name.
+/// The name of an order's kind.
 const fn kind(order: &Order) -> &'static str {
     match &order.kind {
         Some(order::Kind::Roster(_)) => "roster",

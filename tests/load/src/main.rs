@@ -1,8 +1,9 @@
-//! `load`: what a coordinator costs that has a thousand hosts. The coordinator is the real program in a process of its own;
-//! each host is a socket, a certificate and a session of this process, which answers orders as an agent does and moves no
-//! chunk. Measured are the coordinator's processor time, by the system's own account, and the bytes that hosts received.
+//! `load` measures what a coordinator with a thousand hosts costs. The coordinator is the real program in a process of
+//! its own. Each host is a socket, a certificate and a session of this process. A host answers orders as an agent does
+//! and moves no chunk. `load` measures the coordinator's processor time, by the system's own count, and the bytes that
+//! the hosts receive.
 //!
-//! Also the multi-call binary by which the coordinator is started: `load coordinator …`, `load parbake …`.
+//! This program is also the multi-call binary that starts the coordinator: `load coordinator …`, `load parbake …`.
 
 #![expect(
     clippy::print_stdout,
@@ -30,10 +31,10 @@ use serde_json::json;
 
 use crate::fleet::{Fleet, Usage};
 
-/// Longer than anything takes that ends.
+/// Longer than every step that succeeds.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How long the coordinator stays away after it was killed.
+/// How long the coordinator stays away after it is killed.
 const AWAY: Duration = Duration::from_secs(1);
 
 /// Measures what a coordinator with so many hosts costs: idle, with one host whose agent is started again every five
@@ -89,7 +90,7 @@ fn main() -> ExitCode {
 }
 
 fn measure(cli: &Cli) -> anyhow::Result<()> {
-    // contents need no size: no chunk moves
+    // the contents need no size, because no chunk moves
     let bytes = u64::try_from(cli.contents)? << 16;
     let rig = Rig::new(
         &ImageSpec::incompressible(bytes, 1 << 16, 1),
@@ -180,7 +181,7 @@ fn measure(cli: &Cli) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bytes per second and processor seconds per minute while nothing changes.
+/// Bytes per second and processor seconds per minute over a time in which nothing changes.
 fn steady(phase: &str, cli: &Cli, cluster: &Cluster, fleet: &Fleet) -> anyhow::Result<(f64, f64)> {
     let (before, counts) = (usage(cluster)?, fleet.counts());
     let orders = fleet.orders();

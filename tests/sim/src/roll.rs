@@ -1,8 +1,8 @@
 //! Rolls: the real gate in a seeded cluster with virtual time.
 //!
-//! The world holds what is true: pools, Pods, nodes, what hosts hold. The office is a coordinator: it tells the gate
-//! what watches and agents would, late and in another order, and carries out the gate's writes, some of which fail or
-//! lose their answers. The checks go by what is true and by what was told, never by the gate's own books.
+//! The world holds what is true: pools, Pods, nodes, and the images on hosts. The office is a coordinator. It tells the
+//! gate what watches and agents would tell, late and in another order. It carries out the gate's writes, some of which
+//! fail or lose their answers. The checks compare what is true with what was told. They never use the gate's own books.
 
 mod check;
 mod cluster;
@@ -33,24 +33,24 @@ use self::{
 pub use outcome::Outcome;
 pub use scenario::{Scenario, Setup};
 
-/// Room that is left for scale-ups, in per cent.
+/// The part of the fleet's room that is left for scale-ups, in per cent.
 const FREE_PERCENT: usize = 20;
 
-/// One Pod's way at its worst: a slot or place that waits for nobody, poll, exit, reconcile, a boot that pulls.
+/// The worst time for one Pod: a slot or place that waits in vain, then poll, exit, reconcile, and a boot that pulls.
 const CYCLE: Duration = Duration::from_secs(330);
 
-/// And once: the slowest staging, the longest job, the longest wait after refused writes.
+/// The time that a roll may need once: the slowest staging, the longest job, and the longest wait after refused writes.
 const SETTLE: Duration = Duration::from_secs(700);
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(2);
 
-/// What an owner makes is read this often.
+/// How often the coordinator reads what an owner makes.
 const READ_EVERY: Duration = Duration::from_secs(5);
 
-/// What a pool runs at first.
+/// The image that a pool runs at first.
 const fn first_image(scenario: Scenario, pool: usize) -> usize {
     match scenario {
-        // half of them have rolled before
+        // half of the pools have rolled before
         Scenario::TwoSpellings => pool * IMAGES + pool % 2,
         _ => pool * IMAGES,
     }
@@ -64,7 +64,7 @@ pub fn run(setup: &Setup) -> Outcome {
     run_to_end(&mut world)
 }
 
-/// Makes the cluster as it is before the roll, and plans what happens to it.
+/// Makes the cluster before the roll, and plans what happens to it.
 fn populate(world: &mut World) {
     let scenario = world.setup.scenario;
     world.jobs_percent = *world.one_of(&[0, 1, 5]);
@@ -156,7 +156,7 @@ fn populate(world: &mut World) {
     plan_faults(world);
 }
 
-/// Runs the world to the end of the roll.
+/// Runs the world until every roll has ended or the time is up.
 fn run_to_end(world: &mut World) -> Outcome {
     loop {
         let slowest = world

@@ -12,8 +12,8 @@ pub enum Scenario {
     Fanout,
     /// 2 % of the hosts crash and return with their journal, 5 % upload at half rate, one lies.
     Faults,
-    /// 30 % of the hosts send bad chunks: some that don't fit their links, some with invented links, under their own names
-    /// or others'. They accuse honest hosts.
+    /// 30 % of the hosts send bad chunks: some that don't fit their links, some with invented links, under their own
+    /// names or others'. They accuse honest hosts.
     Liars,
     /// 30 % of the hosts lie to the coordinator, to their peers, or to both, in every way of [`Rogue`].
     Rogues,
@@ -41,8 +41,8 @@ pub enum Scenario {
     Leftover,
     /// The image is held everywhere for a while, and then wanted again.
     Held,
-    /// The registry lacks a layer of one image for ever; two others of the same registry are wanted beside it, one of them a
-    /// minute later.
+    /// The registry lacks a layer of one image for ever; two others of the same registry are wanted beside it, one of
+    /// them a minute later.
     MissingLayer,
     /// Every agent is killed once, one after the other, and is back a second later.
     Storm,
@@ -58,8 +58,8 @@ pub enum Scenario {
     MirrorSlow,
     /// They do without a coordinator and without staging, and a host that fetches leaves for ever.
     MirrorAlone,
-    /// The coordinator stands still for 5 and 12 s, then falls behind what it is told, and last stands still for so long that all
-    /// sessions are lost. What it is told meanwhile it hears afterwards.
+    /// The coordinator stands still for 5 and 12 s, then falls behind what it is told, and last stands still for so
+    /// long that all sessions are lost. What it is told meanwhile it hears afterwards.
     Starved,
 }
 

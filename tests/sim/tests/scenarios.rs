@@ -1,5 +1,5 @@
-//! Every scenario, small and with a fixed seed: promises hold at each step, every wanted host completes after the faults
-//! have healed, and the cost stays near the bound.
+//! Every scenario, small and with a fixed seed: promises hold at each step, every wanted host completes after the
+//! faults have healed, and the cost stays near the bound.
 
 use sim::{Goals, Outcome, Scenario, Setup, run};
 
@@ -91,7 +91,8 @@ fn failed_disks_of_lease_holders_cost_little() {
     costs_at_most(Scenario::DiskFails, 30, 1.15);
 }
 
-/// No goal of the design: honest hosts end well, but later, because what liars spread is found only when contents close.
+/// No goal of the design: honest hosts end well, but later, because what liars spread is found only when contents
+/// close.
 #[test]
 fn liars_cost_time_and_nothing_from_the_registry() {
     costs_at_most(Scenario::Liars, 30, 2.5);
@@ -203,8 +204,8 @@ fn a_registry_that_goes_away_is_waited_for() {
 fn a_registry_that_refuses_is_left_alone() {
     let outcome = small(Scenario::Refuse, 20, 13);
     assert!(outcome.origin_over_image() <= 1.05, "{}", outcome.to_text());
-    // four streams meet each of the two bad times, and go on for the seconds that a broken connection may take; then one
-    // lease tries after pauses that double to a minute
+    // four streams meet each of the two bad times, and go on for the seconds that a broken connection may take; then
+    // one lease tries after pauses that double to a minute
     assert!(outcome.refused_requests <= 45, "{}", outcome.to_text());
     assert!(
         outcome.makespan_s <= outcome.bound_s + 90.0,
@@ -288,8 +289,8 @@ fn a_registry_that_is_slow_or_ends_connections_is_fetched_from_once_and_in_time(
     }
 }
 
-/// Clients of mirrors have what they want, and the registry gives little more than one copy: beside staging, and where hosts
-/// go to the registry by themselves one after the other.
+/// Clients of mirrors have what they want, and the registry gives little more than one copy: beside staging, and where
+/// hosts go to the registry by themselves one after the other.
 #[test]
 fn clients_of_mirrors_wait_within_bounds_and_cost_one_copy() {
     for (scenario, bytes, copies, worst_s) in [

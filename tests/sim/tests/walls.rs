@@ -1,5 +1,5 @@
-//! The walls between rooms: what the pure crates and the simulator are built from is exactly what `walls/*.txt` allow, the two programs
-//! don't know each other, and QUIC is behind one door.
+//! The walls between rooms: what the pure crates and the simulator are built from is exactly what `walls/*.txt` allow,
+//! the two programs don't know each other, and QUIC is behind one door.
 //!
 //! A new dependency of a pure crate is a decision: it goes into the list in the same commit, and says why.
 

@@ -1,4 +1,5 @@
-//! One content of this host: where it lies, which of its chunks are held, and how far it is verified.
+//! One content of this host: where it lies, which of its chunks are held, and how far it is verified. It neither reads
+//! nor writes the disk.
 
 use std::{
     collections::BTreeSet,
@@ -13,11 +14,11 @@ use swarm::event::ContentId;
 
 use crate::{shelf::Shelf, suspects::Suspects};
 
-/// What this host dropped of its own making isn't taken from others again for this long. The others know better by
-/// then.
+/// For this long, this host doesn't take back from others the links that it made and dropped. By then the others know
+/// that the links were dropped.
 const DROPPED_WITHIN: Duration = Duration::from_secs(10);
 
-/// What this part asks of a shelf, so that tests can make up shelves.
+/// The questions that this part asks a shelf. It is a trait so that tests can make up shelves.
 pub(in crate::driver) trait Proving: Clone {
     /// Whether the content is verified there: its chain runs from the initial state to the digest.
     fn is_closed(&self, content: Digest) -> bool;
@@ -36,23 +37,23 @@ impl Proving for Shelf {
     }
 }
 
-/// Whose content it is.
+/// The owner of a content.
 #[derive(Debug)]
 enum Home<S> {
-    /// It is part of these images. Each has its bytes in a place of its own.
+    /// The content is part of these images. Each image has its own copy of the bytes.
     Images(Vec<(Digest, S)>),
-    /// It is a blob of the mirror and no part of an image here.
+    /// The content is a blob of the mirror, and no part of an image here.
     Mirror(S),
 }
 
 /// How far a content is verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Proof {
-    /// Something is missing, or nobody has looked yet.
+    /// Something is missing, or no walk has looked yet.
     Open,
-    /// Its chain is being walked back from the digest.
+    /// The chain is being walked back from the digest.
     Walking,
-    /// Its chain runs from the initial state to the digest.
+    /// The chain runs from the initial state to the digest.
     Closed,
 }
 
@@ -66,12 +67,12 @@ pub(in crate::driver) struct Content<S = Shelf> {
     home: Home<S>,
     /// Contents of lower order are wanted first.
     order: u32,
-    /// The chunks that are held here, as the swarm knows them.
+    /// The chunks that are held here, as the swarm was told.
     held: ChunkSet,
     proof: Proof,
-    /// What a fetch of this host made of it ended in something else than the digest, and that isn't sorted out yet.
+    /// The links that a fetch of this host made ended in another state than the digest, and that isn't sorted out yet.
     doubted: bool,
-    /// When this host dropped some of what it had made.
+    /// When this host dropped some of the links that it had made.
     dropped_at: Option<Instant>,
     /// Signed links that are false. They are judged when the content is verified.
     suspects: Arc<Suspects>,
@@ -100,7 +101,7 @@ impl<S: Proving> Content<S> {
         }
     }
 
-    /// A content of an image, with the chunks that are held in its shelf.
+    /// A content of an image. `held` are the chunks in its shelf.
     pub(super) fn of_image(
         id: ContentId,
         what: (Digest, Geometry, ContentKind),
@@ -111,7 +112,7 @@ impl<S: Proving> Content<S> {
         Self::new(id, what, Home::Images(vec![(image, shelf)]), held, closed)
     }
 
-    /// A blob of the mirror, with the chunks that are held of it.
+    /// A blob of the mirror. `held` are its chunks.
     pub(super) fn of_mirror(
         id: ContentId,
         (digest, geometry): (Digest, Geometry),
@@ -151,7 +152,7 @@ impl<S: Proving> Content<S> {
 
     // ---- where it lies --------------------------------------------------------------------------------------------
 
-    /// The images that it is part of; none for a blob of the mirror.
+    /// The images that the content is part of; none for a blob of the mirror.
     pub(in crate::driver) fn images(&self) -> Vec<Digest> {
         match &self.home {
             Home::Images(images) => images.iter().map(|(image, _)| *image).collect(),
@@ -166,12 +167,12 @@ impl<S: Proving> Content<S> {
         }
     }
 
-    /// Whether it is a blob of the mirror and no part of an image here.
+    /// Whether the content is a blob of the mirror, and no part of an image here.
     pub(in crate::driver) const fn is_mirrored(&self) -> bool {
         matches!(self.home, Home::Mirror(_))
     }
 
-    /// Where its bytes are or shall be.
+    /// The shelves where the content's bytes are or shall be.
     pub(in crate::driver) fn shelves(&self) -> Vec<S> {
         match &self.home {
             Home::Images(images) => images.iter().map(|(_, shelf)| shelf.clone()).collect(),
@@ -179,8 +180,9 @@ impl<S: Proving> Content<S> {
         }
     }
 
-    /// It is part of another image too. What the others hold is copied to the new shelf before the next walk, so it is
-    /// verified only where it is verified there too. A blob of the mirror stays one.
+    /// The content is part of another image too. The next walk first copies to the new shelf the chunks that the others
+    /// hold. So the content counts as verified only if it is verified on the new shelf too. A blob of the mirror stays
+    /// one.
     pub(super) fn add_image(&mut self, image: Digest, shelf: S, closed: bool) {
         if self.is_of(&image) {
             return;
@@ -194,7 +196,7 @@ impl<S: Proving> Content<S> {
         }
     }
 
-    /// An image isn't here any more. Whether no image is left that it is part of.
+    /// Removes an image that isn't here any more. Returns whether the content is left without an image.
     pub(super) fn remove_image(&mut self, image: &Digest) -> bool {
         let Home::Images(images) = &mut self.home else {
             return false;
@@ -210,13 +212,13 @@ impl<S: Proving> Content<S> {
         &self.held
     }
 
-    /// A chunk was stored: its bytes, where it wasn't held before.
+    /// Notes that a chunk was stored. Returns its bytes, if it wasn't held before.
     pub(super) fn store(&mut self, chunk: ChunkIndex) -> Option<u64> {
         let new = self.held.insert(chunk);
         new.then(|| self.geometry.len(chunk).into())
     }
 
-    /// A chunk isn't held any more: its bytes, where it was.
+    /// Notes that a chunk isn't held any more. Returns its bytes, if it was held.
     pub(super) fn lose(&mut self, chunk: ChunkIndex) -> Option<u64> {
         let was_held = self.held.remove(chunk);
         was_held.then(|| self.geometry.len(chunk).into())
@@ -224,19 +226,20 @@ impl<S: Proving> Content<S> {
 
     // ---- how far it is verified -----------------------------------------------------------------------------------
 
-    /// Whether it is verified: its chain runs from the initial state to the digest.
+    /// Whether the content is verified: its chain runs from the initial state to the digest.
     pub(in crate::driver) fn is_closed(&self) -> bool {
         self.proof == Proof::Closed
     }
 
-    /// It isn't verified any more. A walk that is under way goes on.
+    /// The content isn't verified any more. A walk that is under way goes on.
     pub(super) fn open(&mut self) {
         if self.proof == Proof::Closed {
             self.proof = Proof::Open;
         }
     }
 
-    /// Begins a walk, where every chunk is held and the content isn't verified. Whether the caller has to start it.
+    /// Begins a walk, if every chunk is held and the content isn't verified. Returns whether the caller has to start
+    /// the walk.
     pub(super) fn begin_walk(&mut self) -> bool {
         let due = self.proof == Proof::Open && self.held.is_full();
         if due {
@@ -245,8 +248,8 @@ impl<S: Proving> Content<S> {
         due
     }
 
-    /// A walk ended, and found the content verified or not. Whether the disk changed since the walk looked: what rotted
-    /// since, or lies in an image that came meanwhile, is for the next walk.
+    /// A walk ended, and found the content verified or not. Returns whether the disk changed since the walk looked. The
+    /// next walk finds chunks that rotted since, or an image that came meanwhile.
     pub(super) fn end_walk(&mut self, closed: bool) -> bool {
         let closed_now = self
             .shelves()
@@ -262,23 +265,23 @@ impl<S: Proving> Content<S> {
 
     // ---- what is false --------------------------------------------------------------------------------------------
 
-    /// What a fetch of this host made may be false.
+    /// The links that a fetch of this host made may be false.
     pub(super) const fn doubt(&mut self) {
         self.doubted = true;
     }
 
-    /// Whether what a fetch made was in doubt until now.
+    /// Ends the doubt about a fetch's links. Returns whether there was one.
     pub(super) fn end_doubt(&mut self) -> bool {
         std::mem::take(&mut self.doubted)
     }
 
-    /// This host dropped what it had made.
+    /// This host dropped the links that it had made.
     pub(super) const fn dropped(&mut self, now: Instant) {
         self.doubted = false;
         self.dropped_at = Some(now);
     }
 
-    /// Whether this host dropped what it had made a moment ago: others may still send it.
+    /// Whether this host dropped its links a moment ago: others may still send them.
     pub(in crate::driver) fn dropped_lately(&self, now: Instant) -> bool {
         let at = self.dropped_at;
         at.is_some_and(|at| now.saturating_duration_since(at) < DROPPED_WITHIN)
@@ -288,13 +291,13 @@ impl<S: Proving> Content<S> {
         self.suspects.clone()
     }
 
-    /// Notes a signed link that is false. Whether nothing that its maker made is taken from now on.
+    /// Notes a signed link that is false. Returns whether no more links of its maker are taken from now on.
     pub(super) fn suspect(&mut self, signed: Signed) -> bool {
         Arc::make_mut(&mut self.suspects).note(signed)
     }
 
-    /// Judges the suspects by the true states, which are known once the content is verified: the links for which their
-    /// makers answer.
+    /// Judges the suspects by the true states, which are known once the content is verified. Returns the links for
+    /// which their makers answer.
     pub(super) fn judge(&mut self) -> BTreeSet<Signed> {
         let suspects = self.suspects.take();
         let (digest, last) = (self.digest, self.geometry.chunks());

@@ -66,7 +66,7 @@ fn empty() -> (Contents<Made>, ContentId, Made) {
     with(0)
 }
 
-/// Image 1 has the content, and so many of its chunks are held.
+/// Image 1 has the content, and this many of its chunks are held.
 fn with(held: u32) -> (Contents<Made>, ContentId, Made) {
     let (mut all, shelf) = (contents(), shelf(1));
     let set = ChunkSet::from_runs(CHUNKS, &[0, held][..if held > 0 { 2 } else { 0 }]).unwrap();
@@ -75,7 +75,7 @@ fn with(held: u32) -> (Contents<Made>, ContentId, Made) {
     (all, id, shelf)
 }
 
-/// A blob of the mirror, of which nothing is held.
+/// A blob of the mirror, none of whose chunks is held.
 fn mirrored() -> (Contents<Made>, ContentId) {
     let mut all = contents();
     let what = (spec().digest, spec().geometry);
@@ -113,7 +113,7 @@ fn walks(effects: &[Effect<Made>]) -> usize {
     effects.iter().filter(walk).count()
 }
 
-/// By how many bytes what is held of image 1 changed.
+/// The change, in bytes, of what is held of image 1.
 fn change(effects: &[Effect<Made>]) -> i64 {
     let of_one = |images: &[Digest], bytes: u64| match images.contains(&image(1)) {
         true => i64::try_from(bytes).unwrap(),
@@ -196,7 +196,7 @@ fn sound() -> Walked {
     }
 }
 
-// ---- coming and going -------------------------------------------------------------------------------------------------
+// ---- coming and going -----------------------------------------------------------------------------------------------
 
 #[test]
 fn a_content_of_two_images_has_one_number_and_lies_in_both() {
@@ -208,7 +208,7 @@ fn a_content_of_two_images_has_one_number_and_lies_in_both() {
         false,
     );
     assert_eq!(second, (id, false));
-    // told twice, it lies there once
+    // the image is added twice, and counts once
     all.add(
         &spec(),
         (image(2), shelf(2)),
@@ -288,7 +288,7 @@ fn a_content_is_for_the_hosts_of_all_its_images() {
         entitled(&mut all, id, &|_| Some(hosts(&[1, 2]))),
         hosts(&[1, 2])
     );
-    // nobody may have anything of an image that is forgotten, and everybody where the order names nobody
+    // no host may have a forgotten image's contents; if the order names no hosts, every host may
     assert_eq!(entitled(&mut all, id, &|_| None), hosts(&[]));
     assert_eq!(entitled(&mut all, id, &|_| Some(None)), None);
     all.add(
@@ -306,7 +306,7 @@ fn a_content_is_for_the_hosts_of_all_its_images() {
     assert_eq!(entitled(&mut all, id, &|_| Some(hosts(&[1]))), None);
 }
 
-// ---- chunks come --------------------------------------------------------------------------------------------------------
+// ---- chunks come ----------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_chunk_that_comes_twice_is_counted_once() {
@@ -315,7 +315,7 @@ fn a_chunk_that_comes_twice_is_counted_once() {
     assert_eq!(change(&all.arrived(of(id, 2), 5)), last);
     let again = all.arrived(of(id, 2), 5);
     assert_eq!(change(&again), 0);
-    // the swarm hears of each
+    // the swarm hears of each arrival
     assert!(matches!(told(&again)[..], [Event::Arrived { .. }]));
 }
 
@@ -404,7 +404,7 @@ fn a_peer_that_was_told_another_size_of_a_mirrors_blob_is_not_blamed() {
         }]
     ));
     assert_eq!(effects.len(), 1);
-    // no size explains these
+    // another size doesn't explain these failures
     let effects = all.not_arrived(of(id, 0), Failure::Bad, receipt());
     assert!(matches!(effects[1], Effect::BlameBytes(_)));
 }
@@ -441,7 +441,7 @@ fn links_that_contradict_each_other_convict_their_maker_at_once() {
     assert!(told(&effects).contains(&Event::Blamed(liar.key())));
 }
 
-// ---- verifying ----------------------------------------------------------------------------------------------------------
+// ---- verifying ------------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_walk_that_ends_well_closes_the_content_for_each_of_its_images() {
@@ -466,7 +466,7 @@ fn a_walk_that_ends_well_closes_the_content_for_each_of_its_images() {
 fn what_rotted_while_the_walk_looked_is_walked_again() {
     let (mut all, id, shelf) = with(3);
     all.walk_if_whole(id);
-    // the walk found the chain closed, and it isn't any more
+    // the walk found the chain closed, and the chain isn't closed any more
     let effects = all.walked(id, sound());
     assert_eq!((walks(&effects), closed_images(&effects).len()), (1, 0));
     shelf.closed.set(true);
@@ -540,7 +540,7 @@ fn who_vouched_for_a_false_link_is_named_and_blamed_once_the_content_is_verified
         shelf.closed.set(true);
         let effects = all.walked(id, sound());
         assert_eq!(convicted(&effects), ["liar"]);
-        // what was made of the registry's bytes may be false through the registry's fault
+        // links that were made of the registry's bytes may be false through the registry's fault
         let blamed = told(&effects).contains(&Event::Blamed(lie.maker().key()));
         assert_eq!(blamed, vouched);
         assert_eq!(closed_images(&effects), [image(1)]);
@@ -610,7 +610,7 @@ fn what_rots_of_a_content_that_is_still_coming_is_asked_for_again() {
     // the third chunk wasn't held
     assert_eq!(asked_again(&effects), [1]);
     assert_eq!(walks(&effects), 0);
-    // of an image that doesn't have the content any more
+    // an image that doesn't have the content any more
     let effects = all.rotted(image(2), spec().digest, &[ChunkIndex(0)]);
     assert!(asked_again(&effects).is_empty());
     assert!(all.find(id).unwrap().held().contains(ChunkIndex(0)));
@@ -625,7 +625,7 @@ fn a_chunk_that_is_dropped_while_the_walk_looks_keeps_the_content_open() {
     let effects = all.walked(id, sound());
     assert!(closed_images(&effects).is_empty());
     assert!(!all.find(id).unwrap().is_closed());
-    // it comes again, and the next walk closes the content
+    // the chunk comes again, and the next walk closes the content
     assert_eq!(walks(&all.arrived(of(id, 1), 5)), 1);
     assert_eq!(closed_images(&all.walked(id, sound())), [image(1)]);
 }
@@ -651,7 +651,7 @@ fn the_scrub_goes_around_the_verified_contents_of_images() {
     assert!(contents().closed_from(first).is_none());
 }
 
-// ---- what is false ------------------------------------------------------------------------------------------------------
+// ---- what is false --------------------------------------------------------------------------------------------------
 
 #[test]
 fn what_a_doubted_fetch_made_is_taken_back_once() {
@@ -663,7 +663,7 @@ fn what_a_doubted_fetch_made_is_taken_back_once() {
         Some(Effect::Retract { .. })
     ));
     assert!(all.retract_doubted(id).is_none());
-    // the second time brought the same: nothing that this host made was false
+    // the second download brought the same bytes: the links that this host made are true
     all.fetch_doubted(id);
     all.fetch_done(id);
     assert!(all.retract_doubted(id).is_none());
@@ -686,7 +686,7 @@ fn a_retraction_is_told_to_the_fleet_and_its_chunks_are_asked_for_again() {
     ));
     assert_eq!(asked_again(&effects), [1]);
     assert!(all.retract_doubted(id).is_none());
-    // what it made isn't taken from others for a while
+    // for a while, the links that this host made aren't taken from others
     let content = all.find(id).unwrap();
     let almost = now + Duration::from_millis(9_999);
     assert!(content.dropped_lately(almost));

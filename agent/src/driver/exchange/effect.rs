@@ -1,4 +1,4 @@
-//! What others have to do for the exchange.
+//! The work that the exchange leaves to other parts.
 
 use proto::{ChunkIndex, Digest, HostId, Signed, message::BlameKind};
 
@@ -7,11 +7,11 @@ use crate::{
     fetch::FetchEnd,
 };
 
-/// What others have to do after this part heard something.
+/// Work for other parts, after the exchange heard something.
 pub(in crate::driver) enum Effect {
     /// Run this beside the driver.
     Run(Job),
-    /// Run this beside the driver; it blocks for a chunk's or a content's time.
+    /// Run this beside the driver. It blocks for as long as one chunk or one content takes.
     RunBlocking(Box<dyn FnOnce() -> Input + Send>),
     /// Apply this input, after the effects before it.
     Hear(Input),
@@ -20,30 +20,30 @@ pub(in crate::driver) enum Effect {
         images: Vec<Digest>,
         news: ImageNews,
     },
-    /// The volume of images, or that of the mirror's blobs, failed.
+    /// The volume of the images, or of the mirror's blobs, failed.
     NotStored { mirrored: bool, error: String },
-    /// Call [`Exchange::fetch`](super::Exchange::fetch), with how the images, or the mirror's clients, reach the
+    /// Call [`Exchange::fetch`](super::Exchange::fetch), with the image's or the mirror clients' way to reach the
     /// registry.
     Fetch(FetchWanted),
     /// A fetch of this content ended.
     FetchEnded { content: Digest, end: FetchEnd },
-    /// Tell the coordinator that a host sent something false, which only the two saw.
+    /// Tell the coordinator that a host sent something false. Only the two hosts saw it.
     Blame {
         host: HostId,
         content: Option<Digest>,
         chunk: ChunkIndex,
         kind: BlameKind,
     },
-    /// Show the coordinator these links: who signed them lied.
+    /// Show the coordinator these links. Their signers lied.
     Convict(Vec<Signed>),
-    /// Tell the coordinator that this host takes back what it made of a content from a chunk on.
+    /// Tell the coordinator that this host takes back the links that it made of a content, from a chunk on.
     TakeBack { content: Digest, from: ChunkIndex },
-    /// A peer says that this chunk, which it had from this host, is false.
+    /// A peer says that this chunk, which this host sent, is false.
     Look { content: Digest, chunk: ChunkIndex },
-    /// A chunk was stored, which no journal vouches for yet. The next report says it.
+    /// A chunk was stored, and no journal vouches for it yet. It belongs into the next report.
     Stored,
-    /// Something changed that the next report says.
+    /// Something changed that belongs into the next report.
     ReportSoon,
-    /// Something changed that somebody waits for.
+    /// Something changed that others wait for.
     ReportNow,
 }

@@ -1,14 +1,15 @@
-//! What one peer announced of contents that aren't known here yet.
+//! One peer's announcements of contents that aren't known here yet.
 
 use std::collections::BTreeMap;
 
 use proto::{ChunkSet, Digest, chunks::ParseRunsError};
 
-/// Bytes of announcements that are kept per peer. An image has some hundred contents of 512 chunks, each in a few runs:
-/// that is ten kilobytes. What finds no room is asked for when this host announces the content itself.
+/// Bytes of announcements that are kept for each peer. An image has some hundred contents of 512 chunks, each in a few
+/// runs: that is ten kilobytes. If an announcement finds no room, this host asks for it by announcing the content
+/// itself.
 const REMEMBERED_BYTES: usize = 256 << 10;
 
-/// What a content takes besides its runs: digest, lengths, and the map's own.
+/// Bytes that a content takes besides its runs: the digest, lengths, and the map's own.
 const ENTRY_BYTES: usize = 96;
 
 /// Announcements of one peer, merged by content.
@@ -19,7 +20,7 @@ pub(super) struct Remembered {
 }
 
 impl Remembered {
-    /// Keeps an announcement, as far as there is room. `reset`: it replaces what was announced before.
+    /// Keeps an announcement, if there is room. `reset`: it replaces earlier announcements.
     ///
     /// # Errors
     /// When the runs can't be those of any content.
@@ -46,7 +47,7 @@ impl Remembered {
         Ok(())
     }
 
-    /// Takes out what is kept of a content: its runs, and whether they replace what was announced before.
+    /// Takes out the announcement of a content: its runs, and whether they replace earlier announcements.
     pub(super) fn take(&mut self, content: &Digest) -> Option<(Vec<u32>, bool)> {
         let entry = self.by_content.remove(content)?;
         self.bytes -= size(&entry.0);

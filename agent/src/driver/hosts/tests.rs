@@ -143,7 +143,7 @@ fn a_peer_that_was_restarted_is_talked_to_on_its_new_connection() {
     // both sides dialled: the peer introduces itself on the other connection, and lives the same life
     let second = serial(&hosts.connected(peer, 2));
     assert!(hosts.introduced(peer, second, 5).is_empty());
-    // it was killed, and comes back
+    // the peer was killed, and comes back
     let third = serial(&hosts.connected(peer, 3));
     hosts.announce(peer, digest(1), ChunkSet::full(3), true);
     let effects = hosts.introduced(peer, third, 6);
@@ -186,7 +186,7 @@ fn an_introduction_on_a_connection_that_is_gone_changes_nothing() {
     hosts.ended(peer, second, "reset");
     assert!(hosts.introduced(peer, second, 6).is_empty());
     assert!(hosts.introduced(key("nobody"), first, 6).is_empty());
-    // it would be the same life still
+    // the life would still be the same
     let third = serial(&hosts.connected(peer, 3));
     assert!(hosts.introduced(peer, third, 5).is_empty());
 }
@@ -197,7 +197,7 @@ fn a_peer_whose_connection_ends_is_talked_to_on_the_one_in_reserve() {
     let first = serial(&hosts.connected(peer, 1));
     let reserve = serial(&hosts.connected(peer, 2));
     let effects = hosts.ended(peer, first, "reset");
-    // the swarm forgets what went over the dead one, and what is received over it is given up
+    // the swarm forgets what went over the dead connection, and transfers over it are given up
     assert!(matches!(effects[0], Effect::Cancel(cancelled) if cancelled == peer));
     assert_eq!(
         told(&effects),
@@ -252,7 +252,7 @@ fn announcements_that_a_slow_peer_leaves_waiting_are_merged() {
     let (mut hosts, peer) = with_peer();
     let (_, mut updates) = stream(hosts.connected(peer, 1)).unwrap();
     let one = |chunk| ChunkSet::from_runs(9, &[chunk, 1]).unwrap();
-    // the peer takes nothing: the stream is full after so many
+    // the peer takes nothing: the stream is full after this many updates
     for round in 0..u32::try_from(UPDATES).unwrap() {
         hosts.announce(peer, digest(0), one(round), round == 0);
         hosts.flush_updates();
@@ -352,7 +352,7 @@ fn a_peer_that_announces_what_no_content_has_is_blamed() {
         assert!(matches!(effects[0], Effect::Blame(blamed) if blamed == peer));
         assert_eq!(told(&effects), [Event::Blamed(peer)]);
     };
-    // no digest, an odd list of runs of a known content, and of an unknown one
+    // blamed for: something that isn't a digest, an odd list of runs of a known content, and one of an unknown content
     blamed(hosts.updated(peer, have(b"short", &[]), unknown));
     blamed(hosts.updated(peer, have(digest(1).as_bytes(), &[1]), known));
     blamed(hosts.updated(peer, have(digest(1).as_bytes(), &[1]), unknown));
@@ -440,7 +440,7 @@ fn a_change_is_of_the_roster_that_is_here_or_of_none() {
         [(host("b"), five), (host("c"), five)].into()
     );
     assert_eq!(hosts.epoch(), 8);
-    // of another roster: nothing changes
+    // the change is of another roster: nothing changes
     assert!(hosts.change(&me, &second).is_none());
     assert_eq!((hosts.epoch(), hosts.ids().count()), (8, 2));
     let whole = RosterChange {

@@ -1,4 +1,4 @@
-//! What [`Images`](super::Images) is told and asks for, as values.
+//! The values that [`Images`](super::Images) takes and returns.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,10 +7,10 @@ use swarm::event::Entitled;
 
 use crate::registries::Access;
 
-/// What is to be done for images.
+/// Work that is to be done for images.
 #[derive(Debug)]
 pub(in crate::driver) enum Effect<S> {
-    /// Reserve room for an image, and take up what is on the disk. Ends in [`Images::begun`](super::Images::begun).
+    /// Reserve room for an image, and take up its files on the disk. Ends in [`Images::begun`](super::Images::begun).
     Begin {
         image: Digest,
         layout: Arc<Layout>,
@@ -25,11 +25,11 @@ pub(in crate::driver) enum Effect<S> {
         stage: S,
         names: Vec<String>,
     },
-    /// Remove what is on the disk of an image. Ends in [`Images::abandoned`](super::Images::abandoned).
+    /// Remove an image's files from the disk. Ends in [`Images::abandoned`](super::Images::abandoned).
     Abandon(Digest),
-    /// Read what an earlier process left in a stage. Ends in [`Images::was_read`](super::Images::was_read).
+    /// Read the bytes that an earlier process left in a stage. Ends in [`Images::was_read`](super::Images::was_read).
     ReadAgain { image: Digest, stage: S },
-    /// Make known to the swarm what a stage holds and lacks.
+    /// Make known to the swarm which chunks a stage holds and lacks.
     TakeUp {
         image: Digest,
         layout: Arc<Layout>,
@@ -37,32 +37,32 @@ pub(in crate::driver) enum Effect<S> {
         /// Bytes that were here already.
         local_bytes: u64,
     },
-    /// Take an image's contents out of the swarm; what is on the disk stays.
+    /// Take an image's contents out of the swarm. The files on disk stay.
     Withdraw { image: Digest, layout: Arc<Layout> },
-    /// Tell the store which hosts may have what an image holds.
+    /// Tell the store which hosts may have an image's contents.
     Entitle { image: Digest, entitled: Entitled },
-    /// Who may have these contents has changed: tell the swarm, and write it down.
+    /// The hosts that may have these contents have changed: tell the swarm, and write it down.
     Retell { image: Digest, layout: Arc<Layout> },
-    /// What was handed down for the registry is for the fetches that run, too.
+    /// The coordinator handed down new access to the registry: running fetches use it too.
     Renew { image: Digest, access: Access },
     /// An image is present.
     Present {
-        /// Since it was ordered, or lost.
+        /// The time since the image was ordered, or lost.
         staged_in: Duration,
-        /// Since its last chunk came.
+        /// The time since the image's last chunk came.
         installed_in: Duration,
     },
-    /// A try failed, so long after the order.
+    /// A try failed, this long after the order.
     Failed { after: Duration },
-    /// Say with the next report what changed.
+    /// Report the change with the next report.
     ReportSoon,
-    /// Say it at once: others rely on it.
+    /// Report at once: others rely on the change.
     ReportNow,
-    /// Say everything at once: the coordinator believes something that isn't so.
+    /// Report everything at once: the coordinator believes something that isn't so.
     ReportAll,
 }
 
-/// An image that an earlier process left here.
+/// An image that an earlier process left on this host.
 #[derive(Debug)]
 pub(in crate::driver) struct Left<S> {
     pub(in crate::driver) layout: Arc<Layout>,
@@ -78,7 +78,7 @@ pub(in crate::driver) struct Left<S> {
 /// How to ask the registry for a content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::driver) struct Source {
-    /// The image by whose order it is asked.
+    /// The image by whose order the registry is asked.
     pub(in crate::driver) image: Digest,
     pub(in crate::driver) reference: String,
     pub(in crate::driver) access: Access,

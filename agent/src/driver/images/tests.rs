@@ -1,4 +1,4 @@
-//! Images without a disk or a swarm: orders and ends of jobs in, effects out.
+//! Tests of images without a disk or a swarm: orders and ends of jobs go in, effects come out.
 
 use std::{
     cell::{Cell, RefCell},
@@ -100,7 +100,7 @@ fn manifest(seed: &str) -> Vec<u8> {
 
 const NAME: &str = "r.test/a:1";
 
-/// One image and what becomes of it.
+/// One image, and the parts that it needs.
 struct World {
     images: Images<Disk>,
     now: Moment,
@@ -276,7 +276,7 @@ fn trouble(reason: Reason) -> Trouble {
     }
 }
 
-// ---- orders -------------------------------------------------------------------------------------------------------------
+// ---- orders ---------------------------------------------------------------------------------------------------------
 
 #[test]
 fn an_image_goes_from_the_order_to_presence() {
@@ -293,7 +293,7 @@ fn an_image_goes_from_the_order_to_presence() {
     world.close_all();
     assert_eq!(world.state(), StageState::Installing);
     assert!(!world.images.is_filling());
-    // what its names name isn't known before a look
+    // before a look nothing is known of the image's names
     assert!(world.images.look_due());
     assert_eq!(world.look(&[]), [] as [&str; 0]);
     assert_eq!(world.jobs(), ["install"]);
@@ -373,7 +373,7 @@ fn who_may_have_an_image_is_told_and_written_down_when_it_changes() {
     world.images.order(world.now, order);
     assert_eq!(world.drain(), ["entitle", "retell"]);
     assert_eq!(world.images.entitled(&world.image), Some(None));
-    // of an image that is forgotten nobody may have anything
+    // no host may have a forgotten image's contents
     assert_eq!(world.images.entitled(&Digest::of(b"another")), None);
 }
 
@@ -511,13 +511,13 @@ fn an_order_about_names_is_confirmed_by_the_first_look_after_it() {
     assert_eq!(world.images.names_confirmed(), 0);
     assert!(world.images.look_due());
     let seen = [(NAME, Sight::Image(world.image))];
-    // somebody waits for that, though nothing else changed
+    // others wait for the confirmation, though nothing else changed
     assert_eq!(world.look(&seen), ["report"]);
     assert_eq!(world.images.names_confirmed(), 5);
     assert_eq!(world.look(&seen), [] as [&str; 0]);
 }
 
-// ---- the stage ----------------------------------------------------------------------------------------------------------
+// ---- the stage ------------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_beginning_that_fails_is_tried_again_after_a_pause() {
@@ -630,7 +630,7 @@ fn counts_belong_to_one_staging_and_go_on_with_it_after_a_restart() {
     world.drain();
     assert_eq!((world.told().held_bytes, world.told().peer_bytes), (12, 30));
     assert_eq!(world.told().begun_at_ms, 50_000);
-    // the same staging, of which the disk holds the truth
+    // the same staging: the disk has its true state
     world.wait(Duration::from_secs(5));
     world.jobs();
     world.begun();

@@ -4,7 +4,7 @@ use origin::OriginError;
 
 use super::*;
 
-/// What a made-up blob is like now, and what it was told.
+/// The state of a made-up blob, and what it was told.
 #[derive(Debug)]
 struct Like {
     digest: Digest,
@@ -142,7 +142,7 @@ fn reported(wants: &mut Wants<Made>) -> Vec<Vec<u8>> {
     report.wants.into_iter().map(|want| want.content).collect()
 }
 
-// ---- clients ------------------------------------------------------------------------------------------------------------
+// ---- clients --------------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_blob_that_a_client_wants_joins_the_swarm_and_is_reported_at_once() {
@@ -160,7 +160,7 @@ fn a_blob_that_a_client_wants_joins_the_swarm_and_is_reported_at_once() {
     assert_eq!(wants.alone_after(&content(2)), None);
     let report = wants.report(false).unwrap();
     assert_eq!((report.wants[0].size, report.wants[0].number), (7, 1));
-    // said once, and again after it wasn't sent
+    // the wants are reported once, and again if the report wasn't sent
     assert!(wants.report(false).is_none());
     wants.unsent();
     assert!(wants.report(false).is_some());
@@ -211,7 +211,7 @@ fn a_client_that_comes_after_a_refusal_may_be_let_in() {
     let effects = wants.wish(Instant::now(), other_client(&one), Known::Mirrored);
     assert!(is_admitted(&effects));
     assert_eq!(one.trouble(), None);
-    // the fetch begins with what the registry accepted last
+    // the fetch begins with the credentials that the registry accepted last
     let access = wants.access(&content(1)).unwrap().1;
     assert_eq!(access, Access::of_client(None, false));
 }
@@ -225,7 +225,7 @@ fn a_refusal_of_what_an_earlier_client_brought_is_not_the_later_ones() {
     let refused = || FetchEnd::Failed(Failure::Origin(refusal()));
     assert!(is_admitted(&wants.fetch_ended(&content(1), refused())));
     assert_eq!(one.trouble(), None);
-    // the fetch with the later client's is refused as well
+    // the fetch with the later client's credentials is refused as well
     wants.access(&content(1));
     assert!(wants.fetch_ended(&content(1), refused()).is_empty());
     assert!(matches!(one.trouble(), Some(Trouble::Refused(_))));
@@ -248,11 +248,11 @@ fn a_blob_that_was_evicted_and_is_wanted_again_is_another_one() {
         ]
     ));
     assert!(!old.0.borrow().wanted && new.0.borrow().wanted);
-    // the coordinator sees that it is wanted anew
+    // the coordinator sees that the blob is wanted anew
     assert_eq!(wants.report(true).unwrap().wants[0].number, 2);
 }
 
-// ---- time ---------------------------------------------------------------------------------------------------------------
+// ---- time -----------------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_whole_blob_is_wanted_no_more_and_served_to_peers() {
@@ -266,7 +266,7 @@ fn a_whole_blob_is_wanted_no_more_and_served_to_peers() {
     ));
     assert!(!one.0.borrow().wanted);
     assert!(wants.next_look().is_none());
-    // it is a seed now
+    // the blob is a seed now
     assert_eq!(leaves(&wants.evicted(|_| false)), [content(1)]);
 }
 
@@ -310,7 +310,7 @@ fn a_verified_blob_that_is_not_in_its_place_is_put_there_again_after_a_while() {
     assert!(put(&wants.look(late + STALL + Duration::from_millis(1))));
 }
 
-// ---- what happens to a blob ---------------------------------------------------------------------------------------------
+// ---- what happens to a blob -----------------------------------------------------------------------------------------
 
 #[test]
 fn what_the_coordinator_queues_is_promised_to_its_clients_alone() {
@@ -364,7 +364,7 @@ fn false_bytes_are_forgotten_and_the_blob_leaves_the_swarm() {
         [Effect::Unwanted(_), Effect::ReportSoon, Effect::Leave(_), Effect::ForgetAll { message, .. }]
             if message == "a broken push"
     ));
-    // nobody wants it any more: what else is said of it changes nothing
+    // no client wants the blob any more: further news changes nothing
     let again = wants.fetch_ended(&content(1), FetchEnd::Bad("again".into()));
     assert!(again.is_empty());
 }
@@ -380,7 +380,7 @@ fn a_volume_that_fails_ends_what_arrives_and_not_what_is_copied() {
     assert_eq!(copied.trouble(), None);
 }
 
-// ---- blobs that are contents of images too ------------------------------------------------------------------------------
+// ---- blobs that are contents of images too --------------------------------------------------------------------------
 
 #[test]
 fn a_content_of_an_image_is_copied_and_not_reported() {
@@ -418,7 +418,7 @@ fn a_wanted_blob_follows_an_image_that_comes_to_have_it() {
     assert!(wants.evicted(|_| false).is_empty());
 }
 
-// ---- seeds --------------------------------------------------------------------------------------------------------------
+// ---- seeds ----------------------------------------------------------------------------------------------------------
 
 #[test]
 fn seeds_are_bounded_and_the_oldest_goes_first() {
@@ -429,7 +429,7 @@ fn seeds_are_bounded_and_the_oldest_goes_first() {
     assert!(leaves(&effects).is_empty());
     let effects = wants.recovered(vec![blob(most)]);
     assert_eq!(leaves(&effects), [content(0)]);
-    // known already
+    // the swarm knows the blob already
     let effects = wants.recovered(vec![blob(most)]);
     assert!(leaves(&effects).is_empty());
 }

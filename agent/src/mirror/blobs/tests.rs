@@ -98,7 +98,7 @@ fn our_own_bytes_leave_before_the_end_and_the_last_chunk_after_it() {
     assert_eq!(blob.ready(3), 2 << 20);
     assert_eq!(blob.ready(2 << 20), 2 << 20);
     write(2);
-    // it is here, but its chain isn't closed yet
+    // the last chunk is here, but the chain isn't closed yet
     assert_eq!(blob.ready(0), 2 << 20);
     blob.walk().unwrap();
     assert_eq!(blob.ready(0), content.len() as u64);
@@ -149,13 +149,13 @@ fn a_reader_of_one_registry_has_what_came_from_it_alone() {
         assert!(!of_one.is_held_back(1 << 20) && !of_other.is_held_back(0));
     }
     blob.walk().unwrap();
-    // all of it is here, and what one registry began is all that its readers have of it
+    // the whole blob is here, but a registry's readers still have only what came from their own registry
     assert_eq!((of_one.ready(0), of_other.ready(0)), (1 << 20, 0));
     assert!(!of_one.is_held_back(0) && of_one.is_held_back(1 << 20));
     assert!(of_other.is_held_back(0));
     of_other.limit(None);
     assert_eq!(of_other.ready(0), content.len() as u64);
-    // another registry goes on: from then on it is nobody's alone
+    // once another registry goes on, the run belongs to no single registry
     blob.comes_from(Some("one.example"));
     assert_eq!(of_one.ready(0), 1 << 20);
     blob.comes_from(Some("other.example"));
@@ -176,7 +176,7 @@ fn false_bytes_that_left_end_their_readers_and_forbid_resuming() {
         .blob
         .write(chunk, first, link, source(&me()), (&me(), None))
         .unwrap();
-    // nobody had any of it: nothing to warn of
+    // no bytes of the chunk had left, so no reader is misled
     reading.blob.forget_chunk(chunk).unwrap();
     assert!(!reading.is_misled() && blobs.may_resume(&digest));
 
@@ -189,11 +189,11 @@ fn false_bytes_that_left_end_their_readers_and_forbid_resuming() {
     reading.blob.forget_chunk(chunk).unwrap();
     assert!(reading.is_misled() && !blobs.may_resume(&digest));
     assert_eq!(reading.blob.give(&file, 0, 9).unwrap(), None);
-    // more of the same that goes is nothing to those who begin now
+    // another dropped chunk doesn't mislead a reader that begins now
     let later = reading.blob.read_on();
     reading.blob.forget_chunk(ChunkIndex(1)).unwrap();
     assert!(!later.is_misled());
-    // who begins now gets true bytes, and may end with them
+    // a reader that begins now gets true bytes up to the end
     let fresh = reading.blob.read_on();
     fill(&fresh.blob, &content, &me());
     assert!(!fresh.is_misled() && fresh.blob.is_whole());
@@ -216,7 +216,7 @@ fn a_restart_believes_what_is_whole_and_goes_on_with_the_rest() {
                 .unwrap();
         }
         blobs.flush().unwrap();
-        // this one is in no journal
+        // no flush journals this chunk
         let (chunk, bytes, link) = chunks(&half)[2];
         reading
             .blob
@@ -235,12 +235,12 @@ fn a_restart_believes_what_is_whole_and_goes_on_with_the_rest() {
 
     let reading = blobs.begin(open_digest, half.len() as u64).unwrap();
     assert_eq!(reading.blob.held().count(), 2);
-    // nothing leaves by the word of a journal alone
+    // no byte leaves by the word of a journal alone
     assert!(reading.blob.is_unread());
     assert_eq!(reading.blob.ready(0), 0);
     assert_eq!(reading.blob.read_again().unwrap(), []);
     assert_eq!(reading.blob.ready(0), 2 << 20);
-    // clients of the process before may hold any of it
+    // clients of the earlier process may have any byte of the blob
     reading.blob.forget_chunk(ChunkIndex(1)).unwrap();
     assert!(!blobs.may_resume(&open_digest));
     fill(&reading.blob, &half, &me());
@@ -296,7 +296,7 @@ fn the_least_used_blob_goes_and_never_one_that_is_read_or_pinned() {
         .iter()
         .map(|content| kept(&blobs, content))
         .collect();
-    // at the budget to the byte
+    // the blobs fill the budget to the byte
     assert_eq!(blobs.tidy(), (4 << 20, 4));
     blobs.pin([digests[0]].into());
     let reader = blobs.find(&digests[1]).unwrap().read_on();
@@ -309,7 +309,7 @@ fn the_least_used_blob_goes_and_never_one_that_is_read_or_pinned() {
             .join(digests[2].hex().to_string())
             .exists()
     );
-    // a size is what some registry says: for one that can't fit nothing goes
+    // the size is only what some registry says, so a blob that can't fit evicts none
     for size in [(2 << 20) + 1, 50 << 30, 500 << 30] {
         let needs = blobs.begin(Digest::of(b"large"), size).unwrap_err();
         let said = matches!(needs, BeginError::NoRoom { .. } | BeginError::TooLarge(_));
@@ -417,10 +417,10 @@ fn idle_blobs_give_way_to_an_image_where_that_is_enough() {
     let contents: Vec<_> = (0..3).map(|seed| bytes(seed, 2 << 20)).collect();
     let digests: Vec<_> = contents.iter().map(|one| kept(&blobs, one)).collect();
     let reading = blobs.begin(digests[0], 2 << 20).unwrap();
-    // one is being read, and two are less than that
+    // one blob is being read, and the other two are smaller than that
     assert!(!blobs.give_way(dir.path(), (4 << 20) + 1));
     assert_eq!(blobs.tidy(), (6 << 20, 3));
-    // another volume's room is no use
+    // room on another volume doesn't help
     assert!(!blobs.give_way(Path::new("/proc"), 1));
     assert!(blobs.give_way(dir.path(), 2 << 20));
     assert!(blobs.find(&digests[1]).is_none() && blobs.find(&digests[2]).is_some());
@@ -432,7 +432,7 @@ fn idle_blobs_give_way_to_an_image_where_that_is_enough() {
 fn room_that_an_image_will_take_isnt_taken_by_a_blob() {
     let dir = tempfile::tempdir().unwrap();
     let blobs = open(dir.path(), 1 << 39);
-    // half of the volume is free, a tenth stays so
+    // half of the volume is free, and a tenth has to stay free
     let room = (1 << 39) - (1 << 40) / 100 * 10;
     blobs.leave(dir.path(), room - (3 << 20));
     let refused = blobs.begin(Digest::of(b"large"), (3 << 20) + 1);
@@ -459,7 +459,7 @@ fn resuming_false_bytes_is_refused_over_a_restart_and_not_for_ever() {
     let blobs = open(dir.path(), 64 << 20);
     assert!(!blobs.may_resume(&digest));
     drop(blobs);
-    // lines from another time, or that aren't any
+    // lines whose time is over, or that are malformed
     let long_ago = format!("{digest} 5\nnonsense\n{digest} x\n");
     fs::write(dir.path().join(TAINTS), long_ago).unwrap();
     let blobs = open(dir.path(), 64 << 20);
@@ -543,7 +543,7 @@ fn half_a_blob_that_nobody_wants_keeps_no_file_open_and_is_gone_on_with() {
     write(&reading.blob, 1);
     blobs.flush().unwrap();
     drop((reading, blobs));
-    // nor after a restart
+    // the same after a restart
     let blobs = open(dir.path(), 64 << 20);
     if cfg!(target_os = "linux") {
         assert_eq!(open_files(), 0);

@@ -6,7 +6,7 @@ use std::{
 use super::*;
 use crate::store::sync::{failing::SYNCS_LEFT, sync_data};
 
-/// One content in one file. After each write to it something may happen, before the chunk counts as held.
+/// One content in one file. A test can run code after each write to the file, before the chunk counts as held.
 #[derive(Default)]
 struct OneFile {
     file: Option<File>,
@@ -81,7 +81,7 @@ impl World {
         Digest::of(&self.bytes)
     }
 
-    /// As it is after a start of the program.
+    /// The state as after a start of the program.
     fn open(&self) -> Arc<Held<OneFile>> {
         let path = self.dir.path().join("journal");
         let file = File::options()
@@ -136,7 +136,7 @@ impl World {
         }
     }
 
-    /// What lies on the disk at a chunk's place.
+    /// The bytes on the disk at a chunk's place.
     fn on_disk(&self, held: &Held<OneFile>, at: u32) -> Vec<u8> {
         let mut bytes = vec![0; self.chunk(at).len()];
         let file = held.files().file.as_ref().unwrap();
@@ -166,7 +166,7 @@ fn a_place_is_not_written_again_before_its_drop_is_journaled() {
             assert_eq!(held.look(0, ChunkIndex(2)).unwrap(), Look::Rotten);
         }),
         ("walk", |world, held| {
-            // the one after it proves it false
+            // chunk 3 proves chunk 2 false
             world.write(held, 3).unwrap();
             assert_eq!(held.drop_false(0)[0].chunk, ChunkIndex(2));
         }),
@@ -174,7 +174,7 @@ fn a_place_is_not_written_again_before_its_drop_is_journaled() {
     for (name, drop_chunk) in drops {
         let world = World::new();
         let held = world.open();
-        // what stands there first: for the walk a lie, else the truth
+        // the first bytes at the place: a lie for the walk, otherwise the truth
         let lie = vec![7; 1 << 20];
         let before = if name == "walk" {
             let link = Link::forge(world.geometry, ChunkIndex(2), world.links[1].after, &lie);
@@ -197,14 +197,15 @@ fn a_place_is_not_written_again_before_its_drop_is_journaled() {
         let left = world.on_disk(&held, 2);
         assert!(name == "look" || left == before);
 
-        // as long as the journal can't be written, nobody gets at the place
+        // while the journal can't be written, nobody may write the place
         SYNCS_LEFT.set(0);
         let refused = world.write(&held, 2);
         SYNCS_LEFT.set(usize::MAX);
         assert!(matches!(refused, Err(WriteError::Io { .. })), "{name}");
         assert!(world.on_disk(&held, 2) == left, "{name}");
 
-        // and when it can, the drop is in it before the new bytes are on disk: a crash brings nothing back
+        // once the journal can be written, it has the drop before the new bytes are on disk, so a crash brings no chunk
+        // back
         assert_eq!(world.write(&held, 2).unwrap(), Entered::New, "{name}");
         drop(held);
         let held = world.open();
@@ -222,7 +223,7 @@ fn a_sync_that_failed_vouches_for_nothing_that_it_covered() {
     world.write(&held, 3).unwrap();
     SYNCS_LEFT.set(0);
     assert!(held.flush().is_err());
-    // the next sync would succeed, whatever became of the bytes
+    // the next sync would succeed, even if the bytes were lost
     assert_eq!(held.held(0).iter().collect::<Vec<_>>(), [ChunkIndex(0)]);
     held.flush().unwrap();
     assert_eq!(world.write(&held, 1).unwrap(), Entered::New);
@@ -240,7 +241,7 @@ fn what_is_written_while_a_sync_fails_is_not_held() {
     world.write(&held, 0).unwrap();
     let itself: Weak<Held<OneFile>> = Arc::downgrade(&held);
     let once = AtomicBool::new(false);
-    // between the bytes and their entry another thread's flush fails, which may have covered these bytes too
+    // between the write and the chunk's entry, another thread's flush fails, which may have covered these bytes, too
     let meanwhile = move || {
         if !once.swap(true, Ordering::AcqRel) {
             SYNCS_LEFT.set(0);
@@ -260,7 +261,7 @@ fn a_journal_that_failed_is_tried_again() {
     let world = World::new();
     let held = world.open();
     world.fill(&held);
-    // the data are synced, and the journal isn't
+    // the sync of the data succeeds, the sync of the journal fails
     SYNCS_LEFT.set(1);
     assert!(held.flush().is_err());
     SYNCS_LEFT.set(usize::MAX);
@@ -287,7 +288,7 @@ fn what_an_earlier_process_left_is_compared_before_it_leaves() {
     assert_eq!(*lock(&held.files().rotted), [ChunkIndex(1)]);
     let unread: Vec<_> = held.unread(0).iter().collect();
     assert_eq!(unread, [ChunkIndex(2), ChunkIndex(3)]);
-    // a file that is too short now has lost what was there
+    // a file that became too short has lost the bytes
     held.files()
         .file
         .as_ref()

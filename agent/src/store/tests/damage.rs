@@ -1,4 +1,4 @@
-//! What is damaged or removed on the disk, one kind at a time: what it costs, and what is said of it.
+//! Files that are damaged or removed on the disk, one kind at a time: what the damage costs, and how it is reported.
 
 use super::*;
 use crate::platform::cloning;
@@ -15,7 +15,7 @@ fn flip(path: &Path, at: u64) {
     file.write_all_at(&[byte[0] ^ 16], at).unwrap();
 }
 
-/// An installed image, and where.
+/// An installed image, and its directory in tart's cache.
 fn installed(home: &TempDir, sample: &Sample) -> (Store, Arc<Stage>, PathBuf) {
     let store = open(home);
     let (stage, _) = begin(&store, sample, &[TAG]);
@@ -61,7 +61,7 @@ fn a_damaged_journal_of_an_installed_image_costs_a_hash_and_no_download() {
         assert_eq!(missing_chunks(&stage, &sample), 0, "{what}");
         install(&stage, &[]).unwrap();
         assert_installed(&directory, &sample);
-        // and the new links last
+        // and the new links survive a restart
         drop((stage, store));
         assert!(open(&home).recovered()[0].present, "{what}");
     }
@@ -103,7 +103,7 @@ fn a_doubted_image_is_not_present_until_it_is_mended() {
         let image = *sample.layout.digest();
         assert_eq!(store.take_news(), [News::Doubted { image }]);
         assert!(stage.is_doubted() && stage.has_to_be_read());
-        // told once, and no name is its own meanwhile
+        // the doubt is told once, and the image has no reference meanwhile
         assert_eq!(store.presence()[0].references, [""; 0]);
         assert_eq!(store.take_news(), []);
 
@@ -176,7 +176,7 @@ fn a_stage_whose_files_are_removed_is_told_and_begins_anew() {
         store.flush().unwrap();
         let image = *sample.layout.digest();
         assert_eq!(store.take_news(), [News::Removed { image }], "{what}");
-        // nothing more goes into files without a name
+        // no more bytes go into files without a name
         let (content, bytes) = sample.contents.first_key_value().unwrap();
         let (chunk, link, bytes) = links(bytes).remove(0);
         let written = stage.write(
@@ -198,7 +198,7 @@ fn a_stage_whose_files_are_removed_is_told_and_begins_anew() {
         fill(&stage, &sample);
         install(&stage, &[]).unwrap();
         assert_installed(&image_dir(&home, "ghcr.io/org/image", &sample), &sample);
-        // our directory was locked again
+        // the new directory is locked
         assert!(
             matches!(
                 Store::open(home.path(), options()),
@@ -209,7 +209,7 @@ fn a_stage_whose_files_are_removed_is_told_and_begins_anew() {
     }
 }
 
-/// tart reads whatever bears a part's name.
+/// tart reads any file with a part's name.
 #[test]
 fn a_part_that_somebody_replaced_or_resized_ends_the_presence() {
     type Damage<'a> = &'a dyn Fn(&Path);
@@ -275,7 +275,7 @@ fn what_a_link_in_a_parts_place_leads_to_is_never_changed() {
     }
 }
 
-/// A layer without a raw digest: its blob has links, and what lies on the disk was decoded from it.
+/// A layer without a raw digest: its blob has links, and the bytes on the disk were decoded from the blob.
 #[test]
 fn what_rots_in_a_decoded_layer_is_found_and_written_anew() {
     let (home, sample) = (
@@ -304,7 +304,7 @@ fn what_rots_in_a_decoded_layer_is_found_and_written_anew() {
     assert_installed(&directory, &sample);
     assert_installed(&twin, &sample);
     assert!(!stage.mend_decoded(content).unwrap());
-    // also after a restart
+    // the same after a restart
     drop((stage, store));
     flip(&directory.join(cache::DISK), layer.offset);
     let store = open(&home);
@@ -371,14 +371,15 @@ fn a_clone_of_a_rotten_image_is_compared_where_it_lies() {
         cloning::PRETENDED.set(clones);
         let (home, one, two) = (tempfile::tempdir().unwrap(), sample(1), sample(2));
         let (store, old, directory) = installed(&home, &one);
-        // in the layer that both have, which lies at two places: a chunk of bytes, and one of zeros
+        // in the common layer, which is at two places of the disk: damages one chunk of noise and one of zeros
         flip(&directory.join(cache::DISK), 77);
         flip(&directory.join(cache::DISK), (1 << 20) + 4);
         let (stage, copied) = begin(&store, &two, &["ghcr.io/org/image:two"]);
         let shared = one.layout.layers()[0].raw.unwrap();
         assert!(copied > 0);
         for chunk in [0, 1].map(ChunkIndex) {
-            // the second place of a clone has the bytes; a copy is of what is sound at every place
+            // a clone still has the bytes at the layer's second place; a copy takes only chunks that are sound at every
+            // place
             assert_eq!(stage.held(shared).contains(chunk), clones, "{chunk}");
         }
         assert!(!clones || !old.is_closed(shared) || stage.is_closed(shared));
@@ -394,8 +395,8 @@ fn a_clone_is_compared_also_where_its_source_was_mended_since() {
     let (home, one, two) = (tempfile::tempdir().unwrap(), sample(1), sample(2));
     let store = open(&home);
     let shared = one.layout.layers()[0].raw.unwrap();
-    // what a clone of a rotten disk looks like: a chunk that is false at each of its places, and one that is at the
-    // first
+    // The disk looks like the clone of a rotten disk: one chunk is false at each of its places, and one only at its
+    // first place.
     let (clone, copied) = begin(&store, &two, &["ghcr.io/org/image:two"]);
     assert_eq!(copied, 0);
     let path = ours(&home, &two).join("image").join(cache::DISK);
@@ -415,7 +416,7 @@ fn a_clone_is_compared_also_where_its_source_was_mended_since() {
         flip(&path, offset + 77);
     }
     flip(&path, offsets[0] + (1 << 20) + 4);
-    // the source is whole by now, and sound
+    // the source is whole and sound by now
     let (source, _) = begin(&store, &one, &[TAG]);
     fill(&source, &one);
     let copied = clone.copy_from(&source, shared, true).unwrap();
@@ -449,7 +450,7 @@ fn damaged_notes_of_an_installed_image_cost_a_look_at_it_and_no_byte() {
             let store = open(&home);
             let stage = store.stage(sample.layout.digest()).unwrap();
             let doubted = damage != "manifest";
-            // nothing counts before it was read
+            // the image doesn't count before it was read
             assert_eq!(stage.is_doubted(), doubted, "{damage}");
             let named: usize = store
                 .presence()

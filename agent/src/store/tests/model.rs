@@ -1,18 +1,18 @@
-//! Anything that may happen to a store, in any order, and what has to be true of every image that it installs.
+//! Everything that may happen to a store, in any order, and what must hold for every image that it installs.
 //!
-//! The model is the source: each image's bytes. A directory that an installation makes is equal to it at that moment,
-//! whatever was flipped, removed or lost before; what was damaged afterwards is found by `verify`, and isn't present
-//! from then on until it is equal again. In the end all that was ever wanted is there, and equal.
+//! The model is each image's true bytes. A directory that an installation makes has these bytes at that moment,
+//! whatever was flipped, removed or lost before. `verify` finds a later damage. From then on the image isn't present
+//! until it has its true bytes again. In the end every wanted image is there, with its true bytes.
 
 use std::collections::BTreeSet;
 
 use super::*;
 use crate::{platform::cloning, store::sync::failing::SYNCS_LEFT};
 
-/// One thing that happens. Numbers pick among what is there.
+/// One event. Its numbers pick from what is there.
 #[derive(Clone, Debug)]
 enum Step {
-    /// An image is ordered under a reference, or once more.
+    /// An image is ordered under a reference, perhaps again.
     Begin {
         image: usize,
         reference: usize,
@@ -23,18 +23,18 @@ enum Step {
         first: usize,
         count: usize,
     },
-    /// The rest arrives, and it is installed.
+    /// The missing chunks arrive, and the image is installed.
     Install {
         image: usize,
         reference: usize,
     },
-    /// It is installed as it is.
+    /// The image is installed without waiting for missing chunks.
     InstallNow {
         image: usize,
         reference: usize,
     },
     Flush,
-    /// The system fails to sync, once, after so many syncs.
+    /// One sync fails, after this many successful ones.
     FailSync {
         after: usize,
     },
@@ -43,7 +43,7 @@ enum Step {
         file: usize,
         at: usize,
     },
-    /// A file is removed, or a directory with all that is in it.
+    /// A file is removed, or a directory with everything in it.
     Remove {
         path: usize,
     },
@@ -52,7 +52,7 @@ enum Step {
         image: usize,
         reference: usize,
     },
-    /// tart pulls an image anew, and doesn't verify what it gets.
+    /// tart pulls an image again, and doesn't verify what it gets.
     Pull {
         image: usize,
         reference: usize,
@@ -65,7 +65,7 @@ enum Step {
         image: usize,
         reference: usize,
     },
-    /// The program ends; with or without a last flush.
+    /// The program ends, with or without a last flush.
     Restart {
         flush: bool,
     },
@@ -99,7 +99,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Three images that share a layer; the last has one that travels as a blob. Small: a case takes milliseconds.
+/// Three images that share a layer. The third has a layer that travels as a blob. They are small, so that a case takes
+/// milliseconds.
 fn images() -> &'static [Prepared; 3] {
     static IMAGES: OnceLock<[Prepared; 3]> = OnceLock::new();
     IMAGES.get_or_init(|| {
@@ -112,10 +113,10 @@ fn images() -> &'static [Prepared; 3] {
 struct World {
     home: TempDir,
     store: Option<Store>,
-    /// What was ordered since it was last given up.
+    /// Images and references that were ordered, and not given up since.
     wanted: BTreeSet<(usize, usize)>,
-    /// Images under construction whose files were changed behind the back of the process that wrote them: nobody looks
-    /// at what one wrote a moment ago.
+    /// Images under construction whose files were changed after the running process wrote them. A process doesn't
+    /// compare again what it wrote itself.
     changed: BTreeSet<usize>,
 }
 
@@ -123,7 +124,7 @@ impl World {
     fn new(clones: bool) -> Self {
         cloning::PRETENDED.set(clones);
         SYNCS_LEFT.set(usize::MAX);
-        // in memory, where the system has such a place: a case syncs a hundred times
+        // in memory, if the system has such a place, because a case syncs a hundred times
         let memory = Path::new("/dev/shm");
         let home = if memory.is_dir() {
             tempfile::tempdir_in(memory)
@@ -162,7 +163,7 @@ impl World {
         fs::create_dir_all(self.home.path()).unwrap();
         self.changed.clear();
         self.store = Some(self.open());
-        // what an earlier process left is compared before it leaves this host
+        // chunks of an earlier process are compared before they leave this host
         for Prepared { sample, chunks } in images() {
             let Some(stage) = self.store().stage(sample.layout.digest()) else {
                 continue;
@@ -175,7 +176,8 @@ impl World {
         }
     }
 
-    /// A child that another test makes has our lock too, until it is another program.
+    /// Opens the store. Retries, because a child process that another test forks has our lock, too, until it runs
+    /// another program.
     fn open(&self) -> Store {
         let started = Instant::now();
         loop {
@@ -198,7 +200,7 @@ impl World {
         begun.ok().map(|(stage, _)| stage)
     }
 
-    /// As the swarm does: what is missing comes, and what the chain disproves is dropped.
+    /// Does what the swarm does: writes chunks, and drops those that the chain disproves.
     fn arrive(&self, image: usize, first: usize, count: usize) {
         let Some(stage) = self.stage(image) else {
             return;
@@ -207,7 +209,7 @@ impl World {
         for (content, chunk, link, bytes) in
             chunks.iter().cycle().skip(first % chunks.len()).take(count)
         {
-            // a volume that fails, or a removed file, is for later
+            // a failing volume or a removed file shows later
             drop(stage.write(
                 *content,
                 *chunk,
@@ -307,7 +309,7 @@ impl World {
         }
     }
 
-    /// What the driver calls present: there, complete, and not doubted.
+    /// Whether the driver would call the image present: tart finds it, it is complete, and it isn't doubted.
     fn is_present(&self, image: usize) -> bool {
         let digest = images()[image].sample.layout.digest();
         let listed = self.store().presence();
@@ -318,13 +320,13 @@ impl World {
         listed && self.stage(image).is_some_and(sound)
     }
 
-    /// As `parbake-agent verify` does, and what the agent does about it next. Whether it is sound.
+    /// Does what `parbake-agent verify` does, with the doubt that follows a damage. Returns whether the image is sound.
     fn verify(&self, image: usize, reference: usize) -> bool {
         let name = Self::reference(image, reference);
         let home = self.home.path();
         match verify(home, &name, |_, _| {}) {
             Ok(_) => {
-                // the manifest of an image that isn't ours is tart's own: it isn't compared
+                // tart writes its own manifest into an image that isn't ours, so the manifest isn't compared
                 assert_parts(&self.directory(image, reference), &images()[image].sample);
                 true
             }
@@ -399,7 +401,7 @@ impl World {
         fs::rename(new, directory.join(cache::DISK)).unwrap();
     }
 
-    /// Everything goes well from now on: all that is wanted is installed, and is what it should be.
+    /// Nothing goes wrong from now on: every wanted image gets installed, with its true bytes.
     fn settle(&mut self) {
         SYNCS_LEFT.set(usize::MAX);
         self.restart();
@@ -419,7 +421,7 @@ impl World {
                     unsound.push((round, name, installed, found));
                 }
             }
-            // a doubt about what was there before is noticed once the image is installed, and answered by the next
+            // a doubt about an earlier installation is noticed once the image is installed again, and ended in the next
             // round
             if unsound.is_empty() && wanted.iter().all(|(image, _)| self.is_present(*image)) {
                 break;

@@ -1,5 +1,5 @@
-//! Images come into tart's cache, under each of their names, whatever tart and others do there. What one image
-//! holds helps the next.
+//! Images come into tart's cache under each of their references, whatever tart and others do there. The chunks of one
+//! image help the next.
 
 use super::*;
 
@@ -33,7 +33,7 @@ fn a_complete_stage_becomes_an_image_that_tart_finds() {
     // zeros are holes
     let disk = fs::metadata(directory.join(cache::DISK)).unwrap();
     assert!(disk.blocks() * 512 < disk.len() - (2 << 20));
-    // and it goes on seeding
+    // and the stage goes on seeding
     for (digest, bytes) in &sample.contents {
         for (chunk, link, bytes) in links(bytes) {
             let held = stage.read(*digest, chunk).unwrap().unwrap();
@@ -60,7 +60,7 @@ fn a_further_reference_is_only_a_link() {
     assert_eq!(fs::read(directory.join(cache::MARKER)).unwrap(), b"");
     let twin = image_dir(&home, "127.0.0.1%3A5000/mirror", &sample);
     assert_installed(&twin, &sample);
-    // what edits one edits no other
+    // an edit of one directory edits no other
     for part in cache::PARTS.iter().chain(&[cache::MANIFEST]) {
         let inode = |directory: &Path| fs::metadata(directory.join(part)).unwrap().ino();
         assert_ne!(inode(&twin), inode(&directory), "{part}");
@@ -75,7 +75,7 @@ fn a_further_reference_is_only_a_link() {
     // tart removes the first directory: the image is still there under the other registry
     fs::remove_dir_all(&directory).unwrap();
     assert_eq!(store.presence().remove(0).references, [elsewhere]);
-    // and what is read now is that other one's
+    // and bytes are read from that directory now
     let config = sample.layout.config().digest;
     assert!(again.read(config, ChunkIndex(0)).unwrap().is_some());
     drop((stage, again, store));
@@ -93,7 +93,7 @@ fn a_chunk_that_rotted_does_not_reach_a_second_repository() {
     let elsewhere = "127.0.0.1:5000/mirror:one";
     let directory = image_dir(&home, "ghcr.io/org/image", &sample);
     let twin = image_dir(&home, "127.0.0.1%3A5000/mirror", &sample);
-    // in the second place of a layer that stands twice, amid zeros, and in a small file
+    // damages the second place of a layer that is used twice, a chunk of zeros, and a small file
     let layers = sample.layout.layers();
     let raw = layers[2].raw.unwrap();
     let config = sample.layout.config().digest;
@@ -123,7 +123,7 @@ fn a_chunk_that_rotted_does_not_reach_a_second_repository() {
     }
     install(&stage, &[elsewhere]).unwrap();
     assert_installed(&twin, &sample);
-    // both are written when one of them is mended
+    // mending one directory writes both
     let nvram = fs::File::options()
         .write(true)
         .open(twin.join(cache::NVRAM));
@@ -133,7 +133,7 @@ fn a_chunk_that_rotted_does_not_reach_a_second_repository() {
     fill(&stage, &sample);
     assert_installed(&twin, &sample);
     assert_installed(&directory, &sample);
-    // a start knows both
+    // the next start knows both directories
     store.flush().unwrap();
     drop((stage, store));
     let store = open(&home);
@@ -166,7 +166,7 @@ fn a_copy_for_a_second_repository_needs_room() {
     fs::write(home.path().join("spare"), vec![0; 63 << 20]).unwrap();
     let elsewhere = install(&stage, &["127.0.0.1:5000/mirror:one"]);
     if clones.is_ok() {
-        // a clone takes nothing
+        // a clone takes no room
         elsewhere.unwrap();
         return;
     }
@@ -300,7 +300,7 @@ fn tarts_lock_is_honoured() {
     let pull = platform::lock_directory(&registry, Duration::ZERO).unwrap();
     assert!(matches!(install(&stage, &[]), Err(InstallError::Busy(_))));
     assert_eq!(store.presence(), []);
-    // what was made ready for the cache isn't made ready again by each try
+    // a directory that is ready for the cache isn't made again by each attempt
     let manifest = ours(&home, &sample).join(IMAGE).join(cache::MANIFEST);
     let made = fs::metadata(&manifest).unwrap();
     assert!(matches!(install(&stage, &[]), Err(InstallError::Busy(_))));
@@ -329,7 +329,7 @@ fn a_twin_that_waits_for_tarts_lock_is_kept_until_nobody_wants_it() {
     let busy = || {
         let (placed, result) = install_as(&stage, &[TAG.to_owned(), elsewhere.to_owned()]);
         assert!(matches!(result, Err(InstallError::Busy(_))), "{result:?}");
-        // the name that it has stays good
+        // the reference under which tart finds the image stays
         assert_eq!(placed, [TAG]);
         inode().unwrap()
     };
@@ -354,7 +354,7 @@ fn names_are_wanted_also_where_somebody_removed_our_directory() {
     let store = open(&home);
     drop(begin(&store, &first, &[TAG]));
     fs::remove_dir_all(ours(&home, &first)).unwrap();
-    // nobody looked yet
+    // nobody has looked at the disk yet
     let digest = |sample: &Sample| *sample.layout.digest();
     store.want(&digest(&first), &[]).unwrap();
     store.want(&digest(&second), &[TAG.to_owned()]).unwrap();
@@ -455,7 +455,7 @@ fn a_tag_that_moved_on_is_not_taken_back() {
         Err(InstallError::NoReference(_))
     ));
     assert_eq!(references(&store, &new), [TAG]);
-    // a roll back takes it on purpose
+    // a rollback takes the tag on purpose
     let (stage, _) = begin(&store, &old, &[TAG]);
     install(&stage, &[TAG]).unwrap();
     assert_eq!(references(&store, &old), [TAG]);
@@ -496,14 +496,14 @@ fn a_chunk_that_changed_on_disk_is_not_copied() {
     let (stage, copied) = begin(&store, &two, &["ghcr.io/org/image:two"]);
     let common = one.layout.layers()[0].raw.unwrap();
     let chunk = ChunkIndex(0);
-    // a clone has it whole, from the layer's second place; a copy is made from the first
+    // a clone gets the chunk from the layer's second place; a copy reads the first place
     if stage.is_closed(common) {
         assert_eq!(copied, 3 * CHUNK_BYTES + 100_000);
     } else {
         assert!(!stage.held(common).contains(chunk));
         assert_eq!(copied, 2 * CHUNK_BYTES + 100_000);
     }
-    // where it rotted it isn't held any more, and somebody hears of it
+    // the rotten chunk isn't held any more in the old image, and is reported
     let old = store.stage(one.layout.digest()).unwrap();
     assert!(!old.held(common).contains(chunk));
     let (image, content) = (*one.layout.digest(), common);

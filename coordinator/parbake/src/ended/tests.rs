@@ -1,4 +1,4 @@
-//! The table of exit statuses, and that the operators' page has the same one.
+//! Tests of the table of exit statuses. The operators' page must have the same table.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use super::*;
 /// The page that operators read.
 const OPERATING: &str = include_str!("../../../../docs/OPERATING.md");
 
-/// Reasons for which an image that failed isn't waited for.
+/// Reasons for which a failed image isn't waited for.
 const HOPELESS: [Reason; 6] = [
     Reason::ContentBad,
     Reason::ContentMissing,
@@ -19,7 +19,7 @@ const HOPELESS: [Reason; 6] = [
     Reason::Contradicts,
 ];
 
-/// Reasons of Pods that nothing keeps.
+/// Reasons of Pods that aren't blocked.
 const FREE: [Reason; 5] = [
     Reason::Open,
     Reason::Current,
@@ -105,13 +105,13 @@ fn waiting_ends_when_all_selected_hosts_have_it_or_the_rest_has_failed_for_long(
     assert_eq!(outcome(vec![], None), None);
 }
 
-/// Every reason of this version, and one of a later.
+/// Every reason of this version, and one of a later version.
 fn told() -> Vec<ToldReason> {
     let known = Reason::ALL.iter().map(|reason| (*reason).into());
     known.chain(["moon_is_full".into()]).collect()
 }
 
-/// What waiting for an image comes to, and with which exit status; `None` while it is waited for.
+/// The exit status after waiting for an image. `None` while the wait goes on.
 fn status(image: &ImageView) -> Option<u8> {
     let request = StageRequest {
         reference: "r.test/image:1".into(),
@@ -148,7 +148,7 @@ fn a_host_that_failed_for_long_is_given_up_whatever_its_reason_unless_tart_is_bu
             let status = status(&image(vec![failed]));
             assert_eq!(status, given_up.then_some(1), "{reason} {seconds}");
         }
-        // what is under way, or away, is waited for
+        // hosts that are at work or away are waited for
         for state in [
             HostState::Waiting,
             HostState::Queued,
@@ -227,7 +227,7 @@ fn a_host_lacks_nothing_and_a_roll_is_done_when_nothing_is_left() {
     assert_eq!(of_pools(&[pool(0), pool(1)]).status(), 1);
 }
 
-/// The reasons in the cells of a row of the page; the first cell is what the row is about.
+/// The reasons in the cells of a row of the page. The first cell says what the row is about.
 fn cells(row: &str) -> Vec<BTreeSet<Reason>> {
     let lines = OPERATING.lines();
     let found = lines.filter_map(|line| line.strip_prefix(&format!("| {row} |")));

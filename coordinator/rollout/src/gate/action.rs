@@ -1,19 +1,19 @@
-//! What the gate wants done.
+//! The gate's actions: what it asks the shell to do.
 
 use super::{PodId, status::Reason};
 
-/// Why a label is taken back.
+/// Why the gate takes a label back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Withdrawal {
-    /// The node doesn't hold the pool's image (any more).
+    /// The node doesn't hold the pool's image, or doesn't any more.
     PresenceLost,
-    /// The Pod runs the pool's image: the pool rolled back. A label left on it would drain it in the next roll,
-    /// unasked.
+    /// The Pod runs the pool's image, because the pool rolled back. A label that stays would drain the Pod in the next
+    /// roll, without a decision of the gate.
     Current,
 }
 
 impl Withdrawal {
-    /// Its name, for metrics and machines.
+    /// The name for metrics and machines.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -23,15 +23,15 @@ impl Withdrawal {
     }
 }
 
-/// What the shell shall do. Each write is answered by [`Event::Written`](super::Event::Written).
+/// An action for the shell. Each write is answered by [`Event::Written`](super::Event::Written).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Put the drain label on this Pod.
     Label(PodId),
-    /// Take it off again.
+    /// Take the drain label off this Pod.
     Unlabel(PodId, Withdrawal),
     /// Delete this Pending Pod, and its ServiceAccount.
     Reap(PodId),
-    /// Not a write: this Pod could drain but for this. Told once for each change of the reason.
+    /// This Pod could drain but for this reason. This isn't a write. It is sent once for each change of the reason.
     Blocked(PodId, Reason),
 }

@@ -1,30 +1,30 @@
-//! Every number that the gate decides by, and where it comes from.
+//! The numbers that the gate decides by, each with its reason.
 
 use core::time::Duration;
 
 use crate::presence;
 
-/// The gate's times and bounds.
+/// The gate's times and limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// A host's word about what it holds counts for so long.
+    /// How long a host's word about what it holds counts.
     pub presence_max_age: Duration,
-    /// A polling heartbeat younger than this makes a Pod warm: what the runners' own controller goes by.
+    /// A Pod is warm while its polling heartbeat is younger than this. The runners' own controller uses the same rule.
     pub heartbeat_max_age: Duration,
-    /// An admission that nothing came of frees its slot after this long: well over the time-out of a write.
+    /// An admission without effect frees its slot after this long, well over the time-out of a write.
     pub slot: Duration,
-    /// A successor is there within this time; a Pod that the gate took and that has none by then is named. A Pod that
-    /// left in flight and that the gate didn't take keeps its slot for so long.
+    /// A successor should be there within this time. A Pod that the gate took and that has no successor by then is
+    /// reported. A Pod that left in flight without the gate keeps its slot for this long.
     pub replacement: Duration,
-    /// An owner hears of a new image within this time. A Pod of another image that comes later shows that the owner
-    /// goes by something else. Above the 30 s for which a watch may be blind.
+    /// An owner should know of a new image within this time. If a Pod of another image comes later, the owner follows
+    /// something else. This is more than the 30 s for which a watch may be blind.
     pub owner_lag: Duration,
-    /// First wait after a write that was refused; doubles.
+    /// The first wait after a refused write. It doubles each time.
     pub retry: Duration,
-    /// The longest wait after a write that was refused.
+    /// The longest wait after a refused write.
     pub retry_most: Duration,
-    /// Per cent of a pool's usable hosts that have to hold the image before a Pending Pod without a node is reaped: its
-    /// successor is likely to land on one of them.
+    /// In per cent of a pool's usable hosts: how many must hold the image before a Pending Pod without a node is
+    /// deleted. The Pod's successor is then likely to land on one of them.
     pub enough_percent: u32,
 }
 

@@ -1,7 +1,7 @@
-//! The gate: its parts, what happens to them, and the one rule by which Pods drain.
+//! The gate: its parts, its events, and the one rule by which Pods drain.
 //!
-//! `hosts` knows which hosts take Pods and hold which images, `pool` what a pool is taken to want, `slots` what is
-//! taken of caps although no Pod shows it, and `writes` what was asked for and what was refused.
+//! `hosts` knows which hosts take Pods and hold which images. `pool` knows how many Pods a pool is taken to want.
+//! `slots` keeps the room under caps that no Pod shows. `writes` keeps the writes that were asked for or refused.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -21,10 +21,10 @@ use super::{
 };
 use crate::presence::Held;
 
-/// Ages and slots are looked at this often while a pool rolls.
+/// The interval of looks at ages and slots while a pool rolls.
 const TICK: Duration = Duration::from_secs(1);
 
-/// The most Pods of a pool that may be in flight: `percent` of `replicas` rounded down, but never less than one.
+/// The most Pods of a pool that may be in flight: `percent` of `replicas`, rounded down, and at least one.
 #[must_use]
 pub const fn cap(percent: i32, replicas: i32) -> u32 {
     if percent <= 0 || replicas <= 0 {
@@ -48,7 +48,7 @@ pub const fn cap(percent: i32, replicas: i32) -> u32 {
 pub struct Gate {
     config: Config,
     now: Moment,
-    /// Since when everything is known.
+    /// Since when everything in the cluster is known; `None` while it isn't.
     synced: Option<Moment>,
     hosts: Hosts,
     pools: BTreeMap<PoolId, PoolState>,
@@ -61,12 +61,12 @@ pub struct Gate {
     tick_at: Moment,
 }
 
-/// What is taken of a pool's cap.
+/// How much of a pool's cap is used.
 #[derive(Clone, Copy, Debug, Default)]
 struct Used {
-    /// Pods in flight to the letter.
+    /// Pods in flight by the rule of the runners' own controller.
     letter: u32,
-    /// Slots beyond them.
+    /// Slots beyond the Pods in flight.
     reserved: u32,
     /// As for [`PoolStatus::awaited`].
     awaited: u32,
@@ -74,13 +74,12 @@ struct Used {
     missing: u32,
     /// As for [`PoolStatus::away`].
     away: u32,
-    /// The most that may be taken. A pool that hasn't all its Pods has no more than its share of those that are
-    /// there, or are on their way.
+    /// The cap. For a pool that lacks Pods, it is a share of the Pods that are there or on their way.
     cap: u32,
 }
 
 impl Gate {
-    /// A gate that knows nothing, and is shut.
+    /// A gate that knows nothing and admits nothing.
     #[must_use]
     pub fn new(config: Config) -> Self {
         Self {
@@ -99,8 +98,8 @@ impl Gate {
         }
     }
 
-    /// Takes note of what happened. Any event is legal in any state. `now` never goes back; where it does, the latest
-    /// moment seen counts.
+    /// Applies an event. Any event is legal in any state. `now` shouldn't go back; where it does, the latest moment
+    /// seen counts.
     pub fn handle(&mut self, now: Moment, event: Event) {
         self.now = self.now.max(now);
         match event {
@@ -168,12 +167,12 @@ impl Gate {
         }
     }
 
-    /// The next thing to do; to be called until `None` after every [`handle`](Self::handle).
+    /// The next action for the shell. Call this until it returns `None`, after every [`handle`](Self::handle).
     pub fn poll(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// When [`Event::Tick`] is due, if nothing else happens before.
+    /// When [`Event::Tick`] is due, if no other event comes before.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Moment> {
         let waits = !self.slots.is_empty()
@@ -188,11 +187,11 @@ impl Gate {
         waits.then_some(self.tick_at)
     }
 
-    /// Whether this Pod may drain now; if so, its place in the budget is taken until the label shows, or for
+    /// Decides whether this Pod may drain now. If so, takes a slot under the cap until the label shows, or for
     /// [`Config::slot`].
     ///
     /// # Errors
-    /// Why it may not.
+    /// The reason why the Pod may not drain.
     pub fn admit(&mut self, now: Moment, pod: &PodId) -> Result<Admission, Reason> {
         self.now = self.now.max(now);
         let admission = self.check(pod, None)?;
@@ -200,7 +199,7 @@ impl Gate {
         Ok(admission)
     }
 
-    /// What [`admit`](Self::admit) would answer at the moment that was handled last, taking nothing.
+    /// The answer that [`admit`](Self::admit) would give at the last handled moment. Takes no slot.
     #[must_use]
     pub fn explain(&self, pod: &PodId) -> Verdict {
         match self.check(pod, None) {
@@ -209,7 +208,7 @@ impl Gate {
         }
     }
 
-    /// Where a pool stands.
+    /// The state of a pool; `None` for an unknown pool.
     #[must_use]
     pub fn status(&self, id: &PoolId) -> Option<PoolStatus> {
         let state = self.pools.get(id)?;
@@ -265,7 +264,7 @@ impl Gate {
         Some(status)
     }
 
-    /// Whether a pool has Pods that it doesn't want as they are.
+    /// Whether a pool has stale Pods that are alive.
     #[must_use]
     pub fn rolls(&self, id: &PoolId) -> bool {
         self.pools
@@ -295,7 +294,7 @@ impl Gate {
             self.settle(&id);
             return;
         }
-        // its Pods may have been told before it
+        // the pool's Pods may have been told before the pool
         let of_it = || self.pods.iter().filter(|(_, pod)| pod.pool == id);
         let pods = of_it().map(|(pod, _)| pod.clone()).collect();
         let alive = of_it().filter(|(_, pod)| pod.is_alive()).count();
@@ -346,7 +345,7 @@ impl Gate {
         self.dirty.insert(pool);
     }
 
-    /// A Pod came that wasn't known.
+    /// Handles a Pod that wasn't known before.
     fn came(&mut self, id: &PodId, pod: &Pod, serves: bool) {
         if self.slots.succeed(self.now, &pod.pool) && !serves {
             self.slots.await_warm(id, &pod.pool);
@@ -375,7 +374,7 @@ impl Gate {
         self.dirty.insert(pod.pool);
     }
 
-    /// The slot that this Pod leaves behind if it goes now: its successor will take its room, but isn't there yet.
+    /// The slot that this Pod leaves if it goes now: its successor will take its room, but isn't there yet.
     fn leaves(&self, id: &PodId) -> Option<Occupant> {
         let pod = self.pods.get(id)?;
         let state = self.pools.get(&pod.pool)?;
@@ -403,7 +402,7 @@ impl Gate {
         })
     }
 
-    /// Where a pool has all the Pods that it shall have, nobody is owed a successor.
+    /// Frees the slots of Pods that left, once a pool has all Pods that it shall have.
     fn settle(&mut self, id: &PoolId) {
         let alive = self.alive(id);
         if let Some(state) = self.pools.get_mut(id)
@@ -413,9 +412,9 @@ impl Gate {
         }
     }
 
-    /// Nobody knows which Pods left in flight before everything was known. Where a pool rolls and lacks Pods,
-    /// successors of such Pods may be on their way: as many slots are kept for them for a while. Slots that a gate
-    /// before this one wrote down are kept until the successors are there.
+    /// Keeps slots for Pods that left before the gate knew everything. Nobody knows how many of those were in flight.
+    /// Where a pool rolls and lacks Pods, their successors may be on their way, so as many slots are kept for a while.
+    /// Slots that an earlier coordinator recorded are kept until the successors are there.
     fn keep_slots_of_before(&mut self, id: &PoolId) {
         let Some(state) = self.pools.get_mut(id) else {
             return;
@@ -428,7 +427,8 @@ impl Gate {
         let lacking = state.wanted(self.now).saturating_sub(self.alive(id));
         let known = as_usize(before.awaited).min(lacking);
         let cap = as_usize(cap(state.pool().percent, state.pool().replicas));
-        // the rest of them is there, and was made from another image than the pool's: others count as in flight
+        // The other recorded successors are there and were made from another image than the pool's. Those made from the
+        // pool's image count as in flight anyway.
         let mut cold: Vec<(i64, PodId)> = self
             .members(state)
             .filter(|(_, pod)| {
@@ -441,7 +441,7 @@ impl Gate {
             .collect();
         cold.sort_unstable_by(|a, b| b.cmp(a));
         for at in 0..known.max(lacking.min(cap)) {
-            // no uid looks like this
+            // no Pod's uid looks like this
             let left = PodId(alloc::format!("left before {}: {at}", id.0));
             let occupant = Occupant::Departed {
                 since: self.now,
@@ -460,12 +460,12 @@ impl Gate {
     }
 
     fn written(&mut self, id: &PodId, outcome: Outcome) {
-        // a label's slot isn't freed by what became of taking the label off: the Pod may be on its way out
+        // the answer to a withdrawal doesn't free the label's slot: the Pod may be leaving
         let withdrawal = self.writes.answered(id, outcome) == Some(Write::Withdrawal);
         match outcome {
             _ if withdrawal => {}
             Outcome::Refused => self.slots.refuse(self.now, id),
-            // one without an answer may have been done: what is seen until then says so
+            // a write without an answer may have been done; the Pod's state will show that before the slot ends
             Outcome::Done | Outcome::Unknown => {
                 self.slots.prolong(id, self.now + self.config.slot);
             }
@@ -500,8 +500,8 @@ impl Gate {
             .any(|(_, pod)| pod.is_alive() && pod.is_stale(state.pool()))
     }
 
-    /// In flight as the runners' own controller counts: stale and labelled, or, while the pool rolls, current and idle
-    /// but not warm.
+    /// Whether a Pod counts as in flight, by the rule of the runners' own controller. It does if it is stale and
+    /// labelled; or, while the pool rolls, if it is current and idle but not warm.
     fn is_in_flight(&self, pod: &Pod, pool: &Pool, rolling: bool) -> bool {
         pod.is_alive()
             && if pod.is_stale(pool) {
@@ -511,7 +511,7 @@ impl Gate {
             }
     }
 
-    /// What is taken of a pool's cap.
+    /// How much of a pool's cap is used.
     fn used(&self, id: &PoolId) -> Used {
         let Some(state) = self.pools.get(id) else {
             return Used::default();
@@ -537,7 +537,7 @@ impl Gate {
                 }
             }
         }
-        // no more successors are to come than the pool lacks Pods
+        // at most as many successors can come as the pool lacks Pods
         let lacking = state.wanted(self.now).saturating_sub(self.alive(id));
         let count = |many: usize| u32::try_from(many).unwrap_or(u32::MAX);
         let alive = self.alive(id);
@@ -564,7 +564,7 @@ impl Gate {
 
     // ---- the rule -----------------------------------------------------------------------------------------------
 
-    /// The one rule. `used` is what is taken of the pool's cap, where the caller knows it.
+    /// The one rule. `used` is how much of the pool's cap is used, where the caller knows that.
     fn check(&self, id: &PodId, used: Option<Used>) -> Result<Admission, Reason> {
         let pod = self.pods.get(id).ok_or(Reason::NotGated)?;
         let state = self.pools.get(&pod.pool).ok_or(Reason::NotGated)?;
@@ -592,7 +592,7 @@ impl Gate {
             .of(self.now, id)
             .filter(|occupant| occupant.is_alive());
         let admitted = matches!(slot, Some(Occupant::Admitted { .. }));
-        // a caller that asks again for a Pod that was admitted lost the answer, or the race for the write
+        // a caller that asks again about an admitted Pod lost the answer, or another write came first
         if self.writes.is_asked(id) || (admitted && pool.mode == Mode::Own) {
             return Err(Reason::Admitted);
         }
@@ -617,7 +617,7 @@ impl Gate {
         let used = used.unwrap_or_else(|| self.used(&pod.pool));
         let cap = used.cap;
         let others = used.letter + used.reserved + used.away;
-        // its own slot is no other's
+        // the Pod's own slot doesn't count against it
         let in_flight = others - u32::from(slot.is_some()).min(others);
         if in_flight >= cap {
             let missing = used.missing;
@@ -635,7 +635,7 @@ impl Gate {
         Ok(admission)
     }
 
-    /// Why this labelled Pod of an owned pool must lose its label.
+    /// The reason why this labelled Pod of an owned pool must lose its label, if there is one.
     fn withdrawal(&self, pod: &Pod, state: &PoolState) -> Option<Withdrawal> {
         let pool = state.pool();
         if !pod.is_stale(pool) {
@@ -644,7 +644,7 @@ impl Gate {
         if pool.proceeds(self.now) {
             return None;
         }
-        // what isn't known yet isn't lost: a coordinator that just started, or an image that just changed
+        // the image may be known on a host only later, after a start or a change of the image: that is no loss yet
         let since = self.synced?.max(state.changed_at());
         let waited = self.now.since(since) > self.config.presence_max_age;
         let lost = match &pod.place {
@@ -685,7 +685,7 @@ impl Gate {
                 }
             }
         }
-        // Pending first: they serve nobody
+        // Pending Pods first, because they serve nobody
         let mut order: Vec<(bool, PodId)> = self
             .oldest_first(state)
             .into_iter()

@@ -1,4 +1,4 @@
-//! What the gate is told.
+//! The gate's events: what the gate is told.
 
 use alloc::{collections::BTreeSet, string::String};
 use core::time::Duration;
@@ -7,103 +7,105 @@ use proto::{Digest, HostId, Moment};
 
 use crate::presence::Holdings;
 
-/// A pool, by a name that the shell makes unique.
+/// A pool's name, which the shell makes unique.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PoolId(pub String);
 
-/// A Pod, by its uid: a Pod of the same name that comes later is another.
+/// A Pod's uid. A later Pod of the same name has another uid.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodId(pub String);
 
-/// Who labels the Pods of a pool.
+/// The writer of a pool's drain labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mode {
     /// The gate.
     Own,
     /// Another controller, which asks the gate.
     Guard,
-    /// Nobody asks: images are staged and Pods roll as they like.
+    /// Nobody: images are staged, and Pods roll without the gate.
     Off,
 }
 
-/// What happens when a deadline passes and hosts still lack the image.
+/// What the gate does when a deadline passes and hosts still lack the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OnDeadline {
-    /// The gate stays shut where the image isn't.
+    /// The gate stays shut where the image is missing.
     Hold,
-    /// Pods may drain where the image isn't, still under the cap.
+    /// Pods may drain where the image is missing, still under the cap.
     Proceed,
 }
 
-/// What the owners of a pool's Pods make: a ReplicaSet's template, a RunnerPool's image.
+/// The image of the Pods that a pool's owners make: from a ReplicaSet's template, or a RunnerPool's image.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Template {
-    /// It is being read: nothing is let go before it was.
+    /// The owner is being read. No Pod is let go before that is done.
     Unread,
-    /// It can't be read. What an owner makes shows only when it makes it.
+    /// The owner can't be read. Its image shows only once it makes a Pod.
     Unknown,
-    /// Pods of this image, as written there. Of several owners, one that makes another image than the pool's counts.
+    /// The owners make Pods of this image, written as in the owner. If there are several owners, one that makes another
+    /// image than the pool's counts.
     Image(String),
 }
 
-/// What a coordinator before this one left to remember of a pool.
+/// What an earlier coordinator recorded about a pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Before {
-    /// [`PoolStatus::awaited`](super::PoolStatus::awaited), as it was written down last.
+    /// [`PoolStatus::awaited`](super::PoolStatus::awaited), as last recorded.
     pub awaited: u32,
-    /// Whether a Pod had shown that its owner lags, and nothing had spoken against it.
+    /// Whether a Pod had shown that its owner lags, and nothing had disproved it.
     pub lags: bool,
 }
 
-/// A set of Pods that run one image.
+/// A pool: a set of Pods that shall run one image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
-    /// The image that its Pods shall run, as written there: a Pod whose image is another string is stale.
+    /// The image that the Pods shall run, written as in the pool. A Pod whose image is another string is stale.
     pub image: String,
-    /// What that names; `None` until it is resolved.
+    /// The digest of the image; `None` until it is resolved.
     pub digest: Option<Digest>,
-    /// Who labels.
+    /// The writer of the drain labels.
     pub mode: Mode,
-    /// Pods in flight at one time, in per cent of `replicas`.
+    /// The most Pods in flight at one time, in per cent of `replicas`.
     pub percent: i32,
-    /// How many Pods it shall have. Where it has more, and nobody made this number smaller, it isn't believed.
+    /// The number of Pods that the pool shall have. If the pool has more, and nobody lowered this number, the number
+    /// isn't believed.
     pub replicas: i32,
-    /// What the owners of its Pods make.
+    /// The image of the Pods that the owners make.
     pub template: Template,
-    /// The hosts that its Pods may run on.
+    /// The hosts on which the pool's Pods may run.
     pub hosts: BTreeSet<HostId>,
-    /// An operator holds it: nothing is admitted.
+    /// Whether an operator paused the pool: nothing is admitted.
     pub paused: bool,
-    /// When its deadline passes, where it has one.
+    /// When the pool's deadline passes, if it has one.
     pub deadline: Option<Moment>,
-    /// What then.
+    /// What happens once the deadline has passed.
     pub on_deadline: OnDeadline,
 }
 
 impl Pool {
-    /// Whether its deadline has passed, and Pods may drain where the image isn't.
+    /// Whether the deadline has passed and Pods may drain where the image is missing.
     pub(super) fn proceeds(&self, now: Moment) -> bool {
         self.on_deadline == OnDeadline::Proceed && self.deadline.is_some_and(|at| at <= now)
     }
 }
 
-/// Where a Pod is in its life.
+/// The phase of a Pod's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
     /// Not started.
     Pending,
     /// Running.
     Running,
-    /// It succeeded or failed.
+    /// The Pod succeeded or failed.
     Ended,
-    /// Its node can't be asked.
+    /// The Pod's node can't be asked.
     Unknown,
 }
 
 /// Where a Pod runs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Place {
-    /// No node was chosen yet.
+    /// No node has been chosen yet.
     Unscheduled,
     /// On this host.
     On(HostId),
@@ -114,69 +116,70 @@ pub enum Place {
 /// What a Pod's heartbeat says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Heartbeat {
-    /// It has none: running is warm.
+    /// The Pod has no heartbeat: it is warm while it runs.
     Absent,
-    /// It asked for work then. The shell's clock; what lies before its epoch is its epoch.
+    /// The Pod asked for work at this moment by the shell's clock. A time before that clock's epoch counts as the
+    /// epoch.
     Polling(Moment),
-    /// It says something else, or nothing that can be read.
+    /// The heartbeat says something else, or can't be read.
     Other,
 }
 
 /// A Pod's name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodName {
-    /// Its namespace.
+    /// The namespace.
     pub namespace: String,
-    /// Its name.
+    /// The name within the namespace.
     pub name: String,
 }
 
 /// A Pod of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
-    /// Its pool.
+    /// The Pod's pool.
     pub pool: PoolId,
     /// Its name.
     pub name: PodName,
     /// The image that it runs, as written there.
     pub image: String,
-    /// Where.
+    /// The node that the Pod runs on.
     pub place: Place,
-    /// Where it is in its life.
+    /// The phase of the Pod's life.
     pub phase: Phase,
-    /// Whether it is being deleted.
+    /// Whether the Pod is being deleted.
     pub deleting: bool,
-    /// Whether it carries the drain label.
+    /// Whether the Pod carries the drain label.
     pub labelled: bool,
-    /// Whether it works for somebody.
+    /// Whether the Pod is busy with work.
     pub busy: bool,
-    /// Its heartbeat.
+    /// The Pod's heartbeat.
     pub heartbeat: Heartbeat,
-    /// When it was made, in Unix seconds: older ones drain first.
+    /// When the Pod was created, in Unix seconds. Older Pods drain first.
     pub created_unix_s: i64,
-    /// When the shell saw it first. By the shell's clock, so that it can be compared with when the pool's image
-    /// changed.
+    /// When the shell saw the Pod first. This is by the shell's clock, so that it can be compared with the moment at
+    /// which the pool's image changed.
     pub seen: Moment,
 }
 
 impl Pod {
-    /// Whether it lives: nobody deletes it and it hasn't ended.
+    /// Whether the Pod lives: it isn't being deleted and hasn't ended.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         !self.deleting && self.phase != Phase::Ended
     }
 
-    /// Whether it runs another image than its pool's.
+    /// Whether the Pod's image isn't the pool's.
     pub(super) fn is_stale(&self, pool: &Pool) -> bool {
         self.image != pool.image
     }
 
-    /// Whether it asks for work, or does some.
+    /// Whether the Pod waits for work or does some.
     pub(super) fn serves(&self, now: Moment, heartbeat_max_age: Duration) -> bool {
         self.phase == Phase::Running && (self.busy || self.is_warm(now, heartbeat_max_age))
     }
 
-    /// Whether it waits for work.
+    /// Whether the Pod waits for work, by its heartbeat.
     pub(super) fn is_warm(&self, now: Moment, heartbeat_max_age: Duration) -> bool {
         self.phase == Phase::Running
             && match self.heartbeat {
@@ -190,44 +193,44 @@ impl Pod {
 /// How a write ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
-    /// It was done. What the Pod looks like now was told before this.
+    /// The write was done. The Pod's new state was told before this.
     Done,
-    /// It certainly wasn't done.
+    /// The write certainly wasn't done.
     Refused,
-    /// Nobody knows: no answer came.
+    /// No answer came: the write may have been done.
     Unknown,
 }
 
-/// What happened.
+/// An event that the gate is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Everything that the cluster holds was told once (`true`), or what was told can't be relied on any more
-    /// (`false`): nothing is admitted or withdrawn until it can.
+    /// `true`: everything in the cluster has been told once. `false`: what was told can't be relied on any more. While
+    /// it can't, nothing is admitted or withdrawn.
     Synced(bool),
-    /// A pool is as told.
+    /// A pool's present state.
     Pool(PoolId, Pool),
-    /// What is remembered of a pool from before this start. To be told as soon as the pool is.
+    /// What an earlier coordinator recorded about a pool. The shell sends it right after the pool's first event.
     Before(PoolId, Before),
-    /// There is no such pool any more.
+    /// A pool doesn't exist any more.
     PoolGone(PoolId),
-    /// A Pod is as told.
+    /// A Pod's present state.
     Pod(PodId, Pod),
-    /// There is no such Pod any more.
+    /// A Pod doesn't exist any more.
     PodGone(PodId),
-    /// A node is as told.
+    /// A node's present state.
     Node {
-        /// The host that it is.
+        /// The host that runs on the node.
         host: HostId,
-        /// Whether it is Ready.
+        /// Whether the node is Ready.
         ready: bool,
-        /// Whether Pods may be scheduled there.
+        /// Whether Pods may be scheduled on the node.
         schedulable: bool,
     },
-    /// There is no such node any more.
+    /// A node doesn't exist any more.
     NodeGone(HostId),
-    /// A host says what it holds, all of it; it looked so long ago.
+    /// A host reports everything that it holds. It looked at its disk this long ago.
     Holds(HostId, Holdings, Duration),
-    /// A host looked again so long ago, and nothing changed there.
+    /// A host looked at its disk again this long ago, and nothing changed.
     Seen(HostId, Duration),
     /// A write ended.
     Written(PodId, Outcome),

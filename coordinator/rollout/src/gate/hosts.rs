@@ -14,12 +14,12 @@ struct Node {
     schedulable: bool,
 }
 
-/// Hosts of a pool that are Ready and take Pods.
+/// How many hosts of a pool are Ready and take Pods.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ready {
-    /// Those that hold the pool's image, and said so lately.
+    /// Of these, the hosts that hold the pool's image and said so lately.
     pub(super) have: u32,
-    /// All of them.
+    /// All of these hosts.
     pub(super) usable: u32,
 }
 
@@ -31,24 +31,24 @@ pub(super) struct Hosts {
 }
 
 impl Hosts {
-    /// A Node is as told.
+    /// Sets a Node's present state.
     pub(super) fn set_node(&mut self, host: HostId, ready: bool, schedulable: bool) {
         self.nodes.insert(host, Node { ready, schedulable });
     }
 
-    /// There is no such Node any more. Its agent's word stands: the agent may go on without the Node, and says only
-    /// once what it holds.
+    /// Removes a Node. Its agent's word stays: the agent may run on without the Node, and reports its holdings only
+    /// when they change.
     pub(super) fn drop_node(&mut self, host: &HostId) {
         self.nodes.remove(host);
     }
 
-    /// A host says what it holds, all of it, as it looked `at` that moment.
+    /// A host reports everything that it holds. It looked at its disk `at` that moment.
     pub(super) fn report(&mut self, at: Moment, host: HostId, holdings: Holdings) {
         self.presence.report(at, host, holdings);
     }
 
-    /// A host looked again `at` that moment, and nothing changed. Returns how old its word had become, where it had
-    /// one.
+    /// A host looked at its disk again `at` that moment, and nothing changed. Returns how old its word had become;
+    /// `None` where it hadn't reported.
     pub(super) fn seen(&mut self, at: Moment, host: &HostId) -> Option<Duration> {
         self.presence.seen(at, host)
     }
@@ -66,7 +66,7 @@ impl Hosts {
         Some(self.presence.of(now, host, &pool.image, digest, max_age))
     }
 
-    /// Whether this Pod's Node isn't Ready: nobody knows whether the Pod serves.
+    /// Whether this Pod's Node isn't Ready, so that nobody knows whether the Pod serves.
     pub(super) fn is_away(&self, pod: &Pod) -> bool {
         match &pod.place {
             Place::On(host) => self.nodes.get(host).is_some_and(|node| !node.ready),
@@ -74,7 +74,7 @@ impl Hosts {
         }
     }
 
-    /// Hosts of the pool that are Ready and take Pods.
+    /// Counts the pool's hosts that are Ready and take Pods.
     pub(super) fn ready(&self, now: Moment, pool: &Pool, config: &Config) -> Ready {
         let mut ready = Ready::default();
         for host in &pool.hosts {
@@ -88,10 +88,10 @@ impl Hosts {
         ready
     }
 
-    /// Whether the pool's image is where this Pod's successor would run.
+    /// Checks that the pool's image is where this Pod's successor would run.
     ///
     /// # Errors
-    /// Why it isn't, or isn't known to be.
+    /// The reason why the image isn't there, or isn't known to be.
     pub(super) fn check(
         &self,
         now: Moment,
@@ -167,7 +167,7 @@ mod tests {
         alloc::format!("host-{number}").parse().unwrap()
     }
 
-    /// A pool on hosts 0 to 3, whose image is to be there at `START`.
+    /// A pool on hosts 0 to 3 whose deadline is `START`.
     fn pool(on_deadline: OnDeadline) -> Pool {
         Pool {
             image: IMAGE.into(),
@@ -202,7 +202,7 @@ mod tests {
         }
     }
 
-    /// This host holds the image and looked at `START`.
+    /// This host holds the image, and looked at its disk at `START`.
     fn report(hosts: &mut Hosts, number: u32) {
         let names = BTreeSet::from([IMAGE.to_string()]);
         let holdings = [(Digest::of(IMAGE.as_bytes()), names)].into();
@@ -248,7 +248,7 @@ mod tests {
         assert_eq!(check(&hosts, last + MOMENT), Err(old));
         hosts.seen(last, &host(0));
         assert_eq!(check(&hosts, last + MOMENT), Ok(()));
-        // its word stands while its Node is away
+        // the agent's word counts while its Node is away
         hosts.drop_node(&host(0));
         assert_eq!(check(&hosts, last), Err(Reason::NodeUnknown));
         hosts.set_node(host(0), true, true);

@@ -1,8 +1,8 @@
-//! What is known of one pool: how many Pods it is taken to have, and whether its owner makes the Pods that it wants.
+//! The state of one pool: how many Pods it is taken to have, and whether its owner makes Pods of the pool's image.
 //!
-//! No clock of another machine is compared with ours. "After the image was set" means after the gate was told so. A
-//! Pod came when the shell saw it first. Each of the two may be late, because each has a watch of its own. So a Pod
-//! of another image that comes within [`Config::owner_lag`] after a change proves nothing for good.
+//! No clock of another machine is compared with this one. "After the image was set" means after the gate was told so. A
+//! Pod came when the shell saw it first. Each of the two may be late, because each comes by its own watch. So a Pod of
+//! another image that comes within [`Config::owner_lag`] after a change proves nothing lasting.
 
 use alloc::{collections::BTreeSet, string::String, vec::Vec};
 use core::time::Duration;
@@ -11,25 +11,25 @@ use proto::Moment;
 
 use super::{Before, Config, Pod, PodId, Pool, Template, status};
 
-/// A pool that shrank may have had Pods made before, which its Pods' watch shows only later: watches of two kinds are
-/// seldom further apart than this.
+/// A pool that shrank may have Pods from before that the watch of Pods shows only later. The two watches are seldom
+/// further apart than this.
 const APART: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
 pub(super) struct PoolState {
     pool: Pool,
-    /// When what it shall run changed.
+    /// When the image, or its digest, last changed.
     changed_at: Moment,
     pods: BTreeSet<PodId>,
-    /// What a gate before this one left to remember, until that was looked at.
+    /// What an earlier coordinator recorded, until the gate has used it.
     before: Before,
-    /// How many Pods it has when none is missing: its replicas, or more where they are too few to be true.
+    /// The number of Pods when none is missing: the replicas, or more where the replicas are too few to be true.
     meant: usize,
-    /// How many it had in mind a moment ago, and until when that still counts.
+    /// Earlier values of `meant`, and until when each still counts.
     shrunk: Vec<(usize, Moment)>,
-    /// When its image, or what its owner makes, was said anew.
+    /// When the image, or what the owner makes, was last set or said anew.
     said_at: Moment,
-    /// What its owner was last known to make, since its image is what it is.
+    /// The image that the owner was last known to make, since the pool's image is the present one.
     makes: Option<String>,
     lag: Option<Lag>,
 }
@@ -38,9 +38,10 @@ pub(super) struct PoolState {
 struct Lag {
     since: Moment,
     pod: Option<PodId>,
-    /// When it is over by itself.
+    /// When this evidence expires.
     until: Option<Moment>,
-    /// The owner says so itself: only its own other word, or a Pod of the pool's image, ends it.
+    /// Whether the owner itself says so. Then only another word of the owner, or a Pod of the pool's image, ends the
+    /// lag.
     said: bool,
 }
 
@@ -61,37 +62,37 @@ impl PoolState {
         this
     }
 
-    /// The pool, as it was told last.
+    /// The pool, as last told.
     pub(super) const fn pool(&self) -> &Pool {
         &self.pool
     }
 
-    /// When what it shall run changed.
+    /// When the image, or its digest, last changed.
     pub(super) const fn changed_at(&self) -> Moment {
         self.changed_at
     }
 
-    /// Its Pods.
+    /// The pool's Pods.
     pub(super) const fn pods(&self) -> &BTreeSet<PodId> {
         &self.pods
     }
 
-    /// A Pod is in it.
+    /// Adds a Pod.
     pub(super) fn add_pod(&mut self, id: PodId) {
         self.pods.insert(id);
     }
 
-    /// A Pod isn't in it any more.
+    /// Removes a Pod.
     pub(super) fn drop_pod(&mut self, id: &PodId) {
         self.pods.remove(id);
     }
 
-    /// What a gate before this one left to remember. It is told once.
+    /// What an earlier coordinator recorded. Returned once.
     pub(super) fn take_before(&mut self) -> Before {
         core::mem::take(&mut self.before)
     }
 
-    /// It is as told from now on.
+    /// Sets the pool's present state.
     pub(super) fn set(&mut self, now: Moment, pool: Pool) {
         if (&self.pool.image, &self.pool.digest) != (&pool.image, &pool.digest) {
             self.changed_at = now;
@@ -106,7 +107,7 @@ impl PoolState {
         if self.pool.image != pool.image {
             (self.said_at, self.makes, self.lag) = (now, None, None);
         } else if self.pool.paused && !pool.paused {
-            // an operator who lets it go on wants to see what comes
+            // an operator who ends a pause wants to see what the owner makes
             self.said_at = now;
             self.lag.take_if(|lag| !lag.said);
         }
@@ -131,7 +132,7 @@ impl PoolState {
         });
     }
 
-    /// What a gate before saw.
+    /// Takes what an earlier coordinator recorded.
     pub(super) fn remember(&mut self, now: Moment, before: Before) {
         self.before = before;
         if before.lags {
@@ -141,12 +142,13 @@ impl PoolState {
                 until: None,
                 said: false,
             });
-            // Pods showed it although the owner said the pool's image, or nothing: that it still does is no news
+            // Pods showed the lag although the owner said the pool's image, or nothing. That it still says so is no
+            // news.
             self.makes = Some(self.pool.image.clone());
         }
     }
 
-    /// A Pod that wasn't known came into it; everything has been known since `synced`.
+    /// A Pod came that wasn't known. Everything has been known since `synced`.
     pub(super) fn came(
         &mut self,
         now: Moment,
@@ -155,7 +157,7 @@ impl PoolState {
         id: &PodId,
         pod: &Pod,
     ) {
-        // what a list shows may have been there for long
+        // a Pod that a list shows may have been there for long
         let Some(synced) = synced.filter(|synced| pod.seen > *synced) else {
             return;
         };
@@ -174,7 +176,7 @@ impl PoolState {
         }
     }
 
-    /// How it shows that its owner makes Pods of another image, while that holds the pool.
+    /// The evidence that the owner makes Pods of another image, while that holds up the pool.
     pub(super) fn lag(&self, now: Moment) -> Option<status::Lag> {
         let lag = self.lag.as_ref()?;
         lag.until
@@ -186,19 +188,19 @@ impl PoolState {
             })
     }
 
-    /// Whether its owner makes Pods of another image.
+    /// Whether the owner makes Pods of another image, by evidence that still counts.
     pub(super) fn lags(&self, now: Moment) -> bool {
         self.lag
             .as_ref()
             .is_some_and(|lag| lag.until.is_none_or(|until| until > now))
     }
 
-    /// It has so many Pods, of which one came just now.
+    /// Notes that the pool has `alive` Pods, of which one came just now.
     pub(super) fn grew(&mut self, alive: usize) {
         self.meant = self.meant.max(alive);
     }
 
-    /// It has so many Pods. Whether it has all that it shall have.
+    /// Takes the number of Pods that are alive. Returns whether the pool has all Pods that it shall have.
     pub(super) fn is_whole(&mut self, now: Moment, alive: usize) -> bool {
         let replicas = replicas(&self.pool);
         if alive <= replicas {
@@ -207,7 +209,8 @@ impl PoolState {
         alive >= self.wanted(now)
     }
 
-    /// How many Pods it shall have, or might not have heard yet that it shall have fewer.
+    /// The number of Pods that the pool shall have. A larger number from a moment ago still counts, because the Pods
+    /// may not reflect the change yet.
     pub(super) fn wanted(&self, now: Moment) -> usize {
         self.shrunk
             .iter()

@@ -1,6 +1,6 @@
-//! Room under the caps that is taken although no Pod shows it: Pods that were let go a moment ago, and Pods that left
-//! and aren't replaced yet. [`Gate`](super::Gate) has the rule by which slots are taken and freed. Nothing here knows
-//! a Pod.
+//! Slots: room under the caps that is taken although no Pod shows it. A slot belongs to a Pod that was let go a moment
+//! ago, or to a Pod that left and isn't replaced yet. [`Gate`](super::Gate) has the rule by which slots are taken and
+//! freed. This module doesn't look at Pods.
 
 use alloc::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use proto::Moment;
 
 use super::{PodId, PoolId};
 
-/// Slots of all pools, by the Pod that each is about.
+/// The slots of all pools, each by the Pod that it is about.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Slots {
     by_pod: BTreeMap<PodId, Slot>,
@@ -20,55 +20,55 @@ struct Slot {
     occupant: Occupant,
 }
 
-/// Whom a slot is taken for.
+/// The reason for which a slot is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Occupant {
-    /// The gate let the Pod go. The slot ends at `until` if the Pod shows nothing of it by then.
+    /// The gate let the Pod go. The slot ends at `until` unless the Pod shows the effect by then.
     Admitted {
-        /// When it ends.
+        /// When the slot ends.
         until: Moment,
-        /// The Pod had a [`Successor`](Self::Successor)'s slot before.
+        /// Whether the Pod had the slot of a [`Successor`](Self::Successor) before.
         successor: bool,
     },
     /// The Pod succeeds one that the gate took, and hasn't been warm yet.
     Successor,
     /// The Pod left and has no successor yet.
     Departed {
-        /// When it left.
+        /// When the Pod left.
         since: Moment,
-        /// What its leaving counts for.
+        /// What the Pod's leaving counts for.
         left: Left,
     },
 }
 
-/// What the leaving of a Pod counts for. In the order in which those who come are taken for successors: where it
-/// can't be told whom a Pod succeeds, it isn't one that the gate took.
+/// What the leaving of a Pod counts for. A new Pod succeeds a Pod that left, the first of these kinds first: where it
+/// is unclear which Pod the new one succeeds, it isn't taken for the successor of a Pod that the gate took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Left {
-    /// It ended by itself. It takes no room, but a successor of it is no successor of another.
+    /// The Pod ended by itself. It takes no room. But its successor isn't taken for the successor of another Pod.
     ByItself {
-        /// When it is forgotten.
+        /// When the slot is forgotten.
         until: Moment,
     },
-    /// It was in flight by itself, as a Pod that wasn't warm.
+    /// The Pod left while it was in flight by itself, because it wasn't warm.
     InFlight {
-        /// When it is forgotten.
+        /// When the slot is forgotten.
         until: Moment,
     },
-    /// The gate took it. Only its successor ends that, or the pool that wants none.
+    /// The gate took the Pod. Only a successor ends this slot, or a pool that wants none.
     Taken,
 }
 
 impl Occupant {
-    /// Whether the Pod is there.
+    /// Whether the slot's Pod still exists.
     pub(super) const fn is_alive(self) -> bool {
         !matches!(self, Self::Departed { .. })
     }
 
-    /// What it is at this moment.
+    /// The occupant at this moment; `None` once time has ended the slot.
     fn at(self, now: Moment) -> Option<Self> {
         match self {
-            // an admission that nothing came of leaves the slot that the Pod had before
+            // an admission without effect leaves the slot that the Pod had before
             Self::Admitted { until, successor } if until <= now => {
                 successor.then_some(Self::Successor)
             }
@@ -82,12 +82,12 @@ impl Occupant {
 }
 
 impl Slots {
-    /// What this Pod has a slot for, if it has one now.
+    /// The reason for which this Pod has a slot, if it has one now.
     pub(super) fn of(&self, now: Moment, pod: &PodId) -> Option<Occupant> {
         self.by_pod.get(pod)?.occupant.at(now)
     }
 
-    /// The slots of a pool that are taken now.
+    /// A pool's slots that are taken now.
     pub(super) fn in_pool(
         &self,
         now: Moment,
@@ -99,12 +99,12 @@ impl Slots {
             .filter_map(move |(pod, slot)| Some((pod, slot.occupant.at(now)?)))
     }
 
-    /// Whether nothing is taken, so that time frees nothing.
+    /// Whether there are no slots, so that time can't free one.
     pub(super) fn is_empty(&self) -> bool {
         self.by_pod.is_empty()
     }
 
-    /// The gate lets this Pod go.
+    /// Takes a slot for a Pod that the gate lets go.
     pub(super) fn admit(&mut self, now: Moment, pod: &PodId, pool: &PoolId, until: Moment) {
         let successor = matches!(
             self.of(now, pod),
@@ -119,7 +119,7 @@ impl Slots {
         self.insert(pod, pool, Occupant::Admitted { until, successor });
     }
 
-    /// The write that an admission asked for was done, or may have been: its slot counts from now.
+    /// The write for an admission was done, or may have been. The slot's time counts from now.
     pub(super) fn prolong(&mut self, pod: &PodId, to: Moment) {
         if let Some(Slot {
             occupant: Occupant::Admitted { until, .. },
@@ -130,7 +130,7 @@ impl Slots {
         }
     }
 
-    /// The write that an admission asked for certainly wasn't done: the slot is what it was before.
+    /// The write for an admission certainly wasn't done. The Pod gets back the slot that it had before, if any.
     pub(super) fn refuse(&mut self, now: Moment, pod: &PodId) {
         if let Some(Slot {
             occupant: Occupant::Admitted { until, .. },
@@ -141,7 +141,7 @@ impl Slots {
         }
     }
 
-    /// This Pod is warm: whom it succeeds has its successor.
+    /// This Pod is warm, so the Pod that it succeeds is replaced.
     pub(super) fn warm(&mut self, pod: &PodId) {
         match self.by_pod.get_mut(pod).map(|slot| &mut slot.occupant) {
             Some(Occupant::Admitted { successor, .. }) => *successor = false,
@@ -150,13 +150,13 @@ impl Slots {
         }
     }
 
-    /// This Pod left, and its successor will take its room.
+    /// Keeps a slot for the successor of a Pod that left.
     pub(super) fn depart(&mut self, pod: &PodId, pool: &PoolId, occupant: Occupant) {
         self.insert(pod, pool, occupant);
     }
 
-    /// A Pod came into a pool: it succeeds one that left. Whether that one's slot is to be kept until the new Pod is
-    /// warm.
+    /// A Pod came into a pool, and takes the slot of one that left. Returns whether that Pod was taken by the gate:
+    /// then a slot is to be kept until the new Pod is warm.
     pub(super) fn succeed(&mut self, now: Moment, pool: &PoolId) -> bool {
         let first = self
             .in_pool(now, pool)
@@ -181,23 +181,23 @@ impl Slots {
         })
     }
 
-    /// This Pod succeeds one that the gate took.
+    /// Takes a slot for a Pod that succeeds one that the gate took.
     pub(super) fn await_warm(&mut self, pod: &PodId, pool: &PoolId) {
         self.insert(pod, pool, Occupant::Successor);
     }
 
-    /// The pool has all the Pods that it shall have: nobody is owed a successor.
+    /// Frees the slots of Pods that left a pool, because the pool has all Pods that it shall have.
     pub(super) fn forgive(&mut self, pool: &PoolId) {
         self.by_pod
             .retain(|_, slot| slot.pool != *pool || slot.occupant.is_alive());
     }
 
-    /// The pool is gone.
+    /// Frees all slots of a pool that is gone.
     pub(super) fn drop_pool(&mut self, pool: &PoolId) {
         self.by_pod.retain(|_, slot| slot.pool != *pool);
     }
 
-    /// Removes what time has ended.
+    /// Frees the slots that time has ended.
     pub(super) fn tick(&mut self, now: Moment) {
         self.by_pod.retain(|_, slot| match slot.occupant.at(now) {
             Some(occupant) => {
@@ -246,7 +246,7 @@ mod tests {
         assert!(of(&slots, until - MOMENT, "new").is_some());
         assert_eq!(of(&slots, until, "new"), None);
         assert_eq!(of(&slots, until, "successor"), Some(Occupant::Successor));
-        // a write that was done, or may have been, counts from its answer
+        // the slot of a write that was done, or may have been, counts from the answer
         slots.prolong(&pod("new"), until + MINUTE);
         assert!(of(&slots, until, "new").is_some());
         slots.refuse(until, &pod("new"));

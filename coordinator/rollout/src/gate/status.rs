@@ -1,4 +1,4 @@
-//! What the gate says, and why.
+//! The gate's answers and reports.
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -10,71 +10,72 @@ use super::PodId;
 /// Why a Pod may not drain. A closed set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
-    /// Not everything that the cluster holds is known yet, or any more.
+    /// The gate doesn't know everything in the cluster yet, or no longer does.
     NotSynced,
-    /// It belongs to no pool that is gated.
+    /// The Pod belongs to no gated pool.
     NotGated,
-    /// It ended, or is being deleted.
+    /// The Pod ended, or is being deleted.
     NotAlive,
-    /// It runs the pool's image already.
+    /// The Pod runs the pool's image already.
     Current,
-    /// It works for somebody.
+    /// The Pod is busy with work.
     Busy,
-    /// It carries the label already.
+    /// The Pod carries the label already.
     AlreadyLabelled,
-    /// It is neither Pending nor Running, or Pending in a pool that another controller owns.
+    /// The Pod is neither Pending nor Running; or it is Pending in a pool that another controller labels.
     NotRunning,
     /// An operator paused the roll.
     Paused,
-    /// What the owners of the pool's Pods make is being read.
+    /// The owners of the pool's Pods are being read.
     OwnerUnread,
-    /// The owner of the pool's Pods makes Pods of another image than the pool's: whoever is let go comes back stale.
+    /// The owner of the pool's Pods makes Pods of another image than the pool's. A Pod that is let go would come back
+    /// stale.
     OwnerLags,
     /// The pool's image isn't resolved to a digest.
     ImageUnresolved,
-    /// Its node isn't known as a host of the fleet.
+    /// The Pod's node isn't known as a host of the fleet.
     NodeUnknown,
-    /// Its node isn't Ready.
+    /// The Pod's node isn't Ready.
     NodeNotReady,
-    /// Its node is cordoned: its successor couldn't return there.
+    /// The Pod's node is cordoned: the Pod's successor couldn't return there.
     NodeCordoned,
-    /// Its node doesn't hold the image.
+    /// The Pod's node doesn't hold the image.
     ImageMissing,
-    /// Its node held the image when it last spoke, so long ago.
+    /// The Pod's node held the image when it last reported, this long ago.
     PresenceOld(Duration),
-    /// Its node's agent hasn't spoken since this coordinator started.
+    /// The agent on the Pod's node hasn't reported since this coordinator started.
     HostUnheard,
-    /// It has no node, and too few hosts hold the image.
+    /// The Pod has no node, and too few hosts hold the image.
     TooFewHosts {
-        /// Hosts that hold it.
+        /// The number of hosts that hold the image.
         have: u32,
-        /// Hosts that have to.
+        /// The number of hosts that must hold it.
         need: u32,
     },
-    /// As many Pods are in flight as may be.
+    /// As many Pods are in flight as the cap allows.
     CapReached {
-        /// Pods in flight, slots taken for others, and Pods that are away.
+        /// The Pods in flight, with slots taken for others and Pods that are away.
         in_flight: u32,
-        /// Of these: Pods on Nodes that aren't Ready.
+        /// Of these, the Pods on Nodes that aren't Ready.
         away: u32,
-        /// The cap, which is less than the pool's share of its replicas while Pods are lacking.
+        /// The cap. While Pods are lacking, the cap is less than the pool's share of its replicas.
         cap: u32,
     },
-    /// As many Pods as may be are in flight, and some of them left long ago: their owner makes no successors.
+    /// As many Pods are in flight as the cap allows, and some of them left long ago: their owner makes no successors.
     NoSuccessor {
-        /// Pods that left and have no successor.
+        /// The number of Pods that left and have no successor.
         missing: u32,
         /// The cap.
         cap: u32,
     },
-    /// A write on it was refused; the next try waits.
+    /// A write on the Pod was refused, and the next try waits.
     RetryWaits,
-    /// It was admitted a moment ago.
+    /// The Pod was admitted a moment ago.
     Admitted,
 }
 
 impl Reason {
-    /// The reason that it is shown as.
+    /// The reason as it is shown.
     #[must_use]
     pub const fn shown(self) -> proto::Reason {
         match self {
@@ -103,14 +104,14 @@ impl Reason {
         }
     }
 
-    /// Its name, for metrics and machines.
+    /// The name for metrics and machines.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         self.shown().as_str()
     }
 
-    /// Whether it keeps a stale Pod that is free to go until something else changes: the image, its host, or a word
-    /// of an operator.
+    /// Whether this reason keeps a stale, idle Pod until something else changes: the image, its host, or an operator's
+    /// decision.
     #[must_use]
     pub const fn is_block(self) -> bool {
         matches!(
@@ -130,7 +131,7 @@ impl Reason {
         )
     }
 
-    /// Whether the Pod only waits for its turn: nothing is amiss.
+    /// Whether the Pod only waits for its turn, and nothing is wrong.
     #[must_use]
     pub const fn is_turn(self) -> bool {
         matches!(
@@ -140,85 +141,86 @@ impl Reason {
     }
 }
 
-/// What a Pod may do.
+/// What a Pod is admitted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Admission {
-    /// It may get the drain label.
+    /// The Pod may get the drain label.
     Label,
-    /// It is Pending, and may be deleted.
+    /// The Pod is Pending and may be deleted.
     Reap,
 }
 
 /// The gate's answer about a Pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {
-    /// It may.
+    /// The Pod may drain.
     Open(Admission),
-    /// It may not.
+    /// The Pod may not drain, for this reason.
     Blocked(Reason),
 }
 
-/// A Pod as the gate sees it.
+/// The gate's view of a Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodStatus {
     /// The Pod.
     pub pod: PodId,
-    /// Where it runs, if that is a host.
+    /// The host that the Pod runs on, if the node is one.
     pub host: Option<HostId>,
-    /// Whether it runs another image than its pool's.
+    /// Whether the Pod's image isn't the pool's.
     pub stale: bool,
-    /// Whether it counts as in flight.
+    /// Whether the Pod counts as in flight.
     pub in_flight: bool,
-    /// What the gate would answer now.
+    /// The gate's answer at this moment.
     pub verdict: Verdict,
 }
 
-/// How it shows that an owner makes Pods of another image than its pool's.
+/// The evidence that an owner makes Pods of another image than the pool's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lag {
-    /// Since when.
+    /// Since when there is evidence.
     pub since: Moment,
-    /// The Pod that was seen last of those that came after the pool's image was set; `None` when the owner says it by
-    /// itself, or the gate before this one saw it.
+    /// The last seen Pod of those that came with another image after the pool's image was set. `None` where the owner
+    /// says its image itself, or where the gate of an earlier coordinator saw the Pod.
     pub pod: Option<PodId>,
-    /// The owner says so itself: whoever reads it knows without a Pod.
+    /// Whether the owner itself says another image, so that no Pod is needed as evidence.
     pub said: bool,
 }
 
-/// A pool as the gate sees it.
+/// The gate's view of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolStatus {
-    /// Pods that are alive.
+    /// The number of Pods that are alive.
     pub alive: u32,
-    /// Of these: those that run another image.
+    /// Of the Pods alive, those that run another image.
     pub stale: u32,
-    /// Of these: those that carry the label.
+    /// Of the Pods alive, those that carry the label.
     pub labelled: u32,
-    /// Pods in flight, as the runners' own controller counts them.
+    /// The Pods in flight, by the rule of the runners' own controller.
     pub in_flight: u32,
-    /// Of the Pods alive: those that serve, because they ask for work or do some.
+    /// Of the Pods alive, those that wait for work or do some.
     pub warm: u32,
-    /// Slots taken beyond those in flight: admissions that don't show yet, and Pods whose successor isn't warm yet.
+    /// Slots that are taken beyond the Pods in flight: for admissions that don't show yet, and for Pods whose successor
+    /// isn't warm yet.
     pub reserved: u32,
-    /// Of these: Pods that the gate took, whose successors aren't warm and don't count as in flight. To be told to the
-    /// next gate, which can't see them.
+    /// Of the reserved slots, those of Pods that the gate took and whose successors aren't warm and don't count as in
+    /// flight. The shell records this number for the next gate, which can't see these Pods.
     pub awaited: u32,
-    /// Of these: Pods that left so long ago that a successor should be there.
+    /// Of the reserved slots, those of Pods that left so long ago that a successor should be there.
     pub missing: u32,
-    /// Running Pods on Nodes that aren't Ready: nobody knows whether they serve, so they count as the others in
-    /// flight do.
+    /// Running Pods on Nodes that aren't Ready. Nobody knows whether they serve, so they take up the cap like Pods in
+    /// flight.
     pub away: u32,
-    /// The owner of its Pods makes Pods of another image, as long as that holds it.
+    /// Evidence that the owner makes Pods of another image, while that holds up the pool.
     pub lag: Option<Lag>,
-    /// The most that may be in flight: a share of the replicas, or of the Pods that are there where those are fewer.
+    /// The most Pods that may be in flight: a share of the replicas, or of the present Pods where those are fewer.
     pub cap: u32,
-    /// Hosts of the pool that are Ready and take Pods.
+    /// The pool's hosts that are Ready and take Pods.
     pub hosts_usable: u32,
-    /// Of these: those that hold its image now.
+    /// Of the usable hosts, those that hold the pool's image now.
     pub hosts_ready: u32,
-    /// When the oldest Pod that is alive and Pending was made, in Unix seconds.
+    /// When the oldest Pending Pod that is alive was created, in Unix seconds.
     pub oldest_pending_unix_s: Option<i64>,
-    /// Its Pods, oldest first.
+    /// The pool's Pods that are alive, oldest first.
     pub pods: Vec<PodStatus>,
 }
 

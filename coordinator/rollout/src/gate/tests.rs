@@ -85,7 +85,7 @@ fn writes(gate: &mut Gate) -> Vec<Action> {
     actions
 }
 
-/// A pool of `many` hosts with a stale Pod each, where every host holds the new image; synced at second 0.
+/// A gate with a pool of `many` hosts. Each host has a stale Pod and holds the new image. Synced at second 0.
 fn fleet(many: usize, percent: i32) -> Gate {
     let replicas = i32::try_from(many).unwrap();
     let mut gate = known(many, pool(replicas, percent));
@@ -93,7 +93,7 @@ fn fleet(many: usize, percent: i32) -> Gate {
     gate
 }
 
-/// The same with a pool of its own, and not synced yet.
+/// A gate like that of `fleet`, but with this pool, and not synced yet.
 fn known(many: usize, pool: Pool) -> Gate {
     let mut gate = Gate::new(Config::default());
     gate.handle(second(0), Event::Pool(pool_id(), pool));
@@ -174,10 +174,10 @@ fn pods_drain_oldest_first_and_never_more_than_the_cap() {
     label(&mut gate, 1, 0);
     label(&mut gate, 1, 1);
     assert_eq!(writes(&mut gate), []);
-    // one drains and leaves: its successor isn't there yet, so its place isn't free
+    // one Pod drains and leaves; its successor isn't there yet, so the place isn't free
     gate.handle(second(10), Event::PodGone(id(0)));
     assert_eq!(writes(&mut gate), []);
-    // the successor starts: in flight until it is warm
+    // the successor starts, and is in flight until it is warm
     let mut successor = Pod {
         image: NEW.into(),
         phase: Phase::Pending,
@@ -194,12 +194,12 @@ fn pods_drain_oldest_first_and_never_more_than_the_cap() {
     assert_eq!(writes(&mut gate), [Action::Label(id(2))]);
 }
 
-/// The cap is a share of what there is: a pool that has 6 of its 40 Pods would lose all of them otherwise.
+/// The cap is a share of the present Pods. Otherwise, a pool that has 6 of its 40 Pods would lose all of them.
 #[test]
 fn a_pool_that_lacks_most_of_its_pods_keeps_its_share_of_those_that_are_there() {
     let mut gate = known(6, pool(40, 20));
     gate.handle(second(0), Event::Synced(true));
-    // after a start, six of the 34 that lack may be on their way
+    // after a start, six of the 34 missing Pods may be on their way
     gate.handle(second(61), Event::Tick);
     seen_by_all(&mut gate, 61, 6);
     assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
@@ -220,12 +220,12 @@ fn pods_on_nodes_that_are_not_ready_count_as_in_flight() {
     };
     assert_eq!(gate.explain(&id(0)), Verdict::Blocked(reached));
     assert_eq!(gate.status(&pool_id()).unwrap().away, 2);
-    // one comes back
+    // one Node is Ready again
     node(&mut gate, 2, 8, true, true);
     assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
 }
 
-/// Every host looked again, and nothing changed there.
+/// Every host looked at its disk again, and nothing changed there.
 fn seen_by_all(gate: &mut Gate, at: u64, many: usize) {
     for which in 0..many {
         gate.handle(second(at), Event::Seen(host(which), Duration::ZERO));
@@ -314,7 +314,7 @@ fn what_keeps_a_pod_is_named() {
         }
         gate.handle(second(0), Event::Synced(true));
         match gate.status(&pool_id()).unwrap().pods.first() {
-            // it was admitted by itself
+            // the gate admitted the Pod by itself
             Some(status) => match status.verdict {
                 Verdict::Blocked(reason) => reason,
                 Verdict::Open(_) => unreachable!(),
@@ -458,7 +458,7 @@ fn refused_writes_cost_no_budget_and_unknown_ones_do() {
     gate.handle(second(1), Event::Written(id(1), Outcome::Unknown));
     gate.handle(second(20), Event::Tick);
     assert_eq!(writes(&mut gate), []);
-    // the oldest again: its wait is over
+    // the oldest Pod's wait is over, so it is admitted again
     for at in 0..9 {
         gate.handle(second(31), Event::Seen(host(at), Duration::ZERO));
     }
@@ -493,12 +493,12 @@ fn two_questions_in_one_instant_do_not_pass_a_cap_of_one() {
     };
     assert_eq!(gate.admit(second(0), &id(1)), Err(reached));
     assert_eq!(gate.explain(&id(1)), Verdict::Blocked(reached));
-    // who lost the answer may ask again; a label that never came frees the place
+    // a caller that lost the answer may ask again; a label that never came frees the place
     assert_eq!(gate.admit(second(1), &id(0)), Ok(Admission::Label));
     gate.handle(second(20), Event::Seen(host(1), Duration::ZERO));
     assert_eq!(gate.admit(second(30), &id(1)), Err(reached));
     assert_eq!(gate.admit(second(31), &id(1)), Ok(Admission::Label));
-    // and labels that another put are never taken back
+    // labels that another controller put are never taken back
     let labelled = Pod {
         labelled: true,
         ..pod(0)
@@ -555,7 +555,7 @@ fn a_node_that_comes_back_still_has_its_agents_word() {
     gate.handle(second(1), Event::NodeGone(host(0)));
     gate.handle(second(1), Event::NodeGone(host(1)));
     assert_eq!(gate.explain(&id(1)), Verdict::Blocked(Reason::NodeUnknown));
-    // the agent says only that nothing changed
+    // the agent reports only that nothing changed
     gate.handle(second(5), Event::Seen(host(1), Duration::ZERO));
     gate.handle(second(40), Event::Seen(host(0), Duration::ZERO));
     gate.handle(second(40), Event::Seen(host(1), Duration::ZERO));
@@ -597,7 +597,7 @@ fn a_refused_withdrawal_does_not_free_the_place_of_its_label() {
         writes(&mut gate),
         [Action::Unlabel(id(0), Withdrawal::Current)]
     );
-    // it ended meanwhile, which the watch hasn't shown yet
+    // the Pod has ended, which the watch hasn't shown yet
     gate.handle(second(2), Event::Written(id(0), Outcome::Refused));
     assert_eq!(writes(&mut gate), []);
     assert_eq!(gate.status(&pool_id()).unwrap().reserved, 1);
@@ -634,7 +634,7 @@ fn a_gate_that_starts_amid_a_roll_keeps_places_for_successors_on_their_way() {
         gate.handle(second(0), Event::Pod(id(at), Pod { image, ..pod(at) }));
     }
     gate.handle(second(0), Event::Synced(true));
-    // one of eight left before: of two places one is its successor's
+    // one of eight Pods left before the start, so one of two places is for its successor
     assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
     label(&mut gate, 1, 0);
     let cold = Pod {

@@ -1,4 +1,4 @@
-//! Writes that the gate asked for: which aren't answered yet, and which Pods wait after a refusal.
+//! Writes that the gate asked for: which of them aren't answered yet, and which Pods wait after a refusal.
 
 use alloc::collections::BTreeMap;
 
@@ -6,12 +6,12 @@ use proto::Moment;
 
 use super::{Config, Outcome, PodId};
 
-/// What a write is for.
+/// The purpose of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Write {
-    /// The Pod is let go: it is labelled, or deleted.
+    /// The Pod is let go: it gets the label, or is deleted.
     Admission,
-    /// Its label is taken back.
+    /// The Pod's label is taken back.
     Withdrawal,
 }
 
@@ -24,23 +24,23 @@ struct Refusals {
 /// The writes of all Pods.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Writes {
-    /// Those that were asked for and not answered.
+    /// Writes that were asked for and aren't answered yet.
     asked: BTreeMap<PodId, Write>,
     refusals: BTreeMap<PodId, Refusals>,
 }
 
 impl Writes {
-    /// A write is asked for.
+    /// Notes that a write is asked for.
     pub(super) fn ask(&mut self, pod: &PodId, write: Write) {
         self.asked.insert(pod.clone(), write);
     }
 
-    /// Whether a write of this Pod isn't answered.
+    /// Whether a write of this Pod isn't answered yet.
     pub(super) fn is_asked(&self, pod: &PodId) -> bool {
         self.asked.contains_key(pod)
     }
 
-    /// A write is answered. Returns what it was for, where it was asked for.
+    /// Notes an answer. Returns the write's purpose, if the write was asked for.
     pub(super) fn answered(&mut self, pod: &PodId, outcome: Outcome) -> Option<Write> {
         if outcome == Outcome::Done {
             self.refusals.remove(pod);
@@ -48,7 +48,7 @@ impl Writes {
         self.asked.remove(pod)
     }
 
-    /// A write of this Pod wasn't done, or may not have been: the next one waits, each time twice as long.
+    /// A write of this Pod wasn't done, or may not have been. The next one waits, each time twice as long.
     pub(super) fn refused(&mut self, now: Moment, pod: &PodId, config: &Config) {
         let refusals = self.refusals.entry(pod.clone()).or_insert(Refusals {
             count: 0,
@@ -59,7 +59,7 @@ impl Writes {
         refusals.retry_at = now + wait.min(config.retry_most);
     }
 
-    /// Whether the next write of this Pod waits.
+    /// Whether the next write of this Pod has to wait.
     pub(super) fn waits(&self, now: Moment, pod: &PodId) -> bool {
         self.refusals
             .get(pod)
@@ -71,12 +71,12 @@ impl Writes {
         !self.refusals.is_empty()
     }
 
-    /// The Pod is gone: its next write needn't wait.
+    /// Lets the next write come at once: the Pod is gone.
     pub(super) fn forget_refusals(&mut self, pod: &PodId) {
         self.refusals.remove(pod);
     }
 
-    /// What was refused long ago starts from the shortest wait again.
+    /// Forgets old refusals, so that the wait starts from the shortest again.
     pub(super) fn tick(&mut self, now: Moment, config: &Config) {
         self.refusals
             .retain(|_, refusals| refusals.retry_at + config.retry_most > now);
@@ -107,7 +107,7 @@ mod tests {
             assert!(!writes.waits(until, &pod()));
             wait = (wait * 2).min(config.retry_most);
         }
-        // long after the last one the shortest wait counts again
+        // long after the last refusal, the shortest wait applies again
         let forgotten = START + config.retry_most * 2;
         writes.tick(forgotten - MOMENT, &config);
         assert!(writes.any_refused());

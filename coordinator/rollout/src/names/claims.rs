@@ -1,4 +1,5 @@
-//! Who wants which image, under which references, and on which hosts.
+//! Claims: who wants which image, under which references, and on which hosts. Nothing here is sent to hosts: see
+//! `told`.
 
 use alloc::{
     borrow::ToOwned as _,
@@ -9,10 +10,10 @@ use alloc::{
 
 use proto::{Digest, HostId, Reference};
 
-/// The hosts of a claim; `None`: all, also those that join later.
+/// The hosts of a claim. `None` means all hosts, also those that join later.
 type Hosts = Option<BTreeSet<HostId>>;
 
-/// What operators and the cluster want.
+/// The claims of operators and of the cluster, by image.
 #[derive(Clone, Debug)]
 pub struct Claims {
     images: BTreeMap<Digest, Sides>,
@@ -20,65 +21,66 @@ pub struct Claims {
     number: u64,
 }
 
-/// What each side wants of an image.
+/// The claims of each side to one image.
 #[derive(Clone, Debug, Default)]
 struct Sides {
     operators: BTreeMap<String, Claim>,
     cluster: BTreeMap<String, Claim>,
-    /// Hosts on which the cluster wants what is there kept, and no more for now.
+    /// Hosts that keep what they have of the image and get no more for now, by the cluster's wish.
     held: BTreeSet<HostId>,
 }
 
-/// One reference of an image, as one side wants it.
+/// One side's claim to an image under one reference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// Where; `None`: on all hosts, also those that join later.
+    /// The hosts. `None` means all hosts, also those that join later.
     pub hosts: Option<BTreeSet<HostId>>,
-    /// When it was asked for last, in Unix milliseconds. It is kept over restarts: of two claims, the later one has
-    /// the reference.
+    /// When the claim was last asked for, in Unix milliseconds. This time is kept over restarts: of two claims, the
+    /// later one gets the reference.
     pub asked_ms: u64,
-    /// Later asks of one life of the coordinator have larger numbers.
+    /// The number of the ask. Within one life of the coordinator, later asks have larger numbers.
     pub number: u64,
-    /// What the reference is on a host's disk ([`Reference::place`]).
+    /// The reference's place on a host's disk ([`Reference::place`]).
     place: String,
 }
 
-/// What decides which of two claims has a reference: the time of the ask, then the side, then the image. None of them
-/// changes with a restart.
+/// Decides which of two claims gets a reference: the time of the ask first, then the side (operators win), then the
+/// image's digest. A restart changes none of the three.
 type Rank = (u64, bool, Digest);
 
-/// What a text is on a host's disk: two references with one place contend for it.
+/// The place of a text on a host's disk. Two references with the same place contend for it.
 fn place_of(reference: &str) -> String {
     let parsed = reference.parse::<Reference>();
     parsed.map_or_else(|_| reference.to_owned(), |parsed| parsed.place())
 }
 
-/// What the cluster wants of an image.
+/// What the cluster wants of one image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Placement {
-    /// What shall name it, and when that was asked for, in Unix milliseconds.
+    /// The references that shall name the image, and when each was asked for, in Unix milliseconds.
     pub references: BTreeMap<String, u64>,
-    /// Where; `None`: on all hosts.
+    /// The hosts. `None` means all hosts.
     pub hosts: Option<BTreeSet<HostId>>,
-    /// Where what is there is kept, though it isn't wanted for now.
+    /// Hosts that keep what they have of the image, although it isn't wanted there for now.
     pub held: BTreeSet<HostId>,
 }
 
-/// What is wanted of an image, all in all.
+/// What both sides together want of one image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// What shall name it on some host. Empty where other images have all its names: then it is wanted nowhere.
+    /// The references that shall name the image on some host. Empty where other images have all its names: the image is
+    /// then wanted nowhere.
     pub references: BTreeSet<String>,
-    /// Where; `None`: on all hosts.
+    /// The hosts. `None` means all hosts.
     pub hosts: Option<BTreeSet<HostId>>,
-    /// Where what is there is kept.
+    /// Hosts that keep what they have of the image.
     pub held: BTreeSet<HostId>,
-    /// Who may have what it holds: every host for which anybody asked for it, whoever has its names there. `None`:
-    /// all hosts.
+    /// Hosts that may have what the image holds: every host for which either side asked for the image, whichever image
+    /// has the names there. `None` means all hosts.
     pub entitled: Option<BTreeSet<HostId>>,
 }
 
-/// A reference of an image that somebody wants, and who.
+/// A reference under which an image is wanted, and which sides want that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claimed {
     /// The reference.
@@ -99,7 +101,7 @@ pub enum NotAsked {
 }
 
 impl Claims {
-    /// Nothing is wanted. Numbers begin after this one, so that a later life of the coordinator has larger numbers.
+    /// Starts without claims. Numbers begin after `number`, so that a later life of the coordinator gives larger ones.
     #[must_use]
     pub const fn new(number: u64) -> Self {
         Self {
@@ -114,8 +116,8 @@ impl Claims {
         self.number
     }
 
-    /// The time of an ask that comes now, in Unix milliseconds: later than all before, also where the clock was set
-    /// back.
+    /// The time of an ask that comes now, in Unix milliseconds. It is later than that of every claim so far, even where
+    /// the clock was set back.
     #[must_use]
     pub fn asked_now(&self, now_ms: u64) -> u64 {
         let sides = self.images.values();
@@ -124,9 +126,9 @@ impl Claims {
         newest.map_or(now_ms, |newest| now_ms.max(newest.saturating_add(1)))
     }
 
-    /// Operators asked for this image under this reference at this time, there and where they wanted it before. The
-    /// reference, however it is written, is taken from images for which operators asked before; those are returned.
-    /// Nothing changes where another image was asked for later.
+    /// Operators ask for this image under this reference, at this time, on these hosts and on those where they wanted
+    /// it before. Operators' earlier claims of other images to the same place end, however their references are
+    /// written. Returns those images. Changes nothing where operators asked for another image at that place later.
     pub fn ask(
         &mut self,
         image: Digest,
@@ -169,14 +171,14 @@ impl Claims {
         taken
     }
 
-    /// The cluster wants this of an image, whatever it wanted of it before.
+    /// Replaces what the cluster wants of an image.
     pub fn place(&mut self, image: Digest, placement: Placement) {
         let number = self.advance();
         let sides = self.images.entry(image).or_default();
         let before = core::mem::take(&mut sides.cluster);
         sides.held = placement.held;
         for (reference, asked_ms) in placement.references {
-            // who says again what is known asks for nothing anew
+            // a claim that is told again with its old time isn't a new ask
             let known = before.get(&reference);
             let known = known.filter(|claim| claim.asked_ms == asked_ms);
             let claim = Claim {
@@ -190,7 +192,7 @@ impl Claims {
         self.tidy();
     }
 
-    /// The cluster doesn't want this image any more.
+    /// Ends the cluster's claims to an image.
     pub fn unplace(&mut self, image: &Digest) {
         if let Some(sides) = self.images.get_mut(image) {
             sides.cluster.clear();
@@ -199,11 +201,12 @@ impl Claims {
         self.tidy();
     }
 
-    /// Operators don't want this image any more, under one of its references or under any. The references that they
-    /// wanted it under; what the cluster wants stays.
+    /// Ends the operators' claims to an image: the one under `reference`, or all. Returns the references of the claims
+    /// that ended. The cluster's claims stay.
     ///
     /// # Errors
-    /// When operators didn't ask for it.
+    /// Where operators have no such claim: whether the cluster has one ([`NotAsked::ByCluster`]) or not
+    /// ([`NotAsked::Unwanted`]).
     pub fn cancel(
         &mut self,
         image: &Digest,
@@ -229,7 +232,7 @@ impl Claims {
         }
     }
 
-    /// Who wants the image, by reference.
+    /// The references under which an image is wanted, and by which sides.
     #[must_use]
     pub fn claimed(&self, image: &Digest) -> Vec<Claimed> {
         let Some(sides) = self.images.get(image) else {
@@ -247,7 +250,7 @@ impl Claims {
             .collect()
     }
 
-    /// What operators want of an image: each reference, and where.
+    /// The operators' claims to an image, by reference; `None` where there are none.
     #[must_use]
     pub fn asked(&self, image: &Digest) -> Option<&BTreeMap<String, Claim>> {
         let sides = self.images.get(image)?;
@@ -261,7 +264,7 @@ impl Claims {
         sides.is_some_and(|sides| !sides.cluster.is_empty())
     }
 
-    /// The image that this reference is wanted for: the one for which operators asked, else one of the cluster's.
+    /// An image that is wanted under this reference: the operators' first, else one of the cluster's.
     #[must_use]
     pub fn find(&self, reference: &str) -> Option<Digest> {
         let of = |side: fn(&Sides) -> &BTreeMap<String, Claim>| {
@@ -271,9 +274,9 @@ impl Claims {
         of(|sides| &sides.operators).or_else(|| of(|sides| &sides.cluster))
     }
 
-    /// What is wanted of an image in all; `None` when nobody wants it. `fleet` are the hosts that are known.
+    /// What both sides together want of an image; `None` where nobody wants it. `fleet` is the hosts that are known.
     ///
-    /// Hosts on which later asks took all its names aren't among its hosts.
+    /// The result leaves out hosts on which later asks gave all of the image's names to other images.
     pub fn wanted<'a>(
         &'a self,
         image: &Digest,
@@ -313,10 +316,10 @@ impl Claims {
         })
     }
 
-    /// What each reference shall name on this host, and the number of the ask for it.
+    /// The references that are wanted on this host: the image that each shall name, and the number of its newest ask.
     #[must_use]
     pub fn on(&self, host: &HostId) -> BTreeMap<String, (Digest, u64)> {
-        // who has each place: a host that is selected before one that only keeps what it has
+        // the winner of each place; a host that is selected counts before one that only keeps what it has
         let mut places: BTreeMap<&str, (bool, Rank)> = BTreeMap::new();
         let mut claims = Vec::new();
         for (image, sides) in &self.images {
@@ -343,7 +346,8 @@ impl Claims {
         names
     }
 
-    /// References of this image that a later ask wants for another image, on some host of its own, and that image.
+    /// The references of this image that a later ask gives to another image on at least one common host, with that
+    /// image.
     #[must_use]
     pub fn overruled(&self, image: &Digest) -> Vec<(String, Digest)> {
         let Some(sides) = self.images.get(image) else {
@@ -358,7 +362,7 @@ impl Claims {
             .collect()
     }
 
-    /// Another image that was asked for later under this claim's reference, on a host of this claim.
+    /// Another image with a later claim to this claim's place, on a host that both claims cover.
     fn rival(&self, claim: &Claim, rank: Rank) -> Option<Digest> {
         let (_, _, image) = rank;
         let mut others = self.images.iter().filter(|(other, _)| **other != image);
@@ -370,7 +374,7 @@ impl Claims {
         })
     }
 
-    /// The image that was asked for last under a reference of this place on this host.
+    /// The image with the latest claim to this place on this host.
     fn newest(&self, place: &str, host: &HostId) -> Option<Digest> {
         let images = self.images.iter();
         let claims = images.flat_map(|(image, sides)| sides.at(place, *image));
@@ -388,7 +392,7 @@ impl Claims {
 }
 
 impl Sides {
-    /// Every claim to this image, with its rank.
+    /// All claims to this image, with their ranks.
     fn ranked(&self, image: Digest) -> impl Iterator<Item = (&String, &Claim, Rank)> {
         let sides = [(true, &self.operators), (false, &self.cluster)];
         sides.into_iter().flat_map(move |(operators, claims)| {
@@ -399,7 +403,7 @@ impl Sides {
         })
     }
 
-    /// The claims to this image under references of a place.
+    /// The claims to this image under references with this place.
     fn at(&self, place: &str, image: Digest) -> impl Iterator<Item = (&Claim, Rank)> {
         let claims = self.ranked(image);
         let claims = claims.filter(move |(_, claim, _)| claim.place == place);
@@ -425,7 +429,7 @@ impl Claim {
     }
 }
 
-/// The hosts of either.
+/// The union of two sets of hosts.
 fn join(one: Hosts, other: Hosts) -> Hosts {
     let (mut hosts, more) = (one?, other?);
     hosts.extend(more);
@@ -478,7 +482,7 @@ mod tests {
         let expected = [("r/i:latest".to_string(), b), ("r/i:v1".to_string(), a)];
         assert_eq!(names(&claims, "x"), expected);
         assert_eq!(wanted(&claims, 1).unwrap().references.len(), 1);
-        // back again, and the image that has no name left isn't wanted
+        // the name moves back, and the image without a name isn't wanted
         assert_eq!(ask(&mut claims, a, "r/i:latest", None), [b]);
         assert_eq!(wanted(&claims, 2), None);
         assert_eq!(wanted(&claims, 1).unwrap().references.len(), 2);
@@ -502,8 +506,8 @@ mod tests {
         };
         claims.place(image(1), placement);
         assert_eq!(entitled(&claims), some(&["x", "y", "z"]));
-        // an object of the cluster that takes a name on some hosts changes where the image is wanted, and not who may
-        // have it
+        // an object of the cluster that takes a name on some hosts changes where the image is wanted, but not which
+        // hosts may have it
         let other = Placement {
             references: [("r/i:v1".to_string(), u64::MAX)].into(),
             hosts: some(&["x"]),
@@ -511,7 +515,7 @@ mod tests {
         };
         claims.place(image(2), other);
         assert_eq!(entitled(&claims), some(&["x", "y", "z"]));
-        // operators who move a tag don't ask for the image under it any more
+        // operators that move a tag no longer ask for the image that had it
         ask(&mut claims, image(2), "r/i:v1", some(&["x"]));
         assert_eq!(entitled(&claims), some(&["y", "z"]));
         ask(&mut claims, image(1), "r/i:v4", None);
@@ -608,7 +612,7 @@ mod tests {
     #[test]
     fn objects_with_one_tag_and_two_digests_share_the_fleet_by_who_came_later() {
         let mut claims = Claims::new(0);
-        // the second object was made later
+        // the second object was created later
         let place = |claims: &mut Claims, number, hosts: Hosts| {
             let placement = Placement {
                 references: [("r/i:latest".to_string(), u64::from(number))].into(),
@@ -617,12 +621,12 @@ mod tests {
             };
             claims.place(image(number), placement);
         };
-        // on hosts of their own they don't meet
+        // on different hosts the objects don't contend
         place(&mut claims, 1, some(&["x", "y"]));
         place(&mut claims, 2, some(&["z"]));
         assert_eq!(wanted(&claims, 1).unwrap().hosts, some(&["x", "y"]));
         assert_eq!(claims.overruled(&image(1)), []);
-        // where they do, the later one has the name, however often the other is told again
+        // on the same hosts the later object has the name, however often the other one is told again
         place(&mut claims, 2, some(&["y", "z"]));
         place(&mut claims, 1, some(&["x", "y"]));
         assert_eq!(names(&claims, "x"), [("r/i:latest".to_string(), image(1))]);
@@ -641,7 +645,7 @@ mod tests {
     }
 
     proptest! {
-        /// What hosts are told and what is planned for images are two views of one thing.
+        /// The names that hosts are told and the hosts that are planned for images agree.
         #[test]
         fn names_on_hosts_and_hosts_of_images_agree(
             steps in proptest::collection::vec((0u8..4, 0u8..3, 0u8..3, 0u8..8, 0u8..8, 0u8..20), 1..40),
@@ -654,7 +658,7 @@ mod tests {
             let mut claims = Claims::new(0);
             for (step, number, name, hosts, held, made) in steps {
                 let reference = format!("r/i:{name}");
-                // 7: all of them, by all names for it
+                // 7 means all hosts, which a selection writes as `None`
                 let selection = (hosts != 7).then(|| subset(hosts));
                 match step {
                     0 => drop(ask(&mut claims, image(number), &reference, selection)),
@@ -696,8 +700,8 @@ mod tests {
             }
         }
 
-        /// Who has a reference doesn't depend on the order in which what was asked for before a start becomes known
-        /// again.
+        /// After a start, earlier claims become known again in any order. The order doesn't change which image has a
+        /// reference.
         #[test]
         fn a_start_changes_nobodys_names(
             steps in proptest::collection::vec((0u8..3, 0u8..3, 0u8..2, 0u8..8, 0u8..9), 1..12),
@@ -724,7 +728,7 @@ mod tests {
                     ask(&mut claims, image(number), &reference, hosts(on));
                 }
             }
-            // two things to do for each image, in any order
+            // two steps for each image, in any order
             let mut again: Vec<(u64, u8, bool)> = (0..3)
                 .flat_map(|number| [(number, true), (number, false)])
                 .zip(&order)

@@ -1,4 +1,4 @@
-//! What one host was told of names, and what it has confirmed.
+//! What one host was told of names, and what it has confirmed. Which names are wanted is decided in `claims`.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -8,14 +8,14 @@ use core::time::Duration;
 
 use proto::{Digest, Moment};
 
-/// A host that repeats no numbers is believed of a name when it last looked at its disk so long after it was told: such
-/// agents look every 5 s, and say how long ago that was.
+/// For a host that repeats no numbers: how long after an order the host must have looked at its disk to be believed
+/// about the order's names. Such agents look every 5 s, and say how long ago they looked.
 pub const UNCONFIRMED_AFTER: Duration = Duration::from_secs(5);
 
-/// Names that aren't wanted any more are remembered while there are no more than this in all.
+/// Names that are no longer wanted are remembered only while there are at most this many names in all.
 const MAX_NAMES: usize = 4_096;
 
-/// What one host was told, over all its sessions.
+/// What one host was told of names, over all its sessions.
 #[derive(Clone, Debug, Default)]
 pub struct Told {
     names: BTreeMap<String, Name>,
@@ -23,23 +23,23 @@ pub struct Told {
     sent: u64,
     /// The newest number that the host repeated in this session.
     heard: u64,
-    /// That order said that nothing else is wanted there.
+    /// Whether that order said that nothing else is wanted on the host.
     whole: bool,
-    /// Whether it repeats numbers at all.
+    /// Whether the host repeats numbers at all.
     confirms: bool,
-    /// When it last looked at its disk, by its own word.
+    /// When the host last looked at its disk, by its own word.
     looked_at: Option<Moment>,
 }
 
-/// A reference, and the image that it shall name there.
+/// A reference, and the image that it shall name on the host.
 #[derive(Clone, Copy, Debug)]
 struct Name {
     image: Digest,
-    /// Not any more, but it was: where it comes back to another image, that is a move.
+    /// False where the name was wanted before and isn't now. If the name comes back with another image, that is a move.
     wanted: bool,
-    /// The newest ask for it.
+    /// The newest ask for the name.
     asked: Order,
-    /// Since when it names this image instead of another, until the host confirmed that.
+    /// The order that moved the name from another image to this one, until the host has confirmed the move.
     moved: Option<Order>,
 }
 
@@ -50,7 +50,7 @@ struct Order {
 }
 
 impl Told {
-    /// A session began; whether this host repeats numbers.
+    /// A session begins. `confirms` says whether the host repeats numbers.
     pub const fn connected(&mut self, confirms: bool) {
         self.sent = 0;
         self.heard = 0;
@@ -63,9 +63,9 @@ impl Told {
         self.confirms
     }
 
-    /// These names are wanted there from now on: each with its image and the number of the ask for it. `number` is
-    /// larger than all before; `whole` says that nothing else is wanted there. Whether the host is to be told, by an
-    /// order with that number.
+    /// Sets the names that are wanted on the host from now on: for each its image, and the number of the ask for it.
+    /// `number` is the order's number, larger than all before. `whole` says that nothing else is wanted on the host.
+    /// Returns whether the host must be told, by an order with that number.
     pub fn tell(
         &mut self,
         now: Moment,
@@ -114,7 +114,8 @@ impl Told {
         news
     }
 
-    /// The host reported: the number that it repeats (0 for none), and when it last looked at its disk, if it says so.
+    /// Takes a report of the host: the number that it repeats (0 for none), and when it last looked at its disk, if
+    /// known.
     pub fn heard(&mut self, number: u64, looked_at: Option<Moment>) {
         if number <= self.sent {
             self.heard = self.heard.max(number);
@@ -127,7 +128,7 @@ impl Told {
         }
     }
 
-    /// The references that shall name this image there.
+    /// The references that shall name this image on the host.
     pub fn references<'a>(&'a self, image: &'a Digest) -> impl Iterator<Item = &'a String> {
         let names = self.names.iter();
         names
@@ -135,7 +136,8 @@ impl Told {
             .map(|(reference, _)| reference)
     }
 
-    /// Whether the host's word that this reference names this image there counts: it was told of no other image since.
+    /// Whether the host's word counts that this reference names this image. It counts if the host was told of no other
+    /// image for the reference since.
     #[must_use]
     pub fn counts(&self, reference: &str, image: &Digest) -> bool {
         match self.names.get(reference) {
@@ -145,7 +147,7 @@ impl Told {
         }
     }
 
-    /// Whether what the host says of the names of this image is younger than the newest ask for each.
+    /// Whether the host's latest word about this image's names is younger than the newest ask for each of them.
     #[must_use]
     pub fn is_confirmed(&self, image: &Digest) -> bool {
         let mut names = self.names.values();
@@ -158,8 +160,8 @@ impl Told {
         })
     }
 
-    /// Whether the host holds this image under each name that is wanted there, by a word that counts. `ready` are the
-    /// references under which it says that tart finds the image.
+    /// Whether the host holds this image under each name that is wanted there, by a word that counts. `ready` is the
+    /// references under which the host says that tart finds the image.
     #[must_use]
     pub fn is_present(&self, image: &Digest, ready: Option<&BTreeSet<String>>) -> bool {
         let holds = |reference| ready.is_some_and(|ready| ready.contains(reference));
@@ -220,7 +222,7 @@ mod tests {
             !told.tell(second(2), 12, true, &names(&[("latest", a, 10)])),
             "no news"
         );
-        // away and back: the host's word still is that it has it
+        // the name moves away and back: the host still says that it names the image
         assert!(told.tell(second(3), 21, true, &names(&[("latest", b, 20)])));
         assert!(!told.counts("latest", &a));
         assert!(told.tell(second(3), 31, true, &names(&[("latest", a, 30)])));
@@ -229,7 +231,7 @@ mod tests {
         assert!(!told.is_present(&a, Some(&latest)) && !told.counts("latest", &a));
         told.heard(31, None);
         assert!(told.is_present(&a, Some(&latest)) && told.counts("latest", &a));
-        // asked again, nothing moved: a wait waits for a fresh word, and the gate goes by the last one
+        // asked again, and nothing moved: a waiting caller needs a fresh word, and the gate uses the last one
         assert!(told.tell(second(4), 41, true, &names(&[("latest", a, 40)])));
         assert!(!told.is_present(&a, Some(&latest)) && told.counts("latest", &a));
         // a number that wasn't sent confirms nothing
@@ -254,7 +256,7 @@ mod tests {
         );
         told.heard(22, None);
         assert!(told.is_present(&a, Some(&latest)));
-        // moved while it was away
+        // the name moved while the host was away
         told.tell(second(4), 31, true, &names(&[("latest", b, 30)]));
         told.connected(true);
         assert!(!told.counts("latest", &b) && !told.counts("latest", &a));
@@ -287,14 +289,14 @@ mod tests {
         told.heard(12, None);
         assert!(told.is_present(&a, Some(&ready(&["v2"]))));
         assert!(told.counts("v1", &a), "what is present stays");
-        // it comes back to the same image: nothing moved
+        // the name comes back to the same image: nothing moved
         told.tell(second(3), 14, true, &names(&[("v1", a, 13), ("v2", a, 10)]));
         assert!(told.counts("v1", &a));
-        // or to another one: that is a move
+        // the name comes back to another image: that is a move
         told.tell(second(4), 15, true, &names(&[("v2", a, 10)]));
         told.tell(second(5), 17, true, &names(&[("v1", b, 16), ("v2", a, 10)]));
         assert!(!told.counts("v1", &b) && !told.counts("v1", &a) && told.counts("v2", &a));
-        // what it was never told is its own word
+        // a name that the host was never told counts by the host's own word
         assert!(told.counts("v3", &b));
         told.heard(17, None);
         assert!(told.is_present(&b, Some(&ready(&["v1"]))));

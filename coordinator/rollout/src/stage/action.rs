@@ -1,4 +1,4 @@
-//! What staging wants done.
+//! Staging's actions: what the plan tells the shell to do.
 
 use alloc::vec::Vec;
 
@@ -9,16 +9,16 @@ use proto::{Digest, HostId};
 pub enum RevokeCause {
     /// The registry failed its holder, or asked to be left alone.
     OriginFailed,
-    /// It made no progress, or what it was for isn't wanted there any more.
+    /// The lease made no progress, or its content isn't wanted on the holder any more.
     Ended,
-    /// The host speaks of a lease that it doesn't hold: nothing ends by this.
+    /// The host speaks of a lease that it doesn't hold. No lease ends by this.
     NotHeld,
 }
 
-/// What the shell shall do.
+/// An action for the shell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Tell this host whom it follows: when its session came up, and when that changed.
+    /// Tell this host its neighbours: after its session came up, and after the neighbours changed.
     Neighbours {
         /// The host.
         host: HostId,
@@ -64,15 +64,16 @@ pub enum Action {
         /// Why.
         cause: RevokeCause,
     },
-    /// Tell every host to drop what it has of this maker, of a content from a chunk on: its own word took it back.
+    /// Tell every host to drop what this host made of a content, from a chunk on. The maker itself took it back.
     Retract {
-        /// Who made it.
+        /// The maker.
         maker: HostId,
         /// The content.
         content: Digest,
         /// The first chunk.
         from: u32,
     },
-    /// This host lies, by its own signatures or by what too many say: no host may talk to it for a time.
+    /// Tell every host not to talk to this host for a time. The host lies, by its own signatures or by what too many
+    /// hosts say.
     Quarantine(HostId),
 }

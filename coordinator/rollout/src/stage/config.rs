@@ -1,58 +1,61 @@
-//! Every number that staging decides by, and where it comes from.
+//! The numbers that staging decides by, each with its reason.
 
 use core::time::Duration;
 
-/// Staging's bounds and times.
+/// Staging's limits and times.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Contents leased at one time in the whole fleet. Where staging has all of these leases, mirrors have one more,
-    /// because their clients don't wait for long.
+    /// The most contents that are leased at one time in the whole fleet. Where images take all of these leases, mirrors
+    /// get one more, because their clients don't wait for long.
     pub origin_streams: usize,
-    /// A lease without progress for this long passes on.
+    /// A lease without progress for this long passes to another host.
     pub lease_timeout: Duration,
-    /// A stream that brings so much a second moves, however long a chunk takes.
+    /// A stream that brings this many bytes a second makes progress, however long a chunk takes.
     pub slowest_stream_bytes_per_s: u64,
-    /// A lease that is paced all this time without one new chunk passes on too: its holder may be lying about it.
+    /// A lease that is paced for this long without one new chunk passes on too. A holder that claims to be paced may be
+    /// lying.
     pub paced_timeout: Duration,
-    /// Neighbours of a host, at most.
+    /// The most neighbours of a host.
     pub neighbours: usize,
-    /// How many of them lie in other zones, where there are other zones.
+    /// How many of the neighbours lie in other zones, where there are other zones.
     pub far_neighbours: usize,
-    /// First wait after the registry failed; doubles, with jitter.
+    /// The first wait after the registry failed. It doubles each time, with jitter.
     pub origin_retry: Duration,
     /// The longest wait after the registry failed.
     pub origin_retry_most: Duration,
-    /// The longest that the registry may ask to be left alone; a longer wish is a fault of the registry or of a host.
-    /// As much as the registry client believes.
+    /// The longest time for which the registry's wish to be left alone counts. A longer wish is a fault of the registry
+    /// or of a host. The registry client has the same limit.
     pub origin_wish_most: Duration,
-    /// A holder that the registry fails for this long without a chunk counts: broken connections are made again sooner.
+    /// Failures count once they have lasted for this long without a chunk: a broken connection is made again sooner.
     pub trouble_after: Duration,
-    /// Different hosts that have to find a content faulty in the registry before its image fails.
+    /// The number of different hosts that must find a content faulty in the registry before its image fails.
     pub bad_witnesses: usize,
-    /// First wait before a content is tried again that made its image fail; doubles.
+    /// The first wait before a content that made its image fail is tried again. It doubles each time.
     pub fault_retry: Duration,
-    /// The longest wait before a content is tried again that made its image fail.
+    /// The longest wait before a content that made its image fail is tried again.
     pub fault_retry_most: Duration,
-    /// The first such wait where each try costs nearly the whole content and brings nothing ([`Fault::CutShort`]).
-    /// Two hosts look, then one after 20 minutes, then one 40 minutes after that. In a fleet of six and more three
-    /// hosts look, and then one every hour. That is at most three times the content in any hour.
+    /// The first wait before a content is tried again where each try costs nearly the whole content and brings nothing
+    /// ([`Fault::CutShort`]). Two hosts look, then one after 20 minutes, then one 40 minutes after that. In a fleet of
+    /// six or more, three hosts look, and then one every hour. So an hour costs at most three times the content.
     ///
     /// [`Fault::CutShort`]: crate::stage::event::Fault::CutShort
     pub costly_retry: Duration,
-    /// The longest such wait.
+    /// The longest wait before a content is tried again where each try costs nearly the whole content.
     pub costly_retry_most: Duration,
-    /// Different hosts that have to blame a host before the fleet shuns it, at least.
+    /// The least number of different hosts that must blame a host before the fleet shuns it.
     pub accusers: usize,
-    /// And in percent of the hosts that are connected: more than ever lie together, or they would shun the honest.
+    /// The least share of hosts that must blame a host, in percent of the connected hosts. It must be more than ever
+    /// lie together: otherwise liars could make the fleet shun honest hosts.
     pub accusers_percent: usize,
-    /// How long the fleet shuns it.
+    /// How long the fleet shuns a host.
     pub quarantine: Duration,
-    /// A host without a session for this long isn't expected to bring back what only it holds.
+    /// A host without a session for this long isn't expected back. What only this host holds is fetched again.
     pub absent_after: Duration,
-    /// Hosts that are told to stage say so within this time; after it those that don't are leased to as well.
+    /// Hosts that were told to stage report so within this time. After it, if no host stages, a lease may go to hosts
+    /// that haven't reported.
     pub reports_within: Duration,
-    /// A plan that starts among hosts which hold parts of an image lets them all connect for this long before it
-    /// grants.
+    /// A plan that starts in a fleet whose hosts hold parts of an image waits this long before it grants leases, so
+    /// that all these hosts can connect.
     pub settle: Duration,
 }
 
@@ -85,28 +88,28 @@ impl Default for Config {
 }
 
 impl Config {
-    /// So many of these hosts are more than ever lie together.
+    /// The number of hosts, out of `hosts`, that is more than ever lie together.
     pub(crate) fn share(&self, hosts: usize) -> usize {
         (hosts * self.accusers_percent).div_ceil(100).max(1)
     }
 
-    /// Different hosts whose word it takes against another host, where so many can know.
+    /// The number of different hosts whose word it takes against another host, where `of` hosts can know.
     pub(crate) fn enough_accusers(&self, of: usize) -> usize {
         self.share(of).max(self.accusers)
     }
 
-    /// Leases for mirrors that one host may have, unless it is on trial.
+    /// The most leases for mirrors that one host may have, unless it is on trial.
     pub(crate) const fn mirror_share(&self) -> usize {
         self.origin_streams.div_ceil(2)
     }
 
-    /// The pause after the registry failed so many times, without jitter.
+    /// The pause after the registry has failed this many times before, without jitter.
     pub(crate) fn origin_pause(&self, failures: u32) -> Duration {
         growing(self.origin_retry, self.origin_retry_most, failures)
     }
 }
 
-/// The wait after so many failures: `first`, doubled each time, `most` at most.
+/// The wait after `times` failures: `first`, doubled with each failure, at most `most`.
 pub(crate) fn growing(first: Duration, most: Duration, times: u32) -> Duration {
     first
         .checked_mul(1 << times.min(16))

@@ -1,4 +1,4 @@
-//! What staging is told.
+//! Staging's events: what the plan is told.
 
 use alloc::{string::String, vec::Vec};
 use core::time::Duration;
@@ -8,17 +8,17 @@ use proto::{Digest, HostId, statement::Contradiction};
 /// A content of an image, as the plan sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Content {
-    /// Its digest.
+    /// The content's digest.
     pub digest: Digest,
-    /// Its chunks.
+    /// The number of its chunks.
     pub chunks: u32,
-    /// Its raw bytes, by the image's manifest.
+    /// The raw bytes, by the image's manifest.
     pub size: u64,
-    /// Bytes that it is in the registry.
+    /// The bytes of its blob in the registry.
     pub origin_bytes: u64,
 }
 
-/// The hosts that an image is wanted on.
+/// The hosts on which an image is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Selection {
     /// All hosts of the fleet, also those that join later.
@@ -27,34 +27,34 @@ pub enum Selection {
     Hosts(Vec<HostId>),
 }
 
-/// What an image is wanted for.
+/// The reason for which an image is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Purpose {
-    /// To be staged.
+    /// The image is to be staged.
     Stage,
-    /// Clients of hosts' mirrors wait for it. Its registry may be any: what that registry does says nothing of the
-    /// images that are staged, nor of their registry.
+    /// Clients of hosts' mirrors wait for it. Any client may name any registry. So trouble with that registry says
+    /// nothing about the staged images or their registry.
     Mirror,
 }
 
-/// Where an image stands on one host, as that host reported it.
+/// The state of an image on one host, as that host reported it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Standing {
-    /// Waits for room or for its turn.
+    /// The image waits for disk space or for its turn.
     Queued,
-    /// Chunks move.
+    /// Chunks of the image move.
     Staging,
-    /// All chunks are there; it is being put into tart's cache.
+    /// All chunks are there. The image is being put into tart's cache.
     Installing,
-    /// Verified and ready to use.
+    /// The image is verified and ready to use.
     Present,
-    /// Can't be staged for now; the host says why.
+    /// The image can't be staged for now. The host says why.
     Failed,
-    /// Was present, isn't any more.
+    /// The image was present and isn't any more.
     Gone,
 }
 
-/// What is wrong with one content in a registry that answers.
+/// A fault of one content in a registry that answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Fault {
     /// The registry's bytes, or their number, don't match the manifest.
@@ -63,39 +63,39 @@ pub enum Fault {
     Missing,
     /// The registry refuses it to these credentials.
     Refused,
-    /// The registry answers with something that can't be used, such as a redirect that mustn't be followed.
+    /// The registry answers with something unusable, such as a redirect that mustn't be followed.
     Unusable,
-    /// The registry gives no parts of it, and its connections end before the content does: a try costs all that comes
-    /// until then, and brings nothing that wasn't here.
+    /// The registry serves no parts of the content, and its connections end before the content does. A try costs all
+    /// the bytes that come until then, and brings nothing that wasn't here before.
     CutShort,
-    /// The registry hangs, breaks off or answers with errors, with one host after another, while it gives other
-    /// contents. No host says so by itself: it is found out from how leases end.
+    /// The registry hangs, breaks off or answers with errors, for one host after another, while it gives other
+    /// contents. No host reports this fault: the plan infers it from how leases end.
     Unavailable,
 }
 
-/// How a lease ended on its holder.
+/// How a lease ended, as its holder reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LeaseEnd {
     /// The whole content is there.
     Done,
-    /// The registry is away: it can't be reached, or fails.
+    /// The registry can't be reached, or fails.
     OriginFailed,
     /// The registry answers, but this content can't be had from it.
     Faulty(Fault),
-    /// This host can't ask the registry, because of its own settings.
+    /// The host's own settings keep it from asking the registry.
     HostUnable,
-    /// Given back.
+    /// The holder gave the lease back.
     Released,
 }
 
 /// What the registry does to the holder of a running lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Trouble {
-    /// It can't be reached, breaks off, or answers with errors; the holder tries again.
+    /// The registry can't be reached, breaks off, or answers with errors. The holder tries again.
     Failing,
-    /// Nothing has come for a while, and nothing was said.
+    /// Nothing has come for a while, and the registry didn't say why.
     Silent,
-    /// It wants to be left alone for so long from now.
+    /// The registry wants to be left alone for this long from now on.
     Throttled(Duration),
 }
 
@@ -105,14 +105,14 @@ impl Trouble {
     }
 }
 
-/// What happened.
+/// An event that the plan is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A host of the fleet, known from the fleet file or the cluster; may have no session.
+    /// A host of the fleet, known from the fleet file or the cluster. It may have no session.
     HostKnown {
         /// The host.
         host: HostId,
-        /// Its zone, empty for none.
+        /// The host's zone; empty for none.
         zone: String,
     },
     /// The host isn't part of the fleet any more.
@@ -121,41 +121,41 @@ pub enum Event {
     HostConnected(HostId),
     /// The host's session is lost.
     HostDisconnected(HostId),
-    /// An image is wanted. The same image with another selection or other references changes those. A host that
+    /// An image is wanted. If the image is wanted already, its selection and its references are replaced. A host that
     /// leaves the selection drops what it had of the image, unless it is in `held`.
     Wanted {
-        /// Its manifest digest.
+        /// The image's manifest digest.
         image: Digest,
-        /// What names it.
+        /// The references that name the image.
         references: Vec<String>,
-        /// What it consists of, in the order in which it is to be fetched.
+        /// The image's contents, in the order in which they are to be fetched.
         contents: Vec<Content>,
-        /// Where.
+        /// The hosts on which the image is wanted.
         hosts: Selection,
-        /// Hosts outside of the selection that keep what they have, and get no more: it may be wanted there again.
+        /// Hosts outside the selection that keep what they have and get no more. The image may be wanted there again.
         held: Vec<HostId>,
-        /// What for; stays what it was at first.
+        /// The purpose. The first one stays.
         purpose: Purpose,
     },
-    /// The image isn't wanted any more: staging stops, what is present stays.
+    /// The image isn't wanted any more. Staging stops; images that are present stay.
     Cancelled(Digest),
-    /// Somebody asks for this image anew: what can't be had of it is tried at once.
+    /// Somebody asks for this image anew. Contents that couldn't be had are tried at once.
     Urged(Digest),
-    /// Everything that was wanted when this coordinator started has been told. What hosts stage besides is left over
-    /// from an earlier coordinator, and is cancelled when they report it.
+    /// Everything that was wanted when this coordinator started has been told. Images that hosts stage besides are left
+    /// over from an earlier coordinator. They are cancelled when hosts report them.
     WantsKnown,
-    /// A host reported where an image stands.
+    /// A host reported the state of an image.
     Reported {
         /// The host.
         host: HostId,
         /// The image.
         image: Digest,
-        /// Its standing.
+        /// The state.
         standing: Standing,
-        /// Raw bytes held there.
+        /// The raw bytes of the image that the host holds.
         held_bytes: u64,
     },
-    /// A lease holder reported where its fetch stands.
+    /// A lease holder reported on its fetch.
     LeaseProgress {
         /// The holder.
         host: HostId,
@@ -163,14 +163,15 @@ pub enum Event {
         content: Digest,
         /// Chunks fetched so far.
         chunks: u32,
-        /// Bytes of the blob that came so far, also of a chunk that isn't whole; 0 from a host that doesn't say.
+        /// The blob's bytes that came so far, with those of an incomplete chunk. 0 from a host that doesn't report
+        /// them.
         bytes: u64,
-        /// Whether it holds back while what it fetched is being spread: that counts as progress.
+        /// Whether the holder waits until the chunks that it fetched have spread. That counts as progress.
         paced: bool,
-        /// What keeps the registry from giving it more.
+        /// What keeps the registry from giving the holder more.
         trouble: Option<Trouble>,
     },
-    /// A lease ended on its holder.
+    /// A lease ended, as its holder reports.
     LeaseEnded {
         /// The holder.
         host: HostId,
@@ -179,7 +180,7 @@ pub enum Event {
         /// How.
         end: LeaseEnd,
     },
-    /// All leases that a host has, as it says. A lease that it was granted in an earlier session and doesn't name is
+    /// A host listed all leases that it has. Leases that it was granted in an earlier session and doesn't list are
     /// lost.
     LeasesHeld {
         /// The host.
@@ -187,48 +188,48 @@ pub enum Event {
         /// The contents.
         contents: Vec<Digest>,
     },
-    /// A host lacks chunks of these contents that none of its connected peers has. Replaces what it said before.
+    /// A host lacks chunks of these contents that none of its connected peers has. Replaces the host's earlier list.
     WithoutSource {
         /// The host.
         host: HostId,
-        /// The contents; empty when there are none any more.
+        /// The contents; empty once there are none.
         contents: Vec<Digest>,
     },
-    /// A host says how many chunks it holds of each content: of all at the start of a session, then of those where
-    /// the number changed. Other hosts are believed by what it says.
+    /// A host reports how many chunks it holds of each content: of all contents at the start of a session, then of
+    /// those where the number changed. These reports show what other hosts serve.
     Holds {
         /// The host.
         host: HostId,
-        /// The contents, and the chunks of each.
+        /// The contents, and the number of chunks held of each.
         contents: Vec<(Digest, u32)>,
     },
     /// A host blames another for something that only the two of them saw: bytes that didn't fit their link.
     Blamed {
-        /// Who says so.
+        /// The accuser.
         by: HostId,
-        /// Who sent it.
+        /// The host that sent the bytes.
         host: HostId,
     },
-    /// A host that has verified a content says that a link of it is false. The maker's signature under the link was
-    /// checked.
+    /// A host that has verified a content says that a link of the content is false. The maker's signature of the link
+    /// was checked.
     FalseLink {
-        /// Who says so.
+        /// The accuser.
         by: HostId,
-        /// Who signed it.
+        /// The maker, which signed the link.
         maker: HostId,
-        /// Of which content.
+        /// The content.
         content: Digest,
-        /// The maker vouched for it: it can't be the registry's fault.
+        /// Whether the maker vouched for the link. Then the registry can't be at fault.
         vouched: bool,
     },
-    /// Two links that a host signed can't both be true. The signatures were checked: this needs no witness.
+    /// Two links that one host signed can't both be true. The signatures were checked, so no witness is needed.
     Contradicted {
-        /// Who signed both.
+        /// The host that signed both links.
         maker: HostId,
-        /// What they say about it.
+        /// What the two links say about the host.
         says: Contradiction,
     },
-    /// A host that fetched a content found the registry's bytes false, and takes back what it made of them.
+    /// A host that fetched a content found the registry's bytes false, and takes back the links that it made.
     Retracted {
         /// The host.
         host: HostId,
@@ -237,9 +238,9 @@ pub enum Event {
         /// The first false chunk.
         from: u32,
     },
-    /// So many contents may be leased at one time from now on. Leases that run go on.
+    /// From now on, this many contents may be leased at one time. Running leases go on.
     Limited {
-        /// The number, at least one.
+        /// The number of contents, at least one.
         origin_streams: usize,
     },
     /// Time passed; only `now` matters.

@@ -1,12 +1,12 @@
-//! The plan: tells its parts what happened, in an order that is always the same, and hands on what follows.
+//! The plan gives each event to its parts, always in the same order, and hands out the actions that follow.
 //!
-//! What is known is kept in parts, each with its own state: `hosts`, `images`, `contents` (with `receipts` and
-//! `tries`), `leases`, `origins` (with `wishes`), `records` (what came of each host's leases), `neighbours`, and the
-//! `clock`. What the parts say together stands in `view`, and is only read.
+//! Each part owns one kind of state: `hosts`, `images`, `contents` (with `receipts` and `tries`), `leases`, `origins`
+//! (with `wishes`), `records` (how each host's leases ended), `neighbours`, and the `clock`. `view` answers questions
+//! that need several parts, and changes none of them.
 //!
-//! Decisions take the parts that they need: `grants` says what is leased next, `leasing` how leases go and end,
-//! `trouble` what follows when a registry fails or gives, `witness` who is believed about what moves, `audit` what
-//! may be nowhere, and `report` where everything stands.
+//! Each decision takes only the parts that it needs. `grants` chooses the next leases. `leasing` follows leases until
+//! they end. `trouble` handles registries that fail or recover. `witness` decides whose word about progress is
+//! believed. `audit` looks for contents that may be nowhere. `report` describes where everything stands.
 
 mod audit;
 mod chance;
@@ -60,12 +60,13 @@ use super::{
     event::{Purpose, Standing},
 };
 
-/// Who fetched what for an earlier coordinator has found out within this time that the registry's bytes were false.
+/// For this long after a start, any host may have fetched contents under a lease of an earlier coordinator. A fetch is
+/// over within this time, and the host has then found out whether the registry's bytes were false.
 const FORMER_HOLDERS: Duration = Duration::from_mins(10);
-/// How often leases and absences are looked at while there is something to do.
+/// The interval of looks at leases and absent hosts, while there is something to do.
 const TICK: Duration = Duration::from_millis(500);
 
-/// The coordinator's plan of what is staged where.
+/// The coordinator's plan: which host stages which content.
 #[derive(Debug)]
 pub struct Plan {
     config: Config,
@@ -83,13 +84,13 @@ pub struct Plan {
     origins: Origins,
     records: Records,
 
-    /// What isn't among the images isn't wanted.
+    /// All wanted images are known: an image that isn't among `images` isn't wanted.
     wants_known: bool,
     grants_not_before: Moment,
 }
 
 impl Plan {
-    /// A plan of nothing.
+    /// An empty plan: no hosts, no images.
     #[must_use]
     pub fn new(config: Config, seed: u64) -> Self {
         Self {
@@ -111,18 +112,18 @@ impl Plan {
         }
     }
 
-    /// Takes note of what happened. Any event is legal in any state. `now` never goes back; where it does, the latest
-    /// moment seen counts.
+    /// Applies an event. Any event is legal in any state. `now` shouldn't go back; where it does, the latest moment
+    /// seen counts.
     ///
-    /// A caller that comes more than a second after [`next_timeout`](Self::next_timeout) was held up, and what hosts
-    /// said meanwhile is still to come: the time beyond doesn't count.
+    /// A caller that comes more than a second after [`next_timeout`](Self::next_timeout) was held up, and the hosts'
+    /// messages of that time are still to come. So the plan's clock leaves the time beyond that second out.
     pub fn handle(&mut self, now: Moment, event: Event) {
         let due = self.due();
         let own = self.clock.hear(now, due);
         self.note(own, event);
     }
 
-    /// The same by the plan's own clock.
+    /// Does what [`handle`](Self::handle) does. `now` is by the plan's own clock.
     fn note(&mut self, now: Moment, event: Event) {
         self.clock.pass(now);
         let now = self.clock.now();
@@ -143,12 +144,12 @@ impl Plan {
         }
     }
 
-    /// The next thing to do; to be called until `None` after every [`handle`](Self::handle).
+    /// The next action for the shell. Call this until it returns `None`, after every [`handle`](Self::handle).
     pub fn poll(&mut self) -> Option<Action> {
         self.effects.next()
     }
 
-    /// When [`Event::Tick`] is due, if nothing else happens before.
+    /// When [`Event::Tick`] is due, by the caller's clock, if no other event comes before.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Moment> {
         Some(self.clock.callers(self.due()?))
@@ -172,33 +173,34 @@ impl Plan {
         report::status(View { now, ..self.view() })
     }
 
-    /// Whether a content is part of something that is wanted.
+    /// Whether a content is part of a wanted image.
     #[must_use]
     pub fn knows(&self, content: &Digest) -> bool {
         self.contents.contains(content)
     }
 
-    /// Raw bytes of a content that is part of something that is wanted.
+    /// The raw bytes of a content that is part of a wanted image.
     #[must_use]
     pub fn size_of(&self, content: &Digest) -> Option<u64> {
         self.contents.get(content).map(|content| content.size())
     }
 
-    /// Whether this host has the lease of a content now. Nobody else has anything to say about how its fetch goes.
+    /// Whether this host has the lease of a content now. Only the lease's holder is heard about how the fetch goes.
     #[must_use]
     pub fn holds_lease(&self, host: &HostId, content: &Digest) -> bool {
         self.leases.holder(content) == Some(host)
     }
 
-    /// Whether a host whose client waits for this content has only to go on waiting: chunks of it come, to whomever,
-    /// or it is in the queue while chunks of others do. Else the host is better off by itself.
+    /// Whether a host whose client waits for this content should go on waiting. It should while chunks of the content
+    /// reach any host, or while the content is queued and chunks of other contents come. Otherwise the host does better
+    /// to fetch the content by itself.
     #[must_use]
     pub fn is_coming(&self, host: &HostId, content: &Digest) -> bool {
         self.view().is_coming(host, content)
     }
 
-    /// Whether [`Event::Retracted`] moves anything now: the host may have made something of this content, and hasn't
-    /// taken back too much lately.
+    /// Whether [`Event::Retracted`] has an effect now: the host may have made links of this content, and hasn't taken
+    /// back too much lately.
     #[must_use]
     pub fn takes_retraction(&self, now: Moment, host: &HostId, content: &Digest) -> bool {
         self.contents.contains(content)
@@ -206,7 +208,8 @@ impl Plan {
             && self.hosts.may_retract(now, host, &self.config)
     }
 
-    /// Whether a host may have made something of a content: it had a lease of it, perhaps of an earlier coordinator.
+    /// Whether a host may have made links of a content, because it had a lease of the content, perhaps from an earlier
+    /// coordinator.
     fn may_have_made(&self, id: &HostId, digest: &Digest) -> bool {
         let content = self.contents.get(digest);
         let leased = content.is_some_and(|content| content.tries().was_leased_to(id));
@@ -341,7 +344,7 @@ impl Plan {
         }
     }
 
-    /// Looks at what time has changed.
+    /// Does what is due because time has passed.
     fn look(&mut self) {
         let now = self.clock.now();
         for id in self.hosts.release(now) {
@@ -356,7 +359,7 @@ impl Plan {
         self.effects.ask_for_grants();
     }
 
-    /// Has contents that may be nowhere leased again.
+    /// Leases contents again that may be nowhere.
     fn audit(&mut self) {
         let now = self.clock.now();
         if audit::is_still(self.view()) {
@@ -383,7 +386,7 @@ impl Plan {
         }
     }
 
-    /// Gives a host neighbours, unless the fleet shuns it.
+    /// Gives a host neighbours, unless the fleet shuns the host.
     fn join(&mut self, id: &HostId) {
         if let Some(host) = self.hosts.get(id).filter(|host| host.is_trusted()) {
             let now = self.clock.now();
@@ -417,7 +420,7 @@ impl Plan {
         for known in self.images.iter() {
             let (host, image) = (id.clone(), known.digest());
             if known.is_kept_on(id) {
-                // after a restart it goes on by itself with what it finds
+                // after a restart the host stages on by itself with what it finds on its disk
                 self.effects.push(Action::Hold { host, image });
             } else if known.contradicts().is_none() && known.selects(id, &self.hosts) {
                 self.effects.push(Action::Stage { host, image });
@@ -448,7 +451,8 @@ impl Plan {
             return;
         }
         let images = &self.images;
-        // whoever stages it finds that out when its copy is whole: few can't say so first and have all leases
+        // Every host that stages the content finds a false link once its copy is whole. Counting those hosts keeps a
+        // few of them from accusing the others first and getting all leases.
         let can_know = |hosts: &Hosts| {
             let with_it = images.iter().filter(|image| image.has(&content));
             let on = with_it.flat_map(|image| image.selected(hosts));
@@ -460,8 +464,8 @@ impl Plan {
             .find_false(now, (by, maker), content, can_know, &self.config);
     }
 
-    /// A host says itself that what it made of a content is false from this chunk on: all drop it at once. That is no
-    /// amnesty: what it signed stays signed.
+    /// A host says that what it made of a content is false from this chunk on, so all hosts drop those chunks at once.
+    /// This is no amnesty: the host's signatures still count against it.
     fn retracted(&mut self, maker: HostId, content: Digest, from: u32) {
         let now = self.clock.now();
         if self.takes_retraction(now, &maker, &content) {
@@ -554,7 +558,7 @@ impl Plan {
         }
     }
 
-    /// What was found wrong with an image's contents counts no more: whoever asks for it anew has a reason to.
+    /// Forgets what was found wrong with an image's contents, because asking for the image anew has a reason.
     fn urge(&mut self, digest: &Digest) {
         let Some(image) = self.images.get(digest) else {
             return;
@@ -565,8 +569,8 @@ impl Plan {
         self.effects.ask_for_grants();
     }
 
-    /// The registry's bytes aren't what an image says of a content. Where another image gives that content another
-    /// size, the other one is tried.
+    /// The registry's bytes don't match what an image says of a content. Where another image gives that content another
+    /// size, that size is tried next.
     fn refuted(&mut self, refuted: Refuted) {
         if self.images.disprove(refuted.content, &refuted.image) {
             self.settle();
@@ -574,11 +578,11 @@ impl Plan {
         self.desk().revoke_pointless();
     }
 
-    /// Looks anew at which images contradict others that go before them, and goes on with those that don't any more.
+    /// Recomputes which images contradict earlier ones, and goes on with images that no longer do.
     fn settle(&mut self) {
         let now = self.clock.now();
         let settled = self.images.settle();
-        // hosts have one size of a content at a time
+        // a host has one size of a content at a time
         for digest in settled.stopped {
             let image = self.images.get(&digest);
             for host in image.map_or_else(Vec::new, |image| image.selected(&self.hosts)) {
@@ -606,7 +610,7 @@ impl Plan {
         }
     }
 
-    /// Forgets registries and repositories that no image is from, once nothing is to be remembered of them.
+    /// Forgets registries and repositories that no image uses, once nothing about them needs to be remembered.
     fn forget_origins(&mut self) {
         let now = self.clock.now();
         let images = self.images.iter();
@@ -634,7 +638,7 @@ impl Plan {
         }
         let news = self.images.report(now, (id, &digest), standing, held_bytes);
         let Some(news) = news else { return };
-        // what other hosts get is told by what they say they hold
+        // hosts that count chunks show by their counts what other hosts get
         if news.before != Some((standing, held_bytes)) && !self.hosts.counts(id) {
             self.contents.moved(now);
         }
@@ -642,8 +646,8 @@ impl Plan {
             self.effects.ask_for_grants();
         }
         self.learn_from_report(id, digest, standing, (&news, held_bytes));
-        // hosts that come with parts of the image have been here before: let the others connect, and what they hold be
-        // announced, before the registry is asked
+        // A host that comes with parts of the image was in the fleet before. Let the other hosts connect and announce
+        // what they hold before the registry is asked.
         if news.before.is_none()
             && held_bytes > 0
             && let Some(started) = self.clock.started()
@@ -655,7 +659,7 @@ impl Plan {
         }
     }
 
-    /// What a host's report about an image says of the image's contents.
+    /// Learns from a host's report about an image which of the image's contents the host holds.
     fn learn_from_report(
         &mut self,
         id: &HostId,
@@ -676,22 +680,22 @@ impl Plan {
             }
             Standing::Gone => contents.each(of, |content| content.forget_host(id)),
             Standing::Staging => {
-                // A mirror asks only for what it doesn't hold. Of an image, something that the host held whole isn't
-                // what it was, or all was removed: nobody else may have it.
+                // A mirror asks only for what it doesn't hold. For other images: the host may have held the image whole
+                // and found it changed, or have lost all of it. Either way it serves the contents to nobody.
                 if image.purpose() == Purpose::Mirror || news.was_whole() || held_bytes == 0 {
                     contents.each(of, |content| {
                         content.drop_from(id);
                     });
                 }
-                // it was killed before it had journaled what it spoke of
+                // the agent was killed before it had journaled the chunks that it reported
                 if let Some(heard_at) = news.lost_since {
                     contents.each(of, |content| content.lose_latest(id, heard_at));
                     self.effects.ask_for_grants();
                 }
             }
             Standing::Failed if news.is_change(standing) => {
-                // It takes part in nothing of the image: what it held may be on its disk, and is nowhere for others.
-                // What another image of the host shares with this one is still served from there.
+                // The host takes part in nothing of this image. What it held may still be on its disk, but no peer can
+                // get it. Contents that another image of the host shares are still served from there.
                 let served = self.images.served_by(id, &digest);
                 let lost = of.iter().filter(|content| !served.contains(content));
                 let lost: Vec<Digest> = lost.copied().collect();
@@ -704,12 +708,13 @@ impl Plan {
         }
     }
 
-    /// A host that was away when an image was cancelled, superseded or wanted elsewhere never heard of it: it would
-    /// stage on, and keep its room. Its next report, a second later, is answered again if this order is lost.
+    /// A host that was away when an image was cancelled, superseded or wanted elsewhere never got that order. It would
+    /// stage on and keep the disk space reserved. If the order sent here is lost too, the host's next report, a second
+    /// later, gets it again.
     fn clear_leftover(&mut self, id: &HostId, image: Digest, standing: Standing, kept: bool) {
         let staging = match standing {
             Standing::Queued | Standing::Staging | Standing::Failed => true,
-            // what is there stays, and what is about to be
+            // what is present, or about to be, stays
             Standing::Installing | Standing::Present | Standing::Gone => false,
         };
         if !staging || !self.hosts.is_connected(id) {

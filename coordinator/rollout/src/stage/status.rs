@@ -1,4 +1,4 @@
-//! What staging says about itself.
+//! Staging's report about itself.
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -7,18 +7,18 @@ use proto::{Digest, HostId, Reason};
 
 use super::event::{Fault, Standing};
 
-/// Why an image isn't on every host that it is wanted on. A closed set.
+/// Why an image isn't on every host on which it is wanted. A closed set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ImageReason {
-    /// Chunks move.
+    /// Chunks move, or are about to.
     Moving,
     /// No selected host is in the fleet.
     NoHosts,
-    /// No host is selected for now; some keep what they have of it.
+    /// No host is selected for now. Some hosts keep what they have of the image.
     Held,
     /// No selected host is connected.
     NoHostConnected,
-    /// Every selected host that is connected has it; those that lack it are away or shunned.
+    /// Every selected, connected host that isn't shunned has the image. The hosts that lack it are away or shunned.
     HostsAway,
     /// Contents of images that were wanted earlier are fetched first.
     AwaitingTurn,
@@ -26,17 +26,17 @@ pub enum ImageReason {
     OriginDown,
     /// The registry asked to be left alone for a while.
     OriginThrottled,
-    /// This content can't be had from the image's registry, say several hosts: the image failed. It is tried again
-    /// slowly.
+    /// Several hosts say that this content can't be had from the image's registry, so the image failed. The content is
+    /// tried again slowly.
     ContentFaulty(Digest, Fault),
-    /// Another image that is wanted gives this content another size: one of the two manifests is wrong.
+    /// Another wanted image gives this content another size. One of the two manifests is wrong.
     Contradicts(Digest),
-    /// Every host that could be was served; the others can't stage it for now, and say why.
+    /// Every host that could be served was served. The others can't stage the image for now, and say why.
     HostsFailed,
 }
 
 impl ImageReason {
-    /// The reason that it is shown as.
+    /// The reason as it is shown.
     #[must_use]
     pub const fn reason(self) -> Reason {
         match self {
@@ -62,30 +62,30 @@ impl ImageReason {
 /// Why a host doesn't hold an image. A closed set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum HostReason {
-    /// It isn't selected.
+    /// The host isn't selected.
     NotSelected,
-    /// It has no session.
+    /// The host has no session.
     Disconnected,
-    /// The fleet shuns it.
+    /// The fleet shuns the host.
     Quarantined,
-    /// It hasn't said anything about the image yet.
+    /// The host hasn't reported on the image yet.
     AwaitingReport,
-    /// It waits for room or its turn.
+    /// The image waits on the host for disk space or for its turn.
     Queued,
     /// Chunks move.
     Staging,
-    /// It is putting the image into tart's cache.
+    /// The host is putting the image into tart's cache.
     Installing,
-    /// It can't for now; it says why itself.
+    /// The host can't stage the image for now, and says why.
     Failed,
-    /// It held the image and lost it.
+    /// The host held the image and lost it.
     Gone,
     /// The image failed.
     ImageFailed,
 }
 
 impl HostReason {
-    /// The reason that it is shown as.
+    /// The reason as it is shown.
     #[must_use]
     pub const fn reason(self) -> Reason {
         match self {
@@ -103,57 +103,58 @@ impl HostReason {
     }
 }
 
-/// Where an image stands on one host.
+/// The state of an image on one host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostStatus {
     /// The host.
     pub host: HostId,
-    /// What it reported last, if anything.
+    /// The state that the host reported last, if any.
     pub standing: Option<Standing>,
-    /// Raw bytes held there.
+    /// The raw bytes of the image that the host holds.
     pub held_bytes: u64,
-    /// Why the image isn't present; `None` when it is.
+    /// Why the image isn't present on the host; `None` when it is.
     pub reason: Option<HostReason>,
 }
 
-/// Where an image stands.
+/// The state of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageStatus {
-    /// Its manifest digest.
+    /// The image's manifest digest.
     pub image: Digest,
-    /// Selected hosts, by id.
+    /// The selected hosts, by id.
     pub hosts: Vec<HostStatus>,
-    /// Contents that are complete somewhere.
+    /// The number of contents that are complete on some host.
     pub contents_done: usize,
-    /// All its contents.
+    /// The number of all contents.
     pub contents: usize,
-    /// Why it isn't everywhere; `None` when it is.
+    /// Why the image isn't on every host; `None` when it is.
     pub reason: Option<ImageReason>,
-    /// How long until its registry is asked again, where that failed or wants to be left alone, and contents are open.
+    /// The time until the registry is asked again, where the registry failed or wants to be left alone, and contents
+    /// are missing.
     pub origin_retry_in: Option<Duration>,
 }
 
-/// A lease.
+/// A running lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseStatus {
     /// The content.
     pub content: Digest,
-    /// Its holder.
+    /// The holder.
     pub host: HostId,
-    /// Chunks fetched.
+    /// The number of chunks fetched.
     pub chunks: u32,
-    /// Bytes of the blob a second that its holder gets from the registry, on average; 0 while that isn't known.
+    /// The average bytes of the blob per second that the holder gets from the registry; 0 while unknown.
     pub bytes_per_s: u64,
-    /// Since the last progress.
+    /// The time since the last progress.
     pub idle: Duration,
 }
 
-/// Where staging stands.
+/// The state of staging.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
-    /// Images, in the order in which they were wanted.
+    /// The images, in the order in which they were wanted.
     pub images: Vec<ImageStatus>,
-    /// Leases, by content.
+    /// The leases, by content.
     pub leases: Vec<LeaseStatus>,
     /// Hosts that the fleet shuns.
     pub quarantined: Vec<HostId>,

@@ -1,4 +1,4 @@
-//! What is kept of the cluster's objects: as much as the gate and staging go by.
+//! What the index keeps of the cluster's objects: the fields that the gate and staging use.
 //!
 //! A field that is missing has the meaning that its writers give it.
 
@@ -23,11 +23,11 @@ use crate::cluster::crd::{
     ImagePrePullStatus, ObjectName, OnDeadline, RETRY_ANNOTATION, RunnerPool, RunnerPoolSpec,
 };
 
-/// What a runner says of itself: absent, `polling`, or something else.
+/// What a runner reports of itself: absent, `polling`, or something else.
 const HEARTBEAT_STATE: &str = "tuist.dev/runner-heartbeat-state";
-/// When it said so (RFC 3339).
+/// When the runner reported its state (RFC 3339).
 const HEARTBEAT_AT: &str = "tuist.dev/runner-heartbeat-at";
-/// A namespaced object's name. A Node's namespace is empty.
+/// The name of an object in its namespace. A Node's namespace is empty.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ObjectKey {
     pub(crate) namespace: String,
@@ -50,8 +50,8 @@ impl ObjectKey {
         }
     }
 
-    /// The id under which the gate knows an ImagePrePull of this name. What the gate calls a pool is the set of Pods
-    /// that one ImagePrePull gates, and no RunnerPool.
+    /// The id under which the gate knows the ImagePrePull of this name. In the gate, a pool is the set of Pods that one
+    /// ImagePrePull gates. That pool isn't a RunnerPool.
     pub(crate) fn gate_pool(&self) -> gate::PoolId {
         gate::PoolId(self.to_string())
     }
@@ -63,7 +63,7 @@ impl fmt::Display for ObjectKey {
     }
 }
 
-/// A Pod, trimmed.
+/// The fields of a Pod that are kept.
 #[derive(Clone, Debug)]
 pub(crate) struct PodFacts {
     pub(crate) uid: String,
@@ -76,13 +76,13 @@ pub(crate) struct PodFacts {
     pub(crate) deleting: bool,
     pub(crate) created_unix_s: i64,
     pub(crate) created: Option<SystemTime>,
-    /// Who made it: its controller, or the first of its owners where none is called that.
+    /// The Pod's maker: its controller. Where no owner is marked as the controller, the first owner counts.
     pub(crate) owner: Option<Owner>,
-    /// When this coordinator saw it first.
+    /// When this coordinator saw the Pod first.
     pub(crate) seen: Instant,
 }
 
-/// Who made an object.
+/// The maker of an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Owner {
     pub(crate) api_version: String,
@@ -92,7 +92,7 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
-    /// The owner of an object that counts as its maker.
+    /// The owner that counts as the object's maker.
     pub(crate) fn of(meta: &ObjectMeta) -> Option<Self> {
         let owners = || meta.owner_references.iter().flatten();
         let owner = owners()
@@ -113,7 +113,7 @@ impl fmt::Display for Owner {
     }
 }
 
-/// A Node, trimmed.
+/// The fields of a Node that are kept.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeFacts {
     pub(crate) uid: String,
@@ -128,15 +128,15 @@ pub(crate) struct NodeFacts {
 pub(crate) struct PrePullFacts {
     pub(crate) uid: String,
     pub(crate) generation: i64,
-    /// What stands in the annotation by which somebody asks for the image anew.
+    /// The value of the annotation by which somebody asks for the image anew.
     pub(crate) retry: Option<String>,
     pub(crate) created_unix_s: i64,
     pub(crate) deleting: bool,
     pub(crate) spec: ImagePrePullSpec,
     pub(crate) status: ImagePrePullStatus,
-    /// The RunnerPool that owns it: name and uid.
+    /// The RunnerPool that owns the ImagePrePull: name and uid.
     pub(crate) owner: Option<(String, String)>,
-    /// It can't be read as it is now: it stands still, and its Pods are blocked.
+    /// The ImagePrePull can't be read as it is now. It is paused, and its Pods are blocked.
     pub(crate) unread: bool,
 }
 
@@ -146,32 +146,32 @@ pub(crate) struct RunnerPoolFacts {
     pub(crate) uid: String,
     pub(crate) spec: RunnerPoolSpec,
     pub(crate) mode: Option<GateMode>,
-    /// The image that its controller has heard of, where that says so.
+    /// The image that the pool's own controller reports as observed. `None` where it reports nothing.
     pub(crate) observed: Option<String>,
 }
 
 impl PrePullFacts {
-    /// The pull Secret that it names, in its own namespace.
+    /// The pull Secret that the ImagePrePull names. The Secret is in the ImagePrePull's own namespace.
     pub(crate) fn secret(&self, key: &ObjectKey) -> Option<ObjectKey> {
         let secret = self.spec.pull_secret_ref.as_ref()?;
         Some(ObjectKey::new(&key.namespace, &secret.name))
     }
 
-    /// Whether what was staged once is enough.
+    /// Whether staging is over: every selected host was staged once, and the completion policy asks for no more.
     pub(crate) fn is_done(&self) -> bool {
         let status = self.standing_status();
         self.spec.completion_policy == CompletionPolicy::Once
             && status.is_some_and(|status| status.staged_at.is_some())
     }
 
-    /// The status, if it is about the object as it is now.
+    /// The status, if it describes the object's present generation.
     pub(crate) fn standing_status(&self) -> Option<&ImagePrePullStatus> {
         let same = self.status.observed_generation == Some(self.generation);
         same.then_some(&self.status)
     }
 }
 
-/// A label's value that lets a Pod drain.
+/// Whether this label lets a Pod drain: its value is `true`.
 pub(crate) fn is_labelled(labels: &BTreeMap<String, String>, label: &str) -> bool {
     labels.get(label).is_some_and(|value| value == "true")
 }
@@ -197,7 +197,7 @@ fn unix_s(time: Option<&Time>) -> i64 {
     time.map_or(0, |time| time.0.as_second())
 }
 
-/// What is kept of a Pod that is seen first at `now`.
+/// The facts of a Pod. `now` counts as the time when the Pod was first seen.
 pub(super) fn pod_facts(pod: &Pod, now: Instant) -> PodFacts {
     let meta = &pod.metadata;
     let annotation = |name| {
@@ -242,7 +242,7 @@ pub(super) fn pod_facts(pod: &Pod, now: Instant) -> PodFacts {
     }
 }
 
-/// What is kept of a Node.
+/// The facts of a Node.
 pub(super) fn node_facts(node: &Node) -> NodeFacts {
     let ready = node
         .status
@@ -259,9 +259,9 @@ pub(super) fn node_facts(node: &Node) -> NodeFacts {
     }
 }
 
-/// What an ImagePrePull gates that was never read: a coordinator that starts while one can't be read, as after a step
-/// back to an older version, mustn't let its Pods pass. What of the gate can be told counts; of two meanings, the one
-/// that holds.
+/// What an ImagePrePull gates that was never read. The coordinator may start while an ImagePrePull can't be read, for
+/// example after a step back to an older version. Its Pods mustn't pass then. Every part of the gate that can be read
+/// counts. A mode that can't be read counts as `Guard`.
 pub(super) fn guessed(object: &DynamicObject) -> PrePullFacts {
     let spec = &object.data["spec"];
     let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
@@ -315,7 +315,7 @@ fn pool_owner(meta: &ObjectMeta) -> Option<(String, String)> {
         .map(|owner| (owner.name.clone(), owner.uid.clone()))
 }
 
-/// What is kept of an ImagePrePull.
+/// The facts of an ImagePrePull.
 pub(super) fn prepull_facts(prepull: ImagePrePull) -> PrePullFacts {
     let meta = prepull.metadata;
     let owner = pool_owner(&meta);
@@ -334,7 +334,7 @@ pub(super) fn prepull_facts(prepull: ImagePrePull) -> PrePullFacts {
     }
 }
 
-/// What is kept of a RunnerPool, or why that can't be told.
+/// The facts of a RunnerPool, or why they can't be read.
 pub(super) fn runner_pool_facts(object: DynamicObject) -> Result<RunnerPoolFacts, String> {
     let observed = object.data["status"]["observedImage"].as_str();
     let observed = observed
@@ -349,7 +349,7 @@ pub(super) fn runner_pool_facts(object: DynamicObject) -> Result<RunnerPoolFacts
     })
 }
 
-/// Reads an object as one of its kind.
+/// Reads an object as one of the kind `K`.
 pub(super) fn parse<K>(object: DynamicObject) -> Result<K, String>
 where
     K: kube::Resource + DeserializeOwned,

@@ -79,11 +79,11 @@ fn what_a_list_does_not_show_is_gone_and_nothing_else() {
     }
     index.begin(scope.clone());
     shown(&mut index, Kind::Pods, pod("b", "b", "1")).unwrap();
-    // until the list is whole nothing is missing from it
+    // until the list is whole, nothing counts as gone
     assert_eq!(index.pods.len(), 2);
     assert_eq!(index.finish(&scope), [Change::Pod(key("a"))]);
     assert!(index.pods.contains_key(&key("b")));
-    // a list that never began shows nothing
+    // a list that never began removes nothing
     assert_eq!(index.finish(&scope), []);
 }
 
@@ -114,14 +114,14 @@ fn a_watch_that_is_behind_changes_nothing_but_another_object_of_the_name_does() 
             .unwrap()
             .is_some()
     );
-    // a Pod made anew counts, whatever its version
+    // a Pod that was created anew counts, whatever its version
     assert!(
         shown(&mut index, Kind::Pods, pod("a", "two", "9"))
             .unwrap()
             .is_some()
     );
     assert_eq!(index.pods[&key("a")].uid, "two");
-    // the end of the first isn't the end of the second
+    // the deletion of the first Pod doesn't remove the second
     assert_eq!(index.remove(Kind::Pods, &key("a"), Some("one")), None);
     assert!(index.remove(Kind::Pods, &key("a"), Some("two")).is_some());
     // versions that aren't numbers don't compare
@@ -158,7 +158,7 @@ fn the_older_of_two_gates_has_the_say_and_names_break_ties() {
     let first = all.iter().find(|gate| gate.selects(&key("p"), pod));
     let (_, told) = first.unwrap().pod(&key("p"), pod, Now::start());
     assert_eq!(told.pool, key("c").gate_pool());
-    // one that is being deleted, or gates nothing, has none
+    // an ImagePrePull that is being deleted, or gates nothing, has no gate
     let mut deleting = prepull("c", "2026-01-01T00:00:00Z", gate());
     deleting["metadata"]["deletionTimestamp"] = "2026-01-03T00:00:00Z".into();
     shown(&mut index, Kind::PrePulls, deleting).unwrap();
@@ -213,7 +213,7 @@ fn a_pool_that_cannot_be_read_any_more_holds_its_pods() {
     shown(&mut index, Kind::RunnerPools, pool(good.clone(), "guard")).unwrap();
     assert!(!paused(&index));
     assert_eq!(gates(&index)[0].image, "r/i:3");
-    // a spec that doesn't parse and an annotation that means nothing are as bad
+    // a spec that can't be parsed and an annotation without a meaning count alike
     let bad = json!({ "image": "r/i:3", "replicas": "many" });
     for (spec, mode) in [(bad, "guard"), (good.clone(), "always")] {
         assert!(shown(&mut index, Kind::RunnerPools, pool(spec, mode)).is_err());
@@ -221,7 +221,7 @@ fn a_pool_that_cannot_be_read_any_more_holds_its_pods() {
         shown(&mut index, Kind::RunnerPools, pool(good.clone(), "guard")).unwrap();
         assert!(!paused(&index));
     }
-    // gone while it couldn't be read: by its deletion, and by a list that doesn't show it
+    // a pool goes while it can't be read: by its deletion, or by a list that doesn't show it
     for by_list in [false, true] {
         let bad = pool(json!({ "replicas": [] }), "guard");
         assert!(shown(&mut index, Kind::RunnerPools, bad).is_err());
@@ -259,7 +259,7 @@ fn a_prepull_that_cannot_be_read_any_more_stands_still() {
 fn the_pods_of_a_prepull_that_was_never_read_are_held_as_far_as_its_gate_can_be_told() {
     let selector = json!({ "matchLabels": { "tuist.dev/runner-pool": "pool" } });
     for (gate, expected) in [
-        // of a later version
+        // the object is of a later version
         (
             json!({ "mode": "Own", "podSelector": selector, "replicas": 1, "drainLabel": "x" }),
             Some((GateMode::Own, "x")),
@@ -274,7 +274,7 @@ fn the_pods_of_a_prepull_that_was_never_read_are_held_as_far_as_its_gate_can_be_
         ),
         (json!({ "mode": "None", "podSelector": selector }), None),
         (Value::Null, None),
-        // nothing says which Pods
+        // nothing says which Pods the gate selects
         (json!({ "mode": "Guard", "podSelector": 7 }), None),
     ] {
         let mut index = Index::default();
@@ -292,9 +292,9 @@ fn the_pods_of_a_prepull_that_was_never_read_are_held_as_far_as_its_gate_can_be_
         let facts = &index.prepulls[&key("a")];
         assert!(facts.unread && gate.pool(facts, BTreeSet::new()).paused);
         assert!(gate.selects(&key("p"), &index.pods[&key("p")]));
-        // it stages nothing
+        // an unread ImagePrePull stages nothing
         assert!(index.selected(&facts.spec).is_empty());
-        // read at last, it is what it says
+        // once the object can be read, its own spec counts
         let good = prepull("a", "2026-01-01T00:00:00Z", json!({ "mode": "None" }));
         shown(&mut index, Kind::PrePulls, good).unwrap();
         assert!(!index.prepulls[&key("a")].unread && gates(&index).is_empty());
@@ -349,7 +349,7 @@ fn a_heartbeat_is_read_as_its_writers_mean_it() {
     let second = |seconds| now.moment() - (hour - Duration::from_secs(seconds));
     for (annotations, expected) in [
         (json!({}), gate::Heartbeat::Absent),
-        // a time without a state is none
+        // a time without a state is no heartbeat
         (
             json!({ at: "1970-01-01T00:01:00Z" }),
             gate::Heartbeat::Absent,

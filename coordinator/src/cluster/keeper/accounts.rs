@@ -1,10 +1,11 @@
-//! ServiceAccounts that stayed when their Pods went.
+//! Deletes ServiceAccounts that outlived their Pods.
 //!
-//! A Pod is reaped before its ServiceAccount: the other way round, a Pod whose deletion is refused, because it came to
-//! run meanwhile, would be left without one. So a cut between the two, or an answer that is lost, leaves an account
-//! behind, and nothing else looks for it. Every few minutes this part does. An account goes when its owner is one whose
-//! Pods this coordinator reaps, no Pod of its name is there at two looks in a row, and the account isn't young: whoever
-//! makes a runner makes its account first.
+//! A Pod is reaped before its ServiceAccount. In the other order, a Pod could lose its account although its own
+//! deletion is refused because it started to run meanwhile. So a crash between the two deletions, or a lost answer,
+//! leaves an account behind that nothing else looks for. This part looks for such accounts every few minutes. An
+//! account is deleted when its owner is one whose Pods this coordinator reaps, two looks in a row find no Pod of the
+//! account's name, and the account isn't young. A young account may belong to a Pod that is about to be created,
+//! because a runner's account is created first.
 
 use std::{
     collections::BTreeSet,
@@ -20,12 +21,12 @@ use crate::cluster::{
     prepull_gate::PrePullGate,
 };
 
-/// Between two looks.
+/// The time between two looks.
 const LOOK_EVERY: Duration = Duration::from_mins(5);
 /// An account that is younger may belong to a Pod that is about to be made.
 const YOUNG: Duration = Duration::from_mins(10);
 
-/// What is known of accounts that nobody has a use for.
+/// The known facts about accounts that may be unused.
 #[derive(Debug, Default)]
 pub(super) struct Accounts {
     due: Option<Instant>,
@@ -34,14 +35,14 @@ pub(super) struct Accounts {
 }
 
 impl Accounts {
-    /// The namespaces whose accounts are to be listed, when it is time.
+    /// The namespaces whose accounts are to be listed. `None` while that isn't due, or nothing is gated in mode own.
     pub(super) fn look(&mut self, now: Instant, gates: &[PrePullGate]) -> Option<BTreeSet<String>> {
         if self.due.is_some_and(|due| now < due) {
             return None;
         }
         let own = gates.iter().filter(|gate| gate.mode == GateMode::Own);
         let namespaces: BTreeSet<String> = own.map(|gate| gate.key.namespace.clone()).collect();
-        // the right to list them comes with mode own
+        // the right to list accounts comes with mode own
         if namespaces.is_empty() {
             return None;
         }
@@ -49,7 +50,7 @@ impl Accounts {
         Some(namespaces)
     }
 
-    /// These accounts are there. Returns those that are to be deleted.
+    /// These accounts exist. Returns those that are to be deleted.
     pub(super) fn listed(
         &mut self,
         time: SystemTime,
@@ -93,7 +94,7 @@ impl Accounts {
     }
 }
 
-/// Owners of Pods that this coordinator reaps.
+/// The owners of Pods that this coordinator reaps, by uid.
 fn reaped_owners(index: &Index, gates: &[PrePullGate]) -> BTreeSet<String> {
     let own = |gate: &&PrePullGate| gate.mode == GateMode::Own;
     let pools = gates.iter().filter(own).filter_map(|gate| {
@@ -172,14 +173,14 @@ mod tests {
         .unwrap()
     }
 
-    /// Whether this account goes at the second look.
+    /// Whether this account is deleted at the second look.
     fn goes(now: Now, account: &ObjectMeta) -> bool {
         let (mut accounts, index) = (Accounts::default(), index("Own"));
         let gates = gates(&index);
         let mut look = || accounts.listed(now.time, vec![account.clone()], &index, &gates);
         assert!(look().is_empty(), "its Pod may be about to be seen");
         let left = look();
-        // what couldn't be deleted is seen alone anew
+        // an account whose deletion failed has to be seen without a Pod twice again
         assert!(look().is_empty());
         !left.is_empty()
     }

@@ -1,4 +1,4 @@
-//! What the keeper is asked: by the API server before a label is written, by runners, and by operators.
+//! The questions that the keeper answers: the API server's before a label is written, runners', and operators'.
 
 use tokio::sync::oneshot;
 
@@ -8,7 +8,7 @@ use crate::{
     view::{PodView, PoolView},
 };
 
-/// What is asked.
+/// A question to the keeper, with the channel for its answer.
 #[derive(Debug)]
 pub(crate) enum Question {
     /// May this Pod get these labels?
@@ -28,7 +28,7 @@ pub(crate) enum Question {
         key: ObjectKey,
         reply: oneshot::Sender<Option<PodView>>,
     },
-    /// Pause this ImagePrePull, or let it go on.
+    /// Pause this ImagePrePull, or resume it.
     Pause {
         key: ObjectKey,
         paused: bool,
@@ -36,14 +36,14 @@ pub(crate) enum Question {
     },
 }
 
-/// Hears whether an ImagePrePull was paused; `false`: there is none. An error is text for people.
+/// Receives the result of a pause. `false` means that there is no such ImagePrePull. An error is text for people.
 pub(crate) type Paused = oneshot::Sender<Result<bool, String>>;
 
-/// The answer to a label.
+/// The answer to a request for a label.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
-    /// It may be written.
+    /// The label may be written.
     Allowed,
-    /// It may not, and why.
+    /// The label may not be written, for this reason.
     Refused(String),
 }

@@ -1,5 +1,5 @@
-//! The words of an ImagePrePull's status: conditions, their reasons, and where it stands. They are text only in the
-//! status itself.
+//! The vocabulary of an ImagePrePull's status: conditions, their reasons, and the state. The code uses enums, and only
+//! the status itself has text.
 
 use std::fmt;
 
@@ -15,9 +15,9 @@ use crate::{cluster::crd::ImagePrePullStatus, resolve::ResolveError};
 pub(super) enum Type {
     /// The image is known by its digest.
     Resolved,
-    /// The selected hosts hold it.
+    /// The selected hosts hold the image.
     Staged,
-    /// Pods roll to it.
+    /// Pods roll to the image.
     Rolling,
     /// Something is amiss.
     Degraded,
@@ -52,7 +52,7 @@ pub(super) enum UnresolvedReason {
     RegistryTimeout,
     /// The pull Secret can't be used.
     PullSecret,
-    /// What a coordinator of another version wrote before this one.
+    /// A reason that a coordinator of another version wrote.
     Other(String),
 }
 
@@ -71,7 +71,7 @@ impl UnresolvedReason {
         }
     }
 
-    /// The reason that a condition names.
+    /// Reads the reason that a condition names.
     pub(super) fn read(text: &str) -> Self {
         let known = [
             Self::InvalidReference,
@@ -100,7 +100,7 @@ impl From<&ResolveError> for UnresolvedReason {
     }
 }
 
-/// Why an image isn't resolved, and the same for people.
+/// Why an image isn't resolved: the reason, and a message for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Unresolved {
     pub(super) reason: UnresolvedReason,
@@ -110,21 +110,21 @@ pub(super) struct Unresolved {
 /// The reason of the condition `Staged`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum StagedReason {
-    /// The registry is asked which image it is.
+    /// The registry is being asked which image the reference names.
     Resolving,
     /// The image can't be resolved.
     Unresolved,
-    /// Every host that counts holds it.
+    /// Every usable host holds the image.
     AllHosts,
-    /// Every host held it once, which is enough.
+    /// Every usable host held the image once, and the completion policy asks for no more.
     Once,
-    /// An operator holds it.
+    /// An operator has paused the ImagePrePull.
     Paused,
-    /// No host counts.
+    /// No selected host is usable.
     NoHosts,
-    /// Every host holds it or failed, and some failed.
+    /// Every usable host holds the image or failed, and some failed.
     HostsFailed,
-    /// Hosts stage it.
+    /// Hosts are staging the image.
     Staging,
 }
 
@@ -149,12 +149,12 @@ impl StagedReason {
     }
 }
 
-/// How staging does, as Events tell it.
+/// The progress of staging, as Events report it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     Resolving,
     Unresolved,
-    /// Nothing moves for now.
+    /// Nothing moves for now: paused, or no usable host.
     Waiting,
     Staging,
     Failed,
@@ -162,7 +162,7 @@ pub(super) enum Stage {
 }
 
 impl Stage {
-    /// What a status tells that a coordinator before this one wrote.
+    /// The stage in a status that an earlier coordinator wrote.
     pub(super) fn told_by(status: &ImagePrePullStatus) -> Option<Self> {
         if Type::Resolved.of(status)?.status == "False" {
             return Some(Self::Unresolved);
@@ -215,9 +215,9 @@ pub(super) enum RollingReason {
     Paused,
     OwnerLags,
     NoSuccessor,
-    /// As many Pods are in flight as may be.
+    /// As many Pods are in flight as the cap allows.
     AtCap,
-    /// The gate holds what is left.
+    /// The gate blocks the remaining Pods.
     Held,
 }
 
@@ -268,7 +268,7 @@ impl Trouble {
         }
     }
 
-    /// What a status says of this trouble, if this is what it says.
+    /// The message of this trouble in a status. `None` where the status's `Degraded` has another reason, or isn't true.
     pub(super) fn told_by<'a>(&self, status: &'a ImagePrePullStatus) -> Option<&'a str> {
         let found = Type::Degraded.of(status)?;
         let is = found.status == "True" && found.reason == self.as_str();
@@ -276,7 +276,7 @@ impl Trouble {
     }
 }
 
-/// Where an ImagePrePull stands, in a word.
+/// The state of an ImagePrePull, in a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
     Resolving,
@@ -291,7 +291,7 @@ pub(super) enum Standing {
 }
 
 impl Standing {
-    /// The word as the status has it.
+    /// The word as the status writes it.
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Resolving => "Resolving",
@@ -307,7 +307,7 @@ impl Standing {
     }
 }
 
-/// A status's conditions as they are collected, with the time of the last change of each.
+/// Collects a status's conditions, and keeps the time of each one's last change.
 pub(super) struct Conditions<'a> {
     before: &'a ImagePrePullStatus,
     generation: i64,
@@ -316,7 +316,7 @@ pub(super) struct Conditions<'a> {
 }
 
 impl<'a> Conditions<'a> {
-    /// No condition yet, of an object of this generation whose status was `before`.
+    /// Starts without conditions. The object has this generation, and its status was `before`.
     pub(super) const fn new(
         before: &'a ImagePrePullStatus,
         generation: i64,
@@ -330,7 +330,7 @@ impl<'a> Conditions<'a> {
         }
     }
 
-    /// Adds one. `is` is `None` while that isn't known.
+    /// Adds a condition. `is` is `None` while nobody knows.
     pub(super) fn add(&mut self, type_: Type, is: Option<bool>, reason: &str, message: String) {
         let status = match is {
             Some(true) => "True",
@@ -341,7 +341,7 @@ impl<'a> Conditions<'a> {
             .of(self.before)
             .filter(|before| before.status == status)
             .map_or(self.now, |before| before.last_transition_time.0);
-        // an empty message is left out when it is written, and refused for that
+        // the API server refuses a condition without a message, and an empty message isn't serialized
         let message = match message.is_empty() {
             true => reason.to_owned(),
             false => message,
@@ -356,13 +356,14 @@ impl<'a> Conditions<'a> {
         });
     }
 
-    /// All of them.
+    /// All conditions that were added.
     pub(super) fn into_list(self) -> Vec<Condition> {
         self.list
     }
 }
 
-/// Kubernetes writes times with whole seconds: with more, what was written would never equal what is read.
+/// Cuts a time to whole seconds, as Kubernetes writes times. With fractions, a status that is read would never equal
+/// the one that was written.
 pub(super) fn whole_seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }

@@ -1,5 +1,5 @@
-//! The gate, and what it was told of the cluster: which ImagePrePulls gate, in which order they have a say, and which
-//! Pods stand under each.
+//! The gate, and the facts of the cluster that the gate was told: which ImagePrePulls gate, in which order, and which
+//! Pods each one gates. The gate itself decides; this file passes facts in and decisions out.
 
 use std::collections::BTreeMap;
 
@@ -23,38 +23,38 @@ use crate::cluster::{
     write::{PodWrite, Target},
 };
 
-/// The gate and what it was told.
+/// The gate, and the facts that it was told.
 pub(super) struct Gating {
     gate: Gate,
-    /// The gates of ImagePrePulls, in the order in which they have a say.
+    /// The gates of ImagePrePulls. Where several gates select a Pod, the first counts.
     gates: Vec<PrePullGate>,
-    /// Pods as the gate was told, both ways.
+    /// The Pods that the gate was told of, by key and by id.
     told: BTreeMap<ObjectKey, gate::PodId>,
     keys: BTreeMap<gate::PodId, ObjectKey>,
     starts: Starts,
 }
 
-/// What follows from what the gate was told.
+/// The consequences of an event that the gate was told.
 #[derive(Debug, Default)]
 pub(super) struct Told {
-    /// ImagePrePulls that gate nothing any more.
+    /// ImagePrePulls that don't gate any more.
     pub(super) gone: Vec<ObjectKey>,
     /// Pods that came to run.
     pub(super) started: Vec<Start>,
-    /// A Pod brought an owner that nobody has asked: the gate is to be told the ImagePrePulls anew.
+    /// A Pod has an owner that nobody has asked yet. The gate is to be told the ImagePrePulls anew.
     pub(super) owner_came: bool,
-    /// What an owner makes is to be read at once.
+    /// An owner's template is to be read at once.
     pub(super) unread: bool,
 }
 
-/// What the gate wants done.
+/// A step that the gate wants carried out.
 #[derive(Debug)]
 pub(super) enum Step {
     /// A write on a Pod.
     Write(Order),
-    /// A write on a Pod that is gone by now.
+    /// The gate wants a write on a Pod that is gone by now.
     Gone(gate::PodId),
-    /// Nothing but to tell why a Pod is blocked.
+    /// Nothing is written: the gate only reports why a Pod is blocked.
     Blocked {
         pod: ObjectKey,
         prepull: ObjectKey,
@@ -68,26 +68,26 @@ pub(super) struct Order {
     pub(super) id: gate::PodId,
     pub(super) target: Target,
     pub(super) write: PodWrite,
-    /// Why a label is taken back.
+    /// The reason for taking a label back.
     pub(super) why: Option<gate::Withdrawal>,
 }
 
-/// Why a label isn't admitted.
+/// Why a label is refused.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) reason: gate::Reason,
     /// The Pod's node.
     pub(super) node: Option<String>,
-    /// The ImagePrePull whose gate refused; `None` where the gate wasn't asked.
+    /// The ImagePrePull whose gate refused. `None` where no gate was asked.
     pub(super) prepull: Option<ObjectKey>,
 }
 
-/// Whether a Pod shall leave.
+/// The answer to whether a Pod shall leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Drain {
-    /// It is stale and labelled.
+    /// The Pod is stale and carries the drain label.
     Leave,
-    /// It isn't.
+    /// The Pod isn't stale, or doesn't carry the drain label.
     Stay,
     /// There is no such Pod.
     NoSuchPod,
@@ -110,12 +110,13 @@ impl Default for Gating {
 impl Gating {
     // ---- telling the gate ----------------------------------------------------------------------------------------
 
-    /// Something happened that is about no Pod and no ImagePrePull, or a write on a Pod ended.
+    /// Passes an event to the gate. The event is about no single Pod and no single ImagePrePull, or reports the end of
+    /// a write.
     pub(super) fn tell(&mut self, now: Now, event: gate::Event) {
         self.gate.handle(now.moment(), event);
     }
 
-    /// A Node changed, or is gone.
+    /// Tells the gate that a Node changed or is gone.
     pub(super) fn tell_node(&mut self, now: Now, index: &Index, name: &str) {
         let Ok(host) = name.parse::<HostId>() else {
             return;
@@ -131,7 +132,7 @@ impl Gating {
         self.tell(now, event);
     }
 
-    /// A Pod changed, or is gone.
+    /// Tells the gate that a Pod changed or is gone.
     pub(super) fn tell_pod(
         &mut self,
         now: Now,
@@ -172,7 +173,7 @@ impl Gating {
         self.tell(now, gate::Event::Pod(id, pod));
     }
 
-    /// ImagePrePulls, what they are resolved to, or what owners make may have changed.
+    /// Tells the gate all ImagePrePulls. They, their digests, or their owners' templates may have changed.
     pub(super) fn tell_prepulls(
         &mut self,
         now: Now,
@@ -194,7 +195,7 @@ impl Gating {
                 .iter()
                 .zip(&self.gates)
                 .all(|(a, b)| a.selects_like(b));
-        // before their gates: a gate that knew half of its Pods would take that for all of them
+        // Pods come before their gates: a gate that knew half of its Pods would take that half for all
         if !same {
             for key in index.pods.keys() {
                 self.tell_pod(now, index, key, owners, told);
@@ -246,7 +247,7 @@ impl Gating {
 
     // ---- what the gate wants -------------------------------------------------------------------------------------
 
-    /// The next thing that the gate wants done.
+    /// The next step that the gate wants carried out.
     pub(super) fn poll(&mut self, index: &Index) -> Option<Step> {
         loop {
             let (id, why, write): (_, _, fn(String) -> PodWrite) = match self.gate.poll()? {
@@ -272,7 +273,7 @@ impl Gating {
         })
     }
 
-    /// A write on a Pod, which `write` makes of its gate's drain label.
+    /// The write that the gate decided on a Pod. `write` makes it from the name of the drain label.
     fn order(
         &self,
         index: &Index,
@@ -299,14 +300,14 @@ impl Gating {
         })
     }
 
-    /// When the gate wants to be told that time passed.
+    /// When the gate next wants to be told that time has passed.
     pub(super) fn next_timeout(&self) -> Option<proto::Moment> {
         self.gate.next_timeout()
     }
 
     // ---- questions -----------------------------------------------------------------------------------------------
 
-    /// The gates of ImagePrePulls, in the order in which they have a say.
+    /// The gates of all ImagePrePulls. Where several gates select a Pod, the first counts.
     pub(super) fn gates(&self) -> &[PrePullGate] {
         &self.gates
     }
@@ -316,18 +317,18 @@ impl Gating {
         self.gates.iter().find(|gate| gate.key == *prepull)
     }
 
-    /// The gate under which a Pod stands: the first that selects it.
+    /// The first gate that selects a Pod.
     pub(super) fn gate_of(&self, index: &Index, pod: &ObjectKey) -> Option<&PrePullGate> {
         let facts = index.pods.get(pod)?;
         self.gates.iter().find(|gate| gate.selects(pod, facts))
     }
 
-    /// The Pod of this id, if it stands under a gate.
+    /// The Pod of this id, if a gate selects the Pod.
     pub(super) fn key(&self, id: &gate::PodId) -> Option<&ObjectKey> {
         self.keys.get(id)
     }
 
-    /// Where a roll stands.
+    /// The state of a roll.
     pub(super) fn status(&self, prepull: &ObjectKey) -> Option<gate::PoolStatus> {
         self.gate.status(&prepull.gate_pool())
     }
@@ -337,12 +338,12 @@ impl Gating {
         self.gate.rolls(&prepull.gate_pool())
     }
 
-    /// What the gate would answer about a Pod.
+    /// The gate's present verdict about a Pod. Takes no slot.
     pub(super) fn explain(&self, id: &gate::PodId) -> gate::Verdict {
         self.gate.explain(id)
     }
 
-    /// Whether a Pod that an ImagePrePull selects stands under another's gate.
+    /// Whether an ImagePrePull selects a Pod that an earlier gate also selects.
     pub(super) fn is_overlapped(&self, index: &Index, prepull: &ObjectKey) -> bool {
         let Some(gate) = self.gate(prepull) else {
             return false;
@@ -354,10 +355,13 @@ impl Gating {
         })
     }
 
-    /// Whether a label may be put on a Pod. An answer takes a place under the cap, but for a dry run.
-    /// Returns the ImagePrePull whose gate admitted it; `None` where no gate guards the label.
+    /// Whether a label may be put on a Pod. A yes takes a place under the cap, except in a dry run. Returns the
+    /// ImagePrePull whose gate admitted the label. `None` where no gate guards the label.
     ///
-    /// Who asks isn't authenticated: what the Pod is like is taken from the watch, and the question only says which.
+    /// The asker isn't authenticated. So the question only names the Pod, and the Pod's facts come from the watch.
+    ///
+    /// # Errors
+    /// The gate blocks the Pod, or the cluster isn't known.
     pub(super) fn admit(
         &mut self,
         now: Now,
@@ -374,11 +378,11 @@ impl Gating {
             gate.mode == GateMode::Guard && change.adds.contains(&gate.drain_label)
         };
         if !synced {
-            // which Pods are gated, and by which label, isn't known
+            // before the sync, nobody knows which Pods are gated, and by which label
             return unknown;
         }
         let Some(facts) = index.pods.get(&change.pod) else {
-            // it may be one of ours that the watch hasn't shown yet
+            // the Pod may be a gated one that the watch hasn't shown yet
             let mut gates = self.gates.iter();
             let guarded =
                 gates.any(|gate| gate.key.namespace == change.pod.namespace && newly(gate));
@@ -414,14 +418,14 @@ impl Gating {
 
     /// Whether a Pod shall leave.
     pub(super) fn drain(&self, index: &Index, synced: bool, pod: &ObjectKey) -> Drain {
-        // a runner that is told that it isn't there may take that for the end
+        // a runner that is told that its Pod doesn't exist may take that for the end
         if !synced {
             return Drain::Unknown;
         }
         let Some(facts) = index.pods.get(pod) else {
             return Drain::NoSuchPod;
         };
-        // a Pod without a gate isn't one of ours: it stays
+        // a Pod without a gate isn't managed here, so it stays
         let leaves = self.gate_of(index, pod).is_some_and(|gate| {
             facts.image != gate.image && is_labelled(&facts.labels, &gate.drain_label)
         });
@@ -437,7 +441,7 @@ impl Gating {
         self.told.is_empty() && self.keys.is_empty()
     }
 
-    /// What the gate believes that a host holds.
+    /// The gate's belief about an image on a host.
     #[cfg(test)]
     pub(super) fn presence(&self, prepull: &ObjectKey, host: &HostId) -> Option<presence::Held> {
         self.gate.presence(&prepull.gate_pool(), host)

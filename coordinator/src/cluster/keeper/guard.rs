@@ -1,23 +1,25 @@
-//! Which labels the API server asks about before they are written: what mode Guard rests on.
+//! Which labels the webhook guards. Mode Guard works only where the API server asks the webhook before a label is
+//! written.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use crate::cluster::crd::{Gate, GateMode};
 
-/// What the webhook is asked about.
+/// Which Pods the webhook's configuration selects.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) enum Guarded {
-    /// It wasn't read yet.
+    /// The configuration wasn't read yet.
     #[default]
     Unknown,
     /// There is no webhook.
     None,
-    /// Pods that one of these selects.
+    /// The webhook is asked about Pods that one of these selectors selects.
     By(Vec<LabelSelector>),
 }
 
 impl Guarded {
-    /// Why the label of this gate can be put on without a question; nothing when it can't, or that isn't known.
+    /// Why this gate's label can be put on without a question to the webhook. `None` where it can't, or where that
+    /// isn't known.
     pub(super) fn misses(&self, gate: &Gate) -> Option<String> {
         if gate.mode != GateMode::Guard {
             return None;
@@ -40,7 +42,8 @@ impl Guarded {
     }
 }
 
-/// Whether a selector is one of the chart's, for another label. Of any other shape it is somebody's who knows the Pods.
+/// Whether a selector is one of the chart's, for another label. A selector of any other shape was written by an
+/// operator who knows the Pods, and counts as guarding.
 fn is_about_another(selector: &LabelSelector, label: &str) -> bool {
     let plain = selector
         .match_labels

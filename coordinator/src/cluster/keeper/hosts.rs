@@ -1,5 +1,5 @@
-//! What the first driver shows the keeper of the fleet: who is part of it, how staging goes on, and what each host
-//! holds by its own word.
+//! What the driver tells the keeper about the fleet: its members, the progress of staging, and what each host reports
+//! to hold.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,12 +19,12 @@ pub(super) struct Hosts {
 }
 
 impl Hosts {
-    /// Staging went on, or the fleet changed.
+    /// Takes in a new view: staging made progress, or the fleet changed.
     pub(super) fn show(&mut self, view: Arc<View>) {
         self.view = view;
     }
 
-    /// Hosts hold something else, or looked again. Returns what that tells the gate.
+    /// Takes in new presence: some hosts hold other images, or looked again. Returns the events for the gate.
     pub(super) fn hear(&mut self, now: Now, presence: Arc<PresenceView>) -> Vec<gate::Event> {
         let before = std::mem::replace(&mut self.presence, presence);
         let mut events = Vec::new();
@@ -44,23 +44,23 @@ impl Hosts {
         events
     }
 
-    /// How staging goes on.
+    /// The progress of staging.
     pub(super) fn view(&self) -> &View {
         &self.view
     }
 
-    /// What a host said last. `None`: it hasn't spoken since this coordinator started.
+    /// The last report of a host. `None` where the host hasn't reported since this coordinator started.
     pub(super) fn word(&self, host: &HostId) -> Option<&HostPresence> {
         self.presence.get(host)
     }
 
-    /// Whether a host is part of the fleet, and isn't revoked.
+    /// Whether a host is part of the fleet and isn't revoked.
     pub(super) fn is_member(&self, host: &HostId) -> bool {
         let shown = self.view.hosts.get(host);
         shown.is_some_and(|host| !host.revoked)
     }
 
-    /// Whether a host holds this image under this name, by a fresh word.
+    /// Whether a fresh report says that a host holds this image under this name.
     pub(super) fn holds(&self, now: Now, host: &HostId, digest: &Digest, image: &str) -> bool {
         self.presence.get(host).is_some_and(|word| {
             is_fresh(now, word)
@@ -71,7 +71,7 @@ impl Hosts {
         })
     }
 
-    /// Whether a Node counts for staging: Ready, open to Pods, and with an agent that is part of the fleet.
+    /// Whether a Node counts for staging: it is Ready, it takes Pods, and its agent is part of the fleet.
     pub(super) fn is_usable(&self, name: &str, node: &NodeFacts) -> bool {
         node.ready
             && node.schedulable
@@ -79,12 +79,12 @@ impl Hosts {
     }
 }
 
-/// Whether what a host said still counts.
+/// Whether a host's report is fresh enough to count.
 pub(super) fn is_fresh(now: Now, word: &HostPresence) -> bool {
     now.since(word.checked_at) <= presence::MAX_AGE
 }
 
-/// Whether every host has had the time to speak since the keeper started.
+/// Whether every host has had the time to report since the keeper started.
 pub(super) fn all_had_time(up: Duration) -> bool {
     up > presence::MAX_AGE
 }
@@ -117,7 +117,7 @@ mod tests {
         let first = hosts.hear(now, said(now, &["r/i:1"]));
         assert!(matches!(&first[..], [gate::Event::Holds(_, held, _)] if held.len() == 1));
         assert!(hosts.hear(now, said(now, &["r/i:1"])).is_empty());
-        // it looked again, and a second passed until that was told
+        // the host looked again, and its report arrives a second later
         let looked = said(now.after(Duration::from_secs(5)), &["r/i:1"]);
         let again = hosts.hear(now.after(Duration::from_secs(6)), looked);
         let second = Duration::from_secs(1);

@@ -1,4 +1,4 @@
-//! What the keeper is told.
+//! The inputs of the keeper.
 
 use std::{sync::Arc, time::Instant};
 
@@ -21,18 +21,19 @@ use crate::{
     driver::{PresenceView, View},
 };
 
-/// What the keeper is told. Answers of jobs say `Ok` where this coordinator didn't lead any more and nothing was tried.
+/// An input of the keeper. A job's answer is `Ok` with nothing in it where this coordinator didn't lead any more, so
+/// nothing was tried.
 #[derive(Debug)]
 pub(super) enum Input {
     /// A watch sees something.
     Seen(Scope, Seen),
-    /// Hosts hold something else, or looked again.
+    /// Some hosts hold other images, or looked at their disks again.
     Presence(Arc<PresenceView>),
-    /// Staging went on.
+    /// Staging made progress, or the fleet changed.
     View(Arc<View>),
     /// A write on a Pod ended.
     PodWritten(Order, PodWritten),
-    /// A reference was resolved, or wasn't.
+    /// A reference was resolved, or couldn't be.
     Resolved(Box<Resolved>),
     /// A Node's labels were written.
     NodeWritten {
@@ -51,20 +52,20 @@ pub(super) enum Input {
     },
     /// ServiceAccounts were listed.
     Accounts(Result<Vec<ObjectMeta>, WriteError>),
-    /// A pull Secret was read, or not.
+    /// A pull Secret was read, or couldn't be.
     Secret {
         key: ObjectKey,
         result: Result<(), SecretError>,
     },
-    /// An owner of gated Pods was read, or not.
+    /// An owner of gated Pods was read, or couldn't be.
     Owner {
         key: OwnerKey,
         asked: Instant,
         result: Result<Makes, OwnerError>,
     },
-    /// An Event was written, or not: it isn't tried again.
+    /// An Event was written, or couldn't be. A failed Event isn't tried again.
     Noted,
-    /// Somebody asks.
+    /// Somebody asked a question.
     Asked(Question),
     /// Time passed.
     Tick,

@@ -1,6 +1,7 @@
-//! The keeper's jobs: whatever waits for the API server or a registry, with room for so many of each kind at one time.
+//! The keeper's jobs: everything that waits for the API server or a registry. For each kind of write, the number of
+//! jobs at one time is limited.
 //!
-//! Every job asks whether this coordinator still leads before it writes, and each ends with an [`Input`].
+//! Every job that writes first asks whether this coordinator still leads. Each job ends with an [`Input`].
 
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
@@ -32,15 +33,16 @@ use crate::{
     wants::Want,
 };
 
-/// Writes on Pods under way at one time: gentle to an API server that others need too. Whatever else is written waits
-/// for places of its own, so that no drain label waits for what the API server takes slowly.
+/// The most writes on Pods under way at one time, to spare an API server that others need too. Other writes have places
+/// of their own, so that slow ones never delay a drain label.
 const POD_WRITERS: usize = 16;
-/// Other writes under way at one time: labels of Nodes, statuses, objects, ServiceAccounts.
+/// The most other writes under way at one time: labels of Nodes, statuses, objects, ServiceAccounts.
 const WRITERS: usize = 8;
-/// Events that are being written at one time. They have places of their own: nothing else waits for them.
+/// The most Events that are being written at one time. Events have places of their own, so that no other write waits
+/// for them.
 const EVENT_WRITERS: usize = 4;
 
-/// Jobs that are under way, and what they need.
+/// The jobs that are under way, and what they need.
 pub(super) struct Jobs {
     client: Client,
     writer: Writer,
@@ -53,7 +55,7 @@ pub(super) struct Jobs {
 }
 
 impl Jobs {
-    /// No job yet. `instance` is who writes Events.
+    /// No job yet. `instance` is the author of Events.
     pub(super) fn new(
         client: Client,
         may_write: MayWrite,
@@ -80,15 +82,15 @@ impl Jobs {
         self.client.clone()
     }
 
-    /// The next job that ends. `None` while none is under way. Cancel safe.
+    /// The next job that ends. `None` while no job is under way. Cancel safe.
     ///
     /// # Errors
-    /// When the job died: what waits for its answer would wait for ever.
+    /// The job died. Whoever waits for its answer would wait for ever.
     pub(super) async fn next(&mut self) -> Option<Result<Input, JoinError>> {
         self.set.join_next().await
     }
 
-    /// Carries out what the gate decided.
+    /// Carries out a write on a Pod that the gate decided.
     pub(super) fn write_pod(&mut self, order: Order) {
         let (writer, writers) = (self.writer.clone(), self.pod_writers.clone());
         self.set.spawn(async move {
@@ -118,7 +120,7 @@ impl Jobs {
         });
     }
 
-    /// Makes, changes or deletes an ImagePrePull.
+    /// Creates, changes or deletes an ImagePrePull.
     pub(super) fn write_prepull(&mut self, key: ObjectKey, own: Own) {
         let work = write::prepull(self.writer.clone(), key.clone(), own);
         self.write(work, move |result| Input::PrePullWritten {
@@ -127,7 +129,7 @@ impl Jobs {
         });
     }
 
-    /// Changes an ImagePrePull as an operator asks, who hears of it.
+    /// Pauses or resumes an ImagePrePull for an operator, who gets the result on `reply`.
     pub(super) fn pause(&mut self, key: ObjectKey, patch: Value, reply: Paused) {
         let work = write::prepull(self.writer.clone(), key, Own::Change(patch));
         self.write(work, move |result| {
@@ -161,7 +163,7 @@ impl Jobs {
         });
     }
 
-    /// Forgets what pull Secrets said that nobody names any more.
+    /// Forgets the content of pull Secrets that no ImagePrePull names any more.
     pub(super) fn keep_secrets(&self, named: &BTreeSet<ObjectKey>) {
         let names: BTreeSet<String> = named.iter().map(ToString::to_string).collect();
         self.registries
@@ -177,7 +179,7 @@ impl Jobs {
         });
     }
 
-    /// Reads what an owner makes.
+    /// Reads the template of an owner.
     pub(super) fn read_owner(&mut self, asked: Instant, key: OwnerKey) {
         let client = self.client.clone();
         self.set.spawn(async move {
@@ -186,7 +188,7 @@ impl Jobs {
         });
     }
 
-    /// Asks a registry which image a reference is.
+    /// Asks a registry which image a reference names.
     pub(super) fn resolve(&mut self, ask: Ask) {
         let (client, registries) = (self.client.clone(), self.registries.clone());
         self.set.spawn(async move {
@@ -206,7 +208,8 @@ impl Jobs {
         self.write_among(self.event_writers.clone(), work, |_| Input::Noted);
     }
 
-    /// Runs a write when there is room for it, unless this coordinator doesn't lead then.
+    /// Runs a write when a place is free. If this coordinator doesn't lead by then, the write is skipped and `done`
+    /// gets `None`.
     fn write<T: Send + 'static>(
         &mut self,
         work: impl Future<Output = T> + Send + 'static,
@@ -215,7 +218,7 @@ impl Jobs {
         self.write_among(self.writers.clone(), work, done);
     }
 
-    /// The same, when there is room among these.
+    /// The same as [`Self::write`], with the places of `writers`.
     fn write_among<T: Send + 'static>(
         &mut self,
         writers: Arc<Semaphore>,
@@ -233,7 +236,7 @@ impl Jobs {
         });
     }
 
-    /// Leaves all jobs to themselves: their answers aren't heard.
+    /// Detaches all jobs: they run on, and nobody hears their answers.
     #[cfg(test)]
     pub(super) fn detach(&mut self) {
         self.set.detach_all();
@@ -246,13 +249,13 @@ impl Jobs {
         while self.set.join_next().await.is_some() {}
     }
 
-    /// A job that does this.
+    /// Starts a job with this work.
     #[cfg(test)]
     pub(super) fn spawn(&mut self, work: impl Future<Output = Input> + Send + 'static) {
         self.set.spawn(work);
     }
 
-    /// A write that is never answered.
+    /// Starts a write that is never answered.
     #[cfg(test)]
     pub(super) fn write_for_ever(&mut self) {
         self.write(std::future::pending::<()>(), |_| Input::Tick);
@@ -265,7 +268,7 @@ impl Jobs {
     }
 }
 
-/// Resolves a reference, with what its pull Secret holds now.
+/// Resolves a reference with the present content of its pull Secret.
 async fn resolve(client: Client, registries: &Registries, ask: &Ask) -> Result<Want, Unresolved> {
     if let Some(secret) = &ask.secret {
         let learned = secrets::learn(client, secret, registries).await;

@@ -1,4 +1,4 @@
-//! Node labels: which images a Node holds, for schedulers and people.
+//! Node labels that say which images a Node holds, for schedulers and people.
 
 use std::{
     collections::BTreeSet,
@@ -19,7 +19,7 @@ use crate::cluster::{
     write::WriteError,
 };
 
-/// What a label says.
+/// The value of an image label.
 const READY: &str = "ready";
 /// Hex digits of the digest in a label's name.
 const DIGITS: usize = 12;
@@ -50,7 +50,7 @@ impl NodeLabels {
         }
     }
 
-    /// The writes that bring the labels up to what hosts hold. Each that is returned counts as begun.
+    /// The writes that bring the labels up to what hosts report. Each returned write counts as begun.
     pub(super) fn due(&mut self, now: Now, index: &Index, hosts: &Hosts) -> Vec<LabelWrite> {
         self.writes.keep(|name| index.nodes.contains_key(name));
         let mut due = Vec::new();
@@ -72,8 +72,8 @@ impl NodeLabels {
         due
     }
 
-    /// A write ended: with the Node as it is now, or with nothing where this coordinator didn't lead any more. Returns
-    /// the Node that was written.
+    /// A write ended. The result has the Node as it is now, or `None` where this coordinator didn't lead any more.
+    /// Returns the Node that was written.
     pub(super) fn written(
         &mut self,
         now: Instant,
@@ -102,7 +102,7 @@ impl NodeLabels {
     }
 }
 
-/// The labels of a Node that aren't as they have to be, where there are any.
+/// The labels of a Node that have to change. `None` where nothing has to.
 fn changed(
     now: Now,
     name: &str,
@@ -111,7 +111,7 @@ fn changed(
 ) -> Option<Vec<(String, Option<&'static str>)>> {
     let host: Option<HostId> = name.parse().ok();
     let word = host.and_then(|host| hosts.word(&host));
-    // who hasn't spoken since this coordinator started may hold what it held before
+    // a host that hasn't reported since this coordinator started may still hold its images
     if word.is_none() && !all_had_time(now.up) {
         return None;
     }
@@ -180,7 +180,7 @@ mod tests {
         let due = labels.due(now, &index(&[OLD]), &hosts);
         let expected = vec![(label.clone(), Some(READY)), (OLD.to_owned(), None)];
         assert_eq!((due.len(), &due[0].labels), (1, &expected));
-        // it is under way
+        // the write is under way
         assert_eq!(labels.due(now, &index(&[OLD]), &hosts), []);
         labels.written(now.instant, &"mac-0".to_owned(), Ok(None));
         assert_eq!(labels.due(now, &index(&[&label]), &hosts), []);

@@ -1,5 +1,5 @@
-//! Events on the objects that people look at. They are a courtesy: one that can't be written is dropped, and the same
-//! thing isn't said again within minutes.
+//! Events on the objects that people look at. Events are a courtesy: an Event that can't be written is dropped, and the
+//! same Event isn't repeated within some minutes.
 
 use std::{
     collections::BTreeMap,
@@ -29,26 +29,27 @@ use crate::cluster::{
 
 /// The same Event isn't written again within this time.
 const QUIET: Duration = Duration::from_mins(5);
-/// Different Events that are remembered; above it the oldest are forgotten.
+/// The most different Events that are remembered. Above that, expired ones are forgotten, and new ones are dropped
+/// while there is no room.
 const REMEMBERED: usize = 4_096;
-/// Events under way at one time; more are dropped.
+/// The most Events under way at one time. Further Events are dropped.
 const PENDING: usize = 64;
-/// An Event is given up after this.
+/// The write of an Event is given up after this time.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest text: the API server takes 1 kB.
+/// The longest text of an Event, in characters. The API server takes 1 kB.
 const MAX_TEXT: usize = 900;
-/// A Pod that is blocked is told after it was for the same reason for this long. What passes by itself (an image that
-/// is being resolved, a host that is about to speak) isn't worth an Event, and would keep the true reason from being
-/// said.
+/// A blocked Pod gets an Event after it was blocked for the same reason for this long. Short blocks (an image is being
+/// resolved, a host is about to report) aren't worth an Event. Such an Event would also keep the true reason from being
+/// published.
 const BLOCKED_FOR: Duration = Duration::from_secs(5);
 
-/// What was said lately, and what is to be said if it lasts.
+/// The Events of the last minutes, and the blocks that become Events if they last.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     said: BTreeMap<String, Instant>,
-    /// Pods that are blocked, why, and since when.
+    /// Blocked Pods, with the reason and the time when it began.
     waiting: BTreeMap<ObjectKey, (gate::Reason, Instant)>,
-    /// How staging did when it was told last, with the image, by ImagePrePull.
+    /// The stage that was last published for each ImagePrePull, with its image.
     staging: BTreeMap<ObjectKey, (String, Option<Stage>)>,
     pending: usize,
 }
@@ -100,7 +101,7 @@ impl NoteReason {
 }
 
 impl Notes {
-    /// This Pod is blocked; it is told if that lasts, and is more than its turn.
+    /// A Pod is blocked. An Event follows if the block lasts, unless the Pod only waits for its turn.
     pub(super) fn wait(&mut self, now: Instant, pod: ObjectKey, reason: gate::Reason) {
         if reason.is_turn() {
             self.waiting.remove(&pod);
@@ -114,7 +115,7 @@ impl Notes {
         self.waiting.insert(pod, (reason, now));
     }
 
-    /// This was written on a Pod, which shall run that image. `pod` is `None` where it is gone by now.
+    /// A write on a Pod succeeded. `image` is what the Pod shall run. `pod` is `None` where the Pod is gone by now.
     pub(super) fn written(
         &mut self,
         key: &ObjectKey,
@@ -145,7 +146,7 @@ impl Notes {
         };
         tracing::info!(pod = %key, reason = reason.as_str(), note = text, "gate");
         self.waiting.remove(key);
-        // each of these happened once: none is a repetition
+        // each of these writes happened once, so no Event is a repetition
         let about = about_pod(key, pod?);
         self.begin(Note {
             about,
@@ -154,7 +155,8 @@ impl Notes {
         })
     }
 
-    /// Tells why Pods are blocked, where that lasts. `image` says what a Pod shall run, `explain` what keeps it now.
+    /// The Events about Pods that have been blocked for long enough. `image` names the image that a Pod shall run, and
+    /// `explain` the gate's present verdict.
     pub(super) fn waiting(
         &mut self,
         now: Now,
@@ -166,7 +168,7 @@ impl Notes {
             .waiting
             .iter()
             .filter(|(_, (reason, since))| {
-                // an agent that hasn't spoken yet may be about to
+                // an agent that hasn't reported yet may be about to
                 let settled = !matches!(reason, gate::Reason::HostUnheard) || all_had_time(now.up);
                 settled && now.since(*since) >= BLOCKED_FOR
             })
@@ -197,7 +199,7 @@ impl Notes {
         notes
     }
 
-    /// How far staging is for an ImagePrePull: told where that changed, and on Nodes that fail.
+    /// The Events about the staging of an ImagePrePull: one where its stage changed, and one on each failing Node.
     pub(super) fn staging(
         &mut self,
         now: Instant,
@@ -207,7 +209,7 @@ impl Notes {
         stage: Stage,
     ) -> Vec<Note> {
         let image = &facts.spec.image;
-        // by what it is where that is known: a tag that was pushed anew is another image
+        // by digest where it is known, because a tag that was pushed anew is another image
         let what = status.digest.as_ref().unwrap_or(image);
         let mut notes = Vec::new();
         for failing in &status.failing {
@@ -246,17 +248,17 @@ impl Notes {
         notes
     }
 
-    /// An Event was written, or not.
+    /// The write of an Event ended, with or without success.
     pub(super) const fn ended(&mut self) {
         self.pending = self.pending.saturating_sub(1);
     }
 
-    /// Forgets ImagePrePulls that aren't there any more.
+    /// Forgets ImagePrePulls that are gone.
     pub(super) fn keep(&mut self, is_there: impl Fn(&ObjectKey) -> bool) {
         self.staging.retain(|key, _| is_there(key));
     }
 
-    /// Whether this isn't what was told last of an ImagePrePull's image, by this coordinator or the one before.
+    /// Whether this stage differs from the last one that this coordinator or an earlier one published for the image.
     fn is_news(&mut self, key: &ObjectKey, facts: &PrePullFacts, stage: Stage) -> bool {
         let image = &facts.spec.image;
         let before = match self.staging.remove(key) {
@@ -276,7 +278,7 @@ impl Notes {
         Some(note)
     }
 
-    /// Begins an Event that isn't said again under the name `quiet` for minutes.
+    /// Begins an Event, unless one with the same `quiet` key was begun within [`QUIET`].
     fn begin_new(&mut self, now: Instant, quiet: String, note: Note) -> Option<Note> {
         if self.pending >= PENDING {
             return None;
@@ -295,7 +297,7 @@ impl Notes {
         self.begin(note)
     }
 
-    /// As if what is waited for had been so much earlier.
+    /// As if Pods had been blocked this much earlier.
     #[cfg(test)]
     pub(super) fn age(&mut self, time: Duration) {
         for (_, since) in self.waiting.values_mut() {
@@ -336,8 +338,8 @@ pub(super) async fn publish(client: Client, reporter: Reporter, note: Note) {
         action: note.reason.action().to_owned(),
         secondary: None,
     };
-    // A recorder of its own: one that was used before counts a second Event of the same reason as a repetition of the
-    // first, with the first one's text.
+    // Each Event gets a recorder of its own. A recorder that is used twice counts a second Event of the same reason as
+    // a repetition of the first, with the first Event's text.
     let recorder = Recorder::new(client, reporter);
     match timeout(TIMEOUT, recorder.publish(&event, &note.about)).await {
         Ok(Ok(())) => {}
@@ -407,14 +409,14 @@ mod tests {
         notes.wait(now.instant, key(), reason);
         let last = now.after(BLOCKED_FOR - Duration::from_millis(1));
         assert!(waiting(&mut notes, last, reason).is_empty());
-        // the same again doesn't begin anew
+        // the same block again doesn't restart the time
         notes.wait(last.instant, key(), reason);
         let due = now.after(BLOCKED_FOR);
         let told = waiting(&mut notes, due, reason);
         assert_eq!(told.len(), 1);
         assert_eq!(told[0].reason, NoteReason::GateHeld);
         assert!(told[0].text.contains(IMAGE) && told[0].text.contains("mac-0"));
-        // and not again for minutes
+        // the Event isn't repeated for minutes
         notes.wait(due.instant, key(), reason);
         let later = due.after(QUIET - Duration::from_millis(1));
         assert!(waiting(&mut notes, later, reason).is_empty());
@@ -433,7 +435,7 @@ mod tests {
         notes.wait(now.instant, key(), missing);
         notes.wait(now.instant, key(), gate::Reason::RetryWaits);
         assert!(waiting(&mut notes, due, missing).is_empty());
-        // an agent has half a minute to speak
+        // an agent has half a minute to report
         let unheard = gate::Reason::HostUnheard;
         notes.wait(now.instant, key(), unheard);
         assert!(waiting(&mut notes, due, unheard).is_empty());
@@ -460,14 +462,14 @@ mod tests {
             tell(&mut notes, &facts, Stage::Failed),
             [NoteReason::StageFailed]
         );
-        // of the same image the same isn't said again within minutes; of another one it is
+        // the same Event about the same image isn't repeated within minutes, and one about another image is published
         assert_eq!(tell(&mut notes, &facts, Stage::Staging), []);
         facts.spec.image = "r/i:3".into();
         assert_eq!(
             tell(&mut notes, &facts, Stage::Staging),
             [NoteReason::Staging]
         );
-        // the next leader finds what was told in the status
+        // the next leader finds the published stage in the status
         facts.status.observed_generation = Some(facts.generation);
         let mut conditions = super::super::conditions::Conditions::new(
             &status,

@@ -1,8 +1,8 @@
-//! Complaints that are told once each.
+//! Complaints that are logged once each.
 
 use std::collections::BTreeSet;
 
-/// What was said already, up to a number of texts: above it nothing new is said.
+/// The texts that were said already. When `most` texts were said, no new text is said.
 #[derive(Debug)]
 pub(super) struct Once {
     most: usize,
@@ -10,7 +10,7 @@ pub(super) struct Once {
 }
 
 impl Once {
-    /// Nothing was said yet; at most so many texts will be.
+    /// Nothing was said yet. At most this many texts will be.
     pub(super) const fn new(most: usize) -> Self {
         Self {
             most,
@@ -18,7 +18,7 @@ impl Once {
         }
     }
 
-    /// Whether this is to be said now: it wasn't said yet, and there is room to remember that it was.
+    /// Whether this text is to be said now: it is new, and there is room to remember it.
     pub(super) fn is_new(&mut self, text: &str) -> bool {
         self.said.len() < self.most && self.said.insert(text.to_owned())
     }

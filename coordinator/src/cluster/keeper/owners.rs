@@ -1,9 +1,10 @@
-//! What the owners of gated Pods make: a roll that an owner's template doesn't go along with would bring stale Pods
-//! back for ever, so the gate is told what the template says before it lets anything go.
+//! What the owners of gated Pods make. If an owner's template disagrees with a roll, the owner brings stale Pods back
+//! for ever. So the gate is told what the template says before it lets any Pod go.
 //!
-//! A RunnerPool is watched. What else replaces Pods (ReplicaSets and the Deployments above them, StatefulSets,
-//! DaemonSets, ReplicationControllers) is read while Pods roll, every few seconds. Other owners, such as a Job, make
-//! one Pod and never another: what they say means nothing for successors, and the gate goes by the Pods that come.
+//! RunnerPools are watched. Other owners that replace Pods (ReplicaSets and the Deployments above them, StatefulSets,
+//! DaemonSets, ReplicationControllers) are read every few seconds while Pods roll. Owners of other kinds, such as a
+//! Job, make one Pod and no successor. Their templates say nothing about successors, so the gate judges by the Pods
+//! that come.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,15 +23,15 @@ use crate::cluster::{
 
 pub(super) mod read;
 
-/// An owner is read again after this long, while its Pods roll.
+/// An owner is read again after this long while its Pods roll.
 const READ_EVERY: Duration = Duration::from_secs(5);
-/// What was read counts for this long.
+/// The result of a read counts for this long.
 const FRESH: Duration = Duration::from_secs(15);
-/// An owner that may not be read is tried again after this long.
+/// An owner whose read was denied, or that is gone, is tried again after this long.
 const DENIED_FOR: Duration = Duration::from_mins(1);
-/// Failures in a row after which an owner counts as one that can't be read.
+/// After this many failures in a row, an owner counts as unreadable.
 const FAILURES: u32 = 4;
-/// Owners read at one time, and kept: more than the gated Pods of any one roll have.
+/// The most owners that are read at one time, and kept. One roll's gated Pods have fewer owners.
 const MOST: usize = 256;
 
 /// An owner in its namespace.
@@ -49,16 +50,16 @@ impl OwnerKey {
     }
 }
 
-/// What an owner makes.
+/// The Pods that an owner makes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Makes {
-    /// Who says so: the owner, or who makes it.
+    /// The object with the template: the owner, or the Deployment above it.
     pub(super) by: String,
-    /// Pods of this image.
+    /// The image of the Pods that the owner makes.
     pub(super) image: String,
 }
 
-/// Why an owner isn't read.
+/// Why an owner couldn't be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OwnerError {
     /// The API server refuses. Give the coordinator's role `get` on that kind.
@@ -66,13 +67,13 @@ pub(crate) enum OwnerError {
     Denied {
         /// The owner.
         owner: Owner,
-        /// What the API server said.
+        /// The API server's answer.
         error: String,
     },
-    /// It isn't there, or is another of that name.
+    /// The owner doesn't exist, or another object has its name.
     #[error("{0} is gone")]
     Gone(Owner),
-    /// It makes nothing that can be told, or can't be asked for now.
+    /// The owner's template names no image, or the owner can't be read for now.
     #[error("{owner}: {error}")]
     Failed {
         /// The owner.
@@ -82,18 +83,18 @@ pub(crate) enum OwnerError {
     },
 }
 
-/// How an owner is known.
+/// The known facts about an owner.
 #[derive(Debug)]
 struct Known {
     makes: Option<Makes>,
-    /// When that was read; `None`: it is being read for the first time, or anew.
+    /// When the template was read. `None` while it is being read for the first time, or anew.
     read_at: Option<Instant>,
     due: Instant,
     reading: bool,
     failures: u32,
 }
 
-/// Whose Pods each ImagePrePull gates, and what the owners of those that roll make.
+/// The owners of the Pods that each ImagePrePull gates, and what the owners of rolling Pods make.
 #[derive(Debug)]
 pub(super) struct Owners {
     of: BTreeMap<ObjectKey, BTreeSet<OwnerKey>>,
@@ -112,8 +113,8 @@ impl Default for Owners {
 }
 
 impl Owners {
-    /// What the owners of the Pods that an ImagePrePull gates make. Of several, one that makes another image than the
-    /// gate's counts.
+    /// What the owners of the Pods that an ImagePrePull gates make. Where there are several owners, one that makes
+    /// another image than the gate's counts.
     pub(super) fn template(&self, now: Now, index: &Index, gate: &PrePullGate) -> Template {
         let mut template = None;
         for key in self.of.get(&gate.key).into_iter().flatten() {
@@ -130,7 +131,7 @@ impl Owners {
         template.unwrap_or(Template::Unknown)
     }
 
-    /// Who says that the Pods that an ImagePrePull gates are made from another image.
+    /// An owner of the gated Pods that makes another image than the gate's, with that image.
     pub(super) fn lagging(&self, index: &Index, gate: &PrePullGate) -> Option<Makes> {
         let mut owners = self.of.get(&gate.key).into_iter().flatten();
         owners.find_map(|key| {
@@ -145,7 +146,7 @@ impl Owners {
         })
     }
 
-    /// Finds the owners of the Pods that an ImagePrePull gates. Whether they are others than before.
+    /// Finds the owners of the Pods that an ImagePrePull gates. Returns whether the owners changed.
     pub(super) fn find(&mut self, index: &Index, gate: &PrePullGate) -> bool {
         let mine = index.pods.iter().filter(|(key, pod)| {
             !pod.deleting && pod.phase != Phase::Ended && gate.selects(key, pod)
@@ -158,12 +159,12 @@ impl Owners {
         differs
     }
 
-    /// An ImagePrePull gates nothing any more.
+    /// Forgets an ImagePrePull that gates nothing any more.
     pub(super) fn forget(&mut self, prepull: &ObjectKey) {
         self.of.remove(prepull);
     }
 
-    /// A Pod came under an ImagePrePull's gate. Whether it brought an owner that nobody has asked.
+    /// A Pod came under an ImagePrePull's gate. Returns whether its owner is new.
     pub(super) fn came(&mut self, prepull: &ObjectKey, key: &ObjectKey, pod: &PodFacts) -> bool {
         match (OwnerKey::of(key, pod), self.of.get_mut(prepull)) {
             (Some(owner), Some(known)) => known.insert(owner),
@@ -171,7 +172,7 @@ impl Owners {
         }
     }
 
-    /// An ImagePrePull's image was said anew: what owners said before that isn't their answer.
+    /// An ImagePrePull has another image now, so its owners are asked again: earlier answers don't count.
     pub(super) fn ask_anew(&mut self, now: Instant, prepull: &ObjectKey) {
         for key in self.of.get(prepull).into_iter().flatten() {
             if let Some(known) = self.known.get_mut(key) {
@@ -180,8 +181,8 @@ impl Owners {
         }
     }
 
-    /// The owners that are to be read now, while the Pods under these gates roll. Forgets those of others. Each that is
-    /// returned counts as being read.
+    /// The owners that are to be read now, because the Pods under these gates roll. Other owners are forgotten. Each
+    /// returned owner counts as being read.
     pub(super) fn due(&mut self, now: Instant, rolling: &[&PrePullGate]) -> Vec<OwnerKey> {
         let wanted: BTreeSet<OwnerKey> = rolling
             .iter()
@@ -210,7 +211,7 @@ impl Owners {
         due
     }
 
-    /// An owner that was asked at `asked` was read, or not. Whether what gates are told may have changed.
+    /// An owner that was asked at `asked` was read, or couldn't be. Returns whether the gates are to be told anew.
     pub(super) fn read(
         &mut self,
         now: Instant,
@@ -222,7 +223,7 @@ impl Owners {
             return false;
         };
         known.reading = false;
-        // it was asked before somebody wanted to know anew
+        // this answer is older than the request to ask anew
         if known.read_at.is_none() && known.due > asked {
             return false;
         }
@@ -276,7 +277,7 @@ impl Owners {
         }
     }
 
-    /// As if what was read had been read so long ago that it is due, and nobody were reading it.
+    /// As if all reads were old enough to be due, and none were under way.
     #[cfg(test)]
     pub(super) fn read_at_once(&mut self, now: Instant) {
         for known in self.known.values_mut() {
@@ -285,7 +286,8 @@ impl Owners {
     }
 }
 
-/// What a RunnerPool's controller makes: the image that it has heard of, where it says so.
+/// The image that a RunnerPool's controller makes Pods of: the observed image where the status has one, else the
+/// spec's.
 fn runner_pool(index: &Index, key: &OwnerKey) -> Option<String> {
     let pool = ObjectKey::new(&key.namespace, &key.owner.name);
     let pool = index.runner_pools.get(&pool)?;
@@ -296,7 +298,7 @@ fn runner_pool(index: &Index, key: &OwnerKey) -> Option<String> {
     })
 }
 
-/// Whether an owner of this kind replaces a Pod that left by one of its template.
+/// Whether an owner of this kind replaces a Pod that left by a new one from its template.
 fn replaces(owner: &Owner) -> bool {
     let kinds = [
         ("apps/", "ReplicaSet"),

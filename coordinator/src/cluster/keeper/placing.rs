@@ -1,4 +1,5 @@
-//! What the first driver is told to stage for the cluster: which image on which hosts, and what limits it.
+//! What the driver is told to stage for the cluster: which image on which hosts, and the limits. The driver itself
+//! plans which bytes move where.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,19 +22,19 @@ use crate::{
     wants::Want,
 };
 
-/// A host that isn't selected any more keeps what it has for this long: a Node that was made anew, or a label that was
-/// lost in an edit, doesn't cost the bytes twice.
+/// A host that isn't selected any more keeps its chunks for this long. So a Node that was created anew, or a label that
+/// was lost in an edit, doesn't cost the bytes twice.
 pub(super) const KEPT_FOR: Duration = Duration::from_mins(10);
 
-/// What the driver was told last, and which hosts keep what they have.
+/// The last message to the driver, and the hosts that keep their chunks.
 #[derive(Debug, Default)]
 pub(super) struct Placing {
     told: Told,
-    /// Hosts that were wanted and aren't any more, since when, by image.
+    /// Hosts that were selected and aren't any more, with the time of the change, by image.
     left: BTreeMap<Digest, BTreeMap<HostId, Instant>>,
 }
 
-/// What the driver was told.
+/// A message to the driver.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Told {
     images: Vec<ToldImage>,
@@ -41,20 +42,20 @@ struct Told {
     whole: bool,
 }
 
-/// The same of one image.
+/// The part of a message that is about one image.
 #[derive(Debug, PartialEq, Eq)]
 struct ToldImage {
     digest: Digest,
-    /// With the time of the ask, in Unix milliseconds.
+    /// The names of the image, each with the time when it was asked for in Unix milliseconds.
     references: BTreeMap<String, u64>,
     secrets: BTreeMap<String, String>,
-    /// Hosts that go on.
+    /// Hosts that stage the image.
     hosts: BTreeSet<HostId>,
-    /// Hosts that keep what they have.
+    /// Hosts that keep what they have and stage no more.
     kept: BTreeSet<HostId>,
 }
 
-/// What the driver is to be told.
+/// A new message for the driver, with what [`Placing`] remembers of it.
 #[derive(Debug)]
 pub(super) struct Placement {
     told: Told,
@@ -62,7 +63,7 @@ pub(super) struct Placement {
 }
 
 impl Placement {
-    /// The same as the driver is asked it.
+    /// The message in the driver's form.
     pub(super) fn ask(&self) -> Ask {
         Ask::Place {
             wants: self.wants.clone(),
@@ -72,7 +73,7 @@ impl Placement {
     }
 }
 
-/// What is looked at: the objects, their images, and the hosts.
+/// The facts that a placement depends on: the objects, their images, and the hosts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Facts<'a> {
     pub(super) now: Now,
@@ -82,8 +83,8 @@ pub(super) struct Facts<'a> {
 }
 
 impl Placing {
-    /// What the driver is to be told, where that isn't what it was told. `rolls` says whether Pods roll to an
-    /// ImagePrePull's image.
+    /// The next message for the driver. `None` where the driver was told the same already. `rolls` says whether Pods
+    /// roll to an ImagePrePull's image.
     pub(super) fn due(
         &mut self,
         facts: Facts<'_>,
@@ -108,8 +109,8 @@ impl Placing {
             if moves && image.staged_at().is_none() {
                 limit(&mut limits, &prepull.spec);
             }
-            // What was staged once is enough. Not while Pods roll to it: one whose Node came later, or lost the image,
-            // would be blocked for ever.
+            // One complete staging is enough, except while Pods roll to the image. Then a Pod would be blocked for ever
+            // if its Node came later or lost the image.
             let done = prepull.is_done() && !rolls(key);
             let placed = wants.entry(want.digest()).or_insert_with(|| nowhere(want));
             name(placed, (key, prepull), image, want);
@@ -120,7 +121,7 @@ impl Placing {
             }
         }
         self.keep_what_left(facts, &mut wants);
-        // before the driver has shown its hosts, nothing is wanted on any
+        // until the driver has shown its hosts, nothing is wanted on any host
         let whole = !hosts.view().hosts.is_empty()
             && index.prepulls.iter().all(|(key, prepull)| {
                 let image = images.get(key);
@@ -135,12 +136,12 @@ impl Placing {
         (told != self.told).then_some(Placement { told, wants })
     }
 
-    /// The driver was told this.
+    /// The driver took this message.
     pub(super) fn told(&mut self, placement: Placement) {
         self.told = placement.told;
     }
 
-    /// Hosts that aren't selected any more keep what they have for a while, where the image is still wanted at all.
+    /// Hosts that aren't selected any more keep their chunks for a while, if somebody still wants the image.
     fn keep_what_left(&mut self, facts: Facts<'_>, wants: &mut BTreeMap<Digest, Placed>) {
         let Facts { now, hosts, .. } = facts;
         self.left.retain(|image, _| wants.contains_key(image));
@@ -166,7 +167,7 @@ impl Placing {
         }
     }
 
-    /// As if hosts had been left so much earlier.
+    /// As if hosts had been deselected this much earlier.
     #[cfg(test)]
     pub(super) fn age(&mut self, by: Duration) {
         for since in self.left.values_mut().flat_map(BTreeMap::values_mut) {
@@ -187,7 +188,7 @@ impl ToldImage {
     }
 }
 
-/// An image without hosts and names.
+/// The image without hosts and names.
 fn nowhere(want: &Want) -> Placed {
     Placed {
         want: Want {
@@ -201,7 +202,8 @@ fn nowhere(want: &Want) -> Placed {
     }
 }
 
-/// Adds the names under which an ImagePrePull wants its image, with the time of the ask and the pull Secret.
+/// Adds the names under which an ImagePrePull wants its image. Each name comes with the time when it was asked for, and
+/// with the pull Secret.
 fn name(
     placed: &mut Placed,
     (key, prepull): (&ObjectKey, &PrePullFacts),
@@ -222,7 +224,7 @@ fn name(
     }
 }
 
-/// The hosts that an ImagePrePull selects; of one that is done, those that hold its image.
+/// The hosts that an ImagePrePull selects. Where it is done, only those that hold its image.
 fn selected(
     Facts {
         now, index, hosts, ..
@@ -240,7 +242,7 @@ fn selected(
         .collect()
 }
 
-/// Takes what an ImagePrePull limits into account: the strictest word counts, for the wire is shared.
+/// Applies the limits of an ImagePrePull. The strictest limit counts, because all images share the network.
 fn limit(limits: &mut Limits, spec: &ImagePrePullSpec) {
     if let Some(streams) = spec.origin_streams.and_then(|n| usize::try_from(n).ok()) {
         limits.origin_streams = Some(limits.origin_streams.map_or(streams, |n| n.min(streams)));
@@ -256,7 +258,7 @@ fn limit(limits: &mut Limits, spec: &ImagePrePullSpec) {
         stricter(known.download_bytes_per_second, rate(&bandwidth.download));
 }
 
-/// In whole seconds, as a status keeps times: a start changes nothing.
+/// A time in Unix milliseconds, cut to whole seconds as a status keeps times. So a restart changes no time.
 fn unix_ms(time: SystemTime) -> u64 {
     let since_1970 = time.duration_since(SystemTime::UNIX_EPOCH);
     since_1970
@@ -282,7 +284,7 @@ mod tests {
         wants::tests::want,
     };
 
-    /// Hosts that go on and hosts that keep what they have, by image.
+    /// The number of hosts that stage, and of hosts that keep what they have, for each image.
     type Counts = Vec<(usize, usize)>;
 
     /// Two Nodes whose hosts are members, and ImagePrePulls that select both.
@@ -358,8 +360,8 @@ mod tests {
             assert!(self.images.answered(self.now.instant, resolved));
         }
 
-        /// What the driver is told now, where that is news: hosts that go on and hosts that keep what they have, by
-        /// image.
+        /// What the driver is told now, if that is news: for each image, the number of hosts that stage, and of hosts
+        /// that keep what they have.
         fn place(&mut self) -> Option<(Counts, Limits, bool)> {
             let facts = Facts {
                 now: self.now,
@@ -442,7 +444,7 @@ mod tests {
         assert_eq!(stand.place(), None);
         stand.now = stand.now.after(Duration::from_millis(1));
         assert_eq!(stand.place().unwrap().0, [(1, 0)]);
-        // it is selected again, and then revoked: who isn't a member keeps nothing
+        // the host is selected again and then revoked: a host that isn't a member keeps nothing
         stand.label("mac-1", "b");
         assert_eq!(stand.place().unwrap().0, [(2, 0)]);
         stand.members(&["mac-0"]);

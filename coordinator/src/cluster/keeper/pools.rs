@@ -1,5 +1,5 @@
-//! The ImagePrePulls that the keeper itself makes, changes and deletes: those that RunnerPools own, and those whose
-//! time after staging is over.
+//! The ImagePrePulls that the keeper itself creates, changes and deletes: those that RunnerPools own, and those whose
+//! time to live after staging is over.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,28 +22,28 @@ use crate::cluster::{
     write::{Own, WriteError},
 };
 
-/// The longest pause before a write of an ImagePrePull is tried again.
+/// The longest pause before a failed write of an ImagePrePull is tried again.
 const RETRY: Duration = Duration::from_mins(1);
-/// RunnerPools that aren't followed are named once each, up to so many.
+/// The most RunnerPools that are named in the log because they can't be followed, once each.
 const MAX_COMPLAINTS: usize = 1_000;
 
-/// Writes of ImagePrePulls that are under way.
+/// Follows RunnerPools by writes of their ImagePrePulls.
 #[derive(Debug)]
 pub(super) struct Pools {
-    /// The gate of a RunnerPool that says nothing.
+    /// The gate mode of a RunnerPool that doesn't name one.
     default_gate: GateMode,
     writes: Writes<ObjectKey>,
     not_followed: Once,
 }
 
-/// What becomes of an ImagePrePull whose image is staged.
+/// What happens to an ImagePrePull whose time to live may be over.
 #[derive(Debug)]
 pub(super) enum Life {
-    /// It stays.
+    /// The ImagePrePull stays.
     Stays,
-    /// It is being deleted.
+    /// The time is over, and the deletion was begun or waits for another try.
     Ends,
-    /// It is to be deleted now.
+    /// The ImagePrePull is to be deleted now.
     End(Own),
 }
 
@@ -56,9 +56,9 @@ impl Pools {
         }
     }
 
-    /// The writes that make, follow and take back the ImagePrePulls of RunnerPools. Each that is returned counts as
-    /// begun. Where some kind is absent from the cluster, a RunnerPool that isn't there may only be unseen, and nothing
-    /// is taken back.
+    /// The writes that create, update and delete the ImagePrePulls of RunnerPools. Each returned write counts as begun.
+    /// With `absent`, some kind is missing in the cluster: a RunnerPool that isn't there may only be unseen, so nothing
+    /// is deleted.
     pub(super) fn due(
         &mut self,
         now: Instant,
@@ -70,7 +70,7 @@ impl Pools {
             wanted.extend(self.orphans(index));
         }
         let keys: BTreeSet<&ObjectKey> = wanted.iter().map(|(key, _)| key).collect();
-        // one that is to be deleted at its end is no RunnerPool's
+        // an ImagePrePull with a time to live belongs to no RunnerPool
         let ends = |key: &ObjectKey| {
             let facts = index.prepulls.get(key);
             facts.is_some_and(|facts| facts.spec.ttl_after_staged.is_some())
@@ -80,7 +80,7 @@ impl Pools {
         wanted
     }
 
-    /// What makes the ImagePrePulls of RunnerPools what they have to be.
+    /// The writes that create and update the ImagePrePulls of RunnerPools.
     fn followed(&mut self, index: &Index) -> Vec<(ObjectKey, Own)> {
         let mut writes = Vec::new();
         for (key, pool) in &index.runner_pools {
@@ -88,7 +88,7 @@ impl Pools {
                 continue;
             };
             match index.prepulls.get(key) {
-                // who can't read it mustn't change it
+                // a coordinator that can't read an ImagePrePull mustn't change it
                 Some(facts) if facts.unread => {}
                 None => writes.push((key.clone(), Own::Create(Box::new(owned(key, pool, mode))))),
                 Some(facts) if is_owned(facts, pool) => {
@@ -111,7 +111,7 @@ impl Pools {
         writes
     }
 
-    /// ImagePrePulls whose RunnerPool is gone, or is none to be followed any more.
+    /// The deletions of ImagePrePulls whose RunnerPool is gone, or isn't followed any more.
     fn orphans(&self, index: &Index) -> Vec<(ObjectKey, Own)> {
         let mut writes = Vec::new();
         for (key, facts) in &index.prepulls {
@@ -119,7 +119,7 @@ impl Pools {
                 continue;
             };
             let pool_key = ObjectKey::new(&key.namespace, name);
-            // it is there, whatever it means: what was made for it stays, and its Pods are blocked
+            // the RunnerPool exists, whatever it means: its ImagePrePull stays, and the Pods are blocked
             if index.unreadable_pools.contains(&pool_key) {
                 continue;
             }
@@ -132,13 +132,14 @@ impl Pools {
         writes
     }
 
-    /// How a RunnerPool is gated. `None` where it isn't followed: it says so, or its runners aren't Macs.
+    /// How a RunnerPool is gated. `None` where the pool isn't followed: its gate mode is none, or its runners aren't
+    /// Macs.
     fn mode(&self, pool: &RunnerPoolFacts) -> Option<GateMode> {
         let mode = pool.mode.unwrap_or(self.default_gate);
         (mode != GateMode::None && pool.spec.os == "darwin").then_some(mode)
     }
 
-    /// Whether an ImagePrePull's time after staging is over. It stays while its Pods roll.
+    /// Whether an ImagePrePull's time to live after staging is over. The ImagePrePull stays while its Pods roll.
     pub(super) fn life(
         &mut self,
         now: Now,
@@ -185,7 +186,7 @@ fn is_owned(facts: &PrePullFacts, pool: &RunnerPoolFacts) -> bool {
     owner.is_some_and(|(_, uid)| *uid == pool.uid)
 }
 
-/// The Nodes of a RunnerPool: what its Pods' nodeSelector says.
+/// The Nodes of a RunnerPool: those that its Pods' nodeSelector selects.
 fn nodes_of(pool: &RunnerPoolFacts) -> LabelSelector {
     LabelSelector {
         match_labels: Some(
@@ -202,7 +203,7 @@ fn nodes_of(pool: &RunnerPoolFacts) -> LabelSelector {
     }
 }
 
-/// The schema takes 1 to 100; a pool that says something else means the nearest.
+/// The pool's percentage, moved into the schema's range from 1 to 100.
 fn percent(pool: &RunnerPoolFacts) -> i32 {
     pool.spec.rollout.max_concurrent_percent.clamp(1, 100)
 }
@@ -247,7 +248,8 @@ fn owned(key: &ObjectKey, pool: &RunnerPoolFacts, mode: GateMode) -> ImagePrePul
     }
 }
 
-/// What has to change for an owned ImagePrePull to follow its pool. Other fields are the operator's.
+/// The changes by which an owned ImagePrePull follows its pool. `None` where nothing differs. Other fields belong to
+/// the operator.
 fn follow(facts: &PrePullFacts, pool: &RunnerPoolFacts, mode: GateMode) -> Option<Value> {
     let nodes = nodes_of(pool);
     let gate = facts.spec.gate.as_ref();
@@ -256,7 +258,7 @@ fn follow(facts: &PrePullFacts, pool: &RunnerPoolFacts, mode: GateMode) -> Optio
         && gate
             .is_some_and(|gate| gate.mode == mode && gate.max_concurrent_percent == percent(pool));
     (!same).then(|| {
-        // a merge patch leaves what it doesn't name
+        // a merge patch keeps fields that it doesn't name, so old labels are removed by name
         let mut labels: BTreeMap<&str, Option<&str>> = BTreeMap::new();
         let present = facts.spec.node_selector.match_labels.iter().flatten();
         labels.extend(present.map(|(label, _)| (label.as_str(), None)));
@@ -289,7 +291,7 @@ mod tests {
             namespace: None,
         };
         let object = serde_json::from_value(object).unwrap();
-        // one that can't be read is an error, and is known all the same
+        // an object that can't be read is an error, and the index remembers that it exists
         drop(index.apply(&scope, object, Instant::now()));
     }
 
@@ -308,7 +310,7 @@ mod tests {
         show(index, Kind::RunnerPools, object);
     }
 
-    /// The ImagePrePull as the keeper makes it, with changes, and with a uid.
+    /// Shows an ImagePrePull that the keeper made, with a uid and this owner.
     fn show_prepull(index: &mut Index, object: &ImagePrePull, owner: &str) {
         let mut object = serde_json::to_value(object).unwrap();
         object["metadata"]["uid"] = "own".into();
@@ -316,7 +318,7 @@ mod tests {
         show(index, Kind::PrePulls, object);
     }
 
-    /// What is made for a pool of this image.
+    /// The ImagePrePull that the keeper makes for the pool in the index.
     fn made(index: &Index) -> ImagePrePull {
         let due = Pools::new(GateMode::None).due(Instant::now(), index, false);
         match due.into_iter().next() {
@@ -333,7 +335,7 @@ mod tests {
         let object = made(&index);
         assert_eq!(object.spec.image, "r/i:1");
         assert_eq!(pools.due(now, &index, false).len(), 1);
-        // it is under way
+        // the write is under way
         assert!(pools.due(now, &index, false).is_empty());
         pools.written(now, &key(), Ok(()));
         show_prepull(&mut index, &object, "u");
@@ -349,7 +351,7 @@ mod tests {
         );
         pools.written(now, &key(), Ok(()));
         show_pool(&mut index, "darwin", "r/i:2", "none");
-        // while some kind is unseen, nothing is taken back
+        // while some kind is unseen, nothing is deleted
         assert!(pools.due(now, &index, true).is_empty());
         let due = pools.due(now, &index, false);
         assert!(
@@ -380,7 +382,7 @@ mod tests {
         let object = made(&index);
         show_prepull(&mut index, &object, "another");
         show_pool(&mut index, "darwin", "r/i:2", "own");
-        // of a pool of that name before: it goes with its owner, and isn't changed meanwhile
+        // an earlier pool of this name owns the ImagePrePull, which is deleted with that pool and isn't changed
         let due = Pools::new(GateMode::None).due(now, &index, false);
         assert!(matches!(&due[..], [(_, Own::Delete(_))]), "{due:?}");
         let mut foreign = object.clone();
@@ -393,7 +395,7 @@ mod tests {
                 .due(now, &index, false)
                 .is_empty()
         );
-        // its pool can't be read
+        // the ImagePrePull's pool can't be read
         show_prepull(&mut index, &object, "u");
         show_pool(&mut index, "darwin", "r/i:2", "perhaps");
         assert!(
@@ -454,7 +456,7 @@ mod tests {
             matches!(life(hour, &facts, &staged, false), Life::End(Own::Delete(uid)) if uid == "own")
         );
         assert!(matches!(life(hour, &facts, &staged, false), Life::Ends));
-        // a deletion that was refused waits, although no RunnerPool wants it
+        // a failed deletion waits for its next try, although no RunnerPool wants the ImagePrePull
         let now = now.after(hour);
         pools.written(now.instant, &key(), Err(WriteError::Timeout));
         assert!(pools.due(now.instant, &index, false).is_empty());

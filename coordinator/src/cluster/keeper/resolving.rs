@@ -1,7 +1,7 @@
-//! Which image each ImagePrePull wants: its reference, resolved to a digest by the registry.
+//! Finds out which image each ImagePrePull wants: the registry resolves its reference to a digest.
 //!
-//! A digest that is known stays: a tag that moves is another image only when somebody says so. A coordinator that takes
-//! over goes on with the digest in the status, and asks the registry for that one.
+//! A known digest stays: a moved tag means another image only when somebody asks for it. A coordinator that takes over
+//! keeps the digest in the status, and asks the registry for that digest.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ use crate::{
     wants::Want,
 };
 
-/// The first wait after a reference couldn't be resolved; doubles.
+/// The first wait after a reference couldn't be resolved. It doubles with each failure.
 const RETRY: Duration = Duration::from_secs(5);
 /// The longest wait.
 const RETRY_MOST: Duration = Duration::from_mins(5);
@@ -37,26 +37,26 @@ pub(super) struct Resolving {
 /// The image that one ImagePrePull wants, as far as it is known.
 #[derive(Debug)]
 pub(super) struct Image {
-    /// The reference, as the object says it.
+    /// The reference, as the object names it.
     reference: String,
     state: State,
-    /// What the reference was resolved to, by this coordinator or one before.
+    /// The digest that the reference was resolved to, by this coordinator or an earlier one.
     digest: Option<Digest>,
-    /// What the object wanted before its image changed, until the new one is resolved: most often that is the same by
-    /// another name, or shares most of its bytes.
+    /// The image that the object wanted before its reference changed, until the new reference is resolved. Most often
+    /// both are the same image by another name, or share most of their bytes.
     previous: Option<Box<Want>>,
-    /// What the image was last asked for by: another of either asks anew.
+    /// The object's fields when the image was last asked for. When any of them changes, the image is asked for anew.
     asked: AskedBy,
     started_at: SystemTime,
     staged_at: Option<SystemTime>,
 }
 
-/// Those parts of an ImagePrePull by which somebody asks for its image.
+/// The parts of an ImagePrePull by which somebody asks for its image.
 #[derive(Debug, PartialEq)]
 struct AskedBy {
-    /// All of the spec but the gate: a pool that grows says nothing of the image.
+    /// The spec without the gate: a pool that grows doesn't ask for the image anew.
     spec: ImagePrePullSpec,
-    /// What stands in the annotation that asks for another try.
+    /// The value of the annotation that asks for another try.
     retry: Option<String>,
 }
 
@@ -74,15 +74,15 @@ impl AskedBy {
 
 #[derive(Debug)]
 enum State {
-    /// The registry is asked.
+    /// The registry is being asked.
     Asking {
         backoff: Backoff,
-        /// How the last try ended: it stands until this one has.
+        /// The failure of the last try. It counts until this try ends.
         last: Option<Unresolved>,
     },
     /// The registry answered.
     Known(Box<Want>),
-    /// It couldn't be resolved, and is tried again.
+    /// The reference couldn't be resolved, and is tried again.
     Failed {
         why: Unresolved,
         backoff: Backoff,
@@ -90,20 +90,20 @@ enum State {
     },
 }
 
-/// A reference that the registry is to be asked about.
+/// A question for the registry about a reference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ask {
-    /// Whose image it is.
+    /// The ImagePrePull that wants the image.
     pub(super) key: ObjectKey,
-    /// The reference, as the object says it.
+    /// The reference, as the object names it.
     pub(super) reference: String,
-    /// The digest that it was resolved to before.
+    /// The digest that the reference was resolved to before.
     pub(super) digest: Option<Digest>,
     /// The pull Secret that the object names.
     pub(super) secret: Option<ObjectKey>,
 }
 
-/// A reference was resolved, or wasn't.
+/// The result of a question to the registry.
 #[derive(Debug)]
 pub(crate) struct Resolved {
     pub(super) key: ObjectKey,
@@ -111,20 +111,20 @@ pub(crate) struct Resolved {
     pub(super) result: Result<Want, Unresolved>,
 }
 
-/// What changed when [`Resolving::look`] looked.
+/// The changes that a [`Resolving::look`] found.
 #[derive(Debug, Default)]
 pub(super) struct Looked {
     /// References that the registry is to be asked about.
     pub(super) ask: Vec<Ask>,
     /// ImagePrePulls that are gone.
     pub(super) gone: Vec<ObjectKey>,
-    /// Digests are known from a coordinator before: hosts that hold them say so whether or not the registry can be
-    /// asked.
+    /// Some digests are known from an earlier coordinator. Hosts that hold these images can be counted even if the
+    /// registry can't be asked.
     pub(super) known: bool,
 }
 
 impl Image {
-    /// The image of an object that was just seen. A coordinator that takes over goes on by its status.
+    /// The image of an object that was just seen. A coordinator that takes over continues from the object's status.
     fn new(now: Now, facts: &PrePullFacts, status: Option<&ImagePrePullStatus>) -> Self {
         let time = |time: &Option<Time>| time.as_ref().map(|time| SystemTime::from(time.0));
         Self {
@@ -143,12 +143,12 @@ impl Image {
         }
     }
 
-    /// The reference, as the object said it when it was asked for.
+    /// The reference, as the object named it when the image was asked for.
     pub(super) fn reference(&self) -> &str {
         &self.reference
     }
 
-    /// What the reference was resolved to, by this coordinator or one before.
+    /// The digest that the reference was resolved to, by this coordinator or an earlier one.
     pub(super) const fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()
     }
@@ -158,12 +158,12 @@ impl Image {
         self.started_at
     }
 
-    /// When every host that counted held it first.
+    /// When every usable host first held the image.
     pub(super) const fn staged_at(&self) -> Option<SystemTime> {
         self.staged_at
     }
 
-    /// Why the image isn't known, as far as the registry was heard.
+    /// Why the image isn't known, by the registry's last answer.
     pub(super) const fn trouble(&self) -> Option<&Unresolved> {
         match &self.state {
             State::Asking { last, .. } => last.as_ref(),
@@ -172,7 +172,7 @@ impl Image {
         }
     }
 
-    /// What the registry answered.
+    /// The registry's answer, once there is one.
     pub(super) const fn known(&self) -> Option<&Want> {
         match &self.state {
             State::Known(want) => Some(want),
@@ -180,7 +180,7 @@ impl Image {
         }
     }
 
-    /// What is wanted, and whether hosts go on with it.
+    /// The wanted image, and whether hosts stage it now. Hosts only keep what they have of a previous image.
     pub(super) fn want(&self) -> Option<(&Want, bool)> {
         match &self.state {
             State::Known(want) => Some((want, true)),
@@ -190,8 +190,8 @@ impl Image {
         }
     }
 
-    /// Whether hosts may be staging an image for the object that isn't known here yet: after a start the registry has
-    /// to be asked again, and may be away.
+    /// Whether hosts may be staging an image for the object that this coordinator doesn't know yet. After a restart the
+    /// registry has to be asked again, and may be unreachable.
     pub(super) fn may_be_staging(&self, facts: &PrePullFacts) -> bool {
         match self.state {
             State::Asking { .. } => true,
@@ -203,7 +203,7 @@ impl Image {
         }
     }
 
-    /// When the object's deadline passes, where it has one.
+    /// When the object's deadline passes. `None` where the object has none.
     pub(super) fn deadline(&self, facts: &PrePullFacts) -> Option<SystemTime> {
         self.started_at.checked_add(facts.spec.deadline?.0)
     }
@@ -214,7 +214,7 @@ impl Image {
         matches!(self.state, State::Asking { .. })
     }
 
-    /// What becomes of what was wanted when the reference changes.
+    /// The image that stays wanted when the reference changes.
     fn into_previous(self) -> Option<Box<Want>> {
         match self.state {
             State::Known(want) => Some(want),
@@ -227,7 +227,7 @@ impl Image {
         self.asked != AskedBy::of(facts)
     }
 
-    /// Begins another try, where one is due.
+    /// Begins another try, if one is due. Returns whether a try began.
     fn retry(&mut self, now: Instant, facts: &PrePullFacts) -> bool {
         let asked_anew = self.is_asked_anew(facts);
         let State::Failed {
@@ -256,13 +256,13 @@ impl Resolving {
         self.images.get(key)
     }
 
-    /// The digest that an ImagePrePull's image was resolved to, if it is this image.
+    /// The digest that an ImagePrePull's image was resolved to. `None` where the image has another reference.
     pub(super) fn digest_of(&self, key: &ObjectKey, reference: &str) -> Option<Digest> {
         let image = self.images.get(key)?;
         image.digest.filter(|_| image.reference == reference)
     }
 
-    /// Brings what is asked for up to what the objects say.
+    /// Compares the objects with what was asked for. Returns the questions that are due.
     pub(super) fn look(&mut self, now: Now, index: &Index) -> Looked {
         let mut looked = Looked::default();
         self.images.retain(|key, _| {
@@ -273,7 +273,7 @@ impl Resolving {
             is_there
         });
         for (key, facts) in &index.prepulls {
-            // nothing new is made of one that can't be read; what is known of it from before stands
+            // nothing new is asked for an ImagePrePull that can't be read, and what is known of it stays
             if facts.unread {
                 continue;
             }
@@ -292,7 +292,7 @@ impl Resolving {
                 continue;
             }
             let before = self.images.remove(key);
-            // a coordinator that was restarted goes on with what was resolved before
+            // a coordinator that took over continues with the digest that was resolved before
             let status = facts.standing_status().filter(|_| before.is_none());
             let mut image = Image::new(now, facts, status);
             image.previous = before.and_then(Image::into_previous);
@@ -303,7 +303,7 @@ impl Resolving {
         looked
     }
 
-    /// The registry answered, or can't be asked. Whether that was about an image that is wanted still.
+    /// Takes in the registry's answer or failure. Returns whether the image is still wanted.
     pub(super) fn answered(&mut self, now: Instant, resolved: Resolved) -> bool {
         let Resolved {
             key,
@@ -344,8 +344,8 @@ impl Resolving {
         true
     }
 
-    /// Images whose objects were changed, or annotated anew, since they were asked for: what failed of them is to be
-    /// tried at once.
+    /// Images whose objects were changed or annotated since their image was last asked for. Failures of these images
+    /// are to be tried again at once.
     pub(super) fn urged(&self, index: &Index) -> Vec<(ObjectKey, Digest)> {
         let images = self.images.iter();
         images
@@ -358,14 +358,14 @@ impl Resolving {
             .collect()
     }
 
-    /// An image that was urged is tried.
+    /// The driver was told of an urged image.
     pub(super) fn heeded(&mut self, key: &ObjectKey, facts: &PrePullFacts) {
         if let Some(image) = self.images.get_mut(key) {
             image.asked = AskedBy::of(facts);
         }
     }
 
-    /// Every host that counts holds an ImagePrePull's image.
+    /// Every usable host holds an ImagePrePull's image at this time. The first such time is kept.
     pub(super) fn staged(&mut self, key: &ObjectKey, time: SystemTime) {
         if let Some(image) = self.images.get_mut(key) {
             image.staged_at.get_or_insert(time);
@@ -391,7 +391,7 @@ impl Resolving {
     }
 }
 
-/// How a coordinator before this one couldn't resolve the image.
+/// The failure to resolve the image that an earlier coordinator wrote into the status.
 fn unresolved_before(status: &ImagePrePullStatus) -> Option<Unresolved> {
     let before = Type::Resolved.of(status)?;
     (before.status == "False").then(|| Unresolved {
@@ -472,7 +472,7 @@ mod tests {
                 assert!(answer(&mut resolving, now, "r/i:1", None));
             }
         }
-        // pauses of 5 s that double up to 5 min, each shortened by up to a half
+        // the pauses start at 5 s, double up to 5 min, and are each shortened by up to a half
         assert!((12..40).contains(&tries), "{tries}");
         let now = start.after(Duration::from_hours(2));
         assert_eq!(resolving.look(now, &index).ask.len(), 1);
@@ -546,7 +546,7 @@ mod tests {
             let facts = &index.prepulls[&key()];
             assert!(image.may_be_staging(facts));
             answer(&mut resolving, now, "r/i:1", None);
-            // the registry is away: hosts may be staging what it said before
+            // the registry is unreachable, and hosts may be staging the image of its earlier answer
             let image = resolving.get(&key()).unwrap();
             assert_eq!(image.may_be_staging(facts), goes_on);
         }
@@ -563,7 +563,7 @@ mod tests {
         let annotated = json!({ "metadata": { "annotations": { "parbake.dev/retry-at": "now" } } });
         show(&mut index, "r/i:1", &annotated);
         assert_eq!(resolving.look(now, &index).ask.len(), 1);
-        // once it is known, hosts are urged instead
+        // once the image is known, hosts are urged instead
         answer(&mut resolving, now, "r/i:1", Some("image"));
         assert_eq!(resolving.urged(&index), []);
         show(&mut index, "r/i:1", &json!({ "spec": { "paused": true } }));

@@ -1,6 +1,6 @@
-//! Pull Secrets that ImagePrePulls name: each is used for the objects of its namespace that name it. They are read when
-//! an image is resolved, and every minute after: a password that was changed is used before the next pull token is
-//! asked for, and one that was taken back isn't used.
+//! The pull Secrets that ImagePrePulls name. Each Secret is used only for the objects of its namespace that name it.
+//! Secrets are read when an image is resolved, and every minute. So a changed password is used before the next pull
+//! token is asked for, and a withdrawn password isn't used any more.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,29 +20,30 @@ use crate::{
     resolve::{LearnError, Registries},
 };
 
-/// Between two looks at a Secret.
+/// The time between two reads of a Secret.
 const LOOK_EVERY: Duration = Duration::from_mins(1);
-/// The API server answers for one within this time.
+/// The API server answers for one Secret within this time.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a pull Secret can't be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SecretError {
-    /// It isn't there. Make it, or name another.
+    /// The Secret doesn't exist. Create it, or name another.
     #[error("Secret {0} doesn't exist")]
     Gone(ObjectKey),
-    /// It isn't one of docker's. Make it with `kubectl create secret docker-registry`.
+    /// The Secret isn't one of docker's. Create it with `kubectl create secret docker-registry`.
     #[error("Secret {0} has no .dockerconfigjson")]
     Other(ObjectKey),
-    /// What it holds can't be used.
+    /// The Secret's content can't be used.
     #[error("Secret {0}: {1}")]
     Learn(ObjectKey, LearnError),
-    /// The API server refuses, or can't be asked: name it in the chart's rbac.pullSecrets. What was read before counts.
+    /// The API server refuses or can't be asked. Name the Secret in the chart's rbac.pullSecrets. The content that was
+    /// read before still counts.
     #[error("Secret {0} can't be read: {1}")]
     Unread(ObjectKey, String),
 }
 
-/// The Secrets that are named, and how their last look went.
+/// The Secrets that are named, and the result of the last read of each.
 #[derive(Debug, Default)]
 pub(super) struct Secrets {
     looked: BTreeMap<ObjectKey, Instant>,
@@ -58,12 +59,12 @@ pub(super) fn named(index: &Index) -> BTreeSet<ObjectKey> {
 }
 
 impl Secrets {
-    /// What is wrong with this one.
+    /// What is wrong with this Secret. `None` where nothing is, or the Secret wasn't read yet.
     pub(super) fn trouble(&self, key: &ObjectKey) -> Option<String> {
         self.troubles.get(key).cloned()
     }
 
-    /// These are named: forgets all others, and returns those that are to be read now.
+    /// The Secrets among `named` that are to be read now. Forgets all others.
     pub(super) fn due(&mut self, now: Instant, named: BTreeSet<ObjectKey>) -> Vec<ObjectKey> {
         self.looked.retain(|key, _| named.contains(key));
         self.troubles.retain(|key, _| named.contains(key));
@@ -78,7 +79,7 @@ impl Secrets {
         due
     }
 
-    /// One was read, or not.
+    /// A Secret was read, or couldn't be. The result of a Secret that nobody names any more is ignored.
     pub(super) fn read(&mut self, key: ObjectKey, result: Result<(), SecretError>) {
         if !self.looked.contains_key(&key) {
             return;
@@ -96,7 +97,11 @@ impl Secrets {
     }
 }
 
-/// Reads a pull Secret and lets the registry client know what it holds, or that it holds nothing any more.
+/// Reads a pull Secret and passes its content to the registry client. If the content can't be used any more, the client
+/// forgets it.
+///
+/// # Errors
+/// The Secret is gone, unusable or can't be read. When it can't be read, the client keeps the earlier content.
 pub(super) async fn learn(
     client: Client,
     key: &ObjectKey,
@@ -142,7 +147,7 @@ mod tests {
         let both = named().into_iter().chain([key("b")]).collect();
         assert_eq!(secrets.due(last, both), [key("b")]);
         assert_eq!(secrets.due(now + LOOK_EVERY, named()), [key("a")]);
-        // forgotten meanwhile
+        // the Secret was forgotten in the meantime
         assert_eq!(secrets.due(now + LOOK_EVERY, BTreeSet::new()), []);
         assert_eq!(secrets.due(now + LOOK_EVERY, named()), [key("a")]);
     }

@@ -1,4 +1,4 @@
-//! What the keeper shows: rolls and Pods with the gate's own reasons.
+//! What the keeper shows through the API: rolls and Pods, with the gate's own reasons.
 
 use rollout::gate::{PodId, PodStatus, PoolStatus, Reason, Template, Verdict};
 
@@ -13,7 +13,7 @@ use crate::{
     view::{PodView, PoolView},
 };
 
-/// What is looked at.
+/// The facts that a view is made of.
 #[derive(Clone, Copy)]
 pub(super) struct Facts<'a> {
     pub(super) now: Now,
@@ -23,7 +23,7 @@ pub(super) struct Facts<'a> {
     pub(super) images: &'a Resolving,
 }
 
-/// All rolls, in the order in which their gates have a say.
+/// All rolls, in the order of their gates: where several gates select a Pod, the first counts.
 pub(super) fn pools(facts: Facts<'_>) -> Vec<PoolView> {
     let gates = facts.gating.gates().iter();
     gates.filter_map(|gate| pool(facts, gate)).collect()
@@ -65,7 +65,7 @@ fn pool(facts: Facts<'_>, gate: &PrePullGate) -> Option<PoolView> {
     })
 }
 
-/// One Pod; `None` where there is none of this name.
+/// One Pod. `None` where no Pod has this name.
 pub(super) fn pod(facts: Facts<'_>, key: &ObjectKey) -> Option<PodView> {
     let pod = facts.index.pods.get(key)?;
     let id = PodId(pod.uid.clone());
@@ -77,7 +77,7 @@ pub(super) fn pod(facts: Facts<'_>, key: &ObjectKey) -> Option<PodView> {
         let lag = lag_of(facts, gate, status);
         return Some(pod_of(facts, key, Some(found), found.verdict, &lag));
     }
-    // not gated, or not alive
+    // the Pod isn't gated, or isn't alive
     Some(pod_of(facts, key, None, facts.gating.explain(&id), ""))
 }
 
@@ -114,7 +114,7 @@ fn pod_of(
     }
 }
 
-/// Where a roll stands, with what people are told of it.
+/// The state of a roll, with the text about a lagging owner.
 pub(super) fn roll(facts: Facts<'_>, prepull: &ObjectKey) -> Option<Roll> {
     let status = facts.gating.status(prepull)?;
     let gate = facts.gating.gate(prepull);
@@ -126,14 +126,15 @@ pub(super) fn roll(facts: Facts<'_>, prepull: &ObjectKey) -> Option<Roll> {
     })
 }
 
-/// Who makes Pods of which other image, by which Pod that shows, and what lets the roll go on. Empty while nobody does.
+/// A text about an owner that makes another image: which owner, which image, which Pod shows it, and what lets the roll
+/// go on. Empty while no owner lags.
 fn lag_of(facts: Facts<'_>, gate: &PrePullGate, status: &PoolStatus) -> String {
     let Some(lag) = &status.lag else {
         return String::new();
     };
     let wanted = &gate.image;
     let says = facts.owners.lagging(facts.index, gate);
-    // the Pod that showed it, or the youngest that could have
+    // the Pod that showed the lag, or the youngest stale Pod, which could have
     let shown = lag.pod.as_ref().or_else(|| {
         let mut stale = status.pods.iter().filter(|pod| pod.stale);
         stale.next_back().map(|pod| &pod.pod)
@@ -177,7 +178,7 @@ fn lag_of(facts: Facts<'_>, gate: &PrePullGate, status: &PoolStatus) -> String {
     )
 }
 
-/// A reason for people: what keeps the Pod, and what would change it.
+/// A reason as text for people: what blocks the Pod, and what would change that.
 pub(super) fn reason_text(reason: Reason, node: Option<&str>) -> String {
     let node = node.unwrap_or("its node");
     match reason {

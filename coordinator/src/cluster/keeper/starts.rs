@@ -1,4 +1,4 @@
-//! How long Pods take from their creation to running, and whether they found the image on their Node.
+//! Measures how long Pods take from their creation to running, and whether they found the image on their Node.
 
 use std::{
     collections::BTreeMap,
@@ -7,23 +7,23 @@ use std::{
 
 use rollout::gate::Phase;
 
-/// Pods that were seen Pending, whose start is to be timed, by uid. The value says whether the Node held the image when
-/// the Pod was first seen there; `None` while the Pod has no Node.
+/// Pods that were seen Pending and whose start is being timed, by uid. The value says whether the Node held the image
+/// when the Pod was first seen there. The value is `None` while the Pod has no Node.
 #[derive(Debug, Default)]
 pub(super) struct Starts(BTreeMap<String, Option<bool>>);
 
-/// A Pod that came to run.
+/// A Pod started to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Start {
-    /// Whether its Node held the image when the Pod came there.
+    /// Whether the Pod's Node held the image when the Pod came there.
     pub(super) staged: bool,
-    /// From its creation to running.
+    /// The time from the Pod's creation to running.
     pub(super) took: Duration,
 }
 
 impl Starts {
-    /// A Pod is in this phase. `staged` says whether its Node holds the image now; `None` without a Node. Returns the
-    /// Pod's start, once and only when it was seen Pending before.
+    /// Takes in a Pod's phase. `staged` says whether the Pod's Node holds the image now, and is `None` without a Node.
+    /// Returns the Pod's start once, and only if the Pod was seen Pending before.
     pub(super) fn see(
         &mut self,
         time: SystemTime,
@@ -34,7 +34,7 @@ impl Starts {
     ) -> Option<Start> {
         match phase {
             Phase::Pending => {
-                // a Pod that had to wait for its pull finds the image there when it runs: what it met counts
+                // a Pod that waited for its own pull finds the image there when it runs, so the first sight counts
                 let met = self.0.entry(uid.to_owned()).or_default();
                 *met = met.or(staged);
                 None
@@ -53,7 +53,7 @@ impl Starts {
         }
     }
 
-    /// A Pod is gone.
+    /// Forgets a Pod that is gone.
     pub(super) fn forget(&mut self, uid: &str) {
         self.0.remove(uid);
     }
@@ -93,7 +93,7 @@ mod tests {
         for (uid, created, staged) in [
             ("b", None, Some(true)),
             ("c", Some(now), None),
-            // by another clock
+            // the time of creation is by another clock
             ("d", Some(now + MINUTE), Some(true)),
         ] {
             starts.see(now, uid, Phase::Pending, created, None);

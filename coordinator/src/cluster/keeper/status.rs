@@ -1,7 +1,7 @@
-//! Where an ImagePrePull stands, as its status says it: a function of what is known, without state of its own.
+//! The status of an ImagePrePull, as a function of the known facts. Nothing here has state of its own.
 //!
-//! A coordinator that takes over unsays nothing: what the one before wrote stands until the hosts have had time to say
-//! what they hold. What isn't known yet isn't zero.
+//! A coordinator that takes over retracts nothing: the earlier coordinator's status stays until the hosts have had time
+//! to report their images. A number that isn't known yet isn't shown as zero.
 
 use std::{
     collections::BTreeMap,
@@ -31,45 +31,46 @@ use crate::{
     view::{HostState, ImageView},
 };
 
-/// An owner whose template is patched a moment after the object is no trouble: it is named when it lags for longer.
+/// An owner's lag becomes a trouble after this long. A template that is patched a moment after the object is no
+/// trouble.
 const LAG_SHOWN: Duration = Duration::from_secs(3);
 
-/// What is known of an ImagePrePull.
+/// The known facts about an ImagePrePull.
 pub(super) struct Facts<'a> {
     pub(super) now: Now,
     pub(super) prepull: &'a PrePullFacts,
     pub(super) image: &'a Image,
-    /// The Nodes that it selects.
+    /// The Nodes that the ImagePrePull selects.
     pub(super) nodes: Vec<(&'a String, &'a NodeFacts)>,
     pub(super) hosts: &'a Hosts,
-    /// Where its roll stands; `None` where it gates nothing.
+    /// The state of the roll. `None` where the ImagePrePull gates nothing.
     pub(super) roll: Option<Roll>,
-    /// Trouble that others found: with its pull Secret, its webhook, or its gate.
+    /// Troubles that other parts found: with the pull Secret, the webhook, or the gate.
     pub(super) troubles: Vec<(Trouble, String)>,
 }
 
-/// Where a roll stands.
+/// The state of a roll.
 pub(super) struct Roll {
     pub(super) status: PoolStatus,
-    /// Who makes Pods of another image, for people. Empty while nobody does.
+    /// A text for people about an owner that makes another image. Empty while no owner lags.
     pub(super) lag: String,
-    /// What the owners of its Pods make is being read.
+    /// An owner's template is being read.
     pub(super) is_owner_unread: bool,
 }
 
-/// What the facts amount to.
+/// The result: the status and what follows from it.
 #[derive(Debug)]
 pub(super) struct Stands {
     pub(super) status: ImagePrePullStatus,
-    /// How staging does.
+    /// The stage, as Events report it.
     pub(super) stage: Stage,
-    /// Every host that counts holds the image.
+    /// Every usable host holds the image.
     pub(super) everywhere: bool,
     /// The deadline passed before the image was staged.
     pub(super) late: bool,
 }
 
-/// The status that an ImagePrePull has by these facts.
+/// The status that follows from these facts.
 pub(super) fn of(facts: &Facts<'_>) -> Stands {
     let Facts {
         now,
@@ -136,7 +137,7 @@ pub(super) fn of(facts: &Facts<'_>) -> Stands {
 // ---- staging
 // ---------------------------------------------------------------------------------------------------------
 
-/// The status as far as it counts hosts and bytes.
+/// The status with hosts and bytes counted, without conditions.
 fn measured(facts: &Facts<'_>) -> ImagePrePullStatus {
     let Facts { prepull, image, .. } = facts;
     let mut status = ImagePrePullStatus {
@@ -159,7 +160,7 @@ fn measured(facts: &Facts<'_>) -> ImagePrePullStatus {
     status
 }
 
-/// The selected Nodes that count.
+/// The selected Nodes that count for staging.
 fn usable<'a>(facts: &Facts<'a>) -> Vec<&'a String> {
     let nodes = facts.nodes.iter();
     nodes
@@ -168,8 +169,8 @@ fn usable<'a>(facts: &Facts<'a>) -> Vec<&'a String> {
         .collect()
 }
 
-/// Takes over from the status before what was known of the same image. `unheard` says whether hosts haven't been heard
-/// since this coordinator started, and may yet be.
+/// Takes numbers over from the earlier status of the same image. `unheard` says whether some hosts haven't reported
+/// since this coordinator started, and still have time to.
 fn carry_over(
     status: &mut ImagePrePullStatus,
     prepull: &PrePullFacts,
@@ -193,7 +194,8 @@ fn carry_over(
     }
 }
 
-/// Counts the hosts by state. Whether some of them haven't been heard since this coordinator started, and may yet be.
+/// Counts the hosts by state. Returns whether some hosts haven't reported since this coordinator started, and still
+/// have time to.
 fn count_hosts(
     facts: &Facts<'_>,
     status: &mut ImagePrePullStatus,
@@ -234,7 +236,7 @@ fn count_hosts(
                     });
                 }
             }
-            // present by the driver's book, not yet by name or golden
+            // the driver counts the image as present, and the host's fresh report doesn't name it by this reference yet
             Some((
                 HostState::Queued | HostState::Staging | HostState::Installing | HostState::Present,
                 host,
@@ -251,7 +253,7 @@ fn count_hosts(
     unheard && !all_had_time(facts.now.up)
 }
 
-/// The condition `Resolved`. A digest that is known stays known while the registry is away.
+/// The condition `Resolved`. A known digest stays known while the registry is unreachable.
 fn resolved(conditions: &mut Conditions<'_>, troubles: &mut Vec<(Trouble, String)>, image: &Image) {
     let trouble = image.trouble();
     match (image.digest(), trouble) {
@@ -352,7 +354,7 @@ fn staging_troubles(
 // ---- the gate
 // --------------------------------------------------------------------------------------------------------
 
-/// What blocks a roll, beside the image.
+/// The troubles that block a roll, besides those of the image.
 fn gate_troubles(troubles: &mut Vec<(Trouble, String)>, facts: &Facts<'_>, roll: &Roll) {
     let told = || Trouble::OwnerLags.told_by(&facts.prepull.status);
     match &roll.status.lag {
@@ -362,7 +364,7 @@ fn gate_troubles(troubles: &mut Vec<(Trouble, String)>, facts: &Facts<'_>, roll:
                 troubles.push((Trouble::OwnerLags, roll.lag.clone()));
             }
         }
-        // until the owner was read again, what the coordinator before knew stands
+        // until the owner is read again, the earlier coordinator's finding stays
         None if roll.status.is_rolling() && roll.is_owner_unread => {
             troubles.extend(told().map(|text| (Trouble::OwnerLags, text.to_owned())));
         }
@@ -404,7 +406,7 @@ fn rolling(
         "{} stale, {} in flight, cap {}",
         pool.stale, pool.in_flight, pool.cap
     );
-    // who came after the last stale Pod went takes no place
+    // Pods that came after the last stale Pod left take no place
     if pool.reserved > 0 && pool.is_rolling() {
         text = format!(
             "{text}, {} places kept for successors and labels on their way",
@@ -426,7 +428,8 @@ fn rolling(
     reason
 }
 
-/// What blocks stale Pods that don't only wait for their turn, by the gate's own names, most often first.
+/// The reasons that block stale Pods, except for a mere wait for their turn, by the gate's own names. The most frequent
+/// reason comes first.
 fn blocked(pool: &PoolStatus) -> Vec<(&'static str, usize)> {
     let stale = pool.pods.iter().filter(|pod| pod.stale);
     let reasons = stale.filter_map(|pod| match pod.verdict {
@@ -442,7 +445,7 @@ fn blocked(pool: &PoolStatus) -> Vec<(&'static str, usize)> {
     many
 }
 
-/// What the next gate can't see; nothing is kept of a roll that has nothing to remember.
+/// The facts that the next leader's gate can't see by itself. `None` where there is nothing to remember.
 fn memory(pool: &PoolStatus) -> Option<GateMemory> {
     let memory = GateMemory {
         awaited: i32::try_from(pool.awaited).unwrap_or(i32::MAX),
@@ -451,7 +454,7 @@ fn memory(pool: &PoolStatus) -> Option<GateMemory> {
     (memory != GateMemory::default()).then_some(memory)
 }
 
-/// Where it stands, in a word.
+/// The state, in a word.
 fn standing(
     image: &Image,
     paused: bool,
@@ -475,7 +478,7 @@ fn standing(
     }
 }
 
-/// What it stands there for while nothing is amiss, in a word.
+/// The reason for the state, in a word, while nothing is amiss.
 fn standing_reason(
     standing: Standing,
     staged: &StagedReason,
@@ -493,7 +496,7 @@ fn standing_reason(
     }
 }
 
-/// `node_cordoned` as reasons of conditions are written: `NodeCordoned`.
+/// A reason in the form that conditions use: `node_cordoned` becomes `NodeCordoned`.
 fn camel(name: &str) -> String {
     let words = name.split('_').map(|word| {
         let (first, rest) = word.split_at(usize::from(!word.is_empty()));

@@ -1,4 +1,4 @@
-//! When a status is written: what is new at once, what only moves every few seconds.
+//! When statuses are written: news at once, mere progress every few seconds. What a status says is decided in `status`.
 
 use std::{
     collections::BTreeMap,
@@ -15,15 +15,16 @@ use crate::cluster::{
     write::WriteError,
 };
 
-/// Where only bytes and the prediction changed, a status is written this often.
+/// The pause between two writes of a status in which only bytes, messages and the prediction changed.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
-/// A status that was written and isn't shown is written again this often: somebody else wrote, or the definition in the
-/// cluster is older than this coordinator and drops what it doesn't know.
+/// A status that was written and isn't shown by the watch is written again after this pause. Somebody else may have
+/// written, or the definition in the cluster is older than this coordinator and drops unknown fields.
 const AGAIN_EVERY: Duration = Duration::from_secs(10);
-/// The longest pause before a status is tried again: whoever takes over knows from it which Pods are awaited.
+/// The longest pause before a failed status is tried again. The pause is short because the next leader reads from the
+/// status how many Pods are awaited.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// The statuses that were written last.
+/// The last written statuses, and the writes under way.
 #[derive(Debug)]
 pub(super) struct Statuses {
     written: BTreeMap<ObjectKey, Written>,
@@ -33,7 +34,7 @@ pub(super) struct Statuses {
 #[derive(Debug)]
 struct Written {
     at: Instant,
-    /// `None` where the write failed.
+    /// The status that was written. `None` where the write failed.
     status: Option<ImagePrePullStatus>,
 }
 
@@ -45,7 +46,7 @@ impl Statuses {
         }
     }
 
-    /// The patch that makes the status that is shown this one, if it is to be written now. It counts as begun.
+    /// The patch from the shown status to this one, if it is to be written now. A returned patch counts as begun.
     pub(super) fn due(
         &mut self,
         now: Instant,
@@ -65,7 +66,7 @@ impl Statuses {
         Some(patch_of(status))
     }
 
-    /// A write ended.
+    /// A write of a status ended.
     pub(super) fn written(
         &mut self,
         now: Instant,
@@ -88,14 +89,14 @@ impl Statuses {
         }
     }
 
-    /// Forgets ImagePrePulls that aren't there any more.
+    /// Forgets ImagePrePulls that are gone.
     pub(super) fn keep(&mut self, is_there: impl Fn(&ObjectKey) -> bool) {
         self.written.retain(|key, _| is_there(key));
         self.writes.keep(is_there);
     }
 }
 
-/// Whether a status that isn't the one that is shown is to be written now.
+/// Whether a status that differs from the shown one is to be written now.
 fn is_due(
     now: Instant,
     written: Option<&Written>,
@@ -114,7 +115,7 @@ fn is_due(
     rested(PROGRESS_EVERY) || masked(status) != masked(before) || awaited(status) > awaited(before)
 }
 
-/// A status without what changes all the time.
+/// A status without the parts that change all the time.
 fn masked(status: &ImagePrePullStatus) -> ImagePrePullStatus {
     let gate = status.gate.map(|gate| GateMemory { awaited: 0, ..gate });
     let mut status = ImagePrePullStatus {
@@ -129,13 +130,13 @@ fn masked(status: &ImagePrePullStatus) -> ImagePrePullStatus {
     status
 }
 
-/// Pods whose successors the gate awaits. Where they are more, the status is written at once: whoever takes over goes
-/// by it.
+/// The number of Pods whose successors the gate awaits. When this number grows, the status is written at once, because
+/// the next leader relies on it.
 fn awaited(status: &ImagePrePullStatus) -> i32 {
     status.gate.map_or(0, |gate| gate.awaited)
 }
 
-/// A merge patch that leaves nothing of the status before.
+/// A merge patch that removes the earlier status's fields where this status has none.
 fn patch_of(status: &ImagePrePullStatus) -> Value {
     let mut value = serde_json::to_value(status).unwrap_or_default();
     if let Value::Object(fields) = &mut value {
@@ -176,14 +177,14 @@ mod tests {
         status
     }
 
-    /// Whether each of these statuses, one after another, is written so long after the first one was.
+    /// Whether the second status is written this long after the first one was.
     fn after(wait: Duration, next: &ImagePrePullStatus) -> bool {
         let (mut statuses, now) = (Statuses::new(), Instant::now());
         let (none, first) = (ImagePrePullStatus::default(), status(1, 1, 1));
         assert!(statuses.due(now, &key(), &first, &none).is_some());
         assert!(statuses.due(now, &key(), &first, &none).is_none());
         statuses.written(now, &key(), Ok(()));
-        // the cluster doesn't show it
+        // the cluster doesn't show the first status
         statuses.due(now + wait, &key(), next, &none).is_some()
     }
 

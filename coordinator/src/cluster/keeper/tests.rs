@@ -1,4 +1,5 @@
-//! The keeper with an API server that answers as it is told: every write is cut between decision and answer.
+//! The keeper with a fake API server, whose answers a test scripts. Each write can be cut off between decision and
+//! answer.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -40,42 +41,43 @@ mod told;
 mod watching;
 mod writes;
 
-/// How one write is answered.
+/// How the fake API server answers one write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
-    /// It is done.
+    /// The write is done and answered.
     Done,
-    /// It is done, but nobody hears of it.
+    /// The write is done, and its answer is lost.
     DoneUnheard,
-    /// It isn't done, and nobody hears of it.
+    /// The write isn't done, and its answer is lost.
     Unheard,
-    /// It isn't done, with this status.
+    /// The write isn't done, and is answered with this status.
     Status(u16),
-    /// It is done, with this status all the same.
+    /// The write is done, and is answered with this status nevertheless.
     DoneStatus(u16),
-    /// It isn't done, and the answer never comes.
+    /// The write isn't done, and its answer never comes.
     Silence,
 }
 
-/// One Pod, and how writes on it are answered; after the last answer all are done.
+/// The fake API server's state: one Pod, and the answers to writes on it. After the last scripted answer, all writes
+/// are done.
 #[derive(Debug)]
 struct Fake {
     pod: Option<Value>,
-    /// What the pull Secret holds, or the status that is answered instead.
+    /// The content of the pull Secret, or the status that a read of it is answered with.
     secret: Option<Result<String, u16>>,
-    /// ServiceAccounts, as metadata.
+    /// The ServiceAccounts, as metadata.
     accounts: Vec<Value>,
     answers: VecDeque<Answer>,
     writes: Vec<String>,
-    /// Objects that are read by path, or the status that is answered instead.
+    /// Objects by path, or the status that a read of the path is answered with.
     objects: BTreeMap<String, Result<Value, u16>>,
     /// How often a status was written.
     statuses: usize,
     /// Events that were written: reason and note.
     events: Vec<(String, String)>,
-    /// Events and labels of Nodes are never answered.
+    /// Whether writes of Events and Node labels are never answered.
     slow: bool,
-    /// Who wrote, by what each request says of itself: its query, and its User-Agent.
+    /// How each writing request identifies itself: its query, and its User-Agent.
     writers: BTreeSet<String>,
     agents: BTreeSet<String>,
 }
@@ -123,7 +125,7 @@ fn fake(shared: &Shared) -> Client {
     Client::new(router(shared.clone()), "default")
 }
 
-/// The same behind a port, reached as the program reaches an API server.
+/// The same server behind a TCP port, with the real program's client.
 async fn served(shared: &Shared, stop: &CancellationToken) -> (Client, JoinSet<()>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -179,7 +181,7 @@ async fn respond(shared: &Shared, request: Request) -> Response {
         return axum::Json(event).into_response();
     }
     if path.ends_with("/imageprepulls/pool/status") {
-        // as a definition that knows nothing of it
+        // the answer is that of a definition which doesn't know the status's fields
         fake.statuses += 1;
         return axum::Json(the_prepull()).into_response();
     }
@@ -245,7 +247,7 @@ fn failure(code: u16) -> Response {
         "message": "as told",
         "code": code,
     });
-    // who obeyed it would try again at once
+    // a client that obeyed this header would try again at once
     let again = [(http::header::RETRY_AFTER, "0")];
     let code = StatusCode::from_u16(code).unwrap();
     (code, again, axum::Json(status)).into_response()
@@ -317,14 +319,14 @@ struct Stand {
 }
 
 impl Stand {
-    /// A keeper that knows one stale Pod on a host that holds the image, and answers for its writes.
+    /// A keeper that knows one stale Pod on a host that holds the image, with scripted answers to its writes.
     fn new(phase: &str, answers: &[Answer]) -> Self {
         let shared = shared(phase, answers);
         let client = fake(&shared);
         Self::with(phase, shared, client, Duration::from_mins(1))
     }
 
-    /// As much of the term is left at each write.
+    /// A keeper whose term lasts for `left` at each write.
     fn with(phase: &str, shared: Shared, client: Client, left: Duration) -> Self {
         let leads = Arc::new(std::sync::atomic::AtomicBool::new(true));
         let may = leads.clone();
@@ -374,7 +376,7 @@ impl Stand {
         self.keeper.clock.now()
     }
 
-    /// What the gate is told beside objects.
+    /// Tells the gate something that isn't about an object.
     fn tell(&mut self, event: gate::Event) {
         let now = self.now();
         self.keeper.gating.tell(now, event);
@@ -385,20 +387,20 @@ impl Stand {
         self.keeper.act(now);
     }
 
-    /// What the keeper does every second.
+    /// Runs the work of every second.
     fn keep_up(&mut self) {
         let now = self.now();
         self.keeper.keep_up(now);
     }
 
-    /// As another coordinator that takes over: what this one learned and told itself is forgotten.
+    /// Forgets what this coordinator learned, as if another one took over.
     fn forget(&mut self) {
         self.keeper.images = Resolving::default();
         self.keeper.statuses = Statuses::new();
         self.keeper.notes = Notes::default();
     }
 
-    /// The host looked, and holds the image.
+    /// Tells the gate that the host looked and holds the image.
     fn hold(&mut self) {
         let holdings = [(digest(), ["r.test/i:2".to_owned()].into())].into();
         self.tell(gate::Event::Holds(
@@ -408,7 +410,7 @@ impl Stand {
         ));
     }
 
-    /// As if the registry had answered.
+    /// Resolves the image, as if the registry had answered.
     fn resolve(&mut self, digest: Digest) {
         let key = ObjectKey::new("ns", "pool");
         let gate = self.keeper.gating.gate(&key).unwrap();
@@ -421,7 +423,7 @@ impl Stand {
         self.act();
     }
 
-    /// The status as it would be written now.
+    /// The status that would be written now.
     fn status(&mut self) -> ImagePrePullStatus {
         let (key, now) = (ObjectKey::new("ns", "pool"), self.now());
         let stands = self
@@ -430,7 +432,7 @@ impl Stand {
         stands.unwrap().status
     }
 
-    /// What operators see of the Pod.
+    /// The Pod as operators see it.
     fn pod(&self) -> PodView {
         let shown = self.keeper.shown(self.now());
         show::pod(shown, &ObjectKey::new("ns", "p")).unwrap()
@@ -445,7 +447,7 @@ impl Stand {
         self.keeper.apply(Input::Seen(scope, seen));
     }
 
-    /// What the watch would show now.
+    /// Shows the keeper the Pod as the watch would show it now.
     fn watch(&mut self) {
         let pod = self.shared.lock().unwrap().pod.clone();
         match pod {
@@ -457,7 +459,7 @@ impl Stand {
         }
     }
 
-    /// Ends every job that is under way.
+    /// Waits until every job under way has ended.
     async fn settle(&mut self) {
         while let Some(job) = self.keeper.jobs.next().await {
             self.keeper.due = Instant::now() + Duration::from_hours(1);
@@ -465,7 +467,7 @@ impl Stand {
         }
     }
 
-    /// The gate's clock goes on, in steps that are shorter than a host's word counts.
+    /// Moves the gate's clock forward, in steps that are shorter than the time for which a host's report counts.
     async fn pass(&mut self, mut time: Duration) {
         while !time.is_zero() {
             let step = time.min(Duration::from_secs(10));
@@ -479,7 +481,7 @@ impl Stand {
         }
     }
 
-    /// Time passes for the keeper too: what it does every second is done, and what follows from it.
+    /// Moves the clocks of gate and Events forward once, and runs the work of a second.
     async fn tick(&mut self, time: Duration) {
         self.keeper.clock.skip(time);
         self.keeper.notes.age(time);
@@ -492,7 +494,7 @@ impl Stand {
         self.shared.lock().unwrap().events.clone()
     }
 
-    /// The condition of this type as it would be written now: status, reason, message.
+    /// The condition of this type that would be written now: status, reason, message.
     fn condition(&mut self, type_: &str) -> (String, String, String) {
         let status = self.status();
         let found = status.conditions.iter().find(|c| c.type_ == type_).unwrap();
@@ -503,7 +505,7 @@ impl Stand {
         )
     }
 
-    /// What the driver was told last to stage: hosts that go on, and hosts that keep what they have.
+    /// The last message to the driver: the number of hosts that stage, and of hosts that keep what they have.
     fn placed(&mut self) -> Option<(usize, usize)> {
         let mut last = None;
         while let Ok(input) = self.driver.try_recv() {
@@ -519,7 +521,7 @@ impl Stand {
         last
     }
 
-    /// The host enrolled.
+    /// Makes the host a member of the fleet.
     fn enrol(&mut self) {
         let host = crate::view::HostView {
             host: "mac-0".into(),
@@ -534,7 +536,7 @@ impl Stand {
         self.keeper.apply(Input::View(Arc::new(view)));
     }
 
-    /// The ImagePrePull with this in its spec.
+    /// Shows the ImagePrePull with these fields in its spec.
     fn edit(&mut self, spec: &Value, generation: i64) {
         let mut prepull = the_prepull();
         for (field, value) in spec.as_object().unwrap() {
@@ -545,7 +547,7 @@ impl Stand {
         self.keep_up();
     }
 
-    /// The registry answered so.
+    /// The registry answers with this image.
     fn answer(&mut self, image: &str, want: Want) {
         self.keeper.apply(resolved(image, Ok(want)));
         self.keep_up();
@@ -565,7 +567,7 @@ impl Stand {
     }
 }
 
-/// An answer of the registry about this image.
+/// The registry's answer about this image.
 fn resolved(image: &str, result: Result<Want, UnresolvedReason>) -> Input {
     let key = ObjectKey::new("ns", "pool");
     let result = result.map_err(|reason| Unresolved {

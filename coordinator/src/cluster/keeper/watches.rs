@@ -1,4 +1,4 @@
-//! How the watches fare: whether the whole cluster is known, and still seen.
+//! The state of the watches: whether the whole cluster is known, and whether the watches still see.
 
 use std::{
     collections::BTreeMap,
@@ -13,12 +13,12 @@ use crate::cluster::{
     watch::Seen,
 };
 
-/// A watch that sees nothing for this long makes what is known too old to act on.
+/// When a watch has seen nothing for this long, its facts are too old to act on.
 const BLIND: Duration = Duration::from_secs(30);
-/// Objects that can't be read are named once each, up to so many.
+/// The most unreadable objects that are named in the log, once each.
 const MAX_COMPLAINTS: usize = 1_000;
 
-/// How one watch fares.
+/// The state of one watch.
 #[derive(Debug, Default)]
 struct Watch {
     listed: bool,
@@ -35,7 +35,7 @@ pub(super) struct Watches {
 }
 
 impl Watches {
-    /// Watches of every kind in these namespaces, or in all where none is named. None has seen anything yet.
+    /// Watches of every kind in these namespaces. An empty list means all namespaces. No watch has seen anything yet.
     pub(super) fn new(namespaces: &[String]) -> Self {
         let scopes = scopes(namespaces).into_iter();
         Self {
@@ -45,12 +45,12 @@ impl Watches {
         }
     }
 
-    /// What is watched.
+    /// The scopes that are watched.
     pub(super) fn scopes(&self) -> impl Iterator<Item = &Scope> {
         self.all.keys()
     }
 
-    /// A watch sees something: brings the index up to it. Returns what changed.
+    /// Takes in what a watch sees, and updates the index. Returns the changes.
     pub(super) fn see(
         &mut self,
         now: Instant,
@@ -80,7 +80,7 @@ impl Watches {
                 change.into_iter().collect()
             }
             Seen::Listed => {
-                // not before the list is whole: until then what was missed stays missed
+                // recovery counts only when the list is whole: until then, missed changes stay missed
                 if std::mem::take(&mut watch.absent) | watch.blind_since.take().is_some() {
                     info!(kind = scope.kind.as_str(), "watch sees again");
                 }
@@ -88,7 +88,7 @@ impl Watches {
                 index.finish(scope)
             }
             Seen::Blind { absent: true, .. } if scope.kind == Kind::RunnerPools => {
-                // a cluster without runner pools: nothing to follow, and nothing wrong
+                // the cluster has no RunnerPools, so there is nothing to follow and nothing is wrong
                 (watch.absent, watch.listed, watch.blind_since) = (true, true, None);
                 index.begin(scope.clone());
                 index.finish(scope)
@@ -104,12 +104,13 @@ impl Watches {
         }
     }
 
-    /// Whether everything was known, and no watch had been blind for too long, when [`Self::look`] looked last.
+    /// The result of the last [`Self::look`]: whether everything was known, and no watch had been blind for too long.
     pub(super) const fn synced(&self) -> bool {
         self.synced
     }
 
-    /// Looks whether everything is known now, and no watch has been blind for too long. Returns it where it changed.
+    /// Checks whether everything is known now, and no watch has been blind for too long. Returns the result where it
+    /// changed.
     pub(super) fn look(&mut self, now: Instant, index: &Index) -> Option<bool> {
         let synced = self.all.values().all(|watch| {
             watch.listed
@@ -135,7 +136,7 @@ impl Watches {
         Some(synced)
     }
 
-    /// Whether the cluster lacks some kind, so that an object of it that isn't there may only be unseen.
+    /// Whether the cluster lacks some kind. If so, a missing object of that kind may only be unseen.
     pub(super) fn is_kind_absent(&self) -> bool {
         self.all.values().any(|watch| watch.absent)
     }
@@ -169,7 +170,7 @@ impl Watches {
     }
 }
 
-/// What an object that can't be read any more changes: it says nothing now.
+/// The changes by an object that can't be read any more: its facts are gone.
 fn changed_by(unreadable: &Unreadable) -> Vec<Change> {
     match unreadable.kind {
         Kind::PrePulls => vec![Change::PrePull(unreadable.key.clone())],
@@ -242,7 +243,7 @@ mod tests {
         let (now, mut index) = (Instant::now(), Index::default());
         let mut watches = listed(now, &mut index);
         watches.see(now, &mut index, &of(Kind::Pods), blind(false));
-        // a second failure doesn't begin anew
+        // a second failure doesn't restart the time
         let later = now + Duration::from_secs(20);
         watches.see(later, &mut index, &of(Kind::Pods), blind(false));
         let last = now + BLIND - Duration::from_millis(1);
@@ -268,7 +269,7 @@ mod tests {
         list(&mut watches, now, &mut index, Kind::PrePulls);
         assert_eq!(watches.look(now, &index), Some(true));
         assert!(watches.is_kind_absent());
-        // their definition is installed
+        // the kind's definition is installed
         list(&mut watches, now, &mut index, Kind::RunnerPools);
         assert!(!watches.is_kind_absent() && watches.synced());
     }

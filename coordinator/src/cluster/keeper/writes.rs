@@ -1,5 +1,5 @@
-//! Writes of one kind that are under way, and when one that failed is tried again: what fails for many objects at once
-//! doesn't become a storm.
+//! Tracks writes of one kind: which are under way, and when a failed write is tried again. The pauses grow, so that a
+//! failure for many objects at once doesn't become a storm.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +11,7 @@ use origin::Backoff;
 /// The first pause after a write that failed.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Writes by the objects that they are about: at most one of each object is under way.
+/// Writes by the object that they change. At most one write of each object is under way.
 #[derive(Debug)]
 pub(super) struct Writes<K> {
     longest: Duration,
@@ -27,7 +27,7 @@ struct Failed {
 }
 
 impl<K: Ord + Clone> Writes<K> {
-    /// No write was begun yet. Pauses after failures grow up to `longest`.
+    /// No write has begun yet. Pauses after failures grow up to `longest`.
     pub(super) const fn new(longest: Duration) -> Self {
         Self {
             longest,
@@ -36,7 +36,7 @@ impl<K: Ord + Clone> Writes<K> {
         }
     }
 
-    /// Whether a write of this object may begin: none is under way, and no pause runs.
+    /// Whether a write of this object may begin: none is under way, and no pause is running.
     pub(super) fn may_begin(&self, now: Instant, key: &K) -> bool {
         let pauses = self
             .failed
@@ -45,24 +45,24 @@ impl<K: Ord + Clone> Writes<K> {
         !pauses && !self.under_way.contains(key)
     }
 
-    /// Begins a write of this object, if it may begin. Whether it did.
+    /// Begins a write of this object, if one may begin. Returns whether it began.
     pub(super) fn begin(&mut self, now: Instant, key: &K) -> bool {
         self.may_begin(now, key) && self.under_way.insert(key.clone())
     }
 
-    /// The write went through, or there is nothing to write any more: failures before it are forgotten.
+    /// The write succeeded, or nothing is left to write. Earlier failures are forgotten.
     pub(super) fn done(&mut self, key: &K) {
         self.under_way.remove(key);
         self.failed.remove(key);
     }
 
-    /// The write ended without a failure that counts, such as one of an object that is gone.
+    /// The write ended without success and without a failure that counts, for example because its object is gone.
     pub(super) fn ended(&mut self, key: &K) {
         self.under_way.remove(key);
     }
 
-    /// The write failed, and waits before it is tried again. Whether that is worth a line in the log: the same failure
-    /// is, once.
+    /// The write failed and waits before it is tried again. Returns whether to log the error: repetitions of the same
+    /// error aren't logged.
     pub(super) fn failed(&mut self, now: Instant, key: &K, error: &str) -> bool {
         self.under_way.remove(key);
         let longest = self.longest;
@@ -77,7 +77,7 @@ impl<K: Ord + Clone> Writes<K> {
         news
     }
 
-    /// Forgets failures of objects that aren't there any more. Writes that are under way are still answered.
+    /// Forgets failures of objects that are gone. Writes that are under way are still answered.
     pub(super) fn keep(&mut self, is_there: impl Fn(&K) -> bool) {
         self.failed.retain(|key, _| is_there(key));
     }
@@ -98,7 +98,7 @@ mod tests {
             }
             now += Duration::from_secs(1);
         }
-        // without pauses it would be 3,600
+        // without pauses there would be 3,600 tries
         assert!((15..40).contains(&tries), "{tries}");
         assert_eq!(told, 1);
         assert!(writes.failed(now, &"node", "another"));
@@ -115,7 +115,7 @@ mod tests {
         let (mut writes, now) = (Writes::new(Duration::from_mins(1)), Instant::now());
         assert!(writes.begin(now, &1));
         assert!(!writes.begin(now, &1) && writes.begin(now, &2));
-        // an object that is gone is forgotten, and its write is answered all the same
+        // an object that is gone is forgotten, and its write is answered nevertheless
         writes.keep(|_| false);
         assert!(!writes.begin(now, &1));
         writes.ended(&1);

@@ -1,4 +1,4 @@
-//! The election's decisions, as one candidate takes them: no I/O, and the time is an argument.
+//! The election's decisions, as one candidate takes them. This file does no I/O, and the time is an argument.
 
 use std::time::Duration;
 
@@ -8,20 +8,20 @@ use crate::cluster::term::LAST_TERM;
 
 /// The Lease's name.
 pub const NAME: &str = "parbake-coordinator";
-/// The annotation of a lease that was made where there was none, until its holder leads.
+/// Marks a Lease that was made where there was none. The Lease carries the annotation until its holder leads.
 pub(super) const NEW: &str = "parbake.dev/new";
 
-/// What takes part in the election.
+/// The settings of a candidate in the election.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    /// How the holder is called: the Pod's name. A container that was started again in the same Pod takes its own lease
+    /// The holder's name in the Lease: the Pod's name. A container that restarts in the same Pod takes its own lease
     /// back at once.
     pub(crate) identity: String,
     /// How long the lease lasts without a renewal.
     pub(crate) duration: Duration,
 }
 
-/// Why an election ended that wasn't stopped.
+/// Why an election ended although nobody stopped it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LostError {
     /// No renewal succeeded in time. Another coordinator takes over.
@@ -30,7 +30,7 @@ pub enum LostError {
     /// Somebody else holds the lease.
     #[error("lease {NAME} was taken by {0}")]
     Taken(String),
-    /// Somebody removed the lease, so that anybody may make a new one.
+    /// Somebody removed the Lease, so anybody may make a new one.
     #[error("lease {NAME} was deleted while this coordinator led")]
     Deleted,
 }
@@ -41,14 +41,14 @@ pub(super) struct Record {
     pub(super) holder: Option<String>,
     pub(super) transitions: u32,
     pub(super) duration: Duration,
-    /// Told apart, never compared with a clock.
+    /// Compared only with other values of this field, never with a clock.
     pub(super) renewed: Option<jiff::Timestamp>,
-    /// Since when the holder has held it. For people; nothing is decided by it.
+    /// When the holder acquired the lease. For people only; nothing is decided by this time.
     pub(super) acquired: Option<jiff::Timestamp>,
-    /// Nobody has led by it yet, and somebody may lead still by one that was deleted.
+    /// Nobody has led by this Lease yet, and the holder of a deleted Lease may still lead.
     pub(super) new: bool,
     pub(super) version: Option<String>,
-    /// A Lease that was deleted and made anew has another one.
+    /// Tells a Lease from a deleted one of the same name.
     pub(super) uid: Option<String>,
 }
 
@@ -72,43 +72,44 @@ impl Record {
         }
     }
 
-    /// Whether the holder gave a sign of life between the two.
+    /// Whether both records show the same term and the same renewal: the holder gave no sign of life between them.
     fn same_term(&self, other: &Self) -> bool {
         (&self.holder, self.transitions, self.renewed)
             == (&other.holder, other.transitions, other.renewed)
     }
 }
 
-/// What to do next.
+/// The next step of a candidate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Ask for the lease.
     Look,
     /// Write the lease with ourselves as its holder.
     Take,
-    /// Write it again.
+    /// Write the lease again.
     Renew,
-    /// Nothing until then, at the latest.
+    /// Do nothing for now. The next step is due at this time at the latest.
     Wait(Duration),
     /// We don't lead any more.
     Lose(LostError),
 }
 
-/// The election, as one candidate sees it. Times are of [`clock`].
+/// The election, as one candidate sees it. All times are times of [`clock`].
 #[derive(Clone, Debug)]
 pub(super) struct Election {
     settings: Settings,
-    /// What was seen last, and since when it has been like that. `None` inside: there is no lease.
+    /// The record that was seen last, and since when it has been unchanged. The inner `None` means that there is no
+    /// lease.
     seen: Option<(Option<Record>, Duration)>,
-    /// The longest duration of a lease that was seen with a holder.
+    /// The longest duration of any lease that was seen with a holder.
     longest: Option<Duration>,
-    /// The term in the Secret when it was looked at last: 0 where nobody has led yet.
+    /// The term in the Secret when the Secret was last read. 0 where nobody has led yet.
     claimed: u32,
-    /// When it was looked at last.
+    /// When the lease was last looked at.
     looked: Duration,
     /// When the last renewal that succeeded was sent, while we hold the lease.
     renewed: Option<Duration>,
-    /// Who holds the lease leads from then on.
+    /// Whoever holds the lease leads only from this time on.
     from: Duration,
 }
 
@@ -129,27 +130,27 @@ impl Election {
         &self.settings
     }
 
-    /// The Secret has this term.
+    /// Tells the election that the Secret has this term.
     pub(super) const fn claimed(&mut self, term: u32) {
         self.claimed = term;
     }
 
-    /// Whether the lease is this candidate's, and leads to nothing yet.
+    /// Whether this candidate holds the lease and may not lead yet.
     pub(super) fn waits(&self, now: Duration) -> bool {
         self.renewed.is_some() && self.leads(now).is_none()
     }
 
-    /// Renewals, and looks at another's lease, are this far apart.
+    /// The time between two renewals, and between two looks at another's lease.
     fn pace(&self) -> Duration {
         self.settings.duration / 5
     }
 
-    /// When a leader has to have stopped.
+    /// When a leader must have stopped.
     pub(super) fn end(&self) -> Option<Duration> {
         Some(self.renewed? + self.settings.duration / 3 * 2)
     }
 
-    /// The server has this, at a time before `now`.
+    /// The server had this record at a time before `now`.
     pub(super) fn see(&mut self, record: Option<Record>, now: Duration) {
         let since = match (&self.seen, &record) {
             (Some((Some(before), since)), Some(record)) if before.same_term(record) => *since,
@@ -168,13 +169,14 @@ impl Election {
         self.seen.as_ref()?.0.as_ref()
     }
 
-    /// The number of the term that begins if we take the lease now: greater than all before.
+    /// The number of the term that begins if we take the lease now. The number is greater than that of every term
+    /// before, up to [`LAST_TERM`].
     pub(super) fn next_number(&self) -> u32 {
         let last = self.record().map_or(0, |record| record.transitions);
         last.max(self.claimed).saturating_add(1).min(LAST_TERM)
     }
 
-    /// Whether the lease that we write now is new.
+    /// Whether the lease that we write now carries the [`NEW`] mark.
     pub(super) fn is_new(&self, step: &Step, now: Duration) -> bool {
         match step {
             Step::Take => self.record().is_none_or(|record| record.new),
@@ -182,11 +184,11 @@ impl Election {
         }
     }
 
-    /// How long after it took a new lease its holder has to wait until it leads. Whoever held one before stops two
-    /// thirds of the duration after its last renewal, which was before this.
+    /// How long the holder of a new lease waits before it leads. An earlier holder stops two thirds of the duration
+    /// after its last renewal, and that renewal happened before the new lease was made.
     fn fence(&self) -> Duration {
         let duration = match self.longest {
-            // Another version of this program, or another setting, may have written a longer one.
+            // Another version of this program, or another setting, may have written a longer duration.
             Some(longest) => longest.max(self.settings.duration),
             None if self.claimed > 0 => self.settings.duration,
             None => Duration::ZERO,
@@ -208,7 +210,7 @@ impl Election {
         self.renewed = Some(sent);
     }
 
-    /// Until when we lead, where we do.
+    /// The time until which we lead. `None` while we don't lead.
     pub(super) fn leads(&self, now: Duration) -> Option<Duration> {
         self.end().filter(|_| now >= self.from)
     }
@@ -242,7 +244,7 @@ impl Election {
         let free = match &record.holder {
             None => now,
             Some(holder) if *holder == self.settings.identity => now,
-            // Another version of this program, or another setting, may have written a longer one.
+            // Another version of this program, or another setting, may have written a longer duration.
             Some(_) => *since + record.duration.max(self.settings.duration),
         };
         if now >= free {

@@ -1,9 +1,9 @@
-//! What people see of a history: bars, lines and pictures, compared with what is true.
+//! Checks what people see of a history: bars, lines and pictures are compared with the truth.
 
 use super::*;
 
 impl Play {
-    /// No bar goes back while one staging lasts, whatever happens to agents and coordinator.
+    /// No bar goes back while one staging lasts, whatever happens to the agents and the coordinator.
     pub(super) fn check_bars(&mut self) {
         let Some(shown) = &self.shown else { return };
         for (host, truth) in shown.hosts.iter().zip(&self.hosts) {
@@ -16,7 +16,7 @@ impl Play {
                 let same = *begun == truth.begun_at_ms && truth.state != HostState::Gone;
                 assert!(held >= *before || !same, "{at}: {before} before");
             }
-            // nothing is claimed that never was there
+            // a bar never claims bytes that were never there
             let most = match truth.state {
                 HostState::Present | HostState::Installing => self.total,
                 _ => truth.most,
@@ -36,7 +36,7 @@ impl Play {
         assert!(!line.contains('\n'));
     }
 
-    /// What the first line of a picture and the line of a pipe have in common.
+    /// Checks what the first line of a picture and the line in a pipe have in common.
     pub(super) fn check_words(&self, line: &str, shown: &ImageView, contact: &Contact) {
         let at = format!("{} s: {line}", self.now / 1_000);
         let sum = |of: fn(&HostProgress) -> u64| shown.hosts.iter().map(of).sum::<u64>();
@@ -84,7 +84,7 @@ impl Play {
         for line in &picture {
             assert!(line.chars().count() <= room.columns, "{at}\n{line}");
         }
-        // at 80 columns what matters of the fleet and of each host is in sight
+        // at 80 columns, everything important about the fleet and each host is visible
         if room.columns < 80 {
             return;
         }
@@ -92,7 +92,7 @@ impl Play {
         if !fresh {
             assert!(!at.contains("/s,"), "{at}");
         }
-        // what is said of the fleet is in sight as a whole
+        // the line about the fleet is visible as a whole
         let said: Vec<&str> = picture.iter().take(4).map(String::as_str).collect();
         let said = said.join(" ");
         let line = frame::line(shown, &contact);
@@ -122,7 +122,7 @@ impl Play {
                     .starts_with(&format!("{percent}% {}", host.state.as_str())),
                 "{at}\n{row}"
             );
-            // full when all is there, and not before
+            // the bar is full when all bytes are there, and not before
             assert_eq!(
                 !bar.is_empty() && bar.chars().all(|c| c == '='),
                 percent == 100,

@@ -1,20 +1,21 @@
-//! A host of a history as it is, and what it says of itself.
+//! The true state of a history's host, and what the host reports.
 
 use super::*;
 
-/// A host as it is.
+/// The true state of a host.
 pub(super) struct Truth {
     pub(super) name: String,
     pub(super) alive: bool,
     pub(super) session: Option<(u64, Receiver<Arc<message::Order>>)>,
-    /// Without a session since then, as the coordinator knows it; `None`: it hasn't heard of the host since its start.
+    /// Since when the host has had no session, as far as the coordinator knows; `None`: the coordinator hasn't heard of
+    /// the host since its start.
     pub(super) lost_at: Option<u64>,
     pub(super) ordered: bool,
     pub(super) state: HostState,
     pub(super) held: u64,
-    /// The most that was held in this staging: what is shown doesn't go back.
+    /// The most bytes that were held in this staging. The number that is shown doesn't fall below it.
     pub(super) most: u64,
-    /// The most of it that this coordinator was told since its start.
+    /// The most of these bytes of which this coordinator was told since its start.
     pub(super) told: u64,
     pub(super) begun_at_ms: u64,
     pub(super) rate: u64,
@@ -25,7 +26,7 @@ pub(super) struct Truth {
     pub(super) reported_at: u64,
     pub(super) dirty: bool,
     pub(super) leases: Vec<Vec<u8>>,
-    /// The newest order about names of this session.
+    /// The number of this session's newest order about names.
     pub(super) names: u64,
 }
 
@@ -63,7 +64,7 @@ impl Truth {
         self.dirty = true;
     }
 
-    /// A step of its life. `total`: of the image.
+    /// One step of the model. `total` is the image's size in bytes.
     pub(super) fn live(&mut self, now: u64, total: u64) {
         if !self.alive {
             return;

@@ -1,4 +1,4 @@
-//! Wants of operators and of the cluster, and what follows from each.
+//! Tests wants of operators and of the cluster, and what follows from them.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::wants::tests::want;
 
-/// Images, and hosts that hold nothing.
+/// Wanted images, and hosts that hold nothing.
 struct World {
     images: Images,
     hosts: Hosts,
@@ -29,7 +29,7 @@ impl World {
         this
     }
 
-    /// Images, and the moment of the next change.
+    /// The wanted images, and the moment of the next change.
     fn next(&mut self) -> (&mut Images, At<'_>) {
         self.asks += 1;
         let at = At {
@@ -68,7 +68,7 @@ fn named(seed: &str, name: &str) -> Want {
     }
 }
 
-/// What the plan is told, in short.
+/// The events for the plan, in short form.
 fn told(changes: &Changes) -> Vec<(&'static str, Digest)> {
     let one = |event: &Event| match event {
         Event::Wanted { image, .. } => ("wanted", *image),

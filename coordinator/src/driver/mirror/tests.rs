@@ -10,7 +10,7 @@ fn wants(blobs: &[(Digest, u64)]) -> Report {
     numbered(1, blobs)
 }
 
-/// Wants with one number.
+/// A report of wants that all have this number.
 fn numbered(number: u64, blobs: &[(Digest, u64)]) -> Report {
     let wants = blobs.iter().map(|(digest, size)| MirrorWant {
         content: digest.as_bytes().to_vec(),
@@ -25,7 +25,7 @@ fn numbered(number: u64, blobs: &[(Digest, u64)]) -> Report {
     }
 }
 
-/// Lets blobs go that nobody asks for. Whether there were any.
+/// Forgets the blobs that nobody asks for. Returns whether there were any.
 fn forget(world: &mut World) -> bool {
     let driver = &mut world.driver;
     let any = driver
@@ -65,7 +65,7 @@ async fn a_blob_is_leased_to_one_of_those_that_ask_and_not_again_to_one_that_ask
     };
     world.report("a", a, report);
     world.report("b", b, wants(&[]));
-    // nobody asks now, but who has it isn't forgotten yet
+    // nobody asks now, but the hosts that have the blob aren't forgotten yet
     world.report("b", b, wants(&[(blob, 3 << 20)]));
     world.settle();
     for queue in [&mut to_a, &mut to_b, &mut to_c] {
@@ -80,7 +80,7 @@ async fn a_holder_that_asks_anew_holds_it_no_longer() {
     let (a, mut to_a) = world.open("a", World::hello());
     world.report("a", a, wants(&[(blob, 1)]));
     assert_eq!(taken(&mut to_a, leased), [blob]);
-    // it came, left the cache, and a client asked again, all between two reports
+    // the blob came, left the cache, and a client asked for it again, all between two reports
     let done = LeaseState {
         content: blob.as_bytes().to_vec(),
         chunks: 1,
@@ -144,7 +144,7 @@ async fn what_a_host_may_ask_for_is_bounded_and_nonsense_is_passed_over() {
     assert!(world.driver.mirror.hosts.is_empty());
     assert!(forget(&mut world));
     assert!(world.driver.mirror.blobs.is_empty());
-    // others may fill the fleet's bound; those that linger make room
+    // other hosts may reach the fleet's bound; blobs that linger make room
     for host in 0..=MAX_BLOBS / MAX_MIRROR_WANTS {
         let name = format!("host-{host}");
         let (session, _queue) = world.open(&name, World::hello());
@@ -189,10 +189,10 @@ async fn a_host_that_waits_its_turn_is_told_so_and_one_that_nobody_serves_is_not
     world.driver.apply(super::super::Input::Tick);
     assert_eq!(taken(&mut to_a, queued), [6]);
     assert_eq!(taken(&mut to_b, queued), [2]);
-    // not at every tick
+    // the queue isn't told at every tick
     world.driver.apply(super::super::Input::Tick);
     assert_eq!(taken(&mut to_a, queued), [] as [usize; 0]);
-    // nothing came of any of them for so long that the leases have passed on
+    // nothing came of any blob for so long that the leases have passed on
     world.settle();
     while to_a.try_recv().is_ok() {}
     world.driver.started -= TELL_EVERY;
@@ -209,12 +209,12 @@ async fn hosts_that_say_another_size_have_a_blob_of_their_own_and_wait_for_nobod
     let (b, mut to_b) = world.open("b", World::hello());
     world.report("rogue", rogue, wants(&[(blob, 1)]));
     assert_eq!(taken(&mut to_rogue, leased), [blob]);
-    // both say the same of it: one of them is leased it at once, by the digest that hosts know
+    // both name the same size: one of them gets a lease at once, under the digest that hosts know
     world.report("a", a, wants(&[(blob, 3 << 20)]));
     world.report("b", b, wants(&[(blob, 3 << 20)]));
     assert_eq!(taken(&mut to_a, leased), [blob]);
     assert_eq!(taken(&mut to_b, leased), []);
-    // what each says of its lease is about its own: the rogue's end says nothing of the other
+    // a host's words are about the blob of its own size: the end of the rogue's lease says nothing of the other blob
     let state = |end: LeaseEnd, chunks| Report {
         leases: vec![LeaseState {
             content: blob.as_bytes().to_vec(),
@@ -237,7 +237,7 @@ async fn hosts_that_say_another_size_have_a_blob_of_their_own_and_wait_for_nobod
     world.report("a", a, state(LeaseEnd::Done, 3));
     world.settle();
     assert_eq!(taken(&mut to_b, leased), [], "it is there");
-    // all is forgotten with the last who asked, and the rogue's next want is as good as any
+    // everything is forgotten after the last host stops asking; then the rogue's next want is as good as any
     for (host, session) in [("rogue", rogue), ("a", a), ("b", b)] {
         world.report(host, session, wants(&[]));
     }
@@ -262,7 +262,7 @@ async fn a_host_that_changes_its_mind_about_a_size_is_meant_by_the_last_one() {
     assert_eq!(world.driver.mirror.digest(other), blob);
     world.report("b", b, numbered(2, &[(blob, 1)]));
     assert_eq!(world.driver.mirror.meant(&id, blob), blob);
-    // nobody wants the other size any more: its lease is taken back by the digest that the host knows
+    // nobody wants the other size any more, so its lease is revoked under the digest that the host knows
     world.settle();
     forget(&mut world);
     let revoked = |kind: &Kind| match kind {
@@ -303,7 +303,7 @@ async fn a_host_whose_session_is_given_up_waits_for_nothing_any_more() {
     let (a, stuck) = world.open("a", World::hello());
     world.report("a", a, wants(&[(blob, 1)]));
     assert_eq!(world.driver.mirror.hosts.len(), 1);
-    // it takes no orders, until there is no room for one more
+    // the host takes no orders, until its queue is full
     let host = "a".parse().unwrap();
     while world.driver.members.sessions().is_open(&host) {
         let now = world.driver.now();
@@ -313,7 +313,7 @@ async fn a_host_whose_session_is_given_up_waits_for_nothing_any_more() {
     }
     assert_eq!(stuck.len(), crate::driver::ORDERS);
     assert!(world.driver.mirror.hosts.is_empty());
-    // its goodbye comes late, and is no news
+    // the end of its session comes late, and changes nothing
     world
         .driver
         .apply(crate::driver::Input::Closed { host, session: a });

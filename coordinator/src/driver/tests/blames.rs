@@ -1,4 +1,4 @@
-//! Hosts that hold something against others, with proofs and without.
+//! Tests blames, with proofs and without.
 
 use super::*;
 
@@ -70,16 +70,16 @@ fn a_host_that_is_blamed_for_bytes_is_asked_to_look_at_them_once() {
     let chunks: Vec<_> = asked.concat().iter().map(|asked| asked.chunk).collect();
     assert_eq!((asked.len(), chunks), (1, vec![3, 9]));
     assert_eq!(asked[0][0].content, vec![7; 32]);
-    // one order however many blames
+    // one order, however many blames
     let many: Vec<u32> = (0..500).collect();
     let asked = blame(&mut world, &many, message::BlameKind::Bytes);
     assert_eq!(
         (asked.len(), asked[0].len()),
         (1, crate::driver::blames::MAX_BLAMES)
     );
-    // a false link says nothing of the disk
+    // a blame of a false link doesn't ask for a look at the disk
     assert!(blame(&mut world, &[3], message::BlameKind::Link).is_empty());
-    // nor is it heard more than so often in a minute: 3, 16 and 1 so far, and 44 more
+    // a host is heard only 64 times a minute: 3, 16 and 1 so far, and 44 more
     let heard = [16, 16, 12, 0];
     for (round, heard) in (1..).zip(heard) {
         let chunks: Vec<u32> = (round * 1_000..round * 1_000 + 100).collect();
@@ -100,7 +100,7 @@ fn a_flood_of_blames_costs_the_coordinator_little() {
     let began = Instant::now();
     let mut said = 0;
     for host in &hosts[1..] {
-        // with more of them its session would end
+        // with more blames in a report, the session would end
         let blames = (0u32..2_560).map(|number| message::Blame {
             host: host.clone(),
             maker: host.clone(),
@@ -128,7 +128,7 @@ fn a_flood_of_blames_costs_the_coordinator_little() {
     assert!(view.hosts.values().all(|host| !host.quarantined));
 }
 
-/// A link that this host made under its number, or vouched for (0), with a ticket of the fleet's authority.
+/// A link that this host made in the run of this number, or vouched for (0), with a ticket of the fleet's authority.
 fn signed(
     world: &World,
     maker: &str,
@@ -190,7 +190,7 @@ fn two_links_that_a_host_signed_and_that_contradict_each_other_convict_it() {
     let mut world = World::new();
     let (_, _liar) = world.open("liar", World::hello());
     let (session, _one) = world.open("one", World::hello());
-    // what isn't signed by the host, or is true of one another, says nothing
+    // links that the host didn't sign, or that don't contradict each other, prove nothing
     let mut forged = signed(&world, "liar", 1, 5, 2, 9);
     forged.statement.signature[0] ^= 1;
     let first = signed(&world, "liar", 1, 4, 1, 2);
@@ -198,12 +198,12 @@ fn two_links_that_a_host_signed_and_that_contradict_each_other_convict_it() {
     let after = signed(&world, "liar", 1, 5, 2, 3);
     world.report("one", session, shown(&[first.clone(), after]));
     assert_eq!(blamed(&mut world, "liar"), (0, false));
-    // nor do two hosts' that differ, whoever is blamed for it
+    // two links of different hosts prove nothing, whichever host the blame names
     let (two, _two) = world.open("two", World::hello());
     let other = signed(&world, "two", 1, 5, 8, 9);
     world.report("two", two, shown(&[first.clone(), other]));
     assert_eq!(blamed(&mut world, "liar"), (0, false));
-    // one word that shows them is enough
+    // one blame that shows both links is enough
     let apart = signed(&world, "liar", 1, 5, 8, 9);
     world.report("two", two, shown(&[first, apart]));
     assert_eq!(blamed(&mut world, "liar"), (1, true));
@@ -229,7 +229,7 @@ fn false_registry_bytes_blame_no_host() {
         world.driver.metrics.blames.get_or_create(&label).get()
     };
     assert_eq!((kinds(&world, "made"), kinds(&world, "link")), (5, 0));
-    // what it vouched for it says to have verified
+    // a host that vouches for a link says that it has verified it
     for number in 5..9 {
         let (session, _) = world.open(&format!("other-{number}"), World::hello());
         world.report(

@@ -1,4 +1,4 @@
-//! What the cluster's objects want, beside what operators want.
+//! Tests the wants of the cluster's objects, beside operators' wants.
 
 use super::*;
 
@@ -30,7 +30,7 @@ fn what_the_cluster_wants_outlives_a_cancel_and_ends_with_its_objects() {
     }));
     assert_eq!(selected(&world), Some((1, 1)));
 
-    // what the objects limit reaches hosts, and goes with them
+    // the objects' limits reach hosts, and end with the objects
     while orders.try_recv().is_ok() {}
     let limits = Limits {
         bandwidth: BandwidthRequest {
@@ -67,7 +67,7 @@ fn what_the_cluster_wants_beyond_the_most_images_waits_until_there_is_room() {
         (view.images.len(), view.waiting.len())
     };
     assert_eq!(shown(&world), (MAX_WANTS, 2));
-    // told again, nothing changes; with one less, one of them has its turn
+    // the same wants again change nothing; with one less, one that waits has its turn
     place(&mut world, all.clone(), Limits::default());
     assert_eq!(shown(&world), (MAX_WANTS, 2));
     let waits: Vec<Digest> = world
@@ -89,7 +89,7 @@ fn what_the_cluster_wants_beyond_the_most_images_waits_until_there_is_room() {
     };
     place(&mut world, fewer(1), Limits::default());
     assert_eq!(shown(&world), (MAX_WANTS, 1));
-    // nobody wants what waits any more
+    // nobody wants the images that wait any more
     let without: Vec<Want> = all
         .iter()
         .filter(|want| !waits.contains(&want.digest()))
@@ -98,7 +98,7 @@ fn what_the_cluster_wants_beyond_the_most_images_waits_until_there_is_room() {
     place(&mut world, without, Limits::default());
     assert_eq!(shown(&world), (MAX_WANTS, 0));
 
-    // room that operators make is taken as well
+    // room that operators make is used too
     let mut world = World::new();
     world.open("mini-1", World::hello());
     drop(world.stage("asked"));

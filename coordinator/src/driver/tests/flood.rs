@@ -1,4 +1,4 @@
-//! One host says as much as it can, again and again: it costs the others nothing, and the log little.
+//! Tests a host that says as much as it can, again and again. It must cost other hosts nothing, and the log little.
 
 use std::{
     io::Write,
@@ -12,7 +12,7 @@ use tracing::Level;
 
 use super::*;
 
-/// What the log has, from `INFO` on.
+/// The log, from `INFO` on.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -21,7 +21,7 @@ impl Log {
         self.0.lock().unwrap()
     }
 
-    /// Runs this, and returns the lines that it wrote.
+    /// Runs `run`, and returns the log lines that it wrote.
     fn of(run: impl FnOnce()) -> Vec<String> {
         let log = Self::default();
         let writer = log.clone();
@@ -47,7 +47,7 @@ impl Write for Log {
     }
 }
 
-/// An image that is being staged on `a`, which has a lease of it; `rogue` is there too, and isn't asked for anything.
+/// An image is being staged on `a`, which has a lease of its content. `rogue` is connected, and has no order.
 fn staging() -> (World, u64, Vec<u8>, Vec<u8>) {
     let mut world = World::new();
     let (a, mut orders) = world.open("a", World::hello());
@@ -117,7 +117,7 @@ async fn leases_that_a_host_never_had_are_neither_logged_nor_counted_nor_remembe
     assert!(world.driver.staging.leases().bad_contents() == 0);
     let said = |world: &World| world.driver.staging.leases().says_anything();
     assert!(!said(&world));
-    // the same words of whoever has the lease count
+    // the same words count when they come from the holder of the lease
     let a = world
         .driver
         .members
@@ -141,7 +141,8 @@ async fn leases_that_a_host_never_had_are_neither_logged_nor_counted_nor_remembe
 #[tokio::test]
 async fn a_host_that_takes_back_the_same_again_and_again_fills_no_log_and_no_queue() {
     let (mut world, rogue, _, content) = staging();
-    // a coordinator that has just started believes whoever may have had a lease of the one before
+    // a coordinator that has just started believes any host, because the host may have had a lease of the earlier
+    // coordinator
     let (_b, mut to_b) = world.open("b", World::hello());
     let log = Log::of(|| {
         for at in 0..100 {
@@ -182,7 +183,7 @@ async fn a_host_that_names_one_image_thousands_of_times_is_heard_once() {
     assert_eq!(report.images, [gone(2_559)]);
     let log = Log::of(|| world.report("rogue", rogue, report.clone()));
     assert_eq!(log, Vec::<String>::new());
-    // 5,000 of them end its session
+    // 5,000 images end the host's session
     report.images = (0..5_000).map(gone).collect();
     let excess = intake::cut(&mut report, intake::most_leases(4)).unwrap_err();
     let said = excess.to_string();

@@ -1,4 +1,4 @@
-//! Names: what hosts are told of them, and what of their words counts.
+//! Tests names: what hosts are told of them, and which words of hosts about them count.
 
 use proto::{Reason, ToldReason};
 
@@ -10,7 +10,7 @@ use crate::{
 
 mod model;
 
-/// A host with an agent that looks when it is told of names, and says so.
+/// A host whose agent looks at its disk when it is told names, and says so.
 struct Mini {
     session: u64,
     orders: Receiver<Arc<message::Order>>,
@@ -26,7 +26,7 @@ impl Mini {
         Self { session, orders }
     }
 
-    /// The orders to stage since the last look, each with its references; and the newest order about names.
+    /// The orders to stage since the last call, each with its references, and the newest order about names.
     fn told(&mut self) -> (Vec<(Digest, Vec<String>)>, Option<message::Names>) {
         let (mut staged, mut names) = (Vec::new(), None);
         while let Ok(order) = self.orders.try_recv() {
@@ -48,7 +48,7 @@ impl Mini {
     }
 }
 
-/// What a host says of an image that it has, whole, under these names.
+/// The report of a host that has the whole image under these names.
 fn ready(image: &Digest, names: &[&str]) -> message::ImageState {
     message::ImageState {
         manifest: image.as_bytes().to_vec(),
@@ -87,7 +87,7 @@ impl World {
         answer.try_recv().unwrap()
     }
 
-    /// An image as it is shown now, and its first host; `None` when it isn't wanted.
+    /// The image's state in the view and that of its first host; `None` when the image isn't wanted.
     fn shown(&mut self, image: &Digest) -> Option<(ImageState, HostState, Option<ToldReason>)> {
         self.settle();
         let view = self.view.borrow().clone();
@@ -130,7 +130,7 @@ fn an_image_is_present_on_a_host_once_it_is_ready_under_every_name_that_is_wante
     assert_eq!(report(&mut world, &["r.test/one:1"], number), PRESENT);
     let more = ["r.test/other:1", "r.test/one:1"];
     assert_eq!(report(&mut world, &more, number), PRESENT);
-    // it has the bytes, and tart doesn't find them by the name that was asked for
+    // the host has the bytes, but tart doesn't find them by the name that was asked for
     for names in [&["r.test/other:1"][..], &[]] {
         assert_eq!(
             report(&mut world, names, number),
@@ -160,7 +160,7 @@ fn what_a_host_said_before_the_newest_order_is_no_presence() {
     assert_eq!(world.shown(&one), PRESENT);
     assert!(counts(&one));
 
-    // away and back before the host has said a word
+    // the name moves to another image and back before the host reports
     world.ask(b).unwrap();
     assert!(!counts(&one), "the gate goes by the newest order too");
     let away = mini.number();
@@ -168,7 +168,7 @@ fn what_a_host_said_before_the_newest_order_is_no_presence() {
     assert_eq!(answer.image.state, ImageState::Staging);
     let back = mini.number();
     assert!(first < away && away < back);
-    // reports that were on their way, and those of a host that is amid the first order
+    // reports from before count for nothing, nor does the report of a host that is still working on the first order
     for number in [first, away] {
         let mut report = has(&one);
         report.names = number;
@@ -180,7 +180,7 @@ fn what_a_host_said_before_the_newest_order_is_no_presence() {
     assert_eq!(world.shown(&one), PRESENT);
     assert!(counts(&one));
 
-    // asked again, it is looked at again; and the gate, for which nothing moved, stays open
+    // after another ask the host looks again; the gate stays open, because nothing moved for it
     world.ask(a.clone()).unwrap();
     assert_eq!(world.shown(&one), installing(Reason::Confirming));
     assert!(counts(&one));
@@ -188,7 +188,7 @@ fn what_a_host_said_before_the_newest_order_is_no_presence() {
     world.report("mini-1", mini.session, says(Vec::new(), again));
     assert_eq!(world.shown(&one), PRESENT);
 
-    // a host that is away can't confirm it
+    // a host without a session can't confirm the image
     world.driver.apply(Input::Closed {
         host: host.clone(),
         session: mini.session,
@@ -244,7 +244,7 @@ fn an_agent_that_confirms_nothing_is_believed_after_its_next_look() {
     assert_eq!(view(&mut world), ImageState::Staging, "it looked too early");
     world.report("mini-1", session, looked(1_000));
     assert_eq!(view(&mut world), ImageState::Present);
-    // one that names no references at all isn't taken at its word
+    // a report of the image without any references doesn't count
     world.report("mini-1", session, says(vec![ready(&digest, &[])], 0));
     assert_eq!(view(&mut world), ImageState::Staging);
 }
@@ -264,7 +264,7 @@ fn cancelling_one_reference_leaves_the_others_with_their_stage() {
     world.ask(on("r.test/a:v1", &["mini-1"])).unwrap();
     world.ask(on("r.test/a:v2", &["mini-1", "mini-2"])).unwrap();
     world.ask(on("r.test/b:v1", &["mini-2"])).unwrap();
-    // each host is told the names that are wanted there, and no others
+    // each host is told exactly the names that are wanted on it
     let all = |names: &message::Names| {
         let names = names.names.iter();
         names.map(|name| name.reference.clone()).collect::<Vec<_>>()
@@ -293,7 +293,7 @@ fn cancelling_one_reference_leaves_the_others_with_their_stage() {
     });
     assert!(kinds.is_empty(), "nothing of its stage is given up");
 
-    // a host on which it is wanted under no other name gives it up
+    // a host on which the image has no other wanted name gives it up
     world.cancel("r.test/a:v2").unwrap();
     let mut cancelled = false;
     while let Ok(order) = one.orders.try_recv() {
@@ -302,7 +302,7 @@ fn cancelling_one_reference_leaves_the_others_with_their_stage() {
     assert!(cancelled);
     assert_eq!(all(&two.told().1.unwrap()), ["r.test/b:v1"]);
 
-    // what nobody asked for, and an image by its bare digest
+    // cancels of a name that nobody asked for, and of an image by its bare digest
     let error = world.cancel("r.test/a:v2").unwrap_err().to_string();
     assert!(error.contains("isn't wanted"), "{error}");
     let by_digest = format!("r.test/a@{image}");
@@ -334,7 +334,7 @@ fn operators_and_objects_cancel_each_for_themselves() {
     let still = &reply.still_wanted[0];
     assert!(still.cluster && !still.operators && still.reference == "r.test/a:pool");
     assert!(world.shown(&digest).is_some());
-    // and the other way round
+    // now operators want it, and the cluster doesn't any more
     world.ask(image).unwrap();
     place(&mut world, Vec::new(), Limits::default());
     let view = world.view.borrow().clone();
@@ -400,7 +400,8 @@ fn an_object_whose_tag_was_asked_for_later_with_another_image_waits_and_is_named
         overruled,
         [(a, vec![("r.test/i:latest".to_owned(), b)])].into()
     );
-    // told again, it doesn't take it back; when operators don't want theirs any more it does
+    // The same wants of the cluster again don't take the name back. When operators don't want theirs any more, the
+    // cluster's counts.
     place(
         &mut world,
         vec![pinned],
@@ -438,13 +439,13 @@ fn no_more_names_are_wanted_than_hosts_can_report() {
         world.ask(next(name / 20)).unwrap();
     }
     assert!(matches!(world.ask(next(60)), Err(StageError::TooManyNames)));
-    // what has its name already may be asked for again
+    // an image that has its name already may be asked for again
     let again = Want {
         references: [long_name(1)].into(),
         ..want("image 0", 1, 1 << 20)
     };
     assert!(world.ask(again).is_ok());
-    // what the cluster wants waits for its turn
+    // the cluster's want waits for room
     place(&mut world, vec![next(61)], Limits::default());
     let waiting = |world: &World| world.view.borrow().waiting.len();
     assert_eq!(waiting(&world), 1);

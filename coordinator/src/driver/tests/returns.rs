@@ -1,28 +1,28 @@
-//! Hosts that come and go: what they are told when they come back, and what the others hear of it.
+//! Tests hosts that come and go: what a host is told when it comes back, and what other hosts are told of it.
 
 use std::collections::BTreeMap;
 
 use super::*;
 
-/// A host whose agent takes changes of the roster, and what it has after the orders that came.
+/// A host whose agent takes changes of the roster, and its state after the orders that it got.
 struct Mini {
     name: String,
     session: u64,
     orders: Receiver<Arc<message::Order>>,
-    /// The epoch of its roster.
+    /// The epoch of the host's roster.
     epoch: u64,
-    /// The orders to stage that it has, by image.
+    /// The orders to stage that the host has, by image.
     has: BTreeMap<Digest, u64>,
 }
 
-/// What came to a host: how much of each kind.
+/// The numbers of orders that a host got, by kind.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Came {
-    /// Entries of rosters, new and gone, and whole rosters.
+    /// Entries of rosters, both new and gone ones.
     entries: usize,
     whole: usize,
     neighbours: usize,
-    /// Orders to stage, and how many of them had the manifest.
+    /// Orders to stage; `manifests` says how many of them had the manifest.
     stage: usize,
     manifests: usize,
 }
@@ -64,7 +64,7 @@ impl Mini {
         });
     }
 
-    /// Takes in what came.
+    /// Takes in the orders that came, and counts them.
     fn took(&mut self) -> Came {
         let mut came = Came::default();
         while let Ok(order) = self.orders.try_recv() {
@@ -116,7 +116,7 @@ async fn a_host_that_flaps_costs_the_others_nothing_and_itself_its_neighbours() 
         minis[0].away(&mut world);
         world.settle();
         minis[0].back(&mut world);
-        // before any pause: who comes back waits for nobody
+        // before any pause is over: a host that comes back doesn't wait
         let came = minis[0].took();
         let only_neighbours = Came {
             neighbours: 1,
@@ -152,12 +152,12 @@ async fn who_was_away_hears_what_changed_since() {
     let came = minis[0].took();
     assert_eq!((came.entries, came.whole, came.neighbours), (2, 0, 1));
     assert_eq!(minis[0].epoch, minis[2].epoch);
-    // an epoch that nobody knows: all of it
+    // for an unknown epoch, the whole roster comes
     minis[0].epoch = 17;
     minis[0].back(&mut world);
     let came = minis[0].took();
     assert_eq!((came.entries, came.whole), (9, 1));
-    // and where a change came of another roster than the host's, it says so
+    // a host that got a change of another roster than its own says so
     let report = message::Report {
         roster_wanted: true,
         ..message::Report::default()
@@ -178,15 +178,15 @@ async fn a_host_that_always_asks_for_a_whole_roster_gets_few() {
     for round in 0..500 {
         world.report("mini-0", minis[0].session, wanted());
         if round % 100 == 0 {
-            // as one that comes again without any
+            // the host comes again without a roster
             minis[0].epoch = 0;
             minis[0].back(&mut world);
         }
         whole += minis[0].took().whole;
     }
-    // 250 of three hosts, some of them at the beginning, and 12.5 for each second that this took
+    // 250 whole rosters of three hosts, some of them at the beginning, and 12.5 more for each second that this took
     assert!((240..400).contains(&whole), "{whole}");
-    // what it is owed comes later, by itself
+    // the roster that the host is owed comes later by itself
     minis[0].epoch = 0;
     assert_eq!(world.driver.members.rosters().owed(), 1);
     world.driver.started -= Duration::from_secs(6);
@@ -227,19 +227,19 @@ async fn an_order_that_a_host_lacks_comes_without_the_manifest_that_it_has() {
     for mini in &mut minis {
         mini.took();
     }
-    // its agent was started again: it has the manifest, and took no order in this life
+    // the agent was started again: it has the manifest, and has taken no order since
     for order in minis[0].has.values_mut() {
         *order = 0;
     }
     minis[0].back(&mut world);
     let came = minis[0].took();
     assert_eq!((came.stage, came.manifests), (1, 0));
-    // its disk was replaced
+    // the host's disk was replaced
     minis[0].has.clear();
     minis[0].back(&mut world);
     let came = minis[0].took();
     assert_eq!((came.stage, came.manifests), (1, 1));
-    // an image that is cancelled is forgotten there, and wanted again it is ordered again
+    // the host forgets a cancelled image, so the image is ordered anew when it is wanted again
     let image = *minis[0].has.keys().next().unwrap();
     let name = image.to_string();
     let (reply, _answer) = oneshot::channel();

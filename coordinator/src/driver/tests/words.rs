@@ -1,4 +1,4 @@
-//! What is said of hosts that are away, turned away or revoked, and of registries.
+//! Tests the sentences about hosts that are away, turned away or revoked, and about registries.
 
 use std::net::SocketAddr;
 
@@ -19,7 +19,7 @@ fn why(world: &mut World, host: &str) -> String {
     world.host(host).why.join("\n")
 }
 
-/// A host that had a session, and lost it.
+/// A host that had a session and lost it.
 fn lost(world: &mut World, host: &str, remote: &str) {
     let at: SocketAddr = remote.parse().unwrap();
     let hello = message::Hello {
@@ -42,7 +42,7 @@ async fn a_host_that_was_turned_away_says_why_by_its_name_or_its_address() {
     let before = why(&mut world, "mini-1");
     assert!(before.contains("its session was lost"), "{before}");
     assert!(before.contains("parbake-agent status"), "{before}");
-    // by its certificate, from wherever it calls
+    // known by its certificate, from whatever address it connects
     let clock =
         "its certificate ended 2026-11-28 14:05:12 UTC, and by the clock here it is 2027-01-07";
     world
@@ -53,7 +53,7 @@ async fn a_host_that_was_turned_away_says_why_by_its_name_or_its_address() {
         now.contains(clock) && now.contains("from 192.0.2.9:1"),
         "{now}"
     );
-    // who refuses us doesn't say who it is: the address of its peers' socket does
+    // a host that refuses the coordinator doesn't say which host it is, but its address is the one that peers use
     world.driver.apply(refused(
         None,
         "10.0.0.2:7472",
@@ -61,7 +61,7 @@ async fn a_host_that_was_turned_away_says_why_by_its_name_or_its_address() {
     ));
     assert!(why(&mut world, "mini-3").contains("by its clock"));
     assert!(!why(&mut world, "mini-2").contains("by its clock"));
-    // two hosts share that machine, one has the other to itself
+    // two hosts share the first IP address, so neither is meant; the second one is one host's alone
     world
         .driver
         .apply(refused(None, "10.0.0.2:50000", "somebody's"));
@@ -73,7 +73,7 @@ async fn a_host_that_was_turned_away_says_why_by_its_name_or_its_address() {
     assert!(!why(&mut world, "mini-2").contains("somebody's"));
     assert!(!why(&mut world, "mini-3").contains("somebody's"));
     assert!(why(&mut world, "mini-1").contains("the API's certificate"));
-    // a session ends the story
+    // a session clears the refusal
     let (_, _queue) = world.open_from("mini-1", World::hello(), "10.0.0.1:7471");
     assert_eq!(why(&mut world, "mini-1"), "");
     assert_eq!(world.host("mini-1").refusal, None);
@@ -98,7 +98,7 @@ async fn a_revoked_host_shows_when_and_why_and_what_takes_it_back() {
         "it isn't on the list of authorised hosts; add it to the fleet, if it should be part of it",
     ));
     let said = why(&mut world, "mini-3");
-    // its own remedy stands in the first line, and the other wouldn't help
+    // the first line has the host's remedy; the other remedy wouldn't help
     assert!(!said.contains("add it to the fleet"), "{said}");
     assert!(
         said.starts_with(
@@ -270,7 +270,7 @@ async fn a_host_that_is_revoked_or_never_enrolled_is_said_to_be() {
     let mut lines = listed.lines();
     assert!(lines.next().unwrap().contains("away "), "{listed}");
     assert!(lines.next().unwrap().contains("never enrolled"), "{listed}");
-    // and no more once it has had a session
+    // nor once the host has had a session
     let (_, queue) = world.open("mini-4", World::hello());
     drop(queue);
     world.settle();

@@ -1,4 +1,4 @@
-//! How hosts come by certificates and lose them, and who gets nothing from the API.
+//! Tests how hosts get and lose certificates, and which callers get nothing from the API.
 
 use super::*;
 
@@ -44,7 +44,7 @@ async fn a_certificate_is_renewed_for_the_hosts_own_name_until_it_is_revoked() {
     );
     let host: HostView = world.get("/v1/hosts/mini-1").await;
     assert!(host.revoked && !host.connected);
-    // Its certificate is still valid, and doesn't help.
+    // The host's certificate is still valid, but doesn't help.
     let endpoint =
         Endpoint::bind("127.0.0.1:0".parse().unwrap(), fresh, &Settings::default()).unwrap();
     let again = endpoint
@@ -80,7 +80,7 @@ async fn an_expired_certificate_is_renewed_by_its_key_until_its_host_enrols_anew
         let body = json!({"certificate": certificate, "csr": csr_pem(key)});
         world.post::<EnrolReply>("/v1/renew", body).await
     };
-    // signed no earlier than it enrolled, which counts from the next second on
+    // the certificate was signed no earlier than the enrolment, which counts from the next second on
     let record = world.dir.path().join("state/enrolled/mini-1");
     let enrolled: Value = serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
     world
@@ -100,12 +100,12 @@ async fn an_expired_certificate_is_renewed_by_its_key_until_its_host_enrols_anew
         assert!(error.contains(part), "{error}");
     };
     refused(&expired, &KeyPair::generate().unwrap(), "key").await;
-    // it is in the fleet file, but never enrolled; and one that isn't
+    // one host is in the fleet file but never enrolled; another one isn't in the fleet file
     refused(&issue("mini-2", Duration::ZERO), &key, "enrolled").await;
     refused(&issue("mini-9", Duration::ZERO), &key, "part of the fleet").await;
     refused("AAAA", &key, "X.509").await;
 
-    // what was issued before a new enrolment is void
+    // a certificate from before a new enrolment is void
     let later = crate::enrolment::unix(SystemTime::now() + Duration::from_hours(1));
     std::fs::write(&record, json!({"at_unix": later}).to_string()).unwrap();
     refused(&expired, &key, "enrolled anew").await;
@@ -154,7 +154,7 @@ async fn no_key_outlives_the_next_enrolment_or_readmission_of_its_host() {
     let mut thief = world.agent("mini-1").await;
     let renewed = renewal(&thief).await.unwrap();
     assert_eq!(renewed.error, "");
-    // the record is what counts, before anybody noticed that it changed
+    // the record counts even before the coordinator notices that it changed
     let record = world.dir.path().join("state/enrolled/mini-1");
     let before = std::fs::read(&record).unwrap();
     let now = crate::enrolment::unix(SystemTime::now());
@@ -163,7 +163,7 @@ async fn no_key_outlives_the_next_enrolment_or_readmission_of_its_host() {
     assert!(late.is_none_or(|renewed| !renewed.error.is_empty()));
     std::fs::write(&record, before).unwrap();
 
-    // the host enrols anew: the other key's session ends, and neither connects nor renews any more
+    // the host enrols anew: the session with the other key ends, and the thief can neither connect nor renew any more
     let mut thief_again = world.agent("mini-1").await;
     thief.ended().await;
     refused(&thief).await;
@@ -174,7 +174,7 @@ async fn no_key_outlives_the_next_enrolment_or_readmission_of_its_host() {
     let body = json!({"certificate": certificate, "csr": csr_pem(&KeyPair::generate().unwrap())});
     assert!(world.post::<EnrolReply>("/v1/renew", body).await.is_err());
 
-    // revoked and readmitted: only a token brings it back
+    // after a revocation and a readmission, only a token brings the host back
     for method in [Method::POST, Method::DELETE] {
         let path = "/v1/hosts/mini-1/revoke";
         let done = world.client().call(method, path, None::<&()>).await;
@@ -190,7 +190,7 @@ async fn no_key_outlives_the_next_enrolment_or_readmission_of_its_host() {
         });
         entry.await
     };
-    // and its peers hear of it
+    // the host's peers are told of it
     let mut other = world.agent("mini-2").await;
     let kept = std::fs::read(&record).unwrap();
     let at: Value = serde_json::from_slice(&kept).unwrap();

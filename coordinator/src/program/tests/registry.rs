@@ -1,4 +1,4 @@
-//! What is asked of a registry, and what hosts are given for it.
+//! Tests what a registry is asked, and what hosts are given for it.
 
 use super::*;
 
@@ -16,7 +16,7 @@ async fn a_tag_that_moved_leaves_its_old_image_and_hosts_without_room_are_named(
     let images: Vec<ImageView> = world.get("/v1/images").await;
     assert_eq!(images.len(), 1, "{old} is superseded");
 
-    // 3 TiB don't fit on a volume of 1 TiB; 600 GiB fit, but not beside what is there.
+    // 3 TiB don't fit on a volume of 1 TiB; 600 GiB do, but not beside what is there
     world
         .registry
         .put("large", &manifest("large", 400, 4 << 30));
@@ -91,7 +91,7 @@ async fn a_known_digest_is_asked_for_with_each_secrets_own_credentials() {
         registries.resolve(&by_digest, None, secret.as_ref()).await
     };
     assert!(ask(Some("ci/good")).await.is_ok());
-    // the manifest is known here, and the repository is the same
+    // the coordinator knows the manifest, and the repository is the same
     for other in [Some("ci/bad"), Some("ci/unknown"), None] {
         assert!(ask(other).await.is_err(), "{other:?}");
     }

@@ -1,9 +1,10 @@
-//! What the API says to whom, while it starts, runs and is asked for what isn't there.
+//! Tests what the API answers to whom: while it starts, while it runs, and when the thing that was asked for doesn't
+//! exist.
 
 use super::*;
 use client::CallError;
 
-/// The status of a GET, and what it says.
+/// The status and the body of a GET.
 async fn ask(client: &Client, path: &str) -> (StatusCode, String) {
     match client.call(Method::GET, path, None::<&()>).await {
         Ok(body) => (StatusCode::OK, String::from_utf8_lossy(&body).into_owned()),
@@ -29,7 +30,7 @@ async fn who_has_no_token_isnt_told_what_there_is() {
             "{path}"
         );
     }
-    // outside of a cluster nothing is gated, and that is said by name
+    // outside of a cluster nothing is gated, and the answer says so
     for path in ["/v1/pools", "/v1/pods/ci/runner"] {
         let (status, said) = ask(&world.client(), path).await;
         assert_eq!(status, StatusCode::NOT_FOUND, "{path}");
@@ -123,7 +124,7 @@ async fn how_long_it_took_outlives_the_coordinator_and_is_counted_once() {
             .await
     };
     let first = told(&world).await.unwrap();
-    // asked for again, nothing is to be done and nothing is timed
+    // asked for again, the image is there already, so nothing is timed
     let (again, ()) = tokio::join!(world.stage("one"), agent.look(&digest));
     again.unwrap();
     assert_eq!(told(&world).await, Some(first));
@@ -148,7 +149,7 @@ async fn how_long_it_took_outlives_the_coordinator_and_is_counted_once() {
         );
         assert_eq!(counted(&world).await, "0");
     }
-    // one that is there when it is asked for took no time
+    // an image that is present when it is asked for has no time
     let path = format!("/v1/images/sha256%3A{}", digest.hex());
     world
         .client()

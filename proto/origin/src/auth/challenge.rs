@@ -1,34 +1,34 @@
-//! `WWW-Authenticate`, as registries write it (RFC 9110 §11.6.1).
+//! Reads `WWW-Authenticate` headers as registries write them (RFC 9110 §11.6.1).
 
 use http::HeaderMap;
 use http::header::WWW_AUTHENTICATE;
 
-/// The most of all challenges together that is read, in bytes.
+/// The most bytes that are read of all challenges together.
 const MAX_HEADER_BYTES: usize = 8 << 10;
 /// The most challenges that are read.
 const MAX_CHALLENGES: usize = 16;
 
-/// What a registry asks for.
+/// One demand of a registry for credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Challenge {
-    /// User and password with each request.
+    /// The user and the password with each request.
     Basic,
-    /// A token from another place.
+    /// A token from a token endpoint.
     Bearer(Bearer),
 }
 
-/// Where a token comes from, and what for.
+/// Where a token comes from, and what it is for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Bearer {
     /// The token endpoint.
     pub(crate) realm: String,
-    /// Who the token is for.
+    /// The service that the token is for.
     pub(crate) service: Option<String>,
-    /// What it permits.
+    /// What the token permits.
     pub(crate) scope: Option<String>,
 }
 
-/// Every challenge in these headers that is of a known kind, in the order in which they stand.
+/// Every challenge of a known kind in these headers, in their order.
 pub(crate) fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
     let mut left = MAX_HEADER_BYTES;
     let mut all = Vec::new();
@@ -37,7 +37,7 @@ pub(crate) fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
             break;
         };
         left = rest;
-        // Bytes beyond ASCII are legal in quoted strings, but no realm has them.
+        // Bytes beyond ASCII are legal in quoted strings, but no realm has any.
         if let Ok(text) = value.to_str() {
             parse(text, &mut all);
         }
@@ -52,7 +52,7 @@ fn parse(text: &str, all: &mut Vec<Challenge>) {
         rest.skip(|c| c == ',' || c.is_ascii_whitespace());
         let word = rest.token();
         if word.is_empty() {
-            // The end, or something that isn't a challenge: what came before it still counts.
+            // The end, or text that isn't a challenge. The challenges before it still count.
             break;
         }
         let before = rest;
@@ -76,7 +76,7 @@ fn parse(text: &str, all: &mut Vec<Challenge>) {
     all.extend(open.and_then(Raw::finish));
 }
 
-/// A challenge whose parameters are still being read.
+/// A challenge while its parameters are being read.
 struct Raw {
     scheme: String,
     realm: Option<String>,
@@ -145,10 +145,10 @@ impl<'a> Cursor<'a> {
         self.take(|c| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c))
     }
 
-    /// A token or a quoted string; `None` when there is neither, as behind the padding of a token68.
+    /// A token or a quoted string; `None` when there is neither, as after the padding of a token68.
     fn value(&mut self) -> Option<String> {
         if !self.eat('"') {
-            // Some registries leave out the quotes round a URL.
+            // Some registries leave out the quotes around a URL.
             let bare = self.take(|c| !c.is_ascii_whitespace() && !",\"=".contains(c));
             return (!bare.is_empty()).then(|| bare.to_owned());
         }
@@ -164,12 +164,12 @@ impl<'a> Cursor<'a> {
                 c => value.push(c),
             }
         }
-        // No closing quote.
+        // There is no closing quote.
         self.0 = "";
         None
     }
 
-    /// Skips the token68 that may stand in place of parameters (`Negotiate YII=`).
+    /// Skips the token68 that may stand instead of parameters (`Negotiate YII=`).
     fn token68(&mut self) {
         let mut ahead = *self;
         ahead.skip(|c| c.is_ascii_whitespace());

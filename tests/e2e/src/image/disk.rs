@@ -285,8 +285,8 @@ impl Disk {
         }
     }
 
-    /// Words of the disk's vocabulary, with some noise between them: LZ4 leaves four ninths of it, and finds words in the
-    /// blocks before.
+    /// Words of the disk's vocabulary, with some noise between them: LZ4 leaves four ninths of it, and finds words in
+    /// the blocks before.
     fn write_text(&self, random: &mut Random, bytes: &mut [u8]) {
         for piece in bytes.chunks_mut(WORD_BYTES + 8) {
             let draw = random.next();

@@ -29,8 +29,8 @@ impl Encoder {
         }
     }
 
-    /// The next block of at most [`BLOCK_BYTES`], encoded. All but the last have to be whole. What is known to be `noise` is
-    /// stored without a try, which is what the try would end in.
+    /// The next block of at most [`BLOCK_BYTES`], encoded. All but the last have to be whole. What is known to be
+    /// `noise` is stored without a try, which is what the try would end in.
     pub(super) fn block(&mut self, raw: &[u8], noise: bool) -> &[u8] {
         // A third of a disk is zeros: their encoding is always the same.
         let zeros = raw.len() == BLOCK_BYTES && is_zero(raw) && self.history == raw;

@@ -1,4 +1,5 @@
-//! The checker's books on one pool: Pods that the gate took, and those that came in their place. Apart from the gate's own.
+//! The checker's books on one pool: Pods that the gate took, and those that came in their place. Apart from the gate's
+//! own.
 
 use std::{collections::BTreeSet, path::PathBuf};
 

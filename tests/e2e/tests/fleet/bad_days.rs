@@ -1,6 +1,6 @@
-//! The real programs on bad days: a full disk, a disk that can't be written, a registry that isn't there, a host that never
-//! comes back, a registry's directory that tart holds. Nothing is half-installed, the reason is said, and what can go on
-//! goes on by itself.
+//! The real programs on bad days: a full disk, a disk that can't be written, a registry that isn't there, a host that
+//! never comes back, a registry's directory that tart holds. Nothing is half-installed, the reason is said, and what
+//! can go on goes on by itself.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -163,7 +163,8 @@ fn a_registry_that_is_down_at_first_is_named_and_then_staged_from() {
     assert!(staged.status.success(), "{}", said(&staged));
     assert!(wait_until(PATIENCE, || rig.served() > 6 << 20));
 
-    // Everything starts again and finds no registry: what was asked for is remembered, waited for, and the wait is named.
+    // Everything starts again and finds no registry: what was asked for is remembered, waited for, and the wait is
+    // named.
     rig.down();
     for host in 0..2 {
         cluster.kill_agent(host).unwrap();
@@ -271,8 +272,9 @@ fn an_image_waits_for_the_directory_that_tart_pulls_into() {
     assert_eq!(rig.difference_anywhere(&cluster).unwrap(), None);
 }
 
-/// More images than the agent has threads for blocking work become whole while tart holds the lock that all of them wait for: chunks
-/// of a further one arrive as if nothing waited, and an image that is cancelled holds up no look at the disk.
+/// More images than the agent has threads for blocking work become whole while tart holds the lock that all of them
+/// wait for: chunks of a further one arrive as if nothing waited, and an image that is cancelled holds up no look at
+/// the disk.
 #[test]
 fn images_that_wait_for_tart_leave_room_for_chunks() {
     const WAITING: u64 = 17;

@@ -1,5 +1,5 @@
-//! What is on a host's disk when it says that it holds an image: bytes that rot or are edited, files that are removed at bad
-//! moments, kills amid staging. Every disk is compared with the source bit by bit; what was fetched is counted.
+//! What is on a host's disk when it says that it holds an image: bytes that rot or are edited, files that are removed
+//! at bad moments, kills amid staging. Every disk is compared with the source bit by bit; what was fetched is counted.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -172,8 +172,8 @@ fn rot_in_an_installed_image_never_reaches_the_next_release() {
         assert!(wait_until(PATIENCE, mended), "not mended");
         let again = rig.served() - sent - next.nvram.len() as u64;
         println!("{hosts} hosts, byte {at}: {again} bytes left the registry for it");
-        // from a peer where there is one, except what came before the peer had said what it holds; else from the registry, the
-        // layer at most
+        // from a peer where there is one, except what came before the peer had said what it holds; else from the
+        // registry, the layer at most
         assert!(again <= if hosts > 1 { 3 } else { 9 } * MIB, "{again}");
     }
 }

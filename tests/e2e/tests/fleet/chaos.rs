@@ -1,8 +1,8 @@
 //! `kill -9` at random moments, again and again: agents, the coordinator, all at once. In the end every disk is right,
 //! nobody had to do anything, and little was fetched twice.
 //!
-//! `PARBAKE_CHAOS_SEED` gives another run, `PARBAKE_STORM_KILLS` a longer storm. The programs keep their own time, so a seed fixes who is killed and how far the
-//! staging has come then, not the rest.
+//! `PARBAKE_CHAOS_SEED` gives another run, `PARBAKE_STORM_KILLS` a longer storm. The programs keep their own time, so a
+//! seed fixes who is killed and how far the staging has come then, not the rest.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -32,8 +32,8 @@ const RATE_BYTES_PER_S: u64 = 8 << 20;
 /// Kills of a storm, one every so often: about as long as the image takes without any.
 const STORM_KILLS: u64 = 16;
 const STORM_EVERY: Duration = Duration::from_millis(850);
-/// What a storm may cost the registry on top of the image, in percent of it: a part of a chunk for each lease whose holder is killed,
-/// and what nobody else had yet. The goal is 20; seeds 1 to 5 cost 4 to 7.
+/// What a storm may cost the registry on top of the image, in percent of it: a part of a chunk for each lease whose
+/// holder is killed, and what nobody else had yet. The goal is 20; seeds 1 to 5 cost 4 to 7.
 const STORM_PERCENT: u64 = 15;
 
 /// Who is killed.

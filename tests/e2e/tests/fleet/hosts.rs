@@ -1,5 +1,5 @@
-//! What the life of a host brings, with the real programs on loopback: a certificate that expired while it was away, a lock that
-//! tart holds, goldens.
+//! What the life of a host brings, with the real programs on loopback: a certificate that expired while it was away, a
+//! lock that tart holds, goldens.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::{
@@ -279,8 +279,8 @@ fn a_lock_that_tart_holds_for_long_takes_no_presence_and_is_waited_for() {
     assert!(wait_until(PATIENCE, || ready(&cluster) == [one.clone(), two.clone()]));
 }
 
-/// A tart that clones from its cache without network, as the real one does. A file `hold` in its directory keeps a clone from going on,
-/// a file `fail` makes one fail; `calls` has what it was asked.
+/// A tart that clones from its cache without network, as the real one does. A file `hold` in its directory keeps a
+/// clone from going on, a file `fail` makes one fail; `calls` has what it was asked.
 const TART: &str = r#"#!/bin/sh
 here=$(dirname "$0")
 echo "$@" >> "$here/calls"
@@ -359,7 +359,8 @@ fn presence_comes_and_goes_with_the_golden_of_that_very_reference() {
     let both = [one.clone(), two.clone()];
     assert!(wait_until(PATIENCE, || ready(&cluster) == both));
 
-    // whoever removes a golden takes presence under its name, and only that, within the agent's five seconds; it is made again
+    // whoever removes a golden takes presence under its name, and only that, within the agent's five seconds; it is
+    // made again
     hold();
     std::fs::remove_dir_all(golden(&one)).unwrap();
     let removed = Instant::now();

@@ -1,5 +1,5 @@
-//! Tags that move, and images with several names, with the real programs on loopback: what `parbake stage --wait` promises is
-//! compared with what tart would find on each host, at the moment at which the command ends.
+//! Tags that move, and images with several names, with the real programs on loopback: what `parbake stage --wait`
+//! promises is compared with what tart would find on each host, at the moment at which the command ends.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,

@@ -1,5 +1,5 @@
-//! Peers that are killed and come back, and a peer whose disk fails: what they hold is had from them as soon as they are
-//! back, and what they can't give any more is fetched anew at once.
+//! Peers that are killed and come back, and a peer whose disk fails: what they hold is had from them as soon as they
+//! are back, and what they can't give any more is fetched anew at once.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -55,8 +55,8 @@ fn stage(cluster: &Cluster, arguments: &[&str]) {
     assert!(staged.status.success(), "{said}");
 }
 
-/// Two hosts hold the image and a third one gets it from them, when both are killed and started again. Returns how long the
-/// third one stood still.
+/// Two hosts hold the image and a third one gets it from them, when both are killed and started again. Returns how long
+/// the third one stood still.
 fn killed_peers(busy: bool) -> Duration {
     let spec = ImageSpec::incompressible(96 << 20, 16 << 20, 1);
     let rig = Rig::new(&spec, registry::Options::default()).unwrap();

@@ -1,5 +1,5 @@
-//! The real programs on loopback: a coordinator and agents as processes stage an image from a registry that misbehaves, and
-//! are killed at bad moments. Every host's disk is compared with the source, bit by bit.
+//! The real programs on loopback: a coordinator and agents as processes stage an image from a registry that misbehaves,
+//! and are killed at bad moments. Every host's disk is compared with the source, bit by bit.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,

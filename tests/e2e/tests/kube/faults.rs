@@ -1,5 +1,5 @@
-//! Rolls on a real API server while something breaks: coordinators are killed, the API server goes away, watches expire,
-//! objects can't be read, others write to the same Pods.
+//! Rolls on a real API server while something breaks: coordinators are killed, the API server goes away, watches
+//! expire, objects can't be read, others write to the same Pods.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,

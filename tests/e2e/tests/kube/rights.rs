@@ -1,5 +1,5 @@
-//! The coordinator with no more rights than the chart gives it, against a real API server that writes down every request
-//! of a service account: a roll needs nothing that isn't granted, and nothing else is asked for.
+//! The coordinator with no more rights than the chart gives it, against a real API server that writes down every
+//! request of a service account: a roll needs nothing that isn't granted, and nothing else is asked for.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,

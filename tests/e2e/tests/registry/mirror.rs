@@ -879,8 +879,8 @@ fn any_request_is_answered_or_let_go() {
             "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{}\r\n\r\n",
             headers.join("\r\n")
         );
-        // fails where it was let go already. Its own side stays open: a client that closed it counts as gone, and nothing
-        // would be answered
+        // fails where it was let go already. Its own side stays open: a client that closed it counts as gone, and
+        // nothing would be answered
         if stream.write_all(head.as_bytes()).is_err() {
             return Ok(());
         }

@@ -1,5 +1,5 @@
-//! Registries that misbehave, with the real programs: how staging ends, what it says, and what it costs. Each test has one
-//! registry and one fleet for a table of cases.
+//! Registries that misbehave, with the real programs: how staging ends, what it says, and what it costs. Each test has
+//! one registry and one fleet for a table of cases.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -397,8 +397,8 @@ fn a_host_that_cannot_read_its_password_holds_up_no_other_host_and_no_registry()
     }));
 }
 
-/// Connections that end, again and again, before a chunk is whole or amid the next one. `PARBAKE_BREAKS` gives another number
-/// of them.
+/// Connections that end, again and again, before a chunk is whole or amid the next one. `PARBAKE_BREAKS` gives another
+/// number of them.
 #[test]
 fn a_chunk_is_kept_however_short_connections_are() {
     let world = World::new(2, registry::Options::default(), "", "");
@@ -702,8 +702,8 @@ fn a_manifest_may_have_four_mebibytes() {
     }
 }
 
-/// Neither the coordinator nor an agent has a setting about it: a proxy and a CA that the system trusts are the environment's,
-/// as on a Mac whose administrator set them up.
+/// Neither the coordinator nor an agent has a setting about it: a proxy and a CA that the system trusts are the
+/// environment's, as on a Mac whose administrator set them up.
 #[test]
 fn a_fleet_reaches_its_registry_through_the_environments_proxy_and_nothing_else_goes_there() {
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -1,4 +1,4 @@
-//! Promises: what is true, and what was told, against what the gate wants.
+//! The promises: the gate's decisions are compared with what is true and with what was told.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -11,21 +11,21 @@ use super::{
     world::{ROLL_AT, World},
 };
 
-/// How old a host's word may be: the promise, not the gate's setting.
+/// The greatest age at which a host's report counts. This is the promised limit, not the gate's setting.
 const WORD_MOST: Duration = Duration::from_secs(30);
-/// A label that has to go is gone after this long: one look, and the longest wait after refused writes.
+/// A wrong label is gone after this long: one look of the host, and the longest wait after refused writes.
 const LABEL_LEFT: Duration = Duration::from_secs(90);
-/// Where nothing is in flight and a Pod could go, one goes within this: four writes in a row that are lost take 140 s.
+/// Where nothing is in flight and a Pod could go, one goes within this time. Four lost writes in a row take 140 s.
 const IDLE_MOST: Duration = Duration::from_secs(180);
-/// An owner that makes Pods makes a successor within this time, and that is told.
+/// An owner that makes Pods makes a successor within this time, and the gate is told of it.
 const MADE_WITHIN: Duration = Duration::from_secs(20);
-/// Owner and pool mean the same image, and the gate knows it: it was read, or the time is over in which an owner that
-/// can't be read may not have heard.
+/// When owner and pool have had the same image for this long, the gate knows it. Either the owner was read, or the time
+/// has passed in which an owner that can't be read may lag.
 const AGREED_WITHIN: Duration = Duration::from_secs(75);
-/// A write that the other controller was let do is under way for so long.
+/// A write that the other controller was allowed to do is under way for this long.
 const UNDER_WAY: Duration = Duration::from_secs(1);
 
-/// What the gate decided, at the moment when it did.
+/// Checks a decision of the gate at the moment of the decision.
 pub(super) fn check_write(world: &mut World, uid: u32, change: Change) {
     world.tally.open.remove(&uid);
     let Some((_, facts)) = world.office.pods.get(&uid).cloned() else {
@@ -54,7 +54,7 @@ pub(super) fn check_write(world: &mut World, uid: u32, change: Change) {
         });
     };
     let stale = facts.image != rule.image;
-    // where the deadline says so, a Pod may go whatever its host holds
+    // where the deadline says so, a Pod may go whatever images its host holds
     let fresh = is_fresh(world, at, &facts.place) || proceeds(world, at);
     match change {
         Change::Unlabel => {
@@ -104,7 +104,7 @@ pub(super) fn check_write(world: &mut World, uid: u32, change: Change) {
     }
 }
 
-/// Nothing is let go where its successor couldn't start with the image.
+/// Checks that the Pod's successor could start with the image.
 fn check_place(world: &mut World, at: usize, change: Change, (facts, fresh): (&gate::Pod, bool)) {
     match &facts.place {
         Place::On(host) => {
@@ -133,7 +133,7 @@ fn check_place(world: &mut World, at: usize, change: Change, (facts, fresh): (&g
     }
 }
 
-/// Nothing is let go that would come back stale, as the owner says.
+/// Checks that the owner's template agrees with the pool, as far as the gate was told.
 fn check_owner(world: &mut World, at: usize, rule: &gate::Pool, facts: &gate::Pod) {
     let says = match &rule.template {
         Template::Image(image) => *image != rule.image,
@@ -147,7 +147,7 @@ fn check_owner(world: &mut World, at: usize, rule: &gate::Pool, facts: &gate::Po
     }
 }
 
-/// Whether this pool's owner makes other Pods than the pool, as the gate was told, shall have.
+/// Whether the pool's owner makes another image than the pool's, and the gate was told the pool's present image.
 fn disagrees(world: &World, at: usize) -> bool {
     let pool = &world.pools[at];
     let told = world.office.pools.get(&at);
@@ -155,7 +155,7 @@ fn disagrees(world: &World, at: usize) -> bool {
         && told.is_some_and(|told| told.image == world.images[pool.image].reference)
 }
 
-/// A write took effect: this Pod drains, or was deleted.
+/// Checks a write that took effect: this Pod drains now, or is deleted.
 pub(super) fn check_effect(world: &mut World, uid: u32) {
     let Some(at) = world.pods.get(&uid).map(|pod| pod.pool) else {
         return;
@@ -164,7 +164,7 @@ pub(super) fn check_effect(world: &mut World, uid: u32) {
         world.tally.spent.remove(&at);
         return;
     }
-    // an owner that may not have heard is given a second chance, and no third
+    // an owner that may not have heard of the change gets a second cap of Pods, and no third
     let pool = &world.pools[at];
     let most = 2 * cap(pool.percent, pool.replicas);
     let spent = world.tally.spent.entry(at).or_default();
@@ -177,7 +177,8 @@ pub(super) fn check_effect(world: &mut World, uid: u32) {
     }
 }
 
-/// Pods that the gate took and that no warm Pod replaces: those that may drain, those that left, those that came.
+/// The Pods that the gate took and that no warm Pod replaces yet: Pods that may drain, Pods that left, and successors
+/// that aren't warm.
 fn taken(world: &World, at: usize) -> u32 {
     let pool = &world.pools[at];
     let told = world.office.pools.get(&at);
@@ -197,7 +198,7 @@ fn taken(world: &World, at: usize) -> u32 {
     u32::try_from(taken + owed).unwrap_or(u32::MAX)
 }
 
-/// The invariant of every step: no more Pods are taken than the cap, but by what happened outside.
+/// The invariant after every event: no more Pods are taken than the cap, except through outside events.
 pub(super) fn check_places(world: &mut World, outside: bool) {
     for at in 0..world.pools.len() {
         let pool = &world.pools[at];
@@ -212,7 +213,7 @@ pub(super) fn check_places(world: &mut World, outside: bool) {
                 format!("pool {at}: {taken}, cap {most}")
             });
         }
-        // what was decided before the cap fell takes effect after it
+        // a write that was decided before the cap fell may take effect after it
         let may_follow = under_way(world, at);
         let allowed = match outside {
             true => taken + may_follow,
@@ -223,7 +224,7 @@ pub(super) fn check_places(world: &mut World, outside: bool) {
     }
 }
 
-/// Writes by which the gate takes Pods of this pool, and which aren't answered.
+/// The number of unanswered writes by which the gate takes Pods of this pool.
 fn under_way(world: &World, at: usize) -> u32 {
     let pods = world.office.writes.iter().filter(|(uid, change)| {
         **change != Change::Unlabel && world.pods.get(uid).is_some_and(|pod| pod.pool == at)
@@ -231,7 +232,7 @@ fn under_way(world: &World, at: usize) -> u32 {
     u32::try_from(pods.count()).unwrap_or(u32::MAX)
 }
 
-/// Where nobody else takes Pods, as many are warm as replicas but for the cap.
+/// Checks the number of warm Pods where only the gate takes Pods: at least the replicas minus the cap.
 fn check_warm(world: &mut World, at: usize, cap: u32) {
     let quiet = world.setup.scenario.is_quiet() && world.jobs_percent == 0;
     if !quiet || world.now < ROLL_AT {
@@ -251,7 +252,7 @@ fn check_warm(world: &mut World, at: usize, cap: u32) {
     }
 }
 
-/// Whether the gate has a reason to think that this pool's owner makes Pods of another image.
+/// Whether the gate may believe that this pool's owner makes Pods of another image.
 fn may_lag(world: &World, at: usize) -> bool {
     let pool = &world.pools[at];
     let differs = world
@@ -259,7 +260,7 @@ fn may_lag(world: &World, at: usize) -> bool {
         .pools
         .get(&at)
         .is_none_or(|told| told.image != world.images[pool.image].reference);
-    // who can't read it learns of it from a Pod, for which somebody has to see to it
+    // a gate that can't read the owner learns of it only from a Pod, which somebody has to provide
     let shown = pool.is_read() || world.now > world.calm_at;
     differs
         || !shown
@@ -268,7 +269,7 @@ fn may_lag(world: &World, at: usize) -> bool {
             .is_none_or(|since| world.now.since(since.max(calm_of(world, at))) < AGREED_WITHIN)
 }
 
-/// When it was last changed from outside in a way that starts the owner's time anew.
+/// The last outside change that restarts the time of an owner that can't be read.
 fn calm_of(world: &World, at: usize) -> Moment {
     match world.pools[at].is_read() {
         true => Moment::START,
@@ -276,13 +277,13 @@ fn calm_of(world: &World, at: usize) -> Moment {
     }
 }
 
-/// Whether the gate may miss successors.
+/// Whether the gate may be right that successors are missing.
 fn may_miss(world: &World, at: usize) -> bool {
     let pool = &world.pools[at];
     !pool.makes || world.now.since(pool.makes_since) < MADE_WITHIN
 }
 
-/// Whether the host's last word is young and says that the pool's image is there.
+/// Whether the host's last report is fresh and names the pool's image.
 fn is_fresh(world: &World, at: usize, place: &Place) -> bool {
     let Place::On(host) = place else {
         return false;
@@ -321,8 +322,9 @@ fn hosts_of(world: &World, at: usize) -> (usize, usize) {
     (have, usable.len())
 }
 
-/// What is truly in flight and the gate can know of, without `but`: labels and deletions that took effect or may
-/// still do so, successors of Pods that it let go, made or not, and other Pods that start, once they were told.
+/// The number of Pods in flight that the gate can know of, without `but`. These are Pods whose label or deletion took
+/// effect or still may, successors of Pods that the gate let go, made or not, and other starting Pods that the gate was
+/// told of.
 fn in_flight_known(world: &World, at: usize, but: u32) -> u32 {
     let Some(rule) = world.office.pools.get(&at) else {
         return 0;
@@ -346,7 +348,7 @@ fn in_flight_known(world: &World, at: usize, but: u32) -> u32 {
         };
         let counts = if world.images[pod.image].reference == rule.image {
             let known = pod.successor || told.is_some();
-            // one that is warm again or works now may not have been told
+            // the gate may not know that a Pod is warm again or works now
             known && !pod.busy && !pod.warm(world.now)
         } else {
             let labelled =
@@ -360,7 +362,8 @@ fn in_flight_known(world: &World, at: usize, but: u32) -> u32 {
     u32::try_from(flying + owed.min(wanted.saturating_sub(alive))).unwrap_or(u32::MAX)
 }
 
-/// What is in flight to the letter, as things truly are.
+/// The number of Pods that are truly in flight: labelled stale Pods, and while the pool rolls, current Pods that are
+/// neither busy nor warm.
 fn in_flight(world: &World, at: usize) -> u32 {
     let pool = &world.pools[at];
     let pods = || {
@@ -401,7 +404,7 @@ pub(super) fn sample(world: &mut World) {
     }
 }
 
-/// Labels that have to go are gone within a bound.
+/// Checks that wrong labels disappear in time.
 fn sample_labels(world: &mut World, at: usize) {
     let Some(rule) = world.office.pools.get(&at).cloned() else {
         return;
@@ -446,7 +449,7 @@ fn sample_labels(world: &mut World, at: usize) {
     world.tally.current.retain(|uid, _| holds(uid));
 }
 
-/// Where a Pod could go, one goes; and who waits has a reason that is true.
+/// Checks that a Pod goes where one could, and that every blocked Pod has a true reason.
 fn sample_progress(world: &mut World, at: usize, synced_at: Moment) {
     let id = world.pools[at].id.clone();
     let (Some(rule), Some(status)) = (
@@ -503,7 +506,7 @@ fn sample_progress(world: &mut World, at: usize, synced_at: Moment) {
             .map(|pod| pod.verdict);
         let holds = match verdict {
             None => false,
-            // what only time opened is seen with the next tick
+            // a Pod that only time unblocked is seen with the next tick
             Some(Verdict::Open(_)) => {
                 open.insert(*uid);
                 world.is_guarded(at) || !world.tally.open.contains(uid)
@@ -513,7 +516,7 @@ fn sample_progress(world: &mut World, at: usize, synced_at: Moment) {
         if !holds {
             wrong.push((*uid, verdict, facts.place.clone()));
         }
-        // silence is a reason only where the host is silent
+        // a silent host is a reason only where the host is silent
         if let (Some(Verdict::Blocked(Reason::HostUnheard)), Place::On(host)) =
             (verdict, &facts.place)
             && world.office.words.contains_key(host)
@@ -543,8 +546,8 @@ fn sample_progress(world: &mut World, at: usize, synced_at: Moment) {
     }
 }
 
-/// Whether what the gate says of a Pod of this pool is so, by what was told. `usable`: the Pod's node takes Pods and
-/// has the image.
+/// Whether the gate's reason about a Pod of this pool is true by what was told. `usable` says whether the Pod's node
+/// takes Pods and has the image.
 fn is_true(
     world: &World,
     at: usize,
@@ -577,7 +580,7 @@ fn is_true(
     }
 }
 
-/// Whether nothing is left to roll in a pool, but where the image isn't.
+/// Whether a pool's roll is complete, except on silent hosts that lack the image.
 pub(super) fn is_rolled(world: &World, at: usize) -> bool {
     let pool = &world.pools[at];
     let told = world.office.pools.get(&at);
@@ -610,8 +613,8 @@ pub(super) fn is_rolled(world: &World, at: usize) -> bool {
     alive >= pool.replicas
 }
 
-/// Whether as many Pods of a pool without an owner are gone as may be, and the others are held for that by name; or all
-/// were replaced before it went.
+/// Whether a pool without an owner has rolled as far as it can: as many Pods are gone as the cap allows, and the others
+/// are blocked for that reason. Or all Pods were replaced before the owner went.
 fn is_stranded(world: &World, at: usize) -> bool {
     let pool = &world.pools[at];
     let most = cap(pool.percent, pool.replicas).min(pool.replicas.unsigned_abs());

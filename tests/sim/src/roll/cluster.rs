@@ -1,4 +1,4 @@
-//! The controllers of the cluster: Pods are made, scheduled, run, and end.
+//! The controllers of the cluster: they make, schedule, run and end Pods.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::{
     world::{Owner, PODS_PER_HOST, Pod, World},
 };
 
-/// The Pod is another than before: its version is, and watches see it.
+/// Marks a Pod as changed: its version grows, and the watches see it.
 pub(super) fn changed(world: &mut World, uid: u32) {
     if let Some(pod) = world.pods.get_mut(&uid) {
         pod.version += 1;
@@ -28,7 +28,7 @@ pub(super) fn remove(world: &mut World, uid: u32) {
     }
 }
 
-/// A Pod that lived till now doesn't any more. One that became current after it was labelled ended by itself.
+/// Records that a living Pod goes. A Pod that became current after it was labelled counts as one that ended by itself.
 fn left(world: &mut World, pod: &Pod) {
     let stale = pod.image != world.pools[pod.pool].image;
     let let_go = pod.admitted && (stale || !pod.labelled);
@@ -86,13 +86,13 @@ pub(super) fn reconcile(world: &mut World, at: usize) {
         for _ in alive.len()..wanted {
             create(world, at);
         }
-        // it has all that it shall have
+        // the pool has all its Pods now
         world.pools[at].owed.clear();
         world.pools[at].gaps = 0;
     }
     for (busy, _, _, uid) in alive.iter().take(alive.len().saturating_sub(wanted)) {
         if !busy {
-            // the pool wants none in its place
+            // the pool wants no Pod in this one's place
             if let Some(pod) = world.pods.get_mut(uid) {
                 (pod.admitted, pod.successor) = (false, false);
             }
@@ -172,7 +172,7 @@ fn schedule(world: &mut World) {
     }
 }
 
-/// The coordinator reads what a pool's owner makes.
+/// The coordinator reads the image that a pool's owner makes. Nothing happens where the owner can't be read.
 pub(super) fn read_owner(world: &mut World, at: usize) {
     let pool = &mut world.pools[at];
     let Owner::Template { image, read } = &mut pool.owner else {
@@ -201,7 +201,7 @@ pub(super) fn boot(world: &mut World, uid: u32) {
         return;
     }
     let (image, pool) = (pod.image, pod.pool);
-    // where it had to be pulled, it is there now
+    // a Pod whose host lacked the image has pulled it by now
     world.hosts[host].holds.insert(image);
     let heartbeats = world.pools[pool].heartbeats;
     if let Some(pod) = world.pods.get_mut(&uid) {
@@ -270,7 +270,7 @@ pub(super) fn poll(world: &mut World, uid: u32) {
     world.push(again, Due::Poll(uid));
 }
 
-/// A runner serves one job; its successor is made at once.
+/// A runner serves one job. Its successor is made at once, if its pool wants one.
 pub(super) fn job_done(world: &mut World, uid: u32) {
     let Some(pool) = world.pods.get(&uid).map(|pod| pod.pool) else {
         return;

@@ -1,4 +1,4 @@
-//! The gate's shell: what agents and watches tell it, and its writes, which may fail.
+//! The gate's shell: it passes on what agents and watches say, and carries out the gate's writes, which may fail.
 
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ use super::{
     world::{ROLL_AT, World},
 };
 
-/// Restarts in a run of `gate-restart`: then the roll has to end.
+/// The most restarts in a run of `gate-restart`, so that the roll can end.
 const RESTARTS: u64 = 120;
 
-/// What the next coordinator would read in the statuses.
+/// Writes what the next coordinator would read in the statuses.
 pub(super) fn write_statuses(world: &mut World) {
     if !world.office.up || world.office.synced_at.is_none() {
         return;
@@ -58,7 +58,8 @@ pub(super) fn look(world: &mut World, host: usize) {
     world.push(delay, word);
 }
 
-/// A coordinator starts: it knows nothing, lists everything, and hears agents as they find it.
+/// A coordinator starts. It knows nothing, lists all objects in a random order, and hears from agents as they
+/// reconnect.
 pub(super) fn start(world: &mut World, term: u64) {
     if term != world.office.term {
         return;
@@ -110,7 +111,7 @@ fn restart(world: &mut World) {
     world.office.term += 1;
     world.office.up = false;
     let term = world.office.term;
-    // a successor waits until the lease has run out and what was under way is over
+    // a successor waits until the lease has run out and the earlier coordinator's requests are over
     let away = world.between(6_000, 20_000);
     world.push(away, Due::Start(term));
 }
@@ -144,7 +145,7 @@ pub(super) fn see(world: &mut World, term: u64, sight: Sight) {
             let known = world.office.pools.insert(at, rule.clone());
             tell(world, Event::Pool(id.clone(), rule));
             if known.is_none() {
-                // its status comes with it
+                // the pool's status comes with the pool
                 let before = world.pools[at].written;
                 tell(world, Event::Before(id, before));
             }
@@ -160,7 +161,7 @@ pub(super) fn see(world: &mut World, term: u64, sight: Sight) {
 
 fn tell_pod(world: &mut World, uid: u32, version: u64, mut facts: gate::Pod) {
     let known = world.office.pods.get(&uid).map(|(version, _)| *version);
-    // the answer to a write may have come before what the watch saw
+    // the answer to a write may have come before the watch's view
     if world.office.gone.contains(&uid) || known.is_some_and(|known| known >= version) {
         return;
     }
@@ -181,7 +182,7 @@ fn tell_pod(world: &mut World, uid: u32, version: u64, mut facts: gate::Pod) {
     }
 }
 
-/// The gate alone is told of a warm successor of this Pod.
+/// Tells only the gate of a warm successor of this Pod.
 fn tell_phantom(world: &mut World, uid: u32, facts: gate::Pod) {
     let at = world.pools.iter().position(|pool| pool.id == facts.pool);
     let image = at.and_then(|at| Some(world.office.pools.get(&at)?.image.clone()));
@@ -215,7 +216,7 @@ pub(super) fn hear(world: &mut World, term: u64, host: usize, looked: Moment, ho
         .office
         .words
         .insert(id.clone(), (looked, holds.clone()));
-    // as the coordinator does it: what didn't change isn't said again
+    // like the real coordinator, this sends the images only when they changed
     let event = if before.is_some_and(|(_, before)| before == holds) {
         Event::Seen(id, age)
     } else {
@@ -300,9 +301,9 @@ fn write(world: &mut World, uid: u32, change: Change) {
 fn send(world: &mut World, write: Write) {
     let takes = world.between(5, 300);
     match world.below(20) {
-        // refused before it reached anything: too many requests, no rights
+        // refused before the write reached the server: too many requests, or no rights
         0 => world.push(takes, Due::Answer(write, gate::Outcome::Refused)),
-        // lost on the way there; the answer is given up after 5 s
+        // lost on the way to the server, so the answer is given up after 5 s
         1 => world.push(
             Duration::from_secs(5),
             Due::Answer(write, gate::Outcome::Unknown),
@@ -311,7 +312,7 @@ fn send(world: &mut World, write: Write) {
     }
 }
 
-/// The API server has the write: it is done if the Pod is still what was decided about.
+/// The API server receives a write. The write succeeds if the Pod is still as it was at the decision.
 pub(super) fn effect(world: &mut World, write: Write) {
     let uid = write.uid;
     let answered = world.between(2, 200);
@@ -363,7 +364,7 @@ pub(super) fn answer(world: &mut World, write: &Write, outcome: gate::Outcome) {
     };
     *world.outcome.writes.entry(name).or_default() += 1;
     let uid = write.uid;
-    // an admission of the other controller isn't a write of this one
+    // an admission of the other controller isn't a write of this coordinator
     if world.office.writes.remove(&uid).is_none() {
         return;
     }
@@ -383,7 +384,7 @@ pub(super) fn answer(world: &mut World, write: &Write, outcome: gate::Outcome) {
     tell(world, Event::Written(pod_id(uid), outcome));
 }
 
-/// The other controller labels every stale idle Pod that it may, and reaps Pending ones as it likes.
+/// The other controller labels every stale idle Pod that it may, and deletes Pending ones as it likes.
 pub(super) fn other_controller(world: &mut World, at: usize) {
     let stale: Vec<(u32, Phase, u64)> = world
         .pods
@@ -416,7 +417,7 @@ pub(super) fn other_controller(world: &mut World, at: usize) {
             }
             Err(reason) => {
                 *world.outcome.denials.entry(reason.as_str()).or_default() += 1;
-                // the webhook's failure policy lets pass what isn't answered in time
+                // the webhook's failure policy allows a write when no answer comes in time
                 if world.below(300) != 0 {
                     continue;
                 }

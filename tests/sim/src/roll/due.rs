@@ -1,11 +1,11 @@
-//! What is to happen, and when.
+//! The events of the world, and when they are due.
 
 use std::cmp::Ordering;
 
 use proto::Moment;
 use rollout::{gate, presence::Holdings};
 
-/// What happens next to the world.
+/// An event that is due.
 #[derive(Debug)]
 pub(super) enum Due {
     Reconcile(usize),
@@ -35,7 +35,7 @@ pub(super) enum Due {
     Sample,
 }
 
-/// What happens at one moment. Of two at the same moment the one that was planned first comes first.
+/// An event with its time. Of two events at the same time, the one that was planned first happens first.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) at: Moment,
@@ -66,40 +66,40 @@ impl Ord for Entry {
 /// What happens to the cluster from outside.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Fault {
-    /// The pool shall run this one of its images.
+    /// From now on the pool shall run this one of its images.
     Image {
         pool: usize,
         image: usize,
     },
-    /// Its owner makes Pods of this one.
+    /// The pool's owner makes Pods of this image from now on.
     Template {
         pool: usize,
         image: usize,
     },
-    /// One of its idle Pods ends by itself.
+    /// One of the pool's idle Pods ends by itself.
     End(usize),
-    /// Its owner makes Pods, or none.
+    /// Whether the pool's owner makes Pods from now on.
     Makes(usize, bool),
-    /// An operator who was told that its owner lags, and has mended that, shows it to a gate that can't read it: by a
-    /// Pod that is deleted, or by a pause that ends.
+    /// An operator has corrected a lagging owner that the gate can't read, and shows that to the gate. The operator
+    /// deletes a Pod, or pauses and resumes the pool.
     Nudge(usize),
     Replicas {
         pool: usize,
         percent: i32,
     },
-    /// An operator holds the pool, or lets it go on.
+    /// An operator pauses the pool, or resumes it.
     Paused(usize, bool),
-    /// The registry has said which image the pool's reference names.
+    /// The registry has answered which image the pool's reference names.
     Resolved(usize),
     Cordon(usize, bool),
     Ready(usize, bool),
-    /// The node goes, and its Pods with it; the agent too, or not.
+    /// The node is lost together with its Pods. With `silent`, its agent is lost too.
     Lost {
         host: usize,
         silent: bool,
     },
     Back(usize),
-    /// The pool's image goes from the disk.
+    /// The image is removed from the host's disk.
     Prune {
         host: usize,
         image: usize,
@@ -108,7 +108,7 @@ pub(super) enum Fault {
     Speaks(usize),
 }
 
-/// What a watch sees.
+/// A change that a watch shows.
 #[derive(Clone, Debug)]
 pub(super) enum Sight {
     Pod(u32, u64, gate::Pod),
@@ -120,7 +120,7 @@ pub(super) enum Sight {
 }
 
 impl Sight {
-    /// Each kind of object has a watch of its own, which keeps its order.
+    /// The watch that shows this. Each kind of object has its own watch, which keeps the order.
     pub(super) const fn watch(&self) -> usize {
         match self {
             Self::Pod(..) | Self::PodGone(_) => 0,
@@ -138,13 +138,13 @@ pub(super) enum Change {
     Reap,
 }
 
-/// A write on a Pod as it was when it was decided.
+/// A write on a Pod, with the Pod's version at the decision.
 #[derive(Clone, Debug)]
 pub(super) struct Write {
     pub(super) term: u64,
     pub(super) uid: u32,
     pub(super) version: u64,
     pub(super) change: Change,
-    /// Whether the gate let it pass, or nobody asked it.
+    /// Whether the gate admitted this write. `false` where the webhook's failure policy let the write pass.
     pub(super) admitted: bool,
 }

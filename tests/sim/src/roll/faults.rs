@@ -1,4 +1,4 @@
-//! What happens to the cluster from outside, and when.
+//! The outside events of each scenario, and when they happen.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::{
     world::{IMAGES, Owner, ROLL_AT, World},
 };
 
-/// Replicas are patched for so long.
+/// How long the autoscaler patches the replicas.
 const AUTOSCALED_FOR: Duration = Duration::from_mins(8);
 
 pub(super) fn plan_faults(world: &mut World) {
@@ -30,9 +30,9 @@ pub(super) fn plan_faults(world: &mut World) {
             _ => world.plan(rolls, Fault::Image { pool, image: 1 }),
         }
         for host in 0..hosts {
-            // some have it before the images change, some long after
+            // some hosts have the image before the images change, others only long after
             let takes = match world.below(10) {
-                // the bytes are there
+                // the bytes are there already
                 _ if scenario == Scenario::Retag => world.between(90_000, 110_000),
                 0 => world.between(150_000, 400_000),
                 _ => world.between(20_000, 200_000),
@@ -132,7 +132,7 @@ fn plan_host(world: &mut World, host: usize) {
     }
 }
 
-/// A roll whose pool and owner don't change together.
+/// Plans a roll in which pool and owner change at different times.
 fn plan_owner(world: &mut World, pool: usize, rolls: Moment) {
     let apart = match world.below(4) {
         0 => world.between(50, 2_000),
@@ -156,7 +156,7 @@ fn plan_owner(world: &mut World, pool: usize, rolls: Moment) {
             world.plan(mended, image(1));
         }
         Scenario::TwoSpellings => {
-            // the owner has the tag, the pool the digest
+            // the owner has the tag, and the pool has the digest
             world.plan(rolls, template(1));
             world.plan(rolls, image(2));
             mended += Duration::from_mins(2);
@@ -177,7 +177,7 @@ fn plan_owner(world: &mut World, pool: usize, rolls: Moment) {
         }
     }
     if !world.pools[pool].is_read() {
-        // nobody sees that it is mended but by its Pods: after a while somebody shows it
+        // only the owner's Pods show the correction, so after a while an operator shows it
         let after = world.between(20_000, 120_000);
         world.plan(mended + after, Fault::Nudge(pool));
     }
@@ -199,7 +199,7 @@ fn nudge(world: &mut World, pool: usize) {
     }
 }
 
-/// One of a pool's Pods that are idle, run and weren't let go ends.
+/// Ends one of a pool's idle running Pods that wasn't let go.
 fn end_one(world: &mut World, pool: usize) {
     let idle: Vec<u32> = world
         .pods
@@ -227,7 +227,7 @@ pub(super) fn fault(world: &mut World, fault: Fault) {
             if let Owner::Template { read, .. } = &mut world.pools[pool].owner
                 && *read != Template::Unknown
             {
-                // it is read anew before anything is decided
+                // the owner is read anew before the gate decides anything
                 *read = Template::Unread;
                 let takes = world.between(5, 300);
                 world.push(takes, Due::Read(pool));

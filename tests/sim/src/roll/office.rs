@@ -1,4 +1,4 @@
-//! What one coordinator knows: its gate, and what that was told.
+//! A coordinator's knowledge: its gate, and the facts that the gate was told.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use rollout::{
 
 use super::due::Change;
 
-/// A coordinator: its gate, and what that was told.
+/// A coordinator: its gate, and the facts that the gate was told.
 #[derive(Debug)]
 pub(super) struct Office {
     pub(super) gate: Gate,
@@ -20,16 +20,16 @@ pub(super) struct Office {
     pub(super) free: [Moment; 3],
     pub(super) tick_at: Option<Moment>,
     pub(super) pods: BTreeMap<u32, (u64, gate::Pod)>,
-    /// When each Pod was seen first.
+    /// When the coordinator first saw each Pod.
     pub(super) seen: BTreeMap<u32, Moment>,
     pub(super) gone: BTreeSet<u32>,
-    /// Successors that only the gate knows.
+    /// Made-up successors that only the gate is told of.
     pub(super) phantoms: Vec<PodId>,
     pub(super) nodes: BTreeMap<HostId, (bool, bool)>,
     pub(super) pools: BTreeMap<usize, gate::Pool>,
-    /// What each host said last, and when it looked.
+    /// The last report of each host, and when the host looked.
     pub(super) words: BTreeMap<HostId, (Moment, Holdings)>,
-    /// Writes that aren't answered, and whether they took effect.
+    /// Writes that aren't answered yet, by Pod.
     pub(super) writes: BTreeMap<u32, Change>,
     pub(super) restart: bool,
 }
@@ -39,7 +39,7 @@ pub(super) fn pod_id(uid: u32) -> PodId {
     PodId(format!("uid-{uid:08}"))
 }
 
-/// The Pod of an id.
+/// The Pod of a gate's id.
 pub(super) fn uid(id: &PodId) -> u32 {
     id.0.trim_start_matches("uid-")
         .parse()

@@ -1,49 +1,50 @@
-//! What came out of a roll.
+//! The result of a roll.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-/// What came out of a roll.
+/// The result of a roll.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
     /// The scenario's name.
     pub scenario: &'static str,
     /// The seed.
     pub seed: u64,
-    /// Hosts.
+    /// The number of hosts.
     pub hosts: usize,
-    /// Pools.
+    /// The number of pools.
     pub pools: usize,
-    /// Pools whose roll ended.
+    /// The number of pools whose roll ended.
     pub complete: usize,
-    /// From the change of the images to the end of the last pool's roll, in seconds.
+    /// Seconds from the change of the images to the end of the last pool's roll.
     pub roll_s: u64,
-    /// In which time it had to end.
+    /// Seconds after which the roll has failed to end in time.
     pub bound_s: u64,
-    /// Most Pods truly in flight in a pool at one time, to the letter.
+    /// The most Pods of a pool that were truly in flight at one time.
     pub most_in_flight: u32,
-    /// The most by which that was above the pool's cap: outside events only, or there would be a violation.
+    /// The most Pods of a pool that were in flight beyond its cap. Only outside events may cause that, because
+    /// otherwise it is a violation.
     pub most_over_cap: u32,
-    /// Most Pods of a pool that the gate took and that no warm one had replaced at one time.
+    /// The most Pods of a pool that the gate had taken at one time and that no warm Pod had replaced yet.
     pub most_taken: u32,
-    /// Pods that the gate let drain.
+    /// The number of Pods that the gate let drain.
     pub labels: u64,
-    /// Pending Pods that it had deleted.
+    /// The number of Pending Pods that the gate had deleted.
     pub reaps: u64,
-    /// Labels taken back.
+    /// The number of labels that were taken back.
     pub withdrawals: u64,
-    /// Reasons told, by name.
+    /// How often each reason was given, by name.
     pub denials: BTreeMap<&'static str, u64>,
-    /// Writes by how they ended.
+    /// The number of writes, by how they ended.
     pub writes: BTreeMap<&'static str, u64>,
-    /// Restarts of the coordinator.
+    /// The number of restarts of the coordinator.
     pub restarts: u64,
-    /// Broken promises: kind and how often.
+    /// Broken promises: each kind, and how often.
     pub violations: BTreeMap<String, u64>,
-    /// The first broken promise of each kind: when and on what.
+    /// The first broken promise of each kind: when it happened, and to which object.
     pub first: BTreeMap<String, String>,
-    /// Events of the world.
+    /// The number of events of the world.
     pub steps: u64,
 }
 
@@ -54,7 +55,7 @@ impl Outcome {
         self.violations.is_empty() && self.complete == self.pools
     }
 
-    /// As one JSON object.
+    /// The result as one JSON object.
     #[must_use]
     pub fn to_json(&self) -> Value {
         json!({
@@ -79,7 +80,7 @@ impl Outcome {
         })
     }
 
-    /// For people.
+    /// The result as text for people.
     #[must_use]
     pub fn to_text(&self) -> String {
         let mut lines = vec![

@@ -1,39 +1,40 @@
-//! What happens in a roll, and to which fleet.
+//! The scenarios of rolls, and the fleets that they happen to.
 
 /// What happens during the roll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scenario {
-    /// Nothing but the usual: jobs, late watches, writes that conflict or lose their answers.
+    /// Only the usual: jobs, late watches, and writes that conflict or lose their answers.
     Roll,
-    /// Pools grow by half in mid-roll.
+    /// Pools grow by half in the middle of the roll.
     Scale,
-    /// Pools go back to the old image in mid-roll, half of them forward again later.
+    /// Pools go back to the old image in the middle of the roll, and half of them go forward again later.
     Rollback,
     /// The new reference names the same digest.
     Retag,
     /// Hosts are lost, cordoned, NotReady, and taken out and back in.
     Hosts,
-    /// A third of the hosts lose the image after it was staged, for a while.
+    /// A third of the hosts lose the image for a while after it was staged.
     Prune,
     /// A quarter of the agents fall silent, two of them for good.
     Silent,
-    /// The coordinator is restarted in every second step that writes.
+    /// The coordinator restarts in every second step that writes.
     GateRestart,
     /// Replicas are patched every 5 s.
     Autoscale,
     /// Every cap is one.
     CapOne,
-    /// Another controller labels whatever it may, and asks.
+    /// Another controller labels every Pod that it may, and asks the gate before.
     Guard,
-    /// Pools are paused for a while, their images are resolved late, and deadlines pass: half of them let Pods go.
+    /// Pools are paused for a while, their images are resolved late, and deadlines pass. After the deadline, half of
+    /// the pools let Pods go.
     Operator,
     /// What a pool's owner makes changes seconds to minutes after the pool's image.
     TemplateLags,
-    /// And before it; Pods end by themselves in between.
+    /// The owner's image changes before the pool's image, and Pods end by themselves in between.
     TemplateLeads,
-    /// Pool and owner spell one digest in two ways, until somebody mends one of them.
+    /// Pool and owner write one digest in two ways, until somebody corrects one of them.
     TwoSpellings,
-    /// Owners make no Pods any more; half of them are back after minutes.
+    /// Owners stop making Pods, and half of them resume after some minutes.
     NoOwner,
 }
 
@@ -58,7 +59,7 @@ impl Scenario {
         Self::NoOwner,
     ];
 
-    /// Whether nobody but the gate takes a Pod, where there are no jobs.
+    /// Whether only the gate takes Pods in this scenario, if there are no jobs.
     pub(crate) const fn is_quiet(self) -> bool {
         matches!(
             self,
@@ -95,7 +96,7 @@ impl Scenario {
         }
     }
 
-    /// What happens in it.
+    /// The scenario in one line.
     #[must_use]
     pub const fn about(self) -> &'static str {
         match self {
@@ -127,7 +128,7 @@ impl Scenario {
     }
 }
 
-/// A roll's circumstances.
+/// The setting of a roll.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// What happens.
@@ -136,14 +137,15 @@ pub struct Setup {
     pub hosts: usize,
     /// The seed.
     pub seed: u64,
-    /// The gate's numbers.
+    /// The gate's settings.
     pub gate: rollout::gate::Config,
-    /// The gate is told of a warm successor as soon as a Pod left, which isn't there: to see that the checks see it.
+    /// A defect for testing the checks: as soon as a Pod leaves, the gate is told of a warm successor that doesn't
+    /// exist.
     pub phantoms: bool,
 }
 
 impl Setup {
-    /// The gate's own numbers.
+    /// A setting with the gate's default settings and no defect.
     #[must_use]
     pub fn new(scenario: Scenario, hosts: usize, seed: u64) -> Self {
         Self {

@@ -1,28 +1,29 @@
-//! What the checks remember from one event to the next.
+//! What the checks remember between events.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use proto::Moment;
 
-/// What the checks remember.
+/// What the checks remember between events.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    /// Since when a label has to go, or nothing goes where something could.
+    /// The three maps say since when something is amiss: a label stays where the image isn't (by Pod), a label stays on
+    /// a current Pod (by Pod), and no Pod goes although one could (by pool).
     pub(super) lost: BTreeMap<u32, Moment>,
     pub(super) current: BTreeMap<u32, Moment>,
     pub(super) idle: BTreeMap<usize, Moment>,
-    /// Pods that could go at the last look.
+    /// Pods that the gate called open at the last sample.
     pub(super) open: BTreeSet<u32>,
-    /// What the other controller was let do, and until when it may be under way.
+    /// Pods that the other controller was allowed to label, and until when its write may be under way.
     pub(super) granted: BTreeMap<u32, Moment>,
-    /// The most that may be taken of each pool: its cap, and what lies above it by outside events.
+    /// The most Pods of each pool that may be taken: its cap, plus what outside events took beyond the cap.
     pub(super) allowed: BTreeMap<usize, u32>,
-    /// Pods of each pool that were let go since its owner disagrees.
+    /// The number of each pool's Pods that were let go while its owner disagreed.
     pub(super) spent: BTreeMap<usize, u32>,
 }
 
 impl Tally {
-    /// Another coordinator starts: what was told to the one before it says nothing.
+    /// Another coordinator starts, so what was told to the earlier one doesn't count.
     pub(super) fn forget(&mut self) {
         *self = Self {
             allowed: std::mem::take(&mut self.allowed),

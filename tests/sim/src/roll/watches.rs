@@ -1,4 +1,4 @@
-//! What watches show of the cluster, late and in order.
+//! The watches of the cluster: they show changes late, and in order for each kind.
 
 use super::{
     due::{Due, Sight},

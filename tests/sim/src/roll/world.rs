@@ -1,4 +1,4 @@
-//! What is true: pools, Pods, nodes and hosts, and everybody but the gate who changes them.
+//! The true state of the world: pools, Pods, nodes and hosts, and the events that change them.
 
 use std::{
     cmp::Reverse,
@@ -21,13 +21,13 @@ use super::{
     tally::Tally,
 };
 
-/// Xcode versions that a fleet serves at one time.
+/// The number of pools: a fleet serves so many Xcode versions at one time.
 pub(super) const POOLS: usize = 6;
-/// Images of a pool: the old one, the new one, and the new one by its digest instead of its tag.
+/// The images of a pool: the old one, the new one, and the new one by its digest instead of its tag.
 pub(super) const IMAGES: usize = 3;
-/// macOS lets a host run two virtual machines.
+/// The most Pods on a host, because macOS lets a host run two virtual machines.
 pub(super) const PODS_PER_HOST: usize = 2;
-/// The images change when the cluster has settled.
+/// When the images change: 100 s after the beginning, when the cluster has settled.
 pub(super) const ROLL_AT: Moment = Moment(1_100_000_000);
 pub(super) const BEGIN: Moment = Moment(1_000_000_000);
 
@@ -43,21 +43,21 @@ pub(super) struct Host {
     pub(super) exists: bool,
     pub(super) ready: bool,
     pub(super) schedulable: bool,
-    /// Images that are ready there.
+    /// The images that are ready on the host.
     pub(super) holds: BTreeSet<usize>,
-    /// The agent speaks to the coordinator from then on; `None`: it is silent.
+    /// When the agent starts to report to the coordinator. `None` while the agent is silent.
     pub(super) speaks_from: Option<Moment>,
 }
 
-/// Who makes a pool's Pods.
+/// The owner that makes a pool's Pods.
 #[derive(Debug)]
 pub(super) enum Owner {
-    /// Whoever reads the pool: they are made from its image.
+    /// A controller that reads the pool, so it makes Pods of the pool's image.
     Pool,
-    /// Something with an image of its own.
+    /// A controller with an image of its own.
     Template {
         image: usize,
-        /// What was read of it last; `Unknown` where nobody may.
+        /// The last image that was read from the owner. `Unknown` where nobody may read the owner.
         read: Template,
     },
 }
@@ -67,14 +67,14 @@ pub(super) struct Pool {
     pub(super) id: PoolId,
     pub(super) image: usize,
     pub(super) owner: Owner,
-    /// Its owner makes Pods, and since when that is so.
+    /// Whether the pool's owner makes Pods, and since when.
     pub(super) makes: bool,
     pub(super) makes_since: Moment,
-    /// Since when owner and pool mean the same image; `None`: they don't.
+    /// Since when owner and pool have had the same image. `None` while they don't.
     pub(super) agrees_since: Option<Moment>,
-    /// Pods that others ended.
+    /// The number of Pods that outside events ended.
     pub(super) ended: u32,
-    /// What its status says of the gate's memory: written every few seconds, and read by the next coordinator.
+    /// The gate's memory in the pool's status. It is written every few seconds and read by the next coordinator.
     pub(super) written: Before,
     pub(super) percent: i32,
     pub(super) replicas: i32,
@@ -82,18 +82,19 @@ pub(super) struct Pool {
     pub(super) mode: Mode,
     pub(super) heartbeats: bool,
     pub(super) paused: bool,
-    /// Its image's digest is known.
+    /// Whether the digest of the pool's image is known.
     pub(super) resolved: bool,
     pub(super) deadline: Option<Moment>,
     pub(super) on_deadline: OnDeadline,
-    /// When Pods left that the gate had let go, and whose successors aren't made yet.
+    /// When Pods left that the gate had let go and whose successors aren't made yet.
     pub(super) owed: Vec<Moment>,
-    /// Pods that others ended, and whose successors aren't made yet: those come first, as far as anybody can tell.
+    /// The number of Pods that others ended and whose successors aren't made yet. These successors count as made first,
+    /// because nobody can tell successors apart.
     pub(super) gaps: u32,
 }
 
 impl Pool {
-    /// What its Pods are made from.
+    /// The image that the pool's Pods are made from.
     pub(super) const fn made_from(&self) -> usize {
         match self.owner {
             Owner::Pool => self.image,
@@ -101,7 +102,7 @@ impl Pool {
         }
     }
 
-    /// Whether what it is made from can be read.
+    /// Whether the coordinator may read what the owner makes.
     pub(super) const fn is_read(&self) -> bool {
         !matches!(
             self.owner,
@@ -112,7 +113,7 @@ impl Pool {
         )
     }
 
-    /// Pool or owner may have changed.
+    /// Compares pool and owner after a change of either.
     pub(super) fn compare(&mut self, now: Moment) {
         if self.made_from() == self.image {
             self.agrees_since.get_or_insert(now);
@@ -135,9 +136,9 @@ pub(super) struct Pod {
     pub(super) heartbeat: Heartbeat,
     pub(super) created: Moment,
     pub(super) version: u64,
-    /// It succeeds one that the gate let go, and hasn't been warm.
+    /// The Pod succeeds one that the gate let go, and hasn't been warm yet.
     pub(super) successor: bool,
-    /// The gate let it go.
+    /// The gate let the Pod go.
     pub(super) admitted: bool,
 }
 
@@ -156,7 +157,7 @@ impl Pod {
     }
 }
 
-/// Everything there is.
+/// The whole state of one run.
 #[derive(Debug)]
 pub(super) struct World {
     pub(super) setup: Setup,
@@ -172,7 +173,7 @@ pub(super) struct World {
     pub(super) jobs_percent: u64,
     pub(super) office: Office,
     pub(super) tally: Tally,
-    /// Nothing happens to the fleet from outside after this.
+    /// No outside event happens to the fleet after this moment.
     pub(super) calm_at: Moment,
     pub(super) outcome: Outcome,
 }
@@ -214,7 +215,7 @@ impl World {
         self.due.push(Reverse(Entry { at, sequence, due }));
     }
 
-    /// A number below `bound`.
+    /// A random number below `bound`.
     pub(super) fn below(&mut self, bound: u64) -> u64 {
         self.rng.next_u64() % bound.max(1)
     }
@@ -223,7 +224,7 @@ impl World {
         &all[usize::try_from(self.below(all.len() as u64)).unwrap_or(0)]
     }
 
-    /// A time between these, in milliseconds; a little apart from others.
+    /// A random time between these two, in milliseconds. Microseconds are random too, so that events rarely coincide.
     pub(super) fn between(&mut self, least_ms: u64, most_ms: u64) -> Duration {
         Duration::from_micros(least_ms * 1_000 + self.below((most_ms - least_ms) * 1_000))
     }
@@ -246,7 +247,7 @@ impl World {
             heartbeat: pod.heartbeat,
             created_unix_s: i64::try_from(pod.created.since(Moment::START).as_secs())
                 .unwrap_or(i64::MAX),
-            // the office knows when it saw it first
+            // the office fills this in with the time when it first saw the Pod
             seen: Moment::START,
         }
     }

@@ -1,9 +1,9 @@
 //! Within a crate no file needs a file that needs it back, directly or over others.
 //!
-//! Files in a ring can only be understood, tested and moved together: a ring is one file in disguise. So is a type whose
-//! methods are spread over several files. Both tests read the sources of the workspace's crates and draw an arrow from a
-//! file to each file whose items it names. A name that is re-exported counts for the file that defines it. Test code is
-//! left out, because tests may look at everything. There is no list of exceptions.
+//! Files in a ring can only be understood, tested and moved together: a ring is one file in disguise. So is a type
+//! whose methods are spread over several files. Both tests read the sources of the workspace's crates and draw an arrow
+//! from a file to each file whose items it names. A name that is re-exported counts for the file that defines it. Test
+//! code is left out, because tests may look at everything. There is no list of exceptions.
 
 mod source;
 

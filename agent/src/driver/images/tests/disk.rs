@@ -1,8 +1,8 @@
-//! What becomes of an image that is staged: chunks, installation, and what others do to the disk.
+//! Tests of an image that is staged: chunks, installation, and what others do to the disk.
 
 use super::*;
 
-// ---- chunks -------------------------------------------------------------------------------------------------------------
+// ---- chunks ---------------------------------------------------------------------------------------------------------
 
 #[test]
 fn below_the_floor_nothing_more_is_taken_and_what_is_whole_goes_on() {
@@ -67,7 +67,7 @@ fn trouble_of_the_registry_ends_when_something_comes_of_it_or_of_peers() {
         .origin_troubles(&images, &trouble(Reason::OriginFailed));
     world.images.came_from_origin(&images, 5);
     assert_eq!((world.reason(), world.told().origin_bytes), ("", 5));
-    // what isn't the registry's stays
+    // a trouble that isn't the registry's stays
     world
         .images
         .origin_troubles(&images, &trouble(Reason::NoRoom));
@@ -116,7 +116,7 @@ fn the_blobs_of_images_under_way_are_in_use_and_those_of_present_ones_arent() {
     assert_eq!(World::present().images.blobs_in_use().len(), 0);
 }
 
-// ---- installing ---------------------------------------------------------------------------------------------------------
+// ---- installing -----------------------------------------------------------------------------------------------------
 
 #[test]
 fn tart_that_is_busy_is_waited_for_half_a_second_and_is_no_failure() {
@@ -193,7 +193,7 @@ fn an_install_of_a_stage_of_before_changes_nothing() {
     );
 }
 
-// ---- what others do to the disk -----------------------------------------------------------------------------------------
+// ---- what others do to the disk -------------------------------------------------------------------------------------
 
 #[test]
 fn files_that_are_removed_amid_staging_are_staged_anew_at_once_and_then_after_a_pause() {
@@ -319,7 +319,7 @@ fn states_are_counted_for_metrics_with_those_that_nothing_is_in() {
     assert_eq!(counts.len(), 6);
 }
 
-// ---- what is told -------------------------------------------------------------------------------------------------------
+// ---- what is told ---------------------------------------------------------------------------------------------------
 
 #[test]
 fn what_is_under_way_has_no_reason_and_what_stands_has_the_hosts_own() {

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// What the property below believes the shell knows.
+/// The state of the shell, as the property below believes it to be.
 #[derive(Debug, Default)]
 struct Model {
     known: BTreeSet<HostKey>,
@@ -114,7 +114,7 @@ fn any_event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// Checks one event's actions against what the shell knows. The shell ends what the swarm began when `prompt`.
+/// Checks one event's actions against the model. The shell ends what the swarm began when `prompt`.
 fn check(
     swarm: &mut Swarm,
     model: &mut Model,
@@ -339,7 +339,7 @@ proptest! {
         let mut now = 0;
         let mut begin = vec![roster(peers), Event::Coordinator(true)];
         begin.extend((0..3).map(|id| content(id, 70, ChunkSet::empty(70))));
-        // the last chunk is shorter, as in the events
+        // the last chunk is shorter, as in the random events
         for event in begin.drain(..) {
             let event = match event {
                 Event::Content { id, key, held, order, entitled, .. } => Event::Content { id, key, size: 70 * CHUNK - 5, held, order, entitled },
@@ -351,7 +351,7 @@ proptest! {
             now += wait;
             check(&mut swarm, &mut model, now, event)?;
         }
-        // whatever happened, an hour later nothing is stuck in a state without a reason
+        // whatever happened, an hour later every stall has a reason
         for _ in 0..50 {
             now += 60_000;
             check(&mut swarm, &mut model, now, Event::Tick)?;

@@ -8,7 +8,7 @@ fn what_a_peer_has_all_of_already_is_asked_for_at_once() {
     feed(&mut swarm, 0, content(0, 4, ChunkSet::empty(4)));
     let actions = feed(&mut swarm, 100, announced(0, 0, ChunkSet::full(4)));
     assert!(!requests(&actions).is_empty(), "{actions:?}");
-    // one that was heard of in parts, and is whole now, is still being pushed
+    // a content that was announced in parts before it was announced whole is still being pushed
     feed(&mut swarm, 200, content(1, 4, ChunkSet::empty(4)));
     for (millis, chunks) in [(300, set(4, [0, 1])), (400, ChunkSet::full(4))] {
         let actions = feed(&mut swarm, millis, announced(1, 1, chunks));
@@ -47,7 +47,7 @@ fn whoever_learns_of_a_content_late_is_told_again() {
     };
     let actions = feed(&mut swarm, 60_000, announced(1, 0, ChunkSet::empty(64)));
     assert!(actions.contains(&told), "{actions:?}");
-    // both ends of a new connection speak anyway, but of what they hold
+    // both ends of a new connection announce anyway what they hold
     let mut swarm = among(2, Config::default());
     feed(&mut swarm, 0, content(0, 64, set(64, 0..9)));
     let actions = feed(&mut swarm, 100, announced(1, 0, set(64, [1])));
@@ -79,7 +79,7 @@ fn a_new_line_is_not_held_back_by_what_the_dead_one_did_not_bring() {
     let mut swarm = among(1, Config::default());
     feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
     feed(&mut swarm, 100, announced(0, 0, ChunkSet::full(64)));
-    // the peer is dead and its line isn't: every request expires
+    // the peer is dead and its connection still stands: every request expires
     let mut asked = 0;
     for step in 1..80 {
         asked += requests(&feed(&mut swarm, 100 + step * 250, Event::Tick)).len();
@@ -96,7 +96,7 @@ fn a_new_line_is_not_held_back_by_what_the_dead_one_did_not_bring() {
 fn a_host_that_comes_back_dials_although_it_leaves_that_to_others() {
     let mut swarm = Swarm::new(HostKey(9_000), Config::default(), 7);
     feed(&mut swarm, 0, Event::Coordinator(true));
-    // it holds everything, so that nothing else keeps it awake
+    // the host holds everything, so that nothing else keeps it awake
     feed(&mut swarm, 0, content(0, 64, ChunkSet::full(64)));
     let dials = |actions: Vec<Action>| actions.contains(&Action::Dial(key(0)));
     assert!(!dials(feed(&mut swarm, 0, roster(1))), "the other dials");

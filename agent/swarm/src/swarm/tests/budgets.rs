@@ -11,7 +11,7 @@ fn a_budget_is_charged_what_went_over_the_wire() {
         download_bytes_per_second: CHUNK,
     };
     feed(&mut swarm, 0, budget);
-    // chunks of zeros go out as fast as they are asked for
+    // chunks of zeros cost nothing: they go out as fast as peers ask for them
     for step in 1..50u32 {
         let now = 1_000 + u64::from(step);
         let ask = Event::Requested {
@@ -34,7 +34,7 @@ fn a_budget_is_charged_what_went_over_the_wire() {
         };
         feed(&mut swarm, now, done);
     }
-    // and a layer that is small in the registry is fetched for what it is there
+    // a layer that is small in the registry costs its size there
     feed(&mut swarm, 2_000, content(1, 64, ChunkSet::empty(64)));
     feed(&mut swarm, 2_000, Event::Leased(ContentId(1)));
     for chunk in 0..10 {
@@ -48,7 +48,7 @@ fn a_budget_is_charged_what_went_over_the_wire() {
     assert!(swarm.ground.pace.may_receive(at(2_001)));
 }
 
-/// A registry that gives at once whatever it is asked for, on four streams.
+/// The registry gives at once whatever it is asked for, on four streams.
 #[test]
 fn a_download_budget_is_overdrawn_by_a_chunk_for_each_stream_at_most() {
     let mut swarm = among(0, Config::default());

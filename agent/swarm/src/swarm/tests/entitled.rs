@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// `content`, for these peers alone.
+/// The event `content`, for these peers alone.
 fn content_for(id: u32, chunks: u32, held: ChunkSet, peers: &[u64]) -> Event {
     let some = peers.iter().map(|peer| key(*peer)).chain([ME]).collect();
     match content(id, chunks, held) {
@@ -54,12 +54,12 @@ fn a_content_goes_to_those_alone_that_may_have_it() {
         [Action::Refuse(Ticket(1), Declined::NotEntitled)]
     );
     assert_eq!(ask(&mut swarm, 2, 1), [Action::Serve(Ticket(2))]);
-    // one host more may have it: it hears of it, and is served
+    // one more host may have the content: the host hears of it, and is served
     swarm.handle(at(3), content_for(0, 4, ChunkSet::full(4), &[0, 1]));
     let told = drain(&mut swarm);
     assert!(told.iter().any(|action| matches!(action, Action::Announce { peer, chunks, .. } if *peer == key(0) && chunks.is_full())), "{told:?}");
     assert_eq!(ask(&mut swarm, 3, 0), [Action::Serve(Ticket(3))]);
-    // and who comes later hears of nothing that isn't for it
+    // a host that connects later hears only of contents that it may have
     swarm.handle(at(4), Event::Disconnected(key(2)));
     swarm.handle(at(5), Event::Connected(key(2)));
     let told = drain(&mut swarm);
@@ -74,7 +74,7 @@ fn a_content_goes_to_those_alone_that_may_have_it() {
 #[test]
 fn a_fresh_chunk_is_spread_among_those_alone_that_may_have_it() {
     for direct_targets in [2, 100] {
-        // whoever is the spreader of a part is to be one of them too, and they are few among many
+        // each part's spreader has to be an entitled host too, and these are few among many
         let config = Config {
             direct_targets,
             fan_out: 2,

@@ -38,7 +38,7 @@ fn a_lease_begins_to_fetch_with_the_first_chunk_that_no_peer_has() {
         });
         fetches.collect()
     };
-    // chunks 2 to 4 are asked of the peer, and nothing is asked of the registry meanwhile: its bytes would be those
+    // the peer is asked for chunks 2 to 4, and meanwhile the registry for nothing: it would send the same chunks
     let actions = feed(&mut swarm, 1, Event::Leased(ContentId(0)));
     assert!(!requests(&actions).is_empty());
     assert_eq!(fetched(&actions), [0_u32; 0]);
@@ -89,7 +89,7 @@ fn whose_link_was_not_taken_is_asked_after_a_while_what_it_has() {
         failure: Failure::Disproved,
     };
     assert_eq!(requests(&feed(&mut swarm, 2, disproved())), []);
-    // it is a question, and its answer comes as any announcement
+    // the announcement is a question; its answer comes as any announcement does
     let asks = |actions: &[Action]| {
         let ask = |action: &&Action| matches!(action, Action::Announce { reset: true, .. });
         actions.iter().filter(ask).count()
@@ -101,7 +101,7 @@ fn whose_link_was_not_taken_is_asked_after_a_while_what_it_has() {
         actions.extend(feed(&mut swarm, millis, Event::Tick));
     }
     assert_eq!(requests(&actions).first(), Some(&(key(0), 0)));
-    // once
+    // the question is asked once
     assert_eq!(asks(&feed(&mut swarm, 9_000, Event::Tick)), 0);
 }
 
@@ -131,7 +131,7 @@ fn a_registry_is_silent_only_from_when_it_was_asked() {
     };
     let mut swarm = among(2, Config::default());
     feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
-    // a minute of waiting for its turn isn't the registry's
+    // the minute in which the lease waited for its turn doesn't count against the registry
     feed(&mut swarm, 60_000, Event::Leased(ContentId(0)));
     assert_eq!(
         silent(&swarm, 60_300),
@@ -139,7 +139,7 @@ fn a_registry_is_silent_only_from_when_it_was_asked() {
     );
     assert_eq!(silent(&swarm, 62_999).0, Some(Stall::Fetching));
     assert_eq!(silent(&swarm, 63_000).0, Some(Stall::OriginSilent));
-    // a chunk that comes from a peer says nothing of the registry
+    // a chunk that comes from a peer says nothing about the registry
     feed(&mut swarm, 63_000, announced(0, 0, set(64, [9])));
     feed(&mut swarm, 63_000, offered(1, 0, 9, None));
     feed(&mut swarm, 63_000, arrived(0, 9));
@@ -159,7 +159,7 @@ fn a_limit_of_our_own_is_never_the_registrys_silence() {
         lease_window: 2,
         ..Config::default()
     };
-    // nobody else is there, so that nothing has to be handed on
+    // no other host is there, so that nothing has to be handed on
     let mut swarm = among(0, config);
     feed(
         &mut swarm,
@@ -206,7 +206,7 @@ fn silence_isnt_held_against_a_peer_for_long() {
     assert!(swarm.status(at(50)).quarantined.is_empty());
 }
 
-/// Requests within a minute, where each is answered at once: how many, and the last reason for a stall.
+/// The number of requests within a minute, if each is answered at once, and the last reason for a stall.
 fn asked_in_a_minute(answer: impl Fn(HostKey, u32) -> Vec<Event>) -> (usize, Option<Stall>) {
     let mut swarm = among(2, Config::default());
     feed(&mut swarm, 0, content(0, 32, ChunkSet::empty(32)));
@@ -256,7 +256,7 @@ fn what_is_lost_again_and_again_is_asked_for_again_after_growing_pauses() {
         vec![arrived, lost]
     });
     assert_eq!(stall, Some(Stall::LostAgain));
-    // twice the content and some for nothing, and then a quarter of it at a time
+    // twice the content and a little more cost no pause; after that each quarter of the content does
     assert!((64..=256).contains(&asked), "{asked}");
 }
 
@@ -282,7 +282,7 @@ fn a_rotten_chunk_is_asked_of_a_peer_once_until_it_is_announced_anew() {
     }
     assert_eq!(all, [1]);
     assert!(swarm.status(at(10_000)).quarantined.is_empty());
-    // it was mended
+    // the peer mended the chunk
     asked = requests(&feed(&mut swarm, 10_000, announced(0, 0, set(2, [1]))));
     for tick in 1..1_000 {
         asked.extend(requests(&feed(&mut swarm, 10_000 + tick * 10, Event::Tick)));

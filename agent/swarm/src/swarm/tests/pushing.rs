@@ -19,7 +19,7 @@ fn a_chunk_is_handed_to_the_host_with_the_least_to_do() {
             },
         );
     }
-    // our own uplink has as much to do
+    // our own uplink has as much work
     swarm.pushes.jobs().add_backlog(500 * CHUNK);
     feed(&mut swarm, 1, Event::Leased(ContentId(0)));
     let actions = feed(
@@ -125,7 +125,7 @@ fn a_push_that_dribbles_is_overtaken_and_makes_no_room_for_the_next() {
     let asked = requests(&feed(&mut swarm, slow + 300, Event::Tick));
     assert_eq!(asked, [(key(1), 5)]);
     feed(&mut swarm, slow + 301, arrived(1, 5));
-    // it does so again, with a chunk that nobody else has: the time that it wasted buys it no more
+    // the peer does so again, with a chunk that no other host has: the wasted time buys the peer no more time
     let mut now = limit;
     for ticket in 2..6 {
         let actions = feed(&mut swarm, now, offered(ticket, 0, 9, None));
@@ -161,7 +161,7 @@ fn who_takes_nothing_is_sent_nothing_for_a_while() {
         delivery,
         wire_bytes: 0,
     };
-    // one may be lost
+    // one upload may be lost
     for ticket in [1, 2] {
         let actions = feed(&mut swarm, ticket, asked(ticket));
         assert_eq!(actions, [Action::Serve(Ticket(ticket))]);

@@ -7,14 +7,15 @@ use super::*;
 const CHUNKS: u32 = 512;
 const ID: ContentId = ContentId(0);
 
-/// A neighbour that says that it holds everything.
+/// A neighbour that claims to hold everything.
 #[derive(Clone, Copy)]
 enum Rogue {
-    /// It says so again and again, and has none of what it is asked for: it says that after so many milliseconds.
+    /// It claims so again and again, and has none of the chunks that it is asked for. It says so after this many
+    /// milliseconds.
     Misses(u64),
-    /// It takes everything back before it says so again.
+    /// It takes everything back before it claims so again.
     TakesBack(u64),
-    /// It answers one request in so many, and none of the others.
+    /// It answers one request in this many, and none of the others.
     Answers(u32),
 }
 
@@ -25,7 +26,7 @@ enum Due {
     Fed(Event),
 }
 
-/// A lease holder of a content of 512 chunks, each of which takes the registry 9 ms, and one neighbour.
+/// The holder of a lease on a content of 512 chunks, and one neighbour. The registry takes 9 ms for each chunk.
 struct Holder {
     swarm: Swarm,
     due: BTreeMap<(u64, u64), Due>,
@@ -115,7 +116,7 @@ impl Holder {
     }
 }
 
-/// Seconds until the lease holder has everything, and requests that it sent its neighbour.
+/// The seconds until the lease holder has everything, and the number of requests that it sent its neighbour.
 fn fetched_beside(rogue: Option<Rogue>) -> (f64, u32) {
     let mut holder = Holder {
         swarm: among(1, Config::default()),
@@ -196,7 +197,7 @@ fn disappointed() -> (Swarm, u64) {
     (swarm, now)
 }
 
-/// Requests within so many milliseconds, and whether anybody was told everything anew.
+/// The number of requests within this many milliseconds, and whether any peer was told everything anew.
 fn asked_within(swarm: &mut Swarm, from: u64, millis: u64) -> (usize, bool) {
     let (mut asked, mut told_anew) = (0, false);
     for now in (from..from + millis).step_by(50) {
@@ -219,7 +220,7 @@ fn who_broke_its_promises_is_believed_again_after_a_minute_and_asked_what_it_hol
     assert!(!requests(&feed(&mut swarm, now + 61_000, again)).is_empty());
 }
 
-/// A host that lost its disk, or evicted the content, and stages it again.
+/// The peer is a host that lost its disk, or evicted the content, and stages it again.
 #[test]
 fn who_takes_its_word_back_is_believed_at_once() {
     let (mut swarm, now) = disappointed();
@@ -235,7 +236,7 @@ fn who_takes_its_word_back_is_believed_at_once() {
     assert!(asked > 0);
 }
 
-/// A host whose process is killed again and again: what it was asked for doesn't come, and it comes back with all that
+/// The peer's process is killed again and again: the requested chunks don't come, and the peer comes back with all that
 /// it had.
 #[test]
 fn who_comes_back_after_a_kill_is_asked_again() {
@@ -271,7 +272,7 @@ fn who_offers_and_sends_nothing_finds_no_room_for_more() {
     let (mut accepted, mut chunk) = (0, 0);
     for now in (0..300_000).step_by(50) {
         feed(&mut swarm, now, Event::Tick);
-        // one that comes has the others believed
+        // a chunk that comes makes the others believed
         if chunk % 5 == 4 {
             feed(&mut swarm, now, arrived(0, chunk));
         }
@@ -292,7 +293,7 @@ fn who_takes_nothing_of_what_it_is_sent_takes_no_place_from_others() {
     let first = feed(&mut swarm, 0, offered(1, 0, 0, Some(Spread::Everyone)));
     to.extend(pushes(&first).iter().map(|(peer, ..)| *peer));
     assert_eq!(to.len(), 6);
-    // until then they may be slow because everybody is
+    // until then the pushes may be slow because all are
     let early = feed(&mut swarm, 4_500, Event::Tick);
     assert_eq!(pushes(&early), []);
     for tick in 1..40 {
@@ -373,7 +374,7 @@ fn who_takes_what_it_asks_for_and_no_push_is_answered_when_nobody_else_waits() {
     );
     feed(&mut swarm, 6_000, Event::Tick);
     feed(&mut swarm, 10_000, sent(key(0), 0, Delivery::Broken));
-    // an upload is under way; both ask, peer 0 first
+    // an upload is under way; then both peers ask, peer 0 first
     assert_eq!(served(&feed(&mut swarm, 20_000, asked(2, 1, 5))), [2]);
     assert!(served(&feed(&mut swarm, 20_001, asked(3, 0, 6))).is_empty());
     assert!(served(&feed(&mut swarm, 20_002, asked(4, 2, 6))).is_empty());
@@ -387,7 +388,7 @@ fn who_takes_what_it_asks_for_and_no_push_is_answered_when_nobody_else_waits() {
     };
     assert_eq!(served(&feed(&mut swarm, 20_010, answered(2, 1, 5))), [4]);
     assert_eq!(served(&feed(&mut swarm, 20_020, answered(4, 2, 6))), [3]);
-    // that it took what it asked for doesn't show that it passes anything on
+    // the peer took a chunk that it asked for, which doesn't show that it passes chunks on
     feed(&mut swarm, 20_030, answered(3, 0, 6));
     assert_eq!(served(&feed(&mut swarm, 20_031, asked(5, 0, 7))), [5]);
     feed(&mut swarm, 20_032, asked(6, 0, 8));

@@ -22,7 +22,7 @@ fn admitted(id: u32) -> Event {
     }
 }
 
-/// Contents whose fetch begins or goes on.
+/// The contents whose fetch begins or goes on.
 fn fetches(actions: &[Action]) -> Vec<u32> {
     let fetched = actions.iter().filter_map(|action| match action {
         Action::Fetch { id, .. } => Some(id.0),
@@ -105,7 +105,7 @@ fn a_lone_fetch_that_the_coordinator_leases_goes_on_as_its_lease() {
     assert!(!actions.contains(&Action::StopFetch(ContentId(0))));
     let actions = feed(&mut swarm, 10_400, Event::LeaseLost(ContentId(0)));
     assert!(actions.contains(&Action::StopFetch(ContentId(0))));
-    // whoever took the lease back has others fetch: the wait begins anew
+    // the coordinator took the lease back and has another host fetch: the wait begins anew
     assert_eq!(fetches(&feed(&mut swarm, 20_399, Event::Tick)), NOTHING);
     assert_eq!(fetches(&feed(&mut swarm, 20_650, Event::Tick)), [0]);
 }
@@ -183,7 +183,7 @@ fn what_is_here_or_no_longer_wanted_is_fetched_by_nobody() {
         feed(&mut swarm, 1, arrived(0, chunk));
     }
     assert_eq!(fetches(&feed(&mut swarm, 60_000, Event::Tick)), NOTHING);
-    // proved false at the end: the client still waits
+    // a chunk is proved false at the end: the client still waits
     let lost = Event::ChunkLost {
         id: ContentId(0),
         chunk: ChunkIndex(3),

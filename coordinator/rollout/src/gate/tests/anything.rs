@@ -1,4 +1,4 @@
-//! Any events in any order: which rules always hold.
+//! Properties of the gate that hold for any events in any order.
 
 use proptest::prelude::*;
 
@@ -101,7 +101,7 @@ proptest! {
     fn whatever_happens_admissions_keep_the_rules(steps in prop::collection::vec(step(), 1..80)) {
         let mut gate = Gate::new(Config::default());
         let mut now = second(0);
-        // what was told, kept apart from the gate's own books
+        // the facts that were told, kept apart from the gate's own state
         let mut pods: BTreeMap<PodId, Pod> = BTreeMap::new();
         let mut held: BTreeMap<HostId, (Moment, Holdings)> = BTreeMap::new();
         let mut nodes: BTreeMap<HostId, bool> = BTreeMap::new();
@@ -168,7 +168,7 @@ proptest! {
                 if admitted {
                     prop_assert!(status.in_flight + status.reserved <= status.cap);
                 }
-                // to the letter, by another hand
+                // the count by the rule of the runners' own controller, computed in another way
                 let rule = rule.as_ref().unwrap();
                 let alive: Vec<&Pod> = pods.values().filter(|pod| pod.is_alive()).collect();
                 let stale = alive.iter().filter(|pod| pod.image != rule.image).count();
@@ -182,7 +182,7 @@ proptest! {
                 let letter = labelled + if stale > 0 { cold } else { 0 };
                 prop_assert_eq!(status.in_flight as usize, letter);
                 prop_assert_eq!(status.stale as usize, stale);
-                // progress: who waits has a reason, and it isn't that it could go
+                // progress: a Pod that waits has a reason, and no Pod waits that could go
                 for pod in &status.pods {
                     if rule.mode == Mode::Own {
                         prop_assert!(!matches!(pod.verdict, Verdict::Open(_)));

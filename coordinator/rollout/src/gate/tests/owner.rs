@@ -1,10 +1,10 @@
-//! Who makes a pool's Pods: owners that lag, lead, say nothing or make nothing, and the places of Pods that left.
+//! Tests of owners that lag, lead, say nothing or make no Pods; and of the slots of Pods that left.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// This many stale Pods on nodes that hold the new image.
+/// Adds `many` stale Pods, on nodes that hold the new image.
 fn stale_pods(gate: &mut Gate, many: usize) {
     for at in 0..many {
         node(gate, 0, at, true, true);
@@ -66,7 +66,7 @@ fn a_pool_that_wants_fewer_pods_awaits_no_successor() {
 
 #[test]
 fn replicas_that_are_fewer_than_the_pods_are_not_believed() {
-    // a pool whose autoscaler keeps them elsewhere says 0; one that was written by hand says too few
+    // a pool whose autoscaler keeps the number elsewhere has 0; a pool written by hand has too few
     for replicas in [0, 3] {
         let mut gate = Gate::new(Config::default());
         let rule = Pool {
@@ -109,7 +109,7 @@ fn a_stale_pod_that_comes_after_the_image_shows_an_owner_that_lags() {
         ..pod(50)
     };
     gate.handle(second(2), Event::Pod(id(50), stale.clone()));
-    // it isn't reaped, keeps the place of the one that left, and nobody else goes
+    // the new Pod isn't deleted and keeps the place of the Pod that left, and no other Pod goes
     assert_eq!(writes(&mut gate), []);
     let lags = Verdict::Blocked(Reason::OwnerLags);
     assert_eq!(gate.explain(&id(50)), lags);
@@ -124,7 +124,7 @@ fn a_stale_pod_that_comes_after_the_image_shows_an_owner_that_lags() {
         (lag.since, lag.pod, lag.said),
         (second(2), Some(id(50)), false)
     );
-    // it is warm: its place is free, but nothing drains yet
+    // the new Pod is warm, so its place is free, but nothing drains yet
     let warm = Pod {
         phase: Phase::Running,
         ..stale
@@ -132,7 +132,7 @@ fn a_stale_pod_that_comes_after_the_image_shows_an_owner_that_lags() {
     gate.handle(second(3), Event::Pod(id(50), warm));
     assert_eq!(gate.status(&pool_id()).unwrap().reserved, 0);
     assert_eq!(writes(&mut gate), []);
-    // a Pod of the pool's image: the owner has heard
+    // a Pod of the pool's image comes: the owner knows of the image
     let current = Pod {
         image: NEW.into(),
         seen: second(4),
@@ -144,7 +144,7 @@ fn a_stale_pod_that_comes_after_the_image_shows_an_owner_that_lags() {
     assert_eq!(gate.status(&pool_id()).unwrap().lag, None);
 }
 
-/// A pool of nine, of which one left and came back with the old image at this time after the image was set.
+/// A pool of nine Pods. One left, and its successor came with the old image, `at` seconds after the image was set.
 fn lagging(at: u64) -> Gate {
     let mut gate = fleet(9, 5);
     label(&mut gate, 0, 0);
@@ -162,7 +162,7 @@ fn lagging(at: u64) -> Gate {
 
 #[test]
 fn an_owner_that_had_time_to_hear_is_not_tried_again() {
-    // up to the last moment of its time it may not have heard; from then on it goes by something else
+    // until the end of its time, the owner may not know of the image; after that, it follows something else
     let opens = |mut gate: Gate, from: u64| {
         (from..from + 5_000).step_by(20).find(|at| {
             seen_by_all(&mut gate, *at, 9);
@@ -204,7 +204,7 @@ fn what_an_owner_says_holds_a_pool_before_any_pod_is_lost() {
     assert_eq!(gate.explain(&id(0)), Verdict::Blocked(Reason::OwnerLags));
     let lag = gate.status(&pool_id()).unwrap().lag.unwrap();
     assert_eq!((lag.pod, lag.said), (None, true));
-    // that it can't be read for a while, is read again, or an operator lets the pool go on, changes nothing
+    // nothing changes when the owner can't be read for a while, is read again, or an operator ends a pause
     for (at, template) in [(20, Template::Unknown), (40, Template::Unread), (80, old())] {
         gate.handle(second(at), Event::Pool(pool_id(), with(template, NEW)));
         seen_by_all(&mut gate, at, 9);
@@ -217,10 +217,10 @@ fn what_an_owner_says_holds_a_pool_before_any_pod_is_lost() {
     gate.handle(second(81), Event::Pool(pool_id(), with(old(), NEW)));
     assert_eq!(writes(&mut gate), []);
     assert_eq!(gate.explain(&id(0)), Verdict::Blocked(Reason::OwnerLags));
-    // it agrees
+    // the owner makes the pool's image
     gate.handle(second(82), Event::Pool(pool_id(), with(new(), NEW)));
     assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
-    // and the other way round: the pool agrees with what its owner made before
+    // the other way round: the pool takes the image that its owner made before
     let mut gate = fleet(9, 5);
     actions(&mut gate);
     gate.handle(second(1), Event::Pool(pool_id(), with(new(), OLD)));
@@ -237,7 +237,7 @@ fn what_an_owner_says_holds_a_pool_before_any_pod_is_lost() {
     seen_by_all(&mut gate, 71, 9);
     gate.handle(second(71), Event::Pool(pool_id(), with(new(), NEW)));
     assert_eq!(gate.status(&pool_id()).unwrap().lag, None);
-    // the one that came early is current, and isn't warm
+    // the Pod that came early is current, and isn't warm
     let reached = Reason::CapReached {
         in_flight: 1,
         away: 0,
@@ -276,7 +276,7 @@ fn an_owner_whose_pods_are_not_what_it_says_is_held_until_that_changes() {
         }
         gate
     };
-    // an operator lets it go on
+    // an operator ends a pause
     let mut gate = held();
     let paused = Pool {
         paused: true,
@@ -284,7 +284,7 @@ fn an_owner_whose_pods_are_not_what_it_says_is_held_until_that_changes() {
     };
     assert!(!goes(&mut gate, 1_000, Event::Pool(pool_id(), paused)));
     assert!(goes(&mut gate, 1_001, Event::Pool(pool_id(), says(same()))));
-    // its owner says something else, and then the pool's image again
+    // the owner says another image, and then the pool's image again
     let mut gate = held();
     let other = says(Template::Image(OLD.into()));
     assert!(!goes(&mut gate, 1_000, Event::Pool(pool_id(), other)));
@@ -319,7 +319,7 @@ fn a_gate_that_takes_over_knows_who_lagged_and_who_is_awaited() {
     };
     let none = Before::default();
     let count = |gate: &mut Gate| writes(gate).len();
-    // two of nine aren't there: for a minute, or for as long as it takes
+    // two of nine Pods are missing: slots are kept for a minute, or for as long as needed
     let mut gate = before(none, 7, Template::Unknown);
     assert_eq!(count(&mut gate), 1);
     seen_by_all(&mut gate, 60, 9);
@@ -389,7 +389,7 @@ fn a_successor_keeps_its_place_through_refusals_deaths_and_other_images() {
     };
     gate.handle(second(2), Event::Pod(id(50), cold(50, 2)));
     assert_eq!(reserved(&gate), 1);
-    // the pool changes again before it is warm: it is stale now, and the one that may be reaped
+    // the pool changes again before the new Pod is warm: the Pod is stale now, and may be deleted
     let third = "registry.test/runner:3";
     let changed = Pool {
         image: third.into(),
@@ -413,7 +413,7 @@ fn a_successor_keeps_its_place_through_refusals_deaths_and_other_images() {
     gate.handle(second(5), Event::Written(id(50), Outcome::Refused));
     assert_eq!(writes(&mut gate), [], "no other Pod has its place");
     assert_eq!(reserved(&gate), 1);
-    // it dies by itself
+    // the Pod dies by itself
     gate.handle(second(6), Event::PodGone(id(50)));
     assert_eq!(writes(&mut gate), []);
     assert_eq!(reserved(&gate), 1);
@@ -433,20 +433,20 @@ fn a_successor_keeps_its_place_through_refusals_deaths_and_other_images() {
 
 // ---- properties -----------------------------------------------------------------------------------------------------
 
-/// What happens to a pool whose owner makes Pods of any image.
+/// An event of a pool whose owner may make Pods of any image.
 #[derive(Clone, Debug)]
 enum Turn {
     Wait(u64),
-    /// The pool's image, and whether the owner's follows it at once.
+    /// The pool gets this image. If `true`, the owner follows at once.
     Image(usize, bool),
-    /// The owner's image.
+    /// The owner makes Pods of this image from now on.
     Template(usize),
-    /// The gate is told what the owner makes.
+    /// The gate is told which image the owner makes.
     Read,
-    /// Pods of this number in order: one starts, one ends.
+    /// The Pod with this number in the order of Pods starts, or ends.
     Start(usize),
     End(usize),
-    /// The owner makes what is missing.
+    /// The owner makes the missing Pods.
     Make,
     /// The gate's writes are carried out, or refused.
     Write(bool),
@@ -469,15 +469,15 @@ fn turn() -> impl Strategy<Value = Turn> {
 
 const IMAGES: [&str; 3] = [OLD, NEW, "registry.test/runner:3"];
 
-/// What is true of a Pod.
+/// The true state of a Pod.
 #[derive(Clone, Debug)]
 struct Life {
     facts: Pod,
-    /// It succeeds one that the gate took, and wasn't warm yet.
+    /// Whether the Pod succeeds one that the gate took, and hasn't been warm yet.
     owed: bool,
 }
 
-/// A pool with its owner and all its writes, apart from the gate's own books.
+/// A pool with its owner and all its writes. This state is kept apart from the gate's own.
 struct Owned {
     gate: Gate,
     now: Moment,
@@ -525,7 +525,7 @@ impl Owned {
         self.wanted.extend(writes(&mut self.gate));
     }
 
-    /// Every host holds every image, and says so.
+    /// Every host holds every image, and reports that.
     fn hosts(&mut self) {
         for at in 0..Self::MANY {
             let all = IMAGES.map(|image| (digest(image), BTreeSet::from([image.to_string()])));
@@ -614,7 +614,7 @@ impl Owned {
         }
     }
 
-    /// Pods that the gate took and that no warm one replaces.
+    /// The number of Pods that the gate took and that no warm Pod has replaced.
     fn taken(&self) -> usize {
         let there = self.pods.values().filter(|life| {
             life.owed || (life.facts.labelled && life.facts.image != self.pool.image)
@@ -625,7 +625,7 @@ impl Owned {
     fn turn(&mut self, turn: &Turn) {
         match *turn {
             Turn::Wait(seconds) => {
-                // no write is waited for longer
+                // a write takes no longer than this
                 if seconds > 5 && seconds % 2 == 0 {
                     self.write(false);
                 }
@@ -671,8 +671,9 @@ impl Owned {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Whatever owner and pool mean, and whoever ends, no more Pods are taken than the cap, unless the pool's image
-    /// makes labelled Pods stale again; and nothing is let go while the owner is known to make another image.
+    /// Whatever images the owner and the pool have, and whichever Pods end, the gate takes at most as many Pods as the
+    /// cap. The only exception: a change of the pool's image makes labelled Pods stale again. And no Pod is let go
+    /// while the owner is known to make another image.
     #[test]
     fn whatever_owners_make_no_more_pods_are_taken_than_the_cap(
         percent in prop_oneof![Just(5), Just(25), Just(50)],
@@ -698,7 +699,7 @@ proptest! {
             let lets_go = world.wanted.iter().skip(asked).any(|action| {
                 matches!(action, Action::Label(_) | Action::Reap(_))
             });
-            // a Pod of the pool's image that comes says more than the owner
+            // a new Pod of the pool's image counts for more than the owner's word
             if matches!(turn, Turn::Wait(_) | Turn::Start(_) | Turn::End(_)) && !begun {
                 let lag = world.gate.status(&pool_id()).unwrap().lag.is_some();
                 prop_assert!(!(lets_go && lag), "{:?}", turn);
@@ -707,7 +708,7 @@ proptest! {
                 prop_assert!(!lets_go);
             }
             let taken = world.taken();
-            // what was decided before the image changed takes effect after it
+            // a write that was decided before the image changed may be carried out after the change
             let follow = world.wanted.iter().filter(|action| !matches!(action, Action::Unlabel(..)));
             let may_be = taken + follow.count();
             match turn {

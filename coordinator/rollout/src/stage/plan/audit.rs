@@ -1,10 +1,10 @@
-//! Contents that are thought to be complete somewhere and may not be: their holder was killed and lost the last
-//! second, or it can't serve them.
+//! Finds contents that are thought to be complete on some host and may not be: the holder was killed and lost its last
+//! second of work, or it can't serve them.
 //!
-//! A content is leased again when hosts that stage find no source of it, whatever else moves. The lease goes first to
-//! the host that is thought to hold the content, which gives the lease back if it does. The word of the hosts without
-//! a source moves little: it costs one lease, whose holder asks its peers first. The next doubt of the same content
-//! waits for twice as long, unless chunks came.
+//! When hosts that stage a content find no source of it, the content is leased again, even while other contents move.
+//! The lease goes first to the host that is thought to hold the content; a host that does hold it gives the lease back.
+//! So hosts that wrongly say that they find no source do little harm: the price is one lease, whose holder asks its
+//! peers first. Each further doubt of the same content waits twice as long, unless chunks came in between.
 
 use alloc::{collections::BTreeSet, vec::Vec};
 use core::time::Duration;
@@ -13,19 +13,18 @@ use proto::{Digest, HostId};
 
 use super::{images::Image, view::View};
 
-/// Nothing moves anywhere for this long: what is thought to be complete somewhere is asked for again. Hosts of the
-/// version before don't say which contents they find no source of.
+/// After this long without movement anywhere, contents that are thought to be complete somewhere are asked for again.
+/// This covers agents of the previous version, which don't say which contents they find no source of.
 const AUDIT_AFTER: Duration = Duration::from_secs(20);
-/// Hosts that lack a content and find no source of it say so for this long before it is doubted that somebody holds
-/// it; and whoever is thought to hold it has been here as long. Passing a chunk on to the last host takes a few
-/// seconds.
+/// Hosts that lack a content must report for this long that they find no source, before the content is doubted. The
+/// supposed holder must have been connected as long. Passing a chunk on to the last host takes a few seconds.
 const DOUBT_AFTER: Duration = Duration::from_secs(5);
-/// And so much longer for each host of the fleet: a spread takes longer where there are more to spread to.
+/// Added to `DOUBT_AFTER` for each host of the fleet: in a larger fleet a spread takes longer.
 const DOUBT_PER_HOST: Duration = Duration::from_millis(10);
-/// So many hosts have to find no source of a content, where so many lack it.
+/// This many hosts must find no source of a content, unless fewer lack it.
 const DOUBTERS: usize = 2;
 
-/// Contents that it is to be doubted of that somebody holds them, because hosts find no source of them.
+/// Contents to doubt, because hosts find no source of them.
 pub(super) fn without_source(view: View<'_>) -> Vec<Digest> {
     let hosts = u32::try_from(view.hosts.len()).unwrap_or(u32::MAX);
     let patience = DOUBT_AFTER + DOUBT_PER_HOST.saturating_mul(hosts);
@@ -41,7 +40,8 @@ fn is_doubtful(view: View<'_>, digest: Digest, by: &BTreeSet<&HostId>, patience:
     let Some(content) = view.contents.get(&digest) else {
         return false;
     };
-    // who is away for a moment, or was, brings back what it holds; who completed it just now is passing it on
+    // A host that is or was away for a moment brings back what it holds. A host that completed the content just now is
+    // still passing it on.
     let settled = content.done().iter().all(|(id, done_at)| {
         view.hosts.get(id).is_none_or(|host| {
             let here = view.now.since(host.since()) >= patience;
@@ -76,7 +76,7 @@ pub(super) fn is_still(view: View<'_>) -> bool {
     view.leases.is_empty() && view.now.since(view.contents.moved_at()) >= AUDIT_AFTER
 }
 
-/// Contents of the images that hosts lack and could fetch: where nothing moves, they may be nowhere.
+/// Contents of the images that hosts lack and could fetch. When nothing moves, these contents may be nowhere.
 pub(super) fn lacking(view: View<'_>) -> BTreeSet<Digest> {
     let lack = |image: &&Image| {
         view.is_live(image)

@@ -1,48 +1,49 @@
-//! What hosts say against one host.
+//! The accusations against one host.
 //!
-//! Links are signed, so the maker of a false link is known, and two links that contradict each other convict their
-//! maker without a witness. Only two things rest on the word of hosts. One is what only two hosts saw: bytes that
-//! didn't fit their link. The other is that a signed link is false: only a host with a verified copy knows that.
+//! Links are signed, so the maker of a false link is known. Two links that contradict each other convict their maker
+//! without a witness. Only two kinds of accusation rest on the word of hosts. The first is an event that only two hosts
+//! saw: bytes that didn't fit their link. The second is that a signed link is false, which only a host with a verified
+//! copy knows.
 //!
-//! Any host may lie. So it takes the word of a third of the hosts that can know, and of two at least. A shunned host
-//! has no word. Accusations grow old. A few false friends can do nothing. A liar that few hosts have met is shunned
-//! by those few, because each agent keeps its own quarantine. The word of a host that is accused and not shunned
-//! counts in full: else liars would silence honest hosts by accusing them.
+//! Any host may lie. So an accusation needs a third of the hosts that can know, and at least two. A shunned host has no
+//! word. Accusations expire. So a few lying hosts can do nothing. A liar that only few hosts have met is shunned by
+//! those few, because each agent keeps its own quarantine. A host that is accused but not shunned still counts in full
+//! as an accuser: otherwise liars could silence honest hosts by accusing them.
 //!
-//! A false link that a lease holder made may be the registry's fault. It costs its maker the preference for leases
-//! for an hour, and nothing else: a host that is alone with a registry that errs is leased its contents all the same.
+//! A false link that a lease holder made may be the registry's fault. For an hour, its maker gets leases only after
+//! other hosts; nothing else follows. A host that is alone with a faulty registry still gets leases.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use core::time::Duration;
 
 use proto::{Digest, HostId, Moment};
 
-/// Contents of which a host may take back what it made, an hour. A registry that errs errs seldom.
+/// The number of contents that a host may take back within an hour. Faulty registries are rare.
 const RETRACTIONS: u32 = 16;
-/// Accusations of false links that are kept against one host. Beyond this they prove no more.
+/// The most accusations of false links that are kept against one host. More would prove nothing more.
 const MOST_CHARGES: usize = 4096;
 
-/// What others say against a host.
+/// The accusations against one host.
 #[derive(Debug, Default)]
 pub(super) struct Charges {
-    /// Hosts that say that it sent something false, or vouched for it, and when they said so last. How often one host
-    /// says so doesn't matter: hosts are counted.
+    /// Hosts that say that this host sent something false or vouched for it, and when each said so last. Hosts are
+    /// counted, not their words.
     direct: BTreeMap<HostId, Moment>,
-    /// Hosts that say that it made a false link of this content, and when they said so last.
+    /// Hosts that say that this host made a false link of this content, and when each said so last.
     false_links: BTreeMap<(HostId, Digest), Moment>,
-    /// Contents of which it took back what it made, and since when they are counted.
+    /// The number of contents of which the host took back what it made, and when counting began.
     retractions: (u32, Moment),
-    /// Others are preferred for leases until then.
+    /// Until then, other hosts are preferred for leases.
     last_for_leases_until: Option<Moment>,
 }
 
 impl Charges {
-    /// Another host says that this one sent something false, or vouched for it.
+    /// Another host says that this one sent something false or vouched for it.
     pub(super) fn blame(&mut self, now: Moment, by: &HostId) {
         self.direct.insert(by.clone(), now);
     }
 
-    /// The hosts that say that it sent something false, or vouched for it.
+    /// The hosts that say that this one sent something false or vouched for it.
     pub(super) fn accusers(&self) -> impl Iterator<Item = &HostId> {
         self.direct.keys()
     }
@@ -54,32 +55,33 @@ impl Charges {
         }
     }
 
-    /// The hosts that say that it made a false link of this content.
+    /// The hosts that say that this one made a false link of the content.
     pub(super) fn finders(&self, content: Digest) -> BTreeSet<&HostId> {
         let all = self.false_links.keys();
         let of_it = all.filter(|(_, of)| *of == content);
         of_it.map(|(by, _)| by).collect()
     }
 
-    /// Nobody says anything against it any more.
+    /// Drops all accusations.
     pub(super) fn clear(&mut self) {
         self.direct.clear();
         self.false_links.clear();
     }
 
-    /// What was said so long ago doesn't add up with what is said now: memory that fails once a month isn't a liar.
+    /// Drops accusations that are older than `most`. Old ones mustn't add up with new ones: a host whose memory fails
+    /// once a month isn't a liar.
     pub(super) fn forget_old(&mut self, now: Moment, most: Duration) {
         self.direct.retain(|_, at| now.since(*at) < most);
         self.false_links.retain(|_, at| now.since(*at) < most);
     }
 
-    /// What this host says doesn't count any more.
+    /// Drops the accusations that this host made.
     pub(super) fn forget_host(&mut self, id: &HostId) {
         self.direct.remove(id);
         self.false_links.retain(|(by, _), _| by != id);
     }
 
-    /// Whether one more content counts of which the host takes back what it made. `within` is how long they are
+    /// Whether the host may take back what it made of one more content. `within` is the time over which retractions are
     /// counted.
     pub(super) fn may_retract(&self, now: Moment, within: Duration) -> bool {
         let (count, since) = self.retractions;
@@ -95,12 +97,12 @@ impl Charges {
         *count += 1;
     }
 
-    /// Leases go to others first until then.
+    /// Until then, leases go to other hosts first.
     pub(super) const fn put_last(&mut self, until: Moment) {
         self.last_for_leases_until = Some(until);
     }
 
-    /// Whether leases go to others first.
+    /// Whether leases go to other hosts first.
     pub(super) fn is_last_for_leases(&self, now: Moment) -> bool {
         self.last_for_leases_until.is_some_and(|until| now < until)
     }

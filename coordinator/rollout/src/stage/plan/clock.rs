@@ -1,17 +1,17 @@
-//! The plan's own time: the caller's, without the time in which the caller was held up.
+//! The plan's own clock: the caller's clock without the time in which the caller was held up.
 //!
-//! Whoever comes long after a tick was due was held up, and what hosts said meanwhile is still to come. The time
-//! beyond doesn't count. Without that, a coordinator that stood still for some seconds would take back every lease
-//! that goes on, because its holder seems to have been silent.
+//! A caller that comes long after a due tick was held up, and the hosts' messages of that time are still to come. So
+//! the time beyond isn't counted. Otherwise a coordinator that stood still for some seconds would take back every
+//! running lease, because each holder would seem to have been silent.
 
 use core::time::Duration;
 
 use proto::Moment;
 
-/// Whoever comes later than this after a tick was due was held up.
+/// A caller that comes later than this after a due tick was held up.
 const LATE: Duration = Duration::from_secs(1);
 
-/// The plan's own time.
+/// The plan's own clock.
 #[derive(Debug, Default)]
 pub(super) struct Clock {
     now: Moment,
@@ -25,12 +25,13 @@ impl Clock {
         self.now
     }
 
-    /// The first moment, if there was one.
+    /// The first moment; `None` before the first event.
     pub(super) const fn started(&self) -> Option<Moment> {
         self.started
     }
 
-    /// It is this time by the caller's clock, where a tick was due then by this one. Returns the time by this one.
+    /// Takes the time by the caller's clock. `due` is when a tick was due, by this clock. Returns the time by this
+    /// clock.
     pub(super) fn hear(&mut self, now: Moment, due: Option<Moment>) -> Moment {
         if let Some(due) = due {
             self.missed += (now - self.missed).since(due).saturating_sub(LATE);
@@ -38,18 +39,18 @@ impl Clock {
         now - self.missed
     }
 
-    /// It is this time by this clock. Time never goes back.
+    /// Sets the time by this clock. Time never goes back.
     pub(super) fn pass(&mut self, now: Moment) {
         self.now = self.now.max(now);
         self.started.get_or_insert(self.now);
     }
 
-    /// The moment by this clock that is `now` by the caller's, and not before the latest one.
+    /// The moment by this clock that is `now` by the caller's clock; never before the latest moment.
     pub(super) fn at(&self, now: Moment) -> Moment {
         (now - self.missed).max(self.now)
     }
 
-    /// The moment by the caller's clock that is `due` by this one.
+    /// The moment by the caller's clock that is `due` by this clock.
     pub(super) fn callers(&self, due: Moment) -> Moment {
         due + self.missed
     }
@@ -68,10 +69,10 @@ mod tests {
         assert_eq!(clock.hear(START + LATE, Some(START)), START + LATE);
         assert_eq!(clock.hear(START + 31 * SECOND, Some(START)), START + LATE);
         assert_eq!(clock.callers(START), START + 30 * SECOND);
-        // from then on time passes as ever
+        // from then on, time passes as before
         let due = START + LATE;
         assert_eq!(clock.hear(START + 32 * SECOND, Some(due)), due + SECOND);
-        // and where nothing is due, all of it does
+        // where no tick is due, all time counts
         assert_eq!(clock.hear(START + 90 * SECOND, None), START + 60 * SECOND);
     }
 

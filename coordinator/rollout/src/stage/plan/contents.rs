@@ -1,4 +1,4 @@
-//! The contents of the images that are wanted: who holds each of them, and what came of asking for it.
+//! The contents of the wanted images: which hosts hold each of them, and how attempts to fetch it ended.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use core::time::Duration;
@@ -8,11 +8,11 @@ use proto::{Digest, HostId, Moment};
 use super::{receipts::Receipts, tries::Tries};
 use crate::stage::event::Content;
 
-/// An agent that is killed loses what it verified since its last flush, which is half a second and the time that a disk
-/// takes to sync.
+/// A killed agent may lose chunks that it verified within this time before its last report. It flushes every half
+/// second, and the disk takes some time to sync.
 const FORGETFUL: Duration = Duration::from_secs(2);
-/// A content is doubted again after this long at the soonest, twice as long each time that no chunk of it came in
-/// between.
+/// The shortest wait between two doubts of one content. The wait doubles with each doubt, unless a chunk came in
+/// between, up to `DOUBT_AGAIN_MOST`.
 const DOUBT_AGAIN: Duration = Duration::from_secs(10);
 const DOUBT_AGAIN_MOST: Duration = Duration::from_mins(2);
 
@@ -22,16 +22,16 @@ pub(super) struct ContentState {
     chunks: u32,
     /// Raw bytes.
     size: u64,
-    /// Hosts that hold all of it, and since when.
+    /// Hosts that say that they hold all of the content, and since when.
     done: BTreeMap<HostId, Moment>,
-    /// Hosts that say that they hold all of it and aren't believed, because others found no source of it or got
-    /// nothing. They are believed again when hosts get it without a lease.
+    /// Hosts that say that they hold all of the content and aren't believed, because other hosts found no source of it
+    /// or got nothing. They are believed again when other hosts get the content without a lease.
     doubted: BTreeSet<HostId>,
-    /// How often it was doubted since a chunk came.
+    /// The number of doubts since a chunk came.
     doubts: u32,
-    /// When it may be doubted again.
+    /// The content isn't doubted again before this moment.
     doubt_not_before: Moment,
-    /// A chunk of it came, or it was wanted first.
+    /// When a chunk of the content last came, or else when the content was first wanted.
     moved_at: Moment,
     receipts: Receipts,
     tries: Tries,
@@ -61,12 +61,12 @@ impl ContentState {
         self.size
     }
 
-    /// A chunk of it came then, or it was wanted first.
+    /// When a chunk of the content last came, or else when the content was first wanted.
     pub(super) const fn moved_at(&self) -> Moment {
         self.moved_at
     }
 
-    /// What the hosts that receive it say of it.
+    /// What the hosts that receive the content say of it.
     pub(super) const fn receipts(&self) -> &Receipts {
         &self.receipts
     }
@@ -75,7 +75,7 @@ impl ContentState {
         &mut self.receipts
     }
 
-    /// What came of asking for it.
+    /// How attempts to fetch the content ended.
     pub(super) const fn tries(&self) -> &Tries {
         &self.tries
     }
@@ -84,28 +84,28 @@ impl ContentState {
         &mut self.tries
     }
 
-    /// Hosts that say that they hold all of it, and since when.
+    /// Hosts that say that they hold all of the content, and since when.
     pub(super) const fn done(&self) -> &BTreeMap<HostId, Moment> {
         &self.done
     }
 
-    /// Whether this host says that it holds all of it.
+    /// Whether this host says that it holds all of the content.
     pub(super) fn is_done_on(&self, id: &HostId) -> bool {
         self.done.contains_key(id)
     }
 
-    /// Hosts that say that they hold all of it and are believed, here or not.
+    /// Hosts that say that they hold all of the content and are believed, connected or not.
     pub(super) fn believed(&self) -> impl Iterator<Item = &HostId> {
         let all = self.done.keys();
         all.filter(|id| !self.doubted.contains(*id))
     }
 
-    /// Whether this host says that it holds all of it, and isn't believed.
+    /// Whether this host said that it holds all of the content, and isn't believed.
     pub(super) fn is_doubted(&self, id: &HostId) -> bool {
         self.doubted.contains(id)
     }
 
-    /// The host says that it holds all of it.
+    /// Notes that the host says that it holds all of the content.
     pub(super) fn claim(&mut self, now: Moment, id: &HostId) {
         self.done.insert(id.clone(), now);
         self.receipts.claimed(now);
@@ -114,8 +114,8 @@ impl ContentState {
         }
     }
 
-    /// The host says how many of its chunks it holds. Returns how many it held before that, and whether it held all
-    /// of it then and doesn't any more.
+    /// Notes how many chunks the host says that it holds. Returns how many it held before, and whether it held all of
+    /// the content before and doesn't any more.
     pub(super) fn count(&mut self, now: Moment, id: &HostId, chunks: u32) -> (u32, bool) {
         let whole = chunks == self.chunks;
         let held = self.receipts.count(id, if whole { 0 } else { chunks });
@@ -130,8 +130,8 @@ impl ContentState {
         (before, self.drop_from(id))
     }
 
-    /// The host lost something that it had last spoken of at `heard_at`: what it had just completed then may be part of
-    /// that.
+    /// Notes that the host lost chunks that it had reported at `heard_at`. If it had completed the content just before,
+    /// the loss may include the content's last chunks.
     pub(super) fn lose_latest(&mut self, id: &HostId, heard_at: Moment) {
         if let Some(done_at) = self.done.get(id)
             && *done_at + FORGETFUL >= heard_at
@@ -140,12 +140,12 @@ impl ContentState {
         }
     }
 
-    /// The host doesn't hold all of it. Returns whether it said so.
+    /// Notes that the host doesn't hold all of the content. Returns whether it had said so.
     pub(super) fn drop_from(&mut self, id: &HostId) -> bool {
         self.done.remove(id).is_some()
     }
 
-    /// The host isn't part of the fleet any more, or is shunned, or lost all: what it said doesn't count.
+    /// Forgets what the host said: it left the fleet, is shunned, or lost all.
     pub(super) fn forget_host(&mut self, id: &HostId) {
         self.done.remove(id);
         self.doubted.remove(id);
@@ -153,37 +153,37 @@ impl ContentState {
         self.receipts.forget_host(id);
     }
 
-    /// A chunk of it came.
+    /// Notes that a chunk of the content came.
     pub(super) const fn moved(&mut self, now: Moment) {
         self.moved_at = now;
     }
 
-    /// Chunks come: the next doubt is the first one.
+    /// Chunks come: the next doubt counts as the first.
     pub(super) const fn forget_doubts(&mut self) {
         self.doubts = 0;
     }
 
-    /// Hosts that say that they hold all of it are believed.
+    /// Believes the hosts that say that they hold all of the content.
     pub(super) fn believe(&mut self) {
         self.doubted.clear();
     }
 
-    /// Hosts that say that they hold all of it aren't believed.
+    /// Stops believing the hosts that say that they hold all of the content.
     pub(super) fn disbelieve(&mut self) {
         self.doubted.extend(self.done.keys().cloned());
     }
 
-    /// Whether it may be doubted that somebody holds it.
+    /// Whether the content may be doubted now.
     pub(super) fn may_be_doubted(&self, now: Moment) -> bool {
         self.doubt_not_before <= now
     }
 
-    /// It is doubted that somebody holds it: it is leased again.
+    /// Doubts that any host holds the content, so that it is leased again.
     pub(super) fn doubt(&mut self, now: Moment) {
         let again = DOUBT_AGAIN
             .saturating_mul(1 << self.doubts.min(8))
             .min(DOUBT_AGAIN_MOST);
-        // the first time whoever is thought to hold it is asked, also if it was the last to fetch it
+        // the first doubt goes to the host that is thought to hold the content, even if that host fetched it last
         if self.doubts == 0 {
             self.tries.forget_last();
         }
@@ -193,15 +193,16 @@ impl ContentState {
     }
 }
 
-/// The contents of the images that are wanted, by digest.
+/// The contents of the wanted images, by digest.
 #[derive(Debug)]
 pub(super) struct Contents {
     by_digest: BTreeMap<Digest, ContentState>,
-    /// When something last moved anywhere.
+    /// When something last moved anywhere in the fleet.
     moved_at: Moment,
     /// When a chunk last came under a mirror's lease.
     mirror_moved_at: Moment,
-    /// When hosts last got something of a content that was never leased: they have it from whoever says to hold it.
+    /// When hosts last got something of a content that was never leased. Such a content comes from a host that says
+    /// that it holds it.
     unleased_moved_at: Moment,
 }
 
@@ -227,7 +228,7 @@ impl Contents {
         self.by_digest.contains_key(digest)
     }
 
-    /// These contents are wanted. What is known of them stays.
+    /// Adds contents that are wanted. Contents that are known stay as they are.
     pub(super) fn want(&mut self, now: Moment, contents: &[Content]) {
         for content in contents {
             self.by_digest
@@ -236,13 +237,13 @@ impl Contents {
         }
     }
 
-    /// This content has another size than was thought: what is known of it is of something else.
+    /// Replaces a content whose size turned out different: everything known of the old one belongs to other bytes.
     pub(super) fn replace(&mut self, now: Moment, content: &Content) {
         let state = ContentState::new(now, content);
         self.by_digest.insert(content.digest, state);
     }
 
-    /// Forgets all contents but these, and what was found wrong with those under this image's name.
+    /// Forgets all contents except `used`. For those, forgets what was found wrong with them under this image's name.
     pub(super) fn keep(&mut self, used: &BTreeSet<Digest>, without: &Digest) {
         self.by_digest.retain(|digest, _| used.contains(digest));
         for content in self.by_digest.values_mut() {
@@ -250,7 +251,7 @@ impl Contents {
         }
     }
 
-    /// Does this to each of these contents that is known.
+    /// Calls `change` for each of these contents that is known.
     pub(super) fn each(&mut self, digests: &[Digest], mut change: impl FnMut(&mut ContentState)) {
         for digest in digests {
             if let Some(content) = self.by_digest.get_mut(digest) {
@@ -259,19 +260,19 @@ impl Contents {
         }
     }
 
-    /// What this host said of any content doesn't count.
+    /// Forgets what this host said of any content.
     pub(super) fn forget_host(&mut self, id: &HostId) {
         for content in self.by_digest.values_mut() {
             content.forget_host(id);
         }
     }
 
-    /// When something last moved anywhere.
+    /// When something last moved anywhere in the fleet.
     pub(super) const fn moved_at(&self) -> Moment {
         self.moved_at
     }
 
-    /// Something moves somewhere.
+    /// Notes that something moves somewhere.
     pub(super) const fn moved(&mut self, now: Moment) {
         self.moved_at = now;
     }
@@ -281,7 +282,7 @@ impl Contents {
         self.mirror_moved_at
     }
 
-    /// A chunk came under a mirror's lease.
+    /// Notes that a chunk came under a mirror's lease.
     pub(super) const fn mirror_moved(&mut self, now: Moment) {
         self.mirror_moved_at = now;
     }
@@ -291,7 +292,7 @@ impl Contents {
         self.unleased_moved_at
     }
 
-    /// Hosts got something of a content that was never leased.
+    /// Notes that hosts got something of a content that was never leased.
     pub(super) const fn unleased_moved(&mut self, now: Moment) {
         self.unleased_moved_at = now;
     }

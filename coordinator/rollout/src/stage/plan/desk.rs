@@ -1,4 +1,5 @@
-//! The parts that leases and registries change, and what is looked at for that: lent by the plan for one event.
+//! The desk: the parts that leases and registries change, with the parts that such a change reads. The plan lends it
+//! for one event.
 
 use proto::{Digest, HostId, Moment};
 use rand_chacha::ChaCha8Rng;
@@ -15,7 +16,7 @@ use super::{
 };
 use crate::stage::{Action, Config, action::RevokeCause, event::Purpose};
 
-/// The parts that leases and registries change. Hosts and images are only looked at.
+/// Hosts and images are read only; leases and registries may change the other parts.
 pub(super) struct Desk<'a> {
     pub(super) now: Moment,
     pub(super) config: &'a Config,
@@ -45,7 +46,7 @@ impl Desk<'_> {
         }
     }
 
-    /// Leases a content and says so.
+    /// Leases a content, and tells the host.
     pub(super) fn grant(&mut self, grant: Grant) {
         self.effects.push(Action::Grant {
             host: grant.host.clone(),
@@ -55,7 +56,7 @@ impl Desk<'_> {
         self.begin(grant, None);
     }
 
-    /// Takes over a lease that its holder says to have, with the chunks that it has fetched.
+    /// Takes over a lease that its holder reports, with the number of chunks that it has fetched.
     pub(super) fn take_over(&mut self, grant: Grant, chunks: u32) {
         self.begin(grant, Some(chunks));
     }
@@ -78,7 +79,7 @@ impl Desk<'_> {
         }
     }
 
-    /// Ends the lease of a content, whoever holds it. Nobody is told.
+    /// Ends the lease of a content, whichever host holds it. Sends nothing.
     pub(super) fn end(&mut self, content: Digest) -> Option<Lease> {
         let lease = self.leases.end(&content)?;
         self.effects.ask_for_grants();
@@ -92,15 +93,16 @@ impl Desk<'_> {
         Some(lease)
     }
 
-    /// A lease of this content came to nothing on this host.
+    /// Notes that this host's lease of the content came to nothing.
     pub(super) fn note_failed(&mut self, content: Digest, id: &HostId) {
         if let Some(content) = self.contents.get_mut(&content) {
             content.tries_mut().fail(id);
         }
     }
 
-    /// Ends leases of contents that no live image wants any more, and those of a holder that is to keep still. One
-    /// that isn't selected any more gives its lease back by itself: what it fetched last counts.
+    /// Ends leases of contents that no live image wants any more, and leases whose holder is to hold its images. A
+    /// holder that isn't selected any more gives its lease back by itself, so that the chunks it fetched last still
+    /// count.
     pub(super) fn revoke_pointless(&mut self) {
         let view = self.view();
         let wanted = |host: &HostId, content: &Digest| {

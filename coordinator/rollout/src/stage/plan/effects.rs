@@ -1,4 +1,4 @@
-//! What follows from an event: actions for the shell, and whether leases are to be granted anew.
+//! The effects of an event: actions for the shell, and whether the plan should look for new leases.
 
 use alloc::collections::VecDeque;
 
@@ -6,7 +6,7 @@ use proto::{Digest, HostId};
 
 use crate::stage::{Action, action::RevokeCause};
 
-/// The effects that the plan's parts have and that nobody has carried out yet.
+/// Effects that the plan's parts have asked for and that nobody has carried out yet.
 #[derive(Debug, Default)]
 pub(super) struct Effects {
     actions: VecDeque<Action>,

@@ -1,7 +1,8 @@
-//! Which contents are leased next, and to whom.
+//! Chooses which contents are leased next, and to which hosts.
 //!
-//! What nobody holds is leased while there is room: in order, and half each where images and mirrors both want some. A
-//! mirror's client doesn't wait for a layer of gigabytes, so mirrors have one lease in any case.
+//! A content that no host holds is leased while there is room. Images go in the order in which they were wanted. Where
+//! images and mirrors both want leases, each gets half. Mirrors always have at least one lease, because a mirror's
+//! client doesn't wait for a layer of gigabytes.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -20,17 +21,17 @@ use super::{
 };
 use crate::stage::event::{Purpose, Standing};
 
-/// A host that came so lately may not have met its peers: it would fetch what they have. So it gets a lease only when
-/// the others have so many more.
+/// A host that connected so lately may not have met its peers, and would fetch what they already hold. It gets a lease
+/// only when the other hosts have this many more.
 const NEWCOMER: (Duration, usize) = (Duration::from_secs(2), 2);
 
-/// What was granted just now.
+/// What this round has granted so far.
 #[derive(Default)]
 struct Given<'a> {
     contents: BTreeSet<Digest>,
     hosts: BTreeMap<HostId, usize>,
     registries: BTreeMap<&'a str, usize>,
-    /// Those of each host that are mirrors', with the ones that run.
+    /// Mirrors' leases of each host: those that run and those of this round.
     mirrors: BTreeMap<HostId, usize>,
 }
 
@@ -49,18 +50,18 @@ impl<'a> Given<'a> {
     }
 }
 
-/// The contents of images for one purpose, in order.
+/// The contents of the images for one purpose, in order.
 struct Queue<'a> {
     view: View<'a>,
     purpose: Purpose,
-    /// For hosts on trial: see `records`.
+    /// Whether this queue is for hosts on trial: see `records`.
     trial: bool,
     images: core::slice::Iter<'a, Image>,
     image: Option<&'a Image>,
-    /// The image failed: only what made it fail is tried again.
+    /// Whether the image failed: then only the contents that made it fail are tried.
     failed: bool,
     contents: core::slice::Iter<'a, Digest>,
-    /// Of the image, once somebody asked.
+    /// The candidates for the image, once they have been computed.
     candidates: Option<Vec<&'a HostId>>,
 }
 
@@ -97,7 +98,7 @@ impl<'a> Queue<'a> {
         self.contents = [].iter();
     }
 
-    /// The next of these contents that nobody holds and somebody may fetch.
+    /// The next content of the queue that no host holds and that some host may fetch.
     fn next_grant(&mut self, given: &mut Given<'a>) -> Option<Grant> {
         let view = self.view;
         while let Some((image, digest)) = self.advance() {
@@ -112,7 +113,7 @@ impl<'a> Queue<'a> {
             if !self.may_ask(image, digest, content) {
                 continue;
             }
-            // who says first that it stages isn't leased to for that alone
+            // being the first to say that it stages earns a host no lease
             if image.is_early(view.now, view.hosts) {
                 self.skip_image();
                 continue;
@@ -135,7 +136,8 @@ impl<'a> Queue<'a> {
             let Some(host) = choice.pick(candidates, given) else {
                 continue;
             };
-            // a second lease for one host waits while hosts that could take it are about to say that they stage
+            // a second lease for one host waits while other hosts that could take it are about to report that they
+            // stage
             let more = view.leases.of_host(&host) + given.to(&host);
             if more > 0 && image.awaits_reports(view.now, view.hosts, view.config) {
                 self.skip_image();
@@ -165,24 +167,25 @@ impl<'a> Queue<'a> {
     }
 }
 
-/// A content that is to be leased, under an image's name.
+/// A content that is to be leased under an image's name.
 struct Choice<'a> {
     view: View<'a>,
     image: &'a Image,
     digest: Digest,
     content: &'a ContentState,
-    /// To a host on trial.
+    /// Whether to choose a host on trial.
     trial: bool,
 }
 
 impl Choice<'_> {
-    /// Whom to lease it to, of these. The first that tells two hosts apart decides:
-    /// 1. None of its links was found false lately.
-    /// 2. Its last leases for mirrors brought something, where it is for one.
-    /// 3. It isn't the one that had it last or asked the failing registry last, and its last lease of it didn't fail.
-    /// 4. It is thought to hold the content itself, and then says so at once.
-    /// 5. It has the fewest leases, and let the fewest fail.
-    /// 6. It stages already, lies in a zone with few leases, and holds most of the image.
+    /// Chooses the host for the lease, of these candidates. The first criterion that tells two hosts apart decides:
+    /// 1. The host made no link lately that was found false.
+    /// 2. For a mirror's lease: the host's last leases for mirrors brought something.
+    /// 3. The host wasn't the last to have the content's lease, nor the last to ask the failing registry. After that:
+    ///    its last lease of the content didn't fail.
+    /// 4. The host is thought to hold the content itself. It then says so at once.
+    /// 5. The host has the fewest leases. After that: it let the fewest fail.
+    /// 6. The host stages already. After that: its zone has the fewest leases. After that: it holds most of the image.
     /// 7. A hash.
     fn pick(&self, candidates: &[&HostId], given: &Given<'_>) -> Option<HostId> {
         let Self {
@@ -192,7 +195,8 @@ impl Choice<'_> {
             ..
         } = *self;
         let on_trial = |id: &HostId| view.records.is_on_trial(view.now, id);
-        // what others want as well isn't for those on trial, also where others have to wait for it
+        // a content that a host off trial also wants isn't leased to a host on trial, even if the other host has to
+        // wait for it
         if self.trial && !candidates.iter().all(|id| on_trial(id)) {
             return None;
         }
@@ -241,7 +245,7 @@ impl Choice<'_> {
                     view.records.failures(id),
                     image.standing(id) != Some(Standing::Staging),
                     by_zone.get(host.zone()).copied().unwrap_or(0),
-                    // an eighth more counts as more; else chance decides
+                    // amounts count by powers of two: where both lie between the same two, the hash decides
                     u32::MAX
                         - image
                             .held_bytes(id)
@@ -258,7 +262,7 @@ impl Choice<'_> {
     }
 }
 
-/// What may be leased now, beside the leases that run.
+/// The contents to lease now, beside the leases that run.
 pub(super) fn next(view: View<'_>) -> Vec<Grant> {
     let mut queues = [Purpose::Stage, Purpose::Mirror].map(|of| Queue::new(view, of, false));
     let mut grants = Vec::new();
@@ -292,7 +296,7 @@ pub(super) fn next(view: View<'_>) -> Vec<Grant> {
     grants
 }
 
-/// Whether one more lease may run beside these of images and of mirrors.
+/// Whether one more lease for this purpose may run beside these leases of images and of mirrors.
 const fn has_room(view: View<'_>, purpose: Purpose, [images, mirrors]: [usize; 2]) -> bool {
     let room = images + mirrors < view.config.origin_streams;
     match purpose {

@@ -1,7 +1,8 @@
-//! Who follows whom: a random graph of even degree, the same zone first, that changes little when hosts come and go.
+//! The neighbour graph: random, of even degree, with the same zone preferred. It changes little when hosts come and go.
 //!
-//! The graph knows nothing of sessions, images and trust: who shall have neighbours joins it, and who shall have none
-//! leaves. Hosts are numbers here, so that a join looks at every host once and does no more than compare numbers.
+//! The graph knows nothing of sessions, images and trust. A host that shall have neighbours joins it, and a host that
+//! shall have none leaves it. Hosts are numbers here, so that a join looks at every host once and only compares
+//! numbers.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -12,30 +13,30 @@ use rand_chacha::ChaCha8Rng;
 
 use super::chance::{below, prefix};
 
-/// A host's place in the graph, reused once it has left.
+/// A host's index in the graph. It is reused once the host has left.
 type Number = usize;
 
-/// Hosts and their neighbours.
+/// The hosts and their neighbours.
 #[derive(Debug)]
 pub(super) struct Graph {
-    /// Neighbours of a host, at most.
+    /// The most neighbours of a host.
     most: usize,
-    /// How many of them lie in other zones, where there are other zones.
+    /// How many neighbours lie in other zones, where there are other zones.
     far: usize,
     nodes: Vec<Option<Node>>,
     free: Vec<Number>,
     numbers: BTreeMap<HostId, Number>,
-    /// Hosts whose neighbours are others than when they were last taken.
+    /// Hosts whose neighbours changed since the host was last told.
     changed: BTreeSet<Number>,
 }
 
 #[derive(Debug)]
 struct Node {
     id: HostId,
-    /// A hash of its zone's name.
+    /// A hash of the zone's name.
     zone: u64,
     neighbours: BTreeSet<Number>,
-    /// How many of them lie in other zones.
+    /// The number of neighbours in other zones.
     far: usize,
 }
 
@@ -64,27 +65,28 @@ impl Graph {
         neighbours
     }
 
-    /// Whether some host's neighbours changed and weren't taken since.
+    /// Whether the neighbours of some host changed and that host wasn't told yet.
     pub(super) fn is_changed(&self) -> bool {
         !self.changed.is_empty()
     }
 
-    /// The hosts whose neighbours changed, sorted by nothing in particular; they count as told from now on.
+    /// The hosts whose neighbours changed, in no particular order. From now on they count as told.
     pub(super) fn take_changed(&mut self) -> Vec<HostId> {
         let changed = core::mem::take(&mut self.changed);
         let nodes = changed.into_iter().filter_map(|number| self.node(number));
         nodes.map(|node| node.id.clone()).collect()
     }
 
-    /// This host counts as told.
+    /// Counts this host as told.
     pub(super) fn told(&mut self, id: &HostId) {
         if let Some(number) = self.numbers.get(id) {
             self.changed.remove(number);
         }
     }
 
-    /// Gives a host its neighbours. Where everybody has enough, an edge of two others is opened and the host put in
-    /// between, so that a join changes the lists of as many hosts as it has neighbours, by one entry each.
+    /// Adds a host and gives it neighbours. Where all others have enough neighbours, an edge between two others is
+    /// opened and the host put in between. So a join changes the lists of as many hosts as it has neighbours, by one
+    /// entry each.
     pub(super) fn join(&mut self, id: &HostId, zone: &str, rng: &mut ChaCha8Rng) {
         if self.numbers.contains_key(id) {
             return;
@@ -114,7 +116,7 @@ impl Graph {
         self.link_some(number, far, far_wanted, rng);
     }
 
-    /// Takes a host out; its neighbours are paired among each other where that is possible.
+    /// Removes a host. Its neighbours are linked with each other where that is possible.
     pub(super) fn leave(&mut self, id: &HostId) {
         let Some(number) = self.numbers.remove(id) else {
             return;
@@ -157,7 +159,7 @@ impl Graph {
         number
     }
 
-    /// Links a host with so many of these others, all of which are of its zone, or none.
+    /// Links a host with `count` of these others. Either all or none of the others are of the host's zone.
     fn link_some(
         &mut self,
         number: Number,
@@ -166,7 +168,7 @@ impl Graph {
         rng: &mut ChaCha8Rng,
     ) {
         let mut left = count;
-        // those with the fewest neighbours first, in a random order
+        // first the hosts with the fewest neighbours, in a random order
         let mut roomy: Vec<Number> = among
             .iter()
             .copied()
@@ -182,8 +184,8 @@ impl Graph {
             }
             left -= usize::from(self.link(number, other));
         }
-        // hosts that joined while there were few near ones have more far ones than they should: one gives way, of
-        // those that have the most
+        // A host that joined while there were few near hosts has more far neighbours than it should. It gives up one of
+        // these; hosts with the most far neighbours come first.
         let mut spare: Vec<Number> = among
             .iter()
             .copied()
@@ -216,7 +218,7 @@ impl Graph {
         }
     }
 
-    /// A far neighbour of `other` that it can do without, for `number`, which is near.
+    /// A far neighbour that `other` can do without, so that `other` can be linked with `number` of its own zone.
     fn spare_far(&self, number: Number, other: Number) -> Option<Number> {
         let (joins, host) = (self.node(number)?, self.node(other)?);
         if host.neighbours.contains(&number) || joins.zone != host.zone || host.far <= self.far {
@@ -229,8 +231,8 @@ impl Graph {
         })
     }
 
-    /// A neighbour of `other` that `number` can be put in between of: as near to it or as far from it as `other` is,
-    /// and with as many neighbours as any.
+    /// A neighbour of `other` such that `number` can be put between the two. It has as many neighbours as a host may
+    /// have. Both are of the zone of `number`, or neither is.
     fn edge_to_open(&self, number: Number, other: Number) -> Option<Number> {
         let (joins, host) = (self.node(number)?, self.node(other)?);
         if host.neighbours.contains(&number) {
@@ -260,7 +262,7 @@ impl Graph {
         self.node(number).map_or(0, |node| node.neighbours.len())
     }
 
-    /// Whether they weren't linked before.
+    /// Links two hosts. Returns whether they weren't linked before.
     fn link(&mut self, one: Number, other: Number) -> bool {
         let far = self.are_far(one, other);
         let mut new = false;
@@ -294,7 +296,7 @@ impl Graph {
     }
 }
 
-/// The next of a random order: chosen when it is looked at, because few are.
+/// Draws the next element of a random order. Elements are drawn one by one, because few are needed.
 fn draw(among: &mut [Number], at: usize, rng: &mut ChaCha8Rng) -> Number {
     let other = at + below(rng, among.len() - at);
     among.swap(at, other);
@@ -359,7 +361,7 @@ mod tests {
         let changed = graph.take_changed();
         assert!(!changed.contains(&host(200)));
         assert!((20..=24).contains(&changed.len()), "{}", changed.len());
-        // who is there already changes nothing
+        // a second join of the same host changes nothing
         graph.join(&host(200), "", &mut rng);
         assert!(!graph.is_changed());
     }

@@ -1,4 +1,4 @@
-//! The hosts of the fleet: their sessions, whom the fleet shuns, and what each says that it can't get from its peers.
+//! The hosts of the fleet: their sessions, which of them the fleet shuns, and which contents they find no source of.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -17,25 +17,25 @@ use crate::stage::Config;
 pub(super) struct Host {
     zone: String,
     connected: bool,
-    /// When its session came or went last.
+    /// When the host's session last came up or was lost.
     since: Moment,
-    /// Contents of which it lacks something that no peer of it has, and since when it says so.
+    /// Contents of which the host lacks chunks that none of its peers has, and since when it says so.
     without_source: BTreeMap<Digest, Moment>,
-    /// It says how many chunks it holds of each content.
+    /// Whether the host says how many chunks it holds of each content.
     counts: bool,
-    /// It has said so in this session.
+    /// Whether the host has said so in this session.
     counted: bool,
     quarantined_until: Option<Moment>,
     charges: Charges,
 }
 
 impl Host {
-    /// Its zone, empty for none.
+    /// The host's zone; empty for none.
     pub(super) fn zone(&self) -> &str {
         &self.zone
     }
 
-    /// When its session came or went last.
+    /// When the host's session last came up or was lost.
     pub(super) const fn since(&self) -> Moment {
         self.since
     }
@@ -44,30 +44,30 @@ impl Host {
         self.connected
     }
 
-    /// Whether the fleet doesn't shun it.
+    /// Whether the fleet doesn't shun the host.
     pub(super) const fn is_trusted(&self) -> bool {
         self.quarantined_until.is_none()
     }
 
-    /// Whether it says how many chunks it holds of each content.
+    /// Whether the host says how many chunks it holds of each content.
     pub(super) const fn counts(&self) -> bool {
         self.counts
     }
 
-    /// Whether leases go to others first.
+    /// Whether leases go to other hosts first.
     pub(super) fn is_last_for_leases(&self, now: Moment) -> bool {
         self.charges.is_last_for_leases(now)
     }
 }
 
-/// What is new about a host that is made known.
+/// What `know` changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
     /// Nothing.
     Before,
-    /// Its zone.
+    /// The host's zone.
     Moved,
-    /// The host.
+    /// The host was added.
     New,
 }
 
@@ -105,25 +105,25 @@ impl Hosts {
         self.get(id).is_some_and(Host::is_connected)
     }
 
-    /// Whether it is of the fleet, and the fleet doesn't shun it.
+    /// Whether the host is in the fleet, and the fleet doesn't shun it.
     pub(super) fn is_trusted(&self, id: &HostId) -> bool {
         self.get(id).is_some_and(Host::is_trusted)
     }
 
-    /// Whether it is connected, and the fleet doesn't shun it.
+    /// Whether the host is connected, and the fleet doesn't shun it.
     pub(super) fn is_here(&self, id: &HostId) -> bool {
         self.get(id)
             .is_some_and(|host| host.connected && host.is_trusted())
     }
 
-    /// Whether what this host holds can be had: it is here or expected back, and isn't shunned.
+    /// Whether peers can get what this host holds: the host is connected or expected back, and isn't shunned.
     pub(super) fn is_expected(&self, id: &HostId, now: Moment, config: &Config) -> bool {
         self.get(id).is_some_and(|host| {
             host.is_trusted() && (host.connected || now.since(host.since) < config.absent_after)
         })
     }
 
-    /// Whether it says how many chunks it holds of each content.
+    /// Whether the host says how many chunks it holds of each content.
     pub(super) fn counts(&self, id: &HostId) -> bool {
         self.get(id).is_some_and(Host::counts)
     }
@@ -136,7 +136,7 @@ impl Hosts {
 
     // ---- sessions ---------------------------------------------------------------------------------------------------
 
-    /// A host of the fleet, in this zone.
+    /// Adds a host of the fleet, or sets its zone.
     pub(super) fn know(&mut self, now: Moment, id: &HostId, zone: String) -> Known {
         if let Some(host) = self.by_id.get_mut(id) {
             if host.zone == zone {
@@ -159,7 +159,7 @@ impl Hosts {
         Known::New
     }
 
-    /// A host isn't part of the fleet any more: what it said doesn't count.
+    /// Removes a host from the fleet. Its accusations no longer count.
     pub(super) fn forget(&mut self, id: &HostId) {
         self.by_id.remove(id);
         for host in self.by_id.values_mut() {
@@ -167,7 +167,7 @@ impl Hosts {
         }
     }
 
-    /// A host's session is up. Returns whether it wasn't before.
+    /// Notes that a host's session is up. Returns whether the session wasn't up before.
     pub(super) fn connect(&mut self, now: Moment, id: &HostId) -> bool {
         let Some(host) = self.by_id.get_mut(id).filter(|host| !host.connected) else {
             return false;
@@ -177,7 +177,8 @@ impl Hosts {
         true
     }
 
-    /// A host's session is lost. Its leases run on: it may still fetch and spread, and they expire without news.
+    /// Notes that a host's session is lost. The host's leases go on, because the host may still fetch and spread;
+    /// without news they expire.
     pub(super) fn disconnect(&mut self, now: Moment, id: &HostId) {
         if let Some(host) = self.by_id.get_mut(id).filter(|host| host.connected) {
             host.connected = false;
@@ -187,15 +188,15 @@ impl Hosts {
         }
     }
 
-    /// A connected host says how many chunks it holds of contents. Returns whether these are its first words in this
-    /// session, which tell nothing new; `None` where it isn't connected.
+    /// A connected host says how many chunks it holds of contents. Returns whether this is its first such report in the
+    /// session, which tells nothing new; `None` where the host isn't connected.
     pub(super) fn counted(&mut self, id: &HostId) -> Option<bool> {
         let host = self.by_id.get_mut(id).filter(|host| host.connected)?;
         host.counts = true;
         Some(!core::mem::replace(&mut host.counted, true))
     }
 
-    /// A connected host lacks something of these contents, and of no others, that no peer of it has.
+    /// A connected host lacks chunks of these contents that none of its peers has. Replaces what the host said before.
     pub(super) fn lack_source(
         &mut self,
         now: Moment,
@@ -213,7 +214,7 @@ impl Hosts {
             .collect();
     }
 
-    /// Contents that trusted hosts have found no source of for so long, and those hosts.
+    /// Contents that trusted hosts have found no source of for at least `patience`, with those hosts.
     pub(super) fn without_source(
         &self,
         now: Moment,
@@ -232,8 +233,8 @@ impl Hosts {
 
     // ---- trust ------------------------------------------------------------------------------------------------------
 
-    /// A host blames another for what only the two of them saw. Returns whether so many trusted hosts blame it that the
-    /// fleet shall shun it.
+    /// A host blames another for something that only the two of them saw. Returns whether so many trusted hosts now
+    /// blame the other host that the fleet shall shun it.
     pub(super) fn blame(&mut self, now: Moment, by: &HostId, id: &HostId, config: &Config) -> bool {
         if !self.is_trusted(by) || by == id {
             return false;
@@ -249,8 +250,8 @@ impl Hosts {
         accusers >= config.enough_accusers(self.connected())
     }
 
-    /// A host that has verified a content says that another made a false link of it. Where enough of those who can
-    /// know say so, leases go to others first.
+    /// A host that has verified a content says that another host made a false link of it. Where enough of the
+    /// `can_know` hosts say so, leases go to other hosts first.
     pub(super) fn find_false(
         &mut self,
         now: Moment,
@@ -274,27 +275,27 @@ impl Hosts {
         }
     }
 
-    /// Leases go to others first for a while.
+    /// For a while, leases go to other hosts first.
     pub(super) fn put_last(&mut self, now: Moment, id: &HostId, config: &Config) {
         if let Some(host) = self.by_id.get_mut(id) {
             host.charges.put_last(now + config.quarantine);
         }
     }
 
-    /// Whether one more content counts of which the host takes back what it made.
+    /// Whether the host may take back what it made of one more content.
     pub(super) fn may_retract(&self, now: Moment, id: &HostId, config: &Config) -> bool {
         self.get(id)
             .is_some_and(|host| host.charges.may_retract(now, config.quarantine))
     }
 
-    /// A host takes back what it made of one more content.
+    /// Counts that a host takes back what it made of one more content.
     pub(super) fn retract(&mut self, now: Moment, id: &HostId, config: &Config) {
         if let Some(host) = self.by_id.get_mut(id) {
             host.charges.retract(now, config.quarantine);
         }
     }
 
-    /// The fleet shuns a host from now on. Returns whether it didn't before.
+    /// Makes the fleet shun a host. Returns whether the fleet didn't shun the host before.
     pub(super) fn quarantine(&mut self, now: Moment, id: &HostId, config: &Config) -> bool {
         let Some(host) = self.by_id.get_mut(id).filter(|host| host.is_trusted()) else {
             return false;
@@ -303,7 +304,7 @@ impl Hosts {
         true
     }
 
-    /// Ends the quarantines whose time is over, and returns whose those were.
+    /// Ends the quarantines whose time is over. Returns the hosts that are released.
     pub(super) fn release(&mut self, now: Moment) -> Vec<HostId> {
         let mut released = Vec::new();
         for (id, host) in &mut self.by_id {
@@ -316,7 +317,7 @@ impl Hosts {
         released
     }
 
-    /// Forgets what was said against hosts long ago.
+    /// Drops old accusations.
     pub(super) fn forget_old_charges(&mut self, now: Moment, config: &Config) {
         for host in self.by_id.values_mut() {
             host.charges.forget_old(now, config.quarantine);
@@ -402,7 +403,7 @@ mod tests {
         assert!(!found.contains_key(&content(2)), "it has found one");
         let found = hosts.without_source(late + MOMENT, patience);
         assert_eq!(found[&content(1)].len(), 2);
-        // whoever is shunned or away has no word
+        // a host that is shunned or away has no word
         hosts.quarantine(late, &host(1), &Config::default());
         hosts.disconnect(late, &host(2));
         assert!(hosts.without_source(late + MOMENT, patience).is_empty());
@@ -428,7 +429,7 @@ mod tests {
         hosts.quarantine(START, &host(2), &config);
         assert!(!hosts.blame(START, &host(2), &host(1), &config));
         assert!(!hosts.blame(START, &host(3), &host(1), &config));
-        // the word of a host counts that is shunned no more
+        // a host that is no longer shunned has a word again
         let over = START + config.quarantine;
         assert!(hosts.release(over - MOMENT).is_empty());
         assert_eq!(hosts.release(over), [host(2)]);

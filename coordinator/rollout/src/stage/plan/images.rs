@@ -1,4 +1,4 @@
-//! The images that are wanted: where, since when, and what hosts report of them.
+//! The wanted images: where and since when each is wanted, and what hosts report of it.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -15,24 +15,24 @@ use crate::stage::{
     event::{Content, Purpose, Selection, Standing},
 };
 
-/// Half of the hosts say within this time that they stage an image, or the others are waited for no longer.
+/// How long an image's first leases wait for half of the hosts to report.
 const HALF_WITHIN: Duration = Duration::from_millis(500);
 
-/// What is wanted.
+/// A wanted image, as an event states it.
 #[derive(Debug)]
 pub(super) struct Order {
     pub(super) image: Digest,
     pub(super) references: Vec<String>,
     pub(super) contents: Vec<Content>,
-    /// Sorted, each host once.
+    /// Sorted, without duplicates.
     pub(super) selection: Selection,
-    /// Hosts that keep what they have of it and get no more. None of them is selected.
+    /// Hosts that keep what they have of the image and get no more. None of them is selected.
     pub(super) keepers: BTreeSet<HostId>,
     pub(super) purpose: Purpose,
 }
 
 impl Order {
-    /// An order for this image. A host that is selected is no keeper.
+    /// An order for this image. A selected host is removed from the keepers.
     pub(super) fn new(
         image: Digest,
         references: Vec<String>,
@@ -63,27 +63,27 @@ impl Order {
     }
 }
 
-/// What an order changes.
+/// What an order changes for an image.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Change {
-    /// Nothing was known of the image.
+    /// The image was unknown.
     pub(super) is_new: bool,
-    /// The image is asked for under other names than before, or is new.
+    /// The image has other references than before, or is new.
     pub(super) renamed: bool,
-    /// The name under which hosts ask for it is another than before.
+    /// The first reference, under which hosts ask for the image, is another one than before.
     pub(super) moved: bool,
-    /// The hosts that it was wanted on before, sorted.
+    /// The hosts on which the image was wanted before, sorted.
     pub(super) selected: Vec<HostId>,
-    /// The hosts that were to keep what they have of it before.
+    /// The hosts that were to keep what they have of the image before.
     pub(super) keepers: BTreeSet<HostId>,
 }
 
-/// What is new in a host's report.
+/// What is new in a host's report about an image.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct News {
-    /// What it reported before, if anything.
+    /// What the host reported before, if anything.
     pub(super) before: Option<(Standing, u64)>,
-    /// It stages, and holds less than when it said so before, at this moment.
+    /// Set where the host stages the image and holds less than it said before: the moment of that earlier report.
     pub(super) lost_since: Option<Moment>,
 }
 
@@ -102,29 +102,29 @@ impl News {
     }
 }
 
-/// One image.
+/// One wanted image.
 #[derive(Debug)]
 pub(super) struct Image {
     digest: Digest,
     references: Vec<String>,
     registry: String,
-    /// The repository, with the registry's name.
+    /// The repository's name, which begins with the registry's name.
     repository: String,
     contents: Vec<Digest>,
-    /// Its contents as its manifest has them.
+    /// The contents with their sizes, from the image's manifest.
     specs: Vec<Content>,
     selection: Selection,
     keepers: BTreeSet<HostId>,
     purpose: Purpose,
-    /// What each host reported last: where the image stands there, and the raw bytes that are there.
+    /// What each host reported last: where the image stands on it, and how many raw bytes of the image it holds.
     standings: BTreeMap<HostId, (Standing, u64)>,
-    /// Bytes that a host held when it last said that it stages, and when that was.
+    /// The bytes that each host held when it last said that it stages, and when that was.
     staging: BTreeMap<HostId, (u64, Moment)>,
     wanted_at: Moment,
-    /// A content that an image which goes before this one gives another size.
+    /// A content to which an image that goes before this one gives another size.
     contradicts: Option<Digest>,
-    /// A content that was found not to be what this image says, where another image gives it another size: that one
-    /// goes before.
+    /// A content that turned out not to have the size that this image says, where another image gives it another size.
+    /// The other image then goes before this one.
     disproved: Option<Digest>,
 }
 
@@ -158,22 +158,22 @@ impl Image {
         self.digest
     }
 
-    /// The registry under whose name hosts ask for it.
+    /// The registry that hosts ask for the image.
     pub(super) fn registry(&self) -> &str {
         &self.registry
     }
 
-    /// The repository under whose name hosts ask for it, with the registry's name.
+    /// The repository that hosts ask for the image. Its name begins with the registry's name.
     pub(super) fn repository(&self) -> &str {
         &self.repository
     }
 
-    /// Its contents, in the order in which they are to be fetched.
+    /// The contents, in the order in which they are to be fetched.
     pub(super) fn contents(&self) -> &[Digest] {
         &self.contents
     }
 
-    /// Its contents as its manifest has them.
+    /// The contents with their sizes, from the image's manifest.
     pub(super) fn specs(&self) -> &[Content] {
         &self.specs
     }
@@ -190,19 +190,19 @@ impl Image {
         self.purpose == Purpose::Mirror
     }
 
-    /// A content that an image which goes before this one gives another size.
+    /// A content to which an image that goes before this one gives another size.
     pub(super) const fn contradicts(&self) -> Option<Digest> {
         self.contradicts
     }
 
-    /// A content that was found not to be what this image says.
+    /// A content that turned out not to be what this image says.
     pub(super) const fn disproved(&self) -> Option<Digest> {
         self.disproved
     }
 
     // ---- where it is wanted -----------------------------------------------------------------------------------------
 
-    /// Whether it is wanted on this host.
+    /// Whether the image is wanted on this host.
     pub(super) fn selects(&self, id: &HostId, hosts: &Hosts) -> bool {
         match &self.selection {
             Selection::All => hosts.contains(id),
@@ -210,7 +210,7 @@ impl Image {
         }
     }
 
-    /// The hosts that it is wanted on, sorted.
+    /// The hosts on which the image is wanted, sorted.
     pub(super) fn selected(&self, hosts: &Hosts) -> Vec<HostId> {
         match &self.selection {
             Selection::All => hosts.ids().cloned().collect(),
@@ -218,17 +218,17 @@ impl Image {
         }
     }
 
-    /// Hosts that keep what they have of it and get no more.
+    /// Hosts that keep what they have of the image and get no more.
     pub(super) const fn keepers(&self) -> &BTreeSet<HostId> {
         &self.keepers
     }
 
-    /// Whether this host keeps what it has of it and gets no more.
+    /// Whether this host keeps what it has of the image and gets no more.
     pub(super) fn is_kept_on(&self, id: &HostId) -> bool {
         self.keepers.contains(id)
     }
 
-    /// The selected hosts that this is true of, sorted.
+    /// The selected hosts for which `is` holds, sorted.
     fn selected_that<'a>(
         &'a self,
         hosts: &'a Hosts,
@@ -240,8 +240,8 @@ impl Image {
         }
     }
 
-    /// Hosts that may fetch for this image: connected, trusted, selected, and staging it. Where none says so for a
-    /// while, those that haven't said anything or wait for room are asked too.
+    /// Hosts that may fetch for this image: connected, trusted, selected, and staging it. If no host says for a while
+    /// that it stages, hosts are added that haven't reported, wait for room, or lost the image.
     pub(super) fn candidates<'a>(
         &'a self,
         now: Moment,
@@ -267,7 +267,7 @@ impl Image {
         }
     }
 
-    /// Whether it was wanted just now, and less than half of the hosts that are here have said anything about it.
+    /// Whether the image was wanted just now, and less than half of the connected hosts have reported on it.
     pub(super) fn is_early(&self, now: Moment, hosts: &Hosts) -> bool {
         if self.is_mirrors() || now.since(self.wanted_at) >= HALF_WITHIN {
             return false;
@@ -277,7 +277,7 @@ impl Image {
         said.count() * 2 < here.len()
     }
 
-    /// Whether connected hosts were told to stage it a moment ago and haven't said that they do.
+    /// Whether connected hosts were told a moment ago to stage the image and haven't reported on it.
     pub(super) fn awaits_reports(&self, now: Moment, hosts: &Hosts, config: &Config) -> bool {
         let silent = |id: &HostId| !self.standings.contains_key(id) && hosts.is_here(id);
         now.since(self.wanted_at) < config.reports_within
@@ -289,18 +289,18 @@ impl Image {
 
     // ---- what hosts report ------------------------------------------------------------------------------------------
 
-    /// Where it stands on this host, as far as the host said.
+    /// Where the image stands on this host, by the host's own report.
     pub(super) fn standing(&self, id: &HostId) -> Option<Standing> {
         let reported = self.standings.get(id);
         reported.map(|(standing, _)| *standing)
     }
 
-    /// Raw bytes of it that this host holds, as far as the host said.
+    /// The raw bytes of the image that this host holds, by the host's own report.
     pub(super) fn held_bytes(&self, id: &HostId) -> u64 {
         self.standings.get(id).map_or(0, |(_, held)| *held)
     }
 
-    /// A host says where it stands there.
+    /// Notes where the image stands on a host. Returns what is new.
     fn report(&mut self, now: Moment, id: &HostId, standing: Standing, held_bytes: u64) -> News {
         let before = self.standings.insert(id.clone(), (standing, held_bytes));
         let mut lost_since = None;
@@ -318,8 +318,8 @@ impl Image {
         News { before, lost_since }
     }
 
-    /// It was ordered, and wanted on these hosts before. What other hosts said before they were told to stop is over:
-    /// they are leased nothing before they say that they stage.
+    /// Notes that the image was ordered anew; `before` is the hosts on which it was wanted before. What other hosts
+    /// said earlier belongs to an order that has ended. So they get no lease before they say that they stage.
     fn renew(&mut self, now: Moment, before: &[HostId]) {
         self.standings.retain(|host, (standing, _)| {
             matches!(standing, Standing::Present | Standing::Installing)
@@ -331,16 +331,16 @@ impl Image {
     }
 }
 
-/// What images' contradictions come to: digests of images, in the order in which images go before each other.
+/// What recomputing the contradictions changed. The images are in the order in which they go before each other.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Settled {
     /// Images that now contradict one that goes before them.
     pub(super) stopped: Vec<Digest>,
-    /// Images that don't any more.
+    /// Images that no longer contradict one.
     pub(super) freed: Vec<Digest>,
 }
 
-/// The images that are wanted, in the order in which they were.
+/// The wanted images, in the order in which they were first wanted.
 #[derive(Debug, Default)]
 pub(super) struct Images {
     all: Vec<Image>,
@@ -363,14 +363,14 @@ impl Images {
         self.all.iter_mut().find(|image| image.digest == *digest)
     }
 
-    /// Contents of all images.
+    /// The contents of all images.
     pub(super) fn contents(&self) -> BTreeSet<Digest> {
         let all = self.all.iter();
         all.flat_map(|image| image.contents.iter().copied())
             .collect()
     }
 
-    /// Contents of the other images that this host stages or holds: it serves them from there.
+    /// The contents of other images that this host stages or holds. The host serves them.
     pub(super) fn served_by(&self, id: &HostId, without: &Digest) -> BTreeSet<Digest> {
         let serves = |image: &&Image| {
             image.digest != *without
@@ -385,7 +385,7 @@ impl Images {
             .collect()
     }
 
-    /// Notes an order. The purpose of an image, and its contents, stay what they were at first.
+    /// Notes an order. An image keeps its first purpose and its first contents.
     pub(super) fn order(&mut self, now: Moment, order: Order, hosts: &Hosts) -> Change {
         let Some(image) = self.get_mut(&order.image) else {
             self.all.push(Image::new(now, order));
@@ -413,13 +413,13 @@ impl Images {
         change
     }
 
-    /// An image isn't wanted any more.
+    /// Removes an image that isn't wanted any more.
     pub(super) fn cancel(&mut self, digest: &Digest) -> Option<Image> {
         let at = self.all.iter().position(|image| image.digest == *digest)?;
         Some(self.all.remove(at))
     }
 
-    /// A host says where an image stands there. `None` where that isn't wanted.
+    /// Notes where an image stands on a host. `None` where the image isn't wanted.
     pub(super) fn report(
         &mut self,
         now: Moment,
@@ -431,7 +431,7 @@ impl Images {
         Some(image.report(now, id, standing, held_bytes))
     }
 
-    /// The host isn't part of the fleet any more.
+    /// Removes the reports of a host that left the fleet.
     pub(super) fn forget_host(&mut self, id: &HostId) {
         for image in &mut self.all {
             image.standings.remove(id);
@@ -441,9 +441,9 @@ impl Images {
 
     // ---- sizes ------------------------------------------------------------------------------------------------------
 
-    /// The registry's bytes aren't what this image says of a content. Where another image gives that content another
-    /// size, the other one goes before this one from now on. Once for each image: where both are wrong, the one that
-    /// was wanted first is tried again, and slowly. Returns whether there is such an image.
+    /// The registry's bytes don't match what this image says of a content. Where another image gives that content
+    /// another size, this image goes after the other one from now on. This happens once for each image. Where both are
+    /// wrong, the image that was wanted first is tried again, slowly. Returns whether another image gives another size.
     pub(super) fn disprove(&mut self, content: Digest, image: &Digest) -> bool {
         let size = |image: &Image| {
             let of = image.specs.iter().find(|of| of.digest == content);
@@ -460,12 +460,12 @@ impl Images {
         contested
     }
 
-    /// Looks anew at which images contradict others that go before them.
+    /// Recomputes which images contradict others that go before them.
     pub(super) fn settle(&mut self) -> Settled {
         let mut sizes: BTreeMap<Digest, u64> = BTreeMap::new();
         let mut settled = Settled::default();
         let mut order: Vec<usize> = (0..self.all.len()).collect();
-        // any host may ask for any blob of a mirror, with any size: that holds up no image
+        // any host may ask a mirror for any blob, with any size: that mustn't hold up an image
         order.sort_by_key(|at| {
             let image = &self.all[*at];
             (image.purpose, image.disproved.is_some())
@@ -494,9 +494,9 @@ impl Images {
     }
 }
 
-/// The registry's part of an image's first reference, under which hosts ask for it. Of what has no reference (blobs
-/// of mirrors) the registry isn't known here: each stands for itself, so that one registry's trouble doesn't hold up
-/// others.
+/// The registry in an image's first reference, which hosts ask for it. A mirror's blob has no reference, so its
+/// registry isn't known here. Each such blob then counts as a registry of its own, so that trouble with one registry
+/// doesn't hold up others.
 fn registry(image: Digest, references: &[String]) -> String {
     references
         .first()
@@ -504,7 +504,7 @@ fn registry(image: Digest, references: &[String]) -> String {
         .map_or_else(|| image.to_string(), |(registry, _)| registry.to_string())
 }
 
-/// The repository of an image's first reference, with the registry's name: the reference without its tag or digest.
+/// The repository in an image's first reference, with the registry's name: the reference without tag or digest.
 fn repository(image: Digest, references: &[String]) -> String {
     let Some(reference) = references
         .first()
@@ -516,7 +516,7 @@ fn repository(image: Digest, references: &[String]) -> String {
         .split_once('@')
         .map_or(reference.as_str(), |(name, _)| name);
     match name.rsplit_once(':') {
-        // else it is the registry's port
+        // otherwise the colon precedes the registry's port
         Some((name, tag)) if !tag.contains('/') => name.to_string(),
         _ => name.to_string(),
     }

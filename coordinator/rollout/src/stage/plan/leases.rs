@@ -1,4 +1,4 @@
-//! Which host fetches which content from its registry now, and how each of these leases goes.
+//! The leases: which host fetches which content from its registry now, and how each fetch goes.
 
 use alloc::{collections::BTreeMap, string::String, vec::Vec};
 use core::time::Duration;
@@ -7,34 +7,34 @@ use proto::{Digest, HostId, Moment};
 
 use crate::stage::event::{Purpose, Trouble};
 
-/// Of a chunk, compressed, with what comes before its end: a holder that says that more came, and brings no chunk,
-/// isn't believed.
+/// More bytes than one compressed chunk can have, with the bytes before its end. A holder that reports more bytes and
+/// no whole chunk isn't believed.
 const MOST_OF_A_CHUNK: u64 = 2 * proto::CHUNK_BYTES;
 
-/// What is leased to whom.
+/// A lease to be granted: which content to which host.
 #[derive(Clone, Debug)]
 pub(super) struct Grant {
     pub(super) host: HostId,
     pub(super) content: Digest,
-    /// Under whose name it is fetched.
+    /// The image under whose name the content is fetched.
     pub(super) image: Digest,
-    /// Where its holder asks.
+    /// The registry that the holder asks.
     pub(super) registry: String,
-    /// The repository in which its holder asks, with the registry's name.
+    /// The repository that the holder asks. Its name begins with the registry's name.
     pub(super) repository: String,
     pub(super) purpose: Purpose,
 }
 
-/// How a lease begins.
+/// The circumstances under which a lease begins.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Start {
-    /// Chunks that its holder says that it has fetched.
+    /// The chunks that the holder says that it has fetched.
     pub(super) chunks: u32,
-    /// Its registry gave something a moment before.
+    /// Whether the registry gave something a moment before.
     pub(super) gives: bool,
-    /// Its holder is on trial: it takes no other's place.
+    /// Whether the holder is on trial, and so takes no other host's place.
     pub(super) trial: bool,
-    /// Its holder said that it had it; this coordinator didn't grant it.
+    /// Whether the holder reported the lease, and this coordinator didn't grant it.
     pub(super) taken_over: bool,
 }
 
@@ -45,25 +45,25 @@ pub(super) struct Lease {
     start: Start,
     granted_at: Moment,
     chunks: u32,
-    /// Blob bytes that its holder got, as far as it says.
+    /// The blob's bytes that the holder got, by its own word.
     bytes: u64,
-    /// What `bytes` was when the last chunk came.
+    /// The value of `bytes` when the last chunk came.
     chunk_bytes: u64,
-    /// What `bytes` was at the last news that counts as progress.
+    /// The value of `bytes` at the last report that counts as progress.
     progress_bytes: u64,
-    /// The last news that counts as progress.
+    /// When the last report came that counts as progress.
     progress_at: Moment,
-    /// The last new chunk.
+    /// When the last new chunk came.
     chunk_at: Moment,
     /// When other hosts last got some of it.
     seen_at: Moment,
-    /// The chunks that it had then.
+    /// The value of `chunks` when other hosts last got some of the content.
     seen_chunks: u32,
-    /// When the last of those chunks had come.
+    /// When the last of `seen_chunks` had come.
     seen_chunk_at: Moment,
-    /// Since when it has whole chunks that nobody got.
+    /// Since when the holder has whole chunks that no other host got.
     unseen_since: Option<Moment>,
-    /// What the registry does to its holder, and since when.
+    /// What keeps the registry from giving the holder more, and since when.
     trouble: Option<(Moment, Trouble)>,
 }
 
@@ -91,37 +91,37 @@ impl Lease {
         &self.grant.host
     }
 
-    /// Under whose name it is fetched.
+    /// The image under whose name the content is fetched.
     pub(super) const fn image(&self) -> Digest {
         self.grant.image
     }
 
-    /// Where its holder asks.
+    /// The registry that the holder asks.
     pub(super) fn registry(&self) -> &str {
         &self.grant.registry
     }
 
-    /// The repository in which its holder asks, with the registry's name.
+    /// The repository that the holder asks. Its name begins with the registry's name.
     pub(super) fn repository(&self) -> &str {
         &self.grant.repository
     }
 
-    /// Whether it was granted for clients of a mirror.
+    /// Whether the lease was granted for clients of a mirror.
     pub(super) fn is_mirrors(&self) -> bool {
         self.grant.purpose == Purpose::Mirror
     }
 
-    /// Whether its holder is on trial, and nobody got anything of it.
+    /// Whether the holder is on trial, and no other host got anything of the content yet.
     pub(super) const fn is_trial(&self) -> bool {
         self.start.trial
     }
 
-    /// Whether its holder said that it had it, and this coordinator didn't grant it.
+    /// Whether the holder reported the lease, and this coordinator didn't grant it.
     pub(super) const fn is_taken_over(&self) -> bool {
         self.start.taken_over
     }
 
-    /// Whether its registry gave something a moment before it was granted.
+    /// Whether the registry gave something a moment before the lease was granted.
     pub(super) const fn begins_amid_gifts(&self) -> bool {
         self.start.gives
     }
@@ -130,59 +130,59 @@ impl Lease {
         self.granted_at
     }
 
-    /// Chunks that its holder says that it has fetched.
+    /// The chunks that the holder says that it has fetched.
     pub(super) const fn chunks(&self) -> u32 {
         self.chunks
     }
 
-    /// Chunks that came since others last got some of it.
+    /// The chunks that came since other hosts last got some of the content.
     pub(super) const fn unseen_chunks(&self) -> u32 {
         self.chunks.saturating_sub(self.seen_chunks)
     }
 
-    /// The last news that counts as progress.
+    /// When the last report came that counts as progress.
     pub(super) const fn progress_at(&self) -> Moment {
         self.progress_at
     }
 
-    /// The last new chunk.
+    /// When the last new chunk came.
     pub(super) const fn chunk_at(&self) -> Moment {
         self.chunk_at
     }
 
-    /// When other hosts last got some of it.
+    /// When other hosts last got some of the content.
     pub(super) const fn seen_at(&self) -> Moment {
         self.seen_at
     }
 
-    /// Since when it has whole chunks that nobody got.
+    /// Since when the holder has whole chunks that no other host got.
     pub(super) const fn unseen_since(&self) -> Option<Moment> {
         self.unseen_since
     }
 
-    /// What the registry does to its holder, and since when.
+    /// What keeps the registry from giving the holder more, and since when.
     pub(super) const fn trouble(&self) -> Option<(Moment, Trouble)> {
         self.trouble
     }
 
-    /// Whether its holder has had no news that counts as progress.
+    /// Whether the holder has reported nothing that counts as progress.
     pub(super) fn never_moved(&self) -> bool {
         self.progress_at == self.granted_at
     }
 
-    /// Whether others got something of it, or its holder where nobody could say otherwise.
+    /// Whether other hosts got something of the content; or the holder did, where no host could say otherwise.
     pub(super) fn has_brought(&self) -> bool {
         self.seen_at > self.granted_at
     }
 
-    /// What its holder says that it got since the last whole chunk, bytes per second.
+    /// The bytes per second since the last whole chunk, by the holder's word.
     pub(super) fn bytes_per_s_of_chunk(&self, now: Moment) -> u64 {
         let millis = u64::try_from(now.since(self.chunk_at).as_millis()).unwrap_or(u64::MAX);
         let bytes = self.bytes - self.chunk_bytes;
         bytes.saturating_mul(1_000).checked_div(millis).unwrap_or(0)
     }
 
-    /// What its holder gets from the registry, on average.
+    /// The average bytes per second from the registry since the grant, by the holder's word.
     pub(super) fn bytes_per_s(&self, now: Moment) -> u64 {
         let micros = u64::try_from(now.since(self.granted_at).as_micros()).unwrap_or(u64::MAX);
         self.bytes
@@ -191,8 +191,7 @@ impl Lease {
             .unwrap_or(0)
     }
 
-    /// Its holder says that it has so many chunks, and got so many bytes of the blob. Returns whether there is a new
-    /// chunk.
+    /// The holder reports its chunks, and the blob's bytes that it got. Returns whether there is a new chunk.
     pub(super) fn fetch(&mut self, now: Moment, chunks: u32, bytes: u64) -> bool {
         if chunks <= self.chunks {
             return false;
@@ -202,14 +201,15 @@ impl Lease {
         self.chunk_at = now;
         self.bytes = self.bytes.max(bytes);
         (self.chunk_bytes, self.progress_bytes) = (self.bytes, self.bytes);
-        // others may say that they have a chunk before its holder does
+        // other hosts may report a chunk before its holder does
         if self.unseen_chunks() > 1 {
             self.unseen_since.get_or_insert(now);
         }
         true
     }
 
-    /// Notes what came of a chunk. Returns whether that is progress: so much a second since the last.
+    /// The holder reports bytes without a new chunk. Returns whether that is progress: enough bytes for each second
+    /// since the last progress.
     pub(super) fn moves(&mut self, now: Moment, bytes: u64, slowest_bytes_per_s: u64) -> bool {
         self.bytes = self.bytes.max(bytes);
         let new = self.bytes - self.progress_bytes;
@@ -222,19 +222,19 @@ impl Lease {
         moves
     }
 
-    /// Its holder waits until others have what it fetched. That is progress for so long after a chunk.
+    /// The holder waits until other hosts have what it fetched. That counts as progress for `most` after a chunk.
     pub(super) fn pace(&mut self, now: Moment, most: Duration) {
         if now.since(self.chunk_at) < most {
             self.progress_at = now;
         }
     }
 
-    /// Nobody can say whether others got something: what its holder says of bytes counts.
+    /// Counts the holder's word about bytes, because no host can say whether others got something.
     pub(super) const fn believe_bytes(&mut self, now: Moment) {
         self.seen_at = now;
     }
 
-    /// Nobody can say whether others got chunks: what its holder says of chunks counts.
+    /// Counts the holder's word about chunks, because no host can say whether others got them.
     pub(super) const fn believe_chunks(&mut self, now: Moment) {
         self.seen_at = now;
         self.seen_chunks = self.chunks;
@@ -242,8 +242,8 @@ impl Lease {
         self.unseen_since = None;
     }
 
-    /// Others got something of it. Returns what its registry brought since they last did, bytes per second, where
-    /// whole chunks came.
+    /// Notes that other hosts got something of the content. Returns the bytes per second that the registry brought
+    /// since they last did, if whole chunks came.
     pub(super) fn see(&mut self, now: Moment, bytes_per_chunk: u64) -> Option<u64> {
         let chunks = self.unseen_chunks();
         let took = self.chunk_at.since(self.seen_chunk_at);
@@ -253,12 +253,12 @@ impl Lease {
         self.seen_chunks = self.chunks;
         self.seen_chunk_at = self.chunk_at;
         self.unseen_since = None;
-        // it has a place like any other from now on
+        // from now on the lease takes a place like any other
         self.start.trial = false;
         (chunks > 0).then(|| u64::try_from(bytes).unwrap_or(u64::MAX))
     }
 
-    /// What the registry does to its holder, as the holder says. Silence, and what is said, are counted apart.
+    /// Notes what the holder says of its registry. Time in silence and time with other trouble are counted apart.
     pub(super) fn suffer(&mut self, now: Moment, trouble: Option<Trouble>) {
         self.trouble = trouble.map(|trouble| {
             let since = self
@@ -270,11 +270,11 @@ impl Lease {
     }
 }
 
-/// The leases that run, by content.
+/// The running leases, by content.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
     by_content: BTreeMap<Digest, Lease>,
-    /// When something was last leased under an image's name.
+    /// When something was last leased under each image's name.
     asked_at: BTreeMap<Digest, Moment>,
 }
 
@@ -291,7 +291,7 @@ impl Leases {
         self.by_content.contains_key(content)
     }
 
-    /// Who has the lease of a content.
+    /// The holder of a content's lease.
     pub(super) fn holder(&self, content: &Digest) -> Option<&HostId> {
         self.of(content).map(Lease::host)
     }
@@ -301,7 +301,7 @@ impl Leases {
         self.by_content.iter()
     }
 
-    /// The holders and the contents of the leases that this is true of, by content.
+    /// The holders and contents of the leases for which `is` holds, by content.
     pub(super) fn that(&self, is: impl Fn(&Digest, &Lease) -> bool) -> Vec<(HostId, Digest)> {
         let those = self.iter().filter(|(content, lease)| is(content, lease));
         those
@@ -317,13 +317,13 @@ impl Leases {
         self.by_content.is_empty()
     }
 
-    /// How many are for mirrors.
+    /// How many leases are for mirrors.
     pub(super) fn mirrors(&self) -> usize {
         let all = self.by_content.values();
         all.filter(|lease| lease.is_mirrors()).count()
     }
 
-    /// How many a host has.
+    /// How many leases a host has.
     pub(super) fn of_host(&self, id: &HostId) -> usize {
         let all = self.by_content.values();
         all.filter(|lease| lease.host() == id).count()
@@ -334,19 +334,19 @@ impl Leases {
         self.asked_at.get(image).copied()
     }
 
-    /// Leases a content. It isn't leased to anybody else.
+    /// Leases a content. The caller has checked that no other host has its lease.
     pub(super) fn begin(&mut self, now: Moment, grant: Grant, start: Start) {
         self.asked_at.insert(grant.image, now);
         let lease = Lease::new(now, grant, start);
         self.by_content.insert(lease.grant.content, lease);
     }
 
-    /// Ends the lease of a content, whoever holds it.
+    /// Ends the lease of a content, whichever host holds it.
     pub(super) fn end(&mut self, content: &Digest) -> Option<Lease> {
         self.by_content.remove(content)
     }
 
-    /// The image isn't wanted any more.
+    /// Forgets an image that isn't wanted any more.
     pub(super) fn forget_image(&mut self, image: &Digest) {
         self.asked_at.remove(image);
     }
@@ -416,7 +416,7 @@ mod tests {
         assert!(lease.fetch(START + SECOND, 1, 100));
         assert!(!lease.fetch(START + 2 * SECOND, 1, 200));
         assert_eq!(lease.progress_at(), START + SECOND);
-        // one chunk may be on its way to others; two that nobody got are noted
+        // one chunk may be on its way to other hosts; two that no host got are noted
         assert_eq!(lease.unseen_since(), None);
         assert!(lease.fetch(START + 3 * SECOND, 2, 200));
         assert!(lease.fetch(START + 4 * SECOND, 3, 300));

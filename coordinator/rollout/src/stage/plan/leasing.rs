@@ -1,4 +1,4 @@
-//! How leases go and end, as their holders say.
+//! How leases proceed and end, by the word of their holders. Which contents are leased next is decided in `grants`.
 
 use alloc::vec::Vec;
 
@@ -14,27 +14,27 @@ use crate::stage::{
     event::{Fault, LeaseEnd, Standing, Trouble},
 };
 
-/// Where a lease holder says that its fetch stands.
+/// A lease holder's report about its fetch.
 #[derive(Clone, Copy)]
 pub(super) struct Progress {
-    /// Chunks fetched so far.
+    /// The chunks fetched so far.
     pub(super) chunks: u32,
-    /// Bytes of the blob that came so far.
+    /// The blob's bytes that came so far.
     pub(super) bytes: u64,
-    /// Whether it holds back while what it fetched is being spread.
+    /// Whether the holder waits until the chunks that it fetched have spread.
     pub(super) paced: bool,
-    /// What keeps the registry from giving it more.
+    /// What keeps the registry from giving the holder more.
     pub(super) trouble: Option<Trouble>,
 }
 
-/// A content whose bytes in the registry aren't what an image says of it.
+/// A content whose bytes in the registry don't match what an image says of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Refuted {
     pub(super) content: Digest,
     pub(super) image: Digest,
 }
 
-/// Leases what may be leased.
+/// Grants all leases that are possible now.
 pub(super) fn grant(desk: &mut Desk<'_>) {
     pass_on_trials(desk);
     for grant in super::grants::next(desk.view()) {
@@ -42,7 +42,8 @@ pub(super) fn grant(desk: &mut Desk<'_>) {
     }
 }
 
-/// What a host has on trial passes on as soon as another wants it that isn't: so nobody waits for it.
+/// Ends leases of hosts on trial whose contents another host wants that isn't on trial. So that host doesn't have to
+/// wait.
 fn pass_on_trials(desk: &mut Desk<'_>) {
     let view = desk.view();
     let wanted = |digest: &Digest| {
@@ -61,7 +62,7 @@ fn pass_on_trials(desk: &mut Desk<'_>) {
     }
 }
 
-/// A host says where its fetch stands.
+/// A host reports on its fetch.
 pub(super) fn progress(desk: &mut Desk<'_>, id: &HostId, digest: Digest, said: Progress) {
     if !desk.contents.contains(&digest) {
         deny(desk, id, digest);
@@ -90,7 +91,7 @@ fn deny(desk: &mut Desk<'_>, id: &HostId, digest: Digest) {
     }
 }
 
-/// The holder of a running lease says where its fetch stands.
+/// The holder of a running lease reports on its fetch.
 fn holder_progress(desk: &mut Desk<'_>, digest: Digest, said: Progress) {
     let now = desk.now;
     let (Some(content), Some(lease)) =
@@ -99,7 +100,7 @@ fn holder_progress(desk: &mut Desk<'_>, digest: Digest, said: Progress) {
         return;
     };
     let own_word = content.receipts().own_word();
-    // what turned out false at its end is fetched twice
+    // chunks that turn out false at the content's end are fetched again, so a holder may count each chunk twice
     let chunks = said.chunks.min(content.chunks().saturating_mul(2));
     if lease.fetch(now, chunks, said.bytes) {
         if !own_word {
@@ -128,21 +129,22 @@ fn holder_progress(desk: &mut Desk<'_>, digest: Digest, said: Progress) {
     }
 }
 
-/// The names of a lease's registry and of its repository.
+/// The names of a lease's registry and repository.
 fn names(lease: &Lease) -> (alloc::string::String, alloc::string::String) {
     (lease.registry().into(), lease.repository().into())
 }
 
-/// What a host says to have leased, where it is believed: a coordinator that has just started takes over the leases
-/// that run. Of what it has leased itself it knows better.
+/// The grant for a lease that a host says it has; `None` where the host isn't believed. A coordinator that has just
+/// started takes over running leases like this. It doesn't for contents that it has leased itself: it knows their
+/// holders.
 fn may_take_over(desk: &Desk<'_>, id: &HostId, digest: Digest) -> Option<Grant> {
     let view = desk.view();
     let content = view.contents.get(&digest)?;
     let usable = view.hosts.is_here(id) && view.records.failures(id) == 0;
     let fresh = content.tries().asked_at().is_none();
     let room = view.leases.len() < view.config.origin_streams;
-    // A host that makes leases up would keep all streams of a registry to itself. One that doesn't has its share of
-    // them, hardly ever more.
+    // A host that invents leases would keep all of a registry's streams for itself. An honest host rarely has more than
+    // its share of them.
     let share = view
         .config
         .origin_streams
@@ -151,7 +153,7 @@ fn may_take_over(desk: &Desk<'_>, id: &HostId, digest: Digest) -> Option<Grant> 
     if !usable || !fresh || !room || !more || view.is_done(content) {
         return None;
     }
-    // an image's own word counts before a mirror's
+    // an image counts before a mirror's blob
     let image = view
         .images
         .iter()
@@ -168,8 +170,8 @@ fn may_take_over(desk: &Desk<'_>, id: &HostId, digest: Digest) -> Option<Grant> 
     })
 }
 
-/// A lease ended, as its holder says. Returns what that refutes of an image's manifest: then it isn't settled yet
-/// which images go on, and pointless leases run.
+/// A lease ended, by its holder's word. Returns the image and the content if that refutes the image's manifest. The
+/// caller then settles which images go on, and ends pointless leases.
 pub(super) fn ended(
     desk: &mut Desk<'_>,
     id: &HostId,
@@ -180,7 +182,7 @@ pub(super) fn ended(
         return None;
     }
     let is_holder = desk.leases.holder(&digest) == Some(id);
-    // a host that says what it holds says so there
+    // a host that counts its chunks reports a complete content by that count
     if !is_holder && desk.hosts.counts(id) {
         return None;
     }
@@ -192,7 +194,7 @@ pub(super) fn ended(
     match end {
         LeaseEnd::Done => done(desk, id, digest, lease.as_ref()),
         LeaseEnd::Released => released(desk, id, digest, lease.as_ref()),
-        // of the repository that this host named, and for its client: images of others have their own witnesses
+        // a mirror's client named this repository: the images that other hosts want have witnesses of their own
         LeaseEnd::OriginFailed | LeaseEnd::Faulty(_) | LeaseEnd::HostUnable
             if lease.as_ref().is_some_and(Lease::is_mirrors) =>
         {
@@ -230,7 +232,7 @@ pub(super) fn ended(
     None
 }
 
-/// A host says that it holds a content. `lease` is the one under which it fetched it, if any.
+/// A host says that it holds a content. `lease` is the lease under which the host fetched it, if any.
 fn claim(desk: &mut Desk<'_>, id: &HostId, digest: Digest, lease: Option<&Lease>) {
     let now = desk.now;
     if let Some(content) = desk.contents.get_mut(&digest) {
@@ -272,10 +274,10 @@ fn done(desk: &mut Desk<'_>, id: &HostId, digest: Digest, lease: Option<&Lease>)
     }
 }
 
-/// A host gives a lease back, or says so of one that ended before.
+/// A host gives a lease back. `lease` is `None` where the lease had ended before.
 fn released(desk: &mut Desk<'_>, id: &HostId, digest: Digest, lease: Option<&Lease>) {
-    // who stages and gives its lease back holds the content; where it doesn't, the audit finds that out. A lease
-    // that was ended before says nothing: its holder may have been told to stop
+    // A host that stages the content and gives its lease back holds the content; if it doesn't, the audit finds that
+    // out. Where the lease had ended before, this says nothing: the holder may have been told to stop.
     let staging = desk.images.iter().any(|image| {
         !image.is_mirrors() && image.has(&digest) && image.standing(id) == Some(Standing::Staging)
     });
@@ -288,7 +290,7 @@ fn released(desk: &mut Desk<'_>, id: &HostId, digest: Digest, lease: Option<&Lea
     }
 }
 
-/// Leases without progress pass on.
+/// Ends leases without progress, so that other hosts can have them.
 pub(super) fn expire(desk: &mut Desk<'_>) {
     let (now, timeout) = (desk.now, desk.config.lease_timeout);
     let over = desk
@@ -300,18 +302,18 @@ pub(super) fn expire(desk: &mut Desk<'_>) {
             true => RevokeCause::OriginFailed,
             false => RevokeCause::Ended,
         };
-        // the one before may have ended it
+        // a lease that ended before in this loop may have ended this one
         let Some(lease) = desk.revoke(digest, cause) else {
             continue;
         };
         desk.note_failed(digest, &id);
         trouble::ran_out(desk, &lease);
-        // its holder is there, and waits for the registry
+        // the holder is connected, and waits for the registry
         trouble::lease_over(desk, digest, &lease);
     }
 }
 
-/// The host is shunned or gone: its leases pass on at once, and it is told where that is asked.
+/// Ends all leases of a host that is shunned or left the fleet. `tell` says whether the host is told.
 pub(super) fn drop_all_of(desk: &mut Desk<'_>, id: &HostId, tell: bool) {
     for (_, digest) in desk.leases.that(|_, lease| lease.host() == id) {
         match tell {
@@ -321,8 +323,8 @@ pub(super) fn drop_all_of(desk: &mut Desk<'_>, id: &HostId, tell: bool) {
     }
 }
 
-/// All leases that a host says it has: what was granted in an earlier session and isn't among them went with an earlier
-/// life of its program. It is leased again at once.
+/// Takes the list of all leases that a host says it has. Leases that were granted in an earlier session and aren't on
+/// the list were lost when the agent restarted. They end, so that their contents are leased again at once.
 pub(super) fn drop_lost(desk: &mut Desk<'_>, id: &HostId, has: &[Digest]) {
     let Some(host) = desk.hosts.get(id) else {
         return;

@@ -1,7 +1,7 @@
-//! Which hosts follow which, and which of them are to be told.
+//! Which hosts follow which, and which hosts must be told of a change.
 //!
-//! Hosts hear of their neighbours at once when their session comes up. While others come and go they hear of changes
-//! a few times a second at most, so that a fleet that starts costs little.
+//! A host is told of its neighbours as soon as its session is up. Later changes are sent a few times a second at most,
+//! so that a fleet that starts causes few messages.
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -11,10 +11,10 @@ use rand_chacha::ChaCha8Rng;
 
 use super::graph::Graph;
 
-/// The shortest time between two rounds in which hosts hear of their neighbours.
+/// The shortest time between two rounds of telling hosts about their neighbours.
 const EVERY: Duration = Duration::from_millis(200);
 
-/// Who follows whom, and when hosts whose neighbours changed are told.
+/// The neighbour graph, and when hosts with changed neighbours are told.
 #[derive(Debug)]
 pub(super) struct Neighbours {
     graph: Graph,
@@ -22,7 +22,7 @@ pub(super) struct Neighbours {
 }
 
 impl Neighbours {
-    /// Nobody's neighbours yet. A host has so many at most, and so many of those in other zones.
+    /// Starts without neighbours. A host has `most` neighbours at most, `far` of them in other zones.
     pub(super) const fn new(most: usize, far: usize) -> Self {
         Self {
             graph: Graph::new(most, far),
@@ -30,13 +30,13 @@ impl Neighbours {
         }
     }
 
-    /// Gives a host its neighbours.
+    /// Adds a host, and gives it neighbours.
     pub(super) fn join(&mut self, now: Moment, id: &HostId, zone: &str, rng: &mut ChaCha8Rng) {
         self.graph.join(id, zone, rng);
         self.note_changes(now);
     }
 
-    /// Takes a host's neighbours.
+    /// Removes a host and its edges.
     pub(super) fn leave(&mut self, now: Moment, id: &HostId) {
         self.graph.leave(id);
         self.note_changes(now);
@@ -53,17 +53,17 @@ impl Neighbours {
         self.graph.neighbours(id)
     }
 
-    /// This host is told now.
+    /// Notes that this host is being told now.
     pub(super) fn told(&mut self, id: &HostId) {
         self.graph.told(id);
     }
 
-    /// When hosts are to be told.
+    /// When hosts with changed neighbours are to be told; `None` while none changed.
     pub(super) const fn due(&self) -> Option<Moment> {
         self.due
     }
 
-    /// The hosts that are to be told now.
+    /// The hosts to tell, if it is time to.
     pub(super) fn take_due(&mut self, now: Moment) -> Vec<HostId> {
         match self.due.take_if(|at| *at <= now) {
             Some(_) => self.graph.take_changed(),
@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(neighbours.take_due(start + EVERY).len(), 2);
         assert_eq!(neighbours.due(), None);
         assert_eq!(neighbours.of(&host(1)), [host(2)]);
-        // who is told meanwhile isn't told again
+        // a host that is told meanwhile isn't told again
         neighbours.leave(start, &host(2));
         neighbours.told(&host(1));
         assert!(neighbours.take_due(start + EVERY).is_empty());

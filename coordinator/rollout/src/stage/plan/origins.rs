@@ -1,15 +1,15 @@
-//! Registries: whether they can be asked, and when again.
+//! Registries: whether each may be asked, and when it is asked again.
 //!
-//! A host may have trouble of its own, and a registry may have trouble with one content or one repository alone. So a
-//! failure counts for as little as it can:
+//! The cause of a failure may be the host, or one content, or one repository. So a failure counts for as little as
+//! possible:
 //! - A lease that fails makes its content rest. Another host tries the content at once.
-//! - A repository is left alone for a while that grows when two hosts fail with two of its contents and nothing of it
-//!   came meanwhile. After the pause one lease tries first.
-//! - A repository that hasn't failed is asked all the same: it shows whether the whole registry is away. Where the
+//! - A repository is left alone when two hosts fail with two of its contents and nothing of it came meanwhile. The
+//!   pause grows each time. After the pause, one lease tries first.
+//! - A repository that hasn't failed is still asked, because it shows whether the whole registry is away. Where the
 //!   registry is away, one lease at a time asks in the repositories that failed, and one in the others.
 //!
-//! A registry that gives something after it gave nothing for a while is asked at once for what it failed before. What a
-//! registry asks for itself (`Retry-After`) is weighed in `wishes`.
+//! A registry that gave nothing for a while and then gives something is asked at once for what it failed before. A wish
+//! of the registry itself (`Retry-After`) is weighed in `wishes`.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -22,35 +22,36 @@ use proto::{Digest, HostId, Moment};
 
 use super::wishes::Wishes;
 
-/// A registry that gave nothing for so long, and then something, is asked anew for what it failed before. Leases that
-/// came to nothing so lately, of a registry that gives others something, came to nothing because of their contents.
+/// A registry that gave nothing for this long and then gives something is asked again for what it failed before. When a
+/// lease came to nothing this lately and the registry gives others something, its content is to blame.
 pub(super) const QUIET: Duration = Duration::from_secs(10);
 
-/// Leases that came to nothing and are remembered, of one registry. More don't end between two chunks of others.
+/// The most leases of one registry that came to nothing and are remembered. No more end between two chunks of others.
 const VAIN_MOST: usize = 16;
 
-/// A stream may bring a chunk so many times slower than the registry's streams did lately.
+/// The factor by which a stream may be slower than the registry's streams were lately.
 pub(super) const PACE_FACTOR: u64 = 4;
 
-/// The most holders that have to say that their streams became slow: so many in a row that aren't liars' alone.
+/// The most holders that must say that their streams became slow, however large the fleet. This many in a row aren't
+/// all liars.
 const SLOW_WORDS: usize = 6;
 
-/// A lease that came to nothing, of a registry that gave something when it began.
+/// A lease that came to nothing, of a registry that gave something when the lease began.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Vain {
     pub(super) content: Digest,
     pub(super) image: Digest,
     pub(super) host: HostId,
-    /// When it ended.
+    /// When the lease ended.
     pub(super) at: Moment,
 }
 
-/// What it means that a registry gave something.
+/// What follows from a registry's giving something.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Gift {
-    /// Leases that came to nothing before, which are about their contents then.
+    /// Leases that came to nothing before. Their contents are to blame.
     pub(super) vain: Vec<Vain>,
-    /// The repository had failed.
+    /// The repository had failed before.
     pub(super) failed: bool,
     /// The registry had given nothing for a while.
     pub(super) quiet: bool,
@@ -59,15 +60,15 @@ pub(super) struct Gift {
 /// What is known of one registry.
 #[derive(Debug, Default)]
 pub(super) struct Origin {
-    /// Its repositories, by their names with the registry's name.
+    /// The repositories, by names that begin with the registry's name.
     repositories: BTreeMap<String, Repository>,
-    /// Who was last leased something of it.
+    /// The host that was last leased something of the registry.
     prober: Option<HostId>,
-    /// When it last gave somebody something.
+    /// When the registry last gave a host something.
     gave_at: Option<Moment>,
-    /// Leases that came to nothing since then.
+    /// Leases that came to nothing since `gave_at`.
     vain: Vec<Vain>,
-    /// What it asked for.
+    /// The registry's wishes to be left alone.
     wishes: Wishes,
     pace: Pace,
 }
@@ -75,17 +76,17 @@ pub(super) struct Origin {
 /// What is known of one repository of a registry.
 #[derive(Debug, Default)]
 struct Repository {
-    /// When it last gave somebody something.
+    /// When the repository last gave a host something.
     gave_at: Option<Moment>,
-    /// Hosts that it failed since it last gave something.
+    /// The hosts that the repository failed since it last gave something or was left alone.
     failed_on: BTreeSet<HostId>,
-    /// The contents that it failed since it last gave something.
+    /// The contents that the repository failed since it last gave something or was left alone.
     failed_with: BTreeSet<Digest>,
-    /// Times that it was left alone since it last gave something.
+    /// How often the repository was left alone since it last gave something.
     failures: u32,
-    /// When it was last left alone.
+    /// When the repository was last left alone.
     failed_at: Moment,
-    /// Left alone until then.
+    /// Until then, the repository is left alone.
     retry_at: Option<Moment>,
 }
 
@@ -95,30 +96,30 @@ impl Repository {
     }
 }
 
-/// What each stream of a registry brings.
+/// The speed of a registry's streams.
 #[derive(Debug, Default)]
 struct Pace {
-    /// What each of its streams brought lately, bytes per second.
+    /// Bytes per second of each stream lately, as other hosts received them.
     seen: Option<u64>,
-    /// When others last got something of one of its streams.
+    /// When other hosts last received something of a stream.
     seen_at: Moment,
-    /// Holders that say that their stream is slow, which nobody else can see before a chunk is whole, and what it
-    /// brings (bytes per second).
+    /// Holders that say that their stream is slow, and its bytes per second by their word. No other host can see this
+    /// before a chunk is whole.
     slow: BTreeMap<HostId, u64>,
 }
 
 impl Origin {
-    /// When it last gave somebody something.
+    /// When the registry last gave a host something.
     pub(super) const fn gave_at(&self) -> Option<Moment> {
         self.gave_at
     }
 
-    /// Whether it gave something a moment ago.
+    /// Whether the registry gave something a moment ago.
     pub(super) fn gives(&self, now: Moment) -> bool {
         self.gave_at.is_some_and(|at| now.since(at) < QUIET)
     }
 
-    /// What it asked for.
+    /// The registry's wishes to be left alone.
     pub(super) const fn wishes(&self) -> &Wishes {
         &self.wishes
     }
@@ -133,7 +134,7 @@ impl Origin {
         repository.is_some_and(|repository| repository.failures > 0)
     }
 
-    /// Whether two of its repositories fail, and it gave nothing since.
+    /// Whether two of the registry's repositories fail, and the registry gave nothing since.
     pub(super) fn is_away(&self) -> bool {
         let all = self.repositories.values();
         let failing = all.filter(|repository| repository.failures > 0);
@@ -146,25 +147,25 @@ impl Origin {
         self.repositories.get(repository)?.waits_until(now)
     }
 
-    /// Until when nobody asks this repository, for whichever reason, and whether the registry asked for that.
+    /// Until when nobody asks this repository, for any reason, and whether the registry asked for that.
     pub(super) fn waits_until(&self, repository: &str, now: Moment) -> Option<(Moment, bool)> {
         let asked = self.wishes.waits_until(repository, now);
         let until = self.left_alone_until(repository, now).max(asked)?;
         Some((until, asked == Some(until)))
     }
 
-    /// Who was last leased something of it.
+    /// The host that was last leased something of the registry.
     pub(super) const fn prober(&self) -> Option<&HostId> {
         self.prober.as_ref()
     }
 
-    /// Whether this repository gave something after then.
+    /// Whether this repository gave something after `since`.
     pub(super) fn gave_since(&self, repository: &str, since: Moment) -> bool {
         let repository = self.repositories.get(repository);
         repository.is_some_and(|repository| repository.gave_at.is_some_and(|at| at > since))
     }
 
-    /// Whether this repository failed somebody since it last gave something.
+    /// Whether this repository failed a host since it last gave something.
     pub(super) fn has_failed(&self, repository: &str) -> bool {
         let repository = self.repositories.get(repository);
         repository.is_some_and(|known| known.failures > 0 || !known.failed_on.is_empty())
@@ -176,7 +177,7 @@ impl Origin {
         self.repositories.entry(repository.to_string()).or_default();
     }
 
-    /// A lease came to nothing.
+    /// Remembers a lease that came to nothing.
     pub(super) fn note_vain(&mut self, vain: Vain) {
         if self.vain.len() >= VAIN_MOST {
             self.vain.remove(0);
@@ -184,9 +185,9 @@ impl Origin {
         self.vain.push(vain);
     }
 
-    /// It gave something of this repository: what that failed before is forgotten. `None` where that shows nothing,
-    /// because the registry wants to be left alone: a stream that still runs says nothing about new requests, which
-    /// it asked not to get.
+    /// The registry gave something of this repository. The repository's earlier failures are forgotten. `None` where
+    /// that proves nothing because the registry wants to be left alone: a stream that still runs says nothing about new
+    /// requests, which the registry asked not to get.
     pub(super) fn give(&mut self, now: Moment, repository: &str) -> Option<Gift> {
         let quiet = !self.gives(now);
         self.gave_at = Some(now);
@@ -214,8 +215,8 @@ impl Origin {
         })
     }
 
-    /// A repository failed a host with a content, lastingly. Returns whether it is to be left alone for that, where
-    /// so many hosts are connected.
+    /// A repository failed a host with a content for some time. Returns whether the repository is to be left alone for
+    /// that. `connected` is the number of connected hosts.
     pub(super) fn fail(
         &mut self,
         repository: &str,
@@ -231,7 +232,7 @@ impl Origin {
         repository.failures > 0 || hosts && repository.failed_with.len() >= 2
     }
 
-    /// How often this repository was left alone since it last gave something, unless it is now.
+    /// How often this repository was left alone since it last gave something; `None` while it is left alone.
     pub(super) fn failures(&self, repository: &str, now: Moment) -> Option<u32> {
         let known = self.repositories.get(repository)?;
         match known.waits_until(now) {
@@ -240,7 +241,7 @@ impl Origin {
         }
     }
 
-    /// Nobody asks this repository until then; or, without a moment, as long as was said before.
+    /// Leaves this repository alone until `until`; with `None`, for as long as was decided before.
     pub(super) fn leave_alone(&mut self, now: Moment, repository: &str, until: Option<Moment>) {
         if let Some(known) = self.repositories.get_mut(repository) {
             known.failed_at = now;
@@ -253,7 +254,7 @@ impl Origin {
         }
     }
 
-    /// It is to be tried by one lease first: of this repository, and of those that failed as it did.
+    /// From now on, one lease at a time asks in this repository, and in those of the registry that failed too.
     pub(super) fn try_first(&mut self, now: Moment, repository: &str) {
         let repository = self.repositories.entry(repository.to_string()).or_default();
         repository.failures = repository.failures.max(1);
@@ -262,10 +263,10 @@ impl Origin {
 
     // ---- pace -------------------------------------------------------------------------------------------------------
 
-    /// What a stream of it brought lately.
+    /// Notes the speed of a stream, as other hosts received it.
     pub(super) fn see_pace(&mut self, now: Moment, bytes_per_s: u64) {
         let pace = &mut self.pace;
-        // streams that others saw are quicker than what some holders say of theirs
+        // forgets holders' words of streams that are much slower than this one
         pace.slow
             .retain(|_, said| said.saturating_mul(PACE_FACTOR) >= bytes_per_s);
         pace.seen_at = now;
@@ -273,8 +274,8 @@ impl Origin {
         pace.seen = Some(before - before / 4 + bytes_per_s / 4);
     }
 
-    /// A holder says that its stream brings so little since then. That is its own trouble where another's was quick
-    /// meanwhile.
+    /// A holder says that its stream has been this slow since `since`. If another host's stream was quick meanwhile,
+    /// the holder itself is to blame.
     pub(super) fn hear_slow(&mut self, id: HostId, bytes_per_s: u64, since: Moment) {
         let seen = self.pace.seen.unwrap_or_default();
         let quick = seen > bytes_per_s.saturating_mul(PACE_FACTOR);
@@ -283,8 +284,9 @@ impl Origin {
         }
     }
 
-    /// What its streams bring, as far as others got it. Where so many hosts say that theirs are slower, six at most,
-    /// and nobody has seen a quick one meanwhile, the registry has become slow.
+    /// The bytes per second of the registry's streams, as other hosts received them. Where `enough` hosts (at most six)
+    /// say that their streams are slower, and no quick stream was seen meanwhile, the registry has become slow and
+    /// their word counts.
     pub(super) fn pace(&self, enough: usize) -> Option<u64> {
         let seen = self.pace.seen?;
         let said = self.pace.slow.values().max().copied();
@@ -295,7 +297,7 @@ impl Origin {
     }
 }
 
-/// What is known of registries, by the names that references begin with.
+/// All registries, by the names with which references begin.
 #[derive(Debug, Default)]
 pub(super) struct Origins {
     by_registry: BTreeMap<String, Origin>,
@@ -316,8 +318,8 @@ impl Origins {
         origin.lease(repository, id);
     }
 
-    /// Forgets registries and repositories that no image and no lease is from, once nothing is to be remembered of
-    /// them.
+    /// Forgets registries and repositories that no image and no lease uses, once nothing about them needs to be
+    /// remembered.
     pub(super) fn forget(
         &mut self,
         now: Moment,
@@ -359,7 +361,7 @@ mod tests {
         assert!(!origin.fail("a", &host(1), content(2), 4));
         assert!(!origin.fail("b", &host(2), content(2), 4));
         assert!(origin.fail("a", &host(2), content(2), 4));
-        // the only host of a fleet is enough
+        // one host is enough where the fleet has no other
         let mut alone = Origin::default();
         assert!(!alone.fail("a", &host(1), content(1), 1));
         assert!(alone.fail("a", &host(1), content(2), 1));
@@ -444,7 +446,7 @@ mod tests {
         assert_eq!(origin.pace(2), Some(4_000));
         origin.hear_slow(host(2), 200, START);
         assert_eq!(origin.pace(2), Some(200));
-        // a quick stream shows that those are alone with it
+        // a quick stream shows that the slow holders themselves are to blame
         origin.see_pace(START, 4_000);
         assert_eq!(origin.pace(2), Some(4_000));
     }

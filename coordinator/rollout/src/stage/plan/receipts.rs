@@ -1,5 +1,5 @@
-//! What the hosts that receive a content say of it: which host holds how much, which hosts got more, and which say
-//! that they hold all. `witness` decides by this who is believed.
+//! What the hosts that receive a content say of it: how many chunks each holds, which hosts got more, and which say
+//! that they hold all of it. `witness` decides by this who is believed.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 
@@ -7,28 +7,29 @@ use proto::{HostId, Moment};
 
 use crate::stage::event::Content;
 
-/// From the third on, holders of one content that nobody got anything from, one after the other, are believed for
-/// twice as long each time, so often: hosts may be cut off from each other.
+/// The most lease holders in a row without a receiver that count towards [`patience`](Receipts::patience). After two
+/// such holders the patience with the next one doubles, and again after each further one, because hosts may be cut off
+/// from each other.
 const DISBELIEVED_MOST: u32 = 6;
 
-/// What is known of one content by those who receive it.
+/// The hosts' reports about one content.
 #[derive(Debug)]
 pub(super) struct Receipts {
-    /// Chunks that hosts hold which hold some and not all.
+    /// The chunks that each host holds, of hosts that hold some and not all.
     counts: BTreeMap<HostId, u32>,
-    /// Hosts that hold more of it than when it was last seen to move.
+    /// Hosts that hold more than when enough hosts were last seen to get more.
     grew: BTreeSet<HostId>,
-    /// Hosts that lack some of it, stage it, and say what they hold; as of the last look.
+    /// The number of hosts that lack some of the content, stage it, and say what they hold; as of the last look.
     receivers: usize,
-    /// When enough of them got something.
+    /// When enough hosts were last seen to get more.
     seen_at: Moment,
-    /// Since when somebody says that it holds all.
+    /// Since when some host says that it holds all of the content.
     claimed_at: Option<Moment>,
-    /// Who said last that it fetched all, and whether for clients of a mirror.
+    /// The host that last said that it fetched all under a lease, and whether the lease was for clients of a mirror.
     finished_by: Option<(HostId, bool)>,
-    /// Holders that nobody got anything from, one after the other.
+    /// The number of lease holders in a row that nobody got anything from.
     disbelieved: u32,
-    /// Of the blob for each chunk, on average.
+    /// The blob's bytes for each chunk, on average.
     bytes_per_chunk: u64,
 }
 
@@ -51,7 +52,8 @@ impl Receipts {
         self.grew.remove(id);
     }
 
-    /// A host holds so many chunks, and not all. Returns how many it held at last.
+    /// A host holds this many chunks, and not all. Returns how many it held before, by its last report of some and not
+    /// all.
     pub(super) fn count(&mut self, id: &HostId, chunks: u32) -> u32 {
         let before = self.counts.remove(id).unwrap_or(0);
         if chunks > 0 {
@@ -60,76 +62,76 @@ impl Receipts {
         before
     }
 
-    /// A host holds more than before, and isn't the one that fetches it.
+    /// Notes that a host holds more than before. The caller leaves out the lease's holder.
     pub(super) fn grow(&mut self, id: &HostId) {
         self.grew.insert(id.clone());
     }
 
-    /// Hosts that hold more of it than when it was last seen to move.
+    /// Hosts that hold more than when enough hosts were last seen to get more.
     pub(super) const fn grew(&self) -> &BTreeSet<HostId> {
         &self.grew
     }
 
-    /// So many hosts lack some of it, stage it, and say what they hold. Only these got more of those that said so.
+    /// Sets the number of receivers at this look, and keeps only trusted hosts among those that got more.
     pub(super) fn look(&mut self, receivers: usize, trusted: impl Fn(&HostId) -> bool) {
         self.receivers = receivers;
         self.grew.retain(trusted);
     }
 
-    /// Hosts that lack some of it, stage it, and say what they hold; as of the last look.
+    /// The number of hosts that lack some of the content, stage it, and say what they hold; as of the last look.
     pub(super) const fn receivers(&self) -> usize {
         self.receivers
     }
 
-    /// Whether a holder's own word counts, because nobody could say otherwise.
+    /// Whether a holder's own word counts, because there is no receiver that could say otherwise.
     pub(super) const fn own_word(&self) -> bool {
         self.receivers == 0
     }
 
-    /// Enough hosts got more of it.
+    /// Notes that enough hosts got more of the content.
     pub(super) fn seen(&mut self, now: Moment) {
         self.grew.clear();
         self.seen_at = now;
     }
 
-    /// Somebody says that it holds all.
+    /// Notes that some host says that it holds all of the content.
     pub(super) fn claimed(&mut self, now: Moment) {
         self.claimed_at.get_or_insert(now);
     }
 
-    /// The later of when somebody first said that it holds all, and when enough hosts got something.
+    /// The later of two moments: when some host first said that it holds all, and when enough hosts last got more.
     pub(super) fn claimed_or_seen_at(&self) -> Option<Moment> {
         self.claimed_at.max(Some(self.seen_at))
     }
 
-    /// The holder of its lease says that it fetched all.
+    /// Notes that the holder of the lease says that it fetched all.
     pub(super) fn finished(&mut self, id: &HostId, mirror: bool, now: Moment) {
         self.claimed_at = Some(now);
         self.finished_by = Some((id.clone(), mirror));
     }
 
-    /// Who said last that it fetched all, and whether for clients of a mirror. It isn't said again.
+    /// Takes the host that last said that it fetched all under a lease, and whether for clients of a mirror.
     pub(super) const fn take_finished_by(&mut self) -> Option<(HostId, bool)> {
         self.finished_by.take()
     }
 
-    /// So many hosts hold all that it is beyond doubt.
+    /// Notes that so many hosts hold all of the content that nobody doubts it.
     pub(super) fn verified(&mut self) {
         self.disbelieved = 0;
         self.finished_by = None;
     }
 
-    /// One more holder of its lease that nobody got anything from.
+    /// Counts one more lease holder that nobody got anything from.
     pub(super) fn disbelieve(&mut self) {
         self.disbelieved = (self.disbelieved + 1).min(DISBELIEVED_MOST);
     }
 
-    /// How many times as long as the first the next holder is believed without anybody getting anything.
+    /// The factor by which the next holder is believed longer than the first, while nobody gets anything from it.
     pub(super) const fn patience(&self) -> u32 {
         1 << self.disbelieved.saturating_sub(1)
     }
 
-    /// Of the blob for each chunk, on average.
+    /// The blob's bytes for each chunk, on average.
     pub(super) const fn bytes_per_chunk(&self) -> u64 {
         self.bytes_per_chunk
     }

@@ -1,18 +1,18 @@
-//! What came of each host's leases.
+//! How each host's leases ended.
 //!
-//! A host that fails in one way may be good in another, so four things are remembered apart: leases for images that
-//! came to nothing, leases for mirrors that came to nothing, registries that the host can't ask because of its own
-//! settings, and false words that a registry asks to be left alone.
+//! A host that fails in one way may be good in another. So four things are remembered separately: leases for images
+//! that came to nothing, leases for mirrors that came to nothing, registries that the host can't ask because of its own
+//! settings, and a false word that a registry asks to be left alone.
 //!
-//! Any host may ask for any blob, so a mirror's want says nothing. A registry that a client named says nothing about
-//! the host either: a client may ask for what a dead registry has. So what comes of a host's leases for mirrors
-//! counts for those leases alone, never for images. It counts by two degrees:
-//! - A host whose last leases brought nothing is leased a blob only after other hosts that want it too.
+//! A client may ask any host's mirror for any blob, from any registry, including a dead one. So a failed lease for a
+//! mirror says little about the host. It counts only for the host's leases for mirrors, never for images, in two
+//! degrees:
+//! - A host whose last leases for mirrors brought nothing is leased a blob only after other hosts that want it too.
 //! - A host that let a lease expire of which nobody got anything is on trial for a minute, and twice as long each
-//!   time. A host on trial has one lease at a time, of what nobody else wants, beside the others' leases. Others
-//!   don't wait for what it does with that lease: whoever wants the same content gets the lease.
+//!   further time. A host on trial has one lease at a time, for a content that no other host wants, beside the other
+//!   hosts' leases. Nobody waits for it: when another host wants the same content, the lease passes to that host.
 //!
-//! Both end when others get something of one of its leases.
+//! Both degrees end when other hosts get something of one of its leases.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -24,19 +24,19 @@ use proto::{HostId, Moment};
 
 use crate::stage::{Config, config::growing};
 
-/// The first trial; doubled each time.
+/// The length of the first trial. It doubles each time.
 const TRIAL: Duration = Duration::from_mins(1);
-/// The longest one.
+/// The longest trial.
 const TRIAL_MOST: Duration = Duration::from_hours(1);
-/// Failures beyond this many make no difference.
+/// More failures than this make no difference.
 const FAILURES_MOST: u32 = 8;
 
-/// What came of one host's leases for mirrors since others last got something of one.
+/// How one host's leases for mirrors ended since others last got something of one.
 #[derive(Debug, Default)]
 struct Yield {
-    /// Leases that brought nothing.
+    /// The number of leases that brought nothing.
     barren: u32,
-    /// How often it was on trial.
+    /// The number of trials.
     trials: u32,
     /// When the last trial began.
     trial_since: Moment,
@@ -49,12 +49,13 @@ impl Yield {
         self.trial_until.is_some_and(|until| now < until)
     }
 
-    /// A lease ended, as its holder says.
+    /// A lease ended without result, as its holder says.
     const fn failed(&mut self) {
         self.barren = self.barren.saturating_add(1);
     }
 
-    /// A lease ran out. Those that were granted before a trial and run out amid it are part of what that trial is for.
+    /// A lease expired. A lease that was granted before a trial began and expires during the trial doesn't lengthen it:
+    /// the trial is for such leases too.
     fn expired(&mut self, now: Moment, granted_at: Moment) {
         self.failed();
         if self.is_on_trial(now) && granted_at < self.trial_since {
@@ -66,34 +67,34 @@ impl Yield {
     }
 }
 
-/// A host that can't ask a registry.
+/// A registry that a host can't ask.
 #[derive(Debug)]
 struct Unable {
     times: u32,
     until: Moment,
 }
 
-/// What came of one host's leases.
+/// How one host's leases ended.
 #[derive(Debug, Default)]
 struct Record {
-    /// Leases for images that it let expire or that failed.
+    /// The number of leases for images that the host let expire or that failed.
     failures: u32,
     mirrors: Yield,
-    /// Registries that it can't ask, because of its own settings.
+    /// Registries that the host can't ask, because of its own settings.
     unable: BTreeMap<String, Unable>,
-    /// Until when its word that a registry asks to be left alone counts for itself only, because an earlier word of
-    /// it was false.
+    /// Until then, the host's word that a registry asks to be left alone counts for the host only, because an earlier
+    /// word of the host was false.
     disbelieved_until: Option<Moment>,
 }
 
-/// What came of the leases of each host that had one.
+/// How the leases of each host ended, for hosts that had one.
 #[derive(Debug, Default)]
 pub(super) struct Records {
     by_host: BTreeMap<HostId, Record>,
 }
 
 impl Records {
-    /// The host isn't part of the fleet any more.
+    /// Removes a host that left the fleet.
     pub(super) fn forget(&mut self, id: &HostId) {
         self.by_host.remove(id);
     }
@@ -104,13 +105,14 @@ impl Records {
 
     // ---- leases for images ------------------------------------------------------------------------------------------
 
-    /// Leases for images that it let expire or that failed, so far as that makes a difference.
+    /// The number of leases for images that the host let expire or that failed, up to the number that makes a
+    /// difference.
     pub(super) fn failures(&self, id: &HostId) -> u32 {
         let record = self.by_host.get(id);
         record.map_or(0, |record| record.failures.min(FAILURES_MOST))
     }
 
-    /// A lease for an image came to nothing.
+    /// Counts a lease for an image that came to nothing.
     pub(super) fn fail(&mut self, id: &HostId) {
         let record = self.of(id);
         record.failures = record.failures.saturating_add(1);
@@ -118,38 +120,39 @@ impl Records {
 
     // ---- leases for mirrors -----------------------------------------------------------------------------------------
 
-    /// How far the host goes behind others that want the same blob.
+    /// How far the host goes behind other hosts that want the same blob: its barren leases for mirrors.
     pub(super) fn barren(&self, id: &HostId) -> u32 {
         let record = self.by_host.get(id);
         record.map_or(0, |record| record.mirrors.barren.min(FAILURES_MOST))
     }
 
-    /// Whether this host is to be leased blobs of mirrors one by one, beside the others.
+    /// Whether the host is on trial.
     pub(super) fn is_on_trial(&self, now: Moment, id: &HostId) -> bool {
         let record = self.by_host.get(id);
         record.is_some_and(|record| record.mirrors.is_on_trial(now))
     }
 
-    /// Others got something of a lease for a mirror.
+    /// Notes that other hosts got something of a host's lease for a mirror.
     pub(super) fn mirror_brought(&mut self, id: &HostId) {
         if let Some(record) = self.by_host.get_mut(id) {
             record.mirrors = Yield::default();
         }
     }
 
-    /// A lease for a mirror ended and brought nothing, as its holder says.
+    /// Counts a lease for a mirror that brought nothing, as its holder says.
     pub(super) fn mirror_failed(&mut self, id: &HostId) {
         self.of(id).mirrors.failed();
     }
 
-    /// A lease for a mirror ended and brought nothing, and its holder didn't say that it can't fetch the content.
+    /// Counts a lease for a mirror that brought nothing, whose holder didn't say that it can't fetch the content.
     pub(super) fn mirror_expired(&mut self, now: Moment, id: &HostId, granted_at: Moment) {
         self.of(id).mirrors.expired(now, granted_at);
     }
 
     // ---- registries -------------------------------------------------------------------------------------------------
 
-    /// A host's own settings keep it from asking a registry: it is left out for a while that grows, and nobody else.
+    /// Notes that a host's own settings keep it from asking a registry. This host alone is left out, for a while that
+    /// grows.
     pub(super) fn unable(&mut self, now: Moment, id: &HostId, registry: &str, config: &Config) {
         let unable = &mut self.of(id).unable;
         let times = unable.get(registry).map_or(0, |unable| unable.times);
@@ -161,46 +164,47 @@ impl Records {
         unable.insert(registry.to_string(), said);
     }
 
-    /// The host got something from this registry.
+    /// Notes that the host got something from this registry.
     pub(super) fn able(&mut self, id: &HostId, registry: &str) {
         if let Some(record) = self.by_host.get_mut(id) {
             record.unable.remove(registry);
         }
     }
 
-    /// Every host may ask this registry.
+    /// Lets every host ask this registry again.
     pub(super) fn all_able(&mut self, registry: &str) {
         for record in self.by_host.values_mut() {
             record.unable.remove(registry);
         }
     }
 
-    /// Whether its settings kept the host from asking this registry a moment ago.
+    /// Whether the host is still left out because its settings kept it from asking this registry.
     pub(super) fn is_unable(&self, now: Moment, id: &HostId, registry: &str) -> bool {
         let record = self.by_host.get(id);
         let unable = record.and_then(|record| record.unable.get(registry));
         unable.is_some_and(|unable| now < unable.until)
     }
 
-    /// Whether its settings kept the host from asking this registry the last time that it tried.
+    /// Whether the host's settings kept it from asking this registry the last time it tried.
     pub(super) fn was_unable(&self, id: &HostId, registry: &str) -> bool {
         let record = self.by_host.get(id);
         record.is_some_and(|record| record.unable.contains_key(registry))
     }
 
-    /// Forgets all registries but these.
+    /// Forgets all registries except `used`.
     pub(super) fn keep_registries(&mut self, used: &BTreeSet<&str>) {
         for record in self.by_host.values_mut() {
             record.unable.retain(|name, _| used.contains(name.as_str()));
         }
     }
 
-    /// The host's word that a registry asks to be left alone was false.
+    /// The host's word that a registry asks to be left alone was false. Until `until`, such a word counts for the host
+    /// only.
     pub(super) fn disbelieve(&mut self, id: &HostId, until: Moment) {
         self.of(id).disbelieved_until = Some(until);
     }
 
-    /// Whether the host's word that a registry asks to be left alone counts for itself only.
+    /// Whether the host's word that a registry asks to be left alone counts for the host only.
     pub(super) fn is_disbelieved(&self, now: Moment, id: &HostId) -> bool {
         let record = self.by_host.get(id);
         let until = record.and_then(|record| record.disbelieved_until);

@@ -1,4 +1,4 @@
-//! What staging says about itself.
+//! Describes where staging stands, and why each image isn't everywhere yet.
 
 use alloc::vec::Vec;
 
@@ -59,7 +59,7 @@ fn image_status(view: View<'_>, image: &Image) -> ImageStatus {
     }
 }
 
-/// How long nothing is asked for, because the repository or each content that somebody lacks is left alone.
+/// How long nothing is asked for, because the repository is left alone, or each content that some host lacks.
 fn wait(view: View<'_>, image: &Image) -> Option<Wait> {
     view.origin_wait(image)
         .or_else(|| view.contents_wait(image))
@@ -134,7 +134,7 @@ fn image_reason(view: View<'_>, image: &Image, hosts: &[HostStatus]) -> Option<I
     Some(fetch_reason(view, image))
 }
 
-/// Why an image that hosts lack and could fetch isn't there yet.
+/// Why an image isn't there yet that hosts lack and could fetch.
 fn fetch_reason(view: View<'_>, image: &Image) -> ImageReason {
     let (mut any, mut leased, mut away) = (false, false, false);
     for digest in image.contents() {
@@ -150,13 +150,13 @@ fn fetch_reason(view: View<'_>, image: &Image) -> ImageReason {
     match wait(view, image) {
         Some(wait) if wait.asked => ImageReason::OriginThrottled,
         Some(_) => ImageReason::OriginDown,
-        // one lease tries whether it is back
+        // one lease tries whether the registry is back
         None if view.origin_fails(image) => ImageReason::OriginDown,
         None if leased => ImageReason::Moving,
         None if away => ImageReason::OriginDown,
         None if view.nobody_can_ask(image) => ImageReason::HostsFailed,
         None if !view.leases.is_empty() => ImageReason::AwaitingTurn,
-        // nothing is ahead of it: hosts are about to say what they hold
+        // no lease is ahead of this image: hosts are about to say what they hold
         None => ImageReason::Moving,
     }
 }

@@ -1,4 +1,4 @@
-//! The plan's parts without a plan, for tests of what is decided by them.
+//! The plan's parts without a plan, for tests of the decisions that use them.
 
 use alloc::{format, string::String, vec, vec::Vec};
 use core::time::Duration;
@@ -50,7 +50,7 @@ pub(super) fn image(number: u32) -> Digest {
 }
 
 impl Stand {
-    /// Hosts 1 to `count`, connected for a minute. Hosts with even numbers lie in another zone.
+    /// Hosts 1 to `count`, connected for a minute. Hosts with even numbers lie in one zone, the others in another.
     pub(super) fn new(count: u32) -> Self {
         let start = Moment(1_000_000_000);
         let mut hosts = Hosts::default();
@@ -73,13 +73,13 @@ impl Stand {
         }
     }
 
-    /// An image of these contents, of a repository of its own, that is wanted everywhere and staged by all hosts. It
-    /// was wanted long enough ago.
+    /// Adds an image of these contents, in a repository of its own, that is wanted everywhere. Every host stages it. It
+    /// has been wanted for 30 s.
     pub(super) fn want(&mut self, number: u32, contents: &[u32]) {
         self.order(number, contents, Purpose::Stage, "registry.example");
     }
 
-    /// A blob that clients of all hosts' mirrors wait for.
+    /// Adds a blob that clients of all hosts' mirrors wait for.
     pub(super) fn ask(&mut self, number: u32, of: u32) {
         self.order(number, &[of], Purpose::Mirror, "mirrored.example");
     }
@@ -108,7 +108,7 @@ impl Stand {
         }
     }
 
-    /// A host says where an image stands there.
+    /// A host reports the state of an image.
     pub(super) fn report(&mut self, id: &HostId, number: u32, standing: Standing) {
         let of = (id, &image(number));
         self.images.report(self.now, of, standing, 0);
@@ -159,7 +159,7 @@ impl Stand {
         }
     }
 
-    /// What the shell is to do since the last call.
+    /// The actions for the shell since the last call.
     pub(super) fn actions(&mut self) -> Vec<Action> {
         core::iter::from_fn(|| self.effects.next()).collect()
     }
@@ -169,7 +169,7 @@ impl Stand {
     }
 }
 
-/// The registry's name of an image that [`Stand::want`] made.
+/// The repository of an image that [`Stand::want`] made.
 pub(super) fn repository(number: u32) -> String {
     format!("registry.example/image-{number}")
 }

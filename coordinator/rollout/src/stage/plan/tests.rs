@@ -56,7 +56,7 @@ fn wanted(number: usize, contents: impl IntoIterator<Item = usize>, hosts: Selec
     }
 }
 
-/// The same, with these hosts held.
+/// The same event, with these hosts held.
 fn with_held(event: Event, hosts: &[usize]) -> Event {
     match event {
         Event::Wanted {
@@ -78,7 +78,7 @@ fn with_held(event: Event, hosts: &[usize]) -> Event {
     }
 }
 
-/// The same, of a blob that clients of these hosts' mirrors wait for.
+/// A blob that clients of these hosts' mirrors wait for is wanted.
 fn asked(number: usize, content: usize, hosts: &[usize]) -> Event {
     let hosts = hosts.iter().map(|number| host(*number)).collect();
     let mut event = wanted(number, [content], Selection::Hosts(hosts));
@@ -88,7 +88,7 @@ fn asked(number: usize, content: usize, hosts: &[usize]) -> Event {
     event
 }
 
-/// By the plan's own clock: nothing happens in between, and nobody was held up.
+/// Feeds an event by the plan's own clock, so that the caller counts as never held up.
 fn feed(plan: &mut Plan, millis: u64, event: Event) -> Vec<Action> {
     plan.note(at(millis), event);
     core::iter::from_fn(|| plan.poll()).collect()
@@ -112,7 +112,7 @@ fn fleet(count: usize) -> Plan {
     plan
 }
 
-/// Feeds an order; then every connected host says that it stages.
+/// Feeds an order. Then every connected host reports that it stages.
 fn want(plan: &mut Plan, millis: u64, event: Event) -> Vec<Action> {
     let Event::Wanted { image, .. } = &event else {
         panic!("an order");
@@ -169,7 +169,8 @@ fn running(host: &HostId, content: Digest, chunks: u32, trouble: Option<Trouble>
     }
 }
 
-/// Leases that are taken back because the registry fails them. Here none is taken back for another reason.
+/// The number of leases that are taken back because the registry fails them. Panics if one is taken back for another
+/// reason.
 fn revokes(actions: &[Action]) -> usize {
     let revoked = actions.iter().filter_map(|action| match action {
         Action::Revoke { cause, .. } => Some(*cause),
@@ -192,7 +193,7 @@ fn progress(by: &HostId, content: Digest, chunks: u32) -> Event {
     }
 }
 
-/// Bytes that didn't fit their link.
+/// A host blames another for bytes that didn't fit their link.
 fn accused(by: usize, sender: usize) -> Event {
     Event::Blamed {
         by: host(by),
@@ -200,13 +201,13 @@ fn accused(by: usize, sender: usize) -> Event {
     }
 }
 
-/// An image of one content is wanted; whom that is leased to.
+/// Feeds an order for an image of one content. Returns the host that the content is leased to.
 fn leased(plan: &mut Plan, millis: u64, number: usize) -> HostId {
     let actions = want(plan, millis, wanted(number, [number], Selection::All));
     grants(&actions)[0].0.clone()
 }
 
-/// Whether leases go to others before this host.
+/// Whether leases go to other hosts first.
 fn is_last(plan: &Plan, id: &HostId, now: Moment) -> bool {
     plan.hosts.get(id).unwrap().is_last_for_leases(now)
 }

@@ -1,9 +1,9 @@
-//! What came of asking a registry for one content.
+//! How attempts to fetch one content ended.
 //!
 //! A fault counts for the content and the image under whose name it was asked for, and for nothing else. Another host
-//! looks at the content at once. When several hosts find the same fault, or the only host finds it twice, the image
-//! fails by name. The content is then tried again after pauses that grow, and the image's other contents wait.
-//! Another image that has the same content from elsewhere isn't held up. Where that image brings the content, the
+//! tries the content at once. When several hosts find the same fault, or the only host finds it twice, the image fails
+//! and names the content. The content is then tried again after pauses that grow, and the image's other contents wait.
+//! Another image that has the same content from another registry isn't held up. If that image brings the content, the
 //! first image goes on.
 
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -13,88 +13,88 @@ use proto::{Digest, HostId, Moment};
 
 use crate::stage::{Config, config::growing, event::Fault};
 
-/// Tries that an hour costs where each gets nearly the whole content.
+/// The number of tries that an hour may cost where each gets nearly the whole content.
 const COSTLY_TRIES: usize = 3;
 
-/// A content that a registry fails, while it gives others, is given up after this long: connections that break, and
-/// servers that start anew, take less.
+/// A content that a registry fails for this long, while it gives others, makes its image fail. Connections that break
+/// and servers that restart take less time.
 const UNAVAILABLE_AFTER: Duration = Duration::from_secs(30);
 
-/// What hosts found wrong with one content, asked for under one image's name, since somebody last got it.
+/// What hosts found wrong with one content under one image's name, since somebody last got it.
 #[derive(Debug)]
 struct Faults {
     fault: Fault,
-    /// When it was said first.
+    /// When the fault was first reported.
     since: Moment,
-    /// Who said so.
+    /// The hosts that reported it.
     by: BTreeSet<HostId>,
     times: u32,
-    /// The image failed for it, and was tried again so many times.
+    /// Set once the image failed for the fault: how often the content was tried again since.
     rounds: Option<u32>,
-    /// Nobody asks for it before this time.
+    /// No host asks for the content before this time.
     retry_at: Moment,
-    /// The hosts that said so don't ask for it before this time: another host's word says more.
+    /// The hosts in `by` don't ask for the content before this time, because another host's word says more.
     again_at: Moment,
 }
 
 /// A host's word that a content is faulty.
 pub(super) struct Word<'a> {
     pub(super) by: &'a HostId,
-    /// Under whose name it asked.
+    /// The image under whose name the host asked.
     pub(super) image: Digest,
     pub(super) fault: Fault,
-    /// Hosts that may say what the image's registry has.
+    /// The number of hosts that may say what the image's registry has.
     pub(super) witnesses: usize,
 }
 
-/// What came of asking for one content.
+/// How attempts to fetch one content ended.
 #[derive(Debug, Default)]
 pub(super) struct Tries {
-    /// What hosts found wrong with it, by the image under whose name they asked.
+    /// The faults that hosts found, by the image under whose name they asked.
     faults: BTreeMap<Digest, Faults>,
-    /// Times that its registry, which gave others something, failed it since a chunk of it came, and until when it is
-    /// left alone for that.
+    /// How often the registry failed the content while it gave others something, since a chunk of the content came; and
+    /// until when the content is left alone for that.
     away: Option<(u32, Moment)>,
-    /// When it was last leased.
+    /// When the content was last leased.
     asked_at: Option<Moment>,
-    /// Who ever had a lease of it: only those made links of it.
+    /// The hosts that ever had a lease of the content. Only these made links of it.
     leased_to: BTreeSet<HostId>,
-    /// Holders that failed, let it expire or gave it back since the last success.
+    /// The hosts whose lease failed, expired or was given back since the last success.
     tried: BTreeSet<HostId>,
-    /// The latest holder, which is never next.
+    /// The latest holder. The next lease goes to another host if there is one.
     last: Option<HostId>,
-    /// Mirrors' leases of it that the registry failed, one after the other.
+    /// The number of mirrors' leases in a row that the registry failed.
     mirror_failures: u32,
-    /// When it is leased to a mirror again.
+    /// When the content may be leased to a mirror again.
     mirror_retry_at: Option<Moment>,
 }
 
 impl Tries {
     // ---- leases -----------------------------------------------------------------------------------------------------
 
-    /// It is leased to this host.
+    /// The content is leased to this host.
     pub(super) fn lease(&mut self, now: Moment, id: &HostId) {
         self.asked_at = Some(now);
         self.last = Some(id.clone());
         self.leased_to.insert(id.clone());
     }
 
-    /// When it was last leased.
+    /// When the content was last leased.
     pub(super) const fn asked_at(&self) -> Option<Moment> {
         self.asked_at
     }
 
-    /// Whether this host ever had a lease of it.
+    /// Whether this host ever had a lease of the content.
     pub(super) fn was_leased_to(&self, id: &HostId) -> bool {
         self.leased_to.contains(id)
     }
 
-    /// Whether this host had its latest lease.
+    /// Whether this host had the content's latest lease.
     pub(super) fn was_last(&self, id: &HostId) -> bool {
         self.last.as_ref() == Some(id)
     }
 
-    /// The latest holder may be next.
+    /// Lets the latest holder be the next one too.
     pub(super) fn forget_last(&mut self) {
         self.last = None;
     }
@@ -114,7 +114,7 @@ impl Tries {
         self.tried.is_empty()
     }
 
-    /// No lease came to nothing since now.
+    /// Forgets which hosts' leases came to nothing.
     pub(super) fn forget_failed(&mut self) {
         self.tried.clear();
     }
@@ -123,7 +123,7 @@ impl Tries {
         self.tried.remove(id);
     }
 
-    /// Somebody has it: what was said against it was wrong.
+    /// Some host has the content, so any word against it was wrong.
     pub(super) fn succeed(&mut self) {
         self.tried.clear();
         self.faults.clear();
@@ -132,8 +132,8 @@ impl Tries {
 
     // ---- its registry fails it --------------------------------------------------------------------------------------
 
-    /// Its registry failed its holder. Another host may try at once, unless there is none; when that one fails too,
-    /// it is left alone for a while that grows.
+    /// The registry failed the content's holder. Another host, if there is one, may try at once. When that host fails
+    /// too, the content is left alone for a while that grows.
     pub(super) fn leave_alone(&mut self, now: Moment, id: &HostId, others: bool, config: &Config) {
         let failures = self.away.map_or(0, |(failures, _)| failures);
         let wait = match failures.checked_sub(1) {
@@ -145,18 +145,18 @@ impl Tries {
         self.fail(id);
     }
 
-    /// Whether its registry failed it since a chunk of it came.
+    /// Whether the registry failed the content since a chunk of it came.
     pub(super) const fn is_away(&self) -> bool {
         self.away.is_some()
     }
 
-    /// Until when it is left alone because its registry failed it.
+    /// Until when the content is left alone because its registry failed it.
     pub(super) fn away_until(&self, now: Moment) -> Option<Moment> {
         let (_, until) = self.away?;
         Some(until).filter(|until| now < *until)
     }
 
-    /// It is left alone no longer for that. How often it failed is remembered.
+    /// Ends that wait. The number of failures is kept.
     pub(super) fn wake(&mut self, now: Moment) {
         if let Some((_, until)) = &mut self.away {
             *until = now.min(*until);
@@ -165,7 +165,8 @@ impl Tries {
 
     // ---- faults -----------------------------------------------------------------------------------------------------
 
-    /// A host found it faulty. Returns whether its image fails for it anew, or `None` where another host knows better.
+    /// A host found the content faulty. Returns whether the image fails for that now; `None` where another host knows
+    /// better.
     pub(super) fn find_faulty(
         &mut self,
         now: Moment,
@@ -178,13 +179,13 @@ impl Tries {
             fault,
             witnesses,
         } = *word;
-        // as many more as there are who may lie
+        // so many that liars among the witnesses can't decide alone, but at most twice the least number
         let share = config.share(witnesses).min(config.bad_witnesses * 2);
         let mut enough = config.bad_witnesses.max(share).max(1);
         let mut first = config.fault_retry;
         let mut most = config.fault_retry_most;
         if fault == Fault::CutShort {
-            // each of them gets nearly the whole content: three in an hour at most
+            // each try gets nearly the whole content: at most three an hour
             enough = enough.min(COSTLY_TRIES);
             most = config.costly_retry_most;
             first = match enough {
@@ -196,7 +197,7 @@ impl Tries {
         let before = self.faults.get(&image);
         let unavailable = before.map(|faults| faults.fault == Fault::Unavailable);
         match (unavailable, fault == Fault::Unavailable) {
-            // what is known for certain says more
+            // a known fault says more than a registry that hangs
             (Some(true), false) => drop(self.faults.remove(&image)),
             (Some(false), true) => return None,
             _ => {}
@@ -229,25 +230,26 @@ impl Tries {
         Some(said && lasts)
     }
 
-    /// Whether it isn't to be asked for under this image's name yet.
+    /// Whether the content isn't to be asked for yet under this image's name.
     pub(super) fn rests(&self, image: &Digest, now: Moment) -> bool {
         let away = self.away_until(now).is_some();
         away || self.faults.get(image).is_some_and(|of| now < of.retry_at)
     }
 
-    /// Whether this host has looked, and isn't to look again yet.
+    /// Whether this host found a fault, and isn't to look again yet.
     pub(super) fn has_looked(&self, image: &Digest, id: &HostId, now: Moment) -> bool {
         let faults = self.faults.get(image);
         faults.is_some_and(|faults| now < faults.again_at && faults.by.contains(id))
     }
 
-    /// Why this image fails for it, where it does.
+    /// The fault for which this image fails, if it does.
     pub(super) fn fails(&self, image: &Digest) -> Option<Fault> {
         let faults = self.faults.get(image)?;
         faults.rounds.map(|_| faults.fault)
     }
 
-    /// A chunk of it came under this image's name. Only the end shows whether bytes are false, or come to an end.
+    /// A chunk of the content came under this image's name. Two faults stay: bytes that are false or that end too early
+    /// show only at the content's end.
     pub(super) fn came(&mut self, image: &Digest) {
         self.away = None;
         if self
@@ -259,14 +261,14 @@ impl Tries {
         }
     }
 
-    /// What was found wrong with it under this image's name counts no more.
+    /// Forgets what was found wrong with the content under this image's name.
     pub(super) fn forgive(&mut self, image: &Digest) {
         if self.faults.remove(image).is_some() {
             self.tried.clear();
         }
     }
 
-    /// Somebody asks for it anew under this image's name: it is tried at once.
+    /// The content is asked for anew under this image's name: it is tried at once.
     pub(super) fn urge(&mut self, image: &Digest) {
         self.forgive(image);
         self.away = None;
@@ -274,21 +276,20 @@ impl Tries {
 
     // ---- mirrors ----------------------------------------------------------------------------------------------------
 
-    /// A mirror's registry failed a host, refused its client or gave it something false: the next one tries after a
-    /// while.
+    /// A mirror's registry failed a host, refused its client or gave it false bytes. The next host tries after a while.
     pub(super) fn fail_mirror(&mut self, now: Moment, id: &HostId, config: &Config) {
         self.fail(id);
         self.mirror_retry_at = Some(now + config.origin_pause(self.mirror_failures));
         self.mirror_failures = self.mirror_failures.saturating_add(1);
     }
 
-    /// A mirror may ask for it at once.
+    /// Lets mirrors have leases of the content at once.
     pub(super) const fn wake_mirrors(&mut self) {
         self.mirror_failures = 0;
         self.mirror_retry_at = None;
     }
 
-    /// Whether mirrors are leased it again later only.
+    /// Whether mirrors have to wait before the content is leased to one again.
     pub(super) fn rests_for_mirrors(&self, now: Moment) -> bool {
         self.mirror_retry_at.is_some_and(|at| now < at)
     }
@@ -333,7 +334,7 @@ mod tests {
         assert_eq!(say(&mut tries, START, 1, Fault::Missing, 3), Some(false));
         assert_eq!(tries.fails(&image()), None);
         assert!(!tries.rests(&image(), START));
-        // the same host again says no more
+        // a second word of the same host adds nothing
         assert_eq!(say(&mut tries, START, 1, Fault::Missing, 3), Some(false));
         let mut now = START;
         for minutes in [1, 2, 4, 8, 10, 10] {
@@ -411,13 +412,13 @@ mod tests {
         }
         tries.wake(START);
         assert_eq!(tries.away_until(START), None);
-        // it is remembered how often it failed
+        // the number of failures is remembered
         tries.leave_alone(START, &host(2), true, &config);
         assert_eq!(
             tries.away_until(START),
             Some(START + Duration::from_secs(8))
         );
-        // the only host of a fleet waits from the first time on
+        // the only host of a fleet waits from the first failure on
         let mut alone = Tries::default();
         alone.leave_alone(START, &host(1), false, &config);
         assert_eq!(

@@ -1,7 +1,7 @@
-//! What follows when a registry fails a lease, or gives something after all.
+//! What follows when a registry fails a lease, or gives something after a failure.
 //!
-//! A failure counts first for the content. It counts for the repository where two hosts met it with two contents. It
-//! counts for the image where the registry gives other contents meanwhile. See `tries` and `origins`.
+//! A failure counts first for the content. It counts for the repository when two hosts met failures with two contents.
+//! It counts for the image when the registry gives other contents meanwhile. See `tries` and `origins`.
 
 use alloc::{
     collections::BTreeSet,
@@ -28,8 +28,9 @@ use crate::stage::{
 // ---- contents
 // -----------------------------------------------------------------------------------------------------------
 
-/// A host found a content faulty, asked for under an image's name. Returns whether the image fails for it anew. What is
-/// leased without a point now goes on: see [`Desk::revoke_pointless`].
+/// A host found a content faulty that it asked for under an image's name. Returns whether the image fails for that now;
+/// `None` where the word doesn't count. Doesn't end the leases that have become pointless: see
+/// [`Desk::revoke_pointless`].
 pub(super) fn find_faulty(
     desk: &mut Desk<'_>,
     id: &HostId,
@@ -49,16 +50,16 @@ pub(super) fn find_faulty(
         .find_faulty(desk.now, &word, desk.config)
 }
 
-/// A content's registry, which gives others something, fails this host.
+/// A content's registry fails this host, and gives something to others.
 fn find_unavailable(desk: &mut Desk<'_>, id: &HostId, content: Digest, image: Digest) {
     if find_faulty(desk, id, content, image, Fault::Unavailable).is_some() {
         desk.revoke_pointless();
     }
 }
 
-/// A lease came to nothing. Where its registry gave others something before and after, that counts for the content:
-/// when several hosts met it, or the only one did several times, for half a minute or longer, the image fails by
-/// name. An outage of the whole registry isn't taken for that. Returns whether the image failed for it.
+/// A lease came to nothing. If its registry gave others something before and after, that counts for the content. The
+/// image then fails once several hosts met the failure, or the only host met it several times, for half a minute or
+/// longer. An outage of the whole registry doesn't count like this. Returns whether the image failed for the content.
 fn failed_again(desk: &mut Desk<'_>, content: Digest, lease: &Lease) -> bool {
     if lease.is_mirrors() {
         return false;
@@ -88,7 +89,7 @@ fn failed_again(desk: &mut Desk<'_>, content: Digest, lease: &Lease) -> bool {
     fails(desk)
 }
 
-/// A registry failed the holder of this content: see [`Tries::leave_alone`](super::tries::Tries::leave_alone).
+/// A registry failed the holder of this content. See [`Tries::leave_alone`](super::tries::Tries::leave_alone).
 fn leave_content_alone(desk: &mut Desk<'_>, content: Digest, id: &HostId) {
     let others = desk.hosts.connected() >= 2;
     if let Some(content) = desk.contents.get_mut(&content) {
@@ -101,8 +102,8 @@ fn leave_content_alone(desk: &mut Desk<'_>, content: Digest, id: &HostId) {
 // ---- leases that end
 // ------------------------------------------------------------------------------------------------------
 
-/// A lease ended because its registry failed it. That counts for the content, and for the repository where that gave
-/// nothing else meanwhile.
+/// A lease ended because its registry failed it. That counts for the content; it counts for the repository if the
+/// repository gave nothing else meanwhile.
 pub(super) fn lease_failed(desk: &mut Desk<'_>, content: Digest, lease: &Lease) {
     if failed_again(desk, content, lease) {
         return;
@@ -115,8 +116,8 @@ pub(super) fn lease_failed(desk: &mut Desk<'_>, content: Digest, lease: &Lease) 
     }
 }
 
-/// A lease without progress passed on. A holder that is here and got nothing at all says that its registry fails,
-/// with or without words.
+/// A lease ended without progress. If its holder is connected and received nothing at all, the registry fails, even
+/// where the holder didn't say so.
 pub(super) fn lease_over(desk: &mut Desk<'_>, content: Digest, lease: &Lease) {
     let here = desk.hosts.is_connected(lease.host());
     let nothing = here && !lease.is_mirrors() && lease.never_moved();
@@ -127,8 +128,8 @@ pub(super) fn lease_over(desk: &mut Desk<'_>, content: Digest, lease: &Lease) {
     }
 }
 
-/// A lease passes on that its holder let run out. For an image that makes others the better holders of any content.
-/// For a mirror it says so of mirrors' leases, and only where nobody got anything of this one.
+/// Counts a lease that its holder let run out. For an image, that puts the holder behind other hosts for all contents.
+/// For a mirror, it counts for mirrors' leases only, and only where nobody received anything of this one.
 pub(super) fn ran_out(desk: &mut Desk<'_>, lease: &Lease) {
     if !lease.is_mirrors() {
         desk.records.fail(lease.host());
@@ -141,7 +142,7 @@ pub(super) fn ran_out(desk: &mut Desk<'_>, lease: &Lease) {
 // ---- repositories
 // -----------------------------------------------------------------------------------------------------
 
-/// A repository failed a host, lastingly. Returns whether it is left alone for that.
+/// A repository failed a host for some time. Returns whether the repository is now left alone.
 fn repository_failed(desk: &mut Desk<'_>, content: Digest, lease: &Lease) -> bool {
     let connected = desk.hosts.connected();
     let Some(origin) = desk.origins.get_mut(lease.registry()) else {
@@ -154,7 +155,7 @@ fn repository_failed(desk: &mut Desk<'_>, content: Digest, lease: &Lease) -> boo
     fails
 }
 
-/// Nobody asks a repository for a while that grows. Leases that it fails end, so that no holder goes on trying.
+/// Leaves a repository alone for a while that grows. Ends the leases that it fails, so that no holder goes on trying.
 fn leave_alone(desk: &mut Desk<'_>, registry: &str, repository: &str) {
     let now = desk.now;
     let Some(origin) = desk.origins.get_mut(registry) else {
@@ -170,7 +171,7 @@ fn leave_alone(desk: &mut Desk<'_>, registry: &str, repository: &str) {
     end_troubled(desk, registry, repository);
 }
 
-/// Ends the leases of a repository that it fails.
+/// Ends the leases that a repository fails.
 fn end_troubled(desk: &mut Desk<'_>, registry: &str, repository: &str) {
     let troubled = desk.leases.that(|_, lease| {
         lease.registry() == registry
@@ -182,7 +183,7 @@ fn end_troubled(desk: &mut Desk<'_>, registry: &str, repository: &str) {
     }
 }
 
-/// What a holder says about its registry.
+/// Takes a holder's word about its registry.
 pub(super) fn hear(desk: &mut Desk<'_>, content: Digest, trouble: Option<Trouble>) {
     let now = desk.now;
     let Some(lease) = desk.leases.of_mut(&content) else {
@@ -203,7 +204,7 @@ pub(super) fn hear(desk: &mut Desk<'_>, content: Digest, trouble: Option<Trouble
     }
 }
 
-/// Looks at all registries that fail somebody.
+/// Checks the registries that fail any lease.
 pub(super) fn judge_all(desk: &mut Desk<'_>) {
     let troubled: BTreeSet<String> = desk
         .leases
@@ -216,8 +217,8 @@ pub(super) fn judge_all(desk: &mut Desk<'_>) {
     }
 }
 
-/// A connection that breaks is made again within a second or two; what lasts longer counts. Where somebody has found
-/// out before, it counts at once.
+/// Ends the leases that a registry has failed for long enough. A broken connection is made again within a second or
+/// two, so only what lasts longer counts. It counts at once where the repository failed another host before.
 fn judge(desk: &mut Desk<'_>, registry: &str) {
     let Some(origin) = desk.origins.get(registry) else {
         return;
@@ -231,14 +232,15 @@ fn judge(desk: &mut Desk<'_>, registry: &str) {
         lease.registry() == registry && lasts
     });
     for (_, content) in failed {
-        // the one before may have ended it
+        // a lease that ended before in this loop may have ended this one
         if let Some(lease) = desk.revoke(content, RevokeCause::OriginFailed) {
             lease_failed(desk, content, &lease);
         }
     }
 }
 
-/// A holder says that its registry asks to be left alone: its lease ends, and as much waits as its word weighs.
+/// A holder says that its registry asks to be left alone. Its lease ends, and other leases wait by the weight of its
+/// word.
 fn refused(desk: &mut Desk<'_>, content: Digest, wish: Duration) {
     let now = desk.now;
     let Some(lease) = desk.revoke(content, RevokeCause::OriginFailed) else {
@@ -268,7 +270,7 @@ fn refused(desk: &mut Desk<'_>, content: Digest, wish: Duration) {
         streams: &streams,
     };
     if origin.wishes_mut().hear(now, &told) {
-        // one tries first
+        // one lease tries first
         origin.try_first(now, lease.repository());
     }
 }
@@ -276,7 +278,7 @@ fn refused(desk: &mut Desk<'_>, content: Digest, wish: Duration) {
 // ---- registries that give
 // --------------------------------------------------------------------------------------------
 
-/// A chunk of a content came from its registry to a lease that was granted then.
+/// A chunk of a content came from its registry, to a lease that was granted at `granted_at`.
 pub(super) fn came(
     desk: &mut Desk<'_>,
     content: Digest,
@@ -295,7 +297,7 @@ pub(super) fn came(
     gave(desk, registry, repository);
 }
 
-/// A registry gave something of a repository: what that failed before is forgotten.
+/// A registry gave something of a repository. The repository's earlier failures are forgotten.
 pub(super) fn gave(desk: &mut Desk<'_>, registry: &str, repository: &str) {
     let now = desk.now;
     let Some(origin) = desk.origins.get_mut(registry) else {
@@ -304,7 +306,7 @@ pub(super) fn gave(desk: &mut Desk<'_>, registry: &str, repository: &str) {
     let Some(gift) = origin.give(now, repository) else {
         return;
     };
-    // leases of other contents that came to nothing just before count for those contents
+    // for leases of other contents that came to nothing just before, the failure counts for those contents
     for of in gift.vain {
         let content = desk.contents.get(&of.content);
         let came = content.is_none_or(|content| content.moved_at() >= of.at);

@@ -1,5 +1,5 @@
-//! What the plan's parts say together: whether a content is there, whether an image fails, and whether a registry may
-//! be asked. Nothing is changed here.
+//! Answers questions that need several of the plan's parts: whether some host has a content, whether an image fails,
+//! and whether a registry may be asked. Nothing is changed here.
 
 use core::time::Duration;
 
@@ -18,11 +18,11 @@ use crate::stage::{
     event::{Fault, Standing},
 };
 
-/// The plan's parts, at one moment.
+/// The plan's parts at one moment, read only.
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
     pub(super) now: Moment,
-    /// What ties are broken by.
+    /// Breaks ties.
     pub(super) seed: u64,
     pub(super) config: &'a Config,
     pub(super) hosts: &'a Hosts,
@@ -33,7 +33,7 @@ pub(super) struct View<'a> {
     pub(super) records: &'a Records,
 }
 
-/// Until when something isn't asked for, and whether the registry asked for that.
+/// How long something isn't asked for, and whether the registry asked for that wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wait {
     pub(super) left: Duration,
@@ -43,24 +43,25 @@ pub(super) struct Wait {
 impl<'a> View<'a> {
     // ---- contents ---------------------------------------------------------------------------------------------------
 
-    /// Whether somebody holds all of it who is believed, and here or expected back.
+    /// Whether a host that is believed, and is connected or expected back, holds all of the content.
     pub(super) fn is_done(self, content: &ContentState) -> bool {
         content.believed().any(|id| self.is_expected(id))
     }
 
-    /// Whether what this host holds can be had: it is here or expected back, and isn't shunned.
+    /// Whether peers can get what this host holds: the host is connected or expected back, and isn't shunned.
     pub(super) fn is_expected(self, id: &HostId) -> bool {
         self.hosts.is_expected(id, self.now, self.config)
     }
 
-    /// The content of this digest that nobody holds.
+    /// The content of this digest, unless some host holds all of it ([`is_done`](Self::is_done)).
     pub(super) fn open(self, digest: &Digest) -> Option<&'a ContentState> {
         let content = self.contents.get(digest)?;
         (!self.is_done(content)).then_some(content)
     }
 
-    /// Whether a host whose client waits for this content has only to go on waiting: chunks of it come, to whomever,
-    /// or it is in the queue while chunks of others do. Else the host is better off by itself.
+    /// Whether a host whose client waits for this content should go on waiting. It should while chunks of the content
+    /// reach any host, or while the content is queued and chunks of other contents come. Otherwise the host does better
+    /// to fetch the content by itself.
     pub(super) fn is_coming(self, host: &HostId, digest: &Digest) -> bool {
         let trusted = self.hosts.is_trusted(host);
         let Some(content) = self.contents.get(digest).filter(|_| trusted) else {
@@ -72,7 +73,7 @@ impl<'a> View<'a> {
         }
         let moves = lately(content.moved_at());
         match self.leases.of(digest) {
-            // whoever takes it over from one that brought nothing has to show that it brings something
+            // after a lease that came to nothing, the next holder first has to show that it brings chunks
             Some(lease) => moves || content.tries().none_failed() && lately(lease.chunk_at()),
             None => moves || lately(self.contents.mirror_moved_at()),
         }
@@ -85,7 +86,7 @@ impl<'a> View<'a> {
         image.candidates(self.now, self.hosts, self.config)
     }
 
-    /// What makes an image fail.
+    /// The content that makes an image fail, and what is wrong with it.
     pub(super) fn failure(self, image: &Image) -> Option<(Digest, Fault)> {
         image.contents().iter().find_map(|digest| {
             let content = self.contents.get(digest)?;
@@ -94,12 +95,13 @@ impl<'a> View<'a> {
         })
     }
 
-    /// Whether contents of this image are to be fetched for it, as long as nothing is wrong with the content itself.
+    /// Whether the image's contents are to be fetched: the image neither failed nor contradicts another one.
     pub(super) fn is_live(self, image: &Image) -> bool {
         image.contradicts().is_none() && self.failure(image).is_none()
     }
 
-    /// Whether this content is to be fetched for this image: of one that failed, only what made it fail.
+    /// Whether this content is to be fetched for this image. For an image that failed, only the contents that made it
+    /// fail are.
     pub(super) fn wants(self, image: &Image, digest: &Digest) -> bool {
         let tried = || {
             let content = self.contents.get(digest);
@@ -110,13 +112,13 @@ impl<'a> View<'a> {
             && (self.failure(image).is_none() || tried())
     }
 
-    /// Whether this image waits until bytes show which of two sizes of a content is true.
+    /// Whether this image waits until the bytes show which of two sizes of a content is true.
     pub(super) fn is_undecided(self, image: &Image) -> bool {
         let contradicts = image.contradicts();
         image.disproved().is_none() && contradicts.is_some_and(|of| self.open(&of).is_some())
     }
 
-    /// Hosts that may say what an image's registry has.
+    /// The number of hosts that may say what an image's registry has.
     pub(super) fn witnesses(self, image: &Digest) -> usize {
         let Some(image) = self.images.get(image) else {
             return 0;
@@ -132,7 +134,8 @@ impl<'a> View<'a> {
         image.selected(self.hosts).iter().filter(able).count()
     }
 
-    /// Whether hosts could fetch for an image, but none of them can ask its registry.
+    /// Whether hosts could fetch for an image, but the settings of each of them keep it from asking the image's
+    /// registry.
     pub(super) fn nobody_can_ask(self, image: &Image) -> bool {
         let candidates = image.candidates(self.now, self.hosts, self.config);
         let unable = |id: &&HostId| self.records.was_unable(id, image.registry());
@@ -145,7 +148,7 @@ impl<'a> View<'a> {
         self.origins.get(image.registry())
     }
 
-    /// How long nothing is asked for under an image's name.
+    /// How long nothing is asked for in the image's repository; `None` where it may be asked.
     pub(super) fn origin_wait(self, image: &Image) -> Option<Wait> {
         let origin = self.origin(image)?;
         let (until, asked) = origin.waits_until(image.repository(), self.now)?;
@@ -153,7 +156,8 @@ impl<'a> View<'a> {
         Some(Wait { left, asked })
     }
 
-    /// The same, where that is so because each of its contents that somebody lacks rests.
+    /// How long nothing is asked for because every content of the image that some host lacks is left alone; `None`
+    /// where one may be asked for.
     pub(super) fn contents_wait(self, image: &Image) -> Option<Wait> {
         let origin = self.origin(image)?;
         let mut first = None;
@@ -173,14 +177,14 @@ impl<'a> View<'a> {
         })
     }
 
-    /// Whether its repository has given nothing since it was left alone.
+    /// Whether the image's repository has given nothing since it was left alone.
     pub(super) fn origin_fails(self, image: &Image) -> bool {
         let origin = self.origin(image);
         origin.is_some_and(|origin| origin.fails(image.repository()))
     }
 
-    /// Leases that may be granted for an image now, beside those that run, as far as its registry is concerned: after a
-    /// failure one tries first.
+    /// The number of leases that the image's registry allows now beside those that run. After a failure, one lease
+    /// tries first.
     pub(super) fn origin_room(self, image: &Image) -> usize {
         if self.origin_wait(image).is_some() {
             return 0;
@@ -192,30 +196,30 @@ impl<'a> View<'a> {
         if !fails && !origin.is_away() {
             return usize::MAX;
         }
-        // one asks in repositories that fail, and one in others
+        // one lease asks in the repositories that fail, and one in the others
         let busy = self.leases.iter().any(|(_, lease)| {
             lease.registry() == image.registry() && origin.fails(lease.repository()) == fails
         });
         usize::from(!busy)
     }
 
-    /// Who asked the registry last while it fails: another host tries next.
+    /// The host that was last leased something of the registry, while that fails: another host tries next.
     pub(super) fn prober(self, image: &Image) -> Option<&'a HostId> {
         let origin = self.origin(image)?;
         let fails = origin.fails(image.repository()) || origin.is_away();
         origin.prober().filter(|_| fails)
     }
 
-    /// Whether this content isn't to be asked for under an image's name yet.
+    /// Whether this content isn't to be asked for yet under the image's name.
     pub(super) fn rests(self, content: &ContentState, digest: &Digest, image: &Image) -> bool {
         let origin = self.origin(image);
         let asked = origin.and_then(|origin| origin.wishes().rests_until(digest, self.now));
         asked.is_some() || content.tries().rests(&image.digest(), self.now)
     }
 
-    /// What is asked for next in the repositories of a registry that fail, as the image and its content: of the
-    /// images, and of their contents that nobody holds, those that weren't asked for longest. So no image and no
-    /// content stands before the others for long.
+    /// What to ask for next in the failing repositories of a registry: an image and one of its contents. Chosen is the
+    /// image that was asked for longest ago, and of its contents that no host holds the one that was asked for longest
+    /// ago. So no image and no content goes before the others for long.
     pub(super) fn probe(self, of: &Image) -> Option<(Digest, Digest)> {
         let open = |image: &Image, digest: &Digest| {
             self.open(digest).is_some_and(|content| {
@@ -245,8 +249,8 @@ impl<'a> View<'a> {
             .map(|(image, digest)| (image.digest(), digest))
     }
 
-    /// What a registry's streams bring, as far as others got it; or what so many holders say, a third of the hosts at
-    /// most.
+    /// The bytes per second of one stream of a registry, as other hosts received them, or as holders say where a third
+    /// of the hosts say so.
     pub(super) fn pace(self, registry: &str) -> Option<u64> {
         let enough = self.config.share(self.hosts.len());
         self.origins.get(registry)?.pace(enough)

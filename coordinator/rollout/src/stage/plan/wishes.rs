@@ -1,24 +1,25 @@
-//! What a registry asks for itself (`Retry-After`): how long nobody shall ask it, and how far that reaches.
+//! The wishes of a registry (`Retry-After`): for how long nobody shall ask it, and for what.
 //!
-//! Most registries count requests by account, or by the address that a whole fleet shares: the next host that asks
-//! makes the wait longer. But some registries count per blob or per repository, and so does some storage that
-//! registries redirect to. And a host may claim a wish that its registry never had. So may a second host and a third.
+//! Most registries count requests by account, or by the address that a whole fleet shares. There, the next host that
+//! asks makes the wait longer. But some registries count per blob or per repository, and so does some storage that
+//! registries redirect to. Also, a host may claim a wish that its registry never had. A second host and a third may
+//! claim it too.
 //!
-//! So a wish reaches as far as nothing speaks against:
+//! So a wish counts for as much as nothing speaks against:
 //! - It counts for the content that the host asked for.
-//! - Wishes about two contents of one repository count for the repository, while the repository gives nothing to
-//!   newer leases.
+//! - Wishes about two contents of one repository count for the repository, while the repository gives nothing to newer
+//!   leases.
 //! - Wishes about two repositories count for the registry, while the registry gives nothing to newer leases.
-//! - The first wish stops everybody for two seconds. A registry that really wants to be left alone tells all its
+//! - The first wish stops all hosts for two seconds. A registry that really wants to be left alone tells all its
 //!   streams in that time.
 //!
-//! And it lasts as long as its witnesses weigh. One host's word holds up the others for seconds, each further host's
-//! word for longer, up to a minute. All that was asked for is believed when four hosts say so within seconds, or when
-//! a third of the fleet, two hosts at least, say so one after the other. For a repository or a registry it is
-//! believed only where no stream of another host runs.
+//! A wish lasts the longer the more hosts report it. One host's word stops the others for seconds, and each further
+//! host's word for longer, up to a minute. The full time of the wish is believed when four hosts report it within
+//! seconds, or when a third of the fleet, and at least two hosts, report it one after the other. For a repository or a
+//! registry, the full time is believed only while no stream of another host runs.
 //!
-//! A word is false when its content comes to a lease that began after the word and before the wished time was over.
-//! The next words of the same host then hold up nobody else.
+//! A host's word is false when its content comes to a lease that began after the word and before the wished time was
+//! over. The next words of that host then stop no other host.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -29,30 +30,30 @@ use core::time::Duration;
 
 use proto::{Digest, HostId, Moment};
 
-/// Pauses after the words of one host, two and more that a registry asks to be left alone.
+/// The pauses after the words of one, two, three, and four or more hosts.
 const WORDS: [Duration; 4] = [
     Duration::from_secs(5),
     Duration::from_secs(10),
     Duration::from_secs(30),
     Duration::from_mins(1),
 ];
-/// Words of so many hosts, within this time, are believed.
+/// The number of hosts that are believed when all speak within `WORDS_WITHIN`.
 const WORDS_ENOUGH: usize = 4;
 const WORDS_WITHIN: Duration = Duration::from_secs(3);
-/// Streams that run are told within this time, where a registry asks all of them.
+/// A registry that asks all streams to stop tells all of them within this time.
 const ALL_TOLD: Duration = Duration::from_secs(2);
 
-/// What one registry asked for.
+/// The wishes of one registry.
 #[derive(Debug, Default)]
 pub(super) struct Wishes {
     by_content: BTreeMap<Digest, Wish>,
-    /// Repositories that nobody asks until then.
+    /// The repositories that nobody asks, and until when.
     repositories: BTreeMap<String, Moment>,
-    /// Nobody asks the registry until then.
+    /// Until when nobody asks the registry.
     until: Option<Moment>,
 }
 
-/// How far a wish reaches that a host was told with one content.
+/// What a wish counts for that a host was told when it asked for a content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Reach {
     Content,
@@ -60,16 +61,16 @@ enum Reach {
     Registry,
 }
 
-/// What hosts were told when they asked for a content, since that last came.
+/// What hosts were told when they asked for a content, since the content last came.
 #[derive(Debug)]
 struct Wish {
     repository: String,
-    /// Who was told, and when.
+    /// The hosts that were told, and when each was told last.
     by: BTreeMap<HostId, Moment>,
     told_at: Moment,
-    /// The end of the longest time that was asked for.
+    /// The end of the longest time that the registry asked for.
     wish_until: Moment,
-    /// The content isn't asked for before.
+    /// The content isn't asked for before this moment.
     rests_until: Moment,
     reach: Reach,
 }
@@ -79,11 +80,11 @@ pub(super) struct Told<'a> {
     pub(super) by: HostId,
     pub(super) content: Digest,
     pub(super) repository: &'a str,
-    /// For so long from now.
+    /// How long the registry wants to be left alone from now on.
     pub(super) wish: Duration,
-    /// So many hosts are believed, however long ago they spoke.
+    /// This many hosts are believed, however long ago they spoke.
     pub(super) enough: usize,
-    /// The repositories in which streams of the registry run.
+    /// The repositories of the registry in which streams run.
     pub(super) streams: &'a [&'a str],
 }
 
@@ -120,7 +121,7 @@ impl Wishes {
         self.by_content.is_empty() && self.repositories.is_empty() && self.until.is_none()
     }
 
-    /// Forgets what is over, and isn't about a content that is known.
+    /// Forgets wishes whose time is over, unless they are about a known content.
     pub(super) fn forget(&mut self, now: Moment, known: impl Fn(&Digest) -> bool) {
         self.by_content
             .retain(|content, wish| known(content) || wish.rests_until > now);
@@ -128,8 +129,8 @@ impl Wishes {
         self.until = self.until.filter(|until| *until > now);
     }
 
-    /// A holder was told so: as much waits as its word weighs. Returns whether the repository is to be tried by one
-    /// lease first.
+    /// A holder was told a wish. What waits, and for how long, depends on the weight of the holder's word. Returns
+    /// whether one lease is to try the repository first.
     pub(super) fn hear(&mut self, now: Moment, told: &Told<'_>) -> bool {
         let repository = told.repository;
         let here = told.streams.contains(&repository);
@@ -172,9 +173,9 @@ impl Wishes {
         reach >= Reach::Repository && !here
     }
 
-    /// The registry gave a content to a lease. Who said before that lease began that it asked to be left alone for
-    /// longer then lied about this content, or was alone with that; and what it was told of others is about those.
-    /// Returns whose word was false.
+    /// The registry gave a content to a lease that was granted at `granted_at`. So words from before that moment count
+    /// for less: a word about this repository counts for its content only, and a word about another repository for
+    /// that repository at most. Returns the hosts whose word about this content was false.
     pub(super) fn disprove(
         &mut self,
         content: &Digest,
@@ -207,7 +208,7 @@ impl Wishes {
         }
     }
 
-    /// Who was told, of those whose wish reaches so far, and when last.
+    /// The hosts that were told a wish for which `reaches` holds, and when each was told last.
     fn told(&self, reaches: impl Fn(&Wish) -> bool) -> BTreeMap<HostId, Moment> {
         let mut told: BTreeMap<HostId, Moment> = BTreeMap::new();
         for wish in self.by_content.values().filter(|wish| reaches(wish)) {
@@ -237,7 +238,7 @@ mod tests {
         alloc::format!("host-{number}").parse().unwrap()
     }
 
-    /// A word for an hour about one content of a repository, in a large fleet.
+    /// A host's word that a registry wants an hour, about one content of a repository, in a large fleet.
     fn hear(
         wishes: &mut Wishes,
         now: Moment,
@@ -316,7 +317,7 @@ mod tests {
         let later = START + SECOND;
         let mut wishes = Wishes::default();
         hear(&mut wishes, START, 1, 1, "a", &[]);
-        // a lease of before the word says nothing about it
+        // a lease that began before the word says nothing about it
         assert_eq!(wishes.disprove(&content(1), "a", START), []);
         assert!(wishes.rests_until(&content(1), START).is_some());
         assert_eq!(wishes.disprove(&content(1), "a", later), [host(1)]);
@@ -330,7 +331,7 @@ mod tests {
             !hear(&mut wishes, later, 2, 1, "a", &[]),
             "it is the content's alone"
         );
-        // after its time it may have been true
+        // once the wished time is over, the word may have been true
         assert_eq!(wishes.disprove(&content(1), "a", later + HOUR), []);
     }
 

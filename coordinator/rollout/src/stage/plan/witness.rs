@@ -1,12 +1,13 @@
-//! Who is believed about what moves: the hosts that receive it.
+//! Decides whose word counts about chunks that move: the word of the hosts that receive them.
 //!
-//! A host's word about itself moves nothing for others. A lease brings something when enough of the other hosts that
-//! lack the content hold more of it than before. A content is complete somewhere when enough hosts say that they hold
-//! all of it. Until then the word of a few hosts counts for seconds, or for as long as other hosts get the content
-//! without a lease. "Enough" is the same share that it takes to shun a host: more hosts than ever lie together.
+//! A host's word about itself changes nothing for other hosts. A lease brings something when enough of the other hosts
+//! that lack the content hold more of it than before. A content is complete somewhere when enough hosts say that they
+//! hold all of it. Until then, the word of a few hosts counts for some seconds, or for as long as other hosts get the
+//! content without a lease. "Enough" is the same share of hosts that it takes to shun a host: more hosts than ever lie
+//! together.
 //!
-//! A holder's own word counts where nobody could say otherwise: a host is alone, or the other hosts are of a version
-//! that doesn't say what it holds.
+//! A holder's own word counts where no other host could contradict it: because the host is alone, or because the other
+//! hosts run a version that doesn't report its chunks.
 
 use alloc::{collections::BTreeMap, string::String, vec::Vec};
 use core::time::Duration;
@@ -24,32 +25,32 @@ use super::{
 };
 use crate::stage::{action::RevokeCause, event::Standing};
 
-/// What a few hosts say they hold whole is believed for this long without anybody getting more of it. A spread, and
-/// the reports of it, take two seconds or three.
+/// The word of a few hosts that they hold a content whole counts for this long while nobody gets more of it. A spread
+/// and the reports of it take two or three seconds.
 const CLAIM_GRACE: Duration = Duration::from_secs(5);
-/// Hosts need so much longer to get something for each host of the fleet: a spread takes longer where there are more
-/// to spread to.
+/// The time that a spread takes longer for each host of the fleet.
 const PER_HOST: Duration = Duration::from_millis(10);
-/// A holder keeps its lease for this long while nobody else gets anything from it, where others' streams are quick.
+/// A holder keeps its lease for this long while no other host gets anything from it, where the registry's streams are
+/// quick.
 const UNSEEN: Duration = Duration::from_secs(6);
-/// A holder that nobody got anything from, of a registry whose pace isn't known, keeps its lease for this long: the
-/// slowest stream that counts as moving brings a chunk in this time.
+/// The same limit where the registry's pace isn't known. The slowest stream that counts as progress brings a chunk in
+/// this time.
 const UNSEEN_MOST: Duration = Duration::from_mins(5);
-/// The same of a lease that wasn't granted here: anybody can say that it had one before the coordinator started.
+/// The same limit for a lease that this coordinator didn't grant: any host can say that it had one before the start.
 const UNSEEN_TAKEN_OVER: Duration = Duration::from_secs(30);
-/// A holder that nobody got anything from for this long is heard about how slow its stream is.
+/// A holder's word about a slow stream is heard once nobody got anything from it for this long.
 const SLOW_AFTER: Duration = Duration::from_secs(3);
 
 /// What one look at all hosts shows of a content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Sight {
-    /// Hosts that lack some of it, stage it, and say what they hold.
+    /// The number of hosts that lack some of the content, stage it, and say what they hold.
     receivers: usize,
-    /// Hosts that are here and that it is wanted on.
+    /// The number of connected, trusted hosts on which the content is wanted.
     wanted_on: usize,
 }
 
-/// A host says how much it holds of these contents.
+/// A host reports how many chunks it holds of these contents. `fresh` marks the session's first report.
 pub(super) fn count(desk: &mut Desk<'_>, id: &HostId, fresh: bool, contents: &[(Digest, u32)]) {
     let trusted = desk.hosts.is_trusted(id);
     for (digest, chunks) in contents {
@@ -61,14 +62,14 @@ pub(super) fn count(desk: &mut Desk<'_>, id: &HostId, fresh: bool, contents: &[(
         if lost {
             desk.effects.ask_for_grants();
         }
-        // what it brings along isn't news, nor what it fetches
+        // chunks that a host brings along aren't news, nor chunks that it fetches itself
         if chunks > before && !fresh && trusted && desk.leases.holder(digest) != Some(id) {
             content.receipts_mut().grow(id);
         }
     }
 }
 
-/// Looks at what hosts have got since the last look, and whether those are right who say that they hold something
+/// Looks at what hosts have received since the last look, and whether hosts are right that say that they hold a content
 /// whole.
 pub(super) fn weigh(desk: &mut Desk<'_>) {
     for (digest, sight) in sights(desk.view()) {
@@ -88,7 +89,7 @@ pub(super) fn weigh(desk: &mut Desk<'_>) {
     }
 }
 
-/// Contents that are leased, or that somebody says to hold whole.
+/// A look at all contents that are leased or that some host says to hold whole.
 fn sights(view: View<'_>) -> BTreeMap<Digest, Sight> {
     let mut sights: BTreeMap<Digest, Sight> = BTreeMap::new();
     for image in view.images.iter() {
@@ -127,7 +128,7 @@ fn look_at(view: View<'_>, image: &Image, sights: &mut BTreeMap<Digest, Sight>) 
     }
 }
 
-/// Enough hosts got more of a content.
+/// Enough hosts received more of a content.
 fn seen(desk: &mut Desk<'_>, digest: Digest) {
     let now = desk.now;
     let Some(content) = desk.contents.get_mut(&digest) else {
@@ -138,7 +139,7 @@ fn seen(desk: &mut Desk<'_>, digest: Digest) {
     content.forget_doubts();
     let bytes_per_chunk = content.receipts().bytes_per_chunk();
     let Some(lease) = desk.leases.of_mut(&digest) else {
-        // it comes from whoever says that it holds it
+        // the content comes from hosts that say that they hold it
         content.believe();
         let unleased = content.tries().asked_at().is_none();
         desk.contents.moved(now);
@@ -167,7 +168,7 @@ fn seen(desk: &mut Desk<'_>, digest: Digest) {
     came(desk, digest, (&registry, &repository), granted_at);
 }
 
-/// Whether those are right who say that they hold all of a content.
+/// Checks the hosts that say that they hold all of a content.
 fn weigh_claims(desk: &mut Desk<'_>, digest: Digest, wanted_on: usize) {
     let (now, enough) = (desk.now, desk.config.share(wanted_on));
     let Some(content) = desk.contents.get(&digest) else {
@@ -193,7 +194,7 @@ fn weigh_claims(desk: &mut Desk<'_>, digest: Digest, wanted_on: usize) {
         return;
     };
     if claims >= enough {
-        // so many have verified the whole: who said that it is false or missing was wrong
+        // so many hosts have verified the whole content that any word against it was wrong
         content.receipts_mut().verified();
         content.tries_mut().succeed();
     } else if doubtful {
@@ -203,7 +204,7 @@ fn weigh_claims(desk: &mut Desk<'_>, digest: Digest, wanted_on: usize) {
             return;
         };
         content.tries_mut().fail(&id);
-        // nobody got anything of what it says to have fetched
+        // nobody received anything of the content that this host says to have fetched
         match mirror {
             _ if !desk.hosts.contains(&id) => {}
             true => desk.records.mirror_expired(now, &id, now),
@@ -212,7 +213,7 @@ fn weigh_claims(desk: &mut Desk<'_>, digest: Digest, wanted_on: usize) {
     }
 }
 
-/// Leases of holders that others have got nothing from for too long pass on.
+/// Ends leases from which other hosts have received nothing for too long.
 pub(super) fn expire_unseen(desk: &mut Desk<'_>) {
     hear_slow(desk);
     let view = desk.view();
@@ -221,7 +222,7 @@ pub(super) fn expire_unseen(desk: &mut Desk<'_>) {
         content.is_some_and(|of| !of.receipts().own_word() && is_unseen(view, of, lease))
     });
     for (id, digest) in over {
-        // the one before may have ended it
+        // a lease that ended before in this loop may have ended this one
         let Some(lease) = desk.revoke(digest, RevokeCause::Ended) else {
             continue;
         };
@@ -234,7 +235,7 @@ pub(super) fn expire_unseen(desk: &mut Desk<'_>) {
     }
 }
 
-/// Notes what holders say of streams that bring bytes, and no whole chunk yet.
+/// Notes what holders say of streams that bring bytes but no whole chunk yet.
 fn hear_slow(desk: &mut Desk<'_>) {
     let now = desk.now;
     let slow = |digest: &Digest, lease: &Lease| {
@@ -267,7 +268,7 @@ fn is_unseen(view: View<'_>, content: &ContentState, lease: &Lease) -> bool {
     let hosts = u32::try_from(view.hosts.len()).unwrap_or(u32::MAX);
     let least = UNSEEN + PER_HOST.saturating_mul(hosts);
     let times = content.receipts().patience();
-    // it says that it has whole chunks, and nobody gets any
+    // the holder says that it has whole chunks, and nobody receives any
     let kept = lease
         .unseen_since()
         .is_some_and(|since| view.now.since(since) >= least * times);

@@ -1,4 +1,4 @@
-//! The gate and what it is told, by a made-up index.
+//! The gate, and what it is told about a made-up index.
 
 use std::time::Duration;
 
@@ -117,7 +117,7 @@ impl Stand {
         told
     }
 
-    /// The image is resolved, and the host holds it.
+    /// Resolves the image, and reports that the host holds it.
     fn hold(&mut self) {
         let want = want("image", 1, 1 << 20);
         let digest: Digest = want.digest();
@@ -292,7 +292,7 @@ fn what_is_not_known_is_not_admitted_and_what_is_not_guarded_is() {
         );
     };
     unknown(stand.admit(false, &ours));
-    // the watch is behind
+    // the watch lags
     let unseen = stand.change("b", "b", DRAIN_LABEL);
     unknown(stand.admit(true, &unseen));
     let another = stand.change("a", "another", DRAIN_LABEL);

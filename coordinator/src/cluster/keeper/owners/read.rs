@@ -1,4 +1,4 @@
-//! Reading what an owner makes from the API server.
+//! Reads from the API server which Pods an owner makes.
 
 use std::{fmt::Debug, time::Duration};
 
@@ -16,13 +16,14 @@ use tokio::time::timeout;
 use super::{Makes, OwnerError, OwnerKey};
 use crate::cluster::{index::Owner, trouble};
 
-/// The API server answers for one owner within this time.
+/// The API server answers for one owner within this time, including the Deployment above a ReplicaSet.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Reads what an owner makes. A ReplicaSet that a Deployment makes is about to make what the Deployment says.
+/// Reads the image of an owner's template. For a ReplicaSet of a Deployment, the Deployment's template counts, because
+/// the Deployment replaces its ReplicaSets.
 ///
 /// # Errors
-/// When the API server refuses, doesn't answer in time, or has no such owner, or the owner's template names no image.
+/// The API server refuses, doesn't answer in time, or has no such owner, or the owner's template names no image.
 pub(in crate::cluster::keeper) async fn read(
     client: Client,
     key: &OwnerKey,

@@ -20,7 +20,7 @@ use crate::{
 
 const IMAGE: &str = "r/i:1";
 
-/// One ImagePrePull, its image, and hosts `mac-0` and `mac-1`, which both count.
+/// One ImagePrePull, its image, and the hosts `mac-0` and `mac-1`, which both are usable.
 struct Stand {
     index: Index,
     images: Resolving,
@@ -65,7 +65,7 @@ impl Stand {
         this
     }
 
-    /// Staged on no host, and known.
+    /// The image is resolved, and no host holds it.
     fn resolved() -> Self {
         let mut this = Self::new();
         this.resolve();
@@ -94,7 +94,7 @@ impl Stand {
         self.images.look(self.now, &self.index);
     }
 
-    /// The status is written, and shown.
+    /// Writes the status, and shows it as the watch would.
     fn write(&mut self) {
         let status = self.stands().status;
         self.index.prepulls.get_mut(&key()).unwrap().status = status;
@@ -120,7 +120,7 @@ impl Stand {
         }));
     }
 
-    /// Both hosts are members, and the driver shows this beside.
+    /// Shows a view in which both hosts are members, with this change.
     fn view(&mut self, change: impl FnOnce(&mut View)) {
         let members = ["mac-0", "mac-1"].into_iter();
         let members = members.map(|host| (host.parse().unwrap(), Arc::default()));
@@ -132,7 +132,7 @@ impl Stand {
         self.hosts.show(Arc::new(view));
     }
 
-    /// The driver shows these hosts of the image in these states.
+    /// Shows these hosts of the image in these states.
     fn progress(&mut self, hosts: &[(&str, HostState)]) {
         let hosts = hosts.iter().map(|(host, state)| {
             json!({
@@ -175,7 +175,7 @@ impl Stand {
         });
     }
 
-    /// These hosts say that they hold the image.
+    /// Reports that these hosts hold the image.
     fn hold(&mut self, hosts: &[&str]) {
         let holdings: BTreeSet<String> = [IMAGE.to_owned()].into();
         let words = hosts.iter().map(|host| {
@@ -205,7 +205,7 @@ impl Stand {
         })
     }
 
-    /// A condition: status and reason.
+    /// The status and the reason of a condition.
     fn condition(&self, type_: Type) -> (String, String) {
         let status = self.stands().status;
         let found = type_.of(&status).unwrap();
@@ -219,14 +219,14 @@ impl Stand {
         );
     }
 
-    /// Where it stands, and what for.
+    /// The state and its reason.
     fn word(&self) -> (String, Option<String>) {
         let status = self.stands().status;
         (status.state.unwrap(), status.reason)
     }
 }
 
-/// A roll of so many stale Pods under a cap of 1.
+/// A roll of this many stale Pods under a cap of 1.
 fn pool(stale: u32) -> PoolStatus {
     let id = gate::PoolId("ns/a".into());
     let pool = gate::Pool {
@@ -276,7 +276,7 @@ fn it_is_staged_when_every_host_that_counts_holds_it_by_its_own_word() {
     let stands = stand.stands();
     assert!(stands.everywhere && stands.status.staged_at.is_some());
     assert_eq!(stand.word(), ("Staged".into(), Some("AllHosts".into())));
-    // a Node that isn't Ready doesn't count, and no Node at all is not every Node
+    // a Node that isn't Ready doesn't count, and without any usable Node the image isn't staged
     let node = json!({ "metadata": { "name": "mac-1", "uid": "mac-1", "labels": { "a": "b" } } });
     stand
         .index
@@ -299,7 +299,7 @@ fn hosts_that_stage_and_hosts_that_fail_are_counted_with_their_bytes() {
     assert_eq!(status.failing[0].host, "mac-1");
     stand.is(Type::Staged, "False", "Staging");
     stand.is(Type::Degraded, "True", "HostsFailed");
-    // who failed is all that is left
+    // only the failed host is left
     stand.hold(&["mac-0"]);
     stand.is(Type::Staged, "False", "HostsFailed");
     assert_eq!(stand.word(), ("Failed".into(), Some("HostsFailed".into())));
@@ -312,7 +312,7 @@ fn what_the_coordinator_before_counted_stands_until_the_hosts_had_time_to_speak(
     stand.progress(&[("mac-0", HostState::Present), ("mac-1", HostState::Failed)]);
     stand.hold(&["mac-0"]);
     stand.write();
-    // the next one has heard nobody
+    // the next coordinator hasn't heard any host
     stand.hosts = Hosts::default();
     stand.view(|_| {});
     let counts = |stand: &Stand| {
@@ -324,9 +324,9 @@ fn what_the_coordinator_before_counted_stands_until_the_hosts_had_time_to_speak(
     assert_eq!(counts(&stand), (1, 1));
     stand.now = stand.now.after(Duration::from_millis(1));
     assert_eq!(counts(&stand), (0, 0));
-    // bytes are never fewer than before
+    // the counts of bytes never fall
     assert_eq!(stand.stands().status.bytes.origin, 20);
-    // of another generation nothing is taken over but what is about the same digest
+    // for another generation, only facts about the same digest are taken over
     stand.now = start;
     stand.index.prepulls.get_mut(&key()).unwrap().generation = 2;
     assert_eq!(counts(&stand), (0, 0));
@@ -459,7 +459,7 @@ fn an_owner_that_lags_is_named_after_three_seconds_and_a_change_of_leader_unsays
     stand.is(Type::Degraded, "True", "OwnerLags");
     assert!(stand.stands().status.gate.unwrap().owner_lags);
     stand.write();
-    // the next one reads the owner first
+    // the next coordinator reads the owner first
     stand.roll = Some(pool(1));
     stand.is_owner_unread = true;
     stand.is(Type::Degraded, "True", "OwnerLags");

@@ -1,4 +1,4 @@
-//! ServiceAccounts that a cut left behind.
+//! ServiceAccounts that a crash between two deletions left behind.
 
 use super::*;
 
@@ -34,7 +34,7 @@ async fn an_account_that_a_cut_left_behind_goes_when_nobody_can_need_it() {
         the_account("left", "owner", OLD),
         the_account("young", "owner", &now),
         the_account("foreign", "somebody", OLD),
-        // the Pod of this name is there
+        // a Pod with this account's name exists
         the_account("p", "owner", OLD),
     ];
     let look = async |stand: &mut Stand| {

@@ -1,11 +1,11 @@
-//! Owners of gated Pods: what they say they make, and what holds a roll by them.
+//! Owners of gated Pods: which image they report, and which of them block a roll.
 
 use super::*;
 
 const SET: &str = "/apis/apps/v1/namespaces/ns/replicasets/set";
 const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/ns/deployments/all";
 
-/// An object of this kind with a template of this image.
+/// An object of this kind whose template has this image.
 fn templated(kind: &str, name: &str, image: &str, owner: Option<(&str, &str)>) -> Value {
     let owners = owner.map(|(kind, name)| {
         json!([{ "apiVersion": "apps/v1", "kind": kind, "name": name, "uid": name, "controller": true }])
@@ -30,7 +30,7 @@ fn pod_of(kind: &str, api_version: &str) -> Value {
     pod
 }
 
-/// A keeper whose Pod belongs to a ReplicaSet; the host holds the image, and the object is resolved.
+/// A keeper whose Pod belongs to a ReplicaSet. The host holds the image, and the image is resolved.
 async fn stand_of(pod: &Value, objects: &[(&str, Result<Value, u16>)]) -> Stand {
     let mut stand = Stand::new("Pending", &[Answer::Status(429)]);
     stand.settle().await;
@@ -58,7 +58,7 @@ fn reason(stand: &Stand) -> String {
     view.reason.to_string()
 }
 
-/// What was read is old enough to be read again.
+/// Makes all owners due to be read again.
 async fn later(stand: &mut Stand) {
     stand.keeper.owners.read_at_once(Instant::now());
     stand.hold();
@@ -72,12 +72,12 @@ async fn nothing_goes_while_a_template_has_another_image_and_all_of_it_is_named(
     let old = templated("ReplicaSet", "set", "r.test/i:1", None);
     let new = templated("ReplicaSet", "set", "r.test/i:2", None);
     let mut stand = stand_of(&pod_of("ReplicaSet", "apps/v1"), &[(SET, Ok(old))]).await;
-    // it isn't read yet
+    // the owner isn't read yet
     stand.hold();
     assert_eq!(reason(&stand), "owner_unread");
     later(&mut stand).await;
     assert_eq!(reason(&stand), "owner_lags");
-    // it isn't named before it has lasted for a moment: a template that is patched with the object is no trouble
+    // the lag isn't a trouble at once, because a template that is patched together with the object is none
     assert_eq!(stand.condition("Degraded").0, "False");
     later(&mut stand).await;
     assert_eq!(stand.writes().len(), 1);
@@ -100,12 +100,12 @@ async fn nothing_goes_while_a_template_has_another_image_and_all_of_it_is_named(
         later(&mut stand).await;
     }
     assert_eq!(stand.writes().len(), 1);
-    // they agree: it goes on by itself
+    // owner and pool agree, so the roll goes on by itself
     say(&stand, &[(SET, Ok(new))]);
     later(&mut stand).await;
     assert!(stand.is_labelled());
     assert_eq!(stand.condition("Degraded").0, "False");
-    // it was told once that it was held
+    // one Event said that the Pod was blocked
     let held: Vec<_> = stand
         .events()
         .into_iter()
@@ -161,7 +161,7 @@ async fn an_owner_that_may_not_be_read_or_replaces_nothing_holds_nothing() {
         later(&mut stand).await;
         assert!(stand.is_labelled(), "{kind} {api_version}");
     }
-    // another of its name isn't it
+    // another object of the owner's name isn't the owner
     let mut other = templated("ReplicaSet", "set", "r.test/i:9", None);
     other["metadata"]["uid"] = "another".into();
     let mut stand = stand_of(&pod_of("ReplicaSet", "apps/v1"), &[(SET, Ok(other))]).await;
@@ -198,7 +198,7 @@ async fn a_runner_pool_whose_controller_has_not_heard_of_the_image_is_waited_for
     };
     let pod = pod_of("RunnerPool", "tuist.dev/v1alpha1");
     stand.see(Kind::RunnerPools, pool("r.test/i:1".into()));
-    // made anew by that pool
+    // the pool has made the Pod anew
     stand.see(Kind::Pods, Seen::Gone(Box::new(dynamic(&pod))));
     stand.see(Kind::Pods, Seen::Applied(Box::new(dynamic(&pod))));
     assert_eq!(reason(&stand), "owner_lags");
@@ -218,7 +218,7 @@ async fn a_coordinator_that_takes_over_knows_from_the_status_who_lagged_and_who_
     stand.settle().await;
     assert!(stand.is_labelled(), "{}", reason(&stand));
     stand.watch();
-    // it drains, and nobody makes a successor
+    // the Pod drains, and nobody makes a successor
     stand.see(
         Kind::Pods,
         Seen::Gone(Box::new(dynamic(&the_pod("Running")))),
@@ -226,7 +226,7 @@ async fn a_coordinator_that_takes_over_knows_from_the_status_who_lagged_and_who_
     let key = ObjectKey::new("ns", "pool");
     let memory = stand.status().gate.unwrap();
     assert_eq!((memory.awaited, memory.owner_lags), (1, false));
-    // a minute later it is named
+    // a minute later the missing successor is a trouble
     stand.keeper.clock.skip(Duration::from_secs(60));
     stand.keeper.apply(Input::Tick);
     let (status, why, text) = stand.condition("Degraded");
@@ -235,7 +235,7 @@ async fn a_coordinator_that_takes_over_knows_from_the_status_who_lagged_and_who_
         ("True", "NoSuccessor"),
         "{text}"
     );
-    // the next one is told of it
+    // the next coordinator is told of the missing successor
     let mut next = Stand::new("Pending", &[Answer::Status(429)]);
     next.settle().await;
     let mut prepull = the_prepull();

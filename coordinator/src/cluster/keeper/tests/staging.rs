@@ -1,4 +1,4 @@
-//! Staging: what the driver is told, and what a change of leader leaves.
+//! Staging: what the driver is told, and what stays after a change of leader.
 
 use super::*;
 
@@ -22,7 +22,7 @@ async fn what_was_staged_is_kept_while_it_is_paused_resolved_anew_or_unselected_
     stand.answer("r.test/i:3", image());
     assert_eq!(stand.placed(), Some((1, 0)));
 
-    // the Node is made anew
+    // the Node is created anew
     stand.see(Kind::Nodes, Seen::Gone(Box::new(dynamic(&the_node()))));
     stand.keep_up();
     assert_eq!(stand.placed(), Some((0, 1)));
@@ -30,13 +30,13 @@ async fn what_was_staged_is_kept_while_it_is_paused_resolved_anew_or_unselected_
     stand.keep_up();
     assert_eq!(stand.placed(), Some((1, 0)));
 
-    // another image takes its place: the old one is let go when that is known
+    // another image takes the place of the first, which is given up when the other is resolved
     stand.edit(&json!({ "image": "r.test/i:4" }), 5);
     assert_eq!(stand.placed(), Some((0, 1)));
     stand.answer("r.test/i:4", crate::wants::tests::want("other", 1, 1 << 20));
     assert_eq!(stand.placed(), Some((1, 0)));
 
-    // not selected for long
+    // not selected for a long time
     stand.edit(
         &json!({ "image": "r.test/i:4", "nodeSelector": { "matchLabels": { "a": "c" } } }),
         6,
@@ -54,7 +54,7 @@ async fn what_is_staged_once_is_staged_again_where_a_roll_needs_it() {
     for (image, wanted) in [("r.test/i:2", 1), ("r.test/i:1", 0)] {
         let mut stand = Stand::new("Running", &[]);
         stand.enrol();
-        // a Node that came later, or whose image was pruned
+        // a Node joined later, or its image was pruned
         let mut prepull = the_prepull();
         prepull["metadata"]["generation"] = 1.into();
         prepull["spec"]["completionPolicy"] = "Once".into();
@@ -89,7 +89,7 @@ async fn a_new_leader_goes_on_by_the_digest_of_the_one_before_while_the_registry
         "sizeBytes": 7,
         "startedAt": "2020-01-01T00:00:00Z",
     });
-    // what this coordinator learned itself is forgotten
+    // this coordinator forgets the facts that it learned itself
     stand.forget();
     stand.see(Kind::PrePulls, Seen::Applied(Box::new(dynamic(&prepull))));
     stand.keep_up();
@@ -105,12 +105,12 @@ async fn a_new_leader_goes_on_by_the_digest_of_the_one_before_while_the_registry
     let text = digest().to_string();
     assert_eq!(status.digest.as_ref(), Some(&text));
     assert_eq!(status.size_bytes, Some(7));
-    // hosts that hold it let their Pods go
+    // Pods drain from hosts that hold the image
     stand.keeper.jobs.detach();
     stand.pass(Duration::from_secs(40)).await;
     assert!(stand.is_labelled());
     assert_eq!(stand.writes().len(), 2);
-    // another image is another digest
+    // another reference means another digest
     stand.edit(&json!({ "image": "r.test/i:3" }), 4);
     assert_eq!(stand.keeper.images.digest_of(&key, "r.test/i:3"), None);
 }
@@ -129,7 +129,7 @@ async fn a_pull_secret_is_read_again_and_its_trouble_told_until_it_is_over() {
     stand.edit(&json!({ "pullSecretRef": { "name": "pull" } }), 1);
     stand.answer("r.test/i:2", crate::wants::tests::want("image", 1, 1 << 20));
     let look = async |stand: &mut Stand, secret| {
-        // the registry is no part of this
+        // the registry takes no part in this test
         stand.keeper.jobs.detach();
         stand.shared.lock().unwrap().secret = secret;
         stand.keeper.secrets = Secrets::default();
@@ -142,14 +142,14 @@ async fn a_pull_secret_is_read_again_and_its_trouble_told_until_it_is_over() {
         (known, degraded.unwrap().reason == "PullSecret")
     };
     assert_eq!(look(&mut stand, Some(config("one"))).await, (true, false));
-    // what can't be read for now is what it was
+    // after a failed read, the earlier content stays
     assert_eq!(look(&mut stand, Some(Err(503))).await, (true, true));
     assert_eq!(look(&mut stand, Some(config("two"))).await, (true, false));
     assert_eq!(look(&mut stand, Some(Ok("{".into()))).await, (false, true));
     assert_eq!(look(&mut stand, Some(config("two"))).await, (true, false));
     assert_eq!(look(&mut stand, None).await, (false, true));
     assert_eq!(look(&mut stand, Some(config("two"))).await, (true, false));
-    // nobody names it any more
+    // no ImagePrePull names the Secret any more
     stand.edit(&json!({}), 2);
     assert!(!stand.keeper.jobs.knows_secret(&named));
 }

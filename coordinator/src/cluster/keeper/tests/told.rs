@@ -1,9 +1,9 @@
-//! What operators are told: conditions that don't flap, Events that are true, and a change of leader that unsays
+//! What operators are told: conditions that don't flap, Events that are true, and a change of leader that retracts
 //! nothing.
 
 use super::*;
 
-/// The object with the status that was written last, as its watch shows it.
+/// Shows the object with the last written status, as the watch would.
 fn show(stand: &mut Stand, status: &ImagePrePullStatus, spec: &Value, generation: i64) {
     let mut prepull = the_prepull();
     for (field, value) in spec.as_object().unwrap() {
@@ -14,7 +14,7 @@ fn show(stand: &mut Stand, status: &ImagePrePullStatus, spec: &Value, generation
     stand.see(Kind::PrePulls, Seen::Applied(Box::new(dynamic(&prepull))));
 }
 
-/// The host says that it holds this, as the driver passes it on.
+/// Reports that the host holds this image, as the driver does.
 fn presence(stand: &mut Stand, digest: Digest, image: &str) {
     let word = driver::HostPresence {
         holdings: Arc::new([(digest, [image.to_owned()].into())].into()),
@@ -24,7 +24,7 @@ fn presence(stand: &mut Stand, digest: Digest, image: &str) {
     stand.keeper.apply(Input::Presence(Arc::new(view)));
 }
 
-/// A keeper that has staged the image on its only host, and the status that it would write.
+/// A keeper whose only host holds the image, and the status that the keeper would write.
 fn staged() -> (Stand, ImagePrePullStatus, Digest) {
     let mut stand = Stand::new("Running", &[]);
     stand.keeper.jobs.detach();
@@ -40,7 +40,7 @@ fn staged() -> (Stand, ImagePrePullStatus, Digest) {
     (stand, status, digest)
 }
 
-/// Another coordinator that takes over: it has listed the cluster, and no host has spoken.
+/// Another coordinator that takes over. It has listed the cluster, and no host has reported.
 fn next(before: &ImagePrePullStatus) -> Stand {
     let mut stand = Stand::new("Running", &[]);
     stand.keeper.jobs.detach();
@@ -69,7 +69,7 @@ async fn a_change_of_leader_unsays_nothing_and_tells_nothing_again() {
         }
     };
     same(&mut stand, "nobody has spoken");
-    // the registry is away, and back
+    // the registry is unreachable, and then reachable again
     let failed = resolved("r.test/i:2", Err(UnresolvedReason::RegistryFailed));
     stand.keeper.apply(failed);
     assert_eq!(stand.condition("Resolved").0, "True");
@@ -77,7 +77,7 @@ async fn a_change_of_leader_unsays_nothing_and_tells_nothing_again() {
     same(&mut stand, "the image is resolved again");
     presence(&mut stand, digest, "r.test/i:2");
     same(&mut stand, "the host has spoken");
-    // who has had time to speak and hasn't doesn't hold it
+    // a host that has had time to report and hasn't doesn't count as holding the image
     let mut stand = next(&before);
     stand
         .keeper
@@ -86,7 +86,7 @@ async fn a_change_of_leader_unsays_nothing_and_tells_nothing_again() {
     let now = stand.status();
     assert_eq!(now.hosts.staged, 0);
     assert_eq!(stand.condition("Staged").0, "False");
-    // no Event said what wasn't so, or what was said before
+    // no Event says what isn't true, or what was said before
     let mut stand = next(&before);
     stand.settle().await;
     stand.tick(Duration::from_secs(2)).await;
@@ -110,7 +110,7 @@ async fn conditions_do_not_flap_while_an_image_cannot_be_resolved() {
     fail(&mut stand);
     let mut before = stand.status();
     for condition in &mut before.conditions {
-        // as if it had been so for long
+        // the condition has had this status for a long time
         let long_ago = Timestamp::from_second(1_000_000).unwrap();
         condition.last_transition_time.0 = long_ago;
     }
@@ -120,7 +120,7 @@ async fn conditions_do_not_flap_while_an_image_cannot_be_resolved() {
     show(&mut stand, &before, &spec, 1);
     is_same(&mut stand, "it failed");
     for _ in 0..3 {
-        // it is tried again
+        // the image is tried again
         let now = stand.now();
         stand.keeper.images.retry_now(now.instant);
         stand.keeper.stage(now);
@@ -129,7 +129,7 @@ async fn conditions_do_not_flap_while_an_image_cannot_be_resolved() {
         fail(&mut stand);
         is_same(&mut stand, "it failed again");
     }
-    // by the next leader too
+    // the next leader's conditions don't flap either
     let mut next = Stand::new("Running", &[]);
     next.keeper.jobs.detach();
     next.enrol();
@@ -171,7 +171,7 @@ async fn a_second_roll_within_minutes_has_its_own_events_which_name_the_image() 
             assert_eq!(own, 1, "{reason} of {image}: {told:?}");
         }
     }
-    // and the one before isn't told again within minutes
+    // the Event about the first image isn't repeated within minutes
     let before = stand.events().len();
     stand.edit(&json!({ "image": "r.test/i:second" }), 4);
     stand.keeper.jobs.detach();
@@ -191,7 +191,7 @@ async fn a_pod_is_told_why_it_is_held_when_that_lasts_and_not_what_passes_by_its
     let mut stand = Stand::new("Running", &[Answer::Status(429)]);
     stand.settle().await;
     stand.enrol();
-    // a new image: for a moment it isn't resolved, and then the host doesn't hold it
+    // the image is new: first it isn't resolved, and then the host doesn't hold it
     stand.edit(&json!({ "image": "r.test/i:3" }), 2);
     stand.keeper.jobs.detach();
     // the wait after the refusal is over
@@ -222,7 +222,7 @@ async fn a_pod_is_told_why_it_is_held_when_that_lasts_and_not_what_passes_by_its
         held[0].1.contains("r.test/i:3") && held[0].1.contains("doesn't hold"),
         "{held:?}"
     );
-    // another true reason is told at once after its time, whatever was said before
+    // another true reason gets an Event after its own wait, whatever was said before
     stand.edit(&json!({ "image": "r.test/i:3", "paused": true }), 3);
     for _ in 0..5 {
         stand.hold();
@@ -250,7 +250,7 @@ async fn a_status_that_the_cluster_does_not_keep_is_not_written_all_the_time() {
     }
     let written = stand.shared.lock().unwrap().statuses;
     assert!((1..=2).contains(&written), "{written}");
-    // what is new is written at once all the same
+    // news is written at once nevertheless
     stand.edit(&json!({ "image": "r.test/i:nope" }), 2);
     stand.keeper.jobs.detach();
     stand.keeper.statuses = Statuses::new();
@@ -285,7 +285,7 @@ async fn every_write_names_its_manager_and_its_program() {
         (fake.writers.clone(), fake.agents.clone())
     };
     for query in &writers {
-        // Events are managed by what their writer is called
+        // the API server names an Event's manager by the writer's User-Agent
         assert!(
             query.contains("fieldManager=parbake") || query.is_empty(),
             "{query}"
@@ -319,7 +319,7 @@ async fn no_message_only_repeats_its_reason() {
         assert_eq!(status.state.as_deref(), Some(*state));
     }
     for condition in all.iter().flat_map(|status| &status.conditions) {
-        // what the registry said is the test's own word here
+        // the registry's message is this test's own text
         let own = ["Resolved", "Degraded"].contains(&condition.type_.as_str())
             && condition.reason == "NotFound";
         assert!(
@@ -352,7 +352,7 @@ async fn an_image_that_is_asked_for_anew_is_tried_at_once() {
     };
     annotate(&mut stand, "now", 1);
     assert_eq!(urged(&mut stand), 1);
-    // the pool grows: nobody asks for anything
+    // the pool grows, which asks for nothing
     annotate(&mut stand, "now", 7);
     assert_eq!(urged(&mut stand), 0);
     annotate(&mut stand, "and now", 7);

@@ -1,4 +1,4 @@
-//! Watches, jobs and questions: what the keeper knows, and what it says while it doesn't.
+//! Watches, jobs and questions: what the keeper knows, and what it answers while it doesn't know.
 
 use super::*;
 
@@ -55,7 +55,7 @@ async fn a_start_counts_as_staged_by_what_the_pod_met_on_its_node() {
         holds(&mut stand, there);
         stand.see(Kind::Pods, pod("20", None, "Pending"));
         stand.see(Kind::Pods, pod("21", Some("mac-0"), "Pending"));
-        // it pulls, or somebody prunes: neither changes what it met
+        // the Pod pulls the image, or somebody prunes it: neither changes what the Pod found at first
         holds(&mut stand, !there);
         stand.see(Kind::Pods, pod("22", Some("mac-0"), "Pending"));
         stand.see(Kind::Pods, pod("23", Some("mac-0"), "Running"));
@@ -83,7 +83,7 @@ async fn a_pod_is_told_to_ask_again_while_the_cluster_is_not_known() {
         kind: Kind::Pods,
         namespace: None,
     };
-    // as a coordinator that has just begun to lead
+    // like a coordinator that has just begun to lead
     stand.keeper.watches.unlist(&scope);
     for name in ["p", "q"] {
         assert_eq!(drain(&mut stand, name), Drain::Unknown, "{name}");
@@ -98,7 +98,7 @@ async fn a_watch_that_sees_nothing_for_long_shuts_the_gate_until_everything_is_l
         error: error.into(),
         absent: false,
     };
-    // as a watch that is too old is told: 410 Gone
+    // like a watch with a version that is too old: 410 Gone
     stand.see(Kind::Pods, blind("too old resource version"));
     assert!(stand.keeper.watches.synced(), "a moment is no harm");
     let scope = Scope {
@@ -109,7 +109,7 @@ async fn a_watch_that_sees_nothing_for_long_shuts_the_gate_until_everything_is_l
     stand.pass(Duration::from_secs(5)).await;
     assert!(!stand.keeper.watches.synced());
     assert_eq!(stand.writes().len(), 1);
-    // the Pod went while nobody looked
+    // the Pod went while the watch was blind
     stand.see(Kind::Pods, Seen::Listing);
     stand.see(Kind::Pods, Seen::Listed);
     assert!(stand.keeper.watches.synced());

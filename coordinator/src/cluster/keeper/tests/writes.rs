@@ -1,4 +1,4 @@
-//! Writes on Pods, cut between decision and answer.
+//! Writes on Pods that are cut off between decision and answer.
 
 use super::*;
 
@@ -8,7 +8,7 @@ async fn a_label_is_written_once_and_its_answer_is_believed_before_the_watch() {
     stand.settle().await;
     assert_eq!(stand.writes(), ["PATCH Done"]);
     assert!(stand.is_labelled());
-    // the watch is behind: what it shows is older than the answer
+    // the watch lags: it shows an older Pod than the answer
     stand.see(
         Kind::Pods,
         Seen::Applied(Box::new(dynamic(&the_pod("Running")))),
@@ -39,7 +39,7 @@ async fn a_label_whose_answer_is_lost_keeps_its_room_until_what_is_seen_tells() 
     for answer in [Answer::Unheard, Answer::Status(500), Answer::Status(504)] {
         let mut stand = Stand::new("Running", &[answer]);
         stand.settle().await;
-        // it may have been done: no second Pod takes the place, and this one isn't written to again
+        // the write may be done, so no second Pod takes the place, and this Pod isn't written to again
         stand.pass(Duration::from_secs(20)).await;
         assert_eq!(stand.writes().len(), 1, "{answer:?}");
         stand.pass(Duration::from_secs(20)).await;
@@ -62,7 +62,7 @@ async fn a_label_that_was_put_on_and_answered_badly_is_sent_once_and_keeps_its_r
         let (client, mut server) = served(&shared, &stop).await;
         let mut stand = Stand::with("Running", shared, client, Duration::from_mins(1));
         stand.settle().await;
-        // sent again by itself it would be refused as old, and its place given to another Pod before the label is seen
+        // a repeated write would be refused as old, and its place would go to another Pod before the label is seen
         assert_eq!(stand.writes().len(), 1, "{:?}", stand.writes());
         let pool = ObjectKey::new("ns", "pool");
         let status = stand.keeper.gating.status(&pool).unwrap();
@@ -85,7 +85,7 @@ async fn no_write_is_waited_for_beyond_the_term() {
     let begun = Instant::now();
     stand.settle().await;
     assert!(begun.elapsed() < Duration::from_secs(4));
-    // it may have been done
+    // the write may be done
     let pool = ObjectKey::new("ns", "pool");
     let status = stand.keeper.gating.status(&pool).unwrap();
     assert_eq!((status.in_flight, status.reserved), (0, 1));
@@ -116,7 +116,7 @@ async fn a_pending_pod_is_reaped_whatever_becomes_of_the_answer() {
         let mut stand = Stand::new("Pending", &[answer]);
         stand.settle().await;
         if answer == Answer::Status(404) {
-            // what was to be deleted is gone: it isn't asked for again
+            // the Pod that was to be deleted is gone, so nobody asks for it again
             assert!(stand.keeper.index.pods.is_empty());
             continue;
         }
@@ -145,7 +145,7 @@ async fn who_does_not_lead_any_more_writes_nothing() {
     assert!(!stand.is_labelled());
 }
 
-/// The README's sentence, by its name.
+/// The README's main promise, as the test's name.
 #[tokio::test]
 async fn a_pod_gets_the_drain_label_only_when_its_node_holds_its_pools_image_verified_by_a_word_at_most_30_s_old_and_fewer_pods_than_the_cap_are_in_flight_and_the_label_is_taken_back_when_presence_is_lost_first()
  {
@@ -161,7 +161,8 @@ async fn a_pod_gets_the_drain_label_only_when_its_node_holds_its_pools_image_ver
     };
     let other = Digest::of(b"other");
     let whole = [(digest(), "r.test/i:2")];
-    // not by another digest under its name, nor under another name, nor by an old word, nor by none
+    // the label isn't given for another digest under the image's name, for another name, for an old report, or without
+    // a report
     let wrong: [(&[(Digest, &str)], u64); 5] = [
         (&[(other, "r.test/i:2")], 0),
         (&[(digest(), "r.test/i:1")], 0),
@@ -183,12 +184,12 @@ async fn a_pod_gets_the_drain_label_only_when_its_node_holds_its_pools_image_ver
         }
         assert_eq!(stand.writes().len(), 1, "{holdings:?} {age}");
         assert!(!stand.is_labelled());
-        // and by a word that stays under 30 s while the test looks
+        // the report stays younger than 30 s while the test looks
         holds(&mut stand, &whole, 28);
         stand.settle().await;
         let view = stand.pod();
         assert!(stand.is_labelled(), "{view:?} {:?}", stand.writes());
-        // lost before it drained: the label is taken back
+        // the image is lost before the Pod drains, so the label is taken back
         stand.watch();
         holds(&mut stand, &[(other, "r.test/i:2")], 0);
         stand.settle().await;
@@ -202,7 +203,7 @@ async fn a_pod_gets_the_drain_label_only_when_its_node_holds_its_pools_image_ver
             1
         );
     }
-    // fewer than the cap: of two Pods that could go, one does
+    // the cap is one, so only one of two Pods that could go does
     let mut stand = Stand::new("Running", &[]);
     let mut second = the_pod("Running");
     second["metadata"]["name"] = "q".into();
@@ -217,11 +218,11 @@ async fn a_pod_gets_the_drain_label_only_when_its_node_holds_its_pools_image_ver
     assert_eq!((status.labelled, status.in_flight, status.cap), (1, 1, 1));
 }
 
-/// Events and Node labels that the API server takes slowly, more of each than may be under way at one time.
+/// The API server answers Events and Node labels slowly, and there are more of each than may be under way at one time.
 #[tokio::test]
 async fn a_drain_label_waits_for_no_other_write() {
     let mut stand = Stand::new("Running", &[Answer::Done]);
-    // what the gate wants on its own is out of the way
+    // the write that the gate wants by itself doesn't disturb the test
     stand.keeper.jobs.stop().await;
     stand.shared.lock().unwrap().slow = true;
     let key = ObjectKey::new("ns", "p");
@@ -232,7 +233,7 @@ async fn a_drain_label_waits_for_no_other_write() {
         stand.keeper.jobs.publish(note.unwrap());
         stand.keeper.jobs.write_for_ever();
     }
-    // all of them have begun as far as they may
+    // as many of these writes as possible have begun
     tokio::task::yield_now().await;
     let before = stand.shared.lock().unwrap().writes.len();
     stand.keeper.jobs.write_pod(Order {

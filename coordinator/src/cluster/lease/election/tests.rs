@@ -38,7 +38,7 @@ fn a_lease_that_nobody_holds_is_taken_at_once() {
     assert_eq!((a.step(at(0)), a.next_number()), (Step::Take, 1));
     a.see(Some(record("", 1)), at(1));
     assert_eq!((a.step(at(1)), a.next_number()), (Step::Take, 8));
-    // its own, from before it was started again
+    // the candidate's own lease, from before its restart
     a.see(Some(record("a", 1)), at(1));
     assert_eq!((a.step(at(1)), a.next_number()), (Step::Take, 8));
 }
@@ -62,7 +62,7 @@ fn new(record: Record) -> Record {
 
 #[test]
 fn who_makes_a_lease_where_somebody_led_waits_until_that_one_has_stopped() {
-    // a Secret from a backup, in a cluster that never had the Lease
+    // the Secret comes from a backup, in a cluster that never had the Lease
     let mut b = candidate("b");
     b.see(None, at(0));
     assert_eq!(b.step(at(0)), Step::Take);
@@ -77,7 +77,7 @@ fn who_makes_a_lease_where_somebody_led_waits_until_that_one_has_stopped() {
     assert_eq!((b.leads(last), b.step(last)), (None, Step::Wait(at(13))));
     assert_eq!(b.leads(at(13)), Some(at(22)));
 
-    // a Lease that vanished, of a duration longer than its own
+    // the lost Lease had a longer duration than this candidate's own
     let mut c = candidate("c");
     let long = Record {
         duration: Duration::from_secs(20),
@@ -90,7 +90,7 @@ fn who_makes_a_lease_where_somebody_led_waits_until_that_one_has_stopped() {
     c.won(new(record("c", 3)), at(18), at(18));
     assert_eq!((c.leads(at(18)), c.leads(at(19))), (None, Some(at(28))));
 
-    // lost before it led: a candidate as before
+    // the lease is lost before the candidate led, so it is a candidate again
     let mut d = candidate("d");
     d.claimed = 1;
     d.won(new(record("d", 1)), at(0), at(0));
@@ -98,7 +98,7 @@ fn who_makes_a_lease_where_somebody_led_waits_until_that_one_has_stopped() {
     assert_eq!(d.step(at(3)), Step::Wait(at(6)));
     assert_eq!(d.leads(at(12)), None);
 
-    // its own, made in a life before: nobody has led by it yet
+    // the candidate's own new lease, from before its restart: nobody has led by it yet
     let mut e = candidate("e");
     e.claimed = 1;
     e.see(Some(new(record("e", 1))), at(0));
@@ -117,7 +117,7 @@ fn anothers_lease_is_taken_only_after_its_whole_duration_was_watched() {
     b.see(Some(record("a", 1)), at(0));
     assert_eq!(b.step(at(0)), Step::Wait(at(3)));
     assert_eq!(b.step(at(3)), Step::Look);
-    // renewed: the wait starts anew, whatever the time in it says
+    // the lease was renewed, so the wait starts anew, whatever time the lease names
     b.see(Some(record("a", -5_000)), at(3));
     for second in [6, 9, 12, 15] {
         assert_eq!(b.step(at(second)), Step::Look);
@@ -162,10 +162,11 @@ fn a_leader_whose_lease_is_taken_or_deleted_has_lost() {
     assert_eq!(a.step(at(1)), Step::Lose(LostError::Deleted));
 }
 
-/// How long a request takes there and back, in milliseconds, and whether its answer is lost.
+/// The time of a request to the server and of its answer back, in milliseconds, and whether the answer is lost.
 type Fate = (u64, u64, bool);
 
-/// A candidate's request, with the version that it goes by. One whose answer is lost was sent at no time.
+/// A candidate's request, with the version that the candidate knows. Where the answer is lost, the election never
+/// learns the time of sending.
 struct Request {
     step: Step,
     number: u32,
@@ -174,18 +175,18 @@ struct Request {
     sent: Duration,
 }
 
-/// What happens to one candidate at one moment.
+/// An event of one candidate.
 enum Moment {
     Acts,
-    /// Its request reaches the server.
+    /// The candidate's request reaches the server.
     Arrives(Request),
-    /// The answer reaches it: what the server has, and whether that is its own doing.
+    /// The answer reaches the candidate: what the server has, and whether the candidate's write succeeded.
     Answered {
         record: Option<Record>,
         won: bool,
         sent: Duration,
     },
-    /// It claims the Secret for its term.
+    /// The candidate claims the Secret for its term.
     Claims(u32),
     /// Somebody deletes the Lease.
     Deleted,
@@ -193,7 +194,7 @@ enum Moment {
     Restored,
 }
 
-/// What is to happen, in order, and how requests will fare.
+/// The planned events in order, and the fates of future requests.
 struct Course<F> {
     fates: F,
     queue: BTreeMap<(Duration, u64), (usize, Moment)>,
@@ -207,18 +208,18 @@ impl<F> Course<F> {
     }
 }
 
-/// Two candidates and a server. Who leads writes from the claim of the Secret on.
+/// Two candidates and a server. A leader writes from its claim of the Secret on.
 struct World {
     both: [Election; 2],
-    /// Which term each leads, and whether it has claimed it.
+    /// The term that each candidate leads, and whether the candidate has claimed the Secret for it.
     leads: [Option<(u32, bool)>; 2],
     server: Option<Record>,
     secret: u32,
     lives: u32,
     beats: i64,
-    /// From when to when each could write.
+    /// The times from which and until which each candidate could write.
     terms: Vec<(usize, Duration, Duration)>,
-    /// Claims that a later term in the Secret refused.
+    /// The number of claims that were refused because the Secret had a later term.
     refused: u32,
 }
 
@@ -236,7 +237,7 @@ impl World {
         }
     }
 
-    /// The process ends, and is started again.
+    /// The candidate's process ends and is started again.
     fn restart(&mut self, who: usize) {
         self.lives += 1;
         self.both[who] = candidate(&format!("{}{}", ["a", "b"][who], self.lives));
@@ -327,7 +328,7 @@ impl World {
             step,
         };
         if lost {
-            // given up after a time-out; the request may arrive all the same
+            // the candidate gives up after a time-out, and the request may arrive nevertheless
             course.then(now + Duration::from_secs(5), who, Moment::Acts);
         }
         let arrives = Moment::Arrives(request);
@@ -414,7 +415,8 @@ impl World {
 
 #[test]
 fn a_deleted_lease_and_a_later_secret_cost_a_lease_time_at_most() {
-    // requests take 10 ms; the Lease goes at 60 s, a later Secret comes at 120 s and the Lease goes with it
+    // requests take 10 ms. The Lease is deleted at 60 s. At 120 s a later Secret is restored and the Lease is deleted
+    // again.
     let mut world = World::new();
     world.run(
         (0..600).map(|_| (10, 10, false)),

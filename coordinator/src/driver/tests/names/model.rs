@@ -1,8 +1,8 @@
-//! Random asks, cancels, tag moves and mishaps, over this driver, agents' own decisions and their real stores in
-//! directories.
+//! Plays random asks, cancels, tag moves and mishaps, over this driver, agents' own decisions, and agents' real stores
+//! in directories.
 //!
-//! Only sockets, threads and the swarm are missing: orders and reports wait in queues, a host's jobs and looks end
-//! when a step says so, and a stage's chunks come at once.
+//! Only sockets, threads and the swarm are missing. Orders and reports wait in queues. A host's jobs and looks end when
+//! a step says so. A stage's chunks all come at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,11 +16,11 @@ use crate::wants::Timing;
 
 mod mac;
 
-/// A retry's longest pause, in the coordinator or on a host, is over after this.
+/// Longer than any pause before a retry, in the coordinator or on a host.
 const LONG: Duration = Duration::from_mins(11);
 /// Rounds of [`LONG`] in which everything comes to rest.
 const ROUNDS: usize = 40;
-/// The last is the first, spelled in another way.
+/// The tags of the model. The last one is the first, in another spelling.
 const TAGS: [&str; 4] = [
     "r.test/i:latest",
     "r.test/i:v1",
@@ -28,7 +28,7 @@ const TAGS: [&str; 4] = [
     "r.test/i",
 ];
 
-/// What a name is on the disk.
+/// The place of a name on the disk.
 fn place_of(name: &str) -> String {
     name.parse::<proto::Reference>().unwrap().place()
 }
@@ -63,7 +63,7 @@ impl Sample {
             "schemaVersion": 2, "mediaType": image::MANIFEST_TYPE,
             "layers": [
                 small(image::CONFIG_TYPE, &config),
-                // as it would travel; nobody fetches it
+                // the compressed layer's name only; nobody fetches it
                 layer(image::DISK_TYPE, Digest::of(&[seed]), &disk, raw),
                 small(image::NVRAM_TYPE, &nvram),
             ],
@@ -81,7 +81,7 @@ impl Sample {
         *self.layout.digest()
     }
 
-    /// The names that this image may be asked for by: tags, and its own digest.
+    /// The names by which this image may be asked for: tags, and its own digest.
     fn name(&self, number: usize) -> String {
         match TAGS.get(number) {
             Some(tag) => (*tag).to_owned(),
@@ -123,7 +123,7 @@ impl Sample {
     }
 }
 
-/// What somebody asked for: plainly, without what this is to check.
+/// Somebody's ask, in a plain form that doesn't use the code under test.
 #[derive(Clone, Debug)]
 struct Asked {
     image: usize,
@@ -142,7 +142,7 @@ impl Asked {
 struct Object {
     name: String,
     asked: Asked,
-    /// As its status says it, in Unix milliseconds.
+    /// The time in the object's status, in Unix milliseconds.
     asked_ms: u64,
 }
 
@@ -150,15 +150,15 @@ struct Model {
     world: World,
     samples: Vec<Sample>,
     macs: Vec<Mac>,
-    /// What operators want, by name, and what objects of the cluster want, by image.
+    /// The operators' wants by name, and the wants of the cluster's objects by image.
     operators: BTreeMap<String, Asked>,
     objects: BTreeMap<usize, Object>,
-    /// All that was ever asked for.
+    /// Everything that was ever asked for.
     ever: BTreeSet<(String, Digest)>,
     step: u64,
 }
 
-/// As it is read back after a start.
+/// A want as it is read back after a start.
 fn kept_want(want: Want) -> Want {
     Want {
         timing: match want.timing {
@@ -201,7 +201,7 @@ impl Model {
         mac.report(true);
     }
 
-    /// Some orders still arrive, and no report does.
+    /// The session ends. `arrive` orders still arrive, and no report does.
     fn disconnect(&mut self, at: usize, arrive: usize) {
         let mac = &mut self.macs[at];
         mac.take_orders(&self.samples, arrive);
@@ -311,7 +311,7 @@ impl Model {
         self.place_all();
     }
 
-    /// The cluster says what it wants.
+    /// The cluster says all of its wants.
     fn place_all(&mut self) {
         let wants = self.objects.values().map(|object| {
             let Asked { image, hosts, .. } = &object.asked;
@@ -336,7 +336,8 @@ impl Model {
             ..Kept::default()
         };
         let hosts = self.macs.iter().map(|mac| mac.id.clone()).collect();
-        // numbers of asks begin with the milliseconds of the start, and no coordinator starts as often
+        // Numbers of asks begin with the milliseconds of the start. No real coordinator restarts faster than these
+        // numbers grow.
         let number = self.world.driver.staging.next_number();
         while unix_ms() <= number {
             std::thread::yield_now();
@@ -354,7 +355,7 @@ impl Model {
         self.world.driver.flush();
     }
 
-    /// What each name is to be on a host, by who asked last.
+    /// The image that each name is to have on a host: the one that was asked for last.
     fn expected(&self, host: &HostId) -> BTreeMap<String, Digest> {
         let operators = self.operators.iter();
         let objects = self.objects.values();
@@ -374,8 +375,9 @@ impl Model {
             .collect()
     }
 
-    /// What is shown as present is there at this moment, under the very names that are wanted; and what the gate goes
-    /// by. Unless somebody else was at it, and the host hasn't looked since and said so.
+    /// An image that is shown as present is on the host's disk at this moment, under all names that are wanted. So is
+    /// everything by which the gate goes. This isn't checked while somebody else has changed the disk and the host
+    /// hasn't yet looked and reported.
     fn check(&self) {
         for mac in self.macs.iter().filter(|mac| mac.heard > mac.tampered) {
             let presence = self.world.driver.members.presence();
@@ -431,7 +433,7 @@ impl Model {
         })
     }
 
-    /// Nobody asks for anything any more, and nothing goes wrong.
+    /// Lets the model come to rest: nobody asks for anything any more, and nothing goes wrong.
     fn rest(&mut self) {
         self.world.driver.apply(Input::Recalled);
         for round in 0.. {
@@ -478,7 +480,7 @@ impl Model {
         self.macs.iter().map(of).collect::<Vec<_>>().join("\n")
     }
 
-    /// The disk is what is wanted.
+    /// Checks that each disk has exactly what is wanted.
     fn assert_at_rest(&self) {
         for mac in &self.macs {
             let expected = self.expected(&mac.id);
@@ -537,7 +539,7 @@ impl Model {
                 self.macs[host].restart(&self.samples, step);
             }
             42 => self.later(Duration::from_secs(if flag { 1 } else { 20 })),
-            // all that was wanted before this start is known
+            // everything that operators wanted before this start is known
             43 => self.world.driver.apply(Input::Recalled),
             44 => self.restart_coordinator(),
             _ => mac.tamper(
@@ -559,8 +561,8 @@ impl Model {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
-    /// Whatever is asked for, cancelled, moved, lost and interrupted in whatever order: no host is ever shown to have
-    /// what it hasn't, and at rest each host has exactly what is wanted there.
+    /// Whatever is asked for, cancelled, moved, lost and interrupted, in whatever order: no host is ever shown to have
+    /// an image that it lacks, and at rest each host has exactly what is wanted there.
     #[test]
     fn at_rest_every_host_has_what_is_wanted_and_never_is_more_shown(
         steps in proptest::collection::vec((0u8..47, 0usize..3, 0usize..5, 0usize..2, any::<bool>()), 1..120),

@@ -6,8 +6,8 @@ use crate::stage::event::Standing;
 
 const MOMENT: Duration = Duration::from_micros(1);
 
-/// Five hosts that stage a content, which another one is thought to hold, for so long that it may be doubted. They
-/// say that they find no source of it in a moment.
+/// Five hosts stage a content that host 6 has just said to hold whole. The five hosts don't say yet that they find no
+/// source of the content.
 fn thought_complete() -> Stand {
     let mut stand = Stand::new(6);
     stand.want(0, &[0]);
@@ -45,7 +45,7 @@ fn what_two_hosts_find_no_source_of_for_seconds_is_doubted() {
     assert_eq!(without_source(stand.view()), []);
     stand.wait(MOMENT);
     assert_eq!(without_source(stand.view()), [content(0)]);
-    // it isn't doubted again before ten seconds
+    // the content isn't doubted again within ten seconds
     let now = stand.now;
     stand.contents.each(&[content(0)], |of| {
         of.doubt(now);
@@ -70,7 +70,7 @@ fn a_holder_that_is_away_or_back_for_a_moment_is_not_doubted() {
     assert_eq!(without_source(stand.view()), []);
     stand.wait(patience());
     assert_eq!(without_source(stand.view()), [content(0)]);
-    // what is leased comes
+    // a leased content isn't doubted: it comes
     stand.lease(1, 0, 0);
     assert_eq!(without_source(stand.view()), []);
 }
@@ -86,7 +86,7 @@ fn where_nothing_moves_for_twenty_seconds_what_hosts_lack_is_looked_for() {
     stand.lease(1, 0, 0);
     assert!(!is_still(stand.view()));
     stand.desk().end(content(0));
-    // nobody lacks it any more
+    // no host lacks the content any more
     for number in 1..=5 {
         stand.report(&host(number), 0, Standing::Present);
     }

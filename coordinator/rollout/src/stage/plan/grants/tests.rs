@@ -5,7 +5,7 @@ use super::{
     *,
 };
 
-/// What is granted now, as host, content and image.
+/// The host, content and image of each lease that would be granted now.
 fn granted(stand: &Stand) -> Vec<(HostId, Digest, Digest)> {
     let grants = next(stand.view()).into_iter();
     grants
@@ -54,7 +54,7 @@ fn of_images_and_mirrors_each_has_half_and_a_mirror_has_one_lease_in_any_case() 
         (images.count(), grants.len())
     };
     assert_eq!(of_images(&stand), (2, 4));
-    // staging had them all before a mirror asked
+    // images had all leases before a mirror asked
     for lease in 0..4 {
         stand.lease(lease + 1, lease, 0);
     }
@@ -68,7 +68,7 @@ fn a_host_on_trial_has_one_blob_at_a_time_that_nobody_else_wants() {
     stand.ask(11, 11);
     let now = stand.now;
     stand.records.mirror_expired(now, &host(1), now);
-    // the other host has half of the leases, and the one on trial none of these
+    // the other host gets half of the leases, and the host on trial none of them
     let hosts =
         |stand: &Stand| -> Vec<HostId> { granted(stand).into_iter().map(|(id, ..)| id).collect() };
     assert_eq!(hosts(&stand), [host(2), host(2)]);
@@ -110,7 +110,7 @@ fn who_failed_was_false_or_cannot_ask_comes_after_the_others() {
         spoil(&mut stand, &first, &config);
         let second = granted(&stand)[0].0.clone();
         assert_ne!(second, first, "{why}");
-        // where all are alike, it is as good as any: but who can't ask isn't asked
+        // where all hosts are alike, the spoiled host is as good as any, unless it can't ask the registry
         let others: Vec<HostId> = stand
             .hosts
             .ids()
@@ -144,7 +144,7 @@ fn after_a_failure_one_lease_tries_a_repository_and_others_are_asked_all_the_sam
     assert_eq!(images(&stand), [image(1), image(1)]);
     stand.now = until;
     assert_eq!(images(&stand), [image(0), image(1), image(1)]);
-    // and it asks for what wasn't asked for yet
+    // the probe asks for the content that wasn't asked for yet
     let probe = granted(&stand)[0].1;
     assert_eq!(probe, content(1));
 }
@@ -153,7 +153,7 @@ fn after_a_failure_one_lease_tries_a_repository_and_others_are_asked_all_the_sam
 fn a_second_lease_for_one_host_waits_while_others_are_about_to_say_that_they_stage() {
     let mut stand = Stand::new(3);
     stand.want(0, &[0, 1]);
-    // it was wanted 30 s ago: a moment before hosts have had their time one of them has said nothing
+    // the image was wanted 30 s ago; a moment before the hosts' time is over, one of them hasn't reported
     let late = stand.now - Duration::from_secs(30) + stand.config.reports_within;
     let early = late - Duration::from_micros(1);
     for number in [2, 3] {

@@ -22,7 +22,7 @@ fn content(number: u32, size: u64) -> Content {
     }
 }
 
-/// An order of image 100 on these hosts, which these others keep.
+/// An order of image 100 on the `selected` hosts. The `keepers` keep what they have of the image.
 fn order(selected: &[u32], keepers: &[u32]) -> Order {
     let selected = selected.iter().map(|number| host(*number)).collect();
     let keepers = keepers.iter().map(|number| host(*number)).collect();
@@ -76,7 +76,7 @@ fn an_order_says_what_it_changes() {
     let change = images.order(START, order(&[1], &[2]), &hosts);
     assert!(!change.is_new && !change.renamed && !change.moved);
     assert_eq!(change.selected, [host(1), host(2)]);
-    // another name beside the first moves nothing
+    // a second reference after the first moves nothing
     let mut more = order(&[1], &[]);
     more.references.push("registry.example/image:2".into());
     let change = images.order(START, more, &hosts);

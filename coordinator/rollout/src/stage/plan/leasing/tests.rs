@@ -8,7 +8,7 @@ use crate::stage::Action;
 
 const MOMENT: Duration = Duration::from_micros(1);
 
-/// A word of a holder that fetches, with so many chunks.
+/// A report of a lease holder with this many chunks.
 const fn chunks(chunks: u32) -> Progress {
     Progress {
         chunks,
@@ -18,7 +18,7 @@ const fn chunks(chunks: u32) -> Progress {
     }
 }
 
-/// Whose leases of which contents are taken back, and why.
+/// The host, content and cause of each lease that is taken back.
 fn revoked(stand: &mut Stand) -> Vec<(HostId, Digest, RevokeCause)> {
     let actions = stand.actions().into_iter();
     actions
@@ -33,7 +33,7 @@ fn revoked(stand: &mut Stand) -> Vec<(HostId, Digest, RevokeCause)> {
         .collect()
 }
 
-/// All hosts up to this one say what they hold of a content, so that a holder's own word doesn't count.
+/// Hosts 1 to `count` report what they hold of a content, so that a holder's own word doesn't count.
 fn witnesses(stand: &mut Stand, count: u32, of: u32) {
     for number in 1..=count {
         stand.hosts.counted(&host(number));
@@ -52,14 +52,14 @@ fn a_lease_of_before_a_restart_is_taken_over_and_one_that_is_known_is_not() {
     assert!(lease.is_taken_over());
     assert_eq!((lease.host(), lease.chunks()), (&host(1), 7));
     assert_eq!(revoked(&mut stand), []);
-    // somebody else has that lease
+    // another host has that lease
     progress(&mut stand.desk(), &host(2), content(0), chunks(9));
     let denied = |id, of| (host(id), content(of), RevokeCause::NotHeld);
     assert_eq!(revoked(&mut stand), [denied(2, 0)]);
-    // four hosts share four streams: each has one
+    // four hosts share four streams, so each host has one
     progress(&mut stand.desk(), &host(1), content(1), chunks(1));
     assert_eq!(revoked(&mut stand), [denied(1, 1)]);
-    // what this coordinator has leased itself it knows better
+    // this coordinator doesn't take over a lease of a content that it has leased itself
     stand.lease(3, 1, 0);
     stand.desk().end(content(1));
     progress(&mut stand.desk(), &host(3), content(1), chunks(1));
@@ -137,7 +137,7 @@ fn a_lease_that_anothers_end_has_ended_is_taken_back_once() {
     }
     stand.wait(stand.config.lease_timeout);
     expire(&mut stand.desk());
-    // with the second one the repository is left alone, which ends the third
+    // after the second failure the repository is left alone, which ends the third lease
     assert_eq!(revoked(&mut stand).len(), 3);
     let failures = (1..=3).map(|number| stand.records.failures(&host(number)));
     assert_eq!(failures.sum::<u32>(), 2);
@@ -254,7 +254,7 @@ fn leases_of_an_earlier_life_that_a_host_does_not_name_are_over() {
     expected.sort_unstable();
     assert_eq!(left, expected);
     assert_eq!(revoked(&mut stand), [], "it knows");
-    // of the others it has none any more when it is shunned, and is told so
+    // a host that is shunned loses its other leases too, and is told
     drop_all_of(&mut stand.desk(), &host(1), true);
     assert_eq!(revoked(&mut stand).len(), 2);
     assert!(stand.leases.is_empty());

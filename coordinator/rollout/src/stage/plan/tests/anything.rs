@@ -1,4 +1,4 @@
-//! Any events in any order: what always holds.
+//! Properties of the plan that hold for any events in any order.
 
 use proptest::prelude::*;
 
@@ -81,7 +81,7 @@ proptest! {
                 leases.retain(|_, holder| holder != host);
             }
             if let Event::LeasesHeld { host, contents } = &event {
-                // its program lost them; those of this session stay, and are given back by the checks below
+                // the agent lost these leases; leases of this session stay, and the checks below give them back
                 let lost = |content: &Digest| !contents.contains(content);
                 let granted_before = |content: &Digest| plan.leases.of(content).is_some_and(|lease| plan.hosts.get(host).is_some_and(|host| lease.granted_at() < host.since()));
                 if plan.hosts.contains(host) {
@@ -117,7 +117,7 @@ proptest! {
             prop_assert!(status.leases.len() - trials <= 3, "more leases than streams and a mirror's");
             prop_assert!(plan.leases.len() - plan.leases.mirrors() <= 2, "staging took a mirror's place");
             for lease in &status.leases {
-                // leases that were taken over from before a restart aren't granted
+                // leases that were taken over after a restart aren't among the granted ones
                 if let Some(holder) = leases.get(&lease.content) {
                     prop_assert_eq!(holder, &lease.host);
                 }

@@ -1,8 +1,8 @@
-//! Contents that can't be had from a registry that answers.
+//! Tests of contents that can't be had from a registry that answers.
 
 use super::*;
 
-/// What a registry does to contents in [`run_fleet`].
+/// How a lease of a content ends in [`run_fleet`], by host and content.
 type Behaviour = fn(usize, usize, Digest) -> Option<LeaseEnd>;
 
 #[test]
@@ -35,7 +35,7 @@ fn two_witnesses_of_bad_content_fail_the_image_of_a_small_fleet_by_name() {
         status.images[0].hosts[0].reason,
         Some(HostReason::ImageFailed)
     );
-    // that other hosts are to hold it says nothing new; whoever asks for it anew is heard
+    // ordering the image for other hosts changes nothing; asking for it anew does
     assert_eq!(
         grants(&want(&mut plan, 5_000, wanted(0, [0], Selection::All))).len(),
         0
@@ -46,8 +46,8 @@ fn two_witnesses_of_bad_content_fail_the_image_of_a_small_fleet_by_name() {
     );
 }
 
-/// Lets a fleet fetch for so many seconds: each lease ends after four seconds with the content, or at once as `behaves`
-/// says of the host and the content. Returns when each content came first, and who asked for what.
+/// Lets a fleet fetch for `seconds`. Each lease ends after four seconds with the content, or at once as `behaves` says.
+/// Returns when each content first came, and which hosts asked for which contents.
 fn run_fleet(
     plan: &mut Plan,
     orders: &[(u64, Event)],
@@ -145,19 +145,19 @@ fn a_content_that_is_missing_fails_its_image_and_holds_up_no_other() {
             Some(ImageReason::ContentFaulty(digest(0), fault))
         );
         assert_eq!(status.images[0].origin_retry_in, None);
-        // tried again, and slowly: after 1, 2, 4, 8 and then 10 minutes
+        // the content is tried again slowly: after 1, 2, 4, 8 and then every 10 minutes
         let of_it = requests.iter().filter(|(_, content)| *content == digest(0));
         let of_it = of_it.count();
         assert!((8..=12).contains(&of_it), "{of_it}");
-        // whoever stages it anew tries at once, and what was missing is there now
+        // asking for the image anew tries the content at once
         let now = plan.clock.now().0 / 1_000 + 250;
         let at_once = grants(&feed(&mut plan, now, Event::Urged(image(0))));
         assert!(at_once.iter().any(|(_, content)| *content == digest(0)));
     }
 }
 
-/// A registry that gives no parts of contents, and whose connections end: whoever tries gets nearly all of the
-/// content, and nothing that wasn't here. Any hour costs at most three times the content, whoever tries.
+/// The registry gives no parts of contents, and its connections end early. So each try costs nearly the whole content
+/// and brings nothing new. Any hour costs at most three times the content, whichever hosts try.
 #[test]
 fn what_a_content_costs_that_is_always_cut_short_is_bounded_for_the_whole_fleet() {
     for hosts in [1, 2, 3, 40] {
@@ -168,7 +168,7 @@ fn what_a_content_costs_that_is_always_cut_short_is_bounded_for_the_whole_fleet(
         for millis in (2_000..12 * 3_600_000).step_by(1_000) {
             let mut actions = feed(&mut plan, millis, Event::Tick);
             if let Some((holder, since)) = running.clone() {
-                // chunks come that others lacked, for a while: that says nothing of the end
+                // for a while, chunks come that other hosts lack; that proves nothing about the content's end
                 let chunks = u32::try_from((millis - since) / 1_000).unwrap();
                 actions.extend(feed(
                     &mut plan,
@@ -199,7 +199,7 @@ fn what_a_content_costs_that_is_always_cut_short_is_bounded_for_the_whole_fleet(
             reason,
             Some(ImageReason::ContentFaulty(digest(0), Fault::CutShort))
         );
-        // who asks anew has a reason to
+        // asking anew tries at once
         assert_eq!(
             grants(&feed(&mut plan, 12 * 3_600_000, Event::Urged(image(0)))).len(),
             1
@@ -209,7 +209,7 @@ fn what_a_content_costs_that_is_always_cut_short_is_bounded_for_the_whole_fleet(
 
 #[test]
 fn a_content_that_always_fails_in_a_registry_that_runs_holds_up_no_other() {
-    // two hosts at once, and later ones, are answered 500 for one content of image 0
+    // every host gets status 500 for one content of image 0
     let behaves: Behaviour = |_, past, content| {
         (content == digest(0) && past >= 3_000).then_some(LeaseEnd::OriginFailed)
     };
@@ -257,7 +257,7 @@ fn a_registry_in_trouble_is_tried_with_other_contents_images_and_hosts() {
 
 #[test]
 fn a_host_that_cannot_ask_a_registry_counts_against_itself_alone() {
-    // two of ten have a password file that can't be read
+    // two of ten hosts have an unreadable password file
     let behaves: Behaviour = |host, _, _| (host < 2).then_some(LeaseEnd::HostUnable);
     let order = [(2_000, wanted(0, 0..30, Selection::All))];
     let (alone, _) = run_fleet(&mut fleet(10), &order, 120, |_, _, _| None);
@@ -276,7 +276,7 @@ fn a_host_that_cannot_ask_a_registry_counts_against_itself_alone() {
         .filter(|(by, _)| [host(0), host(1)].contains(by));
     let by_them = by_them.count();
     assert!((2..=16).contains(&by_them), "{by_them}");
-    // where nobody can, the hosts failed, and no registry
+    // where no host can ask, the hosts failed and not the registry
     let mut plan = fleet(2);
     run_fleet(&mut plan, &order, 10, |_, _, _| Some(LeaseEnd::HostUnable));
     let status = &plan.status(plan.clock.now()).images[0];

@@ -1,4 +1,4 @@
-//! Who is leased what, and how long a lease lasts.
+//! Tests of which host is leased which content, and how long a lease lasts.
 
 use super::*;
 
@@ -17,7 +17,7 @@ fn hosts_that_stage_are_leased_to_before_others() {
     );
     let second = grants(&feed(&mut plan, 2_200, report(0, 0, Standing::Staging, 0)));
     assert_eq!(second, [(host(0), digest(1))]);
-    // nobody says anything for long: anybody
+    // where no host reports for long, any host may get the lease
     let mut plan = fleet(3);
     feed(&mut plan, 2_000, wanted(0, [0, 1], Selection::All));
     assert_eq!(grants(&feed(&mut plan, 6_900, Event::Tick)), []);
@@ -76,7 +76,7 @@ fn a_lease_without_progress_passes_to_another_host() {
     feed(&mut plan, 8_000, progress(5, false));
     assert_eq!(feed(&mut plan, 17_900, Event::Tick), []);
     let actions = feed(&mut plan, 18_500, Event::Tick);
-    // nobody said that the registry is to blame
+    // no host said that the registry is to blame
     assert!(actions.contains(&Action::Revoke {
         host: holder.clone(),
         content,
@@ -98,11 +98,11 @@ fn a_plan_that_was_held_up_takes_no_lease_back_for_that() {
     };
     told(&mut plan, 2_500, Event::Tick);
     told(&mut plan, 2_900, progress(&holder, content, 3));
-    // the coordinator stands still for half a minute: what its holder said meanwhile comes after the first look at
-    // the clock
+    // the coordinator stands still for half a minute; the holder's messages of that time come after the coordinator's
+    // first look at the clock
     assert_eq!(told(&mut plan, 33_000, Event::Tick), []);
     assert_eq!(told(&mut plan, 33_010, progress(&holder, content, 90)), []);
-    // from then on silence counts as ever
+    // from then on, silence counts as before
     let mut revoked_at = None;
     while revoked_at.is_none() {
         let due = plan.next_timeout().unwrap();
@@ -129,14 +129,14 @@ fn who_has_just_come_back_is_leased_to_after_the_others() {
         actions.extend(feed(plan, millis, Event::LeasesHeld { host, contents }));
         grants(&actions)
     };
-    // it has no lease, and the others have one each; all the same one of them gets what it had
+    // the newcomer has no lease and the others have one each, but one of the others gets the lost lease
     let passed = back(&mut plan, 5_000, &newcomer);
     assert!(
         passed.iter().all(|(host, _)| *host != newcomer),
         "{passed:?}"
     );
     assert_eq!(passed.len(), 1);
-    // and again when another one comes back, as long as it was here for less than 2 s
+    // the same for another host that comes back, within the first 2 s
     let passed = back(&mut plan, 6_900, &holder);
     assert_eq!(passed.len(), 1);
     assert_eq!(passed[0].1, content);
@@ -178,7 +178,7 @@ fn a_content_that_is_fetched_twice_keeps_its_lease_and_no_more() {
             }
         }
     }
-    // a hundred chunks, twice, and the time that a lease without progress has
+    // a hundred chunks twice, and the time-out of a lease without progress
     assert_eq!(revoked, Some(210));
 }
 
@@ -272,9 +272,9 @@ fn leases_that_went_with_an_earlier_life_are_granted_again_at_once() {
         host: killed.clone(),
         contents,
     };
-    // in the same session it may have been granted while the report was on its way
+    // in the same session, the lease may have been granted while the report was on its way
     assert_eq!(feed(&mut plan, 4_000, held(Vec::new())), []);
-    // the session was lost and its program wasn't
+    // the session was lost, but the agent goes on
     feed(&mut plan, 5_000, Event::HostDisconnected(killed.clone()));
     feed(&mut plan, 5_500, Event::HostConnected(killed.clone()));
     feed(&mut plan, 5_500, held(before.clone()));
@@ -318,7 +318,7 @@ fn a_stream_that_is_slow_keeps_its_lease_and_one_that_only_says_so_does_not() {
         let mut lost_at = None;
         for second in 1..400u64 {
             let bytes = second * bytes_per_s;
-            // a chunk of a mebibyte each so many seconds
+            // one chunk for each MiB that came
             let chunks = u32::try_from(bytes >> 20).unwrap();
             let slow = Event::LeaseProgress {
                 host: by.clone(),
@@ -340,7 +340,7 @@ fn a_stream_that_is_slow_keeps_its_lease_and_one_that_only_says_so_does_not() {
             assert!((61_000..=62_000).contains(&said), "{said}");
         }
     }
-    // bytes without end and no chunk
+    // bytes come without end, but no chunk
     let mut plan = fleet(5);
     let (by, content) = grants(&want(&mut plan, 2_000, wanted(0, [0], Selection::All)))[0].clone();
     let lost = (1..600u64).find(|second| {
@@ -357,8 +357,8 @@ fn a_stream_that_is_slow_keeps_its_lease_and_one_that_only_says_so_does_not() {
     assert!((33..60).contains(&lost.unwrap()), "{lost:?}");
 }
 
-/// A registry that was quick becomes slow. A chunk takes 17 s then, and nobody but the holders can see that bytes
-/// come: when all of them say so they are believed, and one alone is not.
+/// A quick registry becomes slow. A chunk then takes 17 s, and only the holders can see that bytes come. They are
+/// believed when all of them say so. A single holder isn't believed.
 #[test]
 fn streams_that_become_slow_together_keep_their_leases() {
     for slow in [3, 1] {
@@ -383,7 +383,7 @@ fn streams_that_become_slow_together_keep_their_leases() {
             )));
         }
         assert_eq!(open.len(), 3);
-        // for five seconds each stream brings a chunk a second, then one goes on so, or none
+        // for five seconds each stream brings a chunk a second; then one stream goes on like this, or none does
         let mut lost_at = BTreeMap::new();
         for second in 1..20u64 {
             let now = 2_000 + second * 1_000;

@@ -1,7 +1,7 @@
-//! Hosts that lie to the coordinator: what they cost, against a fleet in which nobody does.
+//! Tests of what lying hosts cost, measured against a fleet of honest hosts.
 //!
-//! Honest hosts fetch a content in four seconds, and the others get each chunk half a second later. They say once a
-//! second what they hold. Liars never hold anything.
+//! Honest hosts fetch a content in four seconds, and the other hosts get each chunk half a second later. Honest hosts
+//! report once a second what they hold. Liars never hold anything.
 
 use super::*;
 
@@ -10,25 +10,26 @@ const CONTENTS: usize = 24;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lie {
     None,
-    /// "I have fetched that", of every content, whoever holds its lease.
+    /// "I have fetched that content", about every content, whichever host holds the lease.
     Done,
     /// "The image is installed here."
     Present,
-    /// "I hold all chunks", of every content.
+    /// "I hold all chunks", about every content.
     Whole,
     /// "The registry asks to be left alone for an hour."
     Throttled,
-    /// "I wait for others to take what I have fetched", for as long as that is believed, and then a chunk more.
+    /// "I wait for others to take what I have fetched", for as long as that is believed. Then one more chunk, and
+    /// again.
     Paced,
     /// "A chunk has come."
     Chunks,
     /// "Some bytes have come."
     Bytes,
-    /// "I have a lease of that", of what is free.
+    /// "I have a lease of that content", about contents that aren't leased.
     Adopts,
-    /// "The registry lacks that."
+    /// "The registry lacks that content."
     Missing,
-    /// "I find no source of that", of everything.
+    /// "I find no source of that content", about every content.
     Sourceless,
 }
 
@@ -38,13 +39,13 @@ struct World {
     liars: usize,
     lie: Lie,
     millis: u64,
-    /// Who fetches what, and since when.
+    /// The host that fetches each content, and since when.
     leases: BTreeMap<Digest, (usize, u64)>,
-    /// Chunks of each content that honest hosts have fetched, by when.
+    /// The chunks of each content that honest hosts had fetched by each moment.
     fetched: BTreeMap<Digest, Vec<(u64, u32)>>,
-    /// From when on a new lease gets 62 kB/s.
+    /// From this moment on, a new lease gets 62 kB/s.
     slow_from: u64,
-    /// Leases of honest hosts that were taken from them.
+    /// The number of leases that were taken from honest hosts.
     taken: usize,
     actions: Vec<Action>,
 }
@@ -84,7 +85,7 @@ impl World {
             .unwrap_or(0)
     }
 
-    /// Seconds until honest hosts hold everything.
+    /// Runs the fleet for at most `seconds`. Returns the seconds until honest hosts hold everything.
     fn run(&mut self, seconds: u64) -> Option<u64> {
         let number = |id: &HostId| (0..1_000).find(|number| host(*number) == *id).unwrap();
         let mut order = wanted(0, 0..CONTENTS, Selection::All);
@@ -186,7 +187,7 @@ impl World {
         self.tell(ended(&host(by), content, end));
     }
 
-    /// Once a second.
+    /// The reports that hosts send once a second.
     fn hosts_say(&mut self, step: u64) {
         for at in 0..self.hosts {
             let by = host(at);
@@ -207,7 +208,7 @@ impl World {
                     }
                 }
                 Lie::Present => {
-                    // as if it had just installed it, again and again
+                    // as if the host had just installed the image, again and again
                     let standing = match step % 8 {
                         0 => Standing::Installing,
                         _ => Standing::Present,
@@ -270,10 +271,10 @@ fn what_liars_tell_the_coordinator_costs_seconds() {
     }
 }
 
-/// A registry whose streams took a chunk in 40 ms, and take 17 s from now on.
+/// The registry's streams brought a chunk in 40 ms before, and now take 17 s.
 #[test]
 fn holders_keep_their_leases_where_a_registry_turns_slow() {
-    // in a large fleet four streams aren't words enough: each passes on once
+    // in a large fleet, the words of four holders aren't enough: each lease passes on once
     for (hosts, most) in [(2, 0), (5, 0), (30, 4)] {
         let mut world = World::new(hosts, 0, Lie::None);
         world.slow_from = 8_000;
@@ -281,14 +282,14 @@ fn holders_keep_their_leases_where_a_registry_turns_slow() {
         let fetched = (0..CONTENTS).filter(|content| world.has(&digest(*content), 8_000) == 100);
         assert!((4..CONTENTS).contains(&fetched.count()));
         assert!(world.taken <= most, "{hosts}: {}", world.taken);
-        // each of four streams brings a chunk in 17 s
+        // each of the four streams brings a chunk in 17 s
         let chunks = (0..CONTENTS).map(|content| world.has(&digest(content), u64::MAX) % 100);
         assert!(chunks.clone().sum::<u32>() >= 4 * 15, "{chunks:?}");
     }
 }
 
-/// As much as the coordinator hears: 64 a minute of each host. One host less than has another shunned says it of one
-/// host.
+/// The coordinator hears at most 64 accusations a minute of each host. Here so many hosts accuse one host that one more
+/// would make the fleet shun it.
 #[test]
 fn what_is_heard_of_blames_costs_little() {
     let (hosts, liars, contents, minutes) = (50, 16, 1_000, 20);

@@ -1,4 +1,4 @@
-//! Contents that somebody held and that are gone, or may be.
+//! Tests of contents that a host held and that are gone, or may be.
 
 use super::*;
 
@@ -38,7 +38,7 @@ fn what_a_killed_holder_had_not_journaled_is_leased_again_at_once() {
     feed(&mut plan, 3_000, report(0, 0, Standing::Staging, 100));
     feed(&mut plan, 9_500, ended(&holder, late, LeaseEnd::Done));
     feed(&mut plan, 9_500, report(0, 0, Standing::Staging, 200));
-    // killed before its next flush
+    // the agent is killed before its next flush
     feed(&mut plan, 10_000, Event::HostDisconnected(holder.clone()));
     feed(&mut plan, 10_500, Event::HostConnected(holder.clone()));
     assert_eq!(
@@ -62,7 +62,7 @@ fn what_rotted_on_the_only_host_that_held_it_is_leased_again_at_once() {
         let actions = feed(&mut plan, 4_000, report(0, 0, standing, 200));
         assert_eq!(grants(&actions), []);
     }
-    // an hour later it says that it lacks a chunk of it; which one is its own to say
+    // an hour later, the host lacks one chunk of the image; only the host can say which one
     let later = 3_600_000;
     let actions = feed(&mut plan, later, report(0, 0, Standing::Staging, 199));
     assert_eq!(grants(&actions).len(), 2);
@@ -71,7 +71,7 @@ fn what_rotted_on_the_only_host_that_held_it_is_leased_again_at_once() {
     }
     let actions = feed(&mut plan, later + 500, report(0, 0, Standing::Staging, 199));
     assert_eq!(grants(&actions), []);
-    // its files were removed, and it begins anew
+    // the host's files were removed, and it begins anew
     feed(&mut plan, later + 1_000, report(0, 0, Standing::Queued, 0));
     let actions = feed(&mut plan, later + 2_000, report(0, 0, Standing::Staging, 0));
     assert_eq!(grants(&actions).len(), 2);
@@ -88,7 +88,7 @@ fn a_host_that_is_away_is_waited_for() {
     assert_eq!(grants(&feed(&mut plan, 19_500, Event::Tick)).len(), 1);
 }
 
-/// One content of image 0 that is complete on its lease holder, with others of the same image that go on moving.
+/// A plan with a content of image 0 that is complete on its lease holder. Other contents of the image go on moving.
 fn complete_on_its_holder(hosts: usize) -> (Plan, HostId, Digest) {
     let mut plan = fleet(hosts);
     let open = grants(&want(&mut plan, 2_000, wanted(0, 0..4, Selection::All)));
@@ -104,8 +104,8 @@ fn without_source(number: usize, contents: &[Digest]) -> Event {
     }
 }
 
-/// Second by second: what else is leased moves, and these hosts say that they find no source of the content. Returns
-/// when it was granted again, and to whom.
+/// Lets time pass second by second: other leases move, and these hosts say that they find no source of the content.
+/// Returns when the content was granted again, and to which host.
 fn granted_again(
     plan: &mut Plan,
     from_s: u64,
@@ -137,7 +137,7 @@ fn what_hosts_find_no_source_of_is_leased_again_whatever_else_moves() {
     let (second, to) = granted_again(&mut plan, 20, content, &lacking[..2]).unwrap();
     assert!((25..=27).contains(&second), "{second}");
     assert_eq!(to, holder, "who is thought to hold it is asked first");
-    // it does hold it; the others don't get at it all the same
+    // the holder has the content, but the others still can't get it
     feed(&mut plan, 28_000, ended(&holder, content, LeaseEnd::Done));
     let (second, to) = granted_again(&mut plan, 29, content, &lacking[..2]).unwrap();
     assert!((35..=38).contains(&second), "after a pause: {second}");
@@ -149,7 +149,7 @@ fn one_hosts_word_has_nothing_leased_again_while_others_lack_it_too() {
     let (mut plan, holder, content) = complete_on_its_holder(5);
     let liar = (0..5).find(|number| host(*number) != holder).unwrap();
     assert_eq!(granted_again(&mut plan, 20, content, &[liar]), None);
-    // unless it is the only one that lacks it
+    // a single host is believed if no other lacks the content
     let (mut plan, holder, content) = complete_on_its_holder(2);
     let other = (0..2).find(|number| host(*number) != holder).unwrap();
     let present = match holder == host(0) {
@@ -165,7 +165,7 @@ fn one_hosts_word_has_nothing_leased_again_while_others_lack_it_too() {
 fn a_holder_that_was_away_a_moment_ago_is_not_doubted_yet() {
     let (mut plan, holder, content) = complete_on_its_holder(5);
     let lacking: Vec<usize> = (0..5).filter(|number| host(*number) != holder).collect();
-    // killed again and again, and back at once: it brings what it holds each time
+    // the holder is killed again and again, and comes back at once with what it holds
     for second in 5..20 {
         for number in &lacking {
             feed(
@@ -192,7 +192,7 @@ fn a_holder_that_was_away_a_moment_ago_is_not_doubted_yet() {
                 .any(|(_, what)| *what == content)
         );
     }
-    // what peers have again isn't missed any more
+    // hosts no longer miss what peers have again
     for number in &lacking {
         feed(&mut plan, 20_000, without_source(*number, &[]));
     }
@@ -210,7 +210,7 @@ fn what_a_host_with_a_failed_disk_held_is_leased_again_at_once() {
             .iter()
             .any(|(to, what)| *what == content && *to != holder)
     );
-    // it isn't taken from whoever has it now, by a word that is repeated
+    // a repeated word doesn't take the lease from its new holder
     let (to, _) = again
         .into_iter()
         .find(|(_, what)| *what == content)

@@ -1,15 +1,15 @@
-//! A host that wants blobs for its mirror's clients and brings nothing: what that costs the others.
+//! Tests of what a host costs the others that wants blobs for its mirror's clients and brings nothing.
 
 use super::*;
 
-/// The blobs that host 0 wants, each alone or with others.
+/// Feeds wants for these blobs, by these hosts.
 fn wants(plan: &mut Plan, millis: u64, blobs: core::ops::Range<usize>, hosts: &[usize]) {
     for blob in blobs {
         asks(plan, millis, blob, hosts);
     }
 }
 
-/// These hosts' clients wait for a blob; returns who is leased it now.
+/// Feeds that these hosts' clients wait for a blob. Returns the leases that are granted now.
 fn asks(plan: &mut Plan, millis: u64, blob: usize, hosts: &[usize]) -> Vec<(HostId, Digest)> {
     let mut actions = feed(plan, millis, asked(blob, blob, hosts));
     for number in hosts {
@@ -25,12 +25,12 @@ fn leases_of(plan: &Plan, number: usize) -> usize {
     leases.filter(|lease| lease.host == host(number)).count()
 }
 
-/// Whether a host is on trial then.
+/// Whether a host is on trial at `now`.
 fn on_trial_at(plan: &Plan, now: Moment, number: usize) -> bool {
     plan.records.is_on_trial(now, &host(number))
 }
 
-/// A plan of four hosts that say what they hold. The first one wants 16 blobs, and has let its leases run out.
+/// A plan of four hosts that report what they hold. The first host wants 16 blobs, and has let its leases run out.
 fn on_trial() -> (Plan, u64) {
     let mut plan = fleet(4);
     for number in 0..4 {
@@ -51,7 +51,7 @@ fn one_hosts_wants_have_half_of_the_leases_and_one_when_they_bring_nothing() {
     let mut plan = fleet(4);
     wants(&mut plan, 2_000, 100..164, &[0]);
     assert_eq!(leases_of(&plan, 0), 2);
-    // others don't wait for those
+    // other hosts don't wait for these leases
     assert_eq!(asks(&mut plan, 2_100, 1, &[1]), [(host(1), digest(1))]);
     assert_eq!(asks(&mut plan, 2_200, 2, &[2]), [(host(2), digest(2))]);
     let mut most = 0;
@@ -74,7 +74,8 @@ fn what_others_want_too_goes_to_them_and_a_host_on_trial_takes_nobodys_place() {
         let next = asks(&mut plan, now, blob, &[0, other]);
         assert_eq!(next, [(host(other), digest(blob))]);
     }
-    // four run beside the one on trial: the next blob waits for one of them, and isn't given to whoever is on trial
+    // four leases run beside the one on trial: the next blob waits for one of the four, and the host on trial doesn't
+    // get it
     assert_eq!(asks(&mut plan, now, 5, &[0, 2]), []);
     assert_eq!((plan.leases.len(), leases_of(&plan, 0)), (5, 1));
     let done = ended(&host(1), digest(1), LeaseEnd::Done);
@@ -101,7 +102,7 @@ fn a_trial_ends_with_time_and_each_one_lasts_longer() {
     assert!(on_trial_at(&plan, plan.clock.now(), 0));
     feed(&mut plan, now + 60_000, Event::Tick);
     assert!(!on_trial_at(&plan, plan.clock.now(), 0));
-    // that two leases ran out beside each other counts once
+    // two leases that run out at the same time count once
     wants(&mut plan, now + 61_000, 100..116, &[0]);
     feed(&mut plan, now + 71_000, Event::Tick);
     feed(&mut plan, now + 71_000 + 4 * 60_000, Event::Tick);
@@ -112,7 +113,7 @@ fn a_trial_ends_with_time_and_each_one_lasts_longer() {
 fn what_a_host_brought_nothing_of_is_forgotten_when_others_get_something() {
     let (mut plan, now) = on_trial();
     feed(&mut plan, now, Event::HostForgotten(host(3)));
-    // two on trial are all that want it
+    // only two hosts on trial want the blob
     let record = |plan: &Plan, number: usize| on_trial_at(plan, at(now), number);
     wants(&mut plan, now, 200..202, &[1]);
     feed(&mut plan, now + 10_500, Event::Tick);
@@ -146,7 +147,7 @@ fn a_client_whose_registry_is_dead_puts_its_host_behind_others_and_not_on_trial(
         }
     }
     assert!(!on_trial_at(&plan, plan.clock.now(), 0));
-    // for images it is as good as any
+    // for images, the host is as good as any other
     assert_eq!(plan.records.failures(&host(0)), 0);
 }
 
@@ -228,7 +229,7 @@ fn what_a_host_says_of_leases_that_it_never_had_moves_nothing() {
                 && plan.contents.get(&digest(1)).unwrap().tries().none_failed()
         );
     }
-    // and takes back what it made of a content only a few times
+    // a host may take back what it made of a content only a few times
     assert!(plan.takes_retraction(at(2_300), &other, &digest(1)));
     assert!(!plan.takes_retraction(at(2_300), &other, &digest(2)));
     let retraction = || Event::Retracted {
@@ -250,13 +251,13 @@ fn a_mirror_has_a_lease_although_staging_has_them_all_and_then_half() {
     let mut plan = fleet(10);
     let staged = grants(&want(&mut plan, 2_000, wanted(0, 0..12, Selection::All)));
     assert_eq!(staged.len(), 4);
-    // the second has to wait, although it was asked for
+    // the second blob has to wait
     let first = grants(&want(&mut plan, 2_100, asked(1, 20, &[1, 2])));
     assert_eq!(first.len(), 1);
     assert_eq!(first[0].1, digest(20));
     assert_eq!(grants(&want(&mut plan, 2_200, asked(2, 21, &[1, 2]))), []);
     assert_eq!(grants(&want(&mut plan, 2_300, asked(3, 22, &[1, 2]))), []);
-    // five run: one more has to end than there are places
+    // five leases run, so two must end before one can begin
     let mut next = |by: &HostId, content: Digest| {
         grants(&feed(&mut plan, 2_400, ended(by, content, LeaseEnd::Done)))
     };
@@ -266,7 +267,7 @@ fn a_mirror_has_a_lease_although_staging_has_them_all_and_then_half() {
     assert_eq!(second[0].1, digest(21));
     let third = next(&first[0].0, digest(20));
     assert_eq!(third[0].1, digest(22));
-    // two each: what ends is followed by its like, and the rest is staging's where no mirror wants more
+    // images and mirrors have two leases each; where no mirror wants more, images get the rest
     assert_eq!(next(&staged[2].0, digest(2))[0].1, digest(4));
     assert_eq!(next(&second[0].0, digest(21))[0].1, digest(5));
 }
@@ -308,7 +309,7 @@ fn what_a_mirrors_registry_does_says_nothing_of_staging() {
         );
         feed(&mut plan, 0, Event::HostConnected(host(0)));
         let first = grants(&want(&mut plan, 2_000, asked(1, 5, &[0])));
-        // wanted for staging too, from now on
+        // from now on, the content is wanted for an image too
         want(&mut plan, 2_100, wanted(0, [5, 6], Selection::All));
         let next = grants(&feed(&mut plan, 3_000, ended(&first[0].0, digest(5), end)));
         assert_eq!(next, [(host(0), digest(5))], "{end:?}");
@@ -318,7 +319,7 @@ fn what_a_mirrors_registry_does_says_nothing_of_staging() {
             |reason: &Option<ImageReason>| matches!(reason, Some(ImageReason::ContentFaulty(..)));
         assert!(!status.images.iter().any(|image| bad(&image.reason)));
         assert_eq!(plan.records.failures(&host(0)), 0);
-        // and what staging finds counts as ever
+        // a fault that a lease for an image finds counts as usual
         feed(&mut plan, 3_100, ended(&host(0), digest(5), end));
         let status = plan.status(at(3_100));
         let noted = plan.contents.get(&digest(5)).unwrap().tries().is_away()
@@ -360,12 +361,12 @@ fn a_host_waits_for_its_turn_while_anything_comes_of_mirrors_leases() {
         assert!(waits(&plan, 5) && waits(&plan, 6), "{second}");
     }
     assert!(!waits(&plan, 7), "nobody asked for it");
-    // nothing more comes: it isn't worth while to wait in the queue
+    // nothing more comes, so waiting in the queue is no longer worth it
     feed(&mut plan, 31_000 + 9_999, Event::Tick);
     assert!(waits(&plan, 6));
     feed(&mut plan, 31_000 + 10_000, Event::Tick);
     assert!(!waits(&plan, 6));
-    // it is somewhere: whoever wants it has it from there
+    // the content is complete on some host: other hosts get it from there
     let mut plan = fleet(3);
     let first = grants(&want(&mut plan, 2_000, asked(1, 5, &[0, 1])));
     let done = ended(&first[0].0, digest(5), LeaseEnd::Done);
@@ -377,7 +378,7 @@ fn a_host_waits_for_its_turn_while_anything_comes_of_mirrors_leases() {
 fn a_mirror_that_gives_a_lease_back_holds_nothing() {
     let mut plan = fleet(3);
     let first = grants(&want(&mut plan, 2_000, asked(1, 5, &[0, 1])));
-    // its client went away
+    // the mirror's client went away
     let back = ended(&first[0].0, digest(5), LeaseEnd::Released);
     let second = grants(&feed(&mut plan, 2_100, back));
     assert_eq!(second.len(), 1);

@@ -1,4 +1,4 @@
-//! Who is told whom it follows.
+//! Tests of which hosts are told which neighbours, and when.
 
 use super::*;
 
@@ -38,7 +38,7 @@ fn neighbours_are_mutual_bounded_and_stable() {
             .count();
         assert!(far >= 1, "{id} has far neighbours");
         all_far += far;
-        // who was there first, when there were few near ones, keeps some more
+        // hosts that joined first, when there were few near hosts, keep some more far neighbours
         assert!(far <= 16, "{id}: {far}");
     }
     assert!(all_far <= 5 * 300, "most have near neighbours: {all_far}");
@@ -88,7 +88,7 @@ fn whose_session_comes_and_goes_is_told_whom_it_follows_and_nobody_else_is() {
         assert_eq!(told(&feed(&mut plan, now + 900, Event::Tick)), []);
     }
     assert_eq!(plan.next_timeout(), None, "nothing is left to be told");
-    // a host that joins changes the neighbours of some, who hear of it
+    // a host that joins changes the neighbours of some hosts, which are told
     let known = Event::HostKnown {
         host: host(100),
         zone: "zone-0".into(),
@@ -96,7 +96,7 @@ fn whose_session_comes_and_goes_is_told_whom_it_follows_and_nobody_else_is() {
     assert_eq!(told(&feed(&mut plan, 9_000, known)), []);
     let some = told(&feed(&mut plan, 9_200, Event::Tick)).len();
     assert!((10..=60).contains(&some), "{some}");
-    // and one that the fleet shuns has none any more
+    // a host that the fleet shuns no longer has neighbours
     for by in 0..40 {
         feed(&mut plan, 10_000, accused(by, 50));
     }

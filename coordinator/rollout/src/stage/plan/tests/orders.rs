@@ -1,5 +1,5 @@
-//! What is wanted where: whom that is told, and what becomes of images that are wanted no more, or contradict each
-//! other.
+//! Tests of orders: what hosts are told of wanted images, and what becomes of images that are no longer wanted or that
+//! contradict each other.
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn what_a_host_stages_that_nobody_wants_is_cancelled_once_all_wants_are_known() 
         hosts.collect()
     };
     let mut plan = fleet(2);
-    // it may be wanted still: this coordinator has just started
+    // the image may still be wanted: this coordinator has just started
     let staging = |host| report(host, 0, Standing::Staging, 7);
     assert_eq!(cancels(&feed(&mut plan, 2_000, staging(0))), []);
     feed(&mut plan, 2_100, wanted(1, [1], Selection::All));
@@ -29,7 +29,7 @@ fn what_a_host_stages_that_nobody_wants_is_cancelled_once_all_wants_are_known() 
             "{standing:?}"
         );
     }
-    // cancelled on one host while that was away, and staged on by it when it is back
+    // the image is cancelled on a host that is away, which stages on when it is back
     feed(&mut plan, 4_000, wanted(0, [0], Selection::All));
     assert_eq!(cancels(&feed(&mut plan, 4_100, staging(0))), []);
     feed(&mut plan, 4_200, Event::HostDisconnected(host(0)));
@@ -38,7 +38,7 @@ fn what_a_host_stages_that_nobody_wants_is_cancelled_once_all_wants_are_known() 
     feed(&mut plan, 4_400, Event::HostConnected(host(0)));
     assert_eq!(cancels(&feed(&mut plan, 4_500, staging(0))), [host(0)]);
     assert_eq!(cancels(&feed(&mut plan, 4_500, staging(1))), []);
-    // and everywhere
+    // the image is cancelled on all hosts
     feed(&mut plan, 5_000, Event::HostDisconnected(host(1)));
     feed(&mut plan, 5_100, Event::Cancelled(image(0)));
     feed(&mut plan, 5_200, Event::HostConnected(host(1)));
@@ -61,7 +61,7 @@ fn a_held_host_is_told_to_keep_what_it_has_and_gets_nothing_until_it_is_selected
     let leased = grants(&want(&mut plan, 2_000, wanted(0, [0, 1], some(&[0, 1, 2]))));
     assert_eq!(leased.len(), 2);
 
-    // all are held: leases end at once, and nobody gets one
+    // all hosts are held: their leases end at once, and no host gets one
     let held = with_held(wanted(0, [0, 1], some(&[])), &[0, 1, 2]);
     let actions = feed(&mut plan, 3_000, held.clone());
     assert_eq!(stops(&actions), [(0, true), (1, true), (2, true)]);
@@ -79,12 +79,12 @@ fn a_held_host_is_told_to_keep_what_it_has_and_gets_nothing_until_it_is_selected
     feed(&mut plan, 60_000, Event::WantsKnown);
     let says = feed(&mut plan, 60_000, report(2, 0, Standing::Staging, 7));
     assert_eq!(stops(&says), [(2, true)]);
-    // one that was away may go on by itself with what it finds
+    // a host that was away may stage on by itself with what it finds on its disk
     feed(&mut plan, 60_000, Event::HostDisconnected(host(1)));
     let back = feed(&mut plan, 61_000, Event::HostConnected(host(1)));
     assert_eq!(stops(&back), [(1, true)]);
 
-    // one is selected again, one stays held, one has to drop what it has
+    // one host is selected again, one stays held, and one must drop what it has
     let actions = feed(
         &mut plan,
         62_000,
@@ -95,7 +95,7 @@ fn a_held_host_is_told_to_keep_what_it_has_and_gets_nothing_until_it_is_selected
         host: host(0),
         image: image(0)
     }));
-    // nobody wants it any more
+    // the image isn't wanted any more
     let over = feed(&mut plan, 63_000, Event::Cancelled(image(0)));
     assert_eq!(stops(&over), [(0, false), (1, false)]);
 }
@@ -177,13 +177,13 @@ fn an_image_that_contradicts_another_is_refused_by_name_until_that_one_goes() {
     let actions = want(&mut plan, 3_000, other.clone());
     assert_eq!((stages(&actions), grants(&actions)), (0, vec![]));
     let reason = |plan: &Plan, at: usize| plan.status(plan.clock.now()).images[at].reason;
-    // until bytes have shown which of them is wrong
+    // image 1 waits until the bytes show which manifest is wrong
     assert_eq!(reason(&plan, 1), Some(ImageReason::AwaitingTurn));
     assert_eq!(reason(&plan, 0), Some(ImageReason::Moving));
     let holder = plan.leases.holder(&digest(5)).unwrap().clone();
     feed(&mut plan, 3_050, ended(&holder, digest(5), LeaseEnd::Done));
     assert_eq!(reason(&plan, 1), Some(ImageReason::Contradicts(digest(5))));
-    // asked again, and by a host that connects, it is no more
+    // ordering the image again, or a host that connects, doesn't change that
     assert_eq!(stages(&want(&mut plan, 3_100, other)), 0);
     feed(&mut plan, 3_200, Event::HostDisconnected(host(0)));
     assert_eq!(
@@ -198,7 +198,7 @@ fn an_image_that_contradicts_another_is_refused_by_name_until_that_one_goes() {
 
 #[test]
 fn of_two_sizes_of_a_content_the_bytes_decide() {
-    // image 0 came first, and image 1 gives content 5 another size; these are false
+    // image 0 came first, and image 1 gives content 5 another size; `falsehoods` says which of them are wrong
     for (falsehoods, winner) in [
         ([true, false], Some(1)),
         ([false, true], Some(0)),

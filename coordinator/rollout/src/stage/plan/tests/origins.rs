@@ -1,14 +1,14 @@
-//! Registries that fail one content, or all that is asked for in one repository, and give everything else.
+//! Tests of registries that fail one content, or one repository, and give everything else.
 
 use super::*;
 
-/// What a registry does to a lease.
+/// A registry's answer to a lease.
 enum Answer {
     /// The content comes within four seconds.
     Gives,
     /// The lease ends at once.
     Ends(LeaseEnd),
-    /// The holder says so once a second.
+    /// The holder reports this trouble once a second.
     Says(Trouble),
     /// Nothing comes, and the holder says nothing.
     Nothing,
@@ -16,10 +16,10 @@ enum Answer {
 
 type Answers = dyn Fn(u64, Digest) -> Answer;
 
-/// A name, and an answer of its kind.
+/// The name of a kind of answer, and a function that makes one.
 type Kind = (&'static str, fn() -> Answer);
 
-/// When each content came first, and when which was asked for.
+/// When each content first came, and which contents were asked for at which moments.
 #[derive(Default)]
 struct Seen {
     came: BTreeMap<Digest, u64>,
@@ -44,7 +44,7 @@ fn serve(plan: &mut Plan, orders: &[(u64, Event)], seconds: u64, answers: &Answe
             actions.extend(want(plan, millis, order.clone()));
         }
         for (content, (by, since)) in leases.clone() {
-            // an earlier one's answer may have ended it
+            // the answer to an earlier lease may have ended this one
             let past = millis - since;
             match answers(millis, content) {
                 Answer::Gives if past >= 4_000 => {
@@ -88,7 +88,7 @@ fn serve(plan: &mut Plan, orders: &[(u64, Event)], seconds: u64, answers: &Answe
 
 const WISH: Duration = Duration::from_secs(600);
 
-/// Each way to give nothing.
+/// Each kind of answer by which a registry gives nothing.
 fn troubles() -> [Kind; 5] {
     [
         ("throttled", || Answer::Says(Trouble::Throttled(WISH))),
@@ -99,7 +99,7 @@ fn troubles() -> [Kind; 5] {
     ]
 }
 
-/// Seconds after which the four contents of an image came that is wanted after 20 s.
+/// The seconds that the four contents of an image took to come. The image is wanted after 20 s.
 fn healthy(seen: &Seen) -> u64 {
     let last = (100..104).map(|content| seen.came.get(&digest(content)).copied());
     let last = last.map(|at| at.unwrap_or(u64::MAX)).max().unwrap();
@@ -120,7 +120,7 @@ fn what_one_content_gets_holds_up_no_other_image_of_its_registry() {
             ];
             let mut plan = fleet(4);
             let seen = serve(&mut plan, &orders, 60, &answers);
-            // by itself it takes four seconds; three leases are left for it
+            // alone, the image takes four seconds; here three leases are left for it
             let took = healthy(&seen);
             assert!(took <= 4 + 5, "{name}, in {repository}: {took} s");
         }
@@ -139,7 +139,7 @@ fn what_one_repository_gets_holds_up_no_other_of_its_registry() {
             (20_000, of("good", 1, 100..104)),
         ];
         let seen = serve(&mut fleet(4), &orders, 120, &answers);
-        // holders that say nothing may be liars: their word doesn't count for the repository
+        // silent holders may be liars, so their failures don't count for the repository
         let took = healthy(&seen);
         assert!(took <= 4 + 5 || name == "nothing", "{name}: {took} s");
     }
@@ -167,7 +167,7 @@ fn a_registry_that_gives_nothing_of_many_repositories_is_asked_by_few() {
         if name != "nothing" {
             assert!(all <= 120 && late <= 40, "{name}: {all}, {late}");
         }
-        // 24 contents of four seconds, four at a time, and the pause before the first
+        // 24 contents of four seconds, four at a time, after the pause before the first
         let last = seen.came.values().max().copied().unwrap_or(u64::MAX);
         assert_eq!(seen.came.len(), 24, "{name}");
         assert!(last <= 602_000 + 100_000, "{name}: {last}");
@@ -181,8 +181,8 @@ fn a_registry_that_gives_nothing_of_many_repositories_is_asked_by_few() {
     }
 }
 
-/// One layer of an image hangs, breaks off or is answered with errors, and images of other repositories come every
-/// half minute.
+/// One layer of an image hangs, breaks off or is answered with errors. Meanwhile, an image of another repository comes
+/// every half minute.
 #[test]
 fn a_content_that_fails_while_its_registry_gives_others_fails_its_image_by_name() {
     for (name, trouble) in troubles()
@@ -207,14 +207,14 @@ fn a_content_that_fails_while_its_registry_gives_others_fails_its_image_by_name(
                 Some(ImageReason::ContentFaulty(digest(0), Fault::Unavailable)),
                 "{name}, {hosts} hosts"
             );
-            // and is tried again slowly
+            // the content is tried again slowly
             let late = seen
                 .asked
                 .iter()
                 .filter(|(at, _, content)| *at > 600_000 && *content == digest(0));
             let late = late.count();
             assert!((4..=7).contains(&late), "{name}, {hosts} hosts: {late}");
-            // who asks anew has a reason to
+            // asking anew tries at once
             let now = plan.clock.now().0 / 1_000 + 250;
             feed(&mut plan, now, Event::Urged(image(0)));
             let failed = plan.status(plan.clock.now()).images[0].reason;

@@ -1,4 +1,4 @@
-//! Registries that fail leases, or ask to be left alone.
+//! Tests of registries that fail leases, or ask to be left alone.
 
 use super::*;
 
@@ -74,14 +74,14 @@ fn one_hosts_word_that_a_registry_asks_to_be_left_alone_holds_up_others_for_seco
     assert_eq!(revokes(&actions), 1);
     let mut next = Vec::new();
     for second in 4..9 {
-        // streams that are open already go on, and prove nothing about new ones
+        // open streams go on, and prove nothing about new ones
         for (host, content) in &open[1..] {
             let going = running(host, *content, second, None);
             let actions = feed(&mut plan, u64::from(second) * 1_000, going);
             next.extend(grants(&actions).into_iter().map(|grant| (second, grant)));
         }
     }
-    // had the registry asked all streams, they would have been told within two seconds
+    // a registry that asks all streams to stop would have told them within two seconds
     let [(5, (_, fifth))] = &next[..] else {
         panic!("{next:?}");
     };
@@ -97,7 +97,7 @@ fn one_hosts_word_that_a_registry_asks_to_be_left_alone_holds_up_others_for_seco
     };
     assert_eq!(*again, content);
     assert_ne!(*other, liar, "another tries first");
-    // that one gets something: the word wasn't true, and the next one of the same host holds up nobody
+    // the other host gets something: so the word was false, and the same host's next word holds up nobody
     for (host, content) in &open[2..] {
         feed(&mut plan, 8_500, ended(host, *content, LeaseEnd::Done));
     }
@@ -146,7 +146,7 @@ fn after_its_wish_one_lease_asks_first() {
         "{asked:?}"
     );
     assert!((4..=5).contains(&asked.len()), "{asked:?}");
-    // no wish holds it for ever, whoever says so
+    // no wish holds up the registry for ever, whichever host reports it
     let (host, content) = (0..)
         .find_map(|step| grants(&feed(&mut plan, 200_000 + step * 500, Event::Tick)).pop())
         .unwrap();
@@ -199,7 +199,7 @@ fn a_registry_that_goes_on_failing_two_hosts_is_left_alone() {
         }
     }
     assert!((10..=16).contains(&tries), "{tries}");
-    // it is back: full streams with the first chunk
+    // the registry is back: all streams run after the first chunk
     let (now, (host, content)) = (0..)
         .find_map(|step| {
             let now = 606_000 + step * 500;
@@ -212,7 +212,7 @@ fn a_registry_that_goes_on_failing_two_hosts_is_left_alone() {
 
 #[test]
 fn one_hosts_trouble_passes_its_lease_on_and_holds_up_nobody() {
-    // a host that is answered with errors knows sooner than one that only waits
+    // a host that gets errors knows sooner than a host that only waits
     for (trouble, passes) in [(Trouble::Failing, 6..=7), (Trouble::Silent, 12..=13)] {
         let mut plan = fleet(6);
         let open = grants(&want(&mut plan, 2_000, wanted(0, 0..6, Selection::All)));
@@ -279,7 +279,7 @@ fn one_registrys_trouble_doesnt_hold_up_another() {
     let open = grants(&want(&mut plan, 4_000, other));
     let contents: Vec<Digest> = open.iter().map(|(_, content)| *content).collect();
     assert_eq!(contents, [digest(1), digest(2)]);
-    // and it is remembered while nothing is wanted from there
+    // the wish is remembered while nothing is wanted from that registry
     feed(&mut plan, 5_000, Event::Cancelled(self::image(0)));
     assert_eq!(
         grants(&want(&mut plan, 6_000, wanted(0, [0], Selection::All))),

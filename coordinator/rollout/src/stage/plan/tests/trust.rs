@@ -1,4 +1,4 @@
-//! Whom the fleet shuns, who is leased to last, and what a host takes back.
+//! Tests of which hosts the fleet shuns, which hosts get leases last, and what a host takes back.
 
 use super::*;
 
@@ -17,7 +17,7 @@ fn two_accusers_are_needed_to_shun_a_host() {
     assert_eq!(plan.status(at(3_000)).quarantined, [host(4)]);
 }
 
-/// A signed link that a verified copy shows to be false.
+/// A host reports a signed link that its verified copy shows to be false.
 fn found_false(by: usize, maker: usize, content: usize, vouched: bool) -> Event {
     Event::FalseLink {
         by: host(by),
@@ -69,12 +69,12 @@ fn whose_links_were_false_is_leased_to_last_and_is_not_shunned() {
     let first = leased(&mut plan, 2_000, 0);
     let number = (0..6).find(|at| host(*at) == first).unwrap();
     let others: Vec<usize> = (0..6).filter(|at| *at != number).collect();
-    // one host's word does nothing, however often
+    // the word of one host does nothing, however often it is said
     for _ in 0..3 {
         feed(&mut plan, 12_000, found_false(others[0], number, 0, false));
         assert!(!is_last(&plan, &first, plan.clock.now()));
     }
-    // nor two of many that can know
+    // two of many hosts that can know don't suffice either
     for by in &others {
         feed(&mut plan, 12_000, report(*by, 0, Standing::Present, 8));
     }
@@ -84,7 +84,7 @@ fn whose_links_were_false_is_leased_to_last_and_is_not_shunned() {
         assert_eq!(last, count > 0, "a third of five is two");
     }
     assert_eq!(plan.status(at(12_100)).quarantined, []);
-    // for an hour others come first, and where there are none it is leased to all the same
+    // for an hour, other hosts come first; where there are none, the host still gets leases
     for content in 1..4 {
         let millis = 20_000 + 20_000 * content as u64;
         assert_ne!(leased(&mut plan, millis, content), first);
@@ -103,7 +103,7 @@ fn what_a_host_vouched_for_is_its_own_lie() {
     want(&mut plan, 1_500, wanted(0, [0], Selection::All));
     feed(&mut plan, 2_000, found_false(0, 4, 0, true));
     assert_eq!(plan.status(at(2_000)).quarantined, []);
-    // with bytes of its that didn't fit
+    // two more accusers add bytes that didn't fit their link
     feed(&mut plan, 2_000, accused(1, 4));
     feed(&mut plan, 2_100, accused(2, 4));
     assert_eq!(plan.status(at(2_100)).quarantined, [host(4)]);
@@ -144,10 +144,10 @@ fn what_a_host_takes_back_is_dropped_everywhere_and_forgives_it_nothing() {
         feed(&mut plan, 3_100, found_false(*by, number, 0, true));
     }
     assert_eq!(plan.status(at(3_200)).quarantined, [maker]);
-    // so often in an hour
+    // a host may take back only so many contents within an hour
     let many = (0..40).map(|_| taken_back(&feed(&mut plan, 4_000, retracted(number))));
     assert_eq!(many.sum::<usize>(), RETRACTIONS_LEFT);
 }
 
-/// One of sixteen was heard before.
+/// The retractions that still count: one of sixteen was heard before.
 const RETRACTIONS_LEFT: usize = 15;

@@ -6,7 +6,7 @@ use crate::stage::Action;
 
 const MOMENT: Duration = Duration::from_micros(1);
 
-/// Contents whose leases are taken back, and why.
+/// The content and cause of each lease that is taken back.
 fn revoked(stand: &mut Stand) -> Vec<(Digest, RevokeCause)> {
     let actions = stand.actions().into_iter();
     actions
@@ -36,7 +36,7 @@ fn a_connection_that_breaks_is_made_again_for_three_seconds() {
     judge_all(&mut stand.desk());
     let cause = RevokeCause::OriginFailed;
     assert_eq!(revoked(&mut stand), [(content(0), cause)]);
-    // another host may try the content at once, and nobody is held up
+    // another host may try the content at once, and no host is held up
     let tries = stand.contents.get(&content(0)).unwrap().tries();
     assert!(tries.has_failed(&host(1)) && tries.is_away());
     assert_eq!(tries.away_until(stand.now), None);
@@ -55,10 +55,10 @@ fn a_repository_that_fails_two_hosts_with_two_contents_is_left_alone() {
     judge_all(&mut stand.desk());
     let all: BTreeSet<Digest> = revoked(&mut stand).into_iter().map(|(of, _)| of).collect();
     assert_eq!(all, BTreeSet::from([0, 1, 2].map(content)));
-    // a second, and up to a quarter more
+    // the repository is left alone for a second, and up to a quarter more
     let left = left_alone(&stand).unwrap().since(stand.now).as_millis();
     assert!((1_000..=1_250).contains(&left), "{left}");
-    // while it is left alone, whoever says that it fails has its lease taken back at once
+    // while the repository is left alone, a holder that reports trouble loses its lease at once
     stand.lease(4, 0, 0);
     hear(&mut stand.desk(), content(0), Some(Trouble::Silent));
     assert_eq!(
@@ -151,7 +151,7 @@ fn a_wish_takes_its_holders_lease_and_a_false_one_is_held_against_it() {
         stand.view().origin_wait(ordered)
     };
     assert!(wait(&stand).is_some_and(|wait| wait.asked));
-    // the content comes to the next lease before that time is over
+    // the content comes to the next lease before the wished time is over
     stand.wait(Duration::from_secs(6));
     stand.lease(2, 0, 0);
     let now = stand.now;
@@ -162,7 +162,7 @@ fn a_wish_takes_its_holders_lease_and_a_false_one_is_held_against_it() {
         now,
     );
     assert!(stand.records.is_disbelieved(now, &host(1)));
-    // its next word costs its own lease, and nobody else anything
+    // the host's next word costs its own lease, and no other host anything
     stand.lease(1, 1, 0);
     hear(&mut stand.desk(), content(1), Some(wish));
     assert_eq!(

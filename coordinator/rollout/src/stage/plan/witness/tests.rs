@@ -17,7 +17,7 @@ fn says(stand: &mut Stand, number: u32, of: u32, chunks: u32) {
     );
 }
 
-/// Six hosts that say what they hold, and an image of which the first has the lease.
+/// Six hosts that report what they hold, and an image whose content is leased to the first host.
 fn leased() -> Stand {
     let mut stand = Stand::new(6);
     stand.want(0, &[0]);
@@ -29,7 +29,7 @@ fn leased() -> Stand {
     stand
 }
 
-/// When others last got something of the lease.
+/// When other hosts last got something of the leased content.
 fn seen_at(stand: &Stand) -> Moment {
     stand.leases.of(&content(0)).unwrap().seen_at()
 }
@@ -39,7 +39,7 @@ fn a_lease_brings_something_when_a_third_of_those_who_lack_it_got_more() {
     let mut stand = leased();
     let granted = stand.now;
     stand.wait(Duration::from_secs(1));
-    // its holder's own word is no receipt, nor are the words of a host that is shunned
+    // the holder's own word is no receipt, and neither is the word of a shunned host
     says(&mut stand, 1, 0, 9);
     says(&mut stand, 2, 0, 1);
     let (now, config) = (stand.now, stand.config.clone());
@@ -50,7 +50,7 @@ fn a_lease_brings_something_when_a_third_of_those_who_lack_it_got_more() {
     says(&mut stand, 4, 0, 1);
     weigh(&mut stand.desk());
     assert_eq!(seen_at(&stand), now);
-    // the same once more is no news
+    // the same report once more is no news
     stand.wait(Duration::from_secs(1));
     for number in 3..=6 {
         says(&mut stand, number, 0, 1);
@@ -81,7 +81,7 @@ fn a_registry_that_gives_is_noted_with_its_pace() {
     weigh(&mut stand.desk());
     let origin = stand.origins.get("registry.example").unwrap();
     assert!(origin.gives(now) && origin.gave_since(&repository(0), now - MOMENT));
-    // four chunks of a thousand bytes in the registry, in two seconds
+    // four chunks of a thousand blob bytes each came in two seconds
     assert_eq!(stand.view().pace("registry.example"), Some(2_000));
 }
 
@@ -104,7 +104,7 @@ fn what_a_few_say_to_hold_whole_is_believed_for_five_seconds() {
     weigh(&mut stand.desk());
     assert!(!done(&stand), "one of six says so");
     assert!(stand.effects.is_asked_for_grants());
-    // three of six are believed for good
+    // three of six hosts are believed for good
     for number in [3, 4, 5] {
         says(&mut stand, number, 0, 100);
     }
@@ -132,7 +132,8 @@ fn the_word_of_a_few_lasts_while_hosts_get_the_content_without_a_lease() {
 
 #[test]
 fn a_holder_that_nobody_gets_anything_from_loses_its_lease() {
-    // six seconds and a hundredth of one for each host where chunks are kept back; five minutes where none came
+    // a holder that keeps chunks back has six seconds, and 10 ms for each host; a holder that gets no chunk has five
+    // minutes
     for (chunks, patience) in [(2, UNSEEN + 6 * PER_HOST), (0, UNSEEN_MOST)] {
         let mut stand = leased();
         let now = stand.now;

@@ -1,4 +1,4 @@
-//! A host of the model: what an agent decides, and its store, in a directory of its own.
+//! A host of the model: an agent's decisions, and its store in a directory.
 
 use std::{collections::VecDeque, fs, path::PathBuf};
 
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// What an agent's driver knows of an image.
+/// An image as the agent's driver knows it.
 pub(super) struct Image {
     sample: usize,
     state: message::StageState,
@@ -18,13 +18,13 @@ pub(super) struct Image {
     ready: Vec<String>,
 }
 
-/// A job: what it does to the disk, and what it says afterwards, are two moments.
+/// A job. It has two steps: its effect on the disk, and the report of its end.
 pub(super) enum Running {
     Begun(Digest, Job),
     Done(Digest, Job, Result<(), bool>),
 }
 
-/// A look: what it sees, and when that is taken in, are two moments.
+/// A look at the disk. It has two steps: the agent sees the disk, and later takes in what it saw.
 pub(super) struct Seen {
     look: Look,
     step: u64,
@@ -42,7 +42,7 @@ pub(super) struct Mac {
     pub(super) full_due: bool,
     pub(super) now: Moment,
     pub(super) session: Option<(u64, Receiver<Arc<message::Order>>)>,
-    /// Reports on their way, each with the step at which the look began that it rests on.
+    /// The reports under way, each with the step at which the look began on which the report is based.
     pub(super) reports: VecDeque<(message::Report, u64)>,
     pub(super) looked: u64,
     pub(super) heard: u64,
@@ -76,7 +76,7 @@ impl Mac {
         self.store.as_ref().unwrap()
     }
 
-    /// As the agent begins: what is here is taken over, and looked at once.
+    /// The start of the agent: it takes over what is on the disk, and looks at it at once.
     pub(super) fn start(&mut self, samples: &[Sample], step: u64) {
         let options = Options {
             floor_percent: 0,
@@ -97,7 +97,7 @@ impl Mac {
         self.take_in_look();
     }
 
-    /// Killed: what runs is lost, with or without what it did.
+    /// The agent is killed and starts again. Jobs that run are lost, whether they had their effect or not.
     pub(super) fn restart(&mut self, samples: &[Sample], step: u64) {
         self.running.clear();
         self.looking = None;
@@ -180,13 +180,13 @@ impl Mac {
         }
     }
 
-    /// What the store found on the disk by itself goes before anything else.
+    /// Takes in what the store itself found on the disk. This comes before anything else.
     pub(super) fn hear_store(&mut self) {
         for news in self.store().take_news() {
             let News::Removed { image: digest } = news else {
                 continue;
             };
-            // this may be about a stage before
+            // the news may be about an earlier stage
             let replaced = self.store().stage(&digest).is_some();
             let Some(image) = self.images.get_mut(&digest) else {
                 continue;
@@ -206,7 +206,7 @@ impl Mac {
     }
 
     pub(super) fn take_up(&mut self, digest: Digest) {
-        // what a stop left is read before it is installed
+        // what the last run left is read before it is installed
         if let Some(stage) = self.store().stage(&digest) {
             stage.read_again().unwrap();
         }
@@ -241,7 +241,7 @@ impl Mac {
         self.refresh();
     }
 
-    /// The chunks of all stages come.
+    /// All chunks of all stages arrive.
     pub(super) fn fill(&mut self, samples: &[Sample]) {
         self.hear_store();
         for digest in self.images.keys().copied().collect::<Vec<_>>() {
@@ -266,7 +266,7 @@ impl Mac {
         }
     }
 
-    /// One job goes on: to its effect, or to its end.
+    /// One job takes its next step.
     pub(super) fn work(&mut self, samples: &[Sample], which: usize) {
         self.hear_store();
         if self.running.is_empty() {
@@ -281,7 +281,7 @@ impl Mac {
         }
     }
 
-    /// `Err(true)`: the store lost what the job was for.
+    /// Carries out a job. `Err(true)`: the store lost the image of the job.
     pub(super) fn carry_out(
         &self,
         samples: &[Sample],
@@ -376,7 +376,7 @@ impl Mac {
         }
     }
 
-    // ---- looks ----------------------------------------------------------------------------------------------------------
+    // ---- looks ------------------------------------------------------------------------------------------------------
 
     pub(super) fn installed_images(&self) -> BTreeSet<Digest> {
         let images = self.images.iter();
@@ -431,7 +431,7 @@ impl Mac {
         self.reconciler.have(digest, Have::Gone);
     }
 
-    // ---- words ----------------------------------------------------------------------------------------------------------
+    // ---- words ------------------------------------------------------------------------------------------------------
 
     pub(super) fn states(&self) -> Vec<message::ImageState> {
         let images = self.images.iter();
@@ -471,7 +471,7 @@ impl Mac {
         }
     }
 
-    // ---- the disk -------------------------------------------------------------------------------------------------------
+    // ---- the disk ---------------------------------------------------------------------------------------------------
 
     pub(super) fn cache(&self) -> PathBuf {
         fs::canonicalize(self.home.path())
@@ -479,7 +479,7 @@ impl Mac {
             .join("cache/OCIs")
     }
 
-    /// Where tart looks for a reference.
+    /// The path at which tart looks for a reference.
     pub(super) fn place(&self, reference: &str) -> PathBuf {
         let (repository, version) = match reference.split_once('@') {
             Some(parts) => parts,
@@ -488,7 +488,7 @@ impl Mac {
         self.cache().join(repository).join(version)
     }
 
-    /// What tart finds under a reference, whole.
+    /// The whole image that tart finds under a reference.
     pub(super) fn resolved(&self, samples: &[Sample], reference: &str) -> Option<Digest> {
         let place = self.place(reference);
         let found = fs::read_link(&place).unwrap_or(place);
@@ -503,7 +503,7 @@ impl Mac {
         whole.then_some(digest)
     }
 
-    /// All that has a name in tart's cache: tags, and what they name.
+    /// The tags in tart's cache, and the images that they name.
     pub(super) fn tags(&self) -> Vec<(String, Digest)> {
         let of = |tag: &&str| {
             let target = fs::read_link(self.place(tag)).ok()?;
@@ -513,7 +513,7 @@ impl Mac {
         TAGS.iter().filter_map(of).collect()
     }
 
-    /// Images that aren't wholly in tart's cache, and lie in our directory.
+    /// The images that aren't wholly in tart's cache, and are in the agent's own directory.
     pub(super) fn stages(&self) -> BTreeSet<Digest> {
         let ours = fs::read_dir(self.home.path().join(".parbake")).unwrap();
         let images = ours.filter_map(|entry| {
@@ -523,7 +523,7 @@ impl Mac {
         images.collect()
     }
 
-    /// tart, or somebody else: removes a link, leads it elsewhere, or removes an image.
+    /// Somebody else, such as tart, removes a link, changes its target, or removes an image.
     pub(super) fn tamper(&mut self, samples: &[Sample], step: u64, how: u8, tag: &str) {
         let link = self.place(tag);
         if fs::symlink_metadata(&link).is_err() {
