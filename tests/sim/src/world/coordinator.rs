@@ -1,0 +1,419 @@
+//! The coordinator: what its plan is told, and how the plan's orders are carried out.
+
+use proto::{Digest, HostId, HostKey};
+use rollout::stage::{
+    self, Plan,
+    event::{Content, Purpose, Selection},
+};
+use swarm::event::ContentId;
+
+use crate::network::Nanos;
+
+use super::{
+    act::{drop_made_by, feed},
+    check::{check_leases, check_quarantine, check_revoked},
+    contents::ImageKind,
+    due::Due,
+    life::{give_up, hold_stage},
+    reports::open_session,
+    rogue::abuses_lease,
+    state::State,
+    units::index,
+};
+
+/// An order to stage is carried out within this time: the agent has to read the manifest and reserve room.
+const STAGGER: Nanos = 200_000_000;
+/// Hosts that lost their session come back within this time after they can.
+const REOPENED_WITHIN: Nanos = 500_000_000;
+
+/// A coordinator starts: it learns the hosts and what is wanted, and opens sessions.
+pub(super) fn open_office(world: &mut State) {
+    let office = &mut world.office;
+    office.term += 1;
+    office.seed += 1;
+    office.plan = Some(Plan::new(office.config.clone(), office.seed));
+    office.timer_at = u64::MAX;
+    office.quarantined = vec![false; world.nodes.len()];
+    office.leases.clear();
+    for host in 0..world.nodes.len() {
+        if !world.nodes[host].left {
+            let zone = format!("zone-{}", host % world.setup.zones);
+            let id = world.nodes[host].id.clone();
+            plan_event(world, stage::Event::HostKnown { host: id, zone });
+        }
+    }
+    if world.office.ordered {
+        plan_wanted(world);
+    }
+    plan_event(world, stage::Event::WantsKnown);
+    for host in 0..world.nodes.len() {
+        if world.nodes[host].alive && world.nodes[host].life > 0 {
+            open_session(world, index(host));
+        }
+    }
+}
+
+/// The coordinator goes: its sessions end, and what was sent to it is lost.
+pub(super) fn close_office(world: &mut State) {
+    world.office.term += 1;
+    world.office.plan = None;
+    world.office.inbox.clear();
+    world.office.busy_until = 0;
+    world.office.leases.clear();
+    for host in 0..world.nodes.len() {
+        let host = index(host);
+        if world.node(host).alive && world.node(host).session {
+            world.node_mut(host).session = false;
+            world.node_mut(host).headless_since = Some(world.clock.now());
+            world.tell(host, swarm::Event::Coordinator(false));
+        }
+    }
+}
+
+/// These images are wanted from now on.
+pub(super) fn order_images(world: &mut State, which: impl Fn(usize) -> bool) {
+    let now = world.clock.now();
+    for (at, image) in world.images.iter_mut().enumerate() {
+        if which(at) {
+            image.ordered_at.get_or_insert(now);
+        }
+    }
+    world.office.ordered = true;
+    if world.office.is_open() {
+        plan_wanted(world);
+    }
+}
+
+/// The image is held everywhere from now on, or wanted again.
+pub(super) fn hold_image(world: &mut State, held: bool) {
+    world.office.held = held;
+    if world.office.is_open() {
+        plan_wanted(world);
+    }
+}
+
+/// The plan is told of each image that was ordered.
+pub(super) fn plan_wanted(world: &mut State) {
+    // the one that can't be had stands before the others
+    let mut wanted: Vec<usize> = (0..world.images.len()).collect();
+    wanted.sort_by_key(|at| world.images[*at].kind != ImageKind::Hopeless);
+    for image in wanted {
+        if world.images[image].ordered_at.is_some() {
+            plan_image(world, image);
+        }
+    }
+}
+
+fn plan_image(world: &mut State, image: usize) {
+    let contents = world
+        .specs
+        .iter()
+        .filter(|spec| spec.image == image)
+        .map(|spec| Content {
+            digest: spec.digest,
+            chunks: spec.geometry.chunks(),
+            size: spec.geometry.size(),
+            origin_bytes: spec.geometry.size(),
+        })
+        .collect();
+    let unwanted = &world.office.unwanted;
+    let held = match world.office.held {
+        true => world.nodes.iter().map(|node| node.id.clone()).collect(),
+        false => Vec::new(),
+    };
+    let hosts = if world.office.held {
+        Selection::Hosts(Vec::new())
+    } else if unwanted.is_empty() {
+        Selection::All
+    } else {
+        let wanted = (0..).zip(&world.nodes);
+        let wanted = wanted.filter(|(at, _)| !unwanted.contains_key(at));
+        Selection::Hosts(wanted.map(|(_, node)| node.id.clone()).collect())
+    };
+    plan_event(
+        world,
+        stage::Event::Wanted {
+            image: world.images[image].digest,
+            references: vec![format!("registry.example/image-{image}:1")],
+            contents,
+            hosts,
+            held,
+            purpose: Purpose::Stage,
+        },
+    );
+}
+
+/// An event comes to the coordinator. It waits while the coordinator is busy.
+pub(super) fn tell_plan(world: &mut State, term: u32, event: stage::Event) {
+    if term != world.office.term {
+        return;
+    }
+    let office = &mut world.office;
+    if office.inbox.is_empty() && office.busy_until <= world.clock.now() {
+        office.busy_until = world.clock.now() + office.work;
+        hear(world, event);
+    } else {
+        office.inbox.push_back(event);
+        if office.inbox.len() == 1 {
+            let (at, term) = (office.busy_until, office.term);
+            world.at(at, Due::Office { term });
+        }
+    }
+}
+
+/// The coordinator stands still for so long.
+pub(super) fn office_stands(world: &mut State, time: Nanos) {
+    world.office.busy_until = world.office.busy_until.max(world.clock.now() + time);
+}
+
+/// Each event takes the coordinator so long from now on.
+pub(super) const fn office_works(world: &mut State, each: Nanos) {
+    world.office.work = each;
+}
+
+/// Hosts don't hear from the coordinator any more, and connect anew when it can be reached again.
+pub(super) fn lose_sessions(world: &mut State, time: Nanos) {
+    for host in (0..world.nodes.len()).map(index) {
+        if !world.node(host).alive || !world.node(host).session {
+            continue;
+        }
+        let id = world.node(host).id.clone();
+        world.tell_office(stage::Event::HostDisconnected(id));
+        world.node_mut(host).session = false;
+        world.node_mut(host).headless_since = Some(world.clock.now());
+        world.tell(host, swarm::Event::Coordinator(false));
+        let after = time + world.random(usize::try_from(REOPENED_WITHIN).unwrap_or(1)) as u64;
+        let life = world.node(host).life;
+        world.at(world.clock.now() + after, Due::Session { host, life });
+    }
+}
+
+/// It has time for what it was told. Its clock goes first: that is what a plan has to bear.
+pub(super) fn office_turns(world: &mut State, term: u32) {
+    if term != world.office.term {
+        return;
+    }
+    if world.office.busy_until <= world.clock.now() {
+        plan_timer(world);
+        while let Some(event) = world.office.inbox.pop_front() {
+            hear(world, event);
+            if world.office.work > 0 {
+                world.office.busy_until = world.clock.now() + world.office.work;
+                break;
+            }
+        }
+    }
+    if !world.office.inbox.is_empty() {
+        let at = world.office.busy_until;
+        world.at(at, Due::Office { term });
+    }
+}
+
+fn hear(world: &mut State, event: stage::Event) {
+    match &event {
+        stage::Event::HostConnected(host) => {
+            let host = world.by_id[host];
+            world.node_mut(host).unheard = false;
+        }
+        stage::Event::LeaseEnded { host, content, .. }
+            if world.office.leases.get(content) == Some(host) =>
+        {
+            world.office.leases.remove(content);
+        }
+        // what a host that comes back doesn't name is over
+        stage::Event::LeasesHeld { host, contents } => {
+            let goes_on =
+                |content: &Digest, of: &mut HostId| of != host || contents.contains(content);
+            world.office.leases.retain(goes_on);
+        }
+        _ => {}
+    }
+    plan_event(world, event);
+}
+
+fn plan_event(world: &mut State, event: stage::Event) {
+    let moment = world.moment();
+    let Some(plan) = &mut world.office.plan else {
+        return;
+    };
+    plan.handle(moment, event);
+    let mut actions = Vec::new();
+    while let Some(action) = plan.poll() {
+        actions.push(action);
+    }
+    let next = plan.next_timeout();
+    for action in actions {
+        plan_act(world, action);
+    }
+    if let Some(next) = next {
+        let at = (next.0 * 1_000).max(world.clock.now() + 1_000);
+        if at < world.office.timer_at {
+            world.office.timer_at = at;
+            world.at(at, Due::PlanTimer);
+        }
+    }
+}
+
+/// Whether what the plan orders reaches the host: it has a session that the plan has heard of.
+fn is_reached(world: &State, host: u32) -> bool {
+    let node = world.node(host);
+    node.session && !node.unheard
+}
+
+/// The plan's timer is due.
+pub(super) fn plan_timer(world: &mut State) {
+    if world.office.busy_until > world.clock.now() {
+        let at = world.office.busy_until;
+        if world.office.timer_at < at {
+            world.office.timer_at = at;
+            world.at(at, Due::PlanTimer);
+        }
+        return;
+    }
+    if world.office.timer_at <= world.clock.now() {
+        world.office.timer_at = u64::MAX;
+        plan_event(world, stage::Event::Tick);
+    }
+}
+
+/// Does what the plan wants.
+fn plan_act(world: &mut State, action: stage::Action) {
+    match action {
+        stage::Action::Neighbours { host, neighbours } => {
+            let host = world.by_id[&host];
+            let follows = neighbours.iter().map(|id| world.by_id[id]).collect();
+            world.node_mut(host).follows = follows;
+            tell_roster(world, host);
+        }
+        stage::Action::Stage { host, image } => order_stage(world, &host, image),
+        stage::Action::Cancel { image, .. } if world.is_blob(image) => {}
+        stage::Action::Cancel { host, .. } => order_cancel(world, &host),
+        stage::Action::Hold { host, .. } => {
+            let host = world.by_id[&host];
+            if world.node(host).alive && is_reached(world, host) {
+                world.node_mut(host).on_hold = true;
+                hold_stage(world, host);
+            }
+        }
+        stage::Action::Grant { host, content, .. } => grant(world, host, content),
+        stage::Action::Revoke { host, content, .. } => revoke(world, &host, content),
+        stage::Action::Retract {
+            maker,
+            content,
+            from,
+        } => {
+            let maker = world.by_id[&maker];
+            if let Some(content) = world.content_of(content) {
+                for host in (0..world.nodes.len()).map(index) {
+                    if host != maker && world.node(host).session {
+                        drop_made_by(world, host, content, maker, from);
+                    }
+                }
+            }
+        }
+        stage::Action::Quarantine(host) => {
+            let host = world.by_id[&host];
+            check_quarantine(world, host);
+            world.office.quarantined[host as usize] = true;
+            for other in 0..world.nodes.len() {
+                if world.nodes[other].session {
+                    tell_roster(world, index(other));
+                }
+            }
+        }
+    }
+}
+
+/// A host is to stage an image. Orders reach hosts at different times.
+fn order_stage(world: &mut State, host: &HostId, image: Digest) {
+    let host = world.by_id[host];
+    world.node_mut(host).on_hold = false;
+    if !world.node(host).alive || !is_reached(world, host) {
+        return;
+    }
+    let after = world.random(usize::try_from(STAGGER).unwrap_or(1)) as u64;
+    let life = world.node(host).life;
+    let mut images = world.images.iter();
+    let image = images.position(|known| known.digest == image);
+    // a blob is no image to the host
+    if let Some(image) = image.filter(|at| world.images[*at].is_known_to_hosts()) {
+        let at = world.clock.now() + after;
+        world.at(at, Due::Stage { host, life, image });
+    }
+}
+
+/// A host is to give an image up.
+fn order_cancel(world: &mut State, host: &HostId) {
+    let host = world.by_id[host];
+    match world.office.unwanted.get_mut(&host) {
+        None => world.findings.note("a wanted image was cancelled"),
+        // an order to a host that is away is lost
+        Some(_) if !world.nodes[host as usize].session => {}
+        Some(told) => {
+            *told = true;
+            give_up(world, host);
+        }
+    }
+}
+
+/// A host gets the lease of a content, if the order reaches it.
+fn grant(world: &mut State, host: HostId, content: Digest) {
+    let at = world.by_id[&host];
+    world.office.leases.insert(content, host);
+    check_leases(world);
+    if let Some(content) = world.content_of(content)
+        && is_reached(world, at)
+        && !abuses_lease(world, at, content)
+    {
+        let ticket = world.tickets;
+        world.tickets += 1;
+        let node = world.node_mut(at);
+        node.leases.insert(content, 0);
+        node.tickets.insert(content, ticket);
+        world.tell(at, swarm::Event::Leased(ContentId(content)));
+    }
+}
+
+/// A host loses the lease of a content. It hears of that if the order reaches it.
+fn revoke(world: &mut State, host: &HostId, content: Digest) {
+    if world.office.leases.get(&content) == Some(host) {
+        world.office.leases.remove(&content);
+    }
+    let host = world.by_id[host];
+    if let Some(content) = world.content_of(content)
+        && is_reached(world, host)
+    {
+        check_revoked(world, host, content);
+        world.node_mut(host).leases.remove(&content);
+        world.node_mut(host).hoarded.remove(&content);
+        world.client_hears(host, content);
+        world.tell(host, swarm::Event::LeaseLost(ContentId(content)));
+    }
+}
+
+/// Tells a host everybody whom it may talk to, and whom of them it follows.
+fn tell_roster(world: &mut State, host: u32) {
+    let mut named = vec![false; world.nodes.len()];
+    let mut roster: Vec<swarm::event::Peer> = Vec::with_capacity(world.nodes.len());
+    for (at, node) in world.nodes.iter().enumerate() {
+        if at != host as usize && !node.left && !world.office.quarantined[at] {
+            named[at] = true;
+            roster.push(swarm::event::Peer {
+                key: node.key,
+                zone: 1 + index(at % world.setup.zones),
+                neighbour: false,
+            });
+        }
+    }
+    let follows = world.node(host).follows.iter();
+    let keys: Vec<HostKey> = follows.map(|at| world.node(*at).key).collect();
+    for peer in &mut roster {
+        peer.neighbour = keys.contains(&peer.key);
+    }
+    // the shell that lets peers in knows the roster when the swarm does
+    let node = world.node_mut(host);
+    if node.alive {
+        node.roster = named;
+        feed(world, host, swarm::Event::Roster(roster));
+    }
+}
