@@ -234,3 +234,93 @@ impl Mirrors {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Nanos = 1_000_000_000;
+
+    /// A client of this host wants this content.
+    const HOST: u32 = 4;
+    const CONTENT: u32 = 2;
+
+    fn waiting_since(begin: Nanos) -> Mirrors {
+        let mut mirrors = Mirrors::default();
+        mirrors.begin(begin, HOST, CONTENT);
+        mirrors
+    }
+
+    fn may(mirrors: &Mirrors, now: Nanos, session: bool) -> bool {
+        mirrors.may_fetch_alone(now, session, (HOST, CONTENT))
+    }
+
+    #[test]
+    fn a_host_with_a_session_fetches_alone_only_after_it_heard_nothing_for_ten_seconds() {
+        let mut mirrors = waiting_since(SECOND);
+        assert!(!may(&mirrors, SECOND + ALONE_AFTER - ROUNDING - 1, true));
+        assert!(may(&mirrors, SECOND + ALONE_AFTER - ROUNDING, true));
+        mirrors.hear(5 * SECOND, true, HOST, CONTENT);
+        assert!(!may(&mirrors, SECOND + ALONE_AFTER, true));
+        assert!(may(&mirrors, 5 * SECOND + ALONE_AFTER, true));
+    }
+
+    #[test]
+    fn a_host_without_a_session_waits_half_a_second_unless_it_has_heard_something() {
+        let mut mirrors = waiting_since(0);
+        assert!(!may(&mirrors, UNLED - ROUNDING - 1, false));
+        assert!(may(&mirrors, UNLED - ROUNDING, false));
+        mirrors.hear(UNLED / 2, false, HOST, CONTENT);
+        assert!(!may(&mirrors, UNLED, false));
+    }
+
+    #[test]
+    fn a_host_that_was_neglected_once_may_go_on_alone_whatever_it_hears() {
+        let mut mirrors = waiting_since(0);
+        mirrors.hear(ALONE_AFTER, true, HOST, CONTENT);
+        assert!(may(&mirrors, ALONE_AFTER + 1, true));
+    }
+
+    #[test]
+    fn a_client_is_served_once_and_then_its_host_may_not_fetch_for_it() {
+        let mut mirrors = waiting_since(SECOND);
+        assert!(!mirrors.serve(2 * SECOND, HOST + 1, CONTENT));
+        assert!(mirrors.serve(3 * SECOND, HOST, CONTENT));
+        assert!(!mirrors.serve(4 * SECOND, HOST, CONTENT));
+        assert_eq!(mirrors.wants().count(), 0);
+        assert!(!may(&mirrors, 60 * SECOND, true));
+        let waits = mirrors.waits().expect("a client that was served");
+        assert_eq!(waits.clients, 1);
+        assert_eq!(waits.last_byte_s, (2.0, 2.0));
+        assert_eq!(waits.first_byte_s, (2.0, 2.0), "both bytes came at once");
+    }
+
+    #[test]
+    fn a_client_waits_in_vain_when_its_hosts_turn_is_long_over() {
+        let mut mirrors = waiting_since(0);
+        mirrors.begin(0, HOST + 1, CONTENT);
+        let most = 2 * ALONE_AFTER + LATE;
+        assert!(!mirrors.waits_in_vain(most, HOST, CONTENT));
+        assert!(mirrors.waits_in_vain(most + 1, HOST, CONTENT));
+    }
+
+    #[test]
+    fn what_peers_said_early_is_joined_by_sender_and_taken_once() {
+        let mut mirrors = Mirrors::default();
+        let chunk = |at| {
+            let mut chunks = ChunkSet::empty(3);
+            chunks.insert(proto::ChunkIndex(at));
+            chunks
+        };
+        mirrors.remember((1, HOST), CONTENT, &chunk(0));
+        mirrors.remember((1, HOST), CONTENT, &chunk(2));
+        mirrors.remember((2, HOST), CONTENT, &chunk(1));
+        let early = mirrors.take_early(HOST, CONTENT);
+        let counts: Vec<(u32, u32)> = early
+            .iter()
+            .map(|(from, chunks)| (*from, chunks.count()))
+            .collect();
+        assert_eq!(counts, [(1, 2), (2, 1)]);
+        assert!(mirrors.take_early(HOST, CONTENT).is_empty());
+    }
+}

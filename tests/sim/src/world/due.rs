@@ -4,36 +4,25 @@ use rollout::stage;
 
 use crate::network::{Nanos, TransferId};
 
-/// What happens at a moment.
+/// What happens at a moment. An event of an earlier life of its host, or of an earlier coordinator, is void.
 #[derive(Debug)]
 pub(super) enum Due {
-    Timer {
-        host: u32,
-        life: u32,
-    },
+    /// A swarm's timer is due.
+    Timer { host: u32, life: u32 },
+    /// A line out has sent its piece.
     UplinkFree(u32),
+    /// A piece has come in.
     Piece(TransferId),
     /// A transfer with a tar-pit at one end is given up by the other.
     Stuck(TransferId),
-    Handshake {
-        a: u32,
-        b: u32,
-        lives: (u32, u32),
-    },
-    LineDead {
-        host: u32,
-        peer: u32,
-        life: u32,
-    },
-    Report {
-        host: u32,
-        life: u32,
-    },
-    AskAgain {
-        host: u32,
-        life: u32,
-        content: u32,
-    },
+    /// The host `a` has dialled `b`, and the handshake is over.
+    Handshake { a: u32, b: u32, lives: (u32, u32) },
+    /// A host notices that its line to a peer is dead.
+    LineDead { host: u32, peer: u32, life: u32 },
+    /// A host reports to the coordinator.
+    Report { host: u32, life: u32 },
+    /// The pause of a refused fetch is over.
+    AskAgain { host: u32, life: u32, content: u32 },
     /// The registry has given a whole chunk, slowly.
     Given {
         host: u32,
@@ -41,39 +30,32 @@ pub(super) enum Due {
         content: u32,
         chunk: u32,
     },
-    Stage {
-        host: u32,
-        life: u32,
-        image: usize,
-    },
+    /// An order to stage takes effect.
+    Stage { host: u32, life: u32, image: usize },
     /// A rogue tells its peers something.
     Rogue(u32),
     /// A rogue says that it lacks what it announced.
     Missed(Question),
+    /// The plan's timer is due.
     PlanTimer,
     /// The coordinator has time for what it was told.
-    Office {
-        term: u32,
-    },
+    Office { term: u32 },
     /// A host that lost its session connects anew.
-    Session {
-        host: u32,
-        life: u32,
-    },
+    Session { host: u32, life: u32 },
+    /// The checks look at all hosts.
     Sample,
     /// A client of this host's mirror wants a blob.
-    Client {
-        host: u32,
-        content: u32,
-    },
+    Client { host: u32, content: u32 },
     /// The coordinator says what comes to clients of mirrors.
     Queue,
+    /// The planned fault of this number happens.
     Fault(usize),
     /// The images of the beginning are wanted from now on.
     Order,
 }
 
-/// What is said. A message to an earlier life or coordinator is lost.
+/// What is under way between hosts, or between a host and the coordinator. A message to an earlier life or
+/// coordinator is lost.
 #[derive(Debug)]
 pub(super) enum Message {
     ToHost {
@@ -103,7 +85,7 @@ pub(super) struct Question {
 pub(super) enum Fault {
     /// The agent is killed; what its journal didn't vouch for is lost.
     Crash(u32),
-    /// It comes back.
+    /// A host that crashed comes back.
     Return(u32),
     /// The host joins the fleet.
     Join(u32),
@@ -113,17 +95,23 @@ pub(super) enum Fault {
     FetcherVanishes,
     /// The disk of some lease holder fails.
     DiskFails,
+    /// The two halves of the fleet don't reach each other.
     Cut,
+    /// The halves reach each other again.
     Heal,
+    /// The coordinator goes.
     CoordinatorGone,
     /// Another coordinator takes over.
     CoordinatorChanges,
     /// The image isn't wanted any more on the hosts that are away.
     Unwanted,
+    /// The registry's line has this rate from now on.
     OriginRate(u64),
+    /// The registry breaks all streams off, and answers nothing.
     OriginDown,
     /// An image is wanted from now on, too.
     Order(usize),
+    /// The registry answers again.
     OriginUp,
     /// What the registry sends of some content that is being fetched is false from here on.
     OriginCorrupt,
@@ -131,9 +119,9 @@ pub(super) enum Fault {
     Hold,
     /// What was under way has come in: nothing more moves from here.
     Still,
-    /// It is wanted again.
+    /// The image is wanted again.
     Resume,
-    /// It breaks all streams off, and refuses new ones for so many seconds, which it says.
+    /// The registry breaks all streams off, and refuses new ones for so many seconds, which it says.
     OriginThrottles(u64),
     /// The coordinator handles nothing for so long, and then what has come meanwhile.
     CoordinatorStands(Nanos),
@@ -143,5 +131,6 @@ pub(super) enum Fault {
     SessionsLost(Nanos),
     /// All agents and the coordinator are killed.
     AllDown,
+    /// Agents and coordinator start again.
     AllUp,
 }

@@ -68,8 +68,6 @@ pub(super) fn break_line(world: &mut State, host: u32, peer: u32, noticed_after:
     }
     world.node_mut(host).connected[peer as usize] = false;
     world.node_mut(peer).connected[host as usize] = false;
-    world.node_mut(host).up_count -= 1;
-    world.node_mut(peer).up_count -= 1;
     let between = world.transfers.find(|transfer| {
         (transfer.from, transfer.to) == (host, peer) || (transfer.from, transfer.to) == (peer, host)
     });

@@ -29,29 +29,36 @@ pub(super) struct Node {
     /// Which life this is: events of an earlier one are void.
     pub(super) life: u32,
     pub(super) alive: bool,
+    /// It is gone for ever.
     pub(super) left: bool,
     /// Its disk has failed.
     pub(super) broken: bool,
+    /// It is to end with the image.
     pub(super) wanted: bool,
     pub(super) liar: bool,
+    /// Hosts with which a line really stands.
     pub(super) connected: Vec<bool>,
-    /// What the agent knows of it: a dead line is noticed late.
+    /// Hosts with which a line stands as far as the agent knows: a dead line is noticed late.
     pub(super) believes: Vec<bool>,
-    pub(super) up_count: usize,
+    /// Hosts that the coordinator named to it: it talks to no other.
     pub(super) roster: Vec<bool>,
-    /// Whom the coordinator chose as its neighbours.
+    /// Hosts that the coordinator chose as its neighbours.
     pub(super) follows: Vec<u32>,
+    /// It has a session with the coordinator.
     pub(super) session: bool,
     /// The coordinator hasn't heard of that session yet.
     pub(super) unheard: bool,
+    /// Its agent stages.
     pub(super) staged: bool,
-    /// By image.
+    /// Whether its agent was told to stage an image, by image.
     pub(super) stages: Vec<bool>,
     /// When all contents of an image were there, by image.
     pub(super) whole_at: Vec<Option<Nanos>>,
     /// The last order was to hold the image.
     pub(super) on_hold: bool,
+    /// Chunks on its disk, by content.
     pub(super) held: Vec<ChunkSet>,
+    /// Chunks that it lacks of the images that it is to end with.
     pub(super) missing: u64,
     /// How it keeps others waiting.
     pub(super) pit: Option<Pit>,
@@ -74,11 +81,16 @@ pub(super) struct Node {
     /// Arrivals of the last second, for hosts that will crash.
     pub(super) recent: VecDeque<(Nanos, u32, u32)>,
     pub(super) keeps_recent: bool,
+    /// Fetches from the registry, by content.
     pub(super) fetches: BTreeMap<u32, Fetching>,
+    /// Chunks that were fetched under each lease, by content.
     pub(super) leases: BTreeMap<u32, u32>,
+    /// When its swarm's timer is due.
     pub(super) timer_at: Nanos,
     pub(super) uploads: usize,
+    /// When the last chunk was stored.
     pub(super) grown_at: Nanos,
+    /// When it was complete.
     pub(super) finished_at: Option<Nanos>,
     /// What was reported last, by image.
     pub(super) reported: Vec<Option<(stage::event::Standing, u64)>>,
@@ -86,7 +98,7 @@ pub(super) struct Node {
     pub(super) without_source: Vec<u32>,
     /// Chunks of each content that it last said it holds; `None` at the start of a session.
     pub(super) held_said: Option<Vec<u32>>,
-    /// Requests under way, and whom of.
+    /// Peers that each chunk was requested of, by content and chunk, while requests are under way.
     pub(super) requested: BTreeMap<(u32, u32), Vec<u32>>,
     pub(super) headless_since: Option<Nanos>,
     pub(super) down: Downlink,
@@ -118,7 +130,6 @@ impl Node {
             manner: Manner::Plain,
             connected: vec![false; setup.hosts],
             believes: vec![false; setup.hosts],
-            up_count: 0,
             roster: vec![false; setup.hosts],
             follows: Vec::new(),
             session: false,

@@ -105,8 +105,6 @@ pub(super) fn handshake(world: &mut State, a: u32, b: u32, lives: (u32, u32)) {
         }
         world.node_mut(a).connected[b as usize] = true;
         world.node_mut(b).connected[a as usize] = true;
-        world.node_mut(a).up_count += 1;
-        world.node_mut(b).up_count += 1;
     }
     world.node_mut(a).believes[b as usize] = true;
     world.node_mut(b).believes[a as usize] = true;
