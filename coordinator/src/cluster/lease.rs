@@ -1,6 +1,6 @@
 //! Which of several coordinators writes: leader election by a Lease object.
 //!
-//! [`Election`] decides and does no I/O. [`hold`] asks the API server and publishes the result. Two rules keep two
+//! `Election` decides and does no I/O. `hold` asks the API server and publishes the result. Two rules keep two
 //! writers apart, and neither compares the clocks of two machines:
 //! - A candidate takes another's lease only after it has seen the lease unchanged for its whole duration, by the
 //!   candidate's own clock.

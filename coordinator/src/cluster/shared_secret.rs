@@ -1,7 +1,7 @@
 //! The facts of the state directory in a Secret, so that the next leader has them: the authority's key and certificate,
 //! the API's token, and the enrolment records.
 //!
-//! The programs that use these facts keep using files. [`SharedSecret::open`] writes the Secret's facts into this
+//! The programs that use these facts keep using files. `SharedSecret::open` writes the Secret's facts into this
 //! replica's directory, or creates the Secret from the directory. The leader writes changes back. A change reaches the
 //! Secret before a host or an operator is told of the change (`Saver::saved`). For example, a token is used up in the
 //! Secret before its certificate is sent.

@@ -1,7 +1,7 @@
 //! Small files that survive a crash whole or not at all: the one way in which parbake's programs replace a file.
 //!
-//! [`write`] makes a temporary file in the same directory, writes and syncs it, renames it over the old file, and syncs
-//! the directory. A crash leaves:
+//! [`write()`] makes a temporary file in the same directory, writes and syncs it, renames it over the old file, and
+//! syncs the directory. A crash leaves:
 //!
 //! | when | the file | beside it |
 //! |---|---|---|
@@ -173,7 +173,7 @@ fn sweep_where(directory: &Path, goes: impl Fn(&str) -> bool) -> io::Result<()> 
     Ok(())
 }
 
-/// The file of which this is a temporary one, by its name: `.NAME.PROCESS.NUMBER.tmp`. `None` where [`write`] doesn't
+/// The file of which this is a temporary one, by its name: `.NAME.PROCESS.NUMBER.tmp`. `None` where [`write()`] doesn't
 /// make files of such a name.
 fn temporary_of(name: &str) -> Option<&str> {
     let name = name.strip_prefix('.')?.strip_suffix(SUFFIX)?;

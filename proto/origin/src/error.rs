@@ -198,7 +198,7 @@ pub enum OriginError {
     },
 }
 
-/// Why a [`Config`] can't be used.
+/// Why a [`Config`](crate::Config) can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file of extra roots can't be read, or isn't PEM.
