@@ -502,7 +502,9 @@ impl<S: OnDisk> Images<S> {
 
     /// A content of this image isn't what was verified: the image isn't present until it is verified again.
     pub(super) fn content_opened(&mut self, now: Moment, digest: Digest, content: Digest) {
-        let Some(image) = self.images.get_mut(&digest) else {
+        // the news may be older than the image's way back into the queue: a later beginning reads what is here
+        let image = self.images.get_mut(&digest);
+        let Some(image) = image.filter(|image| image.stage().is_some()) else {
             return;
         };
         image.open(content);
