@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 const DEMO: &str = env!("CARGO_BIN_EXE_demo");
 /// What an agent says when it is to keep what it has.
-const HELD: &str = "staging is held; what is here is kept";
+const PAUSED: &str = "staging is paused; what is here is kept";
 
 /// Makes an ImagePrePull of every Node.
 async fn make(world: &World, name: &str, spec: Value) {
@@ -71,7 +71,7 @@ async fn what_hosts_have_of_an_image_outlives_a_pause() {
     world
         .until("both hold", || async {
             let agents = world.cluster.agents();
-            let all = agents.iter().all(|agent| line(agent, HELD).is_some());
+            let all = agents.iter().all(|agent| line(agent, PAUSED).is_some());
             (all && staged(&status().await?) == "Paused").then_some(())
         })
         .await
@@ -87,7 +87,7 @@ async fn what_hosts_have_of_an_image_outlives_a_pause() {
     world.until_staged("slow", &image, HOSTS).await.unwrap();
     for agent in world.cluster.agents() {
         let number = |line: &Value, field: &str| line[field].as_u64().unwrap();
-        let held = number(&line(agent, HELD).unwrap(), "held_bytes");
+        let held = number(&line(agent, PAUSED).unwrap(), "held_bytes");
         let present = line(agent, "image is present").unwrap();
         let moved = number(&present, "origin_bytes") + number(&present, "peer_bytes");
         let whole = image.image.layout().unwrap().content_bytes();
