@@ -691,3 +691,15 @@ fn what_is_doubted_after_a_restart_is_begun_as_anything_else() {
     assert_eq!(world.told().held_bytes, world.layout.content_bytes());
     assert_eq!(world.jobs(), ["begin"]);
 }
+
+#[test]
+fn news_of_a_chunk_that_comes_behind_a_failed_installation_lets_the_image_begin_again() {
+    let mut world = World::installing();
+    let content = world.layout.contents()[0].digest;
+    world.link(Err(InstallError::Incomplete(content)), Ok(()));
+    world.images.content_opened(world.now, world.image, content);
+    world.drain();
+    world.look(&[]);
+    assert_eq!(world.state(), StageState::Queued);
+    assert_eq!(world.jobs(), ["begin"]);
+}
