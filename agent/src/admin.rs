@@ -22,7 +22,6 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use link::{Crowd, LocalNames};
 use prometheus_client::registry::Registry;
 use proto::{Digest, HostId, figure::standing_still, message::ImageState, message::StageState};
 use serde::{Deserialize, Serialize};
@@ -34,6 +33,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
+use wire::{Crowd, LocalNames};
 
 use crate::metrics;
 

@@ -39,7 +39,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use link::{Authorised, Endpoint};
 use proto::{
     ChunkIndex, Digest, HostId, Moment, Reason,
     image::Layout,
@@ -56,6 +55,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+use wire::{Authorised, Endpoint};
 
 use self::{
     contents::Content,

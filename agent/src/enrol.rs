@@ -34,7 +34,7 @@ pub(crate) async fn enrol(options: &Enroll, state_dir: &Path) -> anyhow::Result<
             state_dir.display()
         );
     }
-    let pin = link::parse_pin(&options.ca_pin)
+    let pin = wire::parse_pin(&options.ca_pin)
         .context("--ca-pin has to be the 64 hex digits that `parbake-coordinator pin` prints")?;
     let token = read_token(&options.token_file)?;
     let (request, key_pem) = identity::request()?;
@@ -47,7 +47,7 @@ pub(crate) async fn enrol(options: &Enroll, state_dir: &Path) -> anyhow::Result<
         identity::fingerprint(&answer.authority)? == pin,
         "the coordinator answered with another authority than the pinned one"
     );
-    let api = link::api_address(&options.api)?;
+    let api = wire::api_address(&options.api)?;
     let address = coordinator_address(api, &answer.address);
     let identity = Identity::new(&key_pem, &answer.chain, &answer.authority, &address, api);
     let host = identity.host()?;
@@ -99,7 +99,7 @@ async fn ask(
     path: &str,
     question: &impl Serialize,
 ) -> anyhow::Result<EnrolReply> {
-    let address = link::api_address(api)?.to_owned();
+    let address = wire::api_address(api)?.to_owned();
     let client = Client::new(Target::without_token(address, pin));
     let answer = timeout(TIMEOUT, client.read(Method::POST, path, Some(question))).await;
     let answer =

@@ -12,7 +12,6 @@ use std::{
     time::SystemTime,
 };
 
-use link::{Credentials, CredentialsError, ResetSecret, Validity};
 use pem::{EncodeConfig, LineEnding, Pem};
 use proto::{HostId, causes};
 use rcgen::{CertificateParams, KeyPair};
@@ -21,6 +20,7 @@ use rustls::pki_types::{
     pem::{Error as PemError, PemObject as _},
 };
 use tracing::warn;
+use wire::{Credentials, CredentialsError, ResetSecret, Validity};
 
 /// What is wrong with this host's key, certificates or addresses.
 #[derive(Debug, thiserror::Error)]
@@ -539,7 +539,7 @@ pub(crate) mod tests {
     fn the_proof_is_the_certificate_and_a_request_of_the_same_key() {
         let identity = Authority::new().identity("mini-1", SystemTime::now());
         let (leaf, request) = identity.proof().unwrap();
-        let leaf = link::Leaf::read(&leaf.into()).unwrap();
+        let leaf = wire::Leaf::read(&leaf.into()).unwrap();
         assert_eq!(leaf.host.as_str(), "mini-1");
         let key = &leaf.public_key;
         assert!(request.windows(key.len()).any(|part| part == key));

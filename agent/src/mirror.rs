@@ -30,13 +30,13 @@ use std::{
     time::Duration,
 };
 
-use link::LocalNames;
 use origin::{ConfigError, Secret};
 use proto::HostId;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject as _};
 use tokio::{net::TcpListener, sync::mpsc, task::JoinError};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use wire::LocalNames;
 
 use self::{
     blobs::{Blobs, Limits},

@@ -4,7 +4,6 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use client::COORDINATOR;
-use link::{Endpoint, LocalNames, Settings};
 use proto::{HostId, message::Hello};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -13,6 +12,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::info;
+use wire::{Endpoint, LocalNames, Settings};
 
 use crate::{
     admin::{self, Snapshot},
@@ -49,7 +49,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let endpoint = Endpoint::bind(config.listen, credentials, &link_settings)
         .with_context(|| format!("listening on UDP {} for peers (--listen)", config.listen))?;
     // only the coordinator may connect until it names the other hosts
-    endpoint.authorise(link::Authorised::Only([coordinator.clone()].into()));
+    endpoint.authorise(wire::Authorised::Only([coordinator.clone()].into()));
     // an installation that finds tart's lock taken frees its thread, and is tried again
     let options = store::Options {
         floor_percent: config.floor_percent,

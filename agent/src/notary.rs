@@ -10,13 +10,13 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use link::{Credentials, LinkSigner, Signatures};
 use proto::{
     Answer, ChunkIndex, Digest, HostId, Link, Signed, Ticket,
     message::{self, FieldError},
     statement::{LinkKey, Run, StatementError, Verify as _},
 };
 use tracing::warn;
+use wire::{Credentials, LinkSigner, Signatures};
 
 use crate::identity;
 

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use link::{Connection, ReceiveError, Receiver, Sender};
 use proto::{
     HostKey,
     message::{ChunkPush, ChunkRequest, PeerOpen, PeerUpdate, Updates, peer_open},
 };
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
+use wire::{Connection, ReceiveError, Receiver, Sender};
 
 /// The time within which a stream's first message has to follow its opening. The message is one packet.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -11,7 +11,6 @@ mod pace;
 
 use std::time::{Duration, Instant};
 
-use link::Endpoint;
 use proto::{
     causes,
     message::{Hello, Order, Report},
@@ -21,6 +20,7 @@ use tokio::{
     time::sleep,
 };
 use tracing::{info, warn};
+use wire::Endpoint;
 
 pub(crate) use self::dial::Settings;
 use self::{

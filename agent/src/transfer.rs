@@ -9,7 +9,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use link::{Connection, Receiver, Sender, StreamCode};
 use proto::{
     Answer, ChunkIndex, Digest, Geometry, HostKey, Signed, Source,
     ledger::RejectLinkError,
@@ -23,6 +22,7 @@ use swarm::{
     action::Declined,
     event::{Delivery, Failure, Spread},
 };
+use wire::{Connection, Receiver, Sender, StreamCode};
 
 use tokio::time::timeout;
 use tracing::debug;

@@ -11,7 +11,7 @@ use std::{
 const ADDRESSES: usize = 4_096;
 
 /// Allowances by address. An address stands for the part of the address space that one machine may have: see
-/// [`link::network`].
+/// [`wire::network`].
 #[derive(Debug)]
 pub(crate) struct Allowances {
     /// The most tries that an address has at hand, and the time until it has one more.

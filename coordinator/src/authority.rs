@@ -11,7 +11,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use link::{IdentityError, Leaf, ResetSecret, Signatures};
 use proto::{Digest, HostId, Ticket, statement::LinkKey};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
@@ -23,6 +22,7 @@ use rustls_pki_types::{
     CertificateDer, CertificateSigningRequestDer, PrivatePkcs8KeyDer, UnixTime, pem::PemObject as _,
 };
 use time::OffsetDateTime;
+use wire::{IdentityError, Leaf, ResetSecret, Signatures};
 
 use crate::random;
 
@@ -403,7 +403,7 @@ fn own_certificate(key: &KeyPair) -> Result<String, rcgen::Error> {
         KeyUsagePurpose::DigitalSignature,
     ];
     params.serial_number = Some(SerialNumber::from_slice(&serial));
-    params.not_before = OffsetDateTime::now_utc() - link::dated_back(CA_LIFETIME);
+    params.not_before = OffsetDateTime::now_utc() - wire::dated_back(CA_LIFETIME);
     params.not_after = OffsetDateTime::now_utc() + CA_LIFETIME;
     Ok(params.self_signed(key)?.pem())
 }
@@ -425,7 +425,7 @@ fn leaf(
     params.use_authority_key_identifier_extension = true;
     params.serial_number = Some(SerialNumber::from_slice(&serial()));
     let from = OffsetDateTime::from(from);
-    params.not_before = from - link::dated_back(lifetime);
+    params.not_before = from - wire::dated_back(lifetime);
     params.not_after = from + lifetime;
     Ok(params)
 }

@@ -6,8 +6,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use link::Validity;
 use proto::HostId;
+use wire::Validity;
 
 use crate::enrolment::unix;
 

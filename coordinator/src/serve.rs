@@ -1,7 +1,7 @@
 //! HTTP/1.1 servers for a router: over TLS with the fleet's own certificate, or plain on loopback.
 //!
 //! Anybody who reaches a server's port can connect. So this file bounds, for every client: how many connections there
-//! are at one time, which of them gives way ([`link::Crowd`]), and how long a request's head and body may take. The
+//! are at one time, which of them gives way ([`wire::Crowd`]), and how long a request's head and body may take. The
 //! cost of a request itself is bounded where the request is answered.
 
 use std::{
@@ -29,7 +29,6 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use link::{Crowd, LocalNames, Place, utc};
 use rustls::{
     AlertDescription, ServerConfig,
     server::{ClientHello, ResolvesServerCert},
@@ -45,6 +44,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
+use wire::{Crowd, LocalNames, Place, utc};
 
 use self::exchange::{Arriving, Exchange, Leaving};
 use crate::{authority::Identity, driver::Refused};

@@ -12,7 +12,6 @@ use std::{
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
-use link::{Authorised, CloseCode, Connection, Endpoint, Incoming, Receiver, Sender};
 use proto::{
     HostId,
     message::{CoordinatorOpen, Hello, Order, Renewal, Renewed, Report, coordinator_open},
@@ -24,6 +23,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
+use wire::{Authorised, CloseCode, Connection, Endpoint, Incoming, Receiver, Sender};
 
 use crate::{
     authority::Authority,
@@ -422,7 +422,7 @@ async fn receive_reports(
         let mut report = match receiver.receive::<Report>().await {
             Ok(Some(report)) => report,
             Ok(None) => return Ok(SessionEnd::Finished),
-            Err(link::ReceiveError::Message(error)) => {
+            Err(wire::ReceiveError::Message(error)) => {
                 warn!(%host, %error, "host sent a report that doesn't decode");
                 return Ok(SessionEnd::Nonsense);
             }
@@ -458,10 +458,10 @@ fn pause(took: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use link::{CloseReason, Credentials, Settings};
     use proto::message::{LeaseEnd, LeaseState};
     use rcgen::KeyPair;
     use rustls_pki_types::PrivatePkcs8KeyDer;
+    use wire::{CloseReason, Credentials, Settings};
 
     use super::*;
     use crate::{authority::tests::csr, config::Fleet};

@@ -9,7 +9,6 @@ mod effect;
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
-use link::Connection;
 use proto::{
     ChunkIndex, Digest, HostKey, Moment,
     image::{ContentSpec, Layout},
@@ -21,6 +20,7 @@ use swarm::{
     event::{ContentId, Delivery, Entitled, Spread, Ticket},
 };
 use tracing::{info, warn};
+use wire::Connection;
 
 pub(super) use self::effect::Effect;
 use super::{

@@ -11,7 +11,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use link::{CloseCode, Connection};
 use proto::{
     ChunkSet, Digest, HostId, HostKey,
     chunks::ParseRunsError,
@@ -23,6 +22,7 @@ use swarm::{
 };
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
+use wire::{CloseCode, Connection};
 
 use self::remembered::Remembered;
 

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use link::Connection;
 use proto::{ChunkIndex, Digest, HostKey};
 use swarm::event::{ContentId, Ticket};
+use wire::Connection;
 
 use super::{look::Seen, transfers::Transfer, trouble::Trouble, walk::Walked};
 use crate::{

@@ -2,7 +2,6 @@
 
 use std::{pin::Pin, sync::Arc};
 
-use link::{Connection, Endpoint, Receiver, Sender};
 use proto::{
     ChunkIndex, HostId, HostKey,
     message::{self, ChunkHeader},
@@ -12,6 +11,7 @@ use swarm::{
     event::{ContentId, Spread, Ticket},
 };
 use tokio::sync::mpsc;
+use wire::{Connection, Endpoint, Receiver, Sender};
 
 use super::{
     contents::Content,

@@ -8,8 +8,8 @@ use hyper::{
     HeaderMap, Request, Response, StatusCode,
     header::{CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, LINK},
 };
-use link::Work;
 use proto::Digest;
+use wire::Work;
 
 use super::{
     browser,

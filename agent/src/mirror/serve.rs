@@ -20,7 +20,6 @@ use hyper::{
         WWW_AUTHENTICATE,
     },
 };
-use link::LocalNames;
 use origin::{Backoff, OriginError, Reference, Secret, Version};
 use proto::Digest;
 use tokio::{
@@ -28,6 +27,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tracing::{debug, warn};
+use wire::LocalNames;
 
 use super::{
     answer::{Content, Refusal, list, name, pages, refusal_of, unsatisfiable, whole},

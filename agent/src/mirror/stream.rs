@@ -16,8 +16,8 @@ use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::{BodyExt as _, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::Frame;
-use link::Work;
 use tokio::time::timeout;
+use wire::Work;
 
 use super::{
     blob::Reading,

@@ -6,7 +6,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use link::{CloseCode, ConnectError, Connection, Endpoint, Receiver, Sender};
 use proto::{
     HostId, causes,
     figure::Span,
@@ -17,6 +16,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tracing::{info, warn};
+use wire::{CloseCode, ConnectError, Connection, Endpoint, Receiver, Sender};
 
 use super::{
     error::SessionError,
@@ -242,11 +242,11 @@ mod tests {
         let later = SystemTime::now() + Duration::from_hours(1);
         let open = |name, address: &str| {
             let credentials = authority.identity(name, later).credentials().unwrap();
-            let settings = link::Settings::default();
+            let settings = wire::Settings::default();
             Endpoint::bind(address.parse().unwrap(), credentials, &settings)
         };
         let coordinator = open("coordinator", "127.0.0.1:0").unwrap();
-        coordinator.authorise(link::Authorised::Anyone);
+        coordinator.authorise(wire::Authorised::Anyone);
         let agent = open("mini-1", "127.0.0.1:0").unwrap();
         let port = coordinator.local_addr().unwrap().port();
         // the socket is of the other family than the first

@@ -2,8 +2,8 @@
 
 use std::io;
 
-use link::{CloseReason, ConnectError, Fault, ReceiveError, RenewError, SendError};
 use proto::figure::Span;
+use wire::{CloseReason, ConnectError, Fault, ReceiveError, RenewError, SendError};
 
 use crate::identity::IdentityError;
 

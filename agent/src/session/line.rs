@@ -38,13 +38,13 @@ pub(super) trait Incoming: Send {
     fn receive(&mut self) -> impl Future<Output = Result<Option<Order>, SessionError>> + Send;
 }
 
-impl Outgoing for link::Sender {
+impl Outgoing for wire::Sender {
     async fn send(&mut self, report: &Report) -> Result<(), SessionError> {
         Ok(Self::send(self, report).await?)
     }
 }
 
-impl Incoming for link::Receiver {
+impl Incoming for wire::Receiver {
     async fn receive(&mut self) -> Result<Option<Order>, SessionError> {
         Ok(Self::receive(self).await?)
     }

@@ -9,11 +9,11 @@ use std::{
     },
 };
 
-use link::ReceiveError;
 use proto::{
     figure::Span,
     message::{Names, order},
 };
+use wire::ReceiveError;
 
 use super::*;
 use crate::lock::lock;
@@ -106,7 +106,7 @@ impl Outgoing for Up {
     async fn send(&mut self, report: &Report) -> Result<(), SessionError> {
         match self.then {
             Then::TakesNothing => pending().await,
-            Then::TakesNone => Err(link::SendError::Ended.into()),
+            Then::TakesNone => Err(wire::SendError::Ended.into()),
             _ => {
                 lock(&self.reported).push(report.clone());
                 Ok(())

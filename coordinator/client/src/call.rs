@@ -8,13 +8,13 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use link::HandshakeError;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use proto::{Digest, Secret, causes};
 use rustls_pki_types::ServerName;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::TcpStream, task::JoinSet, time::timeout};
 use tokio_rustls::TlsConnector;
+use wire::HandshakeError;
 
 use crate::view::Problem;
 
@@ -145,7 +145,7 @@ impl Client {
     /// A client of this coordinator.
     #[must_use]
     pub fn new(target: Target) -> Self {
-        let tls = Arc::new(link::pinned(target.pin)).into();
+        let tls = Arc::new(wire::pinned(target.pin)).into();
         Self { target, tls }
     }
 

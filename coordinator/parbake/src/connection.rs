@@ -32,7 +32,7 @@ pub struct Connection {
 pub(crate) fn target(options: &Connection) -> anyhow::Result<Target> {
     let in_state = |name: &str| options.state_dir.as_ref().map(|dir| dir.join(name));
     let address = match (&options.api, in_state("addresses.json")) {
-        (Some(api), _) => link::api_address(api)?.to_owned(),
+        (Some(api), _) => wire::api_address(api)?.to_owned(),
         (None, Some(path)) => {
             if let Some(state) = &options.state_dir
                 && !path.exists()
@@ -59,7 +59,7 @@ pub(crate) fn target(options: &Connection) -> anyhow::Result<Target> {
         &options.ca_pin,
         options.ca.clone().or(in_state("authority/ca.pem")),
     ) {
-        (Some(pin), _) => link::parse_pin(pin).context(
+        (Some(pin), _) => wire::parse_pin(pin).context(
             "--ca-pin has to be the 64 hex digits that `parbake-coordinator pin` prints",
         )?,
         (None, Some(path)) => {

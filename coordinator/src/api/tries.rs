@@ -65,7 +65,7 @@ impl Tries {
         let allowed = {
             let allowances = self.allowances.lock();
             let mut allowances = allowances.unwrap_or_else(PoisonError::into_inner);
-            allowances.take(link::network(from), now)
+            allowances.take(wire::network(from), now)
         };
         if !allowed {
             sleep(PAUSE).await;

@@ -17,13 +17,13 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::StatusCode;
-use link::Crowd;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{MapAccess, Visitor},
     ser::SerializeMap as _,
 };
 use serde_json::{Value, json};
+use wire::Crowd;
 
 use super::index::ObjectKey;
 use crate::{secret::Secret, serve::Remote, view::Problem};

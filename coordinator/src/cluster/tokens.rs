@@ -112,7 +112,7 @@ impl Tokens {
         if !is_token(token.expose()) {
             return Ok(None);
         }
-        let (digest, from) = (token.digest(), link::network(from));
+        let (digest, from) = (token.digest(), wire::network(from));
         {
             let (mut known, now) = (self.known(), Instant::now());
             if let Some(answer) = known.answer(&digest, now) {

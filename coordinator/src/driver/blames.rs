@@ -7,13 +7,13 @@ use std::{
     time::Duration,
 };
 
-use link::Signatures;
 use proto::{
     ChunkIndex, Digest, HostId, Moment, Signed, message,
     statement::{Contradiction, contradiction},
 };
 use rollout::stage::Event;
 use tracing::{debug, error, warn};
+use wire::Signatures;
 
 use super::{
     hosts::Hosts,

@@ -7,8 +7,8 @@ use std::{
     time::Duration,
 };
 
-use link::AcceptError;
 use proto::{HostId, Moment};
+use wire::AcceptError;
 
 use crate::view::RefusalView;
 

@@ -594,8 +594,8 @@ fn a_host_gets_tickets_with_its_session_and_with_each_lease() {
     let key = world.authority.certificate().to_vec();
     let root = rustls::pki_types::CertificateDer::from(key);
     let identity = world.authority.issue_own(Duration::from_hours(1)).unwrap();
-    let credentials = link::Credentials::new(identity.chain, identity.key, vec![root]).unwrap();
-    let signatures = link::Signatures::of(&credentials);
+    let credentials = wire::Credentials::new(identity.chain, identity.key, vec![root]).unwrap();
+    let signatures = wire::Signatures::of(&credentials);
     assert!(given.iter().all(|ticket| signatures.ticket(ticket)));
     assert!(
         given

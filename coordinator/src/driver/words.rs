@@ -3,13 +3,13 @@
 
 use std::time::{Duration, SystemTime};
 
-use link::utc;
 use proto::{
     Digest, HostId,
     figure::{Bytes, Span},
     image::{ContentKind, Layout},
 };
 use rollout::stage::status::{ImageReason, ImageStatus};
+use wire::utc;
 
 use crate::{
     enrolment::Revocation,

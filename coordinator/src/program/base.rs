@@ -91,7 +91,7 @@ impl Base {
             ready: ready_seen,
         });
         if admin.ip().is_loopback() {
-            let names = link::LocalNames::new(config.admin_names.iter().cloned());
+            let names = wire::LocalNames::new(config.admin_names.iter().cloned());
             router = serve::local_only(router, names);
         }
         let serving = serve::serve(admin_listener, None, router, shutdown);

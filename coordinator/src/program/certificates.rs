@@ -5,10 +5,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use link::{Credentials, Endpoint, Validity};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
+use wire::{Credentials, Endpoint, Validity};
 
 use crate::{authority::Authority, serve::Certificate};
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use link::{Credentials, Endpoint, Settings};
+use wire::{Credentials, Endpoint, Settings};
 
 use super::error::RunError;
 use crate::{authority::Authority, config::Config};

@@ -33,10 +33,10 @@ pub enum RunError {
     Tls(#[from] rustls::Error),
     /// The coordinator's own credentials can't be used for the link.
     #[error("setting up the link: {0}")]
-    Credentials(#[from] link::CredentialsError),
+    Credentials(#[from] wire::CredentialsError),
     /// An address can't be had.
     #[error("listening for hosts on UDP: {0}")]
-    Link(#[from] link::BindError),
+    Link(#[from] wire::BindError),
     /// An address can't be had.
     #[error("listening on TCP {address} ({purpose}): {error}")]
     Listen {

@@ -13,7 +13,6 @@ use axum::{
 };
 use client::{Client, Target};
 use http::{HeaderMap, Method};
-use link::{Credentials, Endpoint, Receiver, Sender, Settings};
 use proto::{
     Digest, HostId,
     message::{self, CoordinatorOpen, Hello, Order, Report, coordinator_open, order::Kind},
@@ -24,6 +23,7 @@ use tokio::{
     net::TcpListener,
     time::{sleep, timeout},
 };
+use wire::{Credentials, Endpoint, Receiver, Sender, Settings};
 
 use super::*;
 use crate::{
@@ -322,7 +322,7 @@ fn csr_der(key: &KeyPair) -> Vec<u8> {
 /// An agent, as far as the coordinator can tell: what it says and hears.
 struct Agent {
     endpoint: Endpoint,
-    connection: link::Connection,
+    connection: wire::Connection,
     sender: Sender,
     receiver: Receiver,
     credentials: Credentials,

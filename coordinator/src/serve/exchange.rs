@@ -15,8 +15,8 @@ use std::{
 
 use axum::body::{Body, Bytes};
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
-use link::{Place, Work};
 use tokio::time::{Sleep, sleep};
+use wire::{Place, Work};
 
 /// What the two bodies of an exchange share. The exchange ends when both bodies are gone.
 #[derive(Debug)]

@@ -10,11 +10,11 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use coordinator::{authority::Authority, enrolment::Enrolment};
-use link::{Credentials, Endpoint};
 use proto::HostId;
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use serde_json::{Value, json};
 use tokio::{runtime::Runtime, sync::watch};
+use wire::{Credentials, Endpoint};
 
 use crate::{
     counters::{Counters, Counts},
@@ -79,7 +79,7 @@ impl Fleet {
         let _runtime = self.runtime.enter();
         let mut ready = Vec::with_capacity(self.hosts.len());
         for (number, (id, credentials)) in self.hosts.iter().enumerate() {
-            let settings = link::Settings::default();
+            let settings = wire::Settings::default();
             let endpoint =
                 Endpoint::bind(([127, 0, 0, 1], 0).into(), credentials.clone(), &settings)
                     .with_context(|| format!("socket of {id}"))?;

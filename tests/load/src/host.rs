@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use link::{CloseCode, Connection, Endpoint, Receiver, Sender};
 use proto::message::{
     CoordinatorOpen, Hello, ImageState, LeaseEnd, LeaseState, Load, MirrorWants, Order, Report,
     StageState, Volume, coordinator_open, order,
@@ -17,6 +16,7 @@ use tokio::{
     sync::watch,
     time::{sleep, timeout},
 };
+use wire::{CloseCode, Connection, Endpoint, Receiver, Sender};
 
 use crate::counters::Counters;
 
@@ -96,7 +96,7 @@ impl Host {
             Ok(connection) => connection,
             Err(error) => {
                 // while no coordinator runs, the connection times out, and nobody refuses anything
-                if !matches!(error, link::ConnectError::TimedOut { .. }) {
+                if !matches!(error, wire::ConnectError::TimedOut { .. }) {
                     self.counters.failed(error.to_string());
                 }
                 return false;

@@ -136,7 +136,7 @@ fn the_programs_do_not_know_each_other() {
         ),
     ] {
         let reached = tree(&["-e", edges, "-p", program]);
-        assert!(reached.contains("link"), "{program} is listed");
+        assert!(reached.contains("wire"), "{program} is listed");
         for other in others {
             assert!(!reached.contains(*other), "{program} reaches {other}");
         }
@@ -144,7 +144,7 @@ fn the_programs_do_not_know_each_other() {
 }
 
 #[test]
-fn only_the_link_speaks_quic() {
+fn only_wire_speaks_quic() {
     let quic = ["quinn", "quinn-proto", "quinn-udp"];
     let direct = [
         "-e",
@@ -157,9 +157,12 @@ fn only_the_link_speaks_quic() {
     for crate_name in quic {
         let mut users = tree(&[&direct[..], &[crate_name]].concat());
         users.retain(|user| !quic.contains(&user.as_str()));
-        let link = BTreeSet::from(["link".to_owned()]);
-        assert!(users.is_subset(&link), "{crate_name} is used by {users:?}");
-        assert!(crate_name != "quinn" || users == link, "the link is listed");
+        let wire = BTreeSet::from(["wire".to_owned()]);
+        assert!(users.is_subset(&wire), "{crate_name} is used by {users:?}");
+        assert!(
+            crate_name != "quinn" || users == wire,
+            "the crate is listed"
+        );
     }
 }
 

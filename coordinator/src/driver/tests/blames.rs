@@ -139,7 +139,7 @@ fn signed(
 ) -> proto::Signed {
     use proto::statement::Run;
 
-    let signer = link::LinkSigner::from_seed(&[maker.as_bytes()[0]; 32]);
+    let signer = wire::LinkSigner::from_seed(&[maker.as_bytes()[0]; 32]);
     let content = Digest::from_bytes([7; 32]);
     let of = (run > 0).then_some(content);
     let (host, hour) = (maker.parse().unwrap(), Duration::from_hours(1));

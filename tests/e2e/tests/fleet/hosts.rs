@@ -18,7 +18,6 @@ use e2e::{
     image::{GeneratedImage, ImageSpec},
     registry::{self, Registry},
 };
-use link::{Authorised, Connection, Credentials, Endpoint, Settings};
 use proto::{
     Digest,
     message::{
@@ -29,6 +28,7 @@ use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{runtime::Runtime, task::JoinSet};
+use wire::{Authorised, Connection, Credentials, Endpoint, Settings};
 
 /// Longer than any of these takes on a busy machine; a wait ends as soon as its condition holds.
 const PATIENCE: Duration = Duration::from_secs(120);

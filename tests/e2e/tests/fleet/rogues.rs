@@ -24,7 +24,6 @@ use e2e::{
     image::{GeneratedImage, ImageSpec, Mix},
     registry::{self, Registry},
 };
-use link::{Authorised, Connection, Credentials, Endpoint, LinkSigner, Receiver, Sender, Settings};
 use proto::{
     ChunkIndex, Digest, HostId, Link, Signed, State, Ticket,
     image::ContentSpec,
@@ -42,6 +41,7 @@ use tokio::{
     task::JoinSet,
     time::{interval, sleep, timeout},
 };
+use wire::{Authorised, Connection, Credentials, Endpoint, LinkSigner, Receiver, Sender, Settings};
 
 /// Longer than it takes on a busy machine, tar-pits included.
 const PATIENCE: Duration = Duration::from_secs(180);

@@ -24,7 +24,7 @@ const CRATES: [&str; 15] = [
     "coordinator/rollout/src",
     "coordinator/src",
     "proto/durable/src",
-    "proto/link/src",
+    "proto/wire/src",
     "proto/logging/src",
     "proto/origin/src",
     "proto/src",

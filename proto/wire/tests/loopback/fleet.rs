@@ -2,12 +2,12 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use link::{Authorised, Connection, Credentials, Endpoint, Settings};
 use proto::HostId;
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
 };
 use time::OffsetDateTime;
+use wire::{Authorised, Connection, Credentials, Endpoint, Settings};
 
 pub(crate) const LOOPBACK: &str = "127.0.0.1:0";
 
@@ -118,8 +118,8 @@ pub(crate) async fn join(
     to: &Endpoint,
     name: &str,
 ) -> (
-    Result<Connection, link::ConnectError>,
-    Result<Connection, link::AcceptError>,
+    Result<Connection, wire::ConnectError>,
+    Result<Connection, wire::AcceptError>,
 ) {
     let name = host(name);
     tokio::join!(from.connect(address(to), &name), async {

@@ -1,6 +1,6 @@
 //! How fast and how dear a connection of ours is, beside bare quinn with the same settings and TCP with TLS.
 //!
-//! `cargo bench -p link` measures on loopback. `cargo bench -p link -- --mtu 1500` does so between two network
+//! `cargo bench -p wire` measures on loopback. `cargo bench -p wire -- --mtu 1500` does so between two network
 //! namespaces joined by a virtual cable with that MTU; it needs root and iproute2, and says so where it can't. Each end
 //! is a process of its own; the three ways take turns, so that a busy machine hits all alike, and what is printed are
 //! medians. The last line of stdout is JSON.
@@ -204,7 +204,7 @@ pub(crate) fn precise(count: u64) -> f64 {
 }
 
 fn options() -> anyhow::Result<Options> {
-    let defaults = link::Settings::default();
+    let defaults = wire::Settings::default();
     let (authority, chain, key) = ends::certificates()?;
     let mut options = Options {
         rounds: 7,

@@ -1,6 +1,6 @@
 //! What it costs to answer for a chunk: signing and checking a link, beside what a chunk costs anyway.
 //!
-//! `cargo bench -p link --bench signing` prints microseconds per chunk of 1 MiB.
+//! `cargo bench -p wire --bench signing` prints microseconds per chunk of 1 MiB.
 #![allow(clippy::print_stdout, reason = "a bench prints what it measured")]
 
 use std::{
@@ -9,12 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use link::{LinkSigner, Signatures};
 use proto::{
     ChunkIndex, Digest, Geometry, Link, Signed, State, Ticket, chain,
     statement::{Run, Verify as _},
 };
 use rcgen::{PublicKeyData as _, SigningKey as _};
+use wire::{LinkSigner, Signatures};
 
 /// Each figure is the best of so many rounds: the machine has other work.
 const ROUNDS: u32 = 20;

@@ -2,13 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use link::{
-    ALPN, AcceptError, Bound, CloseCode, CloseReason, ConnectError, Credentials, CredentialsError,
-    Endpoint, Fault, IdentityError, Settings,
-};
 use rcgen::ExtendedKeyUsagePurpose;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use time::OffsetDateTime;
+use wire::{
+    ALPN, AcceptError, Bound, CloseCode, CloseReason, ConnectError, Credentials, CredentialsError,
+    Endpoint, Fault, IdentityError, Settings,
+};
 
 use crate::fleet::{Authority, Leaf, address, bind, host, join, only};
 

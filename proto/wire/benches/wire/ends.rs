@@ -12,7 +12,6 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
-use link::{Authorised, Connection, Credentials, Endpoint, Settings};
 use proto::{
     CHUNK_BYTES, HostId,
     message::{
@@ -28,6 +27,7 @@ use tokio::{
     sync::Semaphore,
     task::JoinSet,
 };
+use wire::{Authorised, Connection, Credentials, Endpoint, Settings};
 
 use crate::{Plan, Run, Way, precise};
 
@@ -145,7 +145,7 @@ async fn fetch_link(plan: &Plan, endpoint: &Endpoint, to: SocketAddr) -> anyhow:
     let mut run = measure(plan, move |_| fetch_link_chunk(source.clone())).await?;
     let stats = connection.stats();
     (run.mtu, run.lost) = (stats.mtu, stats.lost_packets);
-    connection.close(link::CloseCode::Done, "");
+    connection.close(wire::CloseCode::Done, "");
     Ok(run)
 }
 

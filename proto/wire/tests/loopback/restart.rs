@@ -2,8 +2,8 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use link::{Authorised, CloseReason, Credentials, Endpoint, ResetSecret, Settings};
 use tokio::{sync::oneshot, time::timeout};
+use wire::{Authorised, CloseReason, Credentials, Endpoint, ResetSecret, Settings};
 
 use crate::fleet::{Authority, LOOPBACK, Leaf, host, pair};
 

@@ -1,12 +1,12 @@
 //! Messages and bytes on streams: what arrives, what is refused, and what an end looks like from the other side.
 
 use bytes::Bytes;
-use link::{Connection, ReceiveError, Receiver, SendError, Sender, StreamCode};
 use proto::{
     codec::{DecodeError, Framed},
     message::{PeerOpen, PeerUpdate, PushReply, Updates, peer_open::Kind},
 };
 use tokio::task::JoinSet;
+use wire::{Connection, ReceiveError, Receiver, SendError, Sender, StreamCode};
 
 use crate::fleet::{Pair, pair};
 
@@ -217,18 +217,18 @@ async fn halves_that_are_dropped_never_look_like_an_end() {
 async fn the_loss_of_the_connection_ends_its_streams() {
     let pair = pair().await;
     let ((mut sender, _answers), (_replies, mut receiver)) = stream(&pair.connections, b"x").await;
-    pair.connections.0.close(link::CloseCode::Done, "bye");
+    pair.connections.0.close(wire::CloseCode::Done, "bye");
     let error = receiver.read_exact(&mut [0; 64]).await.unwrap_err();
     assert!(
         matches!(
             &error,
-            ReceiveError::Closed(link::CloseReason::Peer { reason, .. }) if reason == "bye"
+            ReceiveError::Closed(wire::CloseReason::Peer { reason, .. }) if reason == "bye"
         ),
         "{error}"
     );
     let error = sender.write(Bytes::from_static(b"x")).await.unwrap_err();
     assert!(
-        matches!(error, SendError::Closed(link::CloseReason::Local { .. })),
+        matches!(error, SendError::Closed(wire::CloseReason::Local { .. })),
         "{error}"
     );
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use link::{CloseCode, CloseReason, ConnectError, Credentials, Endpoint, Settings};
+use wire::{CloseCode, CloseReason, ConnectError, Credentials, Endpoint, Settings};
 
 use crate::fleet::{Authority, Leaf, address, bind, host, join, only, pair};
 
