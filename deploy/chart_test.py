@@ -755,13 +755,13 @@ def test_alerts_fire_when_they_should_and_not_before():
     fires("ParbakeOriginBytesAbovePlan", "10m", leader + wanted + [series("parbake_coordinator_received_bytes", "1101x200", source="origin")], "gave 1.075kiB")
 
     fires("ParbakeHostSilent", "9m", leader + [series("parbake_coordinator_hosts", "1x200", state="disconnected")])
-    fires("ParbakeHostSilent", "10m", leader + [series("parbake_coordinator_hosts", "1x200", state="disconnected")], "1 hosts")
+    fires("ParbakeHostSilent", "10m", leader + [series("parbake_coordinator_hosts", "1x200", state="disconnected")], "coordinator: 1")
     fires("ParbakeVerifyFailures", "20m", leader + [series("parbake_coordinator_blames_total", "3x200", kind="bytes")])
     fires("ParbakeVerifyFailures", "20m", leader + [series("parbake_coordinator_blames_total", "0x10 3x200", kind="bytes")], 'kind="bytes"')
     fires("ParbakeVerifyFailures", "12m", leader + [series("parbake_coordinator_blames_total", "_x10 1x200", kind="link")], 'kind="link"')
     fires("ParbakeVerifyFailures", "20m", leader + [series("parbake_coordinator_blames_total", "0x10 3x200", kind="silence")])
     fires("ParbakeHostQuarantined", "5m", leader + [series("parbake_coordinator_hosts", "1x200", state="quarantined")], "quarantined")
-    fires("ParbakeStageFailed", "20m", leader + [series("parbake_coordinator_placements", "1x200", state="failed")], "1 hosts")
+    fires("ParbakeStageFailed", "20m", leader + [series("parbake_coordinator_placements", "1x200", state="failed")], "each host: 1")
     fires("ParbakePodPending", "60m", leader + [series("parbake_pool_oldest_pending_pod_age_seconds", "1801x200", **pool)], "30m 1s")
     fires("ParbakePodPending", "60m", leader + [series("parbake_pool_oldest_pending_pod_age_seconds", "1800x200", **pool)])
 
