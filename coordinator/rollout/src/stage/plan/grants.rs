@@ -227,6 +227,7 @@ impl Choice<'_> {
                     && !view.records.is_unable(view.now, id, image.registry())
                     && !says_whole
                     && !content.tries().has_looked(&image.digest(), id, view.now)
+                    && !content.tries().has_given_back(id, view.now)
             })
             .min_by_key(|(id, host)| {
                 let barren = match mirror {

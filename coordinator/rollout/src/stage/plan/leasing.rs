@@ -11,7 +11,7 @@ use super::{
 };
 use crate::stage::{
     action::RevokeCause,
-    event::{Fault, LeaseEnd, Standing, Trouble},
+    event::{Fault, LeaseEnd, Trouble},
 };
 
 /// A lease holder's report about its fetch.
@@ -232,32 +232,22 @@ pub(super) fn ended(
     None
 }
 
-/// A host says that it holds a content. `lease` is the lease under which the host fetched it, if any.
-fn claim(desk: &mut Desk<'_>, id: &HostId, digest: Digest, lease: Option<&Lease>) {
-    let now = desk.now;
-    if let Some(content) = desk.contents.get_mut(&digest) {
-        let own_word = content.receipts().own_word();
-        content.claim(now, id);
-        if let Some(lease) = lease {
-            let mirror = lease.is_mirrors();
-            content.receipts_mut().finished(id, mirror, now);
-        }
-        if own_word {
-            content.believe();
-        }
-    }
-}
-
 /// A host says that it has fetched a content.
 fn done(desk: &mut Desk<'_>, id: &HostId, digest: Digest, lease: Option<&Lease>) {
     let now = desk.now;
-    claim(desk, id, digest, lease);
     let Some(content) = desk.contents.get_mut(&digest) else {
         return;
     };
-    if !content.receipts().own_word() {
+    let own_word = content.receipts().own_word();
+    content.claim(now, id);
+    if let Some(lease) = lease {
+        let mirror = lease.is_mirrors();
+        content.receipts_mut().finished(id, mirror, now);
+    }
+    if !own_word {
         return;
     }
+    content.believe();
     content.tries_mut().succeed();
     content.tries_mut().wake_mirrors();
     content.moved(now);
@@ -274,18 +264,17 @@ fn done(desk: &mut Desk<'_>, id: &HostId, digest: Digest, lease: Option<&Lease>)
     }
 }
 
-/// A host gives a lease back. `lease` is `None` where the lease had ended before.
+/// A host gives a lease back and doesn't hold the content: a host that holds all of it says so instead. `lease` is
+/// `None` where the lease had ended before. Then the host may have been told to stop, and the word says little.
 fn released(desk: &mut Desk<'_>, id: &HostId, digest: Digest, lease: Option<&Lease>) {
-    // A host that stages the content and gives its lease back holds the content; if it doesn't, the audit finds that
-    // out. Where the lease had ended before, this says nothing: the holder may have been told to stop.
-    let staging = desk.images.iter().any(|image| {
-        !image.is_mirrors() && image.has(&digest) && image.standing(id) == Some(Standing::Staging)
-    });
-    if lease.is_some() && staging {
-        claim(desk, id, digest, lease);
-    }
     desk.note_failed(digest, id);
-    if lease.is_some_and(|lease| lease.is_mirrors() && !lease.has_brought()) {
+    let Some(lease) = lease.filter(|lease| !lease.has_brought()) else {
+        return;
+    };
+    if let Some(content) = desk.contents.get_mut(&digest) {
+        content.tries_mut().give_back(desk.now, id, desk.config);
+    }
+    if lease.is_mirrors() {
         desk.records.mirror_failed(id);
     }
 }

@@ -61,6 +61,9 @@ pub(super) struct Tries {
     leased_to: BTreeSet<HostId>,
     /// The hosts whose lease failed, expired or was given back since the last success.
     tried: BTreeSet<HostId>,
+    /// The hosts that gave the lease back without having brought anything, since somebody got something of the content:
+    /// how often, and until when the content isn't leased to each of them.
+    returned: BTreeMap<HostId, (u32, Moment)>,
     /// The latest holder. The next lease goes to another host if there is one.
     last: Option<HostId>,
     /// The number of mirrors' leases in a row that the registry failed.
@@ -119,13 +122,30 @@ impl Tries {
         self.tried.clear();
     }
 
+    /// A host gave the lease back, and nobody got anything of it. Another host may have the lease at once. The same
+    /// host has it again after a pause that grows: a host that gives every lease back would otherwise be leased the
+    /// content again with every message.
+    pub(super) fn give_back(&mut self, now: Moment, id: &HostId, config: &Config) {
+        let (times, until) = self.returned.entry(id.clone()).or_insert((0, now));
+        *until = now + config.origin_pause(*times);
+        *times = times.saturating_add(1);
+        self.fail(id);
+    }
+
+    /// Whether the content isn't leased to this host yet, because the host gave the lease back.
+    pub(super) fn has_given_back(&self, id: &HostId, now: Moment) -> bool {
+        self.returned.get(id).is_some_and(|(_, until)| now < *until)
+    }
+
     pub(super) fn forget_host(&mut self, id: &HostId) {
         self.tried.remove(id);
+        self.returned.remove(id);
     }
 
     /// Some host has the content, so any word against it was wrong.
     pub(super) fn succeed(&mut self) {
         self.tried.clear();
+        self.returned.clear();
         self.faults.clear();
         self.away = None;
     }
@@ -252,6 +272,7 @@ impl Tries {
     /// show only at the content's end.
     pub(super) fn came(&mut self, image: &Digest) {
         self.away = None;
+        self.returned.clear();
         if self
             .faults
             .get(image)
@@ -272,6 +293,7 @@ impl Tries {
     pub(super) fn urge(&mut self, image: &Digest) {
         self.forgive(image);
         self.away = None;
+        self.returned.clear();
     }
 
     // ---- mirrors ----------------------------------------------------------------------------------------------------
@@ -425,6 +447,42 @@ mod tests {
             alone.away_until(START),
             Some(START + Duration::from_secs(1))
         );
+    }
+
+    #[test]
+    fn a_host_that_gives_the_lease_back_has_it_again_later_and_later_and_other_hosts_at_once() {
+        let (mut tries, config) = (Tries::default(), Config::default());
+        let mut now = START;
+        for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+            tries.give_back(now, &host(1), &config);
+            let until = now + Duration::from_secs(seconds);
+            assert!(tries.has_given_back(&host(1), until - MOMENT), "{seconds}");
+            assert!(!tries.has_given_back(&host(1), until), "{seconds}");
+            assert!(!tries.has_given_back(&host(2), now));
+            now = until;
+        }
+        assert!(tries.has_failed(&host(1)));
+        assert!(
+            !tries.rests(&image(), START),
+            "the content waits for nobody"
+        );
+    }
+
+    #[test]
+    fn what_comes_or_is_asked_for_anew_ends_the_pause_of_who_gave_the_lease_back() {
+        type End = fn(&mut Tries);
+        let ends: [End; 4] = [
+            Tries::succeed,
+            |tries| tries.came(&image()),
+            |tries| tries.urge(&image()),
+            |tries| tries.forget_host(&host(1)),
+        ];
+        for end in ends {
+            let (mut tries, config) = (Tries::default(), Config::default());
+            tries.give_back(START, &host(1), &config);
+            end(&mut tries);
+            assert!(!tries.has_given_back(&host(1), START));
+        }
     }
 
     #[test]

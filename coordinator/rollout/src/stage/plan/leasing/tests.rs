@@ -4,7 +4,7 @@ use super::{
     super::stand::{Stand, content, host, image},
     *,
 };
-use crate::stage::Action;
+use crate::stage::{Action, event::Standing};
 
 const MOMENT: Duration = Duration::from_micros(1);
 
@@ -161,17 +161,32 @@ fn a_holder_that_has_all_holds_it_and_is_believed_by_others_word() {
 }
 
 #[test]
-fn who_gives_a_lease_back_holds_the_content_if_it_stages() {
-    for (standing, holds) in [(Standing::Staging, true), (Standing::Queued, false)] {
+fn who_gives_a_lease_back_holds_nothing_and_has_it_again_after_a_second() {
+    for standing in [Standing::Staging, Standing::Queued] {
         let mut stand = Stand::new(4);
         stand.want(0, &[0]);
         stand.lease(1, 0, 0);
         stand.report(&host(1), 0, standing);
         ended(&mut stand.desk(), &host(1), content(0), LeaseEnd::Released);
         let of = stand.contents.get(&content(0)).unwrap();
-        assert_eq!(of.is_done_on(&host(1)), holds, "{standing:?}");
+        assert!(!of.is_done_on(&host(1)), "{standing:?}");
         assert!(of.tries().was_last(&host(1)));
+        let again = stand.now + stand.config.origin_retry;
+        assert!(of.tries().has_given_back(&host(1), again - MOMENT));
+        assert!(!of.tries().has_given_back(&host(1), again));
     }
+}
+
+#[test]
+fn who_gives_a_lease_back_that_brought_something_has_it_again_at_once() {
+    let mut stand = Stand::new(1);
+    stand.want(0, &[0]);
+    stand.lease(1, 0, 0);
+    stand.wait(Duration::from_secs(1));
+    progress(&mut stand.desk(), &host(1), content(0), chunks(1));
+    ended(&mut stand.desk(), &host(1), content(0), LeaseEnd::Released);
+    grant(&mut stand.desk());
+    assert_eq!(stand.leases.holder(&content(0)), Some(&host(1)));
 }
 
 #[test]

@@ -384,3 +384,33 @@ fn a_mirror_that_gives_a_lease_back_holds_nothing() {
     assert_eq!(second.len(), 1);
     assert_ne!(second[0].0, first[0].0);
 }
+
+#[test]
+fn hosts_that_give_every_lease_back_at_once_have_few_and_hold_up_nobody_else() {
+    for purpose in [Purpose::Mirror, Purpose::Stage] {
+        let mut plan = fleet(3);
+        let mut order = asked(1, 5, &[0, 1]);
+        if let Event::Wanted { purpose: of, .. } = &mut order {
+            *of = purpose;
+        }
+        let mut next = grants(&want(&mut plan, 2_000, order));
+        let mut had = 0;
+        for millis in 2_000..12_000 {
+            had += next.len();
+            let back = next.into_iter();
+            let back = back.map(|(id, of)| ended(&id, of, LeaseEnd::Released));
+            let actions = back.flat_map(|end| feed(&mut plan, millis, end));
+            next = grants(&actions.collect::<Vec<_>>());
+            next.extend(grants(&feed(&mut plan, millis, Event::Tick)));
+        }
+        // each of the two at once, and after one, two and four seconds
+        assert_eq!(had, 8, "{purpose:?}");
+        // another host has it at once
+        let mut order = asked(1, 5, &[0, 1, 2]);
+        if let Event::Wanted { purpose: of, .. } = &mut order {
+            *of = purpose;
+        }
+        let other = grants(&want(&mut plan, 12_000, order));
+        assert_eq!(other, [(host(2), digest(5))], "{purpose:?}");
+    }
+}
