@@ -259,8 +259,11 @@ fn done(desk: &mut Desk<'_>, id: &HostId, digest: Digest, lease: Option<&Lease>)
         if lease.is_mirrors() {
             desk.contents.mirror_moved(now);
         }
-        desk.records.able(id, lease.registry());
-        trouble::gave(desk, lease.registry(), lease.repository());
+        // a holder that the registry failed by its last word may have the rest from its peers
+        if lease.trouble().is_none() {
+            desk.records.able(id, lease.registry());
+            trouble::gave(desk, lease.registry(), lease.repository());
+        }
     }
 }
 

@@ -161,6 +161,31 @@ fn a_holder_that_has_all_holds_it_and_is_believed_by_others_word() {
 }
 
 #[test]
+fn a_holder_that_the_registry_failed_and_that_has_all_has_the_rest_from_peers() {
+    for (trouble, gives) in [(None, true), (Some(Trouble::Failing), false)] {
+        let mut stand = Stand::new(4);
+        stand.want(0, &[0]);
+        stand.lease(1, 0, 0);
+        let said = Progress {
+            trouble,
+            ..chunks(0)
+        };
+        progress(&mut stand.desk(), &host(1), content(0), said);
+        ended(&mut stand.desk(), &host(1), content(0), LeaseEnd::Done);
+        let now = stand.now;
+        let origin = stand.origins.get("registry.example").unwrap();
+        assert_eq!(origin.gives(now), gives, "{trouble:?}");
+        assert!(
+            stand
+                .contents
+                .get(&content(0))
+                .unwrap()
+                .is_done_on(&host(1))
+        );
+    }
+}
+
+#[test]
 fn who_gives_a_lease_back_holds_nothing_and_has_it_again_after_a_second() {
     for standing in [Standing::Staging, Standing::Queued] {
         let mut stand = Stand::new(4);
