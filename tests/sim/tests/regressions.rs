@@ -52,6 +52,26 @@ fn a_part_that_nobody_takes_over_still_gets_its_chunk() {
     );
 }
 
+/// When the image was ordered, the clients' blobs were ordered as images, too. The hosts didn't know them and gave the
+/// leases back at once, and the plan leased each blob again with every message.
+#[test]
+fn a_lease_that_is_given_back_isnt_granted_with_every_message() {
+    let outcome = run(&Setup::new(Scenario::MirrorSlow, 4, 48_000_000, 5));
+    assert!(outcome.passed(), "{}", outcome.to_text());
+    assert!(outcome.steps < 400_000, "{}", outcome.to_text());
+}
+
+/// The same order made the blobs a part of what is staged: no lease of a blob was granted while the image had all
+/// leases, and clients' hosts fetched alone.
+#[test]
+fn while_an_image_has_all_leases_mirrors_have_one_all_the_same() {
+    let outcome = run(&Setup::new(Scenario::Mirror, 30, 4_000_000_000, 4));
+    assert!(outcome.passed(), "{}", outcome.to_text());
+    let waits = outcome.waits.unwrap();
+    assert_eq!(waits.alone, 0, "{}", outcome.to_text());
+    assert!(waits.first_byte_s.1 <= 16.0, "{}", outcome.to_text());
+}
+
 fn rolls(scenario: roll::Scenario, seed: u64) {
     let outcome = roll::run(&roll::Setup::new(scenario, 40, seed));
     assert!(outcome.passed(), "{}", outcome.to_text());

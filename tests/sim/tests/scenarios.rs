@@ -294,7 +294,7 @@ fn a_registry_that_is_slow_or_ends_connections_is_fetched_from_once_and_in_time(
 #[test]
 fn clients_of_mirrors_wait_within_bounds_and_cost_one_copy() {
     for (scenario, bytes, copies, worst_s) in [
-        (Scenario::Mirror, 2_000_000_000, 1.05, 30.0),
+        (Scenario::Mirror, 2_000_000_000, 1.02, 10.0),
         (Scenario::MirrorAlone, 1_000_000_000, 1.15, 45.0),
         (Scenario::MirrorSlow, 96 << 20, 1.2, 120.0),
     ] {

@@ -3,7 +3,7 @@
 //! Dropping chunks stands here too: a fetch that a swarm stops may take chunks back, and the swarm hears of each.
 
 use proto::{ChunkIndex, ChunkSet, HostKey};
-use rollout::stage;
+use rollout::stage::{self, event::LeaseEnd};
 use swarm::{
     Action,
     action::Declined,
@@ -112,8 +112,14 @@ fn act(world: &mut State, host: u32, action: Action) {
             }
         }
         Action::ReleaseLease(id) => {
-            world.node_mut(host).leases.remove(&id.0);
-            world.tell_lease_ended(host, id.0, stage::event::LeaseEnd::Released);
+            // as agents do it: who holds all of the content says so
+            let node = world.node_mut(host);
+            node.leases.remove(&id.0);
+            let end = match node.held[id.0 as usize].is_full() {
+                true => LeaseEnd::Done,
+                false => LeaseEnd::Released,
+            };
+            world.tell_lease_ended(host, id.0, end);
         }
         Action::Report { peer, .. } => {
             if let Some(peer) = world.find(peer) {

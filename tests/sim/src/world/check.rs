@@ -1,6 +1,6 @@
 //! Promises: checked at each step where that is cheap, and over all hosts every few seconds.
 
-use proto::{ChunkIndex, ChunkSet, HostKey};
+use proto::{ChunkIndex, ChunkSet, Digest, HostKey};
 
 use crate::{network::Nanos, scenario::Scenario};
 
@@ -13,6 +13,10 @@ use super::{
 
 /// Promises that need a look at all hosts are checked this often.
 pub(super) const SAMPLE_EVERY: Nanos = 5_000_000_000;
+/// One host is leased one content at most so many times within this time: at once, and then after pauses of 1, 2 and 4
+/// seconds.
+const GRANTS_MOST: usize = 4;
+const GRANTS_WITHIN: Nanos = 10_000_000_000;
 /// A host that gains nothing for this long has to be able to say why.
 const STALL: Nanos = 10_000_000_000;
 /// Hosts looked at in one sample.
@@ -159,6 +163,19 @@ pub(super) fn check_shunned(world: &mut State, by: u32, peer: u32) {
     }
 }
 
+/// One host is leased one content a few times, and then after pauses.
+pub(super) fn check_granted(world: &mut State, host: u32, content: Digest) {
+    let now = world.clock.now();
+    let granted = world.office.granted.entry((host, content)).or_default();
+    granted.push_back(now);
+    granted.retain(|at| now - at < GRANTS_WITHIN);
+    if granted.len() > GRANTS_MOST {
+        world
+            .findings
+            .note("one host was leased one content again and again");
+    }
+}
+
 /// The fleet shuns only liars.
 pub(super) fn check_quarantine(world: &mut State, host: u32) {
     if world.node(host).is_honest() {
@@ -302,6 +319,24 @@ pub(super) fn explain_unfinished(world: &mut State) {
                         .collect::<Vec<_>>()
                 );
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::Setup;
+
+    #[test]
+    fn a_host_that_is_leased_a_content_five_times_within_ten_seconds_is_a_broken_promise() {
+        for (hosts, promises) in [(&[0, 0, 0, 0, 0][..], 1), (&[0, 0, 0, 0, 1][..], 0)] {
+            let mut world = State::new(&Setup::new(Scenario::Fanout, 2, 1 << 20, 1));
+            let content = world.specs[0].digest;
+            for host in hosts {
+                check_granted(&mut world, *host, content);
+            }
+            assert_eq!(world.findings.violations().len(), promises, "{hosts:?}");
         }
     }
 }

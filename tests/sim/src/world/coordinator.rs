@@ -11,7 +11,7 @@ use crate::network::Nanos;
 
 use super::{
     act::{drop_made_by, feed},
-    check::{check_leases, check_quarantine, check_revoked},
+    check::{check_granted, check_leases, check_quarantine, check_revoked},
     contents::ImageKind,
     due::Due,
     life::{give_up, hold_stage},
@@ -35,6 +35,7 @@ pub(super) fn open_office(world: &mut State) {
     office.timer_at = u64::MAX;
     office.quarantined = vec![false; world.nodes.len()];
     office.leases.clear();
+    office.granted.clear();
     for host in 0..world.nodes.len() {
         if !world.nodes[host].left {
             let zone = format!("zone-{}", host % world.setup.zones);
@@ -70,11 +71,11 @@ pub(super) fn close_office(world: &mut State) {
     }
 }
 
-/// These images are wanted from now on.
+/// These images are wanted from now on. Blobs of mirrors are wanted by clients alone.
 pub(super) fn order_images(world: &mut State, which: impl Fn(usize) -> bool) {
     let now = world.clock.now();
     for (at, image) in world.images.iter_mut().enumerate() {
-        if which(at) {
+        if which(at) && image.is_known_to_hosts() {
             image.ordered_at.get_or_insert(now);
         }
     }
@@ -361,6 +362,7 @@ fn grant(world: &mut State, host: HostId, content: Digest) {
     let at = world.by_id[&host];
     world.office.leases.insert(content, host);
     check_leases(world);
+    check_granted(world, at, content);
     if let Some(content) = world.content_of(content)
         && is_reached(world, at)
         && !abuses_lease(world, at, content)

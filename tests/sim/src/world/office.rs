@@ -30,6 +30,8 @@ pub(super) struct Office {
     pub(super) quarantined: Vec<bool>,
     /// Leases that it thinks are out.
     pub(super) leases: BTreeMap<Digest, HostId>,
+    /// When it last leased each content to each host.
+    pub(super) granted: BTreeMap<(u32, Digest), VecDeque<Nanos>>,
 }
 
 impl Office {
@@ -49,6 +51,7 @@ impl Office {
             held: false,
             quarantined: Vec::new(),
             leases: BTreeMap::new(),
+            granted: BTreeMap::new(),
         }
     }
 
