@@ -758,8 +758,8 @@ impl Exchange {
 
     /// The coordinator leased this host a content, to be fetched under this image's name.
     pub(super) fn leased(&mut self, content: Digest, image: Option<Digest>) {
-        let effect = self.origins.leased(&self.contents, content, image);
-        self.follow_origins(effect);
+        let effects = self.origins.leased(&self.contents, content, image);
+        self.follow_origins(effects);
     }
 
     /// A stage is ready: leases of its contents may have come before.

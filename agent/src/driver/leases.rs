@@ -22,7 +22,8 @@ pub(super) const SILENT_AFTER: Duration = Duration::from_secs(5);
 /// After this many broken connections of one fetch, the coordinator is told of them.
 const BREAKS_SAID: u32 = 3;
 
-/// The most leases of contents that aren't known yet. The coordinator leases a host a few contents at a time.
+/// The most leases of contents that aren't known yet; more are given back. The coordinator leases a host a few contents
+/// at a time.
 const MAX_EARLY: usize = 64;
 
 /// Connections of one fetch that broke after they had brought something.
@@ -187,12 +188,23 @@ impl Leases {
         self.running.insert(id, Lease::new(image));
     }
 
-    /// The coordinator leased a content that isn't known yet. The lease runs meanwhile.
-    pub(super) fn grant_early(&mut self, content: Digest, image: Option<Digest>) {
+    /// The coordinator leased a content that isn't known yet. The lease runs meanwhile. Returns whether there is room
+    /// for it; if not, the next report gives it back, so that another host gets it.
+    pub(super) fn grant_early(&mut self, content: Digest, image: Option<Digest>) -> bool {
         self.early.retain(|(other, _)| *other != content);
-        if self.early.len() < MAX_EARLY {
+        let room = self.early.len() < MAX_EARLY;
+        if room {
             self.early.push((content, image));
+        } else {
+            let how = End {
+                message: format!(
+                    "{MAX_EARLY} leases of contents that this host doesn't know yet wait already"
+                ),
+                ..End::plain(LeaseEnd::Released)
+            };
+            self.say_ended(content, 0, how);
         }
+        room
     }
 
     /// The leases of contents that weren't known, to be granted anew.
@@ -526,11 +538,20 @@ mod tests {
     }
 
     #[test]
-    fn early_leases_are_bounded() {
+    fn early_leases_are_bounded_and_what_is_more_is_given_back() {
         let mut leases = Leases::default();
-        for at in 0..=MAX_EARLY {
-            leases.grant_early(Digest::of(&at.to_le_bytes()), None);
+        let content = |at: usize| Digest::of(&at.to_le_bytes());
+        for at in 0..MAX_EARLY {
+            assert!(leases.grant_early(content(at), None));
         }
+        // a repeated order takes no more room
+        assert!(leases.grant_early(content(0), None));
+        assert!(leases.report(Instant::now(), |_| None).is_empty());
+        assert!(!leases.grant_early(content(MAX_EARLY), None));
+        let told = leases.report(Instant::now(), |_| None);
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].content, content(MAX_EARLY).as_bytes());
+        assert_eq!(told[0].end(), LeaseEnd::Released);
         assert_eq!(leases.take_early().len(), MAX_EARLY);
     }
 

@@ -282,21 +282,26 @@ impl Origins {
         contents: &Contents<S>,
         content: Digest,
         image: Option<Digest>,
-    ) -> Option<Effect<S>> {
+    ) -> Vec<Effect<S>> {
         let Some(id) = contents.by_digest(&content).map(Content::id) else {
             // the stage isn't ready yet; the lease runs meanwhile
-            self.leases.grant_early(content, image);
-            return None;
+            return match self.leases.grant_early(content, image) {
+                true => Vec::new(),
+                false => {
+                    warn!(%content, "a lease is given back: too many wait for their stages");
+                    vec![Effect::ForgetTicket(content), Effect::ReportSoon]
+                }
+            };
         };
         self.leases.grant(id, image);
-        Some(Effect::Tell(Event::Leased(id)))
+        vec![Effect::Tell(Event::Leased(id))]
     }
 
     /// A stage is ready: leases of its contents may have come before.
     pub(super) fn take_early<S: Proving>(&mut self, contents: &Contents<S>) -> Vec<Effect<S>> {
         let early = self.leases.take_early().into_iter();
         early
-            .filter_map(|(content, image)| self.leased(contents, content, image))
+            .flat_map(|(content, image)| self.leased(contents, content, image))
             .collect()
     }
 
@@ -597,11 +602,28 @@ mod tests {
     fn a_lease_that_comes_before_its_stage_counts_once_the_stage_is_ready() {
         let (mut origins, contents, id) = with_content();
         let unknown = Contents::<NoShelf>::new(proto::HostKey(1), std::sync::Arc::default());
-        assert!(origins.leased(&unknown, content(), None).is_none());
+        assert!(origins.leased(&unknown, content(), None).is_empty());
         assert!(!origins.is_leased(id));
         let effects = origins.take_early(&contents);
         assert!(matches!(effects[..], [Effect::Tell(Event::Leased(leased))] if leased == id));
         assert!(origins.is_leased(id));
+    }
+
+    #[test]
+    fn a_lease_that_finds_no_room_to_wait_for_its_stage_is_given_back_with_its_ticket() {
+        let (mut origins, ..) = with_content();
+        let unknown = Contents::<NoShelf>::new(proto::HostKey(1), std::sync::Arc::default());
+        let waits = |at: &u32| {
+            let content = Digest::of(&at.to_le_bytes());
+            origins.leased(&unknown, content, None).is_empty()
+        };
+        let waiting = (0..).take_while(waits).count();
+        let last = Digest::of(&u32::try_from(waiting).unwrap().to_le_bytes());
+        // once more: the first time has only found out how many wait
+        let effects = origins.leased(&unknown, last, None);
+        assert!(
+            matches!(effects[..], [Effect::ForgetTicket(of), Effect::ReportSoon] if of == last)
+        );
     }
 
     #[test]
