@@ -11,20 +11,24 @@ use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 /// How to reach the coordinator.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Connection {
-    /// The coordinator's API, as in `https://parbake.example.com:7470`.
-    #[arg(long, env = "PARBAKE_API", global = true)]
+    /// Address of the coordinator's API, such as `https://parbake.example.com:7470`. [default: from --state-dir]
+    #[arg(long, env = "PARBAKE_API", global = true, value_name = "URL")]
     pub api: Option<String>,
-    /// File with the API's token (`api.token` of the coordinator's state directory).
-    #[arg(long, env = "PARBAKE_TOKEN_FILE", global = true)]
+    /// File that holds the API's token, a secret: a copy of `api.token` in the coordinator's state directory. [default:
+    /// from --state-dir]
+    #[arg(long, env = "PARBAKE_TOKEN_FILE", global = true, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// SHA-256 of the fleet's authority certificate (64 hex digits), from `parbake-coordinator pin`.
-    #[arg(long, env = "PARBAKE_CA_PIN", global = true)]
+    /// Pin of the fleet's authority, by which the coordinator is recognised: the 64 hex digits that
+    /// `parbake-coordinator pin` prints. [default: computed from --ca or --state-dir]
+    #[arg(long, env = "PARBAKE_CA_PIN", global = true, value_name = "HEX")]
     pub ca_pin: Option<String>,
-    /// Certificate of the fleet's authority (PEM), instead of its pin.
-    #[arg(long, env = "PARBAKE_CA", global = true)]
+    /// File that holds the certificate of the fleet's authority (PEM). It takes the place of --ca-pin. [default: from
+    /// --state-dir]
+    #[arg(long, env = "PARBAKE_CA", global = true, value_name = "FILE")]
     pub ca: Option<PathBuf>,
-    /// The coordinator's state directory, on its own machine: gives address, token and certificate at once.
-    #[arg(long, env = "PARBAKE_STATE", global = true)]
+    /// State directory of the coordinator. On the coordinator's machine it takes the place of --api, --token-file and
+    /// --ca-pin. [default: none]
+    #[arg(long, env = "PARBAKE_STATE", global = true, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 }
 
@@ -63,8 +67,10 @@ pub(crate) fn target(options: &Connection) -> anyhow::Result<Target> {
             "--ca-pin has to be the 64 hex digits that `parbake-coordinator pin` prints",
         )?,
         (None, Some(path)) => {
-            let certificate = CertificateDer::from_pem_slice(read(&path)?.as_bytes())
-                .map_err(|error| anyhow!("{}: {error}", path.display()))?;
+            let certificate =
+                CertificateDer::from_pem_slice(read(&path)?.as_bytes()).map_err(|error| {
+                    anyhow!("{} holds no certificate (PEM): {error}", path.display())
+                })?;
             Digest::of(&certificate)
         }
         (None, None) => {

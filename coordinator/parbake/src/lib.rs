@@ -27,7 +27,10 @@ use tokio::time::Instant;
 use crate::say::{print, tell};
 pub use crate::{connection::Connection, ended::Outcome};
 
-/// Stages macOS VM images onto a fleet, and says where they are.
+/// Stages macOS VM images onto the hosts of a fleet, and shows where they are.
+///
+/// stdout has the answer, stderr has progress and explanations. Exit status: 0 for done or yes, 1 for no (an image isn't
+/// everywhere, a Pod may not drain), 2 for an error.
 #[derive(Debug, Parser)]
 #[command(name = "parbake", version, max_term_width = 100)]
 pub struct Cli {
@@ -42,87 +45,99 @@ pub struct Cli {
 /// The operators' commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Stage an image: on every host, also those that join later, or on some.
+    /// Stage an image on all hosts, or on some.
+    ///
+    /// The image is resolved once, and stays wanted until `cancel`. Without --hosts, hosts that join later get it too.
+    /// The command returns at once, unless --wait is given.
     Stage {
-        /// The image, as in ghcr.io/org/image:tag or …@sha256:….
+        /// The image with its registry, by tag or digest: ghcr.io/org/image:tag or ghcr.io/org/image@sha256:DIGEST.
         image: String,
-        /// Wait until it is present on every selected host, and show how it goes.
+        /// Wait until every selected host holds the image, verified, and show the progress on stderr. Exit status 1
+        /// if the image can't get there.
         #[arg(long)]
         wait: bool,
-        /// On these hosts only (comma-separated).
+        /// Names of the hosts that shall hold the image, separated by commas. [default: all hosts]
         #[arg(long, value_delimiter = ',')]
         hosts: Option<Vec<String>>,
-        /// Seconds to wait at most; exit status 1 afterwards [default: no limit].
-        #[arg(long, requires = "wait")]
+        /// Seconds after which --wait gives up, with exit status 1. Staging goes on. [default: no limit]
+        #[arg(long, requires = "wait", value_name = "SECONDS")]
         timeout: Option<u64>,
-        /// Print one JSON object: with --wait, the image as it stands at the end.
+        /// Print one JSON object. With --wait, the object shows the image when the wait has ended.
         #[arg(long)]
         json: bool,
     },
-    /// Show the images that are wanted and where they stand, and the pools whose roll is gated.
+    /// Show the wanted images and how far they are, and the pools whose Pods are gated.
     Status {
-        /// Only this image, by reference or digest. Exit status 1 when it isn't everywhere.
+        /// Show only this image, by reference or digest. Exit status 1 if a selected host lacks it. [default: all]
         image: Option<String>,
-        /// Print JSON.
+        /// Print JSON: one object with IMAGE, otherwise an array of images without the pools.
         #[arg(long)]
         json: bool,
     },
-    /// Show the hosts of the fleet.
+    /// Show the hosts of the fleet, and what each of them holds.
     Hosts {
-        /// Print JSON.
+        /// Print a JSON array with one object for each host.
         #[arg(long)]
         json: bool,
     },
-    /// Say what keeps a host from having what it shall have, or a Pod from draining. Exit status 1 when something does.
+    /// Say why a host lacks an image, or why a Pod may not drain.
+    ///
+    /// Exit status: 0 if nothing is missing on the host or nothing blocks the Pod, otherwise 1.
     Why {
-        /// The host (Node), or the Pod as `namespace/name`; a Pod's name alone does when it is gated and no host has
-        /// it.
+        /// Name of a host (in a cluster: of a Node), or of a Pod as NAMESPACE/NAME. NAME alone is enough for a gated Pod
+        /// if it is the only one with this name and no host has the same name.
         #[arg(value_name = "HOST|POD")]
         name: String,
-        /// Print JSON.
+        /// Print one JSON object.
         #[arg(long)]
         json: bool,
     },
-    /// Say what staging an image would move, and how long it would take at best. Moves nothing.
+    /// Say how many bytes the staging of an image would move, and the shortest time that it would take.
+    ///
+    /// Nothing is moved, and the image isn't wanted afterwards.
     Plan {
-        /// The image.
+        /// The image with its registry, by tag or digest.
         image: String,
-        /// On these hosts only (comma-separated).
+        /// Names of the hosts to plan for, separated by commas. [default: all hosts]
         #[arg(long, value_delimiter = ',')]
         hosts: Option<Vec<String>>,
-        /// Print JSON.
+        /// Print one JSON object.
         #[arg(long)]
         json: bool,
     },
-    /// Show how far the roll of each pool is, or of one. Exit status 1 while Pods are left that run another image.
+    /// Show how far pools are on the way to their new image.
+    ///
+    /// Exit status 1 while a Pod of these pools still runs another image than its pool's.
     Roll {
-        /// The pool: the name of its ImagePrePull, with `namespace/` where names repeat.
+        /// Name of the pool's ImagePrePull. Write NAMESPACE/NAME if several have this name. [default: all pools]
         pool: Option<String>,
-        /// Wait until it is over.
+        /// Wait until all Pods of the pool run its image.
         #[arg(long, requires = "pool")]
         wait: bool,
-        /// Seconds to wait at most [default: no limit].
-        #[arg(long, requires = "wait")]
+        /// Seconds after which --wait gives up, with exit status 1. The roll goes on. [default: no limit]
+        #[arg(long, requires = "wait", value_name = "SECONDS")]
         timeout: Option<u64>,
-        /// Print JSON.
+        /// Print JSON: one object with POOL, otherwise an array.
         #[arg(long)]
         json: bool,
     },
-    /// Hold a pool's staging and roll. Pods that may drain already keep their label.
+    /// Pause a pool: its image is staged no further, and no more of its Pods get the drain label.
+    ///
+    /// Pods that have the label keep it.
     Pause {
-        /// The pool, as in `roll`.
+        /// Name of the pool's ImagePrePull. Write NAMESPACE/NAME if several have this name, or if it has no gate.
         pool: String,
     },
-    /// Let a pool's staging and roll go on.
+    /// Let a paused pool go on.
     Resume {
-        /// The pool, as in `roll`.
+        /// Name of the pool's ImagePrePull. Write NAMESPACE/NAME if several have this name, or if it has no gate.
         pool: String,
     },
-    /// Stop staging an image. What is present stays.
+    /// Stop staging an image. Hosts keep it where it is installed already.
     Cancel {
         /// The image, by reference or digest.
         image: String,
-        /// Print JSON.
+        /// Print one JSON object.
         #[arg(long)]
         json: bool,
     },
@@ -199,7 +214,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<Outcome> {
             // an older coordinator sends an empty answer, and cancels the image under all its names
             let reply = match reply.is_empty() {
                 true => CancelReply::default(),
-                false => serde_json::from_slice(&reply).context("the coordinator's answer")?,
+                false => {
+                    serde_json::from_slice(&reply).context("reading the coordinator's answer")?
+                }
             };
             let answer = serde_json::json!({
                 "image": image, "cancelled": true,

@@ -8,9 +8,9 @@ use tracing_subscriber::{EnvFilter, filter::ParseError, fmt::MakeWriter};
 /// Form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Lines for people to read.
     Text,
-    /// One JSON object a line.
+    /// One JSON object for each line.
     Json,
 }
 

@@ -20,62 +20,67 @@ use crate::{
     registry::{self, Registry},
 };
 
-/// Stages an image onto a fleet of processes on this machine, and checks every byte.
+/// Stages an image onto a fleet of processes on this machine, and compares every byte with the source.
+///
+/// The demo starts a registry with a generated image, a coordinator and several agents, and removes everything at the
+/// end. Exit status: 0 if every host holds the right bytes, 1 if not, 2 for an error.
 #[derive(Debug, Parser)]
 #[command(name = "demo", version, max_term_width = 100)]
 pub struct Cli {
-    /// Hosts, each an agent process with its own tart home: 1 to 250.
+    /// Number of hosts, 1 to 250. Each is an agent in a process of its own, with its own TART_HOME.
     #[arg(long, default_value_t = 8, value_parser = hosts)]
     hosts: usize,
-    /// Bytes of the raw disk, as in 2GiB or 512MiB; 1MiB at least.
+    /// Size of the generated disk: bytes, or a number with KiB, MiB, GiB, MB or GB. At least 1MiB.
     #[arg(long, default_value = "2GiB", value_parser = disk_bytes)]
     size: u64,
-    /// Bytes of a raw layer, 64KiB at least.
+    /// Size of each layer of the generated disk: a multiple of 64KiB, written like --size.
     #[arg(long, default_value = "256MiB", value_parser = layer_bytes)]
     layer_size: u64,
-    /// Noise only, which can't be compressed.
+    /// Fill the generated disk with noise, which can't be compressed.
     #[arg(long)]
     incompressible: bool,
-    /// Stage this image of a real registry instead of a generated one.
-    #[arg(long)]
+    /// Stage this image of a real registry. [default: a generated image]
+    #[arg(long, value_name = "REFERENCE")]
     image: Option<String>,
-    /// Speak plain HTTP to the registry of --image. Registries on loopback are spoken to so without it.
+    /// Use plain HTTP for the registry of --image. A registry on loopback always gets plain HTTP.
     #[arg(long, requires = "image")]
     plain_http: bool,
-    /// Bytes per second that the registry sends, for all hosts together; 0 is no limit. 117 MB/s is a 1 Gbit/s link.
-    /// With --image what the lower bound goes by; without it there is none then [default: 117000000, with --image 0].
-    #[arg(long, value_parser = bytes)]
+    /// Bytes per second that the registry sends to all hosts together; 0 is no limit. 117000000 is what a link of 1
+    /// Gbit/s carries. With --image, the rate limits nothing: the lower bound is computed from it, and 0 means no lower
+    /// bound. [default: 117000000, with --image 0]
+    #[arg(long, value_parser = bytes, value_name = "BYTES")]
     origin_rate: Option<u64>,
-    /// Seed of the image.
+    /// Seed of the generated image.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Print one JSON object as the last line.
+    /// Print one JSON object with all measured numbers as the last line of stdout.
     #[arg(long)]
     json: bool,
-    /// Keep the directory with every host's state.
+    /// Keep the working directory, with the state and the logs of every process.
     #[arg(long)]
     keep: bool,
-    /// Give up after so many seconds.
-    #[arg(long, default_value_t = 1800)]
+    /// Seconds after which the demo gives up.
+    #[arg(long, default_value_t = 1800, value_name = "SECONDS")]
     timeout: u64,
-    /// Where to work [default: a fresh temporary directory].
+    /// Working directory. It is kept. [default: a new temporary directory, which is removed]
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// Run in a lab of network namespaces that is up (`tests/lab/fanout` makes it): the prefix of their names.
+    /// Run in a lab of network namespaces that exists already (`tests/lab/fanout` makes it): the prefix of their names.
     #[arg(long, hide = true)]
     lab: Option<String>,
-    /// Rate of every link of the lab in bytes per second.
+    /// Rate of every link of the lab, in bytes per second.
     #[arg(long, hide = true, default_value_t = 0)]
     lab_rate: u64,
 }
 
-/// Serves a directory of blobs made by `demo`, for the lab.
+/// Serves a directory of blobs that `demo` made, for the lab.
 #[derive(Debug, Parser)]
+#[command(name = "demo registry", max_term_width = 100)]
 pub struct RegistryCli {
-    /// The directory.
+    /// Directory of the blobs.
     dir: PathBuf,
-    /// Where to listen.
-    #[arg(long)]
+    /// TCP address (IP:PORT) on which the registry listens.
+    #[arg(long, value_name = "IP:PORT")]
     listen: SocketAddr,
 }
 

@@ -37,32 +37,36 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How long the coordinator stays away after it is killed.
 const AWAY: Duration = Duration::from_secs(1);
 
-/// Measures what a coordinator with so many hosts costs: idle, with one host whose agent is started again every five
-/// seconds, and after a kill of the coordinator.
+/// Measures what a coordinator costs whose hosts are all connected.
+///
+/// Three phases are measured: nothing happens; the agent of one host starts again every five seconds; the coordinator is
+/// killed and started again. Each phase prints a line of JSON. Exit status: 0 if every limit that is set was kept, 1 if
+/// not.
 #[derive(Debug, Parser)]
+#[command(name = "load", max_term_width = 100)]
 struct Cli {
-    /// Sessions.
+    /// Number of hosts, each with a session of its own.
     #[arg(long, default_value_t = 1_000)]
     hosts: usize,
-    /// Contents of the image that is present everywhere meanwhile.
+    /// Number of contents of the image that all hosts hold.
     #[arg(long, default_value_t = 120)]
     contents: usize,
-    /// How long each steady state is measured.
+    /// Seconds for which each of the first two phases is measured.
     #[arg(long, default_value_t = 30)]
     seconds: u64,
-    /// Fail when one flapping host costs more bytes per second than this, beyond what an idle fleet costs.
-    #[arg(long)]
+    /// The most bytes per second that the second phase may cost beyond the first one. [default: no limit]
+    #[arg(long, value_name = "BYTES")]
     max_flap_bytes_per_s: Option<f64>,
-    /// Fail when one flapping host costs more processor seconds per minute than this, beyond what an idle fleet costs.
-    #[arg(long)]
+    /// The most processor seconds per minute that the second phase may cost beyond the first one. [default: no limit]
+    #[arg(long, value_name = "SECONDS")]
     max_flap_cpu_s_per_min: Option<f64>,
-    /// Fail when it takes longer than this, from the new process's start, until all sessions are back after a kill.
-    #[arg(long)]
+    /// The most seconds from the start of the new coordinator until all hosts are back. [default: no limit]
+    #[arg(long, value_name = "SECONDS")]
     max_back_s: Option<f64>,
-    /// Fail when the coordinator takes more processor time than this until then.
-    #[arg(long)]
+    /// The most processor seconds of the new coordinator until all hosts are back. [default: no limit]
+    #[arg(long, value_name = "SECONDS")]
     max_back_cpu_s: Option<f64>,
-    /// Fail when a handshake is refused or times out.
+    /// Fail if a handshake is refused or times out in the third phase.
     #[arg(long)]
     no_failed_handshake: bool,
 }

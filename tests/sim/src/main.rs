@@ -11,95 +11,127 @@ use std::process::ExitCode;
 use clap::Parser;
 use sim::{Goals, Rogue, Scenario, Setup, roll};
 
-/// Simulates a fleet: real cores, virtual time.
+/// The heading of the options that change the swarm's settings.
+const SWARM: &str = "Settings of the swarm";
+/// The heading of the options that bound what a run may cost.
+const LIMITS: &str = "Limits";
+
+/// The agent's own settings, which are the defaults.
+fn swarm() -> swarm::Config {
+    swarm::Config::default()
+}
+
+/// Simulates a fleet that stages an image or rolls pools: the real decisions, in virtual time.
+///
+/// The same options give the same run, event for event. Exit status: 0 if every promise held and every cost is within
+/// its limit, 1 if not, 2 for wrong options.
 #[derive(Debug, Parser)]
-#[command(name = "sim", version)]
+#[command(name = "sim", version, max_term_width = 100)]
 struct Cli {
-    /// Scenario; see --list.
+    /// Name of the scenario. --list shows all scenarios. In scenarios of a roll only --hosts, --seed and --json count.
     #[arg(long, default_value = "fanout", env = "SIM_SCENARIO")]
     scenario: String,
-    /// How every rogue lies, in scenario rogues; see --list. Without it each lies in its own way.
+    /// How every rogue host lies, in scenario `rogues`. --list shows all manners. [default: each rogue lies in its own
+    /// way]
     #[arg(long, env = "SIM_MANNER")]
     manner: Option<String>,
-    /// Hosts.
+    /// Number of hosts.
     #[arg(long, default_value_t = 50, env = "SIM_HOSTS")]
     hosts: usize,
-    /// Bytes of the image.
+    /// Size of the image, in bytes.
     #[arg(long, default_value_t = 8_000_000_000, env = "SIM_IMAGE_BYTES")]
     image_bytes: u64,
-    /// Bytes of each content of the image.
+    /// Size of each content of the image, in bytes.
     #[arg(long, default_value_t = 512 << 20, env = "SIM_CONTENT_BYTES")]
     content_bytes: u64,
-    /// Bytes of a chunk: a multiple of 1 MiB coarsens the run, and is said in the output.
+    /// Size of a chunk, in bytes: a multiple of 1 MiB. Larger chunks make the run faster and coarser, and the output
+    /// says so.
     #[arg(long, default_value_t = proto::CHUNK_BYTES, env = "SIM_CHUNK_BYTES")]
     chunk_bytes: u64,
-    /// Seed.
+    /// Seed of everything that is random.
     #[arg(long, default_value_t = 1, env = "SIM_SEED")]
     seed: u64,
-    /// The registry's rate, bytes per second.
+    /// Rate of the registry, in bytes per second, for all hosts together.
     #[arg(long, default_value_t = sim::scenario::GIGABIT, env = "SIM_ORIGIN_RATE")]
     origin_rate: u64,
-    /// Each host's uplink, bytes per second.
+    /// Rate of each host's uplink, in bytes per second.
     #[arg(long, default_value_t = sim::scenario::GIGABIT, env = "SIM_UP_RATE")]
     up_rate: u64,
-    /// Each host's downlink, bytes per second.
+    /// Rate of each host's downlink, in bytes per second.
     #[arg(long, default_value_t = sim::scenario::GIGABIT, env = "SIM_DOWN_RATE")]
     down_rate: u64,
-    /// One-way delay, microseconds.
+    /// Delay of the network in one direction, in microseconds.
     #[arg(long, default_value_t = 100, env = "SIM_DELAY_US")]
     delay_us: u64,
-    /// Pieces that a chunk is cut into on the network; 0: 16 up to 32 hosts, 4 up to 100, else 1.
+    /// Number of pieces into which the simulated network cuts each chunk. 0 chooses by the number of hosts: 16 up to 32
+    /// hosts, 4 up to 100 hosts, 1 beyond.
     #[arg(long, default_value_t = 0, env = "SIM_PIECES")]
     pieces: u32,
-    /// Zones that the hosts lie in.
+    /// Number of zones over which the hosts are spread.
     #[arg(long, default_value_t = 1, env = "SIM_ZONES")]
     zones: usize,
-    /// Uploads at one time per host.
-    #[arg(long, env = "SIM_UPLOADS")]
-    uploads: Option<usize>,
-    /// Pushes received at one time per host.
-    #[arg(long, env = "SIM_INCOMING")]
-    incoming: Option<usize>,
-    /// Chunk times until a busy receiver is tried again.
-    #[arg(long, env = "SIM_BUSY_WAIT_CHUNKS")]
-    busy_wait_chunks: Option<u64>,
-    /// Spreads that may lie at a spreader, percent.
-    #[arg(long, env = "SIM_SPREAD_BACKLOG_PERCENT")]
-    spread_backlog_percent: Option<u64>,
-    /// And chunks on top.
-    #[arg(long, env = "SIM_SPREAD_BACKLOG_CHUNKS")]
-    spread_backlog_chunks: Option<u64>,
-    /// Chunks that a lease holder may hold without having handed them on.
-    #[arg(long, env = "SIM_LEASE_WINDOW")]
-    lease_window: Option<u32>,
-    /// Targets that a spreader serves itself.
-    #[arg(long, env = "SIM_DIRECT_TARGETS")]
-    direct_targets: Option<usize>,
-    /// Parts that targets are split into beyond that.
-    #[arg(long, env = "SIM_FAN_OUT")]
-    fan_out: Option<usize>,
-    /// Connections that a host opens by itself.
-    #[arg(long, env = "SIM_CONNECTIONS")]
-    connections: Option<usize>,
-    /// Hosts looked at when a spreader is chosen.
-    #[arg(long, env = "SIM_CANDIDATES")]
-    candidates: Option<usize>,
-    /// The most that makespan over bound may be; more is exit 1.
-    #[arg(long, env = "SIM_MAX_MAKESPAN_OVER_BOUND")]
+    /// The most uploads that a host runs at one time.
+    #[arg(long, default_value_t = swarm().uploads, env = "SIM_UPLOADS", help_heading = SWARM)]
+    uploads: usize,
+    /// The most pushes that a host receives at one time.
+    #[arg(long, default_value_t = swarm().incoming, env = "SIM_INCOMING", help_heading = SWARM)]
+    incoming: usize,
+    /// Wait before a push to a busy host is tried again, in times that one chunk takes on the uplink.
+    #[arg(long, default_value_t = swarm().busy_wait_chunks, env = "SIM_BUSY_WAIT_CHUNKS", help_heading = SWARM)]
+    busy_wait_chunks: u64,
+    /// The work that may wait at a spreader, in percent of one spread.
+    #[arg(long, default_value_t = swarm().spread_backlog_percent, env = "SIM_SPREAD_BACKLOG_PERCENT", help_heading = SWARM)]
+    spread_backlog_percent: u64,
+    /// The work that may wait at a spreader on top of that percentage, in chunks.
+    #[arg(long, default_value_t = swarm().spread_backlog_chunks, env = "SIM_SPREAD_BACKLOG_CHUNKS", help_heading = SWARM)]
+    spread_backlog_chunks: u64,
+    /// The most chunks of a lease that a host has ordered from the registry, or received and not yet passed on.
+    #[arg(long, default_value_t = swarm().lease_window, env = "SIM_LEASE_WINDOW", help_heading = SWARM)]
+    lease_window: u32,
+    /// The most hosts to which a spreader sends a chunk itself.
+    #[arg(long, default_value_t = swarm().direct_targets, env = "SIM_DIRECT_TARGETS", help_heading = SWARM)]
+    direct_targets: usize,
+    /// Number of parts into which a spreader splits more hosts than that.
+    #[arg(long, default_value_t = swarm().fan_out, env = "SIM_FAN_OUT", help_heading = SWARM)]
+    fan_out: usize,
+    /// The most connections that a host opens itself.
+    #[arg(long, default_value_t = swarm().connections, env = "SIM_CONNECTIONS", help_heading = SWARM)]
+    connections: usize,
+    /// Number of hosts that are compared when a spreader is chosen.
+    #[arg(long, default_value_t = swarm().candidates, env = "SIM_CANDIDATES", help_heading = SWARM)]
+    candidates: usize,
+    /// Exit with 1 if the makespan is more than this many times its lower bound. [default: no limit]
+    #[arg(
+        long,
+        env = "SIM_MAX_MAKESPAN_OVER_BOUND",
+        value_name = "RATIO",
+        help_heading = LIMITS
+    )]
     max_makespan_over_bound: Option<f64>,
-    /// The most that the registry's bytes over the image's may be; more is exit 1.
-    #[arg(long, env = "SIM_MAX_ORIGIN_OVER_IMAGE")]
+    /// Exit with 1 if the registry sends more than this many times the image's bytes. [default: no limit]
+    #[arg(
+        long,
+        env = "SIM_MAX_ORIGIN_OVER_IMAGE",
+        value_name = "RATIO",
+        help_heading = LIMITS
+    )]
     max_origin_over_image: Option<f64>,
-    /// The most that the other images may take over what they take without the one that lacks a layer; more is exit 1.
-    #[arg(long, env = "SIM_MAX_OTHERS_OVER_ALONE")]
+    /// Exit with 1 if the complete images take more than this many times as long as without the image that lacks a
+    /// layer. [default: no limit]
+    #[arg(
+        long,
+        env = "SIM_MAX_OTHERS_OVER_ALONE",
+        value_name = "RATIO",
+        help_heading = LIMITS
+    )]
     max_others_over_alone: Option<f64>,
-    /// Print the use of the lines over time to stderr.
+    /// Print how busy the links are over time, on stderr.
     #[arg(long, env = "SIM_TRACE")]
     trace: bool,
-    /// One JSON object on the last line of stdout.
+    /// Print one JSON object on the last line of stdout.
     #[arg(long, env = "SIM_JSON")]
     json: bool,
-    /// Name the scenarios, and the manners of rogues.
+    /// List the scenarios and the manners of rogue hosts, and end.
     #[arg(long)]
     list: bool,
 }
@@ -165,20 +197,16 @@ fn main() -> ExitCode {
     setup.trace = cli.trace;
     setup.manner = manner;
     let swarm = &mut setup.swarm;
-    swarm.uploads = cli.uploads.unwrap_or(swarm.uploads);
-    swarm.incoming = cli.incoming.unwrap_or(swarm.incoming);
-    swarm.busy_wait_chunks = cli.busy_wait_chunks.unwrap_or(swarm.busy_wait_chunks);
-    swarm.spread_backlog_percent = cli
-        .spread_backlog_percent
-        .unwrap_or(swarm.spread_backlog_percent);
-    swarm.spread_backlog_chunks = cli
-        .spread_backlog_chunks
-        .unwrap_or(swarm.spread_backlog_chunks);
-    swarm.lease_window = cli.lease_window.unwrap_or(swarm.lease_window);
-    swarm.direct_targets = cli.direct_targets.unwrap_or(swarm.direct_targets);
-    swarm.fan_out = cli.fan_out.unwrap_or(swarm.fan_out);
-    swarm.connections = cli.connections.unwrap_or(swarm.connections);
-    swarm.candidates = cli.candidates.unwrap_or(swarm.candidates);
+    swarm.uploads = cli.uploads;
+    swarm.incoming = cli.incoming;
+    swarm.busy_wait_chunks = cli.busy_wait_chunks;
+    swarm.spread_backlog_percent = cli.spread_backlog_percent;
+    swarm.spread_backlog_chunks = cli.spread_backlog_chunks;
+    swarm.lease_window = cli.lease_window;
+    swarm.direct_targets = cli.direct_targets;
+    swarm.fan_out = cli.fan_out;
+    swarm.connections = cli.connections;
+    swarm.candidates = cli.candidates;
     eprintln!("seed {}", cli.seed);
     let outcome = sim::run(&setup);
     if cli.json {

@@ -4,6 +4,7 @@ mod bad_days;
 mod bytes;
 mod chaos;
 mod demo;
+mod help;
 mod hosts;
 mod image;
 mod names;
