@@ -187,7 +187,7 @@ impl Metrics {
         for source in ["origin", "peers", "local"] {
             self.bytes.get_or_create(&SourceLabel { source }).set(0);
         }
-        for kind in ["bytes", "link", "silence", "protocol", "other"] {
+        for kind in ["bytes", "link", "made", "silence", "protocol", "other"] {
             drop(self.blames.get_or_create(&KindLabel { kind }));
         }
         let outcomes = [

@@ -37,8 +37,9 @@ use crate::{
 const PUBLISH_EVERY: Duration = Duration::from_millis(250);
 /// The time between two views when nothing happens: ages and rates change with time alone.
 const PUBLISH_AGES: Duration = Duration::from_secs(1);
-/// The sentence about a quarantined host.
-const SHUNNED: &str = "the fleet shuns it: several hosts proved that it sent false data";
+/// The sentence about a quarantined host. The accusers' words or the host's own signatures convict it.
+const SHUNNED: &str = "the fleet shuns it for an hour: it sent false data, by the word of several hosts or by two proofs of \
+                       its own that contradict each other; check its disk and memory";
 
 /// What the driver shows: a snapshot that readers share.
 #[derive(Clone, Debug, Default)]

@@ -165,7 +165,7 @@ pub(super) fn no_session(
             return [next].into_iter().chain(refusal.map(turned_away)).collect();
         }
         Some(since) => format!("its session was lost {} ago", Span(since)),
-        None => "has had no session since the coordinator started".to_owned(),
+        None => "it has had no session since the coordinator started".to_owned(),
     };
     match refusal {
         Some(refusal) => vec![lost, turned_away(refusal)],
