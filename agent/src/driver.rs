@@ -188,7 +188,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
             Some(ended) = driver.jobs.join_next() => match ended {
                 Ok(input) => input,
                 Err(error) if error.is_cancelled() => Input::Nothing,
-                Err(error) => anyhow::bail!("a job of the agent died: {error}"),
+                Err(error) => anyhow::bail!("a job of the agent panicked: {error}; this is a defect: please report it with the log"),
             },
             Some((id, news)) = fetched.recv() => Input::Fetch { id, news },
             Some(wish) = next_wish(&mut wishes) => Input::Wished(wish),
@@ -198,7 +198,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
                     accepting.spawn(async move { incoming.establish().await.map_err(|error| error.to_string()) });
                     Input::Nothing
                 }
-                None => anyhow::bail!("the QUIC endpoint closed"),
+                None => anyhow::bail!("the QUIC endpoint, by which other hosts are reached, closed unasked"),
             },
             Some(accepted) = accepting.join_next() => match accepted {
                 Ok(Ok(connection)) => Input::Connected { peer: connection.host().key(), result: Ok(connection) },
@@ -206,7 +206,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
                     debug!(error, "refused a connection");
                     Input::Nothing
                 }
-                Err(error) => anyhow::bail!("a job of the agent died: {error}"),
+                Err(error) => anyhow::bail!("a job of the agent panicked: {error}; this is a defect: please report it with the log"),
             },
             () = sleep_until(wake.into()) => Input::Tick,
         };
@@ -221,7 +221,7 @@ fn random() -> anyhow::Result<u64> {
     rustls::crypto::ring::default_provider()
         .secure_random
         .fill(&mut bytes)
-        .map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
+        .map_err(|_| anyhow::anyhow!("the operating system gives no random bytes"))?;
     Ok(u64::from_be_bytes(bytes))
 }
 

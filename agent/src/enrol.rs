@@ -30,7 +30,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) async fn enrol(options: &Enroll, state_dir: &Path) -> anyhow::Result<()> {
     if identity::enrolled(state_dir) && !options.force {
         bail!(
-            "this host is enrolled already ({}); --force enrols it anew",
+            "this host is enrolled already: its certificate is in {}; to enrol it anew, add --force",
             state_dir.display()
         );
     }
@@ -45,7 +45,7 @@ pub(crate) async fn enrol(options: &Enroll, state_dir: &Path) -> anyhow::Result<
     let answer = ask(&options.api, pin, "/v1/enrol", &question).await?;
     ensure!(
         identity::fingerprint(&answer.authority)? == pin,
-        "the coordinator answered with another authority than the pinned one"
+        "the coordinator answered with the certificate of another authority than --ca-pin names; compare it with `parbake-coordinator pin`"
     );
     let api = wire::api_address(&options.api)?;
     let address = coordinator_address(api, &answer.address);

@@ -30,10 +30,10 @@ pub(crate) enum GoldenError {
     #[error(transparent)]
     Tart(#[from] TartError),
     /// The tag moved while the golden was cloned. The golden of the other image was removed again.
-    #[error("{reference} named another image by the time its golden {name} was cloned")]
+    #[error("{reference} was moved to another image while its golden {name} was cloned")]
     Moved { reference: String, name: String },
     /// The file that says which image the golden was made from can't be written.
-    #[error("marking golden {name}: {error}")]
+    #[error("noting from which image golden {name} was made: {error}")]
     Mark { name: String, error: io::Error },
 }
 

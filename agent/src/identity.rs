@@ -33,7 +33,7 @@ pub(crate) enum IdentityError {
         error: rcgen::Error,
     },
     /// A file of an enrolled host isn't there.
-    #[error("reading {}: enrol this host first (parbake-agent enroll --help)", path.display())]
+    #[error("{} can't be read, so this host isn't enrolled: enrol it first (`parbake-agent enroll --help`)", path.display())]
     NotEnrolled {
         path: PathBuf,
         #[source]
@@ -47,10 +47,12 @@ pub(crate) enum IdentityError {
         error: io::Error,
     },
     /// The file of the coordinator's address doesn't hold an address.
-    #[error("{} doesn't hold an address (host:port): it is damaged", path.display())]
+    #[error("{} is damaged: it doesn't hold an address (host:port)", path.display())]
     Damaged { path: PathBuf },
     /// Neither of the coordinator's two addresses is left.
-    #[error("enrol this host again")]
+    #[error(
+        "no address of the coordinator is left: enrol this host again (`parbake-agent enroll --force`)"
+    )]
     NoAddress(#[source] Box<Self>),
     /// The identity can't be kept.
     #[error("{action} {}", path.display())]
@@ -61,10 +63,12 @@ pub(crate) enum IdentityError {
         error: io::Error,
     },
     /// The key and the certificates can't be used.
-    #[error("this host's key and certificates")]
+    #[error("this host's key and certificates can't be used")]
     Credentials(#[source] CredentialsError),
     /// There is no certificate where one should be.
-    #[error("host.pem holds no certificate")]
+    #[error(
+        "host.pem holds no certificate: enrol this host again (`parbake-agent enroll --force`)"
+    )]
     NoCertificate,
     /// A text that should be a certificate isn't PEM.
     #[error("{what} isn't PEM")]
@@ -74,7 +78,7 @@ pub(crate) enum IdentityError {
         error: PemError,
     },
     /// The coordinator's answer is about another host.
-    #[error("renewed certificate names {after} instead of {before}")]
+    #[error("the renewed certificate is for host {after}, and this host is {before}")]
     OtherHost { before: HostId, after: HostId },
 }
 
@@ -504,7 +508,7 @@ pub(crate) mod tests {
         std::fs::remove_file(dir.path().join("api")).unwrap();
         std::fs::remove_file(dir.path().join("coordinator")).unwrap();
         let error = causes(&Identity::load(dir.path()).unwrap_err());
-        assert!(error.contains("enrol this host first"), "{error}");
+        assert!(error.contains("enrol it first"), "{error}");
     }
 
     #[test]

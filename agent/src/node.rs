@@ -36,7 +36,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let credentials = identity.credentials()?;
     let me = credentials.host().clone();
     let notary = Arc::new(Notary::open(&credentials, &config.state_dir));
-    let coordinator: HostId = COORDINATOR.parse().context("the coordinator's name")?;
+    let coordinator: HostId = COORDINATOR.parse().context("naming the coordinator")?;
     let (metrics, registry) = Metrics::new();
     let listener = admin::bind(config.admin).await.with_context(|| {
         let address = config.admin;
@@ -102,7 +102,11 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     }
     let names = LocalNames::new(config.admin_names.iter().cloned());
     let serving = admin::serve(listener, registry, snapshot_now, names, stop.clone());
-    tasks.spawn(async move { serving.await.context("the admin listener") });
+    tasks.spawn(async move {
+        serving
+            .await
+            .context("serving health and metrics (--admin)")
+    });
     if let Some(mirror) = mirror {
         let serving = mirror.serve(stop.clone());
         tasks.spawn(async move {
@@ -156,7 +160,9 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     stop.cancel();
     let rest = tokio::time::timeout(Duration::from_secs(10), async {
         while let Some(ended) = tasks.join_next().await {
-            ended.context("a task of the agent died")??;
+            ended.context(
+                "a task of the agent panicked; this is a defect: please report it with the log",
+            )??;
         }
         anyhow::Ok(())
     });
@@ -168,8 +174,12 @@ fn essential(
     ended: Option<Result<anyhow::Result<()>, tokio::task::JoinError>>,
 ) -> anyhow::Result<()> {
     match ended {
-        Some(Ok(Ok(()))) | None => anyhow::bail!("a part of the agent ended unasked"),
+        Some(Ok(Ok(()))) | None => anyhow::bail!(
+            "a task of the agent ended unasked; this is a defect: please report it with the log"
+        ),
         Some(Ok(Err(error))) => Err(error),
-        Some(Err(error)) => Err(error).context("a task of the agent died"),
+        Some(Err(error)) => Err(error).context(
+            "a task of the agent panicked; this is a defect: please report it with the log",
+        ),
     }
 }

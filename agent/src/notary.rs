@@ -55,15 +55,15 @@ struct State {
 pub(crate) enum RefuseTicketError {
     /// No ticket came.
     #[error(
-        "coordinator gave no ticket with it: its version is older than this agent's (upgrade it), or it couldn't sign one (its \
-         log says why)"
+        "the coordinator sent no ticket: upgrade it if its version is older than this agent's, or look at its log, \
+         which says why it can't sign one"
     )]
     Missing,
     #[error(transparent)]
     Field(#[from] FieldError),
-    #[error("ticket is for another host, key or content")]
+    #[error("the ticket is for another host, key or content")]
     Other,
-    #[error("ticket isn't signed by the fleet's authority")]
+    #[error("the ticket isn't signed by the fleet's authority")]
     Authority,
 }
 

@@ -109,10 +109,10 @@ pub struct ChunkSet {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseRunsError {
     /// The number of values is odd. They must be pairs of gap and length.
-    #[error("runs come in pairs of gap and length")]
+    #[error("the set of chunks is malformed: a run lacks its length")]
     Odd,
     /// A run goes past the content's last chunk.
-    #[error("run goes past the content's end")]
+    #[error("the set of chunks is malformed: a run goes past the content's end")]
     PastEnd,
 }
 

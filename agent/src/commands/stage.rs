@@ -49,7 +49,7 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
     };
     let store = Store::open_in_background(config.tart_home.clone(), options)
         .await
-        .context("is the agent running? then order the image from the coordinator")?;
+        .context("staging needs tart's home for itself; if the agent runs here, order the image with `parbake stage` instead")?;
     let origin = Origin::new(&config.origin)?;
     let repository = origin.repository(image, &Access::default())?;
     let manifest = repository
@@ -108,7 +108,7 @@ async fn fetch_all(
     image: &str,
 ) -> anyhow::Result<u64> {
     let layout = stage.layout();
-    let me: HostId = "standalone".parse().context("this host's name")?;
+    let me: HostId = "standalone".parse().context("naming this host")?;
     let (inbox, mut progress) = mpsc::channel(64);
     // nobody else is to be spared: each fetch may go to its end
     let (_everything, until) = watch::channel(u32::MAX);
@@ -164,12 +164,12 @@ async fn fetch_all(
                 }
                 _ => {}
             },
-            Some(error) = flusher.join_next() => return Err(error?).context("journaling what came"),
+            Some(error) = flusher.join_next() => return Err(error?).context("noting on disk which chunks came"),
             Some(ended) = fetches.join_next() => match ended? {
                 FetchEnd::Done => {}
                 FetchEnd::Failed(failure) => bail!("staging {image}: {failure}"),
                 FetchEnd::Bad(message) | FetchEnd::Disk(message) => bail!("staging {image}: {message}"),
-                FetchEnd::Unwanted => bail!("staging {image}: it was removed meanwhile"),
+                FetchEnd::Unwanted => bail!("staging {image}: its files were removed meanwhile; stage it again"),
             },
         }
     }

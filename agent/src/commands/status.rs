@@ -18,12 +18,12 @@ use crate::{admin::Snapshot, config::Config};
 /// The most bytes of a status answer: some hundred images.
 const MAX_STATUS_BYTES: usize = 4 << 20;
 
-/// Shows what the running agent holds; `false` when it isn't running.
+/// Shows what the running agent holds. An error when it isn't running.
 pub(crate) async fn status(config: &Config, json: bool) -> anyhow::Result<bool> {
     let snapshot = match ask(config).await {
         Ok(snapshot) => snapshot,
         Err(error) => bail!(
-            "no agent answers on {} (is it running? --admin): {}",
+            "no agent answers on {}: {}; start the agent, or give its own address by --admin",
             config.admin,
             causes(&*error)
         ),

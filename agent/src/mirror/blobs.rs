@@ -79,7 +79,7 @@ pub(crate) struct Limits {
 pub(crate) enum BeginError {
     /// Evicting every idle blob wouldn't make enough room in the budget or on the volume.
     #[error(
-        "the blob cache has no room for {} (budget {}, free on its volume {})",
+        "the blob cache has no room for {}: its budget is {}, and {} are free on its volume; raise mirror.cache_bytes or make room",
         Bytes(*need_bytes), Bytes(*budget_bytes), Bytes(*free_bytes)
     )]
     NoRoom {
@@ -88,10 +88,10 @@ pub(crate) enum BeginError {
         free_bytes: u64,
     },
     /// The size is larger than any blob can be.
-    #[error("blob of {} is too large", Bytes(*.0))]
+    #[error("the blob has {}, more than any blob may have", Bytes(*.0))]
     TooLarge(u64),
     /// The same digest is known with another size, so one of the two sizes is wrong.
-    #[error("blob has {held} bytes, not {asked}")]
+    #[error("the blob has {held} bytes here, and {asked} were announced")]
     Size { held: u64, asked: u64 },
     /// The volume failed.
     #[error("blob cache: {0}")]
@@ -102,7 +102,7 @@ pub(crate) enum BeginError {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
     /// Another agent uses the directory.
-    #[error("another agent uses the blob cache {0}")]
+    #[error("another agent uses the blob cache {0}; stop it, or set mirror.directory")]
     InUse(PathBuf),
     /// The directory can't be made, read or locked.
     #[error("blob cache {path}: {error}")]

@@ -56,7 +56,7 @@ impl Sample {
             }
         }
         best.map(|(_, sample)| sample)
-            .ok_or_else(|| io::Error::other("no place was looked at"))
+            .ok_or_else(|| io::Error::other("the blob has no bytes to compare"))
     }
 }
 

@@ -51,7 +51,7 @@ const API_HEADER: HeaderName = HeaderName::from_static("docker-distribution-api-
 
 /// The connection has to be broken without an answer, so that the client tries again.
 #[derive(Debug, thiserror::Error)]
-#[error("no answer that the client could recover from")]
+#[error("the connection is broken, because every answer would make the client give up")]
 pub(super) struct Broken;
 
 /// Answers requests. All connections share it.

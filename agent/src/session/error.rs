@@ -20,11 +20,11 @@ pub(crate) enum SessionError {
     /// The socket can't reach any of the coordinator's addresses.
     #[error(
         "coordinator address {0} has IPv6 addresses only, and this agent listens on IPv4; \
-         set listen = \"[::]:7471\", which is both"
+         set listen = \"[::]:7471\", which takes both"
     )]
     Ipv6Only(String),
     /// The endpoint is gone.
-    #[error("the socket for peers: {0}")]
+    #[error("the UDP socket for other hosts failed: {0}")]
     Socket(io::Error),
     /// The coordinator refused this host. It would say the same at its other addresses.
     #[error(transparent)]
@@ -42,10 +42,10 @@ pub(crate) enum SessionError {
     #[error(transparent)]
     Renewed(#[from] RenewError),
     /// The coordinator doesn't renew the certificate.
-    #[error("coordinator refused: {0}")]
+    #[error("the coordinator refused to renew the certificate: {0}")]
     NotRenewed(String),
     /// The coordinator doesn't answer a request for a new certificate.
-    #[error("no answer")]
+    #[error("the coordinator doesn't answer the request for a new certificate")]
     NoAnswer,
     /// A report can't be sent.
     #[error(transparent)]

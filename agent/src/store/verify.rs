@@ -50,7 +50,9 @@ pub enum VerifyError {
     },
     /// tart's cache doesn't have the image. Or the image was named by digest, and this host didn't stage it; then a
     /// reference can name it.
-    #[error("{image} isn't on this host: {path} isn't there; `parbake-agent status` lists what is")]
+    #[error(
+        "{image} isn't on this host: {path} doesn't exist; `parbake-agent status` lists the images that are here"
+    )]
     NotThere {
         /// The reference or digest, as it was given.
         image: String,
@@ -67,7 +69,7 @@ pub enum VerifyError {
         error: ParseImageError,
     },
     /// A layer of the disk has bytes that differ from the manifest.
-    #[error("{layer} is bad on disk{}", .chunk.map_or(String::new(), |chunk| format!(", from chunk {chunk} on")))]
+    #[error("{layer} is damaged on disk{}", .chunk.map_or(String::new(), |chunk| format!(", from chunk {chunk} on")))]
     Layer {
         /// The layer.
         layer: LayerName,
@@ -81,7 +83,7 @@ pub enum VerifyError {
         layer: LayerName,
     },
     /// `config.json`, `nvram.bin`, `manifest.json` or a kept blob has bytes that differ from the manifest.
-    #[error("{path} is bad: it has digest {found}, not {wanted}")]
+    #[error("{path} is damaged: it has digest {found}, not {wanted}")]
     File {
         /// The file.
         path: PathBuf,
@@ -97,7 +99,7 @@ pub enum VerifyError {
         path: PathBuf,
     },
     /// The disk has another size than the manifest says.
-    #[error("{path} has {found} bytes, not {wanted}")]
+    #[error("{path} is damaged: it has {found} bytes, not {wanted}")]
     Size {
         /// The file.
         path: PathBuf,

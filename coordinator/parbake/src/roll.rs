@@ -35,7 +35,7 @@ pub(crate) async fn why(client: &Client, name: &str, json: bool) -> anyhow::Resu
         );
         let pod: Option<PodView> = client.find(&path).await?;
         let pod = pod.with_context(|| {
-            format!("there is no Pod {name}, or the coordinator watches no cluster")
+            format!("there is no Pod {name}, or the coordinator doesn't watch its namespace or any cluster")
         })?;
         return shown(&pod, json);
     }
@@ -57,7 +57,7 @@ pub(crate) async fn why(client: &Client, name: &str, json: bool) -> anyhow::Resu
     match found.as_slice() {
         [pod] => shown(pod, json),
         [] => bail!(
-            "`{name}` is no host that enrolled and no Pod that is gated; see `parbake hosts`, or write the Pod as namespace/name"
+            "no host and no gated Pod is called `{name}`; `parbake hosts` lists the hosts; write a Pod as namespace/name"
         ),
         _ => bail!("several Pods are called `{name}`; write it as namespace/name"),
     }
@@ -89,7 +89,7 @@ fn pool(pools: Vec<PoolView>, name: &str) -> anyhow::Result<Option<PoolView>> {
 }
 
 fn unknown(name: &str) -> anyhow::Error {
-    anyhow!("no pool `{name}` is gated; see `parbake roll`")
+    anyhow!("no gated pool is called `{name}`; `parbake roll` lists them")
 }
 
 /// Prints how far rolls are. With `wait`, waits until the roll of the named pool is over.

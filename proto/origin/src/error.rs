@@ -29,7 +29,7 @@ pub enum OriginError {
         said: String,
     },
     /// Credentials are missing, wrong or expired.
-    #[error("{what} needs other credentials: {cause}")]
+    #[error("{what} can't be had with these credentials: {cause}")]
     Unauthorised {
         /// What was asked for.
         what: String,
@@ -84,7 +84,7 @@ pub enum OriginError {
     },
     /// There is no connection, or it broke.
     #[error(
-        "{what} can't be had from {host}: {cause}; check that it runs and can be reached from here"
+        "{what} can't be had from {host}: {cause}; check that {host} runs and can be reached from here"
     )]
     Connection {
         /// What was asked for.
@@ -139,7 +139,7 @@ pub enum OriginError {
         expected: u64,
     },
     /// There are more bytes than allowed or expected.
-    #[error("{what} has {found} bytes or more, not {limit}")]
+    #[error("{what} is too large: it has {found} bytes or more, and {limit} are allowed")]
     TooLarge {
         /// What was asked for.
         what: String,
