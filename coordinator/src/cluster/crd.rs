@@ -4,8 +4,9 @@
 //! that can be judged without asking a registry. The schema is structural and uses no CEL, so that Kubernetes 1.20
 //! takes it too.
 //!
-//! The doc comments of the types with a schema are the descriptions in `deploy/crd.yaml`. A change of one changes that
-//! file.
+//! The doc comments of the types with a schema are the descriptions in `deploy/crd.yaml`; `kubectl explain` shows them.
+//! Each of their sentences begins a line, because `kubectl` keeps line breaks. A change of one changes that file:
+//! `parbake-coordinator crd > deploy/crd.yaml`.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -48,7 +49,8 @@ const SPAN: &str = r"^([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?$";
 /// Bytes per second. At most nine digits, so that no value overflows even with the largest suffix.
 const RATE: &str = r"^[1-9][0-9]{0,8}(k|M|G|Ki|Mi|Gi)?$";
 
-/// What to stage, where, and how the roll that follows is gated. May be edited while it runs.
+/// Which image the selected Nodes shall hold, how it gets there, and which Pods wait for it.
+/// All fields may be changed at any time.
 #[derive(Clone, CustomResource, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[kube(
     group = "parbake.dev",
@@ -59,7 +61,7 @@ const RATE: &str = r"^[1-9][0-9]{0,8}(k|M|G|Ki|Mi|Gi)?$";
     shortname = "ipp",
     status = "ImagePrePullStatus",
     derive = "PartialEq",
-    doc = "Stages a tart VM image on the hosts that a selector names, and gates the roll to it.",
+    doc = "Stages a tart VM image on the selected Nodes before Pods need it, and gates the roll of Pods to it.",
     printcolumn = r#"{"name":"Image","type":"string","jsonPath":".spec.image"}"#,
     printcolumn = r#"{"name":"Staged","type":"integer","jsonPath":".status.hosts.staged"}"#,
     printcolumn = r#"{"name":"Selected","type":"integer","jsonPath":".status.hosts.selected"}"#,
@@ -73,50 +75,71 @@ const RATE: &str = r"^[1-9][0-9]{0,8}(k|M|G|Ki|Mi|Gi)?$";
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ImagePrePullSpec {
-    /// The image with its registry, by tag or digest, as Pods and tart have it: `ghcr.io/org/image:tag`. A tag is
-    /// resolved once for each generation of this object.
+    /// The image, with its registry, by tag or by digest: `ghcr.io/org/image:tag`.
+    /// Write it exactly as the Pods do, because the gate compares the two texts.
+    /// A tag is resolved to a digest once. If the tag moves in the registry later, this object doesn't follow it.
     #[schemars(length(min = 3, max = 512), regex(pattern = REFERENCE))]
     pub image: String,
-    /// The Nodes that shall hold the image. It can't be empty: that would be every Node, also those that aren't Macs.
+    /// Labels of the Nodes that shall hold the image.
+    /// The selector can't be empty, because an empty one selects every Node, also those that aren't Macs.
+    /// Nodes that aren't Ready, are cordoned or have no enrolled agent of the same name don't count.
     pub node_selector: LabelSelector,
-    /// How many hosts may read from the registry at one time. The coordinator's setting without it.
+    /// The most downloads from registries that run at one time in the whole fleet, while this object is being staged.
+    /// One download fetches one layer for all hosts.
+    /// Where several objects set a limit, the lowest counts.
+    /// Without this field, the coordinator's own setting counts (`origin_streams`, 4 by default).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 256))]
     pub origin_streams: Option<i32>,
-    /// The most that each host may move for this image.
+    /// The most bytes per second that each host moves, while this object is being staged.
+    /// The limit counts for all images together. Where several objects set a limit, the lowest counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<Bandwidth>,
-    /// A Secret of type `kubernetes.io/dockerconfigjson` in this namespace, to read the registry with.
+    /// The Secret of type `kubernetes.io/dockerconfigjson`, in this namespace, whose credentials read this image.
+    /// Without this field, the coordinator's own credentials are used, or none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_secret_ref: Option<ObjectName>,
-    /// Whether staging and the gate hold. Pods that may drain already keep their label.
+    /// Whether staging and the gate are paused.
+    /// While they are, hosts fetch no more of the image, and no more Pods get the drain label.
+    /// Pods that have the label keep it.
     #[serde(default)]
     pub paused: bool,
-    /// How long staging may take, from the moment when this image was first asked for: `2h30m`. No limit without it.
+    /// How long staging may take, such as `2h30m`, from `status.startedAt` on.
+    /// `onDeadline` says what happens then.
+    /// Without this field there is no deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Span>,
-    /// What happens when the deadline passes with hosts left over.
+    /// What the gate does when the deadline has passed and some hosts still lack the image.
+    /// `Hold`: Pods of these hosts still may not drain, and the condition `Degraded` says so.
+    /// `Proceed`: Pods of these hosts may drain, under the cap, and the hosts pull the image themselves.
     #[serde(default)]
     pub on_deadline: OnDeadline,
-    /// This object is deleted so long after everything was staged. It stays without it.
+    /// How long after `status.stagedAt` this object is deleted, such as `24h`. It isn't deleted while Pods still roll.
+    /// Without this field, and for an object that belongs to a RunnerPool, it isn't deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_after_staged: Option<Span>,
-    /// Whether Nodes that join later are staged too.
+    /// When staging is over.
+    /// `Once`: when all selected hosts hold the image for the first time.
+    /// Nodes that join later don't get the image, unless gated Pods still roll.
+    /// `Always`: never. Nodes that join later and hosts that lose the image get it.
     #[serde(default)]
     pub completion_policy: CompletionPolicy,
-    /// How the roll to this image is gated. Not at all without it.
+    /// Which Pods may drain only when their Node holds the image, and how many at one time.
+    /// Without this field, no Pod is gated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<Gate>,
 }
 
-/// The most that a host may move for one image.
+/// The most that each host may move.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Bandwidth {
-    /// Bytes a second to other hosts, as a quantity: `100M`, `1Gi`. The host's own setting without it.
+    /// Bytes per second to other hosts, such as `100M` or `1Gi`.
+    /// Without this field, the host's own setting counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upload: Option<Rate>,
-    /// Bytes a second from other hosts and the registry together, as a quantity. The host's own setting without it.
+    /// Bytes per second from other hosts and the registry together, such as `100M` or `1Gi`.
+    /// Without this field, the host's own setting counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub download: Option<Rate>,
 }
@@ -124,28 +147,28 @@ pub struct Bandwidth {
 /// The name of an object in the same namespace.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
 pub struct ObjectName {
-    /// Its name.
+    /// Name of the object, in this namespace.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
 }
 
-/// What a passed deadline does to hosts that aren't staged.
+/// What a passed deadline means for hosts that lack the image.
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
 pub enum OnDeadline {
-    /// Their Pods stay; `Degraded` says so.
+    /// Their Pods may not drain, and `Degraded` says so.
     #[default]
     Hold,
-    /// Their Pods may drain, at the usual pace, and pull the image themselves.
+    /// Their Pods may drain, under the cap, and the hosts pull the image themselves.
     Proceed,
 }
 
-/// Which Nodes are staged.
+/// When staging is over.
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
 pub enum CompletionPolicy {
-    /// Those that were selected when everything was staged first.
+    /// When all selected hosts hold the image for the first time.
     #[default]
     Once,
-    /// Those that are selected, whenever they joined.
+    /// Never.
     Always,
 }
 
@@ -154,9 +177,9 @@ pub enum CompletionPolicy {
 pub enum GateMode {
     /// The coordinator.
     Own,
-    /// Another controller; a webhook refuses what the gate wouldn't give.
+    /// Another controller; a webhook refuses labels that the gate wouldn't give.
     Guard,
-    /// Nobody: the image is staged and that is all.
+    /// The coordinator doesn't look at Pods.
     #[default]
     None,
 }
@@ -171,29 +194,37 @@ impl From<crate::cli::DefaultGate> for GateMode {
     }
 }
 
-/// How a roll is gated.
+/// Which Pods are kept from draining, and how many may drain at one time.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Gate {
     /// Who gives Pods the drain label.
+    /// `Own`: the coordinator, when the Pod's Node holds the image and fewer Pods than the cap are in flight.
+    /// `Guard`: another controller. A webhook refuses the label where `Own` wouldn't give it.
+    /// `None`: the coordinator doesn't look at Pods.
     #[serde(default)]
     pub mode: GateMode,
-    /// The Pods of the roll, in this namespace. Needed unless `poolRef` names a RunnerPool, whose Pods they are then.
+    /// Labels of the Pods that are gated, in this namespace.
+    /// The field is needed without `poolRef`. With `poolRef`, it defaults to the Pods of the RunnerPool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_selector: Option<LabelSelector>,
-    /// The label that lets a Pod drain; its value is `true`.
+    /// Key of the label that lets a Pod drain. Its value is `true`.
     #[serde(default = "drain_label")]
     #[schemars(length(min = 1, max = 317), regex(pattern = LABEL_KEY))]
     pub drain_label: String,
-    /// The share of the replicas that may be in flight; at least one Pod always may.
+    /// The cap: the most Pods that may be in flight at one time, in percent. One Pod always may be.
+    /// 100 percent are the `replicas`, or the Pods that there are where these are fewer.
+    /// With `poolRef`, the RunnerPool's own value counts instead.
     #[serde(default = "percent")]
     #[schemars(range(min = 1, max = 100))]
     pub max_concurrent_percent: i32,
-    /// How many Pods there are meant to be. Needed unless `poolRef` names a RunnerPool.
+    /// How many Pods there shall be.
+    /// The field is needed without `poolRef`. With `poolRef`, the RunnerPool's own value counts instead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub replicas: Option<i32>,
-    /// The RunnerPool in this namespace that says how many Pods there are meant to be, and which they are.
+    /// The RunnerPool, in this namespace, whose Pods are gated.
+    /// It says which image they shall run and how many there shall be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool_ref: Option<ObjectName>,
 }
@@ -219,50 +250,50 @@ const fn percent() -> i32 {
     DEFAULT_PERCENT
 }
 
-/// How far staging and the roll are.
+/// How far staging and the roll are. The coordinator writes it.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ImagePrePullStatus {
-    /// The generation that the rest is about.
+    /// The generation of this object that the status describes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Where it stands, in a word: `Resolving`, `Unresolved`, `Paused`, `Waiting`, `Staging`, `Failed`, `Staged`,
-    /// `Rolling` or `Held`.
+    /// Where the object stands, in one word.
+    /// It is `Resolving`, `Unresolved`, `Paused`, `Waiting`, `Staging`, `Failed`, `Staged`, `Rolling` or `Held`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
-    /// What it stands there for, in a word; that of `Degraded` first.
+    /// Why the object stands there, in one word. If the condition `Degraded` is true, this is its reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The manifest's digest that the image was resolved to.
+    /// Digest of the manifest to which `image` was resolved.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
-    /// Bytes of the image in the registry.
+    /// Size of the image in the registry, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<i64>,
-    /// Bytes of the image's disk once it is installed.
+    /// Size of the image's disk after the installation, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_bytes: Option<i64>,
-    /// How many hosts are in which state.
+    /// Number of hosts in each state.
     pub hosts: HostCounts,
-    /// Where the hosts' bytes came from. Never less than before for one digest.
+    /// Bytes of the image that all hosts received, by source. For one digest, the numbers never fall.
     pub bytes: ByteCounts,
-    /// Seconds until the last host is staged, as predicted. Absent when nothing can be said.
+    /// Seconds until the last host will be staged, as predicted. The field is absent when nothing can be predicted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eta_seconds: Option<i64>,
-    /// What the gate has to remember when another coordinator takes over.
+    /// What the gate keeps here for the next leader of the coordinator.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gate: Option<GateMemory>,
-    /// Up to ten hosts that failed, by name.
+    /// Hosts that failed to stage the image, ten at most.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     pub failing: Vec<FailingHost>,
-    /// When this image was first asked for: what the deadline counts from.
+    /// When this image was first wanted. `deadline` counts from this time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
-    /// When every selected host was staged first: what `ttlAfterStaged` counts from.
+    /// When all selected hosts held the image for the first time. `ttlAfterStaged` counts from this time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub staged_at: Option<Time>,
-    /// `Resolved`, `Staged`, `Rolling` and `Degraded`, with reasons.
+    /// The conditions `Resolved`, `Staged`, `Rolling` and `Degraded`, each with a reason and a message.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }
@@ -271,49 +302,49 @@ pub struct ImagePrePullStatus {
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct GateMemory {
-    /// Pods that it let go and whose successors aren't warm yet, without those that count as in flight.
+    /// Number of Pods that drained and whose successors aren't warm yet, without those that are seen to be in flight.
     pub awaited: i32,
-    /// Whether Pods have shown that their owner makes another image than this object's.
+    /// Whether new Pods have shown that their owner makes another image than this object's.
     pub owner_lags: bool,
 }
 
-/// How many hosts are in which state.
+/// Number of hosts in each state.
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HostCounts {
-    /// Nodes that the selector names.
+    /// Nodes that `nodeSelector` selects.
     pub selected: i32,
-    /// Those that hold the image, verified and ready.
+    /// Hosts that hold the image, verified and ready for `tart clone`.
     pub staged: i32,
-    /// Those that move bytes or install.
+    /// Hosts where the image is queued, arrives or is being installed.
     pub staging: i32,
-    /// Those that gave up.
+    /// Hosts that failed to stage the image. `failing` names them.
     pub failed: i32,
-    /// Those that don't count now: not ready, cordoned, without an agent, revoked.
+    /// Selected Nodes that don't count now: not Ready, cordoned, or without an enrolled agent of the same name.
     pub excluded: i32,
 }
 
-/// Bytes by where they came from.
+/// Bytes, by the place where they came from.
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ByteCounts {
-    /// From the registry.
+    /// Bytes from the registry.
     pub origin: i64,
-    /// From other hosts.
+    /// Bytes from other hosts.
     pub peers: i64,
-    /// From what the host held already.
+    /// Bytes that the hosts had on their own disks.
     pub local: i64,
 }
 
-/// A host that failed.
+/// A host that failed to stage the image.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FailingHost {
-    /// The Node.
+    /// Name of the Node.
     pub host: String,
-    /// One word.
+    /// Why it failed, in one word.
     pub reason: String,
-    /// What it said.
+    /// What the host's agent said about it.
     pub message: String,
 }
 
@@ -325,10 +356,13 @@ pub struct Span(pub Duration);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QuantityError {
     /// The text isn't hours, minutes and seconds in this order.
-    #[error("`{0}` isn't a length of time such as 2h30m")]
+    #[error("`{0}` isn't a length of time: write hours, minutes and seconds, such as 2h30m")]
     Span(String),
     /// The text isn't a positive number with a known suffix.
-    #[error("`{0}` isn't a number of bytes a second such as 100M or 1Gi")]
+    #[error(
+        "`{0}` isn't a number of bytes per second: write a positive number, with k, M, G, Ki, Mi or Gi where \
+         needed, such as 100M"
+    )]
     Rate(String),
 }
 
@@ -461,12 +495,8 @@ macro_rules! as_text {
     };
 }
 
-as_text!(Span, SPAN, "a length of time, as in 2h30m15s");
-as_text!(
-    Rate,
-    RATE,
-    "bytes a second as a quantity, as in 100M or 1Gi"
-);
+as_text!(Span, SPAN, "A length of time, such as 2h30m15s.");
+as_text!(Rate, RATE, "Bytes per second, such as 100M or 1Gi.");
 
 /// The definition of `ImagePrePull`, in the form that a cluster takes.
 ///
