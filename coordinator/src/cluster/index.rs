@@ -74,7 +74,7 @@ pub(crate) struct Index {
     pub(crate) prepulls: BTreeMap<ObjectKey, PrePullFacts>,
     pub(crate) runner_pools: BTreeMap<ObjectKey, RunnerPoolFacts>,
     /// RunnerPools that exist and can't be read. Nobody knows what they mean, so the Pods that they gate are blocked.
-    pub(crate) unreadable_pools: BTreeSet<ObjectKey>,
+    pub(crate) unreadable_runner_pools: BTreeSet<ObjectKey>,
     /// The objects that a running relist has shown so far.
     listed: BTreeMap<Scope, BTreeSet<ObjectKey>>,
 }
@@ -121,7 +121,10 @@ impl Index {
             Kind::PrePulls => self.prepulls.keys().cloned().collect(),
             Kind::RunnerPools => {
                 let known = self.runner_pools.keys();
-                known.chain(&self.unreadable_pools).cloned().collect()
+                known
+                    .chain(&self.unreadable_runner_pools)
+                    .cloned()
+                    .collect()
             }
         }
     }
@@ -147,7 +150,7 @@ impl Index {
                     .then(|| Change::Node(key.name.clone()))
             }),
             Kind::PrePulls => self.apply_prepull(&key, object).map(Some),
-            Kind::RunnerPools => self.apply_pool(&key, object).map(Some),
+            Kind::RunnerPools => self.apply_runner_pool(&key, object).map(Some),
         };
         read.map_err(|reason| Unreadable {
             kind: scope.kind,
@@ -177,16 +180,20 @@ impl Index {
     }
 
     /// A RunnerPool is as shown. If it can't be read, nobody knows what it means.
-    fn apply_pool(&mut self, key: &ObjectKey, object: DynamicObject) -> Result<Change, String> {
+    fn apply_runner_pool(
+        &mut self,
+        key: &ObjectKey,
+        object: DynamicObject,
+    ) -> Result<Change, String> {
         match runner_pool_facts(object) {
             Ok(facts) => {
-                self.unreadable_pools.remove(key);
+                self.unreadable_runner_pools.remove(key);
                 self.runner_pools.insert(key.clone(), facts);
                 Ok(Change::RunnerPool(key.clone()))
             }
             Err(error) => {
                 self.runner_pools.remove(key);
-                self.unreadable_pools.insert(key.clone());
+                self.unreadable_runner_pools.insert(key.clone());
                 Err(error)
             }
         }
@@ -252,7 +259,7 @@ impl Index {
                 Some(Change::PrePull(key.clone()))
             }
             Kind::RunnerPools => {
-                let unread = self.unreadable_pools.remove(key);
+                let unread = self.unreadable_runner_pools.remove(key);
                 if self.runner_pools.remove(key).is_none() && !unread {
                     return None;
                 }

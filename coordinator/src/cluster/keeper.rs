@@ -44,8 +44,8 @@ use labels::NodeLabels;
 use notes::Notes;
 use owners::Owners;
 use placing::Placing;
-use pools::{Life, Pools};
 use resolving::Resolving;
+use runner_pools::{Life, RunnerPools};
 use secrets::Secrets;
 use status::Stands;
 use statuses::Statuses;
@@ -64,8 +64,8 @@ mod notes;
 mod once;
 mod owners;
 mod placing;
-mod pools;
 mod resolving;
+mod runner_pools;
 mod secrets;
 mod show;
 mod starts;
@@ -122,7 +122,7 @@ pub(crate) struct Keeper {
     images: Resolving,
     placing: Placing,
     statuses: Statuses,
-    pools: Pools,
+    runner_pools: RunnerPools,
     labels: NodeLabels,
     notes: Notes,
     accounts: Accounts,
@@ -156,7 +156,7 @@ impl Keeper {
             images: Resolving::default(),
             placing: Placing::default(),
             statuses: Statuses::new(),
-            pools: Pools::new(default_gate),
+            runner_pools: RunnerPools::new(default_gate),
             labels: NodeLabels::new(),
             notes: Notes::default(),
             accounts: Accounts::default(),
@@ -282,7 +282,7 @@ impl Keeper {
                 self.statuses.written(now.instant, &key, result);
             }
             Input::PrePullWritten { key, result } => {
-                self.pools.written(now.instant, &key, result);
+                self.runner_pools.written(now.instant, &key, result);
             }
             Input::Accounts(Ok(listed)) => {
                 // while the cluster isn't known, a Pod that wasn't seen may still exist
@@ -312,7 +312,7 @@ impl Keeper {
         let synced = self.watches.synced();
         if synced {
             let absent = self.watches.is_kind_absent();
-            for (key, own) in self.pools.due(now.instant, &self.index, absent) {
+            for (key, own) in self.runner_pools.due(now.instant, &self.index, absent) {
                 self.jobs.write_prepull(key, own);
             }
             self.stage(now);
@@ -403,7 +403,7 @@ impl Keeper {
                     reason,
                 } => {
                     self.metrics.denied(&prepull, reason);
-                    debug!(%pod, pool = %prepull, reason = reason.as_str(), "Pod is held");
+                    debug!(%pod, %prepull, reason = reason.as_str(), "Pod is held");
                     self.notes.wait(now.instant, pod, reason);
                 }
             }
@@ -503,7 +503,7 @@ impl Keeper {
                 self.jobs.publish(note);
             }
             let rolls = self.gating.rolls(key);
-            match self.pools.life(now, key, facts, status, rolls) {
+            match self.runner_pools.life(now, key, facts, status, rolls) {
                 Life::Stays => {}
                 Life::Ends => continue,
                 Life::End(own) => {
@@ -623,18 +623,18 @@ impl Keeper {
         let (pod, dry_run) = (&change.pod, change.dry_run);
         let refusal = match self.gating.admit(now, &self.index, synced, change) {
             Ok(None) => return Admission::Allowed,
-            Ok(Some(pool)) => {
-                info!(%pod, %pool, dry_run, "label is admitted");
+            Ok(Some(prepull)) => {
+                info!(%pod, %prepull, dry_run, "label is admitted");
                 return Admission::Allowed;
             }
             Err(refusal) => refusal,
         };
         let reason = refusal.reason;
-        if let Some(pool) = refusal.prepull {
-            self.metrics.denied(&pool, reason);
+        if let Some(prepull) = refusal.prepull {
+            self.metrics.denied(&prepull, reason);
             self.notes.wait(now.instant, pod.clone(), reason);
             // a greedy controller asks all the time, so only the counter records each refusal
-            debug!(%pod, %pool, dry_run, reason = reason.as_str(), "label is refused");
+            debug!(%pod, %prepull, dry_run, reason = reason.as_str(), "label is refused");
         }
         Admission::Refused(show::reason_text(reason, refusal.node.as_deref()))
     }

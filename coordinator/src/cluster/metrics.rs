@@ -222,7 +222,7 @@ impl Metrics {
         let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
         denied.extend(blocked.keys().map(|reason| (key.clone(), *reason)));
         // a reason that blocks no Pod any more is set to 0
-        for (_, reason) in denied.iter().filter(|(pool, _)| pool == key) {
+        for (_, reason) in denied.iter().filter(|(prepull, _)| prepull == key) {
             let many = blocked.get(reason).copied().unwrap_or(0);
             self.blocked
                 .get_or_create(&reason_label(key, reason))
@@ -239,12 +239,12 @@ impl Metrics {
         self.replicas.remove(&label);
         self.oldest_pending.remove(&label);
         let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
-        denied.retain(|(pool, reason)| {
-            if pool == key {
+        denied.retain(|(prepull, reason)| {
+            if prepull == key {
                 self.denials.remove(&reason_label(key, reason));
                 self.blocked.remove(&reason_label(key, reason));
             }
-            pool != key
+            prepull != key
         });
     }
 

@@ -49,19 +49,19 @@ impl PrePullGate {
         if facts.deleting || gate.mode == GateMode::None {
             return None;
         }
-        let pool_name = gate.pool_ref.as_ref().map(|pool| &pool.name);
-        let pool_key = pool_name.map(|name| ObjectKey::new(&key.namespace, name));
-        let pool = pool_key
+        let pool_ref = gate.pool_ref.as_ref().map(|pool_ref| &pool_ref.name);
+        let runner_pool_key = pool_ref.map(|name| ObjectKey::new(&key.namespace, name));
+        let runner_pool = runner_pool_key
             .as_ref()
-            .and_then(|pool| index.runner_pools.get(pool));
-        let shut = pool_key
+            .and_then(|key| index.runner_pools.get(key));
+        let shut = runner_pool_key
             .as_ref()
-            .is_some_and(|pool| index.unreadable_pools.contains(pool));
-        // a pool that doesn't exist has no Pods
-        if pool_key.is_some() && pool.is_none() && !shut {
+            .is_some_and(|key| index.unreadable_runner_pools.contains(key));
+        // a RunnerPool that doesn't exist has no Pods
+        if runner_pool_key.is_some() && runner_pool.is_none() && !shut {
             return None;
         }
-        let selector = match (&gate.pod_selector, pool_name) {
+        let selector = match (&gate.pod_selector, pool_ref) {
             (Some(selector), _) => Selector::try_from(selector.clone()).ok()?,
             (None, Some(name)) => [(POOL_LABEL.to_owned(), name.clone())]
                 .into_iter()
@@ -77,13 +77,15 @@ impl PrePullGate {
             selector,
             drain_label: gate.drain_label.clone(),
             mode: gate.mode,
-            image: pool
-                .map_or(&facts.spec.image, |pool| &pool.spec.image)
+            image: runner_pool
+                .map_or(&facts.spec.image, |runner_pool| &runner_pool.spec.image)
                 .clone(),
-            percent: pool.map_or(gate.max_concurrent_percent, |pool| {
-                pool.spec.rollout.max_concurrent_percent
+            percent: runner_pool.map_or(gate.max_concurrent_percent, |runner_pool| {
+                runner_pool.spec.rollout.max_concurrent_percent
             }),
-            replicas: pool.map_or(gate.replicas.unwrap_or(0), |pool| pool.spec.replicas),
+            replicas: runner_pool.map_or(gate.replicas.unwrap_or(0), |runner_pool| {
+                runner_pool.spec.replicas
+            }),
             shut,
         })
     }
@@ -100,9 +102,10 @@ impl PrePullGate {
             && self.selector.to_string() == other.selector.to_string()
     }
 
-    /// The gate's pool, except for what the index doesn't know: the digest, what owners make, and the deadline.
-    pub(crate) fn pool(&self, facts: &PrePullFacts, hosts: BTreeSet<HostId>) -> gate::Pool {
-        gate::Pool {
+    /// How the gate sees the ImagePrePull, except for what the index doesn't know: the digest, what owners make, and
+    /// the deadline.
+    pub(crate) fn for_gate(&self, facts: &PrePullFacts, hosts: BTreeSet<HostId>) -> gate::PrePull {
+        gate::PrePull {
             image: self.image.clone(),
             digest: None,
             mode: match self.mode {
@@ -145,7 +148,7 @@ impl PrePullGate {
         };
         let busy = pod.labels.get(BUSY_LABEL);
         let told = gate::Pod {
-            pool: self.key.gate_pool(),
+            prepull: self.key.prepull_id(),
             name: gate::PodName {
                 namespace: key.namespace.clone(),
                 name: key.name.clone(),

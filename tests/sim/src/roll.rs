@@ -19,7 +19,7 @@ mod world;
 use std::{cmp::Reverse, time::Duration};
 
 use proto::Digest;
-use rollout::gate::{self, Before, Mode, OnDeadline, PoolId, Template};
+use rollout::gate::{self, Before, Mode, OnDeadline, PrePullId, Template};
 
 use self::{
     check::{check_places, is_rolled, sample, say_who_waits},
@@ -122,10 +122,10 @@ fn populate(world: &mut World) {
                 world.push(first, Due::Read(at));
                 Owner::Template { image, read }
             }
-            _ => Owner::Pool,
+            _ => Owner::RunnerPool,
         };
         world.pools.push(Pool {
-            id: PoolId(format!("runners/xcode-{at}")),
+            prepull: PrePullId(format!("runners/xcode-{at}")),
             image,
             owner,
             makes: true,

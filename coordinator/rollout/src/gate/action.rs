@@ -5,10 +5,10 @@ use super::{PodId, status::Reason};
 /// Why the gate takes a label back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Withdrawal {
-    /// The node doesn't hold the pool's image, or doesn't any more.
+    /// The node doesn't hold the pre-pull's image, or doesn't any more.
     PresenceLost,
-    /// The Pod runs the pool's image, because the pool rolled back. A label that stays would drain the Pod in the next
-    /// roll, without a decision of the gate.
+    /// The Pod runs the pre-pull's image, because the pre-pull rolled back. A label that stays would drain the Pod in
+    /// the next roll, without a decision of the gate.
     Current,
 }
 

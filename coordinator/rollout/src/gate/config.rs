@@ -23,7 +23,7 @@ pub struct Config {
     pub retry: Duration,
     /// The longest wait after a refused write.
     pub retry_most: Duration,
-    /// In per cent of a pool's usable hosts: how many must hold the image before a Pending Pod without a node is
+    /// In per cent of a pre-pull's usable hosts: how many must hold the image before a Pending Pod without a node is
     /// deleted. The Pod's successor is then likely to land on one of them.
     pub enough_percent: u32,
 }

@@ -1,7 +1,7 @@
 //! The gate: its parts, its events, and the one rule by which Pods drain.
 //!
-//! `hosts` knows which hosts take Pods and hold which images. `pool` knows how many Pods a pool is taken to want.
-//! `slots` keeps the room under caps that no Pod shows. `writes` keeps the writes that were asked for or refused.
+//! `hosts` knows which hosts take Pods and hold which images. `prepull` knows how many Pods a pre-pull is taken to
+//! want. `slots` keeps the room under caps that no Pod shows. `writes` keeps the writes that were asked for or refused.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -12,19 +12,19 @@ use core::time::Duration;
 use proto::{HostId, Moment};
 
 use super::{
-    Action, Admission, Config, Event, Mode, Outcome, Phase, Place, Pod, PodId, PodStatus, Pool,
-    PoolId, PoolStatus, Reason, Template, Verdict, Withdrawal,
+    Action, Admission, Config, Event, Mode, Outcome, Phase, Place, Pod, PodId, PodStatus,
+    PoolStatus, PrePull, PrePullId, Reason, Template, Verdict, Withdrawal,
     hosts::Hosts,
-    pool::PoolState,
+    prepull::PrePullState,
     slots::{Left, Occupant, Slots},
     writes::{Write, Writes},
 };
 use crate::presence::Held;
 
-/// The interval of looks at ages and slots while a pool rolls.
+/// The interval of looks at ages and slots while a pre-pull rolls.
 const TICK: Duration = Duration::from_secs(1);
 
-/// The most Pods of a pool that may be in flight: `percent` of `replicas`, rounded down, and at least one.
+/// The most Pods of a pre-pull that may be in flight: `percent` of `replicas`, rounded down, and at least one.
 #[must_use]
 pub const fn cap(percent: i32, replicas: i32) -> u32 {
     if percent <= 0 || replicas <= 0 {
@@ -51,17 +51,17 @@ pub struct Gate {
     /// Since when everything in the cluster is known; `None` while it isn't.
     synced: Option<Moment>,
     hosts: Hosts,
-    pools: BTreeMap<PoolId, PoolState>,
+    prepulls: BTreeMap<PrePullId, PrePullState>,
     pods: BTreeMap<PodId, Pod>,
     slots: Slots,
     writes: Writes,
     told: BTreeMap<PodId, proto::Reason>,
-    dirty: BTreeSet<PoolId>,
+    dirty: BTreeSet<PrePullId>,
     actions: VecDeque<Action>,
     tick_at: Moment,
 }
 
-/// How much of a pool's cap is used.
+/// How much of a pre-pull's cap is used.
 #[derive(Clone, Copy, Debug, Default)]
 struct Used {
     /// Pods in flight by the rule of the runners' own controller.
@@ -74,7 +74,7 @@ struct Used {
     missing: u32,
     /// As for [`PoolStatus::away`].
     away: u32,
-    /// The cap. For a pool that lacks Pods, it is a share of the Pods that are there or on their way.
+    /// The cap. For a pre-pull that lacks Pods, it is a share of the Pods that are there or on their way.
     cap: u32,
 }
 
@@ -87,7 +87,7 @@ impl Gate {
             now: Moment::START,
             synced: None,
             hosts: Hosts::default(),
-            pools: BTreeMap::new(),
+            prepulls: BTreeMap::new(),
             pods: BTreeMap::new(),
             slots: Slots::default(),
             writes: Writes::default(),
@@ -106,24 +106,24 @@ impl Gate {
             Event::Synced(true) => {
                 if self.synced.is_none() {
                     self.synced = Some(self.now);
-                    let pools: Vec<PoolId> = self.pools.keys().cloned().collect();
-                    for id in pools {
+                    let prepulls: Vec<PrePullId> = self.prepulls.keys().cloned().collect();
+                    for id in prepulls {
                         self.keep_slots_of_before(&id);
                     }
                     self.all_dirty();
                 }
             }
             Event::Synced(false) => self.synced = None,
-            Event::Pool(id, pool) => self.set_pool(id, pool),
+            Event::PrePull(id, prepull) => self.set_prepull(id, prepull),
             Event::Before(id, before) => {
-                if let Some(state) = self.pools.get_mut(&id) {
+                if let Some(state) = self.prepulls.get_mut(&id) {
                     state.remember(self.now, before);
                 }
                 if self.synced.is_some() {
                     self.keep_slots_of_before(&id);
                 }
             }
-            Event::PoolGone(id) => self.drop_pool(&id),
+            Event::PrePullGone(id) => self.drop_prepull(&id),
             Event::Pod(id, pod) => self.set_pod(id, pod),
             Event::PodGone(id) => self.drop_pod(&id),
             Event::Node {
@@ -155,8 +155,8 @@ impl Gate {
             self.tick_at = self.now + TICK;
             let now = self.now;
             self.slots.tick(now);
-            let pools: Vec<PoolId> = self.pools.keys().cloned().collect();
-            for id in pools {
+            let prepulls: Vec<PrePullId> = self.prepulls.keys().cloned().collect();
+            for id in prepulls {
                 self.settle(&id);
             }
             self.writes.tick(now, &self.config);
@@ -180,9 +180,9 @@ impl Gate {
             || self.pods.values().any(|pod| {
                 pod.is_alive()
                     && self
-                        .pools
-                        .get(&pod.pool)
-                        .is_some_and(|state| pod.labelled || pod.is_stale(state.pool()))
+                        .prepulls
+                        .get(&pod.prepull)
+                        .is_some_and(|state| pod.labelled || pod.is_stale(state.prepull()))
             });
         waits.then_some(self.tick_at)
     }
@@ -208,11 +208,11 @@ impl Gate {
         }
     }
 
-    /// The state of a pool; `None` for an unknown pool.
+    /// The state of a pre-pull; `None` for an unknown pre-pull.
     #[must_use]
-    pub fn status(&self, id: &PoolId) -> Option<PoolStatus> {
-        let state = self.pools.get(id)?;
-        let pool = state.pool();
+    pub fn status(&self, id: &PrePullId) -> Option<PoolStatus> {
+        let state = self.prepulls.get(id)?;
+        let prepull = state.prepull();
         let used = self.used(id);
         let mut status = PoolStatus {
             alive: 0,
@@ -231,14 +231,14 @@ impl Gate {
             oldest_pending_unix_s: None,
             pods: Vec::new(),
         };
-        let ready = self.hosts.ready(self.now, pool, &self.config);
+        let ready = self.hosts.ready(self.now, prepull, &self.config);
         (status.hosts_ready, status.hosts_usable) = (ready.have, ready.usable);
         let rolling = self.is_rolling(state);
         for (id, pod) in self.oldest_first(state) {
             if !pod.is_alive() {
                 continue;
             }
-            let stale = pod.is_stale(pool);
+            let stale = pod.is_stale(prepull);
             status.alive += 1;
             status.stale += u32::from(stale);
             status.labelled += u32::from(pod.labelled);
@@ -257,79 +257,79 @@ impl Gate {
                     Place::Unscheduled | Place::Elsewhere => None,
                 },
                 stale,
-                in_flight: self.is_in_flight(pod, pool, rolling),
+                in_flight: self.is_in_flight(pod, prepull, rolling),
                 verdict,
             });
         }
         Some(status)
     }
 
-    /// Whether a pool has stale Pods that are alive.
+    /// Whether a pre-pull has stale Pods that are alive.
     #[must_use]
-    pub fn rolls(&self, id: &PoolId) -> bool {
-        self.pools
+    pub fn rolls(&self, id: &PrePullId) -> bool {
+        self.prepulls
             .get(id)
             .is_some_and(|state| self.is_rolling(state))
     }
 
-    /// What is known of a pool's image on a host.
+    /// What is known of a pre-pull's image on a host.
     #[must_use]
-    pub fn presence(&self, pool: &PoolId, host: &HostId) -> Option<Held> {
-        let state = self.pools.get(pool)?;
+    pub fn presence(&self, prepull: &PrePullId, host: &HostId) -> Option<Held> {
+        let state = self.prepulls.get(prepull)?;
         self.hosts
-            .presence(self.now, state.pool(), host, &self.config)
+            .presence(self.now, state.prepull(), host, &self.config)
     }
 
     // ---- what is known ------------------------------------------------------------------------------------------
 
     fn all_dirty(&mut self) {
-        self.dirty.extend(self.pools.keys().cloned());
+        self.dirty.extend(self.prepulls.keys().cloned());
     }
 
-    fn set_pool(&mut self, id: PoolId, pool: Pool) {
+    fn set_prepull(&mut self, id: PrePullId, prepull: PrePull) {
         let now = self.now;
         self.dirty.insert(id.clone());
-        if let Some(state) = self.pools.get_mut(&id) {
-            state.set(now, pool);
+        if let Some(state) = self.prepulls.get_mut(&id) {
+            state.set(now, prepull);
             self.settle(&id);
             return;
         }
-        // the pool's Pods may have been told before the pool
-        let of_it = || self.pods.iter().filter(|(_, pod)| pod.pool == id);
+        // the pre-pull's Pods may have been told before the pre-pull
+        let of_it = || self.pods.iter().filter(|(_, pod)| pod.prepull == id);
         let pods = of_it().map(|(pod, _)| pod.clone()).collect();
         let alive = of_it().filter(|(_, pod)| pod.is_alive()).count();
-        let state = PoolState::new(now, pool, pods, alive);
-        self.pools.insert(id.clone(), state);
+        let state = PrePullState::new(now, prepull, pods, alive);
+        self.prepulls.insert(id.clone(), state);
         if self.synced.is_some() {
             self.keep_slots_of_before(&id);
         }
     }
 
-    fn drop_pool(&mut self, id: &PoolId) {
-        if let Some(state) = self.pools.remove(id) {
+    fn drop_prepull(&mut self, id: &PrePullId) {
+        if let Some(state) = self.prepulls.remove(id) {
             for pod in state.pods() {
                 self.told.remove(pod);
                 self.writes.forget_refusals(pod);
             }
         }
-        self.slots.drop_pool(id);
+        self.slots.drop_prepull(id);
     }
 
     fn set_pod(&mut self, id: PodId, pod: Pod) {
         if self
             .pods
             .get(&id)
-            .is_some_and(|before| before.pool != pod.pool)
+            .is_some_and(|before| before.prepull != pod.prepull)
         {
             self.drop_pod(&id);
         }
         let leaves = self.leaves(&id);
         let known = self.pods.contains_key(&id);
-        let (alive, pool) = (pod.is_alive(), pod.pool.clone());
+        let (alive, prepull) = (pod.is_alive(), pod.prepull.clone());
         let serves = pod.serves(self.now, self.config.heartbeat_max_age);
         let came = pod.clone();
         self.pods.insert(id.clone(), pod);
-        if let Some(state) = self.pools.get_mut(&pool) {
+        if let Some(state) = self.prepulls.get_mut(&prepull) {
             state.add_pod(id.clone());
         }
         if alive && !known {
@@ -339,19 +339,19 @@ impl Gate {
             self.slots.warm(&id);
         }
         if !alive && let Some(occupant) = leaves {
-            self.slots.depart(&id, &pool, occupant);
+            self.slots.depart(&id, &prepull, occupant);
         }
-        self.settle(&pool);
-        self.dirty.insert(pool);
+        self.settle(&prepull);
+        self.dirty.insert(prepull);
     }
 
     /// Handles a Pod that wasn't known before.
     fn came(&mut self, id: &PodId, pod: &Pod, serves: bool) {
-        if self.slots.succeed(self.now, &pod.pool) && !serves {
-            self.slots.await_warm(id, &pod.pool);
+        if self.slots.succeed(self.now, &pod.prepull) && !serves {
+            self.slots.await_warm(id, &pod.prepull);
         }
-        let alive = self.alive(&pod.pool);
-        if let Some(state) = self.pools.get_mut(&pod.pool) {
+        let alive = self.alive(&pod.prepull);
+        if let Some(state) = self.prepulls.get_mut(&pod.prepull) {
             state.grew(alive);
             state.came(self.now, self.synced, &self.config, id, pod);
         }
@@ -362,29 +362,29 @@ impl Gate {
         let Some(pod) = self.pods.remove(id) else {
             return;
         };
-        if let Some(state) = self.pools.get_mut(&pod.pool) {
+        if let Some(state) = self.prepulls.get_mut(&pod.prepull) {
             state.drop_pod(id);
         }
         self.told.remove(id);
         self.writes.forget_refusals(id);
         if let Some(occupant) = leaves {
-            self.slots.depart(id, &pod.pool, occupant);
+            self.slots.depart(id, &pod.prepull, occupant);
         }
-        self.settle(&pod.pool);
-        self.dirty.insert(pod.pool);
+        self.settle(&pod.prepull);
+        self.dirty.insert(pod.prepull);
     }
 
     /// The slot that this Pod leaves if it goes now: its successor will take its room, but isn't there yet.
     fn leaves(&self, id: &PodId) -> Option<Occupant> {
         let pod = self.pods.get(id)?;
-        let state = self.pools.get(&pod.pool)?;
+        let state = self.prepulls.get(&pod.prepull)?;
         let taken = self.slots.of(self.now, id).is_some_and(Occupant::is_alive)
-            || (pod.is_alive() && pod.labelled && pod.is_stale(state.pool()));
+            || (pod.is_alive() && pod.labelled && pod.is_stale(state.prepull()));
         let until = self.now + self.config.replacement;
         let left = match () {
             () if taken => Left::Taken,
             () if !pod.is_alive() => return None,
-            () if self.is_in_flight(pod, state.pool(), self.is_rolling(state)) => {
+            () if self.is_in_flight(pod, state.prepull(), self.is_rolling(state)) => {
                 Left::InFlight { until }
             }
             () => Left::ByItself { until },
@@ -395,17 +395,17 @@ impl Gate {
         })
     }
 
-    fn alive(&self, id: &PoolId) -> usize {
-        self.pools.get(id).map_or(0, |state| {
+    fn alive(&self, id: &PrePullId) -> usize {
+        self.prepulls.get(id).map_or(0, |state| {
             let members = self.members(state);
             members.filter(|(_, pod)| pod.is_alive()).count()
         })
     }
 
-    /// Frees the slots of Pods that left, once a pool has all Pods that it shall have.
-    fn settle(&mut self, id: &PoolId) {
+    /// Frees the slots of Pods that left, once a pre-pull has all Pods that it shall have.
+    fn settle(&mut self, id: &PrePullId) {
         let alive = self.alive(id);
-        if let Some(state) = self.pools.get_mut(id)
+        if let Some(state) = self.prepulls.get_mut(id)
             && state.is_whole(self.now, alive)
         {
             self.slots.forgive(id);
@@ -413,27 +413,27 @@ impl Gate {
     }
 
     /// Keeps slots for Pods that left before the gate knew everything. Nobody knows how many of those were in flight.
-    /// Where a pool rolls and lacks Pods, their successors may be on their way, so as many slots are kept for a while.
-    /// Slots that an earlier coordinator recorded are kept until the successors are there.
-    fn keep_slots_of_before(&mut self, id: &PoolId) {
-        let Some(state) = self.pools.get_mut(id) else {
+    /// Where a pre-pull rolls and lacks Pods, their successors may be on their way, so as many slots are kept for a
+    /// while. Slots that an earlier coordinator recorded are kept until the successors are there.
+    fn keep_slots_of_before(&mut self, id: &PrePullId) {
+        let Some(state) = self.prepulls.get_mut(id) else {
             return;
         };
         let before = state.take_before();
-        let Some(state) = self.pools.get(id).filter(|state| self.is_rolling(state)) else {
+        let Some(state) = self.prepulls.get(id).filter(|state| self.is_rolling(state)) else {
             return;
         };
         let as_usize = |many: u32| usize::try_from(many).unwrap_or(usize::MAX);
         let lacking = state.wanted(self.now).saturating_sub(self.alive(id));
         let known = as_usize(before.awaited).min(lacking);
-        let cap = as_usize(cap(state.pool().percent, state.pool().replicas));
-        // The other recorded successors are there and were made from another image than the pool's. Those made from the
-        // pool's image count as in flight anyway.
+        let cap = as_usize(cap(state.prepull().percent, state.prepull().replicas));
+        // The other recorded successors are there and were made from another image than the pre-pull's. Those made from
+        // the pre-pull's image count as in flight anyway.
         let mut cold: Vec<(i64, PodId)> = self
             .members(state)
             .filter(|(_, pod)| {
                 pod.is_alive()
-                    && pod.is_stale(state.pool())
+                    && pod.is_stale(state.prepull())
                     && !pod.labelled
                     && !pod.serves(self.now, self.config.heartbeat_max_age)
             })
@@ -474,20 +474,23 @@ impl Gate {
             self.writes.refused(self.now, id, &self.config);
         }
         if let Some(pod) = self.pods.get(id) {
-            self.dirty.insert(pod.pool.clone());
+            self.dirty.insert(pod.prepull.clone());
         }
     }
 
     // ---- the budget ---------------------------------------------------------------------------------------------
 
-    fn members<'a>(&'a self, state: &'a PoolState) -> impl Iterator<Item = (&'a PodId, &'a Pod)> {
+    fn members<'a>(
+        &'a self,
+        state: &'a PrePullState,
+    ) -> impl Iterator<Item = (&'a PodId, &'a Pod)> {
         state
             .pods()
             .iter()
             .filter_map(|id| Some((id, self.pods.get(id)?)))
     }
 
-    fn oldest_first<'a>(&'a self, state: &'a PoolState) -> Vec<(&'a PodId, &'a Pod)> {
+    fn oldest_first<'a>(&'a self, state: &'a PrePullState) -> Vec<(&'a PodId, &'a Pod)> {
         let mut pods: Vec<_> = self.members(state).collect();
         pods.sort_by(|(_, a), (_, b)| {
             (a.created_unix_s, &a.name).cmp(&(b.created_unix_s, &b.name))
@@ -495,33 +498,33 @@ impl Gate {
         pods
     }
 
-    fn is_rolling(&self, state: &PoolState) -> bool {
+    fn is_rolling(&self, state: &PrePullState) -> bool {
         self.members(state)
-            .any(|(_, pod)| pod.is_alive() && pod.is_stale(state.pool()))
+            .any(|(_, pod)| pod.is_alive() && pod.is_stale(state.prepull()))
     }
 
     /// Whether a Pod counts as in flight, by the rule of the runners' own controller. It does if it is stale and
-    /// labelled; or, while the pool rolls, if it is current and idle but not warm.
-    fn is_in_flight(&self, pod: &Pod, pool: &Pool, rolling: bool) -> bool {
+    /// labelled; or, while the pre-pull rolls, if it is current and idle but not warm.
+    fn is_in_flight(&self, pod: &Pod, prepull: &PrePull, rolling: bool) -> bool {
         pod.is_alive()
-            && if pod.is_stale(pool) {
+            && if pod.is_stale(prepull) {
                 pod.labelled
             } else {
                 rolling && !pod.busy && !pod.is_warm(self.now, self.config.heartbeat_max_age)
             }
     }
 
-    /// How much of a pool's cap is used.
-    fn used(&self, id: &PoolId) -> Used {
-        let Some(state) = self.pools.get(id) else {
+    /// How much of a pre-pull's cap is used.
+    fn used(&self, id: &PrePullId) -> Used {
+        let Some(state) = self.prepulls.get(id) else {
             return Used::default();
         };
         let rolling = self.is_rolling(state);
-        let flying = |pod: &Pod| self.is_in_flight(pod, state.pool(), rolling);
+        let flying = |pod: &Pod| self.is_in_flight(pod, state.prepull(), rolling);
         let letter = self.members(state).filter(|(_, pod)| flying(pod)).count();
         let (mut hidden, mut successors) = (0, 0);
         let (mut departed, mut taken, mut overdue) = (0, 0, 0);
-        for (pod, occupant) in self.slots.in_pool(self.now, id) {
+        for (pod, occupant) in self.slots.in_prepull(self.now, id) {
             match occupant {
                 Occupant::Departed { since, left } => {
                     departed += usize::from(!matches!(left, Left::ByItself { .. }));
@@ -537,7 +540,7 @@ impl Gate {
                 }
             }
         }
-        // at most as many successors can come as the pool lacks Pods
+        // at most as many successors can come as the pre-pull lacks Pods
         let lacking = state.wanted(self.now).saturating_sub(self.alive(id));
         let count = |many: usize| u32::try_from(many).unwrap_or(u32::MAX);
         let alive = self.alive(id);
@@ -547,7 +550,10 @@ impl Gate {
         });
         Used {
             away: count(away.count()),
-            cap: cap(state.pool().percent, state.pool().replicas.min(members)),
+            cap: cap(
+                state.prepull().percent,
+                state.prepull().replicas.min(members),
+            ),
             letter: count(letter),
             reserved: count(hidden + departed.min(lacking)),
             awaited: count(successors + taken.min(lacking)),
@@ -558,18 +564,18 @@ impl Gate {
     fn take_slot(&mut self, id: &PodId) {
         if let Some(pod) = self.pods.get(id) {
             let until = self.now + self.config.slot;
-            self.slots.admit(self.now, id, &pod.pool, until);
+            self.slots.admit(self.now, id, &pod.prepull, until);
         }
     }
 
     // ---- the rule -----------------------------------------------------------------------------------------------
 
-    /// The one rule. `used` is how much of the pool's cap is used, where the caller knows that.
+    /// The one rule. `used` is how much of the pre-pull's cap is used, where the caller knows that.
     fn check(&self, id: &PodId, used: Option<Used>) -> Result<Admission, Reason> {
         let pod = self.pods.get(id).ok_or(Reason::NotGated)?;
-        let state = self.pools.get(&pod.pool).ok_or(Reason::NotGated)?;
-        let pool = state.pool();
-        if pool.mode == Mode::Off {
+        let state = self.prepulls.get(&pod.prepull).ok_or(Reason::NotGated)?;
+        let prepull = state.prepull();
+        if prepull.mode == Mode::Off {
             return Err(Reason::NotGated);
         }
         if self.synced.is_none() {
@@ -578,7 +584,7 @@ impl Gate {
         if !pod.is_alive() {
             return Err(Reason::NotAlive);
         }
-        if !pod.is_stale(pool) {
+        if !pod.is_stale(prepull) {
             return Err(Reason::Current);
         }
         if pod.busy {
@@ -593,18 +599,18 @@ impl Gate {
             .filter(|occupant| occupant.is_alive());
         let admitted = matches!(slot, Some(Occupant::Admitted { .. }));
         // a caller that asks again about an admitted Pod lost the answer, or another write came first
-        if self.writes.is_asked(id) || (admitted && pool.mode == Mode::Own) {
+        if self.writes.is_asked(id) || (admitted && prepull.mode == Mode::Own) {
             return Err(Reason::Admitted);
         }
-        let admission = match (pod.phase, pool.mode) {
+        let admission = match (pod.phase, prepull.mode) {
             (Phase::Running, _) => Admission::Label,
             (Phase::Pending, Mode::Own) => Admission::Reap,
             _ => return Err(Reason::NotRunning),
         };
-        if pool.paused {
+        if prepull.paused {
             return Err(Reason::Paused);
         }
-        if pool.template == Template::Unread {
+        if prepull.template == Template::Unread {
             return Err(Reason::OwnerUnread);
         }
         if state.lags(self.now) {
@@ -613,8 +619,8 @@ impl Gate {
         if self.writes.waits(self.now, id) {
             return Err(Reason::RetryWaits);
         }
-        self.hosts.check(self.now, pod, pool, &self.config)?;
-        let used = used.unwrap_or_else(|| self.used(&pod.pool));
+        self.hosts.check(self.now, pod, prepull, &self.config)?;
+        let used = used.unwrap_or_else(|| self.used(&pod.prepull));
         let cap = used.cap;
         let others = used.letter + used.reserved + used.away;
         // the Pod's own slot doesn't count against it
@@ -635,20 +641,20 @@ impl Gate {
         Ok(admission)
     }
 
-    /// The reason why this labelled Pod of an owned pool must lose its label, if there is one.
-    fn withdrawal(&self, pod: &Pod, state: &PoolState) -> Option<Withdrawal> {
-        let pool = state.pool();
-        if !pod.is_stale(pool) {
+    /// The reason why this labelled Pod of an owned pre-pull must lose its label, if there is one.
+    fn withdrawal(&self, pod: &Pod, state: &PrePullState) -> Option<Withdrawal> {
+        let prepull = state.prepull();
+        if !pod.is_stale(prepull) {
             return Some(Withdrawal::Current);
         }
-        if pool.proceeds(self.now) {
+        if prepull.proceeds(self.now) {
             return None;
         }
         // the image may be known on a host only later, after a start or a change of the image: that is no loss yet
         let since = self.synced?.max(state.changed_at());
         let waited = self.now.since(since) > self.config.presence_max_age;
         let lost = match &pod.place {
-            Place::On(host) => match self.hosts.presence(self.now, pool, host, &self.config) {
+            Place::On(host) => match self.hosts.presence(self.now, prepull, host, &self.config) {
                 Some(Held::Fresh) => false,
                 Some(Held::Missing | Held::Old(_)) => true,
                 Some(Held::Unheard) | None => waited,
@@ -660,14 +666,14 @@ impl Gate {
 
     // ---- the owner's work ---------------------------------------------------------------------------------------
 
-    fn act(&mut self, id: &PoolId) {
+    fn act(&mut self, id: &PrePullId) {
         if self.synced.is_none() {
             return;
         }
-        let Some(state) = self.pools.get(id) else {
+        let Some(state) = self.prepulls.get(id) else {
             return;
         };
-        let mode = state.pool().mode;
+        let mode = state.prepull().mode;
         if mode == Mode::Off {
             return;
         }
@@ -689,7 +695,7 @@ impl Gate {
         let mut order: Vec<(bool, PodId)> = self
             .oldest_first(state)
             .into_iter()
-            .filter(|(_, pod)| pod.is_stale(state.pool()))
+            .filter(|(_, pod)| pod.is_stale(state.prepull()))
             .map(|(id, pod)| (pod.phase != Phase::Pending, id.clone()))
             .collect();
         order.sort_by_key(|(later, _)| *later);

@@ -7,15 +7,15 @@ use proto::{Digest, HostId, Moment};
 
 use crate::presence::Holdings;
 
-/// A pool's name, which the shell makes unique.
+/// A pre-pull's name, which the shell makes unique.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PoolId(pub String);
+pub struct PrePullId(pub String);
 
 /// A Pod's uid. A later Pod of the same name has another uid.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodId(pub String);
 
-/// The writer of a pool's drain labels.
+/// The writer of a pre-pull's drain labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mode {
     /// The gate.
@@ -35,7 +35,7 @@ pub enum OnDeadline {
     Proceed,
 }
 
-/// The image of the Pods that a pool's owners make: from a ReplicaSet's template, or a RunnerPool's image.
+/// The image of the Pods that a pre-pull's owners make: from a ReplicaSet's template, or a RunnerPool's image.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Template {
     /// The owner is being read. No Pod is let go before that is done.
@@ -43,11 +43,11 @@ pub enum Template {
     /// The owner can't be read. Its image shows only once it makes a Pod.
     Unknown,
     /// The owners make Pods of this image, written as in the owner. If there are several owners, one that makes another
-    /// image than the pool's counts.
+    /// image than the pre-pull's counts.
     Image(String),
 }
 
-/// What an earlier coordinator recorded about a pool.
+/// What an earlier coordinator recorded about a pre-pull.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Before {
     /// [`PoolStatus::awaited`](super::PoolStatus::awaited), as last recorded.
@@ -56,10 +56,10 @@ pub struct Before {
     pub lags: bool,
 }
 
-/// A pool: a set of Pods that shall run one image.
+/// A pre-pull: which image its Pods shall run, and how they may go over to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pool {
-    /// The image that the Pods shall run, written as in the pool. A Pod whose image is another string is stale.
+pub struct PrePull {
+    /// The image that the Pods shall run, written as in the pre-pull. A Pod whose image is another string is stale.
     pub image: String,
     /// The digest of the image; `None` until it is resolved.
     pub digest: Option<Digest>,
@@ -67,22 +67,22 @@ pub struct Pool {
     pub mode: Mode,
     /// The most Pods in flight at one time, in per cent of `replicas`.
     pub percent: i32,
-    /// The number of Pods that the pool shall have. If the pool has more, and nobody lowered this number, the number
-    /// isn't believed.
+    /// The number of Pods that the pre-pull shall have. If the pre-pull has more, and nobody lowered this number, the
+    /// number isn't believed.
     pub replicas: i32,
     /// The image of the Pods that the owners make.
     pub template: Template,
-    /// The hosts on which the pool's Pods may run.
+    /// The hosts on which the pre-pull's Pods may run.
     pub hosts: BTreeSet<HostId>,
-    /// Whether an operator paused the pool: nothing is admitted.
+    /// Whether an operator paused the pre-pull: nothing is admitted.
     pub paused: bool,
-    /// When the pool's deadline passes, if it has one.
+    /// When the pre-pull's deadline passes, if it has one.
     pub deadline: Option<Moment>,
     /// What happens once the deadline has passed.
     pub on_deadline: OnDeadline,
 }
 
-impl Pool {
+impl PrePull {
     /// Whether the deadline has passed and Pods may drain where the image is missing.
     pub(super) fn proceeds(&self, now: Moment) -> bool {
         self.on_deadline == OnDeadline::Proceed && self.deadline.is_some_and(|at| at <= now)
@@ -134,11 +134,11 @@ pub struct PodName {
     pub name: String,
 }
 
-/// A Pod of a pool.
+/// A Pod of a pre-pull.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
-    /// The Pod's pool.
-    pub pool: PoolId,
+    /// The Pod's pre-pull.
+    pub prepull: PrePullId,
     /// Its name.
     pub name: PodName,
     /// The image that it runs, as written there.
@@ -158,7 +158,7 @@ pub struct Pod {
     /// When the Pod was created, in Unix seconds. Older Pods drain first.
     pub created_unix_s: i64,
     /// When the shell saw the Pod first. This is by the shell's clock, so that it can be compared with the moment at
-    /// which the pool's image changed.
+    /// which the pre-pull's image changed.
     pub seen: Moment,
 }
 
@@ -169,9 +169,9 @@ impl Pod {
         !self.deleting && self.phase != Phase::Ended
     }
 
-    /// Whether the Pod's image isn't the pool's.
-    pub(super) fn is_stale(&self, pool: &Pool) -> bool {
-        self.image != pool.image
+    /// Whether the Pod's image isn't the pre-pull's.
+    pub(super) fn is_stale(&self, prepull: &PrePull) -> bool {
+        self.image != prepull.image
     }
 
     /// Whether the Pod waits for work or does some.
@@ -207,12 +207,13 @@ pub enum Event {
     /// `true`: everything in the cluster has been told once. `false`: what was told can't be relied on any more. While
     /// it can't, nothing is admitted or withdrawn.
     Synced(bool),
-    /// A pool's present state.
-    Pool(PoolId, Pool),
-    /// What an earlier coordinator recorded about a pool. The shell sends it right after the pool's first event.
-    Before(PoolId, Before),
-    /// A pool doesn't exist any more.
-    PoolGone(PoolId),
+    /// A pre-pull's present state.
+    PrePull(PrePullId, PrePull),
+    /// What an earlier coordinator recorded about a pre-pull. The shell sends it right after the pre-pull's first
+    /// event.
+    Before(PrePullId, Before),
+    /// A pre-pull doesn't exist any more.
+    PrePullGone(PrePullId),
     /// A Pod's present state.
     Pod(PodId, Pod),
     /// A Pod doesn't exist any more.

@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use proto::{HostId, Moment};
 
-use super::{Config, Phase, Place, Pod, Pool, Reason};
+use super::{Config, Phase, Place, Pod, PrePull, Reason};
 use crate::presence::{Held, Holdings, Presence};
 
 #[derive(Clone, Copy, Debug)]
@@ -14,10 +14,10 @@ struct Node {
     schedulable: bool,
 }
 
-/// How many hosts of a pool are Ready and take Pods.
+/// How many hosts of a pre-pull are Ready and take Pods.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ready {
-    /// Of these, the hosts that hold the pool's image and said so lately.
+    /// Of these, the hosts that hold the pre-pull's image and said so lately.
     pub(super) have: u32,
     /// All of these hosts.
     pub(super) usable: u32,
@@ -53,17 +53,17 @@ impl Hosts {
         self.presence.seen(at, host)
     }
 
-    /// What is known of a pool's image on a host; `None` until the image is resolved.
+    /// What is known of a pre-pull's image on a host; `None` until the image is resolved.
     pub(super) fn presence(
         &self,
         now: Moment,
-        pool: &Pool,
+        prepull: &PrePull,
         host: &HostId,
         config: &Config,
     ) -> Option<Held> {
-        let digest = pool.digest.as_ref()?;
+        let digest = prepull.digest.as_ref()?;
         let max_age = config.presence_max_age;
-        Some(self.presence.of(now, host, &pool.image, digest, max_age))
+        Some(self.presence.of(now, host, &prepull.image, digest, max_age))
     }
 
     /// Whether this Pod's Node isn't Ready, so that nobody knows whether the Pod serves.
@@ -74,13 +74,13 @@ impl Hosts {
         }
     }
 
-    /// Counts the pool's hosts that are Ready and take Pods.
-    pub(super) fn ready(&self, now: Moment, pool: &Pool, config: &Config) -> Ready {
+    /// Counts the pre-pull's hosts that are Ready and take Pods.
+    pub(super) fn ready(&self, now: Moment, prepull: &PrePull, config: &Config) -> Ready {
         let mut ready = Ready::default();
-        for host in &pool.hosts {
+        for host in &prepull.hosts {
             let node = self.nodes.get(host);
             if node.is_some_and(|node| node.ready && node.schedulable) {
-                let held = self.presence(now, pool, host, config);
+                let held = self.presence(now, prepull, host, config);
                 ready.usable += 1;
                 ready.have += u32::from(held == Some(Held::Fresh));
             }
@@ -88,7 +88,7 @@ impl Hosts {
         ready
     }
 
-    /// Checks that the pool's image is where this Pod's successor would run.
+    /// Checks that the pre-pull's image is where this Pod's successor would run.
     ///
     /// # Errors
     /// The reason why the image isn't there, or isn't known to be.
@@ -96,19 +96,19 @@ impl Hosts {
         &self,
         now: Moment,
         pod: &Pod,
-        pool: &Pool,
+        prepull: &PrePull,
         config: &Config,
     ) -> Result<(), Reason> {
         match &pod.place {
-            Place::On(host) => self.check_node(now, host, pool, config),
+            Place::On(host) => self.check_node(now, host, prepull, config),
             Place::Unscheduled if pod.phase == Phase::Pending => {
-                if pool.proceeds(now) {
+                if prepull.proceeds(now) {
                     return Ok(());
                 }
-                if pool.digest.is_none() {
+                if prepull.digest.is_none() {
                     return Err(Reason::ImageUnresolved);
                 }
-                let Ready { have, usable } = self.ready(now, pool, config);
+                let Ready { have, usable } = self.ready(now, prepull, config);
                 let share = u64::from(usable) * u64::from(config.enough_percent.min(100));
                 let need = u32::try_from(share.div_ceil(100)).unwrap_or(usable).max(1);
                 if have < need {
@@ -124,7 +124,7 @@ impl Hosts {
         &self,
         now: Moment,
         host: &HostId,
-        pool: &Pool,
+        prepull: &PrePull,
         config: &Config,
     ) -> Result<(), Reason> {
         let node = self.nodes.get(host).ok_or(Reason::NodeUnknown)?;
@@ -134,10 +134,10 @@ impl Hosts {
         if !node.schedulable {
             return Err(Reason::NodeCordoned);
         }
-        if pool.proceeds(now) {
+        if prepull.proceeds(now) {
             return Ok(());
         }
-        let held = self.presence(now, pool, host, config);
+        let held = self.presence(now, prepull, host, config);
         match held.ok_or(Reason::ImageUnresolved)? {
             Held::Fresh => Ok(()),
             Held::Old(age) => Err(Reason::PresenceOld(age)),
@@ -157,7 +157,7 @@ mod tests {
     use proto::Digest;
 
     use super::*;
-    use crate::gate::{Heartbeat, Mode, OnDeadline, PodName, PoolId, Template};
+    use crate::gate::{Heartbeat, Mode, OnDeadline, PodName, PrePullId, Template};
 
     const START: Moment = Moment(1_000_000_000);
     const MOMENT: Duration = Duration::from_micros(1);
@@ -167,9 +167,9 @@ mod tests {
         alloc::format!("host-{number}").parse().unwrap()
     }
 
-    /// A pool on hosts 0 to 3 whose deadline is `START`.
-    fn pool(on_deadline: OnDeadline) -> Pool {
-        Pool {
+    /// A pre-pull on hosts 0 to 3 whose deadline is `START`.
+    fn prepull(on_deadline: OnDeadline) -> PrePull {
+        PrePull {
             image: IMAGE.into(),
             digest: Some(Digest::of(IMAGE.as_bytes())),
             mode: Mode::Own,
@@ -185,7 +185,7 @@ mod tests {
 
     fn pod(place: Place, phase: Phase) -> Pod {
         Pod {
-            pool: PoolId(String::new()),
+            prepull: PrePullId(String::new()),
             name: PodName {
                 namespace: String::new(),
                 name: String::new(),
@@ -213,8 +213,8 @@ mod tests {
     fn a_pod_without_a_node_waits_for_half_of_the_hosts_that_take_pods() {
         let (mut hosts, config) = (Hosts::default(), Config::default());
         let pending = pod(Place::Unscheduled, Phase::Pending);
-        let pool = pool(OnDeadline::Hold);
-        let check = |hosts: &Hosts| hosts.check(START, &pending, &pool, &config);
+        let prepull = prepull(OnDeadline::Hold);
+        let check = |hosts: &Hosts| hosts.check(START, &pending, &prepull, &config);
         for number in 0..4 {
             hosts.set_node(host(number), true, number < 3);
         }
@@ -224,22 +224,22 @@ mod tests {
         assert_eq!(check(&hosts), Err(few), "a cordoned Node doesn't count");
         report(&mut hosts, 1);
         assert_eq!(check(&hosts), Ok(()));
-        let ready = hosts.ready(START, &pool, &config);
+        let ready = hosts.ready(START, &prepull, &config);
         assert_eq!((ready.have, ready.usable), (2, 3));
         let elsewhere = pod(Place::Elsewhere, Phase::Pending);
-        let nowhere = hosts.check(START, &elsewhere, &pool, &config);
+        let nowhere = hosts.check(START, &elsewhere, &prepull, &config);
         assert_eq!(nowhere, Err(Reason::NodeUnknown));
     }
 
     #[test]
     fn a_host_is_believed_for_as_long_as_its_word_is_young() {
         let (mut hosts, config) = (Hosts::default(), Config::default());
-        let (pool, running) = (
-            pool(OnDeadline::Hold),
+        let (prepull, running) = (
+            prepull(OnDeadline::Hold),
             pod(Place::On(host(0)), Phase::Running),
         );
         hosts.set_node(host(0), true, true);
-        let check = |hosts: &Hosts, now| hosts.check(now, &running, &pool, &config);
+        let check = |hosts: &Hosts, now| hosts.check(now, &running, &prepull, &config);
         assert_eq!(check(&hosts, START), Err(Reason::HostUnheard));
         report(&mut hosts, 0);
         let last = START + config.presence_max_age;
@@ -258,11 +258,11 @@ mod tests {
     #[test]
     fn a_deadline_lets_pods_go_without_the_image_but_not_without_a_node_that_takes_them() {
         let (mut hosts, config) = (Hosts::default(), Config::default());
-        let (pool, running) = (
-            pool(OnDeadline::Proceed),
+        let (prepull, running) = (
+            prepull(OnDeadline::Proceed),
             pod(Place::On(host(0)), Phase::Running),
         );
-        let check = |hosts: &Hosts, now| hosts.check(now, &running, &pool, &config);
+        let check = |hosts: &Hosts, now| hosts.check(now, &running, &prepull, &config);
         assert_eq!(check(&hosts, START), Err(Reason::NodeUnknown));
         hosts.set_node(host(0), false, true);
         assert_eq!(check(&hosts, START), Err(Reason::NodeNotReady));

@@ -6,9 +6,9 @@ use alloc::collections::BTreeMap;
 
 use proto::Moment;
 
-use super::{PodId, PoolId};
+use super::{PodId, PrePullId};
 
-/// The slots of all pools, each by the Pod that it is about.
+/// The slots of all pre-pulls, each by the Pod that it is about.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Slots {
     by_pod: BTreeMap<PodId, Slot>,
@@ -16,7 +16,7 @@ pub(super) struct Slots {
 
 #[derive(Clone, Debug)]
 struct Slot {
-    pool: PoolId,
+    prepull: PrePullId,
     occupant: Occupant,
 }
 
@@ -55,7 +55,7 @@ pub(super) enum Left {
         /// When the slot is forgotten.
         until: Moment,
     },
-    /// The gate took the Pod. Only a successor ends this slot, or a pool that wants none.
+    /// The gate took the Pod. Only a successor ends this slot, or a pre-pull that wants none.
     Taken,
 }
 
@@ -87,15 +87,15 @@ impl Slots {
         self.by_pod.get(pod)?.occupant.at(now)
     }
 
-    /// A pool's slots that are taken now.
-    pub(super) fn in_pool(
+    /// A pre-pull's slots that are taken now.
+    pub(super) fn in_prepull(
         &self,
         now: Moment,
-        pool: &PoolId,
+        prepull: &PrePullId,
     ) -> impl Iterator<Item = (&PodId, Occupant)> {
         self.by_pod
             .iter()
-            .filter(move |(_, slot)| slot.pool == *pool)
+            .filter(move |(_, slot)| slot.prepull == *prepull)
             .filter_map(move |(pod, slot)| Some((pod, slot.occupant.at(now)?)))
     }
 
@@ -105,7 +105,7 @@ impl Slots {
     }
 
     /// Takes a slot for a Pod that the gate lets go.
-    pub(super) fn admit(&mut self, now: Moment, pod: &PodId, pool: &PoolId, until: Moment) {
+    pub(super) fn admit(&mut self, now: Moment, pod: &PodId, prepull: &PrePullId, until: Moment) {
         let successor = matches!(
             self.of(now, pod),
             Some(
@@ -116,7 +116,7 @@ impl Slots {
                     }
             )
         );
-        self.insert(pod, pool, Occupant::Admitted { until, successor });
+        self.insert(pod, prepull, Occupant::Admitted { until, successor });
     }
 
     /// The write for an admission was done, or may have been. The slot's time counts from now.
@@ -151,15 +151,15 @@ impl Slots {
     }
 
     /// Keeps a slot for the successor of a Pod that left.
-    pub(super) fn depart(&mut self, pod: &PodId, pool: &PoolId, occupant: Occupant) {
-        self.insert(pod, pool, occupant);
+    pub(super) fn depart(&mut self, pod: &PodId, prepull: &PrePullId, occupant: Occupant) {
+        self.insert(pod, prepull, occupant);
     }
 
-    /// A Pod came into a pool, and takes the slot of one that left. Returns whether that Pod was taken by the gate:
+    /// A Pod came into a pre-pull, and takes the slot of one that left. Returns whether that Pod was taken by the gate:
     /// then a slot is to be kept until the new Pod is warm.
-    pub(super) fn succeed(&mut self, now: Moment, pool: &PoolId) -> bool {
+    pub(super) fn succeed(&mut self, now: Moment, prepull: &PrePullId) -> bool {
         let first = self
-            .in_pool(now, pool)
+            .in_prepull(now, prepull)
             .filter_map(|(pod, occupant)| match occupant {
                 Occupant::Departed { since, left } => Some((left, since, pod)),
                 Occupant::Admitted { .. } | Occupant::Successor => None,
@@ -182,19 +182,19 @@ impl Slots {
     }
 
     /// Takes a slot for a Pod that succeeds one that the gate took.
-    pub(super) fn await_warm(&mut self, pod: &PodId, pool: &PoolId) {
-        self.insert(pod, pool, Occupant::Successor);
+    pub(super) fn await_warm(&mut self, pod: &PodId, prepull: &PrePullId) {
+        self.insert(pod, prepull, Occupant::Successor);
     }
 
-    /// Frees the slots of Pods that left a pool, because the pool has all Pods that it shall have.
-    pub(super) fn forgive(&mut self, pool: &PoolId) {
+    /// Frees the slots of Pods that left a pre-pull, because the pre-pull has all Pods that it shall have.
+    pub(super) fn forgive(&mut self, prepull: &PrePullId) {
         self.by_pod
-            .retain(|_, slot| slot.pool != *pool || slot.occupant.is_alive());
+            .retain(|_, slot| slot.prepull != *prepull || slot.occupant.is_alive());
     }
 
-    /// Frees all slots of a pool that is gone.
-    pub(super) fn drop_pool(&mut self, pool: &PoolId) {
-        self.by_pod.retain(|_, slot| slot.pool != *pool);
+    /// Frees all slots of a pre-pull that is gone.
+    pub(super) fn drop_prepull(&mut self, prepull: &PrePullId) {
+        self.by_pod.retain(|_, slot| slot.prepull != *prepull);
     }
 
     /// Frees the slots that time has ended.
@@ -208,9 +208,9 @@ impl Slots {
         });
     }
 
-    fn insert(&mut self, pod: &PodId, pool: &PoolId, occupant: Occupant) {
-        let pool = pool.clone();
-        self.by_pod.insert(pod.clone(), Slot { pool, occupant });
+    fn insert(&mut self, pod: &PodId, prepull: &PrePullId, occupant: Occupant) {
+        let prepull = prepull.clone();
+        self.by_pod.insert(pod.clone(), Slot { prepull, occupant });
     }
 }
 
@@ -224,8 +224,8 @@ mod tests {
     const MINUTE: Duration = Duration::from_mins(1);
     const MOMENT: Duration = Duration::from_micros(1);
 
-    fn pool() -> PoolId {
-        PoolId("pool".into())
+    fn prepull() -> PrePullId {
+        PrePullId("prepull".into())
     }
 
     fn pod(name: &str) -> PodId {
@@ -239,9 +239,9 @@ mod tests {
     #[test]
     fn an_admission_that_nothing_came_of_leaves_what_the_pod_had_before() {
         let (mut slots, until) = (Slots::default(), START + MINUTE);
-        slots.admit(START, &pod("new"), &pool(), until);
-        slots.await_warm(&pod("successor"), &pool());
-        slots.admit(START, &pod("successor"), &pool(), until);
+        slots.admit(START, &pod("new"), &prepull(), until);
+        slots.await_warm(&pod("successor"), &prepull());
+        slots.admit(START, &pod("successor"), &prepull(), until);
         let of = |slots: &Slots, now, name| slots.of(now, &pod(name));
         assert!(of(&slots, until - MOMENT, "new").is_some());
         assert_eq!(of(&slots, until, "new"), None);
@@ -260,31 +260,31 @@ mod tests {
     #[test]
     fn who_comes_succeeds_first_whom_the_gate_did_not_take() {
         let (mut slots, until) = (Slots::default(), START + MINUTE);
-        slots.depart(&pod("a"), &pool(), left(Left::Taken));
-        slots.depart(&pod("b"), &pool(), left(Left::InFlight { until }));
-        slots.depart(&pod("c"), &pool(), left(Left::ByItself { until }));
-        let other = PoolId("other".into());
-        assert!(!slots.succeed(START, &other), "that is another pool");
-        assert!(!slots.succeed(START, &pool()));
+        slots.depart(&pod("a"), &prepull(), left(Left::Taken));
+        slots.depart(&pod("b"), &prepull(), left(Left::InFlight { until }));
+        slots.depart(&pod("c"), &prepull(), left(Left::ByItself { until }));
+        let other = PrePullId("other".into());
+        assert!(!slots.succeed(START, &other), "that is another prepull");
+        assert!(!slots.succeed(START, &prepull()));
         assert_eq!(slots.of(START, &pod("c")), None);
-        assert!(!slots.succeed(START, &pool()));
+        assert!(!slots.succeed(START, &prepull()));
         assert_eq!(slots.of(START, &pod("b")), None);
-        assert!(slots.succeed(START, &pool()), "the gate took it");
-        assert!(!slots.succeed(START, &pool()), "nobody is missing");
+        assert!(slots.succeed(START, &prepull()), "the gate took it");
+        assert!(!slots.succeed(START, &prepull()), "nobody is missing");
     }
 
     #[test]
-    fn whom_the_gate_took_is_awaited_until_the_pool_is_whole_and_others_for_a_time() {
+    fn whom_the_gate_took_is_awaited_until_the_prepull_is_whole_and_others_for_a_time() {
         let (mut slots, until) = (Slots::default(), START + MINUTE);
-        slots.depart(&pod("a"), &pool(), left(Left::Taken));
-        slots.depart(&pod("b"), &pool(), left(Left::InFlight { until }));
-        slots.await_warm(&pod("c"), &pool());
-        assert_eq!(slots.in_pool(until - MOMENT, &pool()).count(), 3);
-        assert_eq!(slots.in_pool(until, &pool()).count(), 2);
-        slots.forgive(&pool());
-        let left: alloc::vec::Vec<_> = slots.in_pool(START, &pool()).collect();
+        slots.depart(&pod("a"), &prepull(), left(Left::Taken));
+        slots.depart(&pod("b"), &prepull(), left(Left::InFlight { until }));
+        slots.await_warm(&pod("c"), &prepull());
+        assert_eq!(slots.in_prepull(until - MOMENT, &prepull()).count(), 3);
+        assert_eq!(slots.in_prepull(until, &prepull()).count(), 2);
+        slots.forgive(&prepull());
+        let left: alloc::vec::Vec<_> = slots.in_prepull(START, &prepull()).collect();
         assert_eq!(left, [(&pod("c"), Occupant::Successor)]);
-        slots.drop_pool(&pool());
+        slots.drop_prepull(&prepull());
         assert!(slots.is_empty());
     }
 }

@@ -12,26 +12,26 @@ use super::PodId;
 pub enum Reason {
     /// The gate doesn't know everything in the cluster yet, or no longer does.
     NotSynced,
-    /// The Pod belongs to no gated pool.
+    /// The Pod belongs to no gated pre-pull.
     NotGated,
     /// The Pod ended, or is being deleted.
     NotAlive,
-    /// The Pod runs the pool's image already.
+    /// The Pod runs the pre-pull's image already.
     Current,
     /// The Pod is busy with work.
     Busy,
     /// The Pod carries the label already.
     AlreadyLabelled,
-    /// The Pod is neither Pending nor Running; or it is Pending in a pool that another controller labels.
+    /// The Pod is neither Pending nor Running; or it is Pending in a pre-pull that another controller labels.
     NotRunning,
     /// An operator paused the roll.
     Paused,
-    /// The owners of the pool's Pods are being read.
+    /// The owners of the pre-pull's Pods are being read.
     OwnerUnread,
-    /// The owner of the pool's Pods makes Pods of another image than the pool's. A Pod that is let go would come back
-    /// stale.
+    /// The owner of the pre-pull's Pods makes Pods of another image than the pre-pull's. A Pod that is let go would
+    /// come back stale.
     OwnerLags,
-    /// The pool's image isn't resolved to a digest.
+    /// The pre-pull's image isn't resolved to a digest.
     ImageUnresolved,
     /// The Pod's node isn't known as a host of the fleet.
     NodeUnknown,
@@ -58,7 +58,7 @@ pub enum Reason {
         in_flight: u32,
         /// Of these, the Pods on Nodes that aren't Ready.
         away: u32,
-        /// The cap. While Pods are lacking, the cap is less than the pool's share of its replicas.
+        /// The cap. While Pods are lacking, the cap is less than the pre-pull's share of its replicas.
         cap: u32,
     },
     /// As many Pods are in flight as the cap allows, and some of them left long ago: their owner makes no successors.
@@ -166,7 +166,7 @@ pub struct PodStatus {
     pub pod: PodId,
     /// The host that the Pod runs on, if the node is one.
     pub host: Option<HostId>,
-    /// Whether the Pod's image isn't the pool's.
+    /// Whether the Pod's image isn't the pre-pull's.
     pub stale: bool,
     /// Whether the Pod counts as in flight.
     pub in_flight: bool,
@@ -174,19 +174,19 @@ pub struct PodStatus {
     pub verdict: Verdict,
 }
 
-/// The evidence that an owner makes Pods of another image than the pool's.
+/// The evidence that an owner makes Pods of another image than the pre-pull's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lag {
     /// Since when there is evidence.
     pub since: Moment,
-    /// The last seen Pod of those that came with another image after the pool's image was set. `None` where the owner
-    /// says its image itself, or where the gate of an earlier coordinator saw the Pod.
+    /// The last seen Pod of those that came with another image after the pre-pull's image was set. `None` where the
+    /// owner says its image itself, or where the gate of an earlier coordinator saw the Pod.
     pub pod: Option<PodId>,
     /// Whether the owner itself says another image, so that no Pod is needed as evidence.
     pub said: bool,
 }
 
-/// The gate's view of a pool.
+/// The gate's view of a pool: of the Pods that one pre-pull gates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolStatus {
     /// The number of Pods that are alive.
@@ -210,17 +210,17 @@ pub struct PoolStatus {
     /// Running Pods on Nodes that aren't Ready. Nobody knows whether they serve, so they take up the cap like Pods in
     /// flight.
     pub away: u32,
-    /// Evidence that the owner makes Pods of another image, while that holds up the pool.
+    /// Evidence that the owner makes Pods of another image, while that holds up the pre-pull.
     pub lag: Option<Lag>,
     /// The most Pods that may be in flight: a share of the replicas, or of the present Pods where those are fewer.
     pub cap: u32,
-    /// The pool's hosts that are Ready and take Pods.
+    /// The pre-pull's hosts that are Ready and take Pods.
     pub hosts_usable: u32,
-    /// Of the usable hosts, those that hold the pool's image now.
+    /// Of the usable hosts, those that hold the pre-pull's image now.
     pub hosts_ready: u32,
     /// When the oldest Pending Pod that is alive was created, in Unix seconds.
     pub oldest_pending_unix_s: Option<i64>,
-    /// The pool's Pods that are alive, oldest first.
+    /// The pre-pull's Pods that are alive, oldest first.
     pub pods: Vec<PodStatus>,
 }
 

@@ -29,16 +29,16 @@ fn digest(image: &str) -> Digest {
     Digest::of(image.as_bytes())
 }
 
-fn pool_id() -> PoolId {
-    PoolId("ns/pool".into())
+fn prepull_id() -> PrePullId {
+    PrePullId("ns/prepull".into())
 }
 
 fn id(at: usize) -> PodId {
     PodId(format!("uid-{at}"))
 }
 
-fn pool(replicas: i32, percent: i32) -> Pool {
-    Pool {
+fn prepull(replicas: i32, percent: i32) -> PrePull {
+    PrePull {
         image: NEW.into(),
         digest: Some(digest(NEW)),
         mode: Mode::Own,
@@ -54,7 +54,7 @@ fn pool(replicas: i32, percent: i32) -> Pool {
 
 fn pod(at: usize) -> Pod {
     Pod {
-        pool: pool_id(),
+        prepull: prepull_id(),
         name: PodName {
             namespace: "ns".into(),
             name: format!("pod-{at}"),
@@ -85,18 +85,18 @@ fn writes(gate: &mut Gate) -> Vec<Action> {
     actions
 }
 
-/// A gate with a pool of `many` hosts. Each host has a stale Pod and holds the new image. Synced at second 0.
+/// A gate with a pre-pull of `many` hosts. Each host has a stale Pod and holds the new image. Synced at second 0.
 fn fleet(many: usize, percent: i32) -> Gate {
     let replicas = i32::try_from(many).unwrap();
-    let mut gate = known(many, pool(replicas, percent));
+    let mut gate = known(many, prepull(replicas, percent));
     gate.handle(second(0), Event::Synced(true));
     gate
 }
 
-/// A gate like that of `fleet`, but with this pool, and not synced yet.
-fn known(many: usize, pool: Pool) -> Gate {
+/// A gate like that of `fleet`, but with this pre-pull, and not synced yet.
+fn known(many: usize, prepull: PrePull) -> Gate {
     let mut gate = Gate::new(Config::default());
-    gate.handle(second(0), Event::Pool(pool_id(), pool));
+    gate.handle(second(0), Event::PrePull(prepull_id(), prepull));
     for at in 0..many {
         node(&mut gate, 0, at, true, true);
         gate.handle(
@@ -194,21 +194,21 @@ fn pods_drain_oldest_first_and_never_more_than_the_cap() {
     assert_eq!(writes(&mut gate), [Action::Label(id(2))]);
 }
 
-/// The cap is a share of the present Pods. Otherwise, a pool that has 6 of its 40 Pods would lose all of them.
+/// The cap is a share of the present Pods. Otherwise, a pre-pull that has 6 of its 40 Pods would lose all of them.
 #[test]
-fn a_pool_that_lacks_most_of_its_pods_keeps_its_share_of_those_that_are_there() {
-    let mut gate = known(6, pool(40, 20));
+fn a_prepull_that_lacks_most_of_its_pods_keeps_its_share_of_those_that_are_there() {
+    let mut gate = known(6, prepull(40, 20));
     gate.handle(second(0), Event::Synced(true));
     // after a start, six of the 34 missing Pods may be on their way
     gate.handle(second(61), Event::Tick);
     seen_by_all(&mut gate, 61, 6);
     assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
-    assert_eq!(gate.status(&pool_id()).unwrap().cap, 1);
+    assert_eq!(gate.status(&prepull_id()).unwrap().cap, 1);
 }
 
 #[test]
 fn pods_on_nodes_that_are_not_ready_count_as_in_flight() {
-    let mut gate = known(10, pool(10, 20));
+    let mut gate = known(10, prepull(10, 20));
     node(&mut gate, 1, 9, false, true);
     node(&mut gate, 1, 8, false, true);
     gate.handle(second(1), Event::Synced(true));
@@ -219,7 +219,7 @@ fn pods_on_nodes_that_are_not_ready_count_as_in_flight() {
         cap: 2,
     };
     assert_eq!(gate.explain(&id(0)), Verdict::Blocked(reached));
-    assert_eq!(gate.status(&pool_id()).unwrap().away, 2);
+    assert_eq!(gate.status(&prepull_id()).unwrap().away, 2);
     // one Node is Ready again
     node(&mut gate, 2, 8, true, true);
     assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
@@ -249,7 +249,7 @@ fn a_successor_that_came_first_leaves_no_place_taken() {
 #[test]
 fn pending_pods_are_reaped_first_under_the_same_budget() {
     let mut gate = Gate::new(Config::default());
-    gate.handle(second(0), Event::Pool(pool_id(), pool(4, 50)));
+    gate.handle(second(0), Event::PrePull(prepull_id(), prepull(4, 50)));
     for at in 0..4 {
         let phase = if at > 1 {
             Phase::Pending
@@ -278,7 +278,7 @@ fn pending_pods_are_reaped_first_under_the_same_budget() {
 #[test]
 fn a_pending_pod_without_a_node_waits_for_half_of_the_usable_hosts() {
     let mut gate = Gate::new(Config::default());
-    gate.handle(second(0), Event::Pool(pool_id(), pool(5, 100)));
+    gate.handle(second(0), Event::PrePull(prepull_id(), prepull(5, 100)));
     let waiting = Pod {
         phase: Phase::Pending,
         place: Place::Unscheduled,
@@ -301,9 +301,9 @@ fn a_pending_pod_without_a_node_waits_for_half_of_the_usable_hosts() {
 
 #[test]
 fn what_keeps_a_pod_is_named() {
-    let case = |pool: Pool, pod: Pod, ready: bool, schedulable: bool, image: Option<&str>| {
+    let case = |prepull: PrePull, pod: Pod, ready: bool, schedulable: bool, image: Option<&str>| {
         let mut gate = Gate::new(Config::default());
-        gate.handle(second(0), Event::Pool(pool_id(), pool));
+        gate.handle(second(0), Event::PrePull(prepull_id(), prepull));
         gate.handle(second(0), Event::Pod(id(0), pod));
         node(&mut gate, 0, 0, ready, schedulable);
         if let Some(image) = image {
@@ -313,7 +313,7 @@ fn what_keeps_a_pod_is_named() {
             );
         }
         gate.handle(second(0), Event::Synced(true));
-        match gate.status(&pool_id()).unwrap().pods.first() {
+        match gate.status(&prepull_id()).unwrap().pods.first() {
             // the gate admitted the Pod by itself
             Some(status) => match status.verdict {
                 Verdict::Blocked(reason) => reason,
@@ -322,7 +322,7 @@ fn what_keeps_a_pod_is_named() {
             None => Reason::NotAlive,
         }
     };
-    let (fine, good) = (|| pool(1, 5), Some(NEW));
+    let (fine, good) = (|| prepull(1, 5), Some(NEW));
     for (ready, schedulable, image, reason) in [
         (true, true, good, Reason::Admitted),
         (false, true, good, Reason::NodeNotReady),
@@ -353,19 +353,25 @@ fn what_keeps_a_pod_is_named() {
     ] {
         assert_eq!(case(fine(), pod, true, true, good), reason);
     }
-    let changed = |change: fn(&mut Pool)| {
-        let mut pool = fine();
-        change(&mut pool);
-        pool
+    let changed = |change: fn(&mut PrePull)| {
+        let mut prepull = fine();
+        change(&mut prepull);
+        prepull
     };
-    for (pool, reason) in [
-        (changed(|pool| pool.paused = true), Reason::Paused),
-        (changed(|pool| pool.digest = None), Reason::ImageUnresolved),
-        (changed(|pool| pool.mode = Mode::Off), Reason::NotGated),
+    for (prepull, reason) in [
+        (changed(|prepull| prepull.paused = true), Reason::Paused),
+        (
+            changed(|prepull| prepull.digest = None),
+            Reason::ImageUnresolved,
+        ),
+        (
+            changed(|prepull| prepull.mode = Mode::Off),
+            Reason::NotGated,
+        ),
     ] {
-        assert_eq!(case(pool, pod(0), true, true, good), reason);
+        assert_eq!(case(prepull, pod(0), true, true, good), reason);
     }
-    let guard = changed(|pool| pool.mode = Mode::Guard);
+    let guard = changed(|prepull| prepull.mode = Mode::Guard);
     let pending = Pod {
         phase: Phase::Pending,
         ..pod(0)
@@ -405,7 +411,7 @@ fn presence_counts_for_thirty_seconds_and_lost_presence_takes_the_label_back() {
 #[test]
 fn labels_are_left_alone_until_hosts_had_time_to_speak() {
     let mut gate = Gate::new(Config::default());
-    gate.handle(second(0), Event::Pool(pool_id(), pool(9, 5)));
+    gate.handle(second(0), Event::PrePull(prepull_id(), prepull(9, 5)));
     let labelled = Pod {
         labelled: true,
         ..pod(0)
@@ -434,12 +440,12 @@ fn a_roll_back_takes_labels_off_current_pods_and_busy_ones_are_left_alone() {
         ..pod(1)
     };
     gate.handle(second(1), Event::Pod(id(1), busy));
-    let back = Pool {
+    let back = PrePull {
         image: OLD.into(),
         digest: Some(digest(OLD)),
-        ..pool(9, 40)
+        ..prepull(9, 40)
     };
-    gate.handle(second(1), Event::Pool(pool_id(), back));
+    gate.handle(second(1), Event::PrePull(prepull_id(), back));
     assert_eq!(
         writes(&mut gate),
         [
@@ -469,11 +475,11 @@ fn refused_writes_cost_no_budget_and_unknown_ones_do() {
 #[test]
 fn two_questions_in_one_instant_do_not_pass_a_cap_of_one() {
     let mut gate = Gate::new(Config::default());
-    let guard = Pool {
+    let guard = PrePull {
         mode: Mode::Guard,
-        ..pool(2, 5)
+        ..prepull(2, 5)
     };
-    gate.handle(second(0), Event::Pool(pool_id(), guard));
+    gate.handle(second(0), Event::PrePull(prepull_id(), guard));
     for at in 0..2 {
         node(&mut gate, 0, at, true, true);
         gate.handle(
@@ -515,12 +521,12 @@ fn two_questions_in_one_instant_do_not_pass_a_cap_of_one() {
 #[test]
 fn a_deadline_may_proceed_without_the_image_but_not_without_the_cap() {
     let mut gate = Gate::new(Config::default());
-    let late = Pool {
+    let late = PrePull {
         deadline: Some(second(10)),
         on_deadline: OnDeadline::Proceed,
-        ..pool(2, 5)
+        ..prepull(2, 5)
     };
-    gate.handle(second(0), Event::Pool(pool_id(), late));
+    gate.handle(second(0), Event::PrePull(prepull_id(), late));
     for at in 0..2 {
         node(&mut gate, 0, at, true, true);
         gate.handle(second(0), Event::Pod(id(at), pod(at)));
@@ -560,7 +566,7 @@ fn a_node_that_comes_back_still_has_its_agents_word() {
     gate.handle(second(40), Event::Seen(host(0), Duration::ZERO));
     gate.handle(second(40), Event::Seen(host(1), Duration::ZERO));
     node(&mut gate, 40, 1, true, true);
-    assert_eq!(gate.presence(&pool_id(), &host(0)), Some(Held::Fresh));
+    assert_eq!(gate.presence(&prepull_id(), &host(0)), Some(Held::Fresh));
     assert_eq!(writes(&mut gate), []);
     gate.handle(second(41), Event::PodGone(id(0)));
     gate.handle(
@@ -581,10 +587,10 @@ fn a_refused_withdrawal_does_not_free_the_place_of_its_label() {
     let mut gate = fleet(9, 5);
     assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
     label(&mut gate, 0, 0);
-    let back = Pool {
+    let back = PrePull {
         image: OLD.into(),
         digest: Some(digest(OLD)),
-        ..pool(9, 5)
+        ..prepull(9, 5)
     };
     let fresh = Pod {
         image: NEW.into(),
@@ -592,7 +598,7 @@ fn a_refused_withdrawal_does_not_free_the_place_of_its_label() {
     };
     gate.handle(second(1), Event::Pod(id(1), fresh));
     gate.handle(second(1), Event::Holds(host(1), holds(OLD), Duration::ZERO));
-    gate.handle(second(1), Event::Pool(pool_id(), back));
+    gate.handle(second(1), Event::PrePull(prepull_id(), back));
     assert_eq!(
         writes(&mut gate),
         [Action::Unlabel(id(0), Withdrawal::Current)]
@@ -600,20 +606,20 @@ fn a_refused_withdrawal_does_not_free_the_place_of_its_label() {
     // the Pod has ended, which the watch hasn't shown yet
     gate.handle(second(2), Event::Written(id(0), Outcome::Refused));
     assert_eq!(writes(&mut gate), []);
-    assert_eq!(gate.status(&pool_id()).unwrap().reserved, 1);
+    assert_eq!(gate.status(&prepull_id()).unwrap().reserved, 1);
 }
 
 #[test]
-fn a_pool_that_shrinks_may_have_had_a_successor_made_before() {
+fn a_prepull_that_shrinks_may_have_had_a_successor_made_before() {
     let mut gate = fleet(9, 12);
     assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
     label(&mut gate, 0, 0);
     gate.handle(second(1), Event::PodGone(id(0)));
-    let smaller = Pool {
+    let smaller = PrePull {
         replicas: 8,
-        ..pool(9, 12)
+        ..prepull(9, 12)
     };
-    gate.handle(second(2), Event::Pool(pool_id(), smaller));
+    gate.handle(second(2), Event::PrePull(prepull_id(), smaller));
     gate.handle(second(11), Event::Tick);
     assert_eq!(writes(&mut gate), []);
     gate.handle(second(13), Event::Tick);
@@ -623,7 +629,7 @@ fn a_pool_that_shrinks_may_have_had_a_successor_made_before() {
 #[test]
 fn a_gate_that_starts_amid_a_roll_keeps_places_for_successors_on_their_way() {
     let mut gate = Gate::new(Config::default());
-    gate.handle(second(0), Event::Pool(pool_id(), pool(8, 25)));
+    gate.handle(second(0), Event::PrePull(prepull_id(), prepull(8, 25)));
     for at in 0..7 {
         node(&mut gate, 0, at, true, true);
         gate.handle(

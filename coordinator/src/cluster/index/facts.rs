@@ -50,10 +50,9 @@ impl ObjectKey {
         }
     }
 
-    /// The id under which the gate knows the ImagePrePull of this name. In the gate, a pool is the set of Pods that one
-    /// ImagePrePull gates. That pool isn't a RunnerPool.
-    pub(crate) fn gate_pool(&self) -> gate::PoolId {
-        gate::PoolId(self.to_string())
+    /// The id under which the gate knows the ImagePrePull of this name.
+    pub(crate) fn prepull_id(&self) -> gate::PrePullId {
+        gate::PrePullId(self.to_string())
     }
 }
 
@@ -265,7 +264,7 @@ pub(super) fn node_facts(node: &Node) -> NodeFacts {
 pub(super) fn guessed(object: &DynamicObject) -> PrePullFacts {
     let spec = &object.data["spec"];
     let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
-    let owner = pool_owner(&object.metadata);
+    let owner = runner_pool_of(&object.metadata);
     let gate = &spec["gate"];
     let guessed = Gate {
         mode: match gate["mode"].as_str() {
@@ -307,7 +306,7 @@ pub(super) fn guessed(object: &DynamicObject) -> PrePullFacts {
 }
 
 /// The RunnerPool that owns an object: name and uid.
-fn pool_owner(meta: &ObjectMeta) -> Option<(String, String)> {
+fn runner_pool_of(meta: &ObjectMeta) -> Option<(String, String)> {
     meta.owner_references
         .iter()
         .flatten()
@@ -318,7 +317,7 @@ fn pool_owner(meta: &ObjectMeta) -> Option<(String, String)> {
 /// The facts of an ImagePrePull.
 pub(super) fn prepull_facts(prepull: ImagePrePull) -> PrePullFacts {
     let meta = prepull.metadata;
-    let owner = pool_owner(&meta);
+    let owner = runner_pool_of(&meta);
     PrePullFacts {
         uid: meta.uid.unwrap_or_default(),
         generation: meta.generation.unwrap_or(0),

@@ -157,7 +157,7 @@ fn the_older_of_two_gates_has_the_say_and_names_break_ties() {
     let pod = &index.pods[&key("p")];
     let first = all.iter().find(|gate| gate.selects(&key("p"), pod));
     let (_, told) = first.unwrap().pod(&key("p"), pod, Now::start());
-    assert_eq!(told.pool, key("c").gate_pool());
+    assert_eq!(told.prepull, key("c").prepull_id());
     // an ImagePrePull that is being deleted, or gates nothing, has no gate
     let mut deleting = prepull("c", "2026-01-01T00:00:00Z", gate());
     deleting["metadata"]["deletionTimestamp"] = "2026-01-03T00:00:00Z".into();
@@ -208,7 +208,7 @@ fn a_pool_that_cannot_be_read_any_more_holds_its_pods() {
         let all = gates(index);
         let facts = &index.prepulls[&key("pool")];
         assert!(all[0].selects(&key("p"), &index.pods[&key("p")]));
-        all[0].pool(facts, BTreeSet::new()).paused
+        all[0].for_gate(facts, BTreeSet::new()).paused
     };
     shown(&mut index, Kind::RunnerPools, pool(good.clone(), "guard")).unwrap();
     assert!(!paused(&index));
@@ -290,7 +290,7 @@ fn the_pods_of_a_prepull_that_was_never_read_are_held_as_far_as_its_gate_can_be_
         let Some(gate) = all.first() else { continue };
         shown(&mut index, Kind::Pods, pod("p", "p", "1")).unwrap();
         let facts = &index.prepulls[&key("a")];
-        assert!(facts.unread && gate.pool(facts, BTreeSet::new()).paused);
+        assert!(facts.unread && gate.for_gate(facts, BTreeSet::new()).paused);
         assert!(gate.selects(&key("p"), &index.pods[&key("p")]));
         // an unread ImagePrePull stages nothing
         assert!(index.selected(&facts.spec).is_empty());

@@ -157,7 +157,7 @@ impl Gating {
         };
         let staged = match &pod.place {
             gate::Place::On(host) => {
-                Some(self.gate.presence(&pod.pool, host) == Some(presence::Held::Fresh))
+                Some(self.gate.presence(&pod.prepull, host) == Some(presence::Held::Fresh))
             }
             gate::Place::Unscheduled | gate::Place::Elsewhere => None,
         };
@@ -186,7 +186,7 @@ impl Gating {
         for gone in &before {
             if !self.gates.iter().any(|gate| gate.key == gone.key) {
                 told.gone.push(gone.key.clone());
-                self.tell(now, gate::Event::PoolGone(gone.key.gate_pool()));
+                self.tell(now, gate::Event::PrePullGone(gone.key.prepull_id()));
                 owners.forget(&gone.key);
             }
         }
@@ -226,16 +226,16 @@ impl Gating {
         };
         let selected = index.selected(&facts.spec).into_iter();
         let hosts = selected.filter_map(|(name, _)| name.parse().ok()).collect();
-        let mut pool = prepull.pool(facts, hosts);
-        pool.digest = images.digest_of(&prepull.key, &prepull.image);
+        let mut shown = prepull.for_gate(facts, hosts);
+        shown.digest = images.digest_of(&prepull.key, &prepull.image);
         let deadline = images
             .get(&prepull.key)
             .and_then(|image| image.deadline(facts));
-        pool.deadline = deadline.map(|at| now.moment_of(at));
-        pool.template = owners.template(now, index, prepull);
-        told.unread |= pool.template == gate::Template::Unread;
-        let id = prepull.key.gate_pool();
-        self.tell(now, gate::Event::Pool(id.clone(), pool));
+        shown.deadline = deadline.map(|at| now.moment_of(at));
+        shown.template = owners.template(now, index, prepull);
+        told.unread |= shown.template == gate::Template::Unread;
+        let id = prepull.key.prepull_id();
+        self.tell(now, gate::Event::PrePull(id.clone(), shown));
         if let Some(memory) = facts.status.gate.filter(|_| before.is_none()) {
             let before = gate::Before {
                 awaited: memory.awaited.try_into().unwrap_or(0),
@@ -330,12 +330,12 @@ impl Gating {
 
     /// The state of a roll.
     pub(super) fn status(&self, prepull: &ObjectKey) -> Option<gate::PoolStatus> {
-        self.gate.status(&prepull.gate_pool())
+        self.gate.status(&prepull.prepull_id())
     }
 
     /// Whether Pods roll to an ImagePrePull's image.
     pub(super) fn rolls(&self, prepull: &ObjectKey) -> bool {
-        self.gate.rolls(&prepull.gate_pool())
+        self.gate.rolls(&prepull.prepull_id())
     }
 
     /// The gate's present verdict about a Pod. Takes no slot.
@@ -444,7 +444,7 @@ impl Gating {
     /// The gate's belief about an image on a host.
     #[cfg(test)]
     pub(super) fn presence(&self, prepull: &ObjectKey, host: &HostId) -> Option<presence::Held> {
-        self.gate.presence(&prepull.gate_pool(), host)
+        self.gate.presence(&prepull.prepull_id(), host)
     }
 }
 

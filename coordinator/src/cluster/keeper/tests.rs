@@ -415,9 +415,9 @@ impl Stand {
         let key = ObjectKey::new("ns", "pool");
         let gate = self.keeper.gating.gate(&key).unwrap();
         let facts = &self.keeper.index.prepulls[&key];
-        let mut pool = gate.pool(facts, ["mac-0".parse().unwrap()].into());
-        pool.digest = Some(digest);
-        self.tell(gate::Event::Pool(key.gate_pool(), pool));
+        let mut shown = gate.for_gate(facts, ["mac-0".parse().unwrap()].into());
+        shown.digest = Some(digest);
+        self.tell(gate::Event::PrePull(key.prepull_id(), shown));
         let host = "mac-0".parse().unwrap();
         assert_eq!(self.keeper.gating.presence(&key, &host), Some(Held::Fresh));
         self.act();

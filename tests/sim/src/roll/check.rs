@@ -36,7 +36,7 @@ pub(super) fn check_write(world: &mut World, uid: u32, change: Change) {
     let at = world
         .pools
         .iter()
-        .position(|pool| pool.id == facts.pool)
+        .position(|pool| pool.prepull == facts.prepull)
         .expect("a Pod of a pool");
     if world.office.synced_at.is_none() {
         world.violated("a write before everything is known", || {
@@ -48,7 +48,7 @@ pub(super) fn check_write(world: &mut World, uid: u32, change: Change) {
             format!("{facts:?}")
         });
     }
-    let Some(rule) = world.office.pools.get(&at).cloned() else {
+    let Some(rule) = world.office.prepulls.get(&at).cloned() else {
         return world.violated("a pool that nobody told of was decided about", || {
             format!("pool {at}")
         });
@@ -134,7 +134,7 @@ fn check_place(world: &mut World, at: usize, change: Change, (facts, fresh): (&g
 }
 
 /// Checks that the owner's template agrees with the pool, as far as the gate was told.
-fn check_owner(world: &mut World, at: usize, rule: &gate::Pool, facts: &gate::Pod) {
+fn check_owner(world: &mut World, at: usize, rule: &gate::PrePull, facts: &gate::Pod) {
     let says = match &rule.template {
         Template::Image(image) => *image != rule.image,
         Template::Unread => true,
@@ -150,7 +150,7 @@ fn check_owner(world: &mut World, at: usize, rule: &gate::Pool, facts: &gate::Po
 /// Whether the pool's owner makes another image than the pool's, and the gate was told the pool's present image.
 fn disagrees(world: &World, at: usize) -> bool {
     let pool = &world.pools[at];
-    let told = world.office.pools.get(&at);
+    let told = world.office.prepulls.get(&at);
     pool.agrees_since.is_none()
         && told.is_some_and(|told| told.image == world.images[pool.image].reference)
 }
@@ -181,7 +181,7 @@ pub(super) fn check_effect(world: &mut World, uid: u32) {
 /// that aren't warm.
 fn taken(world: &World, at: usize) -> u32 {
     let pool = &world.pools[at];
-    let told = world.office.pools.get(&at);
+    let told = world.office.prepulls.get(&at);
     let wanted = told.map_or(pool.replicas, |told| told.replicas.max(pool.replicas));
     let (mut taken, mut alive) = (0_usize, 0_usize);
     for pod in world
@@ -202,7 +202,7 @@ fn taken(world: &World, at: usize) -> u32 {
 pub(super) fn check_places(world: &mut World, outside: bool) {
     for at in 0..world.pools.len() {
         let pool = &world.pools[at];
-        let told = world.office.pools.get(&at);
+        let told = world.office.prepulls.get(&at);
         let most = cap(pool.percent, pool.replicas)
             .max(told.map_or(0, |told| cap(told.percent, told.replicas)));
         let taken = taken(world, at);
@@ -257,7 +257,7 @@ fn may_lag(world: &World, at: usize) -> bool {
     let pool = &world.pools[at];
     let differs = world
         .office
-        .pools
+        .prepulls
         .get(&at)
         .is_none_or(|told| told.image != world.images[pool.image].reference);
     // a gate that can't read the owner learns of it only from a Pod, which somebody has to provide
@@ -288,7 +288,7 @@ fn is_fresh(world: &World, at: usize, place: &Place) -> bool {
     let Place::On(host) = place else {
         return false;
     };
-    let Some(rule) = world.office.pools.get(&at) else {
+    let Some(rule) = world.office.prepulls.get(&at) else {
         return false;
     };
     world.office.words.get(host).is_some_and(|(looked, holds)| {
@@ -301,13 +301,13 @@ fn is_fresh(world: &World, at: usize, place: &Place) -> bool {
 }
 
 fn proceeds(world: &World, at: usize) -> bool {
-    world.office.pools.get(&at).is_some_and(|rule| {
+    world.office.prepulls.get(&at).is_some_and(|rule| {
         rule.on_deadline == OnDeadline::Proceed && rule.deadline.is_some_and(|at| at <= world.now)
     })
 }
 
 fn hosts_of(world: &World, at: usize) -> (usize, usize) {
-    let Some(rule) = world.office.pools.get(&at) else {
+    let Some(rule) = world.office.prepulls.get(&at) else {
         return (0, 0);
     };
     let usable: Vec<_> = rule
@@ -326,7 +326,7 @@ fn hosts_of(world: &World, at: usize) -> (usize, usize) {
 /// effect or still may, successors of Pods that the gate let go, made or not, and other starting Pods that the gate was
 /// told of.
 fn in_flight_known(world: &World, at: usize, but: u32) -> u32 {
-    let Some(rule) = world.office.pools.get(&at) else {
+    let Some(rule) = world.office.prepulls.get(&at) else {
         return 0;
     };
     let (mut flying, mut alive) = (0_usize, 0_usize);
@@ -406,7 +406,7 @@ pub(super) fn sample(world: &mut World) {
 
 /// Checks that wrong labels disappear in time.
 fn sample_labels(world: &mut World, at: usize) {
-    let Some(rule) = world.office.pools.get(&at).cloned() else {
+    let Some(rule) = world.office.prepulls.get(&at).cloned() else {
         return;
     };
     let labelled: Vec<(u32, bool, bool)> = world
@@ -451,9 +451,9 @@ fn sample_labels(world: &mut World, at: usize) {
 
 /// Checks that a Pod goes where one could, and that every blocked Pod has a true reason.
 fn sample_progress(world: &mut World, at: usize, synced_at: Moment) {
-    let id = world.pools[at].id.clone();
+    let id = world.pools[at].prepull.clone();
     let (Some(rule), Some(status)) = (
-        world.office.pools.get(&at).cloned(),
+        world.office.prepulls.get(&at).cloned(),
         world.office.gate.status(&id),
     ) else {
         return;
@@ -467,7 +467,7 @@ fn sample_progress(world: &mut World, at: usize, synced_at: Moment) {
         .office
         .pods
         .values()
-        .filter(|(_, facts)| facts.pool == id)
+        .filter(|(_, facts)| facts.prepull == id)
     {
         rolling |= facts.is_alive() && facts.image != rule.image;
     }
@@ -475,7 +475,7 @@ fn sample_progress(world: &mut World, at: usize, synced_at: Moment) {
         .office
         .pods
         .iter()
-        .filter(|(_, (_, facts))| facts.pool == id && facts.is_alive())
+        .filter(|(_, (_, facts))| facts.prepull == id && facts.is_alive())
     {
         let stale = facts.image != rule.image;
         let warm = facts.phase == Phase::Running
@@ -528,7 +528,7 @@ fn sample_progress(world: &mut World, at: usize, synced_at: Moment) {
     world
         .tally
         .open
-        .retain(|uid| pods.get(uid).is_some_and(|(_, facts)| facts.pool != id));
+        .retain(|uid| pods.get(uid).is_some_and(|(_, facts)| facts.prepull != id));
     world.tally.open.extend(open);
     for (uid, verdict, place) in wrong {
         world.violated("a reason isn't true", || {
@@ -552,7 +552,7 @@ fn is_true(
     world: &World,
     at: usize,
     reason: Reason,
-    (rule, facts, usable): (&gate::Pool, &gate::Pod, bool),
+    (rule, facts, usable): (&gate::PrePull, &gate::Pod, bool),
 ) -> bool {
     let most = cap(rule.percent, rule.replicas);
     match reason {
@@ -583,7 +583,7 @@ fn is_true(
 /// Whether a pool's roll is complete, except on silent hosts that lack the image.
 pub(super) fn is_rolled(world: &World, at: usize) -> bool {
     let pool = &world.pools[at];
-    let told = world.office.pools.get(&at);
+    let told = world.office.prepulls.get(&at);
     if told.is_none_or(|told| told.image != world.images[pool.image].reference) {
         return false;
     }
@@ -618,7 +618,7 @@ pub(super) fn is_rolled(world: &World, at: usize) -> bool {
 fn is_stranded(world: &World, at: usize) -> bool {
     let pool = &world.pools[at];
     let most = cap(pool.percent, pool.replicas).min(pool.replicas.unsigned_abs());
-    let Some(status) = world.office.gate.status(&pool.id) else {
+    let Some(status) = world.office.gate.status(&pool.prepull) else {
         return false;
     };
     let named = status.pods.iter().all(|pod| {
@@ -635,7 +635,7 @@ pub(super) fn say_who_waits(world: &mut World) {
         if is_rolled(world, at) {
             continue;
         }
-        let id = world.pools[at].id.clone();
+        let id = world.pools[at].prepull.clone();
         let status = world.office.gate.status(&id);
         world.violated("a roll didn't end", || {
             let pods: Vec<String> = status

@@ -7,7 +7,7 @@ use rollout::gate::{Heartbeat, Phase, Template};
 
 use super::{
     due::{Due, Sight},
-    watches::{show, show_pool},
+    watches::{show, show_prepull},
     world::{Owner, PODS_PER_HOST, Pod, World},
 };
 
@@ -184,7 +184,7 @@ pub(super) fn read_owner(world: &mut World, at: usize) {
     let fresh = Template::Image(world.images[*image].reference.clone());
     if *read != fresh {
         *read = fresh;
-        show_pool(world, at);
+        show_prepull(world, at);
     }
 }
 

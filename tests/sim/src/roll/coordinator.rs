@@ -27,7 +27,7 @@ pub(super) fn write_statuses(world: &mut World) {
         return;
     }
     for pool in &mut world.pools {
-        if let Some(status) = world.office.gate.status(&pool.id) {
+        if let Some(status) = world.office.gate.status(&pool.prepull) {
             pool.written = Before {
                 awaited: status.awaited,
                 lags: status.lag.is_some_and(|lag| !lag.said),
@@ -71,7 +71,7 @@ pub(super) fn start(world: &mut World, term: u64) {
     world.tally.forget();
     let mut listed: Vec<Sight> = Vec::new();
     for at in 0..world.pools.len() {
-        listed.push(Sight::Pool(at, world.rule(at)));
+        listed.push(Sight::PrePull(at, world.rule(at)));
     }
     for (at, host) in world
         .hosts
@@ -140,12 +140,12 @@ pub(super) fn see(world: &mut World, term: u64, sight: Sight) {
             world.office.nodes.remove(&host);
             Event::NodeGone(host)
         }
-        Sight::Pool(at, rule) => {
-            let id = world.pools[at].id.clone();
-            let known = world.office.pools.insert(at, rule.clone());
-            tell(world, Event::Pool(id.clone(), rule));
+        Sight::PrePull(at, rule) => {
+            let id = world.pools[at].prepull.clone();
+            let known = world.office.prepulls.insert(at, rule.clone());
+            tell(world, Event::PrePull(id.clone(), rule));
             if known.is_none() {
-                // the pool's status comes with the pool
+                // the pre-pull's status comes with the pre-pull
                 let before = world.pools[at].written;
                 tell(world, Event::Before(id, before));
             }
@@ -184,8 +184,11 @@ fn tell_pod(world: &mut World, uid: u32, version: u64, mut facts: gate::Pod) {
 
 /// Tells only the gate of a warm successor of this Pod.
 fn tell_phantom(world: &mut World, uid: u32, facts: gate::Pod) {
-    let at = world.pools.iter().position(|pool| pool.id == facts.pool);
-    let image = at.and_then(|at| Some(world.office.pools.get(&at)?.image.clone()));
+    let at = world
+        .pools
+        .iter()
+        .position(|pool| pool.prepull == facts.prepull);
+    let image = at.and_then(|at| Some(world.office.prepulls.get(&at)?.image.clone()));
     let id = PodId(format!("phantom of {uid}"));
     world.office.phantoms.push(id.clone());
     let warm = gate::Pod {

@@ -115,7 +115,7 @@ pub(super) enum Sight {
     PodGone(u32),
     Node(usize, bool, bool),
     NodeGone(usize),
-    Pool(usize, gate::Pool),
+    PrePull(usize, gate::PrePull),
     Synced,
 }
 
@@ -125,7 +125,7 @@ impl Sight {
         match self {
             Self::Pod(..) | Self::PodGone(_) => 0,
             Self::Node(..) | Self::NodeGone(_) => 1,
-            Self::Pool(..) | Self::Synced => 2,
+            Self::PrePull(..) | Self::Synced => 2,
         }
     }
 }

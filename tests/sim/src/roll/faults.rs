@@ -9,7 +9,7 @@ use super::{
     Scenario,
     cluster::{delete, end},
     due::{Due, Fault},
-    watches::{show_node, show_pool},
+    watches::{show_node, show_prepull},
     world::{IMAGES, Owner, ROLL_AT, World},
 };
 
@@ -184,7 +184,7 @@ fn plan_owner(world: &mut World, pool: usize, rolls: Moment) {
 }
 
 fn nudge(world: &mut World, pool: usize) {
-    let id = world.pools[pool].id.clone();
+    let id = world.pools[pool].prepull.clone();
     let status = world.office.gate.status(&id);
     if status.is_none_or(|status| status.lag.is_none()) {
         return;
@@ -237,7 +237,7 @@ pub(super) fn fault(world: &mut World, fault: Fault) {
                 let takes = world.between(100, 60_000);
                 world.plan(world.now + takes, Fault::Resolved(pool));
             }
-            show_pool(world, pool);
+            show_prepull(world, pool);
         }
         Fault::Template { pool, image: to } => {
             if let Owner::Template { image, .. } = &mut world.pools[pool].owner {
@@ -256,15 +256,15 @@ pub(super) fn fault(world: &mut World, fault: Fault) {
         Fault::Nudge(pool) => nudge(world, pool),
         Fault::Replicas { pool, percent } => {
             world.pools[pool].replicas = world.pools[pool].base * percent / 100;
-            show_pool(world, pool);
+            show_prepull(world, pool);
         }
         Fault::Paused(pool, paused) => {
             world.pools[pool].paused = paused;
-            show_pool(world, pool);
+            show_prepull(world, pool);
         }
         Fault::Resolved(pool) => {
             world.pools[pool].resolved = true;
-            show_pool(world, pool);
+            show_prepull(world, pool);
         }
         Fault::Cordon(host, cordoned) => {
             world.hosts[host].schedulable = !cordoned;
@@ -310,7 +310,7 @@ pub(super) fn fault(world: &mut World, fault: Fault) {
 fn host_came_or_went(world: &mut World, host: usize) {
     show_node(world, host);
     for pool in 0..world.pools.len() {
-        show_pool(world, pool);
+        show_prepull(world, pool);
     }
 }
 
@@ -323,5 +323,5 @@ pub(super) fn autoscale(world: &mut World, pool: usize) {
     } else {
         world.pools[pool].replicas = base;
     }
-    show_pool(world, pool);
+    show_prepull(world, pool);
 }

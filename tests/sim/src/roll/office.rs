@@ -26,7 +26,7 @@ pub(super) struct Office {
     /// Made-up successors that only the gate is told of.
     pub(super) phantoms: Vec<PodId>,
     pub(super) nodes: BTreeMap<HostId, (bool, bool)>,
-    pub(super) pools: BTreeMap<usize, gate::Pool>,
+    pub(super) prepulls: BTreeMap<usize, gate::PrePull>,
     /// The last report of each host, and when the host looked.
     pub(super) words: BTreeMap<HostId, (Moment, Holdings)>,
     /// Writes that aren't answered yet, by Pod.
@@ -60,7 +60,7 @@ impl Office {
             gone: BTreeSet::new(),
             phantoms: Vec::new(),
             nodes: BTreeMap::new(),
-            pools: BTreeMap::new(),
+            prepulls: BTreeMap::new(),
             words: BTreeMap::new(),
             writes: BTreeMap::new(),
             restart: false,

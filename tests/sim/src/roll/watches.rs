@@ -30,7 +30,7 @@ pub(super) fn show_node(world: &mut World, at: usize) {
     show(world, sight);
 }
 
-pub(super) fn show_pool(world: &mut World, at: usize) {
+pub(super) fn show_prepull(world: &mut World, at: usize) {
     let rule = world.rule(at);
-    show(world, Sight::Pool(at, rule));
+    show(world, Sight::PrePull(at, rule));
 }

@@ -10,7 +10,7 @@ use proto::{Digest, HostId, Moment};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 use rollout::{
-    gate::{self, Before, Heartbeat, Mode, OnDeadline, Phase, Place, PodName, PoolId, Template},
+    gate::{self, Before, Heartbeat, Mode, OnDeadline, Phase, Place, PodName, PrePullId, Template},
     presence::Holdings,
 };
 
@@ -52,8 +52,8 @@ pub(super) struct Host {
 /// The owner that makes a pool's Pods.
 #[derive(Debug)]
 pub(super) enum Owner {
-    /// A controller that reads the pool, so it makes Pods of the pool's image.
-    Pool,
+    /// The RunnerPool itself: its controller reads it, so it makes Pods of the pool's image.
+    RunnerPool,
     /// A controller with an image of its own.
     Template {
         image: usize,
@@ -62,9 +62,10 @@ pub(super) enum Owner {
     },
 }
 
+/// A RunnerPool, and the pre-pull that gates its Pods.
 #[derive(Debug)]
 pub(super) struct Pool {
-    pub(super) id: PoolId,
+    pub(super) prepull: PrePullId,
     pub(super) image: usize,
     pub(super) owner: Owner,
     /// Whether the pool's owner makes Pods, and since when.
@@ -74,7 +75,8 @@ pub(super) struct Pool {
     pub(super) agrees_since: Option<Moment>,
     /// The number of Pods that outside events ended.
     pub(super) ended: u32,
-    /// The gate's memory in the pool's status. It is written every few seconds and read by the next coordinator.
+    /// The gate's memory in the status of the pool's pre-pull. It is written every few seconds and read by the next
+    /// coordinator.
     pub(super) written: Before,
     pub(super) percent: i32,
     pub(super) replicas: i32,
@@ -97,7 +99,7 @@ impl Pool {
     /// The image that the pool's Pods are made from.
     pub(super) const fn made_from(&self) -> usize {
         match self.owner {
-            Owner::Pool => self.image,
+            Owner::RunnerPool => self.image,
             Owner::Template { image, .. } => image,
         }
     }
@@ -231,7 +233,7 @@ impl World {
 
     pub(super) fn facts(&self, uid: u32, pod: &Pod) -> gate::Pod {
         gate::Pod {
-            pool: self.pools[pod.pool].id.clone(),
+            prepull: self.pools[pod.pool].prepull.clone(),
             name: PodName {
                 namespace: "runners".into(),
                 name: format!("pod-{uid}"),
@@ -252,16 +254,16 @@ impl World {
         }
     }
 
-    pub(super) fn rule(&self, at: usize) -> gate::Pool {
+    pub(super) fn rule(&self, at: usize) -> gate::PrePull {
         let pool = &self.pools[at];
-        gate::Pool {
+        gate::PrePull {
             image: self.images[pool.image].reference.clone(),
             digest: pool.resolved.then_some(self.images[pool.image].digest),
             mode: pool.mode,
             percent: pool.percent,
             replicas: pool.replicas,
             template: match &pool.owner {
-                Owner::Pool => Template::Image(self.images[pool.image].reference.clone()),
+                Owner::RunnerPool => Template::Image(self.images[pool.image].reference.clone()),
                 Owner::Template { read, .. } => read.clone(),
             },
             hosts: self

@@ -13,7 +13,7 @@ enum Step {
     Seen(usize),
     Node(usize, bool, bool),
     NodeGone(usize),
-    Pool(i32, i32, bool, bool),
+    PrePull(i32, i32, bool, bool),
     Written(usize, u8),
     Synced(bool),
 }
@@ -32,7 +32,7 @@ fn step() -> impl Strategy<Value = Step> {
         (0..HOSTS, any::<bool>(), any::<bool>()).prop_map(|(a, b, c)| Step::Node(a, b, c)),
         (0..HOSTS).prop_map(Step::NodeGone),
         (0i32..80, 0i32..120, any::<bool>(), any::<bool>())
-            .prop_map(|(a, b, c, d)| Step::Pool(a, b, c, d)),
+            .prop_map(|(a, b, c, d)| Step::PrePull(a, b, c, d)),
         (0..PODS, 0u8..3).prop_map(|(a, b)| Step::Written(a, b)),
         any::<bool>().prop_map(Step::Synced),
     ]
@@ -73,16 +73,16 @@ fn event(step: &Step, now: Moment) -> Event {
             schedulable,
         },
         Step::NodeGone(at) => Event::NodeGone(host(at)),
-        Step::Pool(replicas, percent, new, own) => {
+        Step::PrePull(replicas, percent, new, own) => {
             let image = if new { NEW } else { OLD };
-            Event::Pool(
-                pool_id(),
-                Pool {
+            Event::PrePull(
+                prepull_id(),
+                PrePull {
                     image: image.into(),
                     digest: Some(digest(image)),
                     mode: if own { Mode::Own } else { Mode::Guard },
                     hosts: (0..HOSTS).map(host).collect(),
-                    ..pool(replicas, percent)
+                    ..prepull(replicas, percent)
                 },
             )
         }
@@ -105,7 +105,7 @@ proptest! {
         let mut pods: BTreeMap<PodId, Pod> = BTreeMap::new();
         let mut held: BTreeMap<HostId, (Moment, Holdings)> = BTreeMap::new();
         let mut nodes: BTreeMap<HostId, bool> = BTreeMap::new();
-        let mut rule: Option<Pool> = None;
+        let mut rule: Option<PrePull> = None;
         let mut synced = false;
         for step in &steps {
             if let Step::Wait(seconds) = step {
@@ -120,7 +120,7 @@ proptest! {
                 Event::Node { host, ready, schedulable } => { nodes.insert(host.clone(), *ready && *schedulable); }
                 // the agent's word outlives the Node, for as long as any word counts
                 Event::NodeGone(host) => { nodes.remove(host); }
-                Event::Pool(_, pool) => rule = Some(pool.clone()),
+                Event::PrePull(_, prepull) => rule = Some(prepull.clone()),
                 Event::Synced(is) => synced = *is,
                 _ => {}
             }
@@ -164,7 +164,7 @@ proptest! {
                     Action::Blocked(id, _) => prop_assert!(pods.contains_key(&id)),
                 }
             }
-            if let Some(status) = gate.status(&pool_id()) {
+            if let Some(status) = gate.status(&prepull_id()) {
                 if admitted {
                     prop_assert!(status.in_flight + status.reserved <= status.cap);
                 }

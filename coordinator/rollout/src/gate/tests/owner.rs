@@ -32,7 +32,7 @@ fn a_place_whose_successor_never_comes_stays_taken_and_is_named() {
         seen_by_all(&mut gate, at, 9);
         gate.handle(second(at), Event::Tick);
         assert_eq!(gate.explain(&id(1)), Verdict::Blocked(reason), "{at}");
-        let status = gate.status(&pool_id()).unwrap();
+        let status = gate.status(&prepull_id()).unwrap();
         assert_eq!((status.awaited, status.missing), (1, missing));
     }
     for at in (62..10_000).step_by(29) {
@@ -52,13 +52,13 @@ fn a_place_whose_successor_never_comes_stays_taken_and_is_named() {
 }
 
 #[test]
-fn a_pool_that_wants_fewer_pods_awaits_no_successor() {
+fn a_prepull_that_wants_fewer_pods_awaits_no_successor() {
     let mut gate = fleet(9, 5);
     label(&mut gate, 0, 0);
     actions(&mut gate);
     gate.handle(second(1), Event::PodGone(id(0)));
-    gate.handle(second(2), Event::Pool(pool_id(), pool(8, 5)));
-    gate.handle(second(3), Event::Pool(pool_id(), pool(7, 5)));
+    gate.handle(second(2), Event::PrePull(prepull_id(), prepull(8, 5)));
+    gate.handle(second(3), Event::PrePull(prepull_id(), prepull(7, 5)));
     seen_by_all(&mut gate, 20, 9);
     gate.handle(second(20), Event::Tick);
     assert_eq!(writes(&mut gate), [Action::Label(id(1))]);
@@ -66,14 +66,14 @@ fn a_pool_that_wants_fewer_pods_awaits_no_successor() {
 
 #[test]
 fn replicas_that_are_fewer_than_the_pods_are_not_believed() {
-    // a pool whose autoscaler keeps the number elsewhere has 0; a pool written by hand has too few
+    // a pre-pull whose autoscaler keeps the number elsewhere has 0; a pre-pull written by hand has too few
     for replicas in [0, 3] {
         let mut gate = Gate::new(Config::default());
-        let rule = Pool {
+        let rule = PrePull {
             replicas,
-            ..pool(9, 5)
+            ..prepull(9, 5)
         };
-        gate.handle(second(0), Event::Pool(pool_id(), rule));
+        gate.handle(second(0), Event::PrePull(prepull_id(), rule));
         stale_pods(&mut gate, 9);
         gate.handle(second(0), Event::Synced(true));
         assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
@@ -114,7 +114,7 @@ fn a_stale_pod_that_comes_after_the_image_shows_an_owner_that_lags() {
     let lags = Verdict::Blocked(Reason::OwnerLags);
     assert_eq!(gate.explain(&id(50)), lags);
     assert_eq!(gate.explain(&id(1)), lags);
-    let status = gate.status(&pool_id()).unwrap();
+    let status = gate.status(&prepull_id()).unwrap();
     assert_eq!(
         (status.in_flight, status.reserved, status.awaited),
         (0, 1, 1)
@@ -130,9 +130,9 @@ fn a_stale_pod_that_comes_after_the_image_shows_an_owner_that_lags() {
         ..stale
     };
     gate.handle(second(3), Event::Pod(id(50), warm));
-    assert_eq!(gate.status(&pool_id()).unwrap().reserved, 0);
+    assert_eq!(gate.status(&prepull_id()).unwrap().reserved, 0);
     assert_eq!(writes(&mut gate), []);
-    // a Pod of the pool's image comes: the owner knows of the image
+    // a Pod of the pre-pull's image comes: the owner knows of the image
     let current = Pod {
         image: NEW.into(),
         seen: second(4),
@@ -141,10 +141,10 @@ fn a_stale_pod_that_comes_after_the_image_shows_an_owner_that_lags() {
     gate.handle(second(4), Event::PodGone(id(5)));
     gate.handle(second(4), Event::Pod(id(51), current));
     assert_eq!(writes(&mut gate), [Action::Label(id(1))]);
-    assert_eq!(gate.status(&pool_id()).unwrap().lag, None);
+    assert_eq!(gate.status(&prepull_id()).unwrap().lag, None);
 }
 
-/// A pool of nine Pods. One left, and its successor came with the old image, `at` seconds after the image was set.
+/// A pre-pull of nine Pods. One left, and its successor came with the old image, `at` seconds after the image was set.
 fn lagging(at: u64) -> Gate {
     let mut gate = fleet(9, 5);
     label(&mut gate, 0, 0);
@@ -176,19 +176,19 @@ fn an_owner_that_had_time_to_hear_is_not_tried_again() {
 }
 
 #[test]
-fn what_an_owner_says_holds_a_pool_before_any_pod_is_lost() {
-    let with = |template: Template, image: &str| Pool {
+fn what_an_owner_says_holds_a_prepull_before_any_pod_is_lost() {
+    let with = |template: Template, image: &str| PrePull {
         image: image.into(),
         digest: Some(digest(image)),
         template,
-        ..pool(9, 5)
+        ..prepull(9, 5)
     };
     let old = || Template::Image(OLD.into());
     let new = || Template::Image(NEW.into());
     let mut gate = Gate::new(Config::default());
     gate.handle(
         second(0),
-        Event::Pool(pool_id(), with(Template::Unread, NEW)),
+        Event::PrePull(prepull_id(), with(Template::Unread, NEW)),
     );
     for at in 0..9 {
         node(&mut gate, 0, at, true, true);
@@ -200,30 +200,33 @@ fn what_an_owner_says_holds_a_pool_before_any_pod_is_lost() {
     }
     gate.handle(second(0), Event::Synced(true));
     assert_eq!(gate.explain(&id(0)), Verdict::Blocked(Reason::OwnerUnread));
-    gate.handle(second(0), Event::Pool(pool_id(), with(old(), NEW)));
+    gate.handle(second(0), Event::PrePull(prepull_id(), with(old(), NEW)));
     assert_eq!(gate.explain(&id(0)), Verdict::Blocked(Reason::OwnerLags));
-    let lag = gate.status(&pool_id()).unwrap().lag.unwrap();
+    let lag = gate.status(&prepull_id()).unwrap().lag.unwrap();
     assert_eq!((lag.pod, lag.said), (None, true));
     // nothing changes when the owner can't be read for a while, is read again, or an operator ends a pause
     for (at, template) in [(20, Template::Unknown), (40, Template::Unread), (80, old())] {
-        gate.handle(second(at), Event::Pool(pool_id(), with(template, NEW)));
+        gate.handle(
+            second(at),
+            Event::PrePull(prepull_id(), with(template, NEW)),
+        );
         seen_by_all(&mut gate, at, 9);
     }
-    let paused = Pool {
+    let paused = PrePull {
         paused: true,
         ..with(old(), NEW)
     };
-    gate.handle(second(81), Event::Pool(pool_id(), paused));
-    gate.handle(second(81), Event::Pool(pool_id(), with(old(), NEW)));
+    gate.handle(second(81), Event::PrePull(prepull_id(), paused));
+    gate.handle(second(81), Event::PrePull(prepull_id(), with(old(), NEW)));
     assert_eq!(writes(&mut gate), []);
     assert_eq!(gate.explain(&id(0)), Verdict::Blocked(Reason::OwnerLags));
-    // the owner makes the pool's image
-    gate.handle(second(82), Event::Pool(pool_id(), with(new(), NEW)));
+    // the owner makes the pre-pull's image
+    gate.handle(second(82), Event::PrePull(prepull_id(), with(new(), NEW)));
     assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
-    // the other way round: the pool takes the image that its owner made before
+    // the other way round: the pre-pull takes the image that its owner made before
     let mut gate = fleet(9, 5);
     actions(&mut gate);
-    gate.handle(second(1), Event::Pool(pool_id(), with(new(), OLD)));
+    gate.handle(second(1), Event::PrePull(prepull_id(), with(new(), OLD)));
     assert_eq!(gate.explain(&id(1)), Verdict::Blocked(Reason::Current));
     let early = Pod {
         image: NEW.into(),
@@ -235,8 +238,8 @@ fn what_an_owner_says_holds_a_pool_before_any_pod_is_lost() {
     gate.handle(second(70), Event::Pod(id(50), early));
     assert_eq!(gate.explain(&id(50)), Verdict::Blocked(Reason::OwnerLags));
     seen_by_all(&mut gate, 71, 9);
-    gate.handle(second(71), Event::Pool(pool_id(), with(new(), NEW)));
-    assert_eq!(gate.status(&pool_id()).unwrap().lag, None);
+    gate.handle(second(71), Event::PrePull(prepull_id(), with(new(), NEW)));
+    assert_eq!(gate.status(&prepull_id()).unwrap().lag, None);
     // the Pod that came early is current, and isn't warm
     let reached = Reason::CapReached {
         in_flight: 1,
@@ -248,9 +251,9 @@ fn what_an_owner_says_holds_a_pool_before_any_pod_is_lost() {
 
 #[test]
 fn an_owner_whose_pods_are_not_what_it_says_is_held_until_that_changes() {
-    let says = |template| Pool {
+    let says = |template| PrePull {
         template,
-        ..pool(9, 5)
+        ..prepull(9, 5)
     };
     let same = || Template::Image(NEW.into());
     let goes = |gate: &mut Gate, at: u64, event: Event| {
@@ -260,7 +263,7 @@ fn an_owner_whose_pods_are_not_what_it_says_is_held_until_that_changes() {
     };
     let held = || {
         let mut gate = fleet(9, 5);
-        gate.handle(second(0), Event::Pool(pool_id(), says(same())));
+        gate.handle(second(0), Event::PrePull(prepull_id(), says(same())));
         label(&mut gate, 0, 0);
         actions(&mut gate);
         seen_by_all(&mut gate, 100, 9);
@@ -271,36 +274,48 @@ fn an_owner_whose_pods_are_not_what_it_says_is_held_until_that_changes() {
         };
         gate.handle(second(100), Event::Pod(id(50), stale));
         for at in (120..1_000).step_by(20) {
-            let event = Event::Pool(pool_id(), says(same()));
+            let event = Event::PrePull(prepull_id(), says(same()));
             assert!(!goes(&mut gate, at, event), "{at}");
         }
         gate
     };
     // an operator ends a pause
     let mut gate = held();
-    let paused = Pool {
+    let paused = PrePull {
         paused: true,
         ..says(same())
     };
-    assert!(!goes(&mut gate, 1_000, Event::Pool(pool_id(), paused)));
-    assert!(goes(&mut gate, 1_001, Event::Pool(pool_id(), says(same()))));
-    // the owner says another image, and then the pool's image again
+    assert!(!goes(
+        &mut gate,
+        1_000,
+        Event::PrePull(prepull_id(), paused)
+    ));
+    assert!(goes(
+        &mut gate,
+        1_001,
+        Event::PrePull(prepull_id(), says(same()))
+    ));
+    // the owner says another image, and then the pre-pull's image again
     let mut gate = held();
     let other = says(Template::Image(OLD.into()));
-    assert!(!goes(&mut gate, 1_000, Event::Pool(pool_id(), other)));
-    assert!(goes(&mut gate, 1_001, Event::Pool(pool_id(), says(same()))));
+    assert!(!goes(&mut gate, 1_000, Event::PrePull(prepull_id(), other)));
+    assert!(goes(
+        &mut gate,
+        1_001,
+        Event::PrePull(prepull_id(), says(same()))
+    ));
 }
 
 #[test]
 fn a_gate_that_takes_over_knows_who_lagged_and_who_is_awaited() {
     let before = |before: Before, there: usize, template: Template| {
         let mut gate = Gate::new(Config::default());
-        let rule = Pool {
+        let rule = PrePull {
             template,
-            ..pool(9, 34)
+            ..prepull(9, 34)
         };
-        gate.handle(second(0), Event::Pool(pool_id(), rule));
-        gate.handle(second(0), Event::Before(pool_id(), before));
+        gate.handle(second(0), Event::PrePull(prepull_id(), rule));
+        gate.handle(second(0), Event::Before(prepull_id(), before));
         for at in 0..there {
             node(&mut gate, 0, at, true, true);
             gate.handle(
@@ -338,7 +353,7 @@ fn a_gate_that_takes_over_knows_who_lagged_and_who_is_awaited() {
     seen_by_all(&mut gate, 900, 9);
     gate.handle(second(900), Event::Tick);
     assert_eq!(count(&mut gate), 1);
-    assert_eq!(gate.status(&pool_id()).unwrap().awaited, 2);
+    assert_eq!(gate.status(&prepull_id()).unwrap().awaited, 2);
     // all are there, one of them cold and made from the old image: it holds its place, and may be reaped in it
     let mut gate = before(owed, 9, Template::Unknown);
     assert_eq!(
@@ -361,11 +376,11 @@ fn a_gate_that_takes_over_knows_who_lagged_and_who_is_awaited() {
     ] {
         let mut gate = before(lagged, 9, template);
         assert_eq!(count(&mut gate), 0);
-        let same = Pool {
+        let same = PrePull {
             template: Template::Image(NEW.into()),
-            ..pool(9, 34)
+            ..prepull(9, 34)
         };
-        gate.handle(second(1), Event::Pool(pool_id(), same));
+        gate.handle(second(1), Event::PrePull(prepull_id(), same));
         assert_eq!(gate.explain(&id(0)), Verdict::Blocked(Reason::OwnerLags));
     }
 }
@@ -384,17 +399,17 @@ fn a_successor_keeps_its_place_through_refusals_deaths_and_other_images() {
         ..pod(at)
     };
     let reserved = |gate: &Gate| {
-        let status = gate.status(&pool_id()).unwrap();
+        let status = gate.status(&prepull_id()).unwrap();
         status.in_flight + status.reserved
     };
     gate.handle(second(2), Event::Pod(id(50), cold(50, 2)));
     assert_eq!(reserved(&gate), 1);
-    // the pool changes again before the new Pod is warm: the Pod is stale now, and may be deleted
+    // the pre-pull changes again before the new Pod is warm: the Pod is stale now, and may be deleted
     let third = "registry.test/runner:3";
-    let changed = Pool {
+    let changed = PrePull {
         image: third.into(),
         digest: Some(digest(third)),
-        ..pool(9, 5)
+        ..prepull(9, 5)
     };
     for at in 0..9 {
         let held = [
@@ -407,7 +422,7 @@ fn a_successor_keeps_its_place_through_refusals_deaths_and_other_images() {
         );
     }
     assert_eq!(writes(&mut gate), []);
-    gate.handle(second(4), Event::Pool(pool_id(), changed));
+    gate.handle(second(4), Event::PrePull(prepull_id(), changed));
     assert_eq!(writes(&mut gate), [Action::Reap(id(50))]);
     assert_eq!(reserved(&gate), 1);
     gate.handle(second(5), Event::Written(id(50), Outcome::Refused));
@@ -433,11 +448,11 @@ fn a_successor_keeps_its_place_through_refusals_deaths_and_other_images() {
 
 // ---- properties -----------------------------------------------------------------------------------------------------
 
-/// An event of a pool whose owner may make Pods of any image.
+/// An event of a pre-pull whose owner may make Pods of any image.
 #[derive(Clone, Debug)]
 enum Turn {
     Wait(u64),
-    /// The pool gets this image. If `true`, the owner follows at once.
+    /// The pre-pull gets this image. If `true`, the owner follows at once.
     Image(usize, bool),
     /// The owner makes Pods of this image from now on.
     Template(usize),
@@ -477,11 +492,11 @@ struct Life {
     owed: bool,
 }
 
-/// A pool with its owner and all its writes. This state is kept apart from the gate's own.
+/// A pre-pull with its owner and all its writes. This state is kept apart from the gate's own.
 struct Owned {
     gate: Gate,
     now: Moment,
-    pool: Pool,
+    prepull: PrePull,
     makes: usize,
     pods: BTreeMap<PodId, Life>,
     made: usize,
@@ -498,11 +513,11 @@ impl Owned {
         let mut this = Self {
             gate: Gate::new(Config::default()),
             now: second(0),
-            pool: Pool {
+            prepull: PrePull {
                 image: OLD.into(),
                 digest: Some(digest(OLD)),
                 template: Template::Unread,
-                ..pool(8, percent)
+                ..prepull(8, percent)
             },
             makes: 0,
             pods: BTreeMap::new(),
@@ -511,7 +526,7 @@ impl Owned {
             gaps: Vec::new(),
             wanted: Vec::new(),
         };
-        this.tell(Event::Pool(pool_id(), this.pool.clone()));
+        this.tell(Event::PrePull(prepull_id(), this.prepull.clone()));
         this.make();
         for at in 0..Self::MANY {
             this.start(at);
@@ -582,7 +597,7 @@ impl Owned {
         let Some(life) = self.pods.remove(id) else {
             return;
         };
-        let stale = life.facts.image != self.pool.image;
+        let stale = life.facts.image != self.prepull.image;
         match taken || life.owed || (life.facts.labelled && stale) {
             true => self.owed += 1,
             false => self.gaps.push(self.now),
@@ -617,7 +632,7 @@ impl Owned {
     /// The number of Pods that the gate took and that no warm Pod has replaced.
     fn taken(&self) -> usize {
         let there = self.pods.values().filter(|life| {
-            life.owed || (life.facts.labelled && life.facts.image != self.pool.image)
+            life.owed || (life.facts.labelled && life.facts.image != self.prepull.image)
         });
         there.count() + self.owed
     }
@@ -637,20 +652,20 @@ impl Owned {
                 self.tell(Event::Tick);
             }
             Turn::Image(image, both) => {
-                self.pool.image = IMAGES[image].into();
-                self.pool.digest = Some(digest(IMAGES[image]));
+                self.prepull.image = IMAGES[image].into();
+                self.prepull.digest = Some(digest(IMAGES[image]));
                 if both {
                     self.makes = image;
                 }
-                if self.pool.template != Template::Unknown {
-                    self.pool.template = Template::Unread;
+                if self.prepull.template != Template::Unknown {
+                    self.prepull.template = Template::Unread;
                 }
-                self.tell(Event::Pool(pool_id(), self.pool.clone()));
+                self.tell(Event::PrePull(prepull_id(), self.prepull.clone()));
             }
             Turn::Template(image) => self.makes = image,
             Turn::Read => {
-                self.pool.template = Template::Image(IMAGES[self.makes].into());
-                self.tell(Event::Pool(pool_id(), self.pool.clone()));
+                self.prepull.template = Template::Image(IMAGES[self.makes].into());
+                self.tell(Event::PrePull(prepull_id(), self.prepull.clone()));
             }
             Turn::Start(at) => self.start(at),
             Turn::End(at) => {
@@ -661,8 +676,8 @@ impl Owned {
             Turn::Make => self.make(),
             Turn::Write(done) => self.write(done),
             Turn::Pause(paused) => {
-                self.pool.paused = paused;
-                self.tell(Event::Pool(pool_id(), self.pool.clone()));
+                self.prepull.paused = paused;
+                self.tell(Event::PrePull(prepull_id(), self.prepull.clone()));
             }
         }
     }
@@ -671,9 +686,9 @@ impl Owned {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Whatever images the owner and the pool have, and whichever Pods end, the gate takes at most as many Pods as the
-    /// cap. The only exception: a change of the pool's image makes labelled Pods stale again. And no Pod is let go
-    /// while the owner is known to make another image.
+    /// Whatever images the owner and the pre-pull have, and whichever Pods end, the gate takes at most as many Pods as
+    /// the cap. The only exception: a change of the pre-pull's image makes labelled Pods stale again. And no Pod is let
+    /// go while the owner is known to make another image.
     #[test]
     fn whatever_owners_make_no_more_pods_are_taken_than_the_cap(
         percent in prop_oneof![Just(5), Just(25), Just(50)],
@@ -683,28 +698,28 @@ proptest! {
         let mut world = Owned::new(percent);
         world.hosts();
         if !read {
-            world.pool.template = Template::Unknown;
+            world.prepull.template = Template::Unknown;
         }
         let most = usize::try_from(cap(percent, 8)).unwrap();
         let mut allowed = most;
         for turn in &turns {
-            let known = match &world.pool.template {
-                Template::Image(image) => Some(*image == world.pool.image),
+            let known = match &world.prepull.template {
+                Template::Image(image) => Some(*image == world.prepull.image),
                 Template::Unread => Some(false),
                 Template::Unknown => None,
             };
             let asked = world.wanted.len();
-            let begun = world.gate.status(&pool_id()).unwrap().lag.is_none();
+            let begun = world.gate.status(&prepull_id()).unwrap().lag.is_none();
             world.turn(turn);
             let lets_go = world.wanted.iter().skip(asked).any(|action| {
                 matches!(action, Action::Label(_) | Action::Reap(_))
             });
-            // a new Pod of the pool's image counts for more than the owner's word
+            // a new Pod of the pre-pull's image counts for more than the owner's word
             if matches!(turn, Turn::Wait(_) | Turn::Start(_) | Turn::End(_)) && !begun {
-                let lag = world.gate.status(&pool_id()).unwrap().lag.is_some();
+                let lag = world.gate.status(&prepull_id()).unwrap().lag.is_some();
                 prop_assert!(!(lets_go && lag), "{:?}", turn);
             }
-            if matches!(turn, Turn::Wait(_)) && known == Some(false) && world.pool.template == Template::Unread {
+            if matches!(turn, Turn::Wait(_)) && known == Some(false) && world.prepull.template == Template::Unread {
                 prop_assert!(!lets_go);
             }
             let taken = world.taken();

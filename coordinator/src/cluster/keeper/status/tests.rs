@@ -228,8 +228,8 @@ impl Stand {
 
 /// A roll of this many stale Pods under a cap of 1.
 fn pool(stale: u32) -> PoolStatus {
-    let id = gate::PoolId("ns/a".into());
-    let pool = gate::Pool {
+    let id = gate::PrePullId("ns/a".into());
+    let prepull = gate::PrePull {
         image: IMAGE.into(),
         digest: None,
         mode: gate::Mode::Own,
@@ -242,7 +242,10 @@ fn pool(stale: u32) -> PoolStatus {
         on_deadline: gate::OnDeadline::Hold,
     };
     let mut gate = Gate::new(gate::Config::default());
-    gate.handle(Now::start().moment(), gate::Event::Pool(id.clone(), pool));
+    gate.handle(
+        Now::start().moment(),
+        gate::Event::PrePull(id.clone(), prepull),
+    );
     let status = gate.status(&id).unwrap();
     PoolStatus { stale, ..status }
 }

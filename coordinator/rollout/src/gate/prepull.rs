@@ -1,4 +1,5 @@
-//! The state of one pool: how many Pods it is taken to have, and whether its owner makes Pods of the pool's image.
+//! The state of one pre-pull: how many Pods it is taken to have, and whether its owner makes Pods of the pre-pull's
+//! image.
 //!
 //! No clock of another machine is compared with this one. "After the image was set" means after the gate was told so. A
 //! Pod came when the shell saw it first. Each of the two may be late, because each comes by its own watch. So a Pod of
@@ -9,15 +10,15 @@ use core::time::Duration;
 
 use proto::Moment;
 
-use super::{Before, Config, Pod, PodId, Pool, Template, status};
+use super::{Before, Config, Pod, PodId, PrePull, Template, status};
 
-/// A pool that shrank may have Pods from before that the watch of Pods shows only later. The two watches are seldom
+/// A pre-pull that shrank may have Pods from before that the watch of Pods shows only later. The two watches are seldom
 /// further apart than this.
 const APART: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
-pub(super) struct PoolState {
-    pool: Pool,
+pub(super) struct PrePullState {
+    prepull: PrePull,
     /// When the image, or its digest, last changed.
     changed_at: Moment,
     pods: BTreeSet<PodId>,
@@ -29,7 +30,7 @@ pub(super) struct PoolState {
     shrunk: Vec<(usize, Moment)>,
     /// When the image, or what the owner makes, was last set or said anew.
     said_at: Moment,
-    /// The image that the owner was last known to make, since the pool's image is the present one.
+    /// The image that the owner was last known to make, since the pre-pull's image is the present one.
     makes: Option<String>,
     lag: Option<Lag>,
 }
@@ -40,31 +41,31 @@ struct Lag {
     pod: Option<PodId>,
     /// When this evidence expires.
     until: Option<Moment>,
-    /// Whether the owner itself says so. Then only another word of the owner, or a Pod of the pool's image, ends the
-    /// lag.
+    /// Whether the owner itself says so. Then only another word of the owner, or a Pod of the pre-pull's image, ends
+    /// the lag.
     said: bool,
 }
 
-impl PoolState {
-    pub(super) fn new(now: Moment, pool: Pool, pods: BTreeSet<PodId>, alive: usize) -> Self {
+impl PrePullState {
+    pub(super) fn new(now: Moment, prepull: PrePull, pods: BTreeSet<PodId>, alive: usize) -> Self {
         let mut this = Self {
             changed_at: now,
             pods,
             before: Before::default(),
-            meant: replicas(&pool).max(alive),
+            meant: replicas(&prepull).max(alive),
             shrunk: Vec::new(),
             said_at: now,
             makes: None,
             lag: None,
-            pool,
+            prepull,
         };
         this.hear_owner(now);
         this
     }
 
-    /// The pool, as last told.
-    pub(super) const fn pool(&self) -> &Pool {
-        &self.pool
+    /// The pre-pull, as last told.
+    pub(super) const fn prepull(&self) -> &PrePull {
+        &self.prepull
     }
 
     /// When the image, or its digest, last changed.
@@ -72,7 +73,7 @@ impl PoolState {
         self.changed_at
     }
 
-    /// The pool's Pods.
+    /// The pre-pull's Pods.
     pub(super) const fn pods(&self) -> &BTreeSet<PodId> {
         &self.pods
     }
@@ -92,31 +93,31 @@ impl PoolState {
         core::mem::take(&mut self.before)
     }
 
-    /// Sets the pool's present state.
-    pub(super) fn set(&mut self, now: Moment, pool: Pool) {
-        if (&self.pool.image, &self.pool.digest) != (&pool.image, &pool.digest) {
+    /// Sets the pre-pull's present state.
+    pub(super) fn set(&mut self, now: Moment, prepull: PrePull) {
+        if (&self.prepull.image, &self.prepull.digest) != (&prepull.image, &prepull.digest) {
             self.changed_at = now;
         }
         self.shrunk.retain(|(_, until)| *until > now);
-        let (before, after) = (replicas(&self.pool), replicas(&pool));
+        let (before, after) = (replicas(&self.prepull), replicas(&prepull));
         if after < before {
             self.shrunk.push((self.meant, now + APART));
             self.meant -= before - after;
         }
         self.meant = self.meant.max(after);
-        if self.pool.image != pool.image {
+        if self.prepull.image != prepull.image {
             (self.said_at, self.makes, self.lag) = (now, None, None);
-        } else if self.pool.paused && !pool.paused {
+        } else if self.prepull.paused && !prepull.paused {
             // an operator who ends a pause wants to see what the owner makes
             self.said_at = now;
             self.lag.take_if(|lag| !lag.said);
         }
-        self.pool = pool;
+        self.prepull = prepull;
         self.hear_owner(now);
     }
 
     fn hear_owner(&mut self, now: Moment) {
-        let Template::Image(makes) = &self.pool.template else {
+        let Template::Image(makes) = &self.prepull.template else {
             return;
         };
         if self.makes.as_ref() == Some(makes) {
@@ -124,7 +125,7 @@ impl PoolState {
         }
         self.makes = Some(makes.clone());
         self.said_at = now;
-        self.lag = (*makes != self.pool.image).then_some(Lag {
+        self.lag = (*makes != self.prepull.image).then_some(Lag {
             since: now,
             pod: None,
             until: None,
@@ -142,9 +143,9 @@ impl PoolState {
                 until: None,
                 said: false,
             });
-            // Pods showed the lag although the owner said the pool's image, or nothing. That it still says so is no
+            // Pods showed the lag although the owner said the pre-pull's image, or nothing. That it still says so is no
             // news.
-            self.makes = Some(self.pool.image.clone());
+            self.makes = Some(self.prepull.image.clone());
         }
     }
 
@@ -161,7 +162,7 @@ impl PoolState {
         let Some(synced) = synced.filter(|synced| pod.seen > *synced) else {
             return;
         };
-        if pod.image == self.pool.image {
+        if pod.image == self.prepull.image {
             self.lag = None;
         } else if pod.seen > self.said_at.max(synced) {
             let settled = self.said_at + config.owner_lag;
@@ -176,7 +177,7 @@ impl PoolState {
         }
     }
 
-    /// The evidence that the owner makes Pods of another image, while that holds up the pool.
+    /// The evidence that the owner makes Pods of another image, while that holds up the pre-pull.
     pub(super) fn lag(&self, now: Moment) -> Option<status::Lag> {
         let lag = self.lag.as_ref()?;
         lag.until
@@ -195,22 +196,22 @@ impl PoolState {
             .is_some_and(|lag| lag.until.is_none_or(|until| until > now))
     }
 
-    /// Notes that the pool has `alive` Pods, of which one came just now.
+    /// Notes that the pre-pull has `alive` Pods, of which one came just now.
     pub(super) fn grew(&mut self, alive: usize) {
         self.meant = self.meant.max(alive);
     }
 
-    /// Takes the number of Pods that are alive. Returns whether the pool has all Pods that it shall have.
+    /// Takes the number of Pods that are alive. Returns whether the pre-pull has all Pods that it shall have.
     pub(super) fn is_whole(&mut self, now: Moment, alive: usize) -> bool {
-        let replicas = replicas(&self.pool);
+        let replicas = replicas(&self.prepull);
         if alive <= replicas {
             self.meant = replicas;
         }
         alive >= self.wanted(now)
     }
 
-    /// The number of Pods that the pool shall have. A larger number from a moment ago still counts, because the Pods
-    /// may not reflect the change yet.
+    /// The number of Pods that the pre-pull shall have. A larger number from a moment ago still counts, because the
+    /// Pods may not reflect the change yet.
     pub(super) fn wanted(&self, now: Moment) -> usize {
         self.shrunk
             .iter()
@@ -220,6 +221,6 @@ impl PoolState {
     }
 }
 
-fn replicas(pool: &Pool) -> usize {
-    usize::try_from(pool.replicas).unwrap_or(0)
+fn replicas(prepull: &PrePull) -> usize {
+    usize::try_from(prepull.replicas).unwrap_or(0)
 }

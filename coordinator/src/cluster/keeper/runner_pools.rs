@@ -29,7 +29,7 @@ const MAX_COMPLAINTS: usize = 1_000;
 
 /// Follows RunnerPools by writes of their ImagePrePulls.
 #[derive(Debug)]
-pub(super) struct Pools {
+pub(super) struct RunnerPools {
     /// The gate mode of a RunnerPool that doesn't name one.
     default_gate: GateMode,
     writes: Writes<ObjectKey>,
@@ -47,7 +47,7 @@ pub(super) enum Life {
     End(Own),
 }
 
-impl Pools {
+impl RunnerPools {
     pub(super) const fn new(default_gate: GateMode) -> Self {
         Self {
             default_gate,
@@ -120,7 +120,7 @@ impl Pools {
             };
             let pool_key = ObjectKey::new(&key.namespace, name);
             // the RunnerPool exists, whatever it means: its ImagePrePull stays, and the Pods are blocked
-            if index.unreadable_pools.contains(&pool_key) {
+            if index.unreadable_runner_pools.contains(&pool_key) {
                 continue;
             }
             let pool = index.runner_pools.get(&pool_key);
@@ -320,7 +320,7 @@ mod tests {
 
     /// The ImagePrePull that the keeper makes for the pool in the index.
     fn made(index: &Index) -> ImagePrePull {
-        let due = Pools::new(GateMode::None).due(Instant::now(), index, false);
+        let due = RunnerPools::new(GateMode::None).due(Instant::now(), index, false);
         match due.into_iter().next() {
             Some((of, Own::Create(object))) if of == key() => *object,
             other => panic!("{other:?}"),
@@ -330,7 +330,7 @@ mod tests {
     #[test]
     fn an_image_pre_pull_is_made_changed_and_taken_back_with_its_pool() {
         let (mut index, now) = (Index::default(), Instant::now());
-        let mut pools = Pools::new(GateMode::None);
+        let mut pools = RunnerPools::new(GateMode::None);
         show_pool(&mut index, "darwin", "r/i:1", "own");
         let object = made(&index);
         assert_eq!(object.spec.image, "r/i:1");
@@ -370,7 +370,7 @@ mod tests {
         ] {
             let mut index = Index::default();
             show_pool(&mut index, os, image, mode);
-            let due = Pools::new(GateMode::Own).due(Instant::now(), &index, false);
+            let due = RunnerPools::new(GateMode::Own).due(Instant::now(), &index, false);
             assert_eq!(due.len(), made, "{os} {image} {mode}");
         }
     }
@@ -383,7 +383,7 @@ mod tests {
         show_prepull(&mut index, &object, "another");
         show_pool(&mut index, "darwin", "r/i:2", "own");
         // an earlier pool of this name owns the ImagePrePull, which is deleted with that pool and isn't changed
-        let due = Pools::new(GateMode::None).due(now, &index, false);
+        let due = RunnerPools::new(GateMode::None).due(now, &index, false);
         assert!(matches!(&due[..], [(_, Own::Delete(_))]), "{due:?}");
         let mut foreign = object.clone();
         foreign.metadata.owner_references = None;
@@ -391,7 +391,7 @@ mod tests {
         alone["metadata"]["uid"] = "foreign".into();
         show(&mut index, Kind::PrePulls, alone);
         assert!(
-            Pools::new(GateMode::None)
+            RunnerPools::new(GateMode::None)
                 .due(now, &index, false)
                 .is_empty()
         );
@@ -399,7 +399,7 @@ mod tests {
         show_prepull(&mut index, &object, "u");
         show_pool(&mut index, "darwin", "r/i:2", "perhaps");
         assert!(
-            Pools::new(GateMode::None)
+            RunnerPools::new(GateMode::None)
                 .due(now, &index, false)
                 .is_empty()
         );
@@ -409,7 +409,7 @@ mod tests {
     fn a_write_that_failed_waits() {
         let (mut index, now) = (Index::default(), Instant::now());
         show_pool(&mut index, "darwin", "r/i:1", "own");
-        let mut pools = Pools::new(GateMode::None);
+        let mut pools = RunnerPools::new(GateMode::None);
         assert_eq!(pools.due(now, &index, false).len(), 1);
         pools.written(now, &key(), Err(WriteError::Timeout));
         assert!(pools.due(now, &index, false).is_empty());
@@ -437,7 +437,7 @@ mod tests {
             staged_at: Some(Time(at)),
             ..ImagePrePullStatus::default()
         };
-        let mut pools = Pools::new(GateMode::None);
+        let mut pools = RunnerPools::new(GateMode::None);
         let mut life = |after, facts: &PrePullFacts, status, rolls| {
             let now = now.after(after);
             pools.life(now, &key(), facts, status, rolls)
