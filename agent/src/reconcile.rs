@@ -27,8 +27,8 @@ const CALM: Duration = Duration::from_mins(10);
 enum Want {
     /// The image is wanted here.
     Staged,
-    /// The image doesn't go on for now. Its files stay.
-    Held,
+    /// The image is paused: it doesn't go on for now, and its files stay.
+    Paused,
     /// The image isn't wanted. An installed image stays; anything less is removed.
     Dropped,
 }
@@ -222,11 +222,11 @@ impl Reconciler {
         self.tidy();
     }
 
-    /// The image doesn't go on for now. A whole image is installed all the same.
-    pub fn hold(&mut self, image: Digest) {
+    /// The image is paused. A whole image is installed all the same.
+    pub fn pause(&mut self, image: Digest) {
         self.stirred = true;
         if let Some(item) = self.images.get_mut(&image) {
-            item.want = Want::Held;
+            item.want = Want::Paused;
         }
     }
 

@@ -348,7 +348,7 @@ impl Driver {
             }
             // In the plan, an image stands for each blob of a mirror. Hosts don't know these images.
             Action::Cancel { image, .. }
-            | Action::Hold { image, .. }
+            | Action::Pause { image, .. }
             | Action::Stage { image, .. }
                 if self.mirror.is_blob(&image) => {}
             Action::Stage { host, image } => {
@@ -361,7 +361,7 @@ impl Driver {
                 let stop = self.staging.stop(&host, image, false);
                 self.order(now, &host, stop);
             }
-            Action::Hold { host, image } => {
+            Action::Pause { host, image } => {
                 let stop = self.staging.stop(&host, image, true);
                 self.order(now, &host, stop);
             }

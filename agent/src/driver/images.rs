@@ -206,7 +206,7 @@ impl<S: OnDisk> Images<S> {
     /// Staging stops, and the files stay on the disk: the image is ordered again later, or cancelled.
     pub(super) fn pause(&mut self, digest: Digest) {
         self.declined.remove(&digest);
-        self.reconciler.hold(digest);
+        self.reconciler.pause(digest);
         self.forget_order(digest);
         let Some(image) = self.images.get(&digest) else {
             return;

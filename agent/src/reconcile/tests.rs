@@ -284,16 +284,16 @@ fn what_fails_is_tried_again_after_pauses_and_at_once_when_it_is_ordered() {
 }
 
 #[test]
-fn what_is_held_keeps_what_is_here_and_goes_on_when_it_is_ordered() {
+fn what_is_paused_keeps_what_is_here_and_goes_on_when_it_is_ordered() {
     let (mut reconciler, a) = (Reconciler::default(), image(1));
     reconciler.order(a, &texts(&["v1"]), at(0));
     jobs(&mut reconciler, at(0));
-    reconciler.hold(a);
+    reconciler.pause(a);
     assert!(!reconciler.begun(a));
     assert_eq!(jobs(&mut reconciler, at(0)), []);
     reconciler.order(a, &texts(&["v1"]), at(0));
     assert_eq!(jobs(&mut reconciler, at(0)), [(a, begin(&["v1"]))]);
-    reconciler.hold(a);
+    reconciler.pause(a);
     reconciler.begun(a);
     reconciler.cancel(a);
     assert_eq!(jobs(&mut reconciler, at(0)), [(a, Job::Abandon)]);

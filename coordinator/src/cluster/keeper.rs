@@ -403,7 +403,7 @@ impl Keeper {
                     reason,
                 } => {
                     self.metrics.denied(&prepull, reason);
-                    debug!(%pod, %prepull, reason = reason.as_str(), "Pod is held");
+                    debug!(%pod, %prepull, reason = reason.as_str(), "Pod is blocked");
                     self.notes.wait(now.instant, pod, reason);
                 }
             }

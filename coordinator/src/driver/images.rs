@@ -54,7 +54,7 @@ impl Wanted {
         let Sum {
             references,
             hosts,
-            held,
+            paused,
             entitled,
         } = sum;
         self.entitled = entitled;
@@ -64,9 +64,9 @@ impl Wanted {
             (Some(before), Some(hosts)) => !hosts.is_subset(before),
         };
         let more = more_hosts || !references.is_subset(&self.want.references);
-        let changed =
-            (&references, &hosts, &held) != (&self.want.references, &self.want.hosts, &self.paused);
-        (self.want.references, self.want.hosts, self.paused) = (references, hosts, held);
+        let changed = (&references, &hosts, &paused)
+            != (&self.want.references, &self.want.hosts, &self.paused);
+        (self.want.references, self.want.hosts, self.paused) = (references, hosts, paused);
         (more, changed)
     }
 
@@ -90,7 +90,7 @@ impl Wanted {
             hosts: hosts.map_or(word::Selection::All, |hosts| {
                 word::Selection::Hosts(hosts.iter().cloned().collect())
             }),
-            held: self.paused.iter().cloned().collect(),
+            paused: self.paused.iter().cloned().collect(),
             purpose: word::Purpose::Stage,
         }
     }
@@ -399,7 +399,7 @@ impl Images {
                 .map(|reference| (reference.clone(), want.asked_ms_of(reference)))
                 .collect(),
             hosts: want.hosts.clone(),
-            held: paused,
+            paused,
         };
         self.claims.place(image, placement);
         match self.wants.get_mut(&image) {

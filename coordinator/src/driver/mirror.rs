@@ -297,7 +297,7 @@ impl Mirrored {
                     origin_bytes: size,
                 }],
                 hosts: word::Selection::Hosts(blob.hosts.iter().cloned().collect()),
-                held: Vec::new(),
+                paused: Vec::new(),
                 purpose: word::Purpose::Mirror,
             },
         );

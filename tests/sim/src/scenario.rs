@@ -39,8 +39,8 @@ pub enum Scenario {
     Vanish,
     /// The image is wanted no longer on a tenth of the hosts, which are away at that moment and come back staging it.
     Leftover,
-    /// The image is held everywhere for a while, and then wanted again.
-    Held,
+    /// The image is paused everywhere for a while, and then wanted again.
+    Paused,
     /// The registry lacks a layer of one image for ever; two others of the same registry are wanted beside it, one of
     /// them a minute later.
     MissingLayer,
@@ -81,7 +81,7 @@ impl Scenario {
         Self::Late,
         Self::Vanish,
         Self::Leftover,
-        Self::Held,
+        Self::Paused,
         Self::MissingLayer,
         Self::Storm,
         Self::DiskFails,
@@ -112,7 +112,7 @@ impl Scenario {
             Self::Late => "late",
             Self::Vanish => "vanish",
             Self::Leftover => "leftover",
-            Self::Held => "held",
+            Self::Paused => "paused",
             Self::MissingLayer => "missing-layer",
             Self::Storm => "storm",
             Self::DiskFails => "disk-fails",
@@ -154,7 +154,7 @@ impl Scenario {
             Self::Leftover => {
                 "a tenth of the hosts is away when the image is wanted there no longer, and the coordinator restarts"
             }
-            Self::Held => "the image is held everywhere for a while, midway",
+            Self::Paused => "the image is paused everywhere for a while, midway",
             Self::SlowRegistry => "the registry gives each stream 62 kB/s",
             Self::ShortConnections => "each connection to the registry ends after 300 kB",
             Self::Mirror => {

@@ -204,7 +204,7 @@ impl World {
             } => given(&mut self.state, host, life, content, chunk),
             Due::Stage { host, life, image } => {
                 let node = self.state.node(host);
-                if node.alive && node.life == life && !node.on_hold {
+                if node.alive && node.life == life && !node.paused {
                     stage_image(&mut self.state, host, image);
                 }
             }

@@ -232,8 +232,8 @@ fn lease_holders_that_leave_for_ever_are_succeeded() {
 }
 
 #[test]
-fn what_is_held_for_a_while_is_moved_once() {
-    let outcome = small(Scenario::Held, 20, 13);
+fn what_is_paused_for_a_while_is_moved_once() {
+    let outcome = small(Scenario::Paused, 20, 13);
     // what a holder had fetched and not handed on at that moment may be fetched again by the next
     assert!(outcome.origin_over_image() <= 1.03, "{}", outcome.to_text());
     assert!(

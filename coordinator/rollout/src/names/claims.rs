@@ -27,7 +27,7 @@ struct Sides {
     operators: BTreeMap<String, Claim>,
     cluster: BTreeMap<String, Claim>,
     /// Hosts that keep what they have of the image and get no more for now, by the cluster's wish.
-    held: BTreeSet<HostId>,
+    paused: BTreeSet<HostId>,
 }
 
 /// One side's claim to an image under one reference.
@@ -62,7 +62,7 @@ pub struct Placement {
     /// The hosts. `None` means all hosts.
     pub hosts: Option<BTreeSet<HostId>>,
     /// Hosts that keep what they have of the image, although it isn't wanted there for now.
-    pub held: BTreeSet<HostId>,
+    pub paused: BTreeSet<HostId>,
 }
 
 /// What both sides together want of one image.
@@ -74,7 +74,7 @@ pub struct Wanted {
     /// The hosts. `None` means all hosts.
     pub hosts: Option<BTreeSet<HostId>>,
     /// Hosts that keep what they have of the image.
-    pub held: BTreeSet<HostId>,
+    pub paused: BTreeSet<HostId>,
     /// Hosts that may have what the image holds: every host for which either side asked for the image, whichever image
     /// has the names there. `None` means all hosts.
     pub entitled: Option<BTreeSet<HostId>>,
@@ -176,7 +176,7 @@ impl Claims {
         let number = self.advance();
         let sides = self.images.entry(image).or_default();
         let before = core::mem::take(&mut sides.cluster);
-        sides.held = placement.held;
+        sides.paused = placement.paused;
         for (reference, asked_ms) in placement.references {
             // a claim that is told again with its old time isn't a new ask
             let known = before.get(&reference);
@@ -196,7 +196,7 @@ impl Claims {
     pub fn unplace(&mut self, image: &Digest) {
         if let Some(sides) = self.images.get_mut(image) {
             sides.cluster.clear();
-            sides.held.clear();
+            sides.paused.clear();
         }
         self.tidy();
     }
@@ -283,17 +283,17 @@ impl Claims {
         fleet: impl Iterator<Item = &'a HostId>,
     ) -> Option<Wanted> {
         let sides = self.images.get(image)?;
-        let held = sides.held.clone();
+        let paused = sides.paused.clone();
         let claims = || sides.ranked(*image);
         let asked = claims().map(|(_, claim, _)| claim.hosts.clone());
         let asked = asked.reduce(join)?;
-        let entitled = join(asked.clone(), Some(held.clone()));
+        let entitled = join(asked.clone(), Some(paused.clone()));
         if !claims().any(|(_, claim, rank)| self.rival(claim, rank).is_some()) {
             let references = claims().map(|(reference, ..)| reference.clone()).collect();
             return Some(Wanted {
                 references,
                 hosts: asked,
-                held,
+                paused,
                 entitled,
             });
         }
@@ -311,7 +311,7 @@ impl Claims {
         Some(Wanted {
             references,
             hosts: Some(hosts),
-            held,
+            paused,
             entitled,
         })
     }
@@ -323,11 +323,11 @@ impl Claims {
         let mut places: BTreeMap<&str, (bool, Rank)> = BTreeMap::new();
         let mut claims = Vec::new();
         for (image, sides) in &self.images {
-            let held = sides.held.contains(host);
+            let paused = sides.paused.contains(host);
             for (reference, claim, rank) in sides.ranked(*image) {
                 let (_, by_operators, _) = rank;
                 let selected = claim.covers(host);
-                if selected || held && !by_operators {
+                if selected || paused && !by_operators {
                     let best = places.entry(&claim.place).or_insert((selected, rank));
                     *best = (selected, rank).max(*best);
                     claims.push((reference, claim, *image));
@@ -502,7 +502,7 @@ mod tests {
         let placement = Placement {
             references: [("r/i:v3".to_string(), 1)].into(),
             hosts: some(&[]),
-            held: [host("z")].into(),
+            paused: [host("z")].into(),
         };
         claims.place(image(1), placement);
         assert_eq!(entitled(&claims), some(&["x", "y", "z"]));
@@ -573,7 +573,7 @@ mod tests {
                 .map(|name| (name.to_string(), 0))
                 .into(),
             hosts: some(&["z"]),
-            held: [host("y")].into(),
+            paused: [host("y")].into(),
         };
         claims.place(a, placement.clone());
         assert_eq!(
@@ -589,7 +589,7 @@ mod tests {
         );
         assert_eq!(names(&claims, "x"), []);
         let on_y = ["r/i:pool", "r/i:v1", "r/i:v2"].map(|name| (name.to_string(), a));
-        assert_eq!(names(&claims, "y"), on_y, "what is held keeps its names");
+        assert_eq!(names(&claims, "y"), on_y, "what is paused keeps its names");
         assert_eq!(claims.cancel(&a, Some("r/i:v1")), Err(NotAsked::ByCluster));
         assert_eq!(claims.cancel(&a, Some("r/i:v3")), Err(NotAsked::Unwanted));
         let who = |reference: &str| {
@@ -617,7 +617,7 @@ mod tests {
             let placement = Placement {
                 references: [("r/i:latest".to_string(), u64::from(number))].into(),
                 hosts,
-                held: BTreeSet::new(),
+                paused: BTreeSet::new(),
             };
             claims.place(image(number), placement);
         };
@@ -656,7 +656,7 @@ mod tests {
                 chosen.map(|(_, host)| host.clone()).collect()
             };
             let mut claims = Claims::new(0);
-            for (step, number, name, hosts, held, made) in steps {
+            for (step, number, name, hosts, paused, made) in steps {
                 let reference = format!("r/i:{name}");
                 // 7 means all hosts, which a selection writes as `None`
                 let selection = (hosts != 7).then(|| subset(hosts));
@@ -667,7 +667,7 @@ mod tests {
                     _ => claims.place(image(number), Placement {
                         references: [(reference, u64::from(made))].into(),
                         hosts: selection,
-                        held: subset(held),
+                        paused: subset(paused),
                     }),
                 }
                 for number in 0..3 {
@@ -686,13 +686,13 @@ mod tests {
                             .map(|(reference, _)| reference)
                             .collect();
                         let selected = wanted.hosts.as_ref().is_none_or(|hosts| hosts.contains(host));
-                        let held = wanted.held.contains(host);
+                        let paused = wanted.paused.contains(host);
                         if selected {
                             prop_assert!(!on.is_empty(), "{host} is to hold an image under no name");
-                        } else if !held {
+                        } else if !paused {
                             prop_assert!(on.is_empty(), "{host} has names of an image that isn't wanted there");
                         }
-                        if !held {
+                        if !paused {
                             prop_assert!(on.is_subset(&wanted.references));
                         }
                     }
@@ -720,7 +720,7 @@ mod tests {
                     let placement = Placement {
                         references: [(reference, u64::from(made))].into(),
                         hosts: hosts(on),
-                        held: BTreeSet::new(),
+                        paused: BTreeSet::new(),
                     };
                     claims.place(image(number), placement.clone());
                     objects.insert(number, placement);

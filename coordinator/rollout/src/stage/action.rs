@@ -40,7 +40,7 @@ pub enum Action {
         image: Digest,
     },
     /// Order this host to stop staging an image for now, and to keep what is there.
-    Hold {
+    Pause {
         /// The host.
         host: HostId,
         /// The image.

@@ -122,7 +122,7 @@ pub enum Event {
     /// The host's session is lost.
     HostDisconnected(HostId),
     /// An image is wanted. If the image is wanted already, its selection and its references are replaced. A host that
-    /// leaves the selection drops what it had of the image, unless it is in `held`.
+    /// leaves the selection drops what it had of the image, unless it is in `paused`.
     Wanted {
         /// The image's manifest digest.
         image: Digest,
@@ -133,7 +133,7 @@ pub enum Event {
         /// The hosts on which the image is wanted.
         hosts: Selection,
         /// Hosts outside the selection that keep what they have and get no more. The image may be wanted there again.
-        held: Vec<HostId>,
+        paused: Vec<HostId>,
         /// The purpose. The first one stays.
         purpose: Purpose,
     },

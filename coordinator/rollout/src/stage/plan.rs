@@ -261,13 +261,13 @@ impl Plan {
                 references,
                 contents,
                 hosts,
-                held,
+                paused,
                 purpose,
             } => self.want(Order::new(
                 image,
                 references,
                 contents,
-                (hosts, held),
+                (hosts, paused),
                 purpose,
             )),
             Event::Cancelled(image) => self.cancel(&image),
@@ -421,7 +421,7 @@ impl Plan {
             let (host, image) = (id.clone(), known.digest());
             if known.is_kept_on(id) {
                 // after a restart the host stages on by itself with what it finds on its disk
-                self.effects.push(Action::Hold { host, image });
+                self.effects.push(Action::Pause { host, image });
             } else if known.contradicts().is_none() && known.selects(id, &self.hosts) {
                 self.effects.push(Action::Stage { host, image });
             }
@@ -528,7 +528,7 @@ impl Plan {
         let keepers = ordered.keepers();
         for host in keepers.difference(&change.keepers) {
             let host = host.clone();
-            self.effects.push(Action::Hold { host, image });
+            self.effects.push(Action::Pause { host, image });
         }
         let before: BTreeSet<HostId> = change.selected.into_iter().chain(change.keepers).collect();
         for host in before {
@@ -722,7 +722,7 @@ impl Plan {
         }
         let host = id.clone();
         if kept {
-            self.effects.push(Action::Hold { host, image });
+            self.effects.push(Action::Pause { host, image });
         } else if self.wants_known {
             self.effects.push(Action::Cancel { host, image });
         }

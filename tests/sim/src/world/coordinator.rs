@@ -14,7 +14,7 @@ use super::{
     check::{check_granted, check_leases, check_quarantine, check_revoked},
     contents::ImageKind,
     due::Due,
-    life::{give_up, hold_stage},
+    life::{give_up, pause_stage},
     reports::open_session,
     rogue::abuses_lease,
     state::State,
@@ -85,9 +85,9 @@ pub(super) fn order_images(world: &mut State, which: impl Fn(usize) -> bool) {
     }
 }
 
-/// The image is held everywhere from now on, or wanted again.
-pub(super) fn hold_image(world: &mut State, held: bool) {
-    world.office.held = held;
+/// The image is paused everywhere from now on, or wanted again.
+pub(super) fn pause_image(world: &mut State, paused: bool) {
+    world.office.paused = paused;
     if world.office.is_open() {
         plan_wanted(world);
     }
@@ -118,11 +118,11 @@ fn plan_image(world: &mut State, image: usize) {
         })
         .collect();
     let unwanted = &world.office.unwanted;
-    let held = match world.office.held {
+    let paused = match world.office.paused {
         true => world.nodes.iter().map(|node| node.id.clone()).collect(),
         false => Vec::new(),
     };
-    let hosts = if world.office.held {
+    let hosts = if world.office.paused {
         Selection::Hosts(Vec::new())
     } else if unwanted.is_empty() {
         Selection::All
@@ -138,7 +138,7 @@ fn plan_image(world: &mut State, image: usize) {
             references: vec![format!("registry.example/image-{image}:1")],
             contents,
             hosts,
-            held,
+            paused,
             purpose: Purpose::Stage,
         },
     );
@@ -289,11 +289,11 @@ fn plan_act(world: &mut State, action: stage::Action) {
         stage::Action::Stage { host, image } => order_stage(world, &host, image),
         stage::Action::Cancel { image, .. } if world.is_blob(image) => {}
         stage::Action::Cancel { host, .. } => order_cancel(world, &host),
-        stage::Action::Hold { host, .. } => {
+        stage::Action::Pause { host, .. } => {
             let host = world.by_id[&host];
             if world.node(host).alive && is_reached(world, host) {
-                world.node_mut(host).on_hold = true;
-                hold_stage(world, host);
+                world.node_mut(host).paused = true;
+                pause_stage(world, host);
             }
         }
         stage::Action::Grant { host, content, .. } => grant(world, host, content),
@@ -328,7 +328,7 @@ fn plan_act(world: &mut State, action: stage::Action) {
 /// A host is to stage an image. Orders reach hosts at different times.
 fn order_stage(world: &mut State, host: &HostId, image: Digest) {
     let host = world.by_id[host];
-    world.node_mut(host).on_hold = false;
+    world.node_mut(host).paused = false;
     if !world.node(host).alive || !is_reached(world, host) {
         return;
     }

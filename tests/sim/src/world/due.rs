@@ -115,8 +115,8 @@ pub(super) enum Fault {
     OriginUp,
     /// What the registry sends of some content that is being fetched is false from here on.
     OriginCorrupt,
-    /// The image is held everywhere.
-    Hold,
+    /// The image is paused everywhere.
+    Pause,
     /// What was under way has come in: nothing more moves from here.
     Still,
     /// The image is wanted again.

@@ -2,8 +2,8 @@
 
 use super::{
     coordinator::{
-        close_office, hold_image, lose_sessions, office_stands, office_works, open_office,
-        order_images, plan_wanted,
+        close_office, lose_sessions, office_stands, office_works, open_office, order_images,
+        pause_image, plan_wanted,
     },
     due::Fault,
     life::{begin_life, come_back, crash, disk_fails, some_holder, vanish},
@@ -79,15 +79,17 @@ pub(super) fn strike(world: &mut State, at: usize) {
             break_fetches(world);
         }
         Fault::OriginCorrupt => corrupt_some(world),
-        Fault::Hold => hold_image(world, true),
+        Fault::Pause => pause_image(world, true),
         Fault::Still => {
-            world.tally.moved_at_hold = world.tally.origin_bytes + world.tally.peer_bytes
+            world.tally.moved_at_pause = world.tally.origin_bytes + world.tally.peer_bytes
         }
         Fault::Resume => {
-            if world.tally.origin_bytes + world.tally.peer_bytes != world.tally.moved_at_hold {
-                world.findings.note("bytes moved while the image was held");
+            if world.tally.origin_bytes + world.tally.peer_bytes != world.tally.moved_at_pause {
+                world
+                    .findings
+                    .note("bytes moved while the image was paused");
             }
-            hold_image(world, false);
+            pause_image(world, false);
         }
         Fault::AllDown => {
             close_office(world);

@@ -72,7 +72,7 @@ pub(super) fn stage_image(world: &mut State, host: u32, image: usize) {
 }
 
 /// The agent learns that it is to stop, and to keep what it has.
-pub(super) fn hold_stage(world: &mut State, host: u32) {
+pub(super) fn pause_stage(world: &mut State, host: u32) {
     if !world.node(host).staged || world.node(host).finished_at.is_some() {
         return;
     }
@@ -174,7 +174,7 @@ pub(super) fn disk_fails(world: &mut State) {
     };
     expect_nothing_of(world, host);
     let leases: Vec<u32> = world.node(host).leases.keys().copied().collect();
-    hold_stage(world, host);
+    pause_stage(world, host);
     world.node_mut(host).broken = true;
     for image in 0..world.images.len() {
         report_image(world, host, image);

@@ -85,7 +85,7 @@ fn tell_wanters(world: &mut State, host: u32, content: u32) {
                 origin_bytes: geometry.size(),
             }],
             hosts: Selection::Hosts(hosts.iter().map(|at| world.node(*at).id.clone()).collect()),
-            held: Vec::new(),
+            paused: Vec::new(),
             purpose: Purpose::Mirror,
         }
     });

@@ -55,7 +55,7 @@ pub(super) struct Node {
     /// When all contents of an image were there, by image.
     pub(super) whole_at: Vec<Option<Nanos>>,
     /// The last order was to hold the image.
-    pub(super) on_hold: bool,
+    pub(super) paused: bool,
     /// Chunks on its disk, by content.
     pub(super) held: Vec<ChunkSet>,
     /// Chunks that it lacks of the images that it is to end with.
@@ -137,7 +137,7 @@ impl Node {
             staged: false,
             stages: vec![false; images.len()],
             whole_at: vec![None; images.len()],
-            on_hold: false,
+            paused: false,
             held: specs
                 .iter()
                 .map(|spec| ChunkSet::empty(spec.geometry.chunks()))

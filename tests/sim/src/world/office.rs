@@ -26,7 +26,7 @@ pub(super) struct Office {
     /// Hosts on which the image isn't wanted any more, and whether they have heard of it.
     pub(super) unwanted: BTreeMap<u32, bool>,
     /// Nobody is to go on for now.
-    pub(super) held: bool,
+    pub(super) paused: bool,
     pub(super) quarantined: Vec<bool>,
     /// Leases that it thinks are out.
     pub(super) leases: BTreeMap<Digest, HostId>,
@@ -48,7 +48,7 @@ impl Office {
             work: 0,
             ordered: false,
             unwanted: BTreeMap::new(),
-            held: false,
+            paused: false,
             quarantined: Vec::new(),
             leases: BTreeMap::new(),
             granted: BTreeMap::new(),

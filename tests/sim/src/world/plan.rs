@@ -80,7 +80,7 @@ pub(super) fn plan_faults(world: &mut State) {
         | Scenario::MirrorAlone
         | Scenario::MissingLayer
         | Scenario::Starved
-        | Scenario::Held => plan_orders(world),
+        | Scenario::Paused => plan_orders(world),
     }
     world.faults_left = world.faults.len();
 }
@@ -247,8 +247,8 @@ fn plan_orders(world: &mut State) {
                 Fault::SessionsLost(seconds(stands - IDLE_S)),
             );
         }
-        Scenario::Held => {
-            strikes_at(world, bound * 0.4, Fault::Hold);
+        Scenario::Paused => {
+            strikes_at(world, bound * 0.4, Fault::Pause);
             strikes_at(world, bound * 0.4 + 5.0, Fault::Still);
             strikes_at(world, bound * 0.4 + 30.0, Fault::Resume);
             world.lost_s = 30.0;

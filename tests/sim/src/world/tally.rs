@@ -9,8 +9,8 @@ pub(super) struct Tally {
     pub(super) origin_bytes: u64,
     /// Bytes that hosts received from hosts.
     pub(super) peer_bytes: u64,
-    /// Bytes of both kinds when a hold of the image had taken effect.
-    pub(super) moved_at_hold: u64,
+    /// Bytes of both kinds when a pause of the image had taken effect.
+    pub(super) moved_at_pause: u64,
     /// Bytes that hosts held when they came back.
     pub(super) local_bytes: u64,
     /// Requests that the registry refused.

@@ -51,13 +51,13 @@ fn wanted(number: usize, contents: impl IntoIterator<Item = usize>, hosts: Selec
             })
             .collect(),
         hosts,
-        held: Vec::new(),
+        paused: Vec::new(),
         purpose: Purpose::Stage,
     }
 }
 
 /// The same event, with these hosts held.
-fn with_held(event: Event, hosts: &[usize]) -> Event {
+fn with_paused(event: Event, hosts: &[usize]) -> Event {
     match event {
         Event::Wanted {
             image,
@@ -71,7 +71,7 @@ fn with_held(event: Event, hosts: &[usize]) -> Event {
             references,
             contents,
             hosts: selection,
-            held: hosts.iter().map(|number| host(*number)).collect(),
+            paused: hosts.iter().map(|number| host(*number)).collect(),
             purpose,
         },
         other => other,

@@ -39,8 +39,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => any_host().prop_map(Event::HostForgotten),
         4 => any_host().prop_map(Event::HostConnected),
         2 => any_host().prop_map(Event::HostDisconnected),
-        2 => (0usize..3, 0usize..6, selection, prop::collection::vec(0usize..8, 0..4)).prop_map(|(number, from, hosts, held)| {
-            let mut event = with_held(wanted(number, from..from + 3, hosts), &held);
+        2 => (0usize..3, 0usize..6, selection, prop::collection::vec(0usize..8, 0..4)).prop_map(|(number, from, hosts, paused)| {
+            let mut event = with_paused(wanted(number, from..from + 3, hosts), &paused);
             if let (2, Event::Wanted { purpose, .. }) = (number, &mut event) {
                 *purpose = Purpose::Mirror;
             }
@@ -106,7 +106,7 @@ proptest! {
                     }
                     Action::Stage { .. }
                     | Action::Cancel { .. }
-                    | Action::Hold { .. }
+                    | Action::Pause { .. }
                     | Action::Quarantine(_)
                     | Action::Retract { .. } => {}
                 }

@@ -46,12 +46,12 @@ fn what_a_host_stages_that_nobody_wants_is_cancelled_once_all_wants_are_known() 
 }
 
 #[test]
-fn a_held_host_is_told_to_keep_what_it_has_and_gets_nothing_until_it_is_selected_again() {
+fn a_paused_host_is_told_to_keep_what_it_has_and_gets_nothing_until_it_is_selected_again() {
     let some = |hosts: &[usize]| Selection::Hosts(hosts.iter().map(|n| host(*n)).collect());
     let stops = |actions: &[Action]| -> Vec<(usize, bool)> {
         let number = |id: &HostId| (0..9).find(|number| host(*number) == *id).unwrap();
         let stop = |action: &Action| match action {
-            Action::Hold { host, .. } => Some((number(host), true)),
+            Action::Pause { host, .. } => Some((number(host), true)),
             Action::Cancel { host, .. } => Some((number(host), false)),
             _ => None,
         };
@@ -61,15 +61,15 @@ fn a_held_host_is_told_to_keep_what_it_has_and_gets_nothing_until_it_is_selected
     let leased = grants(&want(&mut plan, 2_000, wanted(0, [0, 1], some(&[0, 1, 2]))));
     assert_eq!(leased.len(), 2);
 
-    // all hosts are held: their leases end at once, and no host gets one
-    let held = with_held(wanted(0, [0, 1], some(&[])), &[0, 1, 2]);
-    let actions = feed(&mut plan, 3_000, held.clone());
+    // all hosts are paused: their leases end at once, and no host gets one
+    let paused = with_paused(wanted(0, [0, 1], some(&[])), &[0, 1, 2]);
+    let actions = feed(&mut plan, 3_000, paused.clone());
     assert_eq!(stops(&actions), [(0, true), (1, true), (2, true)]);
     let revoked = actions
         .iter()
         .filter(|action| matches!(action, Action::Revoke { .. }));
     assert_eq!(revoked.count(), 2);
-    assert_eq!(stops(&feed(&mut plan, 3_100, held.clone())), []);
+    assert_eq!(stops(&feed(&mut plan, 3_100, paused.clone())), []);
     for millis in (4_000..60_000).step_by(500) {
         assert_eq!(feed(&mut plan, millis, Event::Tick), []);
     }
@@ -84,11 +84,11 @@ fn a_held_host_is_told_to_keep_what_it_has_and_gets_nothing_until_it_is_selected
     let back = feed(&mut plan, 61_000, Event::HostConnected(host(1)));
     assert_eq!(stops(&back), [(1, true)]);
 
-    // one host is selected again, one stays held, and one must drop what it has
+    // one host is selected again, one stays paused, and one must drop what it has
     let actions = feed(
         &mut plan,
         62_000,
-        with_held(wanted(0, [0, 1], some(&[0])), &[0, 1]),
+        with_paused(wanted(0, [0, 1], some(&[0])), &[0, 1]),
     );
     assert_eq!(stops(&actions), [(2, false)]);
     assert!(actions.contains(&Action::Stage {

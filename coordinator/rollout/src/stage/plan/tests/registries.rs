@@ -273,7 +273,7 @@ fn one_registrys_trouble_doesnt_hold_up_another() {
         references: vec!["other.example/image:1".into()],
         contents,
         hosts,
-        held: Vec::new(),
+        paused: Vec::new(),
         purpose: Purpose::Stage,
     };
     let open = grants(&want(&mut plan, 4_000, other));

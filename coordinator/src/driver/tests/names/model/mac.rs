@@ -129,7 +129,7 @@ impl Mac {
             Some(Kind::Cancel(order)) => {
                 let digest = message::digest(&order.manifest_digest).unwrap();
                 match order.keep {
-                    true => self.hold(digest),
+                    true => self.pause(digest),
                     false => {
                         self.reconciler.cancel(digest);
                         self.give_up(digest);
@@ -161,8 +161,8 @@ impl Mac {
         }
     }
 
-    pub(super) fn hold(&mut self, digest: Digest) {
-        self.reconciler.hold(digest);
+    pub(super) fn pause(&mut self, digest: Digest) {
+        self.reconciler.pause(digest);
         let is_whole = |image: &Image| {
             matches!(
                 image.state,
