@@ -515,11 +515,9 @@ fn repository(image: Digest, references: &[String]) -> String {
     let name = reference
         .split_once('@')
         .map_or(reference.as_str(), |(name, _)| name);
-    match name.rsplit_once(':') {
-        // otherwise the colon precedes the registry's port
-        Some((name, tag)) if !tag.contains('/') => name.to_string(),
-        _ => name.to_string(),
-    }
+    // a colon before a slash precedes the registry's port
+    let tag = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/'));
+    tag.map_or(name, |(name, _)| name).to_string()
 }
 
 #[cfg(test)]
