@@ -11,8 +11,8 @@ use std::{
 
 use bytes::Bytes;
 use origin::{
-    Access, Backoff, Client, Credentials, Grant, OriginError, PlainHttp, Proxies, Reference,
-    Repository, Secret,
+    Backoff, Client, Credentials, Grant, OriginError, PlainHttp, Proxies, Reference, Repository,
+    Secret,
 };
 use proto::{
     Digest, HostId,
@@ -346,7 +346,7 @@ impl Registries {
         secret: Option<&String>,
     ) -> Result<Granted, ResolveError> {
         let repository = self.repository(reference, &parse(reference)?, secret)?;
-        let granted = timeout(RESOLVE_TIMEOUT, repository.authorization_for(Access::Pull)).await;
+        let granted = timeout(RESOLVE_TIMEOUT, repository.authorization_for()).await;
         let granted = granted
             .map_err(|_| ResolveError::Timeout {
                 reference: reference.to_owned(),

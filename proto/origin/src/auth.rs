@@ -32,7 +32,7 @@ const DEFAULT_LIFE: Duration = Duration::from_secs(60);
 const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// A token is replaced this long before it expires, or after three quarters of its life if that is later.
 const MARGIN: Duration = Duration::from_secs(10);
-/// The most tokens kept for one repository. Two for each kind of access would suffice.
+/// The most tokens kept for one repository. Two would suffice: for the scope that the registry names, and for ours.
 const MAX_TOKENS: usize = 8;
 
 /// The credentials with which a registry is asked.
@@ -53,15 +53,6 @@ pub enum Credentials {
     ///
     /// [`Repository::authorization_for`]: crate::Repository::authorization_for
     Header(Secret),
-}
-
-/// What a request is allowed to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Access {
-    /// Read manifests and blobs.
-    Pull,
-    /// Read and write manifests and blobs.
-    Push,
 }
 
 /// What may be given to another program, so that it can ask the registry itself.
@@ -99,11 +90,11 @@ pub(crate) struct Authenticator {
 
 #[derive(Debug, Default)]
 struct State {
-    demands: BTreeMap<Access, Demand>,
+    demand: Option<Demand>,
     tokens: BTreeMap<Bearer, Token>,
 }
 
-/// What the registry last demanded for an access.
+/// What the registry last demanded.
 #[derive(Clone, Debug)]
 enum Demand {
     Basic,
@@ -150,13 +141,12 @@ impl Authenticator {
     pub(crate) async fn ready(
         &self,
         transport: &Transport,
-        access: Access,
     ) -> Result<Option<HeaderValue>, OriginError> {
         if let Credentials::Header(header) = &self.credentials {
             return self.header(header).map(Some);
         }
         let mut state = self.state.lock().await;
-        match state.demands.get(&access).cloned() {
+        match state.demand.clone() {
             None => Ok(None),
             Some(Demand::Basic) => self.basic().map(Some),
             Some(Demand::Bearer(bearer)) => {
@@ -168,9 +158,9 @@ impl Authenticator {
 
     /// Whether the registry demands a token for another scope than this repository's: a proxy's own name for the
     /// repository, or a placeholder.
-    pub(crate) fn wants_another_scope(&self, access: Access, headers: &HeaderMap) -> bool {
-        let demand = self.demand(access, headers);
-        matches!(demand, Ok(Demand::Bearer(bearer)) if bearer.scope != Some(self.scope(access)))
+    pub(crate) fn wants_another_scope(&self, headers: &HeaderMap) -> bool {
+        let demand = self.demand(headers);
+        matches!(demand, Ok(Demand::Bearer(bearer)) if bearer.scope != Some(self.scope()))
     }
 
     /// The header with a token for this repository's own scope. Used when the registry refuses a token for the scope
@@ -178,15 +168,14 @@ impl Authenticator {
     pub(crate) async fn answer_in_own_scope(
         &self,
         transport: &Transport,
-        access: Access,
         headers: &HeaderMap,
     ) -> Result<HeaderValue, OriginError> {
-        let Demand::Bearer(mut bearer) = self.demand(access, headers)? else {
+        let Demand::Bearer(mut bearer) = self.demand(headers)? else {
             return Err(self.unauthorised("user or password is wrong"));
         };
-        bearer.scope = Some(self.scope(access));
+        bearer.scope = Some(self.scope());
         let mut state = self.state.lock().await;
-        state.demands.insert(access, Demand::Bearer(bearer.clone()));
+        state.demand = Some(Demand::Bearer(bearer.clone()));
         let token = self.token(transport, &mut state, &bearer).await?;
         Ok(token.header)
     }
@@ -195,7 +184,6 @@ impl Authenticator {
     pub(crate) async fn answer(
         &self,
         transport: &Transport,
-        access: Access,
         headers: &HeaderMap,
         refused: Option<&HeaderValue>,
     ) -> Result<HeaderValue, OriginError> {
@@ -204,9 +192,9 @@ impl Authenticator {
                 "the token that was handed out is refused or has expired; get another one",
             ));
         }
-        let demand = self.demand(access, headers)?;
+        let demand = self.demand(headers)?;
         let mut state = self.state.lock().await;
-        state.demands.insert(access, demand.clone());
+        state.demand = Some(demand.clone());
         match demand {
             Demand::Basic => {
                 let header = self.basic()?;
@@ -234,7 +222,6 @@ impl Authenticator {
     pub(crate) async fn grant(
         &self,
         transport: &Transport,
-        access: Access,
         headers: &HeaderMap,
     ) -> Result<Grant, OriginError> {
         if let Credentials::Header(header) = &self.credentials {
@@ -242,7 +229,7 @@ impl Authenticator {
                 header: header.clone(),
             });
         }
-        match self.demand(access, headers)? {
+        match self.demand(headers)? {
             Demand::Basic => {
                 self.basic()?;
                 Ok(Grant::Password {
@@ -251,7 +238,7 @@ impl Authenticator {
             }
             Demand::Bearer(mut bearer) => {
                 // A registry that is asked in general names no scope, or another scope than the one needed here.
-                bearer.scope = Some(self.scope(access));
+                bearer.scope = Some(self.scope());
                 let token = self.fetch(transport, &bearer).await?;
                 Ok(Grant::Token {
                     header: token.secret,
@@ -262,18 +249,14 @@ impl Authenticator {
     }
 
     /// The strongest demand that can be met: a token, where the registry accepts one.
-    fn demand(&self, access: Access, headers: &HeaderMap) -> Result<Demand, OriginError> {
+    fn demand(&self, headers: &HeaderMap) -> Result<Demand, OriginError> {
         let all = challenges(headers);
         let bearer = all.iter().find_map(|challenge| match challenge {
             Challenge::Bearer(bearer) => Some(bearer.clone()),
             Challenge::Basic => None,
         });
         if let Some(mut bearer) = bearer {
-            // The scope that a registry names is the least for the request that it refused. That may have been the read
-            // before a push.
-            if access == Access::Push || bearer.scope.is_none() {
-                bearer.scope = Some(self.scope(access));
-            }
+            bearer.scope.get_or_insert_with(|| self.scope());
             return Ok(Demand::Bearer(bearer));
         }
         match (all.contains(&Challenge::Basic), &self.credentials) {
@@ -285,12 +268,8 @@ impl Authenticator {
         }
     }
 
-    fn scope(&self, access: Access) -> String {
-        let actions = match access {
-            Access::Pull => "pull",
-            Access::Push => "pull,push",
-        };
-        format!("repository:{}:{actions}", self.name)
+    fn scope(&self) -> String {
+        format!("repository:{}:pull", self.name)
     }
 
     async fn token(

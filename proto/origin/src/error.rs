@@ -188,14 +188,6 @@ pub enum OriginError {
         /// What is wrong with the answer.
         cause: String,
     },
-    /// The bytes to push couldn't be read, or there weren't as many as announced.
-    #[error("{what} can't be pushed: {cause}")]
-    Body {
-        /// What was to be pushed.
-        what: String,
-        /// The cause.
-        cause: String,
-    },
 }
 
 /// Why a [`Config`](crate::Config) can't be used.

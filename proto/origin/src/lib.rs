@@ -38,7 +38,7 @@ mod proxy;
 mod repository;
 mod transport;
 
-pub use auth::{Access, Credentials, Grant};
+pub use auth::{Credentials, Grant};
 pub use backoff::Backoff;
 pub use blob::BlobStream;
 pub use client::Client;

@@ -11,7 +11,7 @@ use oci_spec::distribution::Reference;
 use proto::{Digest, image::MAX_MANIFEST_BYTES};
 
 use crate::{
-    auth::{Access, Authenticator, Credentials, Grant},
+    auth::{Authenticator, Credentials, Grant},
     blob::BlobStream,
     error::{OriginError, shorten, unexpected},
     location::{authority, same_server},
@@ -210,7 +210,7 @@ impl Repository {
         let mut wish = wishes.next().flatten();
         let answer = loop {
             let headers = manifest_headers(wish.as_ref());
-            let asked = self.ask(&what, Access::Pull, Method::GET, &path, &headers);
+            let asked = self.ask(&what, Method::GET, &path, &headers);
             match asked.await {
                 // some registries accept only one type at a time
                 Err(OriginError::Status { status: 406, .. }) if accept.is_none() => {
@@ -276,7 +276,6 @@ impl Repository {
         let answer = self
             .ask(
                 &what,
-                Access::Pull,
                 Method::HEAD,
                 &format!("manifests/{version}"),
                 &manifest_headers(None),
@@ -363,9 +362,7 @@ impl Repository {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.insert(RANGE, bytes_between(start, end));
         let path = format!("blobs/{digest}");
-        let asked = self
-            .ask(&what, Access::Pull, Method::GET, &path, &headers)
-            .await;
+        let asked = self.ask(&what, Method::GET, &path, &headers).await;
         let idle = self.0.transport.idle_timeout();
         let part = asked.and_then(|Answer { response, from }| {
             let part = (start, start, size);
@@ -404,9 +401,7 @@ impl Repository {
             headers.insert(RANGE, bytes_from(asked));
         }
         let path = format!("blobs/{digest}");
-        let Answer { response, from } = self
-            .ask(&what, Access::Pull, Method::GET, &path, &headers)
-            .await?;
+        let Answer { response, from } = self.ask(&what, Method::GET, &path, &headers).await?;
         let idle = self.0.transport.idle_timeout();
         let part = (asked, start, size);
         BlobStream::of(what, authority(&from), response, part, idle)
@@ -421,7 +416,7 @@ impl Repository {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let path = format!("blobs/{digest}");
-        let asked = |method| self.ask(&what, Access::Pull, method, &path, &headers);
+        let asked = |method| self.ask(&what, method, &path, &headers);
         let size = |answer: &Answer| {
             let length = answer.response.headers().get(CONTENT_LENGTH);
             length.and_then(|value| value.to_str().ok()?.parse().ok())
@@ -481,7 +476,7 @@ impl Repository {
 
     async fn list(&self, what: &str, uri: Uri) -> Result<(Bytes, HeaderMap), OriginError> {
         let answer = self
-            .ask_at(what, Access::Pull, Method::GET, uri, &HeaderMap::new())
+            .ask_at(what, Method::GET, uri, &HeaderMap::new())
             .await?;
         let host = authority(&answer.from);
         let (parts, body) = answer.response.into_parts();
@@ -515,7 +510,7 @@ impl Repository {
     ///
     /// # Errors
     /// See [`OriginError`].
-    pub async fn authorization_for(&self, access: Access) -> Result<Grant, OriginError> {
+    pub async fn authorization_for(&self) -> Result<Grant, OriginError> {
         let inner = &self.0;
         let what = format!("access to {}", inner.name);
         let uri = self.uri_at(&what, &format!("{}/v2/", inner.base))?;
@@ -527,10 +522,7 @@ impl Repository {
         let response = answer.response;
         match response.status() {
             StatusCode::UNAUTHORIZED => {
-                inner
-                    .auth
-                    .grant(&inner.transport, access, response.headers())
-                    .await
+                inner.auth.grant(&inner.transport, response.headers()).await
             }
             status if status.is_success() => Ok(Grant::Open),
             _ => Err(inner.transport.refusal(&what, &answer.from, response).await),
@@ -542,25 +534,23 @@ impl Repository {
     pub(crate) async fn ask(
         &self,
         what: &str,
-        access: Access,
         method: Method,
         path: &str,
         headers: &HeaderMap,
     ) -> Result<Answer, OriginError> {
         let uri = self.uri(what, path)?;
-        self.ask_at(what, access, method, uri, headers).await
+        self.ask_at(what, method, uri, headers).await
     }
 
     async fn ask_at(
         &self,
         what: &str,
-        access: Access,
         method: Method,
         uri: Uri,
         headers: &HeaderMap,
     ) -> Result<Answer, OriginError> {
         let inner = &self.0;
-        let mut authorization = inner.auth.ready(&inner.transport, access).await?;
+        let mut authorization = inner.auth.ready(&inner.transport).await?;
         let mut tries = 0;
         loop {
             tries += 1;
@@ -588,21 +578,19 @@ impl Repository {
                 });
             }
             let headers = answer.response.headers();
-            let own_scope = tries == 2 && ours && inner.auth.wants_another_scope(access, headers);
+            let own_scope = tries == 2 && ours && inner.auth.wants_another_scope(headers);
             if status != StatusCode::UNAUTHORIZED || !ours || (tries >= 2 && !own_scope) {
                 let Answer { response, from } = answer;
                 return Err(inner.transport.refusal(what, &from, response).await);
             }
             if own_scope {
-                let answered = inner
-                    .auth
-                    .answer_in_own_scope(&inner.transport, access, headers);
+                let answered = inner.auth.answer_in_own_scope(&inner.transport, headers);
                 authorization = Some(answered.await?);
                 continue;
             }
             let answered = inner
                 .auth
-                .answer(&inner.transport, access, headers, authorization.as_ref())
+                .answer(&inner.transport, headers, authorization.as_ref())
                 .await?;
             authorization = Some(answered);
         }

@@ -11,7 +11,7 @@ use e2e::{
     docker_registry::{Auth, DockerRegistry},
     image::ImageSpec,
 };
-use origin::{Access, Credentials, Grant, OriginError};
+use origin::{Credentials, Grant, OriginError};
 use proto::{Digest, Layout};
 
 async fn there_and_back(registry: &DockerRegistry) {
@@ -74,7 +74,7 @@ async fn an_anonymous_registry_gives_back_what_it_got() {
         .client()
         .repository(&reference, Credentials::Anonymous)
         .unwrap();
-    let grant = repository.authorization_for(Access::Pull).await;
+    let grant = repository.authorization_for().await;
     assert_eq!(grant, Ok(Grant::Open));
 }
 

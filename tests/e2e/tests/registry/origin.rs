@@ -16,8 +16,7 @@ use e2e::{
 use http::HeaderValue;
 use oci_client::{RegistryOperation, errors::OciDistributionError};
 use origin::{
-    Access, BlobStream, Client, Config, Credentials, Grant, OriginError, PlainHttp, Repository,
-    Version,
+    BlobStream, Client, Config, Credentials, Grant, OriginError, PlainHttp, Repository, Version,
 };
 use proto::{Digest, image::MANIFEST_TYPE};
 
@@ -474,7 +473,7 @@ async fn basic_credentials_are_sent_when_asked_for() {
         assert!(!error.to_string().contains("wrong "), "{error}");
         assert!(!error.is_retryable());
     }
-    let grant = world.repository.authorization_for(Access::Pull).await;
+    let grant = world.repository.authorization_for().await;
     assert!(matches!(grant, Ok(Grant::Password { .. })));
 }
 
@@ -578,7 +577,7 @@ async fn a_token_endpoint_in_trouble_is_told() {
 #[tokio::test]
 async fn a_handed_out_token_pulls_and_does_not_push() {
     let world = world(bearer(LONG, Some(Duration::from_secs(120)))).await;
-    let grant = world.repository.authorization_for(Access::Pull).await;
+    let grant = world.repository.authorization_for().await;
     let Ok(Grant::Token { header, life }) = grant else {
         panic!("{grant:?}");
     };
@@ -608,7 +607,7 @@ async fn a_handed_out_token_pulls_and_does_not_push() {
 #[tokio::test]
 async fn an_open_registry_needs_no_handed_out_token() {
     let world = world(Auth::Open).await;
-    let grant = world.repository.authorization_for(Access::Pull).await;
+    let grant = world.repository.authorization_for().await;
     assert_eq!(grant, Ok(Grant::Open));
 }
 
