@@ -14,28 +14,16 @@ use std::{
 
 use proto::{
     HostId,
+    limits::{
+        MAX_BLAMES, MAX_ENDED_LEASES, MAX_HELD, MAX_IMAGES, MAX_MIRROR_WANTS, MAX_RETRACTIONS,
+        MAX_WITHOUT_SOURCE,
+    },
     message::{Hello, ImageState, LeaseEnd, Report},
 };
 use tracing::warn;
 
 use crate::config::MAX_HOSTS;
 
-/// The most images of one host that are kept track of.
-pub(crate) const MAX_IMAGES: usize = 256;
-/// The most contents for which one report says that the host finds no source.
-pub(crate) const MAX_WITHOUT_SOURCE: usize = 16;
-/// The most contents of which one report says how much the host holds.
-pub(crate) const MAX_HELD: usize = 256;
-/// The most blames in one report: an agent keeps that many while it has no session. Only few of them are heard.
-const MAX_BLAMES: usize = 256;
-/// The most blobs for which the clients of one host's mirror may wait at one time; the message's schema has the same
-/// limit.
-pub(crate) const MAX_MIRROR_WANTS: usize = 64;
-/// The most contents of which one report takes back what its host made.
-pub(crate) const MAX_RETRACTIONS: usize = 64;
-/// The most leases in one report beyond those that may run in the whole fleet: leases that ended while the host had no
-/// session, and leases that an earlier coordinator granted.
-const MORE_LEASES: usize = 64;
 /// A list that is this many times longer than its limit ends the host's session.
 const FAR_BEYOND: usize = 10;
 /// How long such a host stays away.
@@ -81,8 +69,9 @@ impl fmt::Display for List {
 
 /// The most leases that one report may name, running and ended, when `origin_streams` leases may run in the fleet.
 pub(crate) const fn most_leases(origin_streams: usize) -> usize {
-    // the running leases, as many that ended since the last report, and one lease of a mirror for each of both
-    MORE_LEASES + 2 * (origin_streams + 1)
+    // The running leases, as many that ended since the last report, and one lease of a mirror for each of both. Beyond
+    // those: leases that ended while the host had no session, and leases that an earlier coordinator granted.
+    MAX_ENDED_LEASES + 2 * (origin_streams + 1)
 }
 
 /// Cuts a report's lists to what a host can need. Returns how many entries were left out.

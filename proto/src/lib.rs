@@ -17,6 +17,7 @@ pub mod fingerprint;
 pub mod host;
 pub mod image;
 pub mod ledger;
+pub mod limits;
 pub mod message;
 pub mod moment;
 pub mod reason;

@@ -13,7 +13,7 @@ use crate::digest::Digest;
 /// The longest reference: the lengths that the distribution specification allows the parts, added and rounded up.
 pub const MAX_REFERENCE_BYTES: usize = 512;
 /// The longest tag (OCI distribution specification 1.1, "Pulling manifests").
-const MAX_TAG_BYTES: usize = 128;
+pub const MAX_TAG_BYTES: usize = 128;
 /// The most characters of a malformed part that an error repeats.
 const MAX_QUOTE: usize = 80;
 

@@ -9,16 +9,13 @@ use prost::Message as _;
 use proto::{
     Digest,
     codec::Framed as _,
+    limits::{MAX_ENDED_LEASES, MAX_IMAGES, MAX_RETRACTIONS},
     message::{Blame, ImageState, LeaseEnd, LeaseState, Report, Retraction},
 };
 
 /// Bytes of all images in one report or hello. The other quarter of the message is for the rest of the report. The
 /// coordinator wants at most 64 images with 96 KiB of names: those fit.
 const IMAGE_BYTES: usize = Report::MAX_BYTES / 4 * 3;
-/// The most images in one report or hello, ends of leases, and retractions: the coordinator takes no more of each.
-const IMAGES: usize = 256;
-const ENDED_LEASES: usize = 64;
-const RETRACTIONS: usize = 64;
 /// Bytes of names that nobody wants any more: a cancelled tag stays on the disk, and a fleet may see thousands of them.
 const UNWANTED_NAME_BYTES: usize = 8 << 10;
 /// The most bytes of a text for people. Registries write longer texts.
@@ -103,7 +100,7 @@ pub(super) fn images(
     let parts = images.into_iter().map(|image| Parts::of(image, desired));
     let (mut said, others): (Vec<Parts>, Vec<Parts>) =
         parts.partition(|parts| parts.digest.is_some_and(|digest| wanted(&digest)));
-    let mut places = IMAGES;
+    let mut places = MAX_IMAGES;
     let mut keep_images = |all: &mut Vec<Parts>, room: &mut Room| {
         all.retain(|parts| {
             let fits = places > 0 && room.take(parts.image.encoded_len());
@@ -167,8 +164,8 @@ pub(super) fn events(report: &mut Report) -> Later {
     let blames = std::mem::take(&mut report.blames);
     let mut room = Room(Report::MAX_BYTES.saturating_sub(report.encoded_len()));
     let mut later = Later::default();
-    (report.retractions, later.retractions) = split(retractions, RETRACTIONS, &mut room);
-    let (ended, ended_later) = split(ended, ENDED_LEASES, &mut room);
+    (report.retractions, later.retractions) = split(retractions, MAX_RETRACTIONS, &mut room);
+    let (ended, ended_later) = split(ended, MAX_ENDED_LEASES, &mut room);
     report.leases.extend(ended);
     later.ended_leases = ended_later;
     (report.blames, later.blames) = split(blames, usize::MAX, &mut room);
@@ -255,7 +252,7 @@ mod tests {
         let (said, left) = images(all, |of| wanted.contains(of), &desired);
         assert!(bytes(&said) <= IMAGE_BYTES + 100, "{}", bytes(&said));
         assert_eq!(left.wanted_names, 0);
-        assert!(said.len() <= IMAGES && said.len() + left.images == 2_064);
+        assert!(said.len() <= MAX_IMAGES && said.len() + left.images == 2_064);
         for (number, said) in said[..64].iter().enumerate() {
             assert_eq!(said.manifest, digest(number).as_bytes());
             assert_eq!(said.ready_references.len(), tags);
@@ -288,7 +285,7 @@ mod tests {
                     content: vec![7; 32],
                     ..Retraction::default()
                 };
-                RETRACTIONS + 1
+                MAX_RETRACTIONS + 1
             ],
             blames: vec![
                 Blame {
@@ -307,9 +304,9 @@ mod tests {
         assert!(report.encoded_len() > Report::MAX_BYTES / 20 * 19);
         let runs = |lease: &LeaseState| lease.end() == LeaseEnd::Unspecified;
         assert_eq!(report.leases.iter().filter(|of| runs(of)).count(), 64);
-        assert_eq!(report.leases.len(), 64 + ENDED_LEASES);
-        assert_eq!(later.ended_leases.len(), 70 - ENDED_LEASES);
-        assert_eq!(report.retractions.len(), RETRACTIONS);
+        assert_eq!(report.leases.len(), 64 + MAX_ENDED_LEASES);
+        assert_eq!(later.ended_leases.len(), 70 - MAX_ENDED_LEASES);
+        assert_eq!(report.retractions.len(), MAX_RETRACTIONS);
         assert_eq!(later.retractions.len(), 1);
         assert_eq!(report.blames.len() + later.blames.len(), 200);
         assert!(!later.is_empty() && !later.blames.is_empty());

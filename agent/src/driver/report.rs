@@ -8,6 +8,7 @@ use std::{
 
 use proto::{
     ChunkIndex, Digest, HostId, Signed,
+    limits::{MAX_BLAMES, MAX_HELD, MAX_WITHOUT_SOURCE},
     message::{
         Blame, BlameKind, ContentHeld, Held, ImageState, LeaseState, Load, MirrorWants, Report,
         Retraction, SignedLink, Volume, WithoutSource,
@@ -23,15 +24,6 @@ const REPORT_EVERY: Duration = Duration::from_millis(500);
 
 /// A content is reported to have no source if nothing of it came for this long, and no peer has more of it.
 const NO_SOURCE: Duration = Duration::from_secs(2);
-
-/// The most contents without a source in one report: the first ones, which are leased first.
-const MAX_WITHOUT_SOURCE: usize = 16;
-
-/// The most contents whose count of chunks is in one report. The others follow with the next report.
-const MAX_HELD: usize = 256;
-
-/// The most accusations that wait for a session. More are dropped; the oldest stay.
-const MAX_BLAMES: usize = 256;
 
 /// The most accusations with evidence that wait: 1.5 KiB each. More are dropped: one is enough against a host.
 const MAX_EVIDENCE: usize = 32;

@@ -14,6 +14,7 @@ use std::{
 
 use proto::{
     Digest,
+    limits::MAX_MIRROR_WANTS,
     message::{MirrorQueue, MirrorWant, MirrorWants},
 };
 use tracing::info;
@@ -29,8 +30,6 @@ use crate::{
 
 /// The most blobs that clients want at one time; more are turned away. 256 connections can't want more.
 const MAX_WANTS: usize = 256;
-/// The most wants that the coordinator is told of. A blob beyond is fetched without a lease if nothing of it comes.
-const MAX_REPORTED: usize = 64;
 /// The most whole blobs that are served to peers: those that were used last.
 pub(super) const MAX_SEEDS: usize = 512;
 /// The time between two looks at the wants.
@@ -517,7 +516,7 @@ impl<B: Wantable> Wants<B> {
         }
         let shared = self.wants.values();
         let shared = shared.filter(|want| want.source == Source::Swarm);
-        let wants = shared.take(MAX_REPORTED).map(|want| MirrorWant {
+        let wants = shared.take(MAX_MIRROR_WANTS).map(|want| MirrorWant {
             content: want.blob.digest().as_bytes().to_vec(),
             size: want.blob.size(),
             number: want.number,

@@ -16,17 +16,16 @@ use tokio::{net::TcpStream, task::JoinSet, time::timeout};
 use tokio_rustls::TlsConnector;
 use wire::HandshakeError;
 
-use crate::view::Problem;
+use crate::{
+    patience::{ANSWER_AWAITED, LINE_AWAITED},
+    view::Problem,
+};
 
 /// The name in the coordinator's certificate, at every address. No host may have this name.
 pub const COORDINATOR: &str = "coordinator";
 
 /// The coordinator is reached within this time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The coordinator answers within this time. The time is long because the coordinator may have to ask a registry.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(100);
-/// A line of progress comes within this time: the coordinator sends a line every 5 s at least.
-const LINE_TIMEOUT: Duration = Duration::from_secs(20);
 /// The most bytes of an answer or a line: room for every host of the largest fleet with all its images.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 
@@ -203,9 +202,9 @@ impl Client {
                 .map_err(|error| self.away(&format!("reading its answer: {}", causes(&*error))))?
                 .to_bytes())
         };
-        timeout(ANSWER_TIMEOUT, whole)
+        timeout(ANSWER_AWAITED, whole)
             .await
-            .map_err(|_| self.away(&format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())))?
+            .map_err(|_| self.away(&format!("no answer within {} s", ANSWER_AWAITED.as_secs())))?
     }
 
     /// Calls, and returns the answer line by line as it comes.
@@ -214,8 +213,8 @@ impl Client {
     /// Those of [`Client::call`].
     pub async fn lines(&self, path: &str) -> Result<Lines, CallError> {
         let exchange = self.exchange(Method::GET, path, None::<&()>);
-        let exchange = timeout(ANSWER_TIMEOUT, exchange).await.map_err(|_| {
-            self.away(&format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))
+        let exchange = timeout(ANSWER_AWAITED, exchange).await.map_err(|_| {
+            self.away(&format!("no answer within {} s", ANSWER_AWAITED.as_secs()))
         })??;
         Ok(Lines {
             exchange,
@@ -370,10 +369,10 @@ impl Lines {
             if self.buffer.len() > MAX_ANSWER_BYTES {
                 return Err(CallError::Odd("a line of progress is too long".to_owned()));
             }
-            let frame = timeout(LINE_TIMEOUT, self.exchange.response.body_mut().frame()).await;
+            let frame = timeout(LINE_AWAITED, self.exchange.response.body_mut().frame()).await;
             match frame {
                 Err(_) => {
-                    let silent = LINE_TIMEOUT.as_secs();
+                    let silent = LINE_AWAITED.as_secs();
                     return Err(away(format!("nothing has come for {silent} s")));
                 }
                 Ok(None) => return Ok(None),

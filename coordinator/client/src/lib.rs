@@ -5,6 +5,7 @@
 //! (`coordinator` does).
 
 mod call;
+pub mod patience;
 pub mod view;
 
 pub use call::{COORDINATOR, CallError, Client, Lines, Target, segment};

@@ -3,14 +3,14 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use client::view::{HostProgress, HostState, ImageView, SourceBytes};
+use client::{
+    patience::LINE_FRESH,
+    view::{HostProgress, HostState, ImageView, SourceBytes},
+};
 use proto::figure::{Bytes, Span, percent};
 
 use crate::text;
 
-/// The coordinator sends an update every 5 s at least. An update that is older than this is called old, and its rates
-/// aren't shown.
-pub const FRESH: Duration = Duration::from_secs(7);
 /// The most columns of a host's name. The middle of a longer name is cut, because the names of one rack differ at the
 /// end.
 const MAX_NAME: usize = 24;
@@ -33,7 +33,7 @@ pub struct Contact {
 impl Contact {
     /// Whether the last update still describes what moves.
     fn is_fresh(&self) -> bool {
-        self.away.is_none() && self.heard_ago < FRESH
+        self.away.is_none() && self.heard_ago < LINE_FRESH
     }
 
     /// The text about the coordinator. `None` while there is nothing to say. `goes_on` names the work that goes on
@@ -507,12 +507,12 @@ mod tests {
         );
         // the coordinator is silent, and may still be there
         let contact = Contact {
-            heard_ago: FRESH,
+            heard_ago: LINE_FRESH,
             away: None,
         };
         assert!(line(&fleet(), &contact).ends_with("; last heard 7 s ago"));
         let contact = Contact {
-            heard_ago: FRESH - Duration::from_millis(1),
+            heard_ago: LINE_FRESH - Duration::from_millis(1),
             away: None,
         };
         assert!(line(&fleet(), &contact).contains("52.6 MB/s"));

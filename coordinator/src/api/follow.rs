@@ -7,6 +7,7 @@ use axum::{
     extract::{Path, State},
     response::{IntoResponse, Response},
 };
+use client::patience::LINE_EVERY;
 use http::{StatusCode, header};
 use proto::Digest;
 use tokio::{
@@ -26,9 +27,6 @@ use crate::{
 
 /// The shortest time between two lines.
 const LINE_PAUSE: Duration = Duration::from_millis(250);
-/// The longest time between two lines. A line comes this often even without news, so that each end sees that the other
-/// is alive.
-const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// The progress of one image: each line is an [`ImageView`]. When the image isn't wanted any more, the stream ends with
 /// a line whose state is `cancelled`.

@@ -1,21 +1,17 @@
 //! Layers around the API's handlers: the check of the API's token, for operators' routes, and the time limit and the
 //! count, for every request.
 
-use std::time::Duration;
-
 use axum::{
     extract::{MatchedPath, Request, State},
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use client::patience::ANSWER_WITHIN;
 use http::{HeaderMap, StatusCode, header};
 use tokio::time::timeout;
 
 use super::{answer::Failure, state::Api};
 use crate::{metrics::RequestLabel, secret::Secret};
-
-/// Each request is answered within this time, which is longer than a registry may take.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Passes on only requests that show the API's token.
 pub(super) async fn authenticate(State(api): State<Api>, request: Request, next: Next) -> Response {
@@ -57,11 +53,11 @@ pub(super) async fn count(State(api): State<Api>, request: Request, next: Next) 
         .extensions()
         .get::<MatchedPath>()
         .map(|path| path.as_str().to_owned());
-    let response = match timeout(ANSWER_TIMEOUT, next.run(request)).await {
+    let response = match timeout(ANSWER_WITHIN, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Failure::new(
             StatusCode::GATEWAY_TIMEOUT,
-            format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()),
+            format!("no answer within {} s", ANSWER_WITHIN.as_secs()),
         )
         .into_response(),
     };

@@ -4,7 +4,7 @@
 //! leader knows which hosts hold which images. Where a review can't be passed on, the replica refuses any label that
 //! may be a drain label, so that the other controller tries again. It allows everything else.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
     Json, Router,
@@ -26,9 +26,6 @@ use super::{
     review::{self, Intake, Review},
 };
 use crate::{api::unavailable, secret::Secret};
-
-/// The leader answers within this time. The limit is below the 2 s that the API server waits in all.
-const FORWARD: Duration = Duration::from_millis(1_500);
 
 /// How a review reaches the leader: at the address of the leader's Pod, on the same port, with the same authority and
 /// token.
@@ -151,7 +148,7 @@ async fn answer(
     let (Some(leader), Some(forward)) = (leader, forward) else {
         return declined();
     };
-    match timeout(FORWARD, forward.judge(&leader, review, key)).await {
+    match timeout(review::ANSWER_WITHIN, forward.judge(&leader, review, key)).await {
         Ok(Ok(judged)) => judged,
         Ok(Err(error)) => {
             debug!(leader, %error, "an admission review can't be passed on");

@@ -41,6 +41,9 @@ const GRACE: Duration = Duration::from_millis(500);
 /// A review arrives whole within this time, because the API server waits 2 s for the answer.
 const BODY_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The keeper answers within this time, and so does the leader whom a follower asks. The limit is below the 2 s that
+/// the API server waits for a webhook.
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_millis(1_500);
 /// The largest review that is read, in bytes. Runner Pods have about 20 kB, and a review has two of them.
 pub(super) const MAX_BYTES: usize = 1 << 20;
 /// The longest name of a label: a DNS name, a slash and 63 characters.

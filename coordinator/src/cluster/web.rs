@@ -6,7 +6,7 @@
 //! configuration, the webhook's path ends in a key that tells the API server from other callers. Runners show their own
 //! ServiceAccount's token and may ask about their own Pod. Operators show the API's token.
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -33,9 +33,6 @@ use crate::{
     serve::Remote,
     view::Problem,
 };
-
-/// The keeper answers within this time. The limit is below the 2 s that the API server waits for a webhook.
-const ANSWER: Duration = Duration::from_millis(1_500);
 
 /// The state that the handlers share.
 #[derive(Clone)]
@@ -100,7 +97,7 @@ async fn ask<T>(web: &Web, make: impl FnOnce(oneshot::Sender<T>) -> Question) ->
         web.questions.send(make(reply)).await.ok()?;
         answer.await.ok()
     };
-    timeout(ANSWER, asked).await.ok()?
+    timeout(review::ANSWER_WITHIN, asked).await.ok()?
 }
 
 // ---- operators

@@ -8,8 +8,9 @@
 
 use std::collections::BTreeMap;
 
+use client::patience::LINE_FRESH;
 use parbake::{
-    frame::{self, Contact, FRESH, Memory, Room},
+    frame::{self, Contact, Memory, Room},
     text,
 };
 use proto::figure::{Bytes, Span, percent};

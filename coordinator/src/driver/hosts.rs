@@ -6,13 +6,12 @@ use std::{
     time::Duration,
 };
 
-use proto::{Digest, HostId, HostKey, Moment, message};
+use proto::{Digest, HostId, HostKey, Moment, limits::MAX_IMAGES, message};
 use rollout::stage::event::Standing;
 use tracing::{debug, error, warn};
 
 use crate::{
     config::MAX_HOSTS,
-    intake::MAX_IMAGES,
     network::Network,
     progress::{self, Progress},
     view::{HostState, VolumeView},

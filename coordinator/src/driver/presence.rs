@@ -10,12 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proto::{Digest, HostId, Moment, message, reference::MAX_REFERENCE_BYTES};
+use proto::{Digest, HostId, Moment, limits::MAX_IMAGES, message, reference::MAX_REFERENCE_BYTES};
 use rollout::{names::Told, presence::Holdings};
 use tokio::sync::watch;
 
 use super::order::order;
-use crate::intake::MAX_IMAGES;
 
 /// When only ages change, they are published this often. A change of what is held is published at once.
 const PUBLISH_AGES: Duration = Duration::from_secs(1);

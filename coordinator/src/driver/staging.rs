@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use proto::{Digest, HostId, Moment, message};
+use proto::{Digest, HostId, Moment, limits::MAX_IMAGES, message};
 use rollout::stage::{Event, Plan};
 use tracing::warn;
 
@@ -21,7 +21,6 @@ use super::{
     writer::{Answer, Write},
 };
 use crate::{
-    intake::MAX_IMAGES,
     metrics::Metrics,
     resolve::{Granted, Registries},
     view::{CancelReply, HostState},

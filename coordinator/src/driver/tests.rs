@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use prometheus_client::registry::Registry;
-use proto::message::order::Kind;
+use proto::{limits::MAX_IMAGES, message::order::Kind};
 use tokio::sync::{mpsc::Receiver, oneshot};
 
 use super::{ask::MAX_WANTS, *};
 use crate::{
     config::Fleet,
-    intake::{self, MAX_IMAGES},
+    intake,
     metrics::KindLabel,
     view::{BandwidthRequest, HostState, HostView, ImageState},
     wants::tests::want,

@@ -8,7 +8,7 @@ use http::{
     header::{ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RANGE, WWW_AUTHENTICATE},
 };
 use oci_spec::distribution::Reference;
-use proto::{Digest, image::MAX_MANIFEST_BYTES};
+use proto::{Digest, image::MAX_MANIFEST_BYTES, reference::MAX_TAG_BYTES};
 
 use crate::{
     auth::{Authenticator, Credentials, Grant},
@@ -32,14 +32,15 @@ const DOCKER_MANIFEST: HeaderValue =
 const ANYTHING: HeaderValue = HeaderValue::from_static("*/*");
 const DIGEST_HEADER: HeaderName = HeaderName::from_static("docker-content-digest");
 
-/// A tag: a name for a version of an image, which may move. It has 1 to 128 letters, digits, `_`, `.` and `-`.
+/// A tag: a name for a version of an image, which may move. It has letters, digits, `_`, `.` and `-`, [`MAX_TAG_BYTES`]
+/// at most.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tag(String);
 
 /// The text isn't a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "a tag has 1 to 128 letters, digits, `_`, `.` and `-`, and starts with none of the last two"
+    "a tag has 1 to {MAX_TAG_BYTES} letters, digits, `_`, `.` and `-`, and starts with none of the last two"
 )]
 pub struct ParseTagError;
 
@@ -48,7 +49,7 @@ impl FromStr for Tag {
 
     fn from_str(text: &str) -> Result<Self, ParseTagError> {
         let first = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-        let valid = (1..=128).contains(&text.len())
+        let valid = (1..=MAX_TAG_BYTES).contains(&text.len())
             && text.bytes().next().is_some_and(first)
             && text
                 .bytes()

@@ -198,7 +198,7 @@ fn more_wants_than_connections_could_have_are_turned_away() {
         assert_eq!(stalled, at == u32::try_from(MAX_WANTS).unwrap());
         assert_eq!(effects.is_empty(), stalled);
     }
-    assert_eq!(reported(&mut wants).len(), MAX_REPORTED);
+    assert_eq!(reported(&mut wants).len(), MAX_MIRROR_WANTS);
 }
 
 #[test]

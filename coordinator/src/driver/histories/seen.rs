@@ -59,7 +59,7 @@ impl Play {
         assert!(line.starts_with(&head), "{at}; should begin with {head}");
         assert_eq!(percent(held, total) == 100, held == total, "{at}");
         let rate = sum(|host| host.bytes_per_second);
-        let fresh = contact.away.is_none() && contact.heard_ago < FRESH;
+        let fresh = contact.away.is_none() && contact.heard_ago < LINE_FRESH;
         assert_eq!(line.contains("/s, "), fresh && rate > 0, "{at}");
         assert_eq!(line.contains("to go"), fresh && rate > 0, "{at}");
         match &contact.away {
@@ -88,7 +88,7 @@ impl Play {
         if room.columns < 80 {
             return;
         }
-        let fresh = contact.away.is_none() && contact.heard_ago < FRESH;
+        let fresh = contact.away.is_none() && contact.heard_ago < LINE_FRESH;
         if !fresh {
             assert!(!at.contains("/s,"), "{at}");
         }

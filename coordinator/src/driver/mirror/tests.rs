@@ -1,10 +1,12 @@
-use proto::message::{LeaseEnd, LeaseState, MirrorWant, Report, order::Kind};
+use proto::{
+    limits::MAX_MIRROR_WANTS,
+    message::{LeaseEnd, LeaseState, MirrorWant, Report, order::Kind},
+};
 
 use super::{
     super::tests::{World, taken},
     *,
 };
-use crate::intake::MAX_MIRROR_WANTS;
 
 fn wants(blobs: &[(Digest, u64)]) -> Report {
     numbered(1, blobs)
