@@ -15,11 +15,10 @@ use crate::{
     bars::Show,
     ended::{Ended, Outcome, settled},
     frame::{Contact, Memory},
+    pauses::Pauses,
     say::tell,
 };
 
-/// The pause before an unreachable coordinator is asked again.
-const AGAIN: Duration = Duration::from_secs(1);
 /// How long to wait for a coordinator that has never answered, where the operator set no limit. Such a coordinator may
 /// have another address. A coordinator that restarts is back within this time.
 const NEVER_HEARD: Duration = Duration::from_secs(30);
@@ -27,8 +26,6 @@ const NEVER_HEARD: Duration = Duration::from_secs(30);
 const MENTIONED: Duration = Duration::from_secs(1);
 /// The message that the coordinator is unreachable is repeated after this long.
 const SAY_EVERY: Duration = Duration::from_secs(5);
-/// How often the image is asked for where the coordinator has too many followers.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// When the coordinator was last heard, and since when it is unreachable.
 #[derive(Debug)]
@@ -92,6 +89,7 @@ pub(crate) async fn ask<T>(
     let began = Instant::now();
     let mut heard = false;
     let mut said_at: Option<Instant> = None;
+    let mut pauses = Pauses::unreachable();
     loop {
         let (cause, unheard) = match question().await {
             Err(CallError::Away { cause, unheard }) => (cause, unheard),
@@ -104,7 +102,7 @@ pub(crate) async fn ask<T>(
             (None, true) => None,
             (None, false) => Some(began + NEVER_HEARD),
         };
-        if limit.is_some_and(|limit| now + AGAIN > limit) {
+        if limit.is_some_and(|limit| now >= limit) {
             bail!("{cause}; nothing was asked of the coordinator yet");
         }
         if said_at.is_none_or(|at| now.duration_since(at) >= SAY_EVERY) {
@@ -114,7 +112,8 @@ pub(crate) async fn ask<T>(
                 client.address()
             ));
         }
-        sleep(AGAIN).await;
+        let again = now + pauses.next();
+        sleep_until(limit.map_or(again, |limit| limit.min(again))).await;
     }
 }
 
@@ -142,6 +141,8 @@ pub(crate) async fn follow(
     if let Some(ended) = watch.heard(first) {
         return Ok(ended);
     }
+    let mut absences = Pauses::unreachable();
+    let mut looks = Pauses::between_looks();
     loop {
         let events = format!("{path}/events");
         let opened = watch.wait(client.lines(&events)).await;
@@ -151,6 +152,7 @@ pub(crate) async fn follow(
                 match watch.wait(lines.next()).await {
                     None => return Ok(watch.late()),
                     Some(Ok(Some(line))) => {
+                        absences.begin_anew();
                         if let Some(ended) = watch.heard(line) {
                             return Ok(ended);
                         }
@@ -159,7 +161,7 @@ pub(crate) async fn follow(
                     Some(Err(error)) => break watch.lost_by(error)?,
                 }
             },
-            // the coordinator serves no more followers, so we ask now and then
+            // the coordinator serves no more followers, so we ask now and then: often while something moves
             Some(Err(error)) if error.is(StatusCode::TOO_MANY_REQUESTS) => {
                 match watch
                     .wait(client.read(Method::GET, &path, None::<&()>))
@@ -167,10 +169,15 @@ pub(crate) async fn follow(
                 {
                     None => return Ok(watch.late()),
                     Some(Ok(line)) => {
+                        absences.begin_anew();
+                        let before = watch.image.without_ages();
                         if let Some(ended) = watch.heard(line) {
                             return Ok(ended);
                         }
-                        if watch.wait(sleep(LOOK_EVERY)).await.is_none() {
+                        if watch.image.without_ages() != before {
+                            looks.begin_anew();
+                        }
+                        if watch.wait(sleep(looks.next())).await.is_none() {
                             return Ok(watch.late());
                         }
                         continue;
@@ -185,7 +192,7 @@ pub(crate) async fn follow(
             Some(Err(error)) => watch.lost_by(error)?,
         };
         watch.touch.lost(Instant::now(), lost);
-        if watch.wait(sleep(AGAIN)).await.is_none() {
+        if watch.wait(sleep(absences.next())).await.is_none() {
             return Ok(watch.late());
         }
     }

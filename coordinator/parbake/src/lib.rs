@@ -8,6 +8,7 @@ mod connection;
 mod ended;
 mod follow;
 pub mod frame;
+mod pauses;
 mod roll;
 mod say;
 pub mod text;

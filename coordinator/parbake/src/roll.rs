@@ -8,17 +8,16 @@ use client::{
     view::{HostView, PodView, PoolView},
 };
 use http::Method;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use crate::{
     ended::{self, Outcome},
     follow::{self, Touch},
+    pauses::Pauses,
     say::{print, tell},
     text,
 };
 
-/// How often a roll that is waited for is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// While a roll is waited for, a pool that disappears is looked for this long: another coordinator may be taking over.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -116,6 +115,7 @@ pub(crate) async fn show(
     let mut shown = pool(first, name)?.ok_or_else(|| unknown(name))?;
     let mut touch = Touch::new(Instant::now());
     let mut missing_since = None;
+    let mut looks = Pauses::between_looks();
     while wait && shown.stale > 0 {
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             let away = touch.contact(Instant::now()).words("the roll");
@@ -123,13 +123,15 @@ pub(crate) async fn show(
             tell(&format!("not rolled in time; {goes_on}\n"));
             break;
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        let again = Instant::now() + looks.next();
+        sleep_until(deadline.map_or(again, |deadline| deadline.min(again))).await;
         match pools(client).await {
             Ok(found) => match pool(found, name)? {
                 Some(now) => {
                     (touch, missing_since) = (Touch::new(Instant::now()), None);
                     if (now.stale, now.in_flight) != (shown.stale, shown.in_flight) {
                         tell(&text::pool(&now));
+                        looks.begin_anew();
                     }
                     shown = now;
                 }
