@@ -41,7 +41,7 @@ pub enum CloneError {
 
 /// The load of the last minute, in percent of the cores: at 100, one task per core wants to run. `None` if the system
 /// doesn't say.
-pub fn load_percent() -> Option<u32> {
+pub(crate) fn load_percent() -> Option<u32> {
     let cores = std::thread::available_parallelism().ok()?.get();
     let load = system::load_average()?;
     if !load.is_finite() || load < 0.0 {
@@ -62,7 +62,7 @@ pub fn load_percent() -> Option<u32> {
 ///
 /// # Errors
 /// [`CloneError::Unsupported`] if the volume can't clone. The caller copies then.
-pub fn clone_file(from: &Path, to: &Path) -> Result<(), CloneError> {
+pub(crate) fn clone_file(from: &Path, to: &Path) -> Result<(), CloneError> {
     #[cfg(test)]
     if cloning::PRETENDED.get() {
         return cloning::copy(from, to).map_err(Into::into);
@@ -92,7 +92,7 @@ fn is_unsupported(error: &io::Error) -> bool {
 ///
 /// # Errors
 /// When neither punching nor writing zeros works.
-pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
+pub(crate) fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
     match system::punch_hole(file, offset, len) {
         Err(error) if is_unsupported(&error) => write_zeros(file, offset, len),
         done => done,
@@ -123,7 +123,7 @@ pub fn sync_data(file: &File) -> io::Result<()> {
 ///
 /// # Errors
 /// As [`sync_data`].
-pub fn sync_full(file: &File) -> io::Result<()> {
+pub(crate) fn sync_full(file: &File) -> io::Result<()> {
     system::sync_full(file)
 }
 
@@ -151,7 +151,7 @@ pub struct DirectoryLock(OwnedFd);
 impl DirectoryLock {
     /// Whether this is the directory that was locked. False if that one was removed, or made again.
     #[must_use]
-    pub fn is_on(&self, directory: &Path) -> bool {
+    pub(crate) fn is_on(&self, directory: &Path) -> bool {
         let (Ok(locked), Ok(found)) = (rustix::fs::fstat(&self.0), rustix::fs::stat(directory))
         else {
             return false;
@@ -192,7 +192,7 @@ fn for_so_long(waited: Duration) -> String {
 ///
 /// # Errors
 /// When the lock is still held after `wait`, or the directory can't be locked.
-pub fn lock_directory(directory: &Path, wait: Duration) -> Result<DirectoryLock, LockError> {
+pub(crate) fn lock_directory(directory: &Path, wait: Duration) -> Result<DirectoryLock, LockError> {
     let failed = |error: io::Error| LockError::Io {
         path: directory.into(),
         error,
@@ -259,7 +259,7 @@ pub fn space(path: &Path) -> io::Result<Space> {
 /// such attribute in the public headers). Linking Foundation would end cross-building for macOS. The command asks a
 /// daemon and may take seconds.
 #[must_use]
-pub fn capacity_command(path: &Path) -> Option<std::process::Command> {
+pub(crate) fn capacity_command(path: &Path) -> Option<std::process::Command> {
     system::capacity_command(path)
 }
 

@@ -532,7 +532,7 @@ impl Reconciler {
 
     /// The image that each wanted name shall name.
     #[must_use]
-    pub const fn desired(&self) -> &BTreeMap<String, Digest> {
+    pub(crate) const fn desired(&self) -> &BTreeMap<String, Digest> {
         &self.desired
     }
 
@@ -605,7 +605,7 @@ impl Reconciler {
 
     /// A wanted name that is in another image's job, and that image.
     #[must_use]
-    pub fn waits_for(&self, image: &Digest) -> Option<(String, Digest)> {
+    pub(crate) fn waits_for(&self, image: &Digest) -> Option<(String, Digest)> {
         self.names(image).find_map(|name| {
             let (other, _) = self.job_of(name)?;
             (other != image).then(|| (name.clone(), *other))

@@ -415,7 +415,7 @@ impl Store {
     ///
     /// # Errors
     /// As `begin`.
-    pub fn begin_making_room(
+    pub(crate) fn begin_making_room(
         &self,
         layout: &Layout,
         manifest: &[u8],
@@ -440,7 +440,7 @@ impl Store {
 
     /// Bytes that images under construction will still take from the volume's free space.
     #[must_use]
-    pub fn outstanding_bytes(&self) -> u64 {
+    pub(crate) fn outstanding_bytes(&self) -> u64 {
         self.shared.room().outstanding_bytes()
     }
 
@@ -461,7 +461,7 @@ impl Store {
 
     /// Sets the hosts that may have what an image holds. A stage that begins later has them in its notes. For a stage
     /// that exists, [`keep_entitled`](Self::keep_entitled) writes them down. Doesn't block.
-    pub fn entitle(&self, image: Digest, entitled: Entitled) {
+    pub(crate) fn entitle(&self, image: Digest, entitled: Entitled) {
         lock(&self.entitled).insert(image, entitled);
     }
 
@@ -469,7 +469,7 @@ impl Store {
     ///
     /// # Errors
     /// When the volume fails.
-    pub fn keep_entitled(&self, image: &Digest) -> io::Result<()> {
+    pub(crate) fn keep_entitled(&self, image: &Digest) -> io::Result<()> {
         let _changing = lock(&self.changing);
         match (self.stage(image), self.entitled_to(image)) {
             (Some(stage), Some(entitled)) => stage.names().entitle(entitled),
@@ -558,7 +558,7 @@ impl Store {
 
     /// Takes the system's estimate of the bytes that the volume could hold after purging what it can. For the next 5
     /// minutes, the difference to the free bytes counts as free. An estimate below the free bytes changes nothing.
-    pub fn set_capacity(&self, capacity_bytes: u64) {
+    pub(crate) fn set_capacity(&self, capacity_bytes: u64) {
         self.shared.room().set_capacity(capacity_bytes);
     }
 
@@ -581,7 +581,7 @@ impl Store {
     }
 
     /// Sets this host's id, which links that are made here name as their maker.
-    pub fn set_host(&self, host: HostId) {
+    pub(crate) fn set_host(&self, host: HostId) {
         self.shared.set_host(host);
     }
 

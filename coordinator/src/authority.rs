@@ -240,7 +240,7 @@ impl Authority {
     ///
     /// # Errors
     /// As `issue`, and when the request is for another key.
-    pub fn reissue(
+    pub(crate) fn reissue(
         &self,
         before: &Leaf,
         csr: &[u8],
@@ -346,7 +346,7 @@ impl Authority {
     ///
     /// # Errors
     /// When making the key or signing fails.
-    pub fn issue_own(&self, lifetime: Duration) -> Result<Identity, IssueError> {
+    pub(crate) fn issue_own(&self, lifetime: Duration) -> Result<Identity, IssueError> {
         self.issue_own_for(&[], lifetime)
     }
 
@@ -355,7 +355,7 @@ impl Authority {
     ///
     /// # Errors
     /// When making the key or signing fails, also when a name isn't a DNS name.
-    pub fn issue_own_for(
+    pub(crate) fn issue_own_for(
         &self,
         names: &[String],
         lifetime: Duration,

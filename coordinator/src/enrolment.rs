@@ -330,7 +330,7 @@ impl Enrolment {
     ///
     /// # Errors
     /// When the directory can't be read.
-    pub fn is_revoked(&self, host: &HostId) -> Result<bool, RecordError> {
+    pub(crate) fn is_revoked(&self, host: &HostId) -> Result<bool, RecordError> {
         let path = self.revoked.join(host.as_str());
         path.try_exists().map_err(at(&path))
     }

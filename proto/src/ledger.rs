@@ -199,7 +199,7 @@ impl Ledger {
 
     /// The state that the chunk must end in, where the chain after it proves that.
     #[must_use]
-    pub fn proved_end(&self, chunk: ChunkIndex) -> Option<State> {
+    pub(crate) fn proved_end(&self, chunk: ChunkIndex) -> Option<State> {
         if self.geometry.is_last(chunk) {
             return Some(self.digest.into());
         }

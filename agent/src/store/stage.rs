@@ -257,7 +257,7 @@ impl Stage {
     /// When this stage was made, also in an earlier process: the manifest's time, since the manifest is written once,
     /// at the beginning. `None` if the volume doesn't tell.
     #[must_use]
-    pub fn begun_at(&self) -> Option<SystemTime> {
+    pub(crate) fn begun_at(&self) -> Option<SystemTime> {
         let manifest = fs::metadata(self.directory.join(cache::MANIFEST));
         manifest.and_then(|found| found.modified()).ok()
     }
@@ -362,7 +362,7 @@ impl Stage {
     ///
     /// # Errors
     /// When the journal can't be written. The chunk is dropped all the same.
-    pub fn forget_chunk(&self, content: Digest, chunk: ChunkIndex) -> io::Result<()> {
+    pub(crate) fn forget_chunk(&self, content: Digest, chunk: ChunkIndex) -> io::Result<()> {
         if let Some(at) = self.held.find(&content)
             && self.held.forget(at, chunk)
         {
@@ -618,7 +618,7 @@ impl Stage {
     /// of an earlier process, and the image isn't installed or is doubted. The chunks of a sound installed image are
     /// compared when they are used.
     #[must_use]
-    pub fn has_to_be_read(&self) -> bool {
+    pub(crate) fn has_to_be_read(&self) -> bool {
         let unread = |at| !self.held.unread(at).is_empty();
         (!self.is_installed() || self.is_doubted()) && (0..self.held.len()).any(unread)
     }

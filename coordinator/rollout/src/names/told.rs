@@ -149,7 +149,7 @@ impl Told {
 
     /// Whether the host's latest word about this image's names is younger than the newest ask for each of them.
     #[must_use]
-    pub fn is_confirmed(&self, image: &Digest) -> bool {
+    pub(crate) fn is_confirmed(&self, image: &Digest) -> bool {
         let mut names = self.names.values();
         names.all(|name| {
             let ours = name.wanted && name.image == *image;
