@@ -1062,7 +1062,7 @@ impl Driver {
         let (bytes, effects) = self.mirror.keep(contents, pinned, place);
         if let Some(bytes) = bytes {
             let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-            self.metrics.mirror_cache_bytes.set(bytes);
+            self.metrics.mirror.cache_bytes.set(bytes);
         }
         self.act_for_mirror(effects);
     }

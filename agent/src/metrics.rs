@@ -75,9 +75,9 @@ pub(crate) struct PartLabel {
 /// A request to the mirror and its result.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct MirrorLabel {
-    /// `base`, `manifest`, `blob`, `tags` or `other`.
+    /// `base`, `manifest`, `blob`, `tags`, `referrers`, `catalog` or `other`.
     pub(crate) what: &'static str,
-    /// `ok`, `partial`, `redirected`, `denied`, `not_found`, `refused` or `broken`.
+    /// `ok`, `partial`, `redirected`, `denied`, `not_found`, `refused`, `broken` or `left`.
     pub(crate) result: &'static str,
 }
 
@@ -135,18 +135,25 @@ pub(crate) struct Metrics {
     pub(crate) peers: Family<StateLabel, Gauge>,
     /// Images, by state.
     pub(crate) images: Family<StateLabel, Gauge>,
+    /// The metrics of the mirror.
+    pub(crate) mirror: MirrorMetrics,
+}
+
+/// The mirror's metrics. Cloning shares them.
+#[derive(Clone, Debug)]
+pub(crate) struct MirrorMetrics {
     /// Requests to the mirror.
-    pub(crate) mirror_requests: Family<MirrorLabel, Counter>,
+    pub(crate) requests: Family<MirrorLabel, Counter>,
     /// Bytes of blobs that the mirror sent.
-    pub(crate) mirror_sent_bytes: Family<MirrorSourceLabel, Counter>,
+    pub(crate) sent_bytes: Family<MirrorSourceLabel, Counter>,
     /// From a request for a blob to its first byte.
-    pub(crate) mirror_first_byte_seconds: Histogram,
+    pub(crate) first_byte_seconds: Histogram,
     /// Times in which a client waited for bytes amid a blob.
-    pub(crate) mirror_stall_seconds: Histogram,
+    pub(crate) stall_seconds: Histogram,
     /// Requests for blobs, by whether they were here.
-    pub(crate) mirror_blobs: Family<OutcomeLabel, Counter>,
+    pub(crate) blobs: Family<OutcomeLabel, Counter>,
     /// Bytes that blobs take in the mirror's cache.
-    pub(crate) mirror_cache_bytes: Gauge,
+    pub(crate) cache_bytes: Gauge,
 }
 
 /// Loopback answers in milliseconds; a client breaks off after a minute.
@@ -162,6 +169,7 @@ impl Metrics {
     /// The metrics, and the registry that encodes them.
     #[must_use]
     pub(crate) fn new() -> (Self, Registry) {
+        let mut registry = Registry::with_prefix("parbake_agent");
         let metrics = Self {
             received_bytes: Family::default(),
             sent_bytes: Counter::default(),
@@ -174,14 +182,8 @@ impl Metrics {
             volume_bytes: Family::default(),
             peers: Family::default(),
             images: Family::default(),
-            mirror_requests: Family::default(),
-            mirror_sent_bytes: Family::default(),
-            mirror_first_byte_seconds: Histogram::new(MIRROR_BUCKETS),
-            mirror_stall_seconds: Histogram::new(MIRROR_BUCKETS),
-            mirror_blobs: Family::default(),
-            mirror_cache_bytes: Gauge::default(),
+            mirror: MirrorMetrics::new(&mut registry),
         };
-        let mut registry = Registry::with_prefix("parbake_agent");
         registry.register_with_unit(
             "received",
             "Bytes received: from the registry as compressed there, from peers as on the wire, from local disk raw",
@@ -238,50 +240,62 @@ impl Metrics {
             metrics.peers.clone(),
         );
         registry.register("images", "Images, by state", metrics.images.clone());
+        (metrics, registry)
+    }
+}
+
+impl MirrorMetrics {
+    fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            requests: Family::default(),
+            sent_bytes: Family::default(),
+            first_byte_seconds: Histogram::new(MIRROR_BUCKETS),
+            stall_seconds: Histogram::new(MIRROR_BUCKETS),
+            blobs: Family::default(),
+            cache_bytes: Gauge::default(),
+        };
         registry.register(
             "mirror_requests",
             "Requests to the mirror, by what they ask for and their result",
-            metrics.mirror_requests.clone(),
+            metrics.requests.clone(),
         );
         registry.register_with_unit(
             "mirror_sent",
             "Bytes of blobs that the mirror sent, by where it had them from",
             Unit::Bytes,
-            metrics.mirror_sent_bytes.clone(),
+            metrics.sent_bytes.clone(),
         );
         registry.register_with_unit(
             "mirror_first_byte",
             "From a request for a blob to its first byte",
             Unit::Seconds,
-            metrics.mirror_first_byte_seconds.clone(),
+            metrics.first_byte_seconds.clone(),
         );
         registry.register_with_unit(
             "mirror_stall",
             "Times in which a client waited amid a blob",
             Unit::Seconds,
-            metrics.mirror_stall_seconds.clone(),
+            metrics.stall_seconds.clone(),
         );
         registry.register(
             "mirror_blobs",
             "Requests for blobs, by whether they were here",
-            metrics.mirror_blobs.clone(),
+            metrics.blobs.clone(),
         );
         registry.register_with_unit(
             "mirror_cache",
             "Bytes that blobs take in the mirror's cache",
             Unit::Bytes,
-            metrics.mirror_cache_bytes.clone(),
+            metrics.cache_bytes.clone(),
         );
-        (metrics, registry)
+        metrics
     }
-}
 
-impl Metrics {
     /// Counts a request for a blob that was here, or wasn't.
-    pub(crate) fn count_mirror_hit(&self, hit: bool) {
+    pub(crate) fn count_hit(&self, hit: bool) {
         let outcome = if hit { "hit" } else { "miss" };
         let label = OutcomeLabel { outcome };
-        self.mirror_blobs.get_or_create(&label).inc();
+        self.blobs.get_or_create(&label).inc();
     }
 }
 
@@ -338,13 +352,14 @@ mod tests {
             what: "blob",
             result: "ok",
         };
-        metrics.mirror_requests.get_or_create(&request).inc();
+        metrics.mirror.requests.get_or_create(&request).inc();
         let source = MirrorSourceLabel {
             source: MirrorSource::Cache,
         };
-        metrics.mirror_sent_bytes.get_or_create(&source).inc();
-        metrics.count_mirror_hit(true);
+        metrics.mirror.sent_bytes.get_or_create(&source).inc();
+        metrics.mirror.count_hit(true);
         let encoded = encode(&registry).unwrap();
+        assert!(encoded.ends_with("\n# EOF\n"), "{encoded}");
         let kinds: std::collections::BTreeMap<_, _> = encoded
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE "))

@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::info;
-use wire::{Endpoint, LocalNames, Settings};
+use wire::{Credentials, Endpoint, LocalNames, Settings};
 
 use crate::{
     admin::{self, Snapshot},
@@ -25,7 +25,7 @@ use crate::{
     notary::Notary,
     purgeable,
     registries::Origin,
-    session,
+    session::{self, Heard},
     store::{self, Store},
     tart::Tart,
 };
@@ -42,27 +42,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         let address = config.admin;
         format!("listening on {address} for health and metrics (--admin)")
     })?;
-    let link_settings = Settings {
-        reset_secret: Some(identity::reset_secret(&config.state_dir)),
-        ..Settings::default()
-    };
-    let endpoint = Endpoint::bind(config.listen, credentials, &link_settings)
-        .with_context(|| format!("listening on UDP {} for peers (--listen)", config.listen))?;
-    // only the coordinator may connect until it names the other hosts
-    endpoint.authorise(wire::Authorised::Only([coordinator.clone()].into()));
-    // an installation that finds tart's lock taken frees its thread, and is tried again
-    let options = store::Options {
-        floor_percent: config.floor_percent,
-        lock_wait: Duration::ZERO,
-        ..store::Options::default()
-    };
-    let store = Store::open_in_background(config.tart_home.clone(), options).await?;
-    store.set_host(me.clone());
-    let goldens = config.golden_prefix.clone().map(|prefix| {
-        let tart = Tart::new(config.tart_binary.clone(), config.tart_home.clone());
-        let home = config.tart_home.clone();
-        Arc::new(Goldens::new(prefix, home, tart, metrics.clone()))
-    });
+    let endpoint = bind(&config, credentials, &coordinator)?;
+    let store = open_store(&config, &me).await?;
     let origin = Origin::new(&config.origin)?;
     let (mirror, ears) = mirror::open(
         config.mirror.clone(),
@@ -78,27 +59,19 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let (snapshot, snapshot_now) = watch::channel(Arc::new(Snapshot::default()));
     // a short queue will do, since orders come seldom: a roster, some stages, a lease every few seconds
     let (inbox, heard) = mpsc::channel(64);
-    let settings = session::Settings {
-        coordinator: coordinator.clone(),
-        address: identity.coordinator().to_owned(),
-        state_dir: config.state_dir.clone(),
-    };
     info!(
         host = %me,
         listen = %endpoint.local_addr().map_or(config.listen, |address| address),
         admin = %config.admin,
         mirror = mirror.as_ref().and_then(Mirror::address).map(tracing::field::display),
         tart_home = %config.tart_home.display(),
-        coordinator = settings.address,
+        coordinator = identity.coordinator(),
         "parbake-agent {} starts", env!("CARGO_PKG_VERSION")
     );
     let mut tasks = JoinSet::new();
     if config.count_purgeable {
         let following = purgeable::follow(store.clone(), config.tart_home.clone(), stop.clone());
-        tasks.spawn(async move {
-            following.await;
-            anyhow::Ok(())
-        });
+        tasks.spawn(unfailing(following));
     }
     let names = LocalNames::new(config.admin_names.iter().cloned());
     let serving = admin::serve(listener, registry, snapshot_now, names, stop.clone());
@@ -108,39 +81,23 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
             .context("serving health and metrics (--admin)")
     });
     if let Some(mirror) = mirror {
-        let serving = mirror.serve(stop.clone());
-        tasks.spawn(async move {
-            serving.await;
-            anyhow::Ok(())
-        });
+        tasks.spawn(unfailing(mirror.serve(stop.clone())));
     }
-    let session_endpoint = endpoint.clone();
-    let session_stop = stop.clone();
-    tasks.spawn(async move {
-        let mut hello_now = hello_now;
-        // the driver first makes the hello: what this host holds, and where its peers find it
-        if hello_now
-            .wait_for(|hello| !hello.version.is_empty())
-            .await
-            .is_err()
-        {
-            return Ok(());
-        }
-        let say_hello = move || hello_now.borrow().clone();
-        tokio::select! {
-            () = session::keep(session_endpoint, settings, identity, say_hello, inbox) => {}
-            () = session_stop.cancelled() => {}
-        }
-        anyhow::Ok(())
-    });
+    let settings = session::Settings {
+        coordinator: coordinator.clone(),
+        address: identity.coordinator().to_owned(),
+        state_dir: config.state_dir.clone(),
+    };
+    let session = keep_session(endpoint.clone(), settings, identity, hello_now, inbox);
+    tasks.spawn(unfailing(stop.clone().run_until_cancelled_owned(session)));
     let parts = Parts {
         origin,
         notary,
+        tart: goldens(&config, &metrics),
         config,
         me,
         endpoint,
         store,
-        tart: goldens,
         metrics,
         mirror: ears,
         coordinator,
@@ -150,6 +107,74 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         stop: stop.clone(),
     };
     tasks.spawn(Box::pin(driver::run(parts)));
+    watch_over(tasks, stop).await
+}
+
+/// The endpoint for peers and the coordinator. Only the coordinator may connect until it names the other hosts.
+fn bind(
+    config: &Config,
+    credentials: Credentials,
+    coordinator: &HostId,
+) -> anyhow::Result<Endpoint> {
+    let settings = Settings {
+        reset_secret: Some(identity::reset_secret(&config.state_dir)),
+        ..Settings::default()
+    };
+    let endpoint = Endpoint::bind(config.listen, credentials, &settings)
+        .with_context(|| format!("listening on UDP {} for peers (--listen)", config.listen))?;
+    endpoint.authorise(wire::Authorised::Only([coordinator.clone()].into()));
+    Ok(endpoint)
+}
+
+async fn open_store(config: &Config, me: &HostId) -> anyhow::Result<Arc<Store>> {
+    // an installation that finds tart's lock taken frees its thread, and is tried again
+    let options = store::Options {
+        floor_percent: config.floor_percent,
+        lock_wait: Duration::ZERO,
+        ..store::Options::default()
+    };
+    let store = Store::open_in_background(config.tart_home.clone(), options).await?;
+    store.set_host(me.clone());
+    Ok(store)
+}
+
+/// Makes goldens, if they are wanted on this host.
+fn goldens(config: &Config, metrics: &Metrics) -> Option<Arc<Goldens>> {
+    let prefix = config.golden_prefix.clone()?;
+    let tart = Tart::new(config.tart_binary.clone(), config.tart_home.clone());
+    let home = config.tart_home.clone();
+    Some(Arc::new(Goldens::new(prefix, home, tart, metrics.clone())))
+}
+
+/// Keeps a session with the coordinator, once the driver has made the hello: what this host holds, and where its peers
+/// find it.
+async fn keep_session(
+    endpoint: Endpoint,
+    settings: session::Settings,
+    identity: Identity,
+    mut hello: watch::Receiver<Hello>,
+    inbox: mpsc::Sender<Heard>,
+) {
+    let made = hello
+        .wait_for(|hello| !hello.version.is_empty())
+        .await
+        .is_ok();
+    if made {
+        let say_hello = move || hello.borrow().clone();
+        session::keep(endpoint, settings, identity, say_hello, inbox).await;
+    }
+}
+
+async fn unfailing<T>(task: impl Future<Output = T>) -> anyhow::Result<()> {
+    task.await;
+    Ok(())
+}
+
+/// Waits until the program is told to stop, or until a task ends. Then stops the tasks, and waits a while for them.
+async fn watch_over(
+    mut tasks: JoinSet<anyhow::Result<()>>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let result = tokio::select! {

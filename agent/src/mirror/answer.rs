@@ -6,7 +6,10 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
     HeaderMap, Request, Response, StatusCode,
-    header::{CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, LINK},
+    header::{
+        ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, HeaderValue,
+        LINK,
+    },
 };
 use proto::Digest;
 use wire::Work;
@@ -89,6 +92,28 @@ pub(super) fn name(headers: &mut HeaderMap, digest: &Digest) {
     if let Ok(value) = HeaderValue::from_str(&format!("\"{text}\"")) {
         headers.insert(ETAG, value);
     }
+}
+
+/// The answer with a part of a blob of `size` bytes, or with all of it, before its body is there.
+pub(super) fn blob_part(
+    digest: &Digest,
+    size: u64,
+    (start, end): (u64, u64),
+    status: StatusCode,
+) -> Response<Content> {
+    let mut response = Response::new(whole(Bytes::new()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_LENGTH, (end - start).into());
+    headers.insert(CONTENT_TYPE, browser::BYTES);
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    name(headers, digest);
+    if status == StatusCode::PARTIAL_CONTENT
+        && let Ok(value) = HeaderValue::from_str(&format!("bytes {start}-{}/{size}", end - 1))
+    {
+        headers.insert(CONTENT_RANGE, value);
+    }
+    response
 }
 
 /// The answer to a range that a blob of this size can't give.

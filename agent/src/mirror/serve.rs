@@ -15,9 +15,8 @@ use bytes::Bytes;
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
     header::{
-        ACCEPT, ACCEPT_RANGES, AGE, ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE,
-        CONTENT_TYPE, HOST, HeaderName, HeaderValue, IF_RANGE, LOCATION, RANGE, WARNING,
-        WWW_AUTHENTICATE,
+        ACCEPT, AGE, ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName,
+        HeaderValue, IF_RANGE, LOCATION, RANGE, WARNING, WWW_AUTHENTICATE,
     },
 };
 use origin::{Backoff, OriginError, Reference, Secret, Version};
@@ -30,7 +29,7 @@ use tracing::{debug, warn};
 use wire::LocalNames;
 
 use super::{
-    answer::{Content, Refusal, list, name, pages, refusal_of, unsatisfiable, whole},
+    answer::{Content, Refusal, blob_part, list, name, pages, refusal_of, unsatisfiable, whole},
     blob::{Reading, Trouble},
     blobs::{BeginError, Blobs},
     browser,
@@ -350,18 +349,7 @@ impl Service {
                 "earlier bytes of this blob turned out false: fetch it from its first byte",
             ));
         }
-        let mut response = Response::new(whole(Bytes::new()));
-        *response.status_mut() = status;
-        let out = response.headers_mut();
-        out.insert(CONTENT_LENGTH, (end - start).into());
-        out.insert(CONTENT_TYPE, browser::BYTES);
-        out.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-        name(out, &digest);
-        if status == StatusCode::PARTIAL_CONTENT
-            && let Ok(value) = HeaderValue::from_str(&format!("bytes {start}-{}/{size}", end - 1))
-        {
-            out.insert(CONTENT_RANGE, value);
-        }
+        let mut response = blob_part(&digest, size, (start, end), status);
         if head {
             return Ok(response);
         }
@@ -379,7 +367,7 @@ impl Service {
             }
         };
         let hit = reading.blob.is_whole();
-        self.metrics.count_mirror_hit(hit);
+        self.metrics.mirror.count_hit(hit);
         let proof = Proof {
             upstreams: self.upstreams.clone(),
             repository: repository.clone(),
@@ -408,7 +396,8 @@ impl Service {
             reading.limit(None);
         }
         self.metrics
-            .mirror_first_byte_seconds
+            .mirror
+            .first_byte_seconds
             .observe(began.elapsed().as_secs_f64());
         let terms = Terms {
             result: if status == StatusCode::OK {

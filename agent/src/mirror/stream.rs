@@ -209,7 +209,8 @@ impl Stream {
             };
             let part = if self.terms.hit { end } else { next.min(end) } - self.at;
             self.metrics
-                .mirror_sent_bytes
+                .mirror
+                .sent_bytes
                 .get_or_create(&MirrorSourceLabel { source })
                 .inc_by(part);
             self.at += part;
@@ -233,7 +234,8 @@ impl Stream {
                 if let Some(since) = stalled {
                     let stall = since.elapsed();
                     self.metrics
-                        .mirror_stall_seconds
+                        .mirror
+                        .stall_seconds
                         .observe(stall.as_secs_f64());
                 }
                 return Ok(ready);
@@ -246,7 +248,8 @@ impl Stream {
             let left = self.terms.patience.saturating_sub(since.elapsed());
             if left.is_zero() {
                 self.metrics
-                    .mirror_stall_seconds
+                    .mirror
+                    .stall_seconds
                     .observe(since.elapsed().as_secs_f64());
                 return Err(self.breaks("nothing came for too long".into()));
             }
@@ -265,7 +268,8 @@ pub(super) async fn sample(file: &Arc<File>, size: u64) -> io::Result<Sample> {
 /// Counts an answered request.
 pub(super) fn count(metrics: &Metrics, what: &'static str, result: &'static str) {
     metrics
-        .mirror_requests
+        .mirror
+        .requests
         .get_or_create(&MirrorLabel { what, result })
         .inc();
 }
