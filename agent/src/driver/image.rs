@@ -1,12 +1,21 @@
 //! One image on this host: the coordinator's order, and how far the image is.
 
-use std::{collections::BTreeSet, fmt::Debug, sync::Arc, time::SystemTime};
+use std::{
+    collections::BTreeSet,
+    fmt::Debug,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use proto::{Digest, Moment, Reason, image::Layout, message::StageState};
+use proto::{
+    Digest, HostKey, Moment, Reason,
+    image::Layout,
+    message::{StageOrder, StageState},
+};
 use swarm::event::Entitled;
 
 use super::trouble::Trouble;
-use crate::{registries::Access, store::Stage};
+use crate::{reconcile::Have, registries::Access, store::Stage};
 
 /// The questions that an image asks its stage directory. The store has the directory; tests have a made-up one.
 pub(super) trait OnDisk: Clone + Debug {
@@ -83,6 +92,19 @@ pub(super) struct Ordered {
     pub(super) access: Access,
     /// The hosts that may have the image's contents.
     pub(super) entitled: Entitled,
+}
+
+impl From<StageOrder> for Ordered {
+    fn from(order: StageOrder) -> Self {
+        let hosts = order.entitled_hosts.iter().copied().map(HostKey);
+        Self {
+            number: order.order,
+            access: Access::new(order.token.as_ref(), order.plain_http),
+            references: order.references,
+            // an order of an earlier version names no hosts
+            entitled: (!order.entitled_hosts.is_empty()).then(|| Arc::new(hosts.collect())),
+        }
+    }
 }
 
 /// How far an image is.
@@ -240,6 +262,15 @@ impl<S: OnDisk> Image<S> {
         self.is_whole() && self.stage().is_some_and(installed)
     }
 
+    /// How much of the image is here, if its stage is taken up.
+    pub(super) fn have(&self) -> Have {
+        match (self.is_whole(), self.is_installed()) {
+            (_, true) => Have::Installed,
+            (true, false) => Have::Whole,
+            (false, _) => Have::Filling,
+        }
+    }
+
     /// The image's state, as others are told.
     pub(super) const fn state(&self) -> StageState {
         match &self.life {
@@ -318,6 +349,24 @@ impl<S: OnDisk> Image<S> {
         true
     }
 
+    /// The image was found damaged: it isn't present until it is mended.
+    pub(super) fn doubt(&mut self, now: Moment) {
+        if self.leave_presence(now) {
+            self.trouble(
+                Reason::Checking,
+                "it was found damaged on disk; all of it is read again and mended",
+            );
+        }
+    }
+
+    /// Returns the stage, if the bytes that an earlier process left in it have to be read, and no job reads already.
+    pub(super) fn begin_reading(&mut self) -> Option<S> {
+        let stage = self.stage().filter(|stage| stage.has_to_be_read());
+        let stage = stage.filter(|_| !self.reading).cloned()?;
+        self.reading = true;
+        Some(stage)
+    }
+
     /// Goes to this step, if the image has a stage.
     pub(super) fn go_to(&mut self, step: Step) {
         if let Life::TakenUp(taken) = &mut self.life {
@@ -332,12 +381,42 @@ impl<S: OnDisk> Image<S> {
         }
     }
 
-    /// Takes out the moment since which every chunk was here.
-    pub(super) fn take_whole_since(&mut self) -> Option<Moment> {
-        match &mut self.life {
+    /// tart finds the image under every name that is wanted. Returns the time since the image was ordered or lost, and
+    /// the time since its last chunk came.
+    pub(super) fn become_present(&mut self, now: Moment) -> (Duration, Duration) {
+        let whole_since = match &mut self.life {
             Life::TakenUp(taken) => taken.whole_since.take(),
             Life::Queued | Life::Failed | Life::Gone => None,
+        };
+        self.go_to(Step::Present);
+        self.restaged = false;
+        self.trouble = None;
+        (now.since(self.since), now.since(whole_since.unwrap_or(now)))
+    }
+
+    /// The image's files were removed while it was staged, and its staging begins anew. Returns whether that happened
+    /// before, since the image was last present.
+    pub(super) fn restage(&mut self) -> bool {
+        self.seen.ready.clear();
+        self.counts = Counts::default();
+        std::mem::replace(&mut self.restaged, true)
+    }
+
+    /// The image was installed, and its files or its last name are gone.
+    pub(super) fn vanish(&mut self, reason: Reason, message: &str) {
+        self.life = Life::Gone;
+        self.counts = Counts::default();
+        self.seen.ready.clear();
+        self.trouble(reason, message);
+    }
+
+    /// A try failed.
+    pub(super) fn fail(&mut self, trouble: Trouble) {
+        match self.stage() {
+            Some(_) => self.go_to(Step::Failed),
+            None => self.life = Life::Failed,
         }
+        self.trouble = Some(trouble);
     }
 
     pub(super) fn trouble(&mut self, reason: Reason, message: impl Into<String>) {

@@ -1,9 +1,10 @@
 //! Images on this host, from the order to presence.
 //!
-//! [`Images`] knows the orders, the state of the disk, and the job that each image needs next, which the [`Reconciler`]
-//! decides. It touches neither disk nor swarm. The work comes out of [`Images::poll`], and its result goes into one of
+//! [`Images`] follows the orders, the state of the disk, and the job that each image needs next, which the
+//! [`Reconciler`] decides. The images stand in a [`Catalogue`]. Neither touches the disk or the swarm. The work comes out of [`Images::poll`], and its result goes into one of
 //! the methods. Each method leaves a state that may be reported.
 
+mod catalogue;
 mod effect;
 
 use std::{
@@ -12,23 +13,22 @@ use std::{
     time::Duration,
 };
 
-use proto::{
-    Digest, HostKey, Moment, Reason,
-    image::Layout,
-    message::{ImageState, Names, StageOrder},
-};
-use swarm::event::{ContentId, Entitled};
+use proto::{Digest, Moment, Reason, image::Layout, message::ImageState};
+use swarm::event::ContentId;
 use tracing::{error, info, warn};
 
-pub(super) use self::effect::{Effect, Left, Source};
+pub(super) use self::{
+    catalogue::Catalogue,
+    effect::{Effect, Left},
+};
 use super::{
-    image::{Counts, Image, Life, OnDisk, Ordered, Step},
-    image_state,
+    image::{Image, Life, OnDisk, Ordered, Step},
+    image_news::ImageNews,
+    orders::Names,
     trouble::Trouble,
 };
 use crate::{
     reconcile::{Have, Job, Look, Reconciler},
-    registries::Access,
     store::{InstallError, Stage},
 };
 
@@ -39,18 +39,10 @@ const BUSY_PAUSE: Duration = Duration::from_millis(500);
 /// The most names of one image in one line of the log: thousands of names may be left that were wanted once.
 const NAMES_SAID: usize = 16;
 
-/// An image that this version can't stage, and the reason.
-#[derive(Debug)]
-struct Declined {
-    references: Vec<String>,
-    message: String,
-}
-
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Images<S = Arc<Stage>> {
-    images: BTreeMap<Digest, Image<S>>,
-    declined: BTreeMap<Digest, Declined>,
+    catalogue: Catalogue<S>,
     reconciler: Reconciler,
     effects: VecDeque<Effect<S>>,
 }
@@ -58,8 +50,7 @@ pub(super) struct Images<S = Arc<Stage>> {
 impl<S> Default for Images<S> {
     fn default() -> Self {
         Self {
-            images: BTreeMap::new(),
-            declined: BTreeMap::new(),
+            catalogue: Catalogue::default(),
             reconciler: Reconciler::default(),
             effects: VecDeque::new(),
         }
@@ -87,7 +78,7 @@ impl<S: OnDisk> Images<S> {
         let mut found = Image::new(left.layout, left.manifest, ordered, now);
         // reported at once: even if there is no room to go on, these bytes are here
         found.adopt(&left.stage);
-        self.images.insert(image, found);
+        self.catalogue.insert(found);
         // for a stage that begins anew because its files were removed
         self.effect(Effect::Entitle {
             image,
@@ -99,43 +90,27 @@ impl<S: OnDisk> Images<S> {
         }
     }
 
-    /// The coordinator wants an image here.
-    pub(super) fn order(&mut self, now: Moment, order: StageOrder) {
-        let digest = match Digest::try_from(order.manifest_digest.as_slice()) {
-            Ok(digest) => digest,
-            Err(error) => {
-                warn!(%error, "stage order without a digest");
-                return;
-            }
-        };
-        let hosts = order.entitled_hosts.iter().copied().map(HostKey);
-        // an order of an earlier version names no hosts
-        let entitled = (!order.entitled_hosts.is_empty()).then(|| Arc::new(hosts.collect()));
-        let ordered = Ordered {
-            number: order.order,
-            access: Access::new(order.token.as_ref(), order.plain_http),
-            references: order.references,
-            entitled,
-        };
+    /// The coordinator wants an image here. `manifest` is empty if the image was here when the order was made.
+    pub(super) fn order(&mut self, now: Moment, digest: Digest, ordered: Ordered, manifest: &[u8]) {
         self.effect(Effect::Renew {
             image: digest,
             access: ordered.access.clone(),
         });
-        if self.images.contains_key(&digest) {
+        if self.catalogue.find(&digest).is_some() {
             self.order_again(now, digest, ordered);
-        } else if order.manifest.is_empty() {
-            // the image was here when the order was made; a full report says that it isn't, and brings another order
+        } else if manifest.is_empty() {
+            // a full report says that the image isn't here, and brings another order
             info!(image = %digest, "order without a manifest for an image that isn't here");
             self.effect(Effect::ReportAll);
         } else {
-            self.order_new(now, digest, ordered, &order.manifest);
+            self.order_new(now, digest, ordered, manifest);
         }
     }
 
     fn order_again(&mut self, now: Moment, digest: Digest, ordered: Ordered) {
         self.reconciler.order(digest, &ordered.references, now);
         self.effect(Effect::ReportSoon);
-        if let Some(image) = self.images.get_mut(&digest) {
+        if let Some(image) = self.catalogue.find_mut(&digest) {
             if matches!(image.life, Life::Gone) {
                 image.since = now;
             }
@@ -161,35 +136,28 @@ impl<S: OnDisk> Images<S> {
             Ok(layout) => Arc::new(layout),
             Err(error) => {
                 warn!(image = %digest, %error, "declining to stage");
-                let declined = Declined {
-                    references: ordered.references,
-                    message: error.to_string(),
-                };
-                self.declined.insert(digest, declined);
-                return;
+                let message = error.to_string();
+                return self.catalogue.decline(digest, ordered.references, message);
             }
         };
         info!(image = %digest, references = ?ordered.references, bytes = layout.content_bytes(), "staging");
-        self.declined.remove(&digest);
         self.reconciler.order(digest, &ordered.references, now);
         self.effect(Effect::Entitle {
             image: digest,
             entitled: ordered.entitled.clone(),
         });
         let image = Image::new(layout, manifest.into(), ordered, now);
-        self.images.insert(digest, image);
+        self.catalogue.insert(image);
         // names that other images had may now be this image's
         self.refresh(now);
     }
 
     /// Takes an order about names: which image each reference shall name here.
-    pub(super) fn order_names(&mut self, now: Moment, order: &Names) {
-        let names = order.names.iter().filter_map(|name| {
-            let image = Digest::try_from(name.manifest_digest.as_slice()).ok()?;
-            Some((name.reference.clone(), image))
-        });
-        let names = names.collect();
-        for image in self.reconciler.name(order.number, order.whole, names, now) {
+    pub(super) fn order_names(&mut self, now: Moment, order: Names) {
+        for image in self
+            .reconciler
+            .name(order.number, order.whole, order.names, now)
+        {
             self.give_up(image);
         }
         self.refresh(now);
@@ -197,7 +165,7 @@ impl<S: OnDisk> Images<S> {
 
     /// The image isn't wanted here any more, under any name.
     pub(super) fn cancel(&mut self, now: Moment, digest: Digest) {
-        self.declined.remove(&digest);
+        self.catalogue.forget_declined(&digest);
         self.reconciler.cancel(digest);
         self.give_up(digest);
         self.refresh(now);
@@ -205,10 +173,10 @@ impl<S: OnDisk> Images<S> {
 
     /// Staging stops, and the files stay on the disk: the image is ordered again later, or cancelled.
     pub(super) fn pause(&mut self, digest: Digest) {
-        self.declined.remove(&digest);
+        self.catalogue.forget_declined(&digest);
         self.reconciler.pause(digest);
         self.forget_order(digest);
-        let Some(image) = self.images.get(&digest) else {
+        let Some(image) = self.catalogue.find(&digest) else {
             return;
         };
         if image.is_at(Step::Present) || image.is_at(Step::Installing) {
@@ -216,7 +184,7 @@ impl<S: OnDisk> Images<S> {
         }
         info!(image = %digest, held_bytes = image.counts.held, "staging is paused; what is here is kept");
         self.put_down(digest, Life::Queued);
-        self.images.remove(&digest);
+        self.catalogue.remove(&digest);
         self.effect(Effect::ReportAll);
     }
 
@@ -228,19 +196,19 @@ impl<S: OnDisk> Images<S> {
     /// Gives an image up, unless it is installed: tart's user may need an installed image.
     fn give_up(&mut self, digest: Digest) {
         self.forget_order(digest);
-        if self.reconciler.is_installed(&digest) || !self.images.contains_key(&digest) {
+        if self.reconciler.is_installed(&digest) || self.catalogue.find(&digest).is_none() {
             return;
         }
         info!(image = %digest, "staging is cancelled");
         self.put_down(digest, Life::Queued);
-        self.images.remove(&digest);
+        self.catalogue.remove(&digest);
         self.effect(Effect::ReportAll);
     }
 
     /// The order to stage the image isn't valid any more: if the image is wanted again, the coordinator has to order it
     /// again.
     fn forget_order(&mut self, digest: Digest) {
-        if let Some(image) = self.images.get_mut(&digest) {
+        if let Some(image) = self.catalogue.find_mut(&digest) {
             image.ordered.number = 0;
         }
     }
@@ -261,7 +229,7 @@ impl<S: OnDisk> Images<S> {
                 Job::Install(names) => self.install(now, image, names),
                 Job::Abandon => {
                     self.withdraw(image, Life::Queued);
-                    self.images.remove(&image);
+                    self.catalogue.remove(&image);
                     self.effect(Effect::Abandon(image));
                 }
             }
@@ -271,7 +239,7 @@ impl<S: OnDisk> Images<S> {
     fn begin(&mut self, digest: Digest, names: Vec<String>) {
         // an earlier stage of the image is of no use any more
         self.withdraw(digest, Life::Queued);
-        let Some(image) = self.images.get_mut(&digest) else {
+        let Some(image) = self.catalogue.find_mut(&digest) else {
             // the image isn't known any more
             self.reconciler.cancel(digest);
             self.reconciler.begun(digest);
@@ -280,16 +248,10 @@ impl<S: OnDisk> Images<S> {
         image.life = Life::Queued;
         let (layout, manifest) = (image.layout.clone(), image.manifest.clone());
         self.effect(Effect::Begin {
-            image: digest,
             layout,
             manifest,
             names,
         });
-    }
-
-    /// The contents of an image that is known.
-    pub(super) fn layout(&self, image: &Digest) -> Option<&Arc<Layout>> {
-        self.images.get(image).map(|image| &image.layout)
     }
 
     /// Making a stage ready ended: with the stage and the number of bytes that were here already, or with a failure.
@@ -319,7 +281,7 @@ impl<S: OnDisk> Images<S> {
         local_bytes: u64,
         contradicts: Option<Digest>,
     ) {
-        let Some(image) = self.images.get_mut(&digest) else {
+        let Some(image) = self.catalogue.find_mut(&digest) else {
             return;
         };
         image.trouble = None;
@@ -330,11 +292,7 @@ impl<S: OnDisk> Images<S> {
         if let Some(content) = contradicts {
             image.life = Life::Queued;
             self.reconciler.have(digest, Have::Kept);
-            let message = format!(
-                "its manifest gives content {content} another size than an image that is here; one of the two is wrong"
-            );
-            let reason = Reason::Contradicts;
-            return self.fail(now, digest, Trouble { reason, message });
+            return self.fail(now, digest, Trouble::contradicts(&content));
         }
         self.effect(Effect::TakeUp {
             image: digest,
@@ -350,14 +308,10 @@ impl<S: OnDisk> Images<S> {
     /// Has the bytes that an earlier process left of an image read, while chunks come. The image isn't installed before
     /// that has ended.
     fn read_again(&mut self, digest: Digest) {
-        let Some(image) = self.images.get_mut(&digest) else {
+        let image = self.catalogue.find_mut(&digest);
+        let Some(stage) = image.and_then(Image::begin_reading) else {
             return;
         };
-        let stage = image.stage().filter(|stage| stage.has_to_be_read());
-        let Some(stage) = stage.filter(|_| !image.reading).cloned() else {
-            return;
-        };
-        image.reading = true;
         self.effect(Effect::ReadAgain {
             image: digest,
             stage,
@@ -372,7 +326,7 @@ impl<S: OnDisk> Images<S> {
         stage: &S,
         result: Result<(), String>,
     ) {
-        let Some(image) = self.images.get_mut(&digest) else {
+        let Some(image) = self.catalogue.find_mut(&digest) else {
             return;
         };
         image.reading = false;
@@ -395,7 +349,7 @@ impl<S: OnDisk> Images<S> {
         self.reconciler.recorded(digest, result.is_ok(), now);
         if let Err(trouble) = result {
             warn!(image = %digest, error = trouble.message, "writing down what names are wanted failed; trying again later");
-            if let Some(image) = self.images.get_mut(&digest) {
+            if let Some(image) = self.catalogue.find_mut(&digest) {
                 image.trouble = Some(trouble);
             }
         }
@@ -407,7 +361,7 @@ impl<S: OnDisk> Images<S> {
     }
 
     fn install(&mut self, now: Moment, digest: Digest, names: Vec<String>) {
-        let image = self.images.get_mut(&digest);
+        let image = self.catalogue.find_mut(&digest);
         let Some((image, stage)) = image.and_then(|image| {
             let stage = image.stage().cloned()?;
             Some((image, stage))
@@ -429,7 +383,7 @@ impl<S: OnDisk> Images<S> {
 
     /// The goldens of linked names were made, or weren't.
     pub(super) fn goldens_made(&mut self, digest: Digest, made: bool) {
-        if let Some(image) = self.images.get_mut(&digest) {
+        if let Some(image) = self.catalogue.find_mut(&digest) {
             image.seen.golden |= made;
         }
     }
@@ -445,7 +399,7 @@ impl<S: OnDisk> Images<S> {
     ) {
         let done = installed.is_ok() && golden.is_ok();
         self.reconciler.installed(digest, done);
-        let image = self.images.get(&digest);
+        let image = self.catalogue.find(&digest);
         // an earlier stage is of no interest any more
         let Some(image) = image.filter(|image| image.goes_by(stage)) else {
             return;
@@ -480,7 +434,7 @@ impl<S: OnDisk> Images<S> {
     /// good.
     fn wait_for_tart(&mut self, now: Moment, digest: Digest, trouble: Trouble) {
         self.reconciler.wait(digest, now, BUSY_PAUSE);
-        let Some(image) = self.images.get_mut(&digest) else {
+        let Some(image) = self.catalogue.find_mut(&digest) else {
             return;
         };
         if image.trouble.is_none() {
@@ -492,18 +446,46 @@ impl<S: OnDisk> Images<S> {
 
     // ---- what becomes of chunks -------------------------------------------------------------------------------------
 
+    /// News of a content came, for the images that it is part of.
+    pub(super) fn hear(&mut self, now: Moment, images: &[Digest], news: ImageNews) {
+        match news {
+            ImageNews::Gained(bytes) => self.catalogue.gained(images, bytes),
+            ImageNews::Lost(bytes) => self.catalogue.lost(images, bytes),
+            ImageNews::FromOrigin(bytes) => self.catalogue.came_from_origin(images, bytes),
+            ImageNews::FromPeers(bytes) => self.catalogue.came_from_peers(images, bytes),
+            ImageNews::Uploaded(bytes) => self.catalogue.uploaded(images, bytes),
+            ImageNews::OriginTrouble(trouble) => self.catalogue.origin_troubles(images, &trouble),
+            ImageNews::OriginIsFine => self.catalogue.origin_is_well(images),
+            ImageNews::Closed(content) => {
+                for image in images {
+                    self.content_closed(now, *image, &content);
+                }
+            }
+            ImageNews::Opened(content) => {
+                for image in images {
+                    self.content_opened(now, *image, content);
+                }
+            }
+            ImageNews::Unwritable(error) => {
+                for image in images {
+                    self.unwritable(now, *image, error.clone());
+                }
+            }
+        }
+    }
+
     /// A content of this image is verified.
-    pub(super) fn content_closed(&mut self, now: Moment, digest: Digest, content: &Digest) {
-        let image = self.images.get_mut(&digest);
+    fn content_closed(&mut self, now: Moment, digest: Digest, content: &Digest) {
+        let image = self.catalogue.find_mut(&digest);
         if image.is_some_and(|image| image.close(content)) {
             self.advance(now, digest);
         }
     }
 
     /// A content of this image isn't what was verified: the image isn't present until it is verified again.
-    pub(super) fn content_opened(&mut self, now: Moment, digest: Digest, content: Digest) {
+    fn content_opened(&mut self, now: Moment, digest: Digest, content: Digest) {
         // the news may be older than the image's way back into the queue: a later beginning reads what is here
-        let image = self.images.get_mut(&digest);
+        let image = self.catalogue.find_mut(&digest);
         let Some(image) = image.filter(|image| image.stage().is_some()) else {
             return;
         };
@@ -516,8 +498,8 @@ impl<S: OnDisk> Images<S> {
     }
 
     /// The files of one image can't be written, while other images take the same chunks: this image waits alone.
-    pub(super) fn unwritable(&mut self, now: Moment, digest: Digest, message: String) {
-        let image = self.images.get(&digest);
+    fn unwritable(&mut self, now: Moment, digest: Digest, message: String) {
+        let image = self.catalogue.find(&digest);
         if image.is_some_and(|image| image.is_at(Step::Filling)) {
             self.not_stored(now, digest, message);
         }
@@ -525,16 +507,13 @@ impl<S: OnDisk> Images<S> {
 
     /// The volume failed while chunks of images arrived: no image takes chunks until the next try.
     pub(super) fn storage_failed(&mut self, now: Moment, message: &str) {
-        let trouble = Trouble {
-            reason: Reason::NotStored,
-            message: message.to_owned(),
-        };
+        let trouble = Trouble::not_stored(message.to_owned());
         self.stop_filling(now, &trouble);
     }
 
     /// Stops taking chunks of any image, until a later beginning finds room for the rest.
     pub(super) fn stop_filling(&mut self, now: Moment, trouble: &Trouble) {
-        let filling = self.images.values().filter(|image| image.is_filling());
+        let filling = self.catalogue.iter().filter(|image| image.is_filling());
         for digest in filling.map(Image::digest).collect::<Vec<_>>() {
             self.put_down(digest, Life::Queued);
             self.fail(now, digest, trouble.clone());
@@ -543,80 +522,19 @@ impl<S: OnDisk> Images<S> {
 
     fn not_stored(&mut self, now: Moment, digest: Digest, message: String) {
         self.put_down(digest, Life::Queued);
-        let reason = Reason::NotStored;
-        self.fail(now, digest, Trouble { reason, message });
-    }
-
-    /// This many bytes of these images were verified and are here.
-    pub(super) fn gained(&mut self, images: &[Digest], bytes: u64) {
-        self.count(images, |counts| counts.held += bytes);
-    }
-
-    /// This many bytes of these images aren't here any more.
-    pub(super) fn lost(&mut self, images: &[Digest], bytes: u64) {
-        self.count(images, |counts| {
-            counts.held = counts.held.saturating_sub(bytes);
-        });
-    }
-
-    /// This many bytes came from the registry for these images: the registry isn't their trouble any more.
-    pub(super) fn came_from_origin(&mut self, images: &[Digest], bytes: u64) {
-        self.count(images, |counts| counts.origin += bytes);
-        self.each(images, |image| image.trouble = None);
-    }
-
-    /// This many bytes came from peers. They count for the first of these images.
-    pub(super) fn came_from_peers(&mut self, images: &[Digest], bytes: u64) {
-        self.count(first(images), |counts| counts.peers += bytes);
-    }
-
-    /// This many bytes went to peers. They count for the first of these images.
-    pub(super) fn uploaded(&mut self, images: &[Digest], bytes: u64) {
-        self.count(first(images), |counts| counts.uploaded += bytes);
-    }
-
-    fn count(&mut self, images: &[Digest], add: impl Fn(&mut Counts)) {
-        self.each(images, |image| add(&mut image.counts));
-    }
-
-    /// The registry troubles these images.
-    pub(super) fn origin_troubles(&mut self, images: &[Digest], trouble: &Trouble) {
-        self.each(images, |image| image.trouble = Some(trouble.clone()));
-    }
-
-    /// The registry's trouble is over: it is taken off these images.
-    pub(super) fn origin_is_well(&mut self, images: &[Digest]) {
-        let reasons = [
-            Reason::OriginTrouble,
-            Reason::OriginFailed,
-            Reason::OriginSettings,
-        ];
-        self.each(images, |image| image.clear_trouble_of(&reasons));
-    }
-
-    fn each(&mut self, images: &[Digest], mut change: impl FnMut(&mut Image<S>)) {
-        for image in images {
-            if let Some(image) = self.images.get_mut(image) {
-                change(image);
-            }
-        }
+        self.fail(now, digest, Trouble::not_stored(message));
     }
 
     // ---- what was found on the disk ---------------------------------------------------------------------------------
 
     /// The image was found damaged: it isn't present until all of it was read and mended.
     pub(super) fn doubted(&mut self, now: Moment, digest: Digest) {
-        let image = self.images.get_mut(&digest);
+        let image = self.catalogue.find_mut(&digest);
         let Some(image) = image.filter(|image| image.stage().is_some()) else {
             return;
         };
         warn!(image = %digest, "an image was found damaged on disk; it is read again, and isn't present until it is mended");
-        if image.leave_presence(now) {
-            image.trouble(
-                Reason::Checking,
-                "it was found damaged on disk; all of it is read again and mended",
-            );
-        }
+        image.doubt(now);
         self.read_again(digest);
         self.advance(now, digest);
         self.effect(Effect::ReportNow);
@@ -624,7 +542,7 @@ impl<S: OnDisk> Images<S> {
 
     /// The files of an image aren't there any more. The news may be about an earlier stage of the image.
     pub(super) fn removed(&mut self, now: Moment, digest: Digest) {
-        let image = self.images.get(&digest);
+        let image = self.catalogue.find(&digest);
         let Some(image) = image.filter(|image| image.stage().is_some_and(OnDisk::is_gone)) else {
             return;
         };
@@ -647,18 +565,11 @@ impl<S: OnDisk> Images<S> {
     /// files are removed again before the image is present, a growing pause comes first.
     fn restage(&mut self, now: Moment, digest: Digest) {
         self.put_down(digest, Life::Queued);
-        let Some(image) = self.images.get_mut(&digest) else {
+        let Some(image) = self.catalogue.find_mut(&digest) else {
             return;
         };
-        image.seen.ready.clear();
-        image.counts = Counts::default();
-        let message = "its files were removed from the disk while it was staged";
-        if std::mem::replace(&mut image.restaged, true) {
-            let trouble = Trouble {
-                reason: Reason::Removed,
-                message: format!("{message}, again; it is staged anew after a pause"),
-            };
-            return self.fail(now, digest, trouble);
+        if image.restage() {
+            return self.fail(now, digest, Trouble::removed_again());
         }
         warn!(image = %digest, "the files of an image were removed while it was staged; staging it anew");
         self.effect(Effect::ReportNow);
@@ -667,11 +578,8 @@ impl<S: OnDisk> Images<S> {
     /// Withdraws presence.
     fn gone(&mut self, digest: Digest, reason: Reason, message: &str) {
         self.withdraw(digest, Life::Gone);
-        if let Some(image) = self.images.get_mut(&digest) {
-            image.life = Life::Gone;
-            image.counts = Counts::default();
-            image.seen.ready.clear();
-            image.trouble(reason, message);
+        if let Some(image) = self.catalogue.find_mut(&digest) {
+            image.vanish(reason, message);
         }
         self.reconciler.have(digest, Have::Gone);
         self.effect(Effect::ReportNow);
@@ -695,13 +603,13 @@ impl<S: OnDisk> Images<S> {
         there: &BTreeSet<Digest>,
         began: Moment,
     ) {
-        for (digest, image) in &mut self.images {
-            if there.contains(digest) {
+        let mut before = Vec::new();
+        for image in self.catalogue.iter_mut() {
+            if there.contains(&image.digest()) {
                 image.seen.at = Some(began);
             }
+            before.push((image.digest(), image.seen.ready.clone()));
         }
-        let ready = |(digest, image): (&Digest, &Image<S>)| (*digest, image.seen.ready.clone());
-        let before: BTreeMap<_, _> = self.images.iter().map(ready).collect();
         let confirmed = self.reconciler.confirmed();
         self.reconciler.looked(look, now);
         self.refresh(now);
@@ -718,7 +626,7 @@ impl<S: OnDisk> Images<S> {
     /// Logs the names that an image has lost since the look before. An image that nothing names and nobody wants is let
     /// go.
     fn compare(&mut self, digest: Digest, before: &[String]) {
-        let Some(image) = self.images.get(&digest) else {
+        let Some(image) = self.catalogue.find(&digest) else {
             return;
         };
         let gone = |name: &&String| image.seen.ready.binary_search(*name).is_err();
@@ -743,18 +651,14 @@ impl<S: OnDisk> Images<S> {
     /// Moves an image on after a change: a content was verified or isn't any more, a stage was taken up, or what was
     /// here was read.
     fn advance(&mut self, now: Moment, digest: Digest) {
-        let image = self.images.get_mut(&digest);
+        let image = self.catalogue.find_mut(&digest);
         let Some(image) = image.filter(|image| image.stage().is_some()) else {
             return;
         };
         if image.has_all() && image.is_at(Step::Filling) {
             image.note_whole(now);
         }
-        let have = match (image.is_whole(), image.is_installed()) {
-            (_, true) => Have::Installed,
-            (true, false) => Have::Whole,
-            (false, _) => Have::Filling,
-        };
+        let have = image.have();
         if have != Have::Filling && image.is_at(Step::Filling) {
             image.go_to(Step::Installing);
             self.effect(Effect::ReportSoon);
@@ -768,17 +672,18 @@ impl<S: OnDisk> Images<S> {
     fn refresh(&mut self, now: Moment) {
         let mut news = false;
         let mut present = Vec::new();
-        for (digest, image) in self.images.iter_mut().filter(|(_, image)| image.is_whole()) {
-            let ready = self.reconciler.ready(digest);
-            let named = self.reconciler.names(digest).next().is_some();
+        for image in self.catalogue.iter_mut().filter(|image| image.is_whole()) {
+            let digest = image.digest();
+            let ready = self.reconciler.ready(&digest);
+            let named = self.reconciler.names(&digest).next().is_some();
             let is_present = match named {
-                true => self.reconciler.is_present(digest),
+                true => self.reconciler.is_present(&digest),
                 false => !ready.is_empty(),
             };
             news |= image.seen.ready != ready;
             image.seen.ready = ready;
             if is_present && !image.is_at(Step::Present) {
-                present.push(*digest);
+                present.push(digest);
             } else if !is_present && image.is_at(Step::Present) {
                 image.go_to(Step::Installing);
                 news = true;
@@ -794,14 +699,10 @@ impl<S: OnDisk> Images<S> {
     }
 
     fn become_present(&mut self, now: Moment, digest: &Digest) {
-        let Some(image) = self.images.get_mut(digest) else {
+        let Some(image) = self.catalogue.find_mut(digest) else {
             return;
         };
-        let whole_since = image.take_whole_since().unwrap_or(now);
-        image.go_to(Step::Present);
-        image.restaged = false;
-        image.trouble = None;
-        let (staged_in, installed_in) = (now.since(image.since), now.since(whole_since));
+        let (staged_in, installed_in) = image.become_present(now);
         info!(
             image = %digest,
             references = ?image.seen.ready.iter().take(NAMES_SAID).collect::<Vec<_>>(),
@@ -821,15 +722,11 @@ impl<S: OnDisk> Images<S> {
     /// A try failed. Another one follows after a pause that grows.
     fn fail(&mut self, now: Moment, digest: Digest, trouble: Trouble) {
         self.reconciler.failed(digest, now);
-        let Some(image) = self.images.get_mut(&digest) else {
+        let Some(image) = self.catalogue.find_mut(&digest) else {
             return;
         };
         error!(image = %digest, reason = trouble.reason.as_str(), error = trouble.message, "staging failed; trying again later");
-        match image.stage() {
-            Some(_) => image.go_to(Step::Failed),
-            None => image.life = Life::Failed,
-        }
-        image.trouble = Some(trouble);
+        image.fail(trouble);
         let after = now.since(image.since);
         self.effect(Effect::Failed { after });
         self.effect(Effect::ReportNow);
@@ -843,7 +740,7 @@ impl<S: OnDisk> Images<S> {
 
     /// Takes the contents of an image out of the swarm, if they are in it.
     fn withdraw(&mut self, digest: Digest, life: Life<S>) {
-        let image = self.images.get_mut(&digest);
+        let image = self.catalogue.find_mut(&digest);
         if let Some(image) = image.filter(|image| image.stage().is_some()) {
             image.life = life;
             let layout = image.layout.clone();
@@ -860,52 +757,13 @@ impl<S: OnDisk> Images<S> {
 
     // ---- what others ask --------------------------------------------------------------------------------------------
 
-    /// Whether any image takes chunks.
-    pub(super) fn is_filling(&self) -> bool {
-        self.images.values().any(Image::is_filling)
-    }
-
-    /// Whether any image is between its beginning and its last chunk.
-    pub(super) fn is_staging(&self) -> bool {
-        let mut images = self.images.values();
-        images.any(|image| image.is_at(Step::Filling))
-    }
-
-    /// The hosts that may have an image's contents; `None` for a forgotten image, whose contents no host may have.
-    pub(super) fn entitled(&self, image: &Digest) -> Option<Entitled> {
-        Some(self.images.get(image)?.ordered.entitled.clone())
-    }
-
-    /// How to ask the registry for a content of these images. `leased` is the image for which the lease was granted:
-    /// another image may name a repository that refuses this content.
-    pub(super) fn source(&self, leased: Option<Digest>, images: &[Digest]) -> Option<Source> {
-        let leased = leased.filter(|image| images.contains(image));
-        let image = leased.iter().chain(images);
-        let image = image.filter_map(|image| self.images.get(image)).next()?;
-        Some(Source {
-            image: image.digest(),
-            reference: image.reference().to_owned(),
-            access: image.ordered.access.clone(),
-        })
-    }
-
-    /// The blobs of images that are on their way: the mirror's cache keeps them.
-    pub(super) fn blobs_in_use(&self) -> BTreeSet<Digest> {
-        let under_way = |image: &&Image<S>| {
-            let taken = image.is_at(Step::Filling) || image.is_at(Step::Installing);
-            taken || matches!(image.life, Life::Queued)
-        };
-        let images = self.images.values().filter(under_way);
-        let blobs = images.flat_map(|image| {
-            let layers = image.layout.layers().iter().map(|layer| layer.blob.digest);
-            layers.chain([image.layout.config().digest, image.layout.nvram().digest])
-        });
-        blobs.collect()
+    pub(super) const fn catalogue(&self) -> &Catalogue<S> {
+        &self.catalogue
     }
 
     /// Whether anybody waits for news of an image.
     pub(super) fn is_wanted(&self, image: &Digest) -> bool {
-        self.reconciler.is_wanted(image) || self.declined.contains_key(image)
+        self.reconciler.is_wanted(image) || self.catalogue.is_declined(image)
     }
 
     /// The image that each wanted name shall name.
@@ -925,39 +783,8 @@ impl<S: OnDisk> Images<S> {
         status: &swarm::Status,
         id_of: impl Fn(&Digest) -> Option<ContentId>,
     ) -> Vec<ImageState> {
-        let declined = self.declined.iter().map(|(digest, declined)| {
-            image_state::declined(digest, &declined.references, &declined.message)
-        });
-        let images = self.images.values().map(|image| {
-            let still = match image.is_at(Step::Filling) {
-                true => {
-                    let contents = image.layout.contents();
-                    let ids = contents.iter().filter_map(|spec| id_of(&spec.digest));
-                    status.standstill(&ids.collect::<Vec<_>>())
-                }
-                false => None,
-            };
-            let unnamed = match image.trouble.is_none() && image.is_at(Step::Installing) {
-                true => image_state::unnamed(now, image, &self.reconciler),
-                false => None,
-            };
-            image_state::of(now, image, still, unnamed.as_ref())
-        });
-        declined.chain(images).collect()
+        self.catalogue.states(now, &self.reconciler, status, id_of)
     }
-
-    /// The number of images in each state, for metrics. Declined images aren't counted.
-    pub(super) fn count_states(&self) -> BTreeMap<&'static str, usize> {
-        let mut counts: BTreeMap<_, _> = image_state::NAMES.map(|name| (name, 0)).into();
-        for image in self.images.values() {
-            *counts.entry(image_state::name(image)).or_default() += 1;
-        }
-        counts
-    }
-}
-
-fn first(images: &[Digest]) -> &[Digest] {
-    images.get(..1).unwrap_or_default()
 }
 
 /// Whole milliseconds, as a number that JSON logs keep one.
@@ -966,4 +793,4 @@ fn millis(time: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -3,7 +3,7 @@
 //! Blocking work runs on a bounded number of threads. Work that may take minutes (reading an image again, copying from
 //! another image, a second directory) runs on few of them at a time, so that chunks are stored and served meanwhile.
 
-use std::sync::Arc;
+use std::{pin::Pin, sync::Arc};
 
 use tokio::{
     sync::Semaphore,
@@ -30,6 +30,30 @@ pub(super) enum Long {
     Install,
 }
 
+/// Work beside the driver's loop. It ends in an input.
+pub(super) enum Work {
+    /// The work waits for others.
+    Waiting(Pin<Box<dyn Future<Output = Input> + Send>>),
+    /// The work blocks for as long as one chunk or one content takes.
+    Blocking(Box<dyn FnOnce() -> Input + Send>),
+    /// The work may block for minutes.
+    Long(Long, Box<dyn FnOnce() -> Input + Send>),
+}
+
+impl Work {
+    pub(super) fn waiting(job: impl Future<Output = Input> + Send + 'static) -> Self {
+        Self::Waiting(Box::pin(job))
+    }
+
+    pub(super) fn blocking(job: impl FnOnce() -> Input + Send + 'static) -> Self {
+        Self::Blocking(Box::new(job))
+    }
+
+    pub(super) fn long(what: Long, job: impl FnOnce() -> Input + Send + 'static) -> Self {
+        Self::Long(what, Box::new(job))
+    }
+}
+
 /// Jobs under way.
 #[derive(Debug)]
 pub(super) struct Jobs {
@@ -47,17 +71,16 @@ impl Jobs {
         }
     }
 
-    pub(super) fn spawn(&mut self, job: impl Future<Output = Input> + Send + 'static) {
-        self.all.spawn(job);
+    /// Starts a job. A [`Work::Long`] waits for one of its few places first.
+    pub(super) fn start(&mut self, work: Work) {
+        match work {
+            Work::Waiting(job) => drop(self.all.spawn(job)),
+            Work::Blocking(job) => drop(self.all.spawn_blocking(job)),
+            Work::Long(what, job) => self.start_long(what, job),
+        }
     }
 
-    /// Runs a job that blocks for as long as one chunk takes.
-    pub(super) fn spawn_blocking(&mut self, job: impl FnOnce() -> Input + Send + 'static) {
-        self.all.spawn_blocking(job);
-    }
-
-    /// Runs a job that may block for minutes, once one of the few places is free.
-    pub(super) fn spawn_long(&mut self, what: Long, job: impl FnOnce() -> Input + Send + 'static) {
+    fn start_long(&mut self, what: Long, job: Box<dyn FnOnce() -> Input + Send>) {
         let places = match what {
             Long::Read => self.readers.clone(),
             Long::Install => self.installers.clone(),
@@ -106,15 +129,15 @@ mod tests {
         for (what, places) in [(Long::Read, READERS), (Long::Install, INSTALLERS)] {
             for _ in 0..2 * places {
                 let (started, gate) = (started.clone(), gate.clone());
-                jobs.spawn_long(what, move || {
+                jobs.start(Work::long(what, move || {
                     started.send(()).unwrap();
                     gate.wait();
                     Input::Nothing
-                });
+                }));
             }
         }
         // a chunk's job is done meanwhile, though all long jobs were asked for before
-        jobs.spawn_blocking(|| Input::Tick);
+        jobs.start(Work::blocking(|| Input::Tick));
         assert!(matches!(jobs.join_next().await, Some(Ok(Input::Tick))));
         // two rounds of as many as there are places
         for _ in 0..2 {
@@ -137,7 +160,7 @@ mod tests {
     #[tokio::test]
     async fn a_long_job_that_panics_is_seen() {
         let mut jobs = Jobs::new();
-        jobs.spawn_long(Long::Read, || panic!("as a test does"));
+        jobs.start(Work::long(Long::Read, || panic!("as a test does")));
         assert!(jobs.join_next().await.unwrap().unwrap_err().is_panic());
     }
 }

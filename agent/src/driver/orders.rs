@@ -1,10 +1,24 @@
 //! Reads the coordinator's orders: digests and host names are checked, or there is no order.
 
+use std::collections::BTreeMap;
+
 use proto::{
     ChunkIndex, Digest, HostId,
     digest::ParseDigestError,
     message::{self, order::Kind},
 };
+
+use super::image::Ordered;
+
+/// The image that each reference shall name.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Names {
+    /// The coordinator's number of the order.
+    pub(super) number: u64,
+    /// Whatever the order doesn't name isn't wanted.
+    pub(super) whole: bool,
+    pub(super) names: BTreeMap<String, Digest>,
+}
 
 /// An order of the coordinator.
 #[derive(Debug)]
@@ -16,13 +30,18 @@ pub(super) enum Order {
     /// This host follows these hosts, which become its neighbours.
     Neighbours(Vec<String>),
     /// An image is to be here.
-    Stage(message::StageOrder),
+    Stage {
+        image: Digest,
+        ordered: Ordered,
+        /// Empty if the image was here when the order was made.
+        manifest: Vec<u8>,
+    },
     /// Staging an image stops for now. Its files stay.
     Pause(Digest),
     /// An image isn't wanted any more.
     Cancel(Digest),
     /// The image that each reference shall name.
-    Names(message::Names),
+    Names(Names),
     /// A content may be fetched from the registry, under an image's name if one is given.
     Lease {
         content: Digest,
@@ -63,7 +82,7 @@ pub(super) enum ReadOrderError {
     Unknown,
 }
 
-/// Reads an order. Malformed hosts and chunks in a list are left out.
+/// Reads an order. Malformed hosts, names and chunks in a list are left out.
 ///
 /// # Errors
 /// When the order has no meaning for this version.
@@ -73,7 +92,11 @@ pub(super) fn read(order: message::Order) -> Result<Order, ReadOrderError> {
         Kind::Roster(roster) => Order::Roster(roster),
         Kind::RosterChange(change) => Order::RosterChange(change),
         Kind::Neighbours(neighbours) => Order::Neighbours(neighbours.hosts),
-        Kind::Stage(order) => Order::Stage(order),
+        Kind::Stage(mut order) => Order::Stage {
+            image: digest(&order.manifest_digest)?,
+            manifest: std::mem::take(&mut order.manifest),
+            ordered: Ordered::from(order),
+        },
         Kind::Cancel(order) => {
             let image = digest(&order.manifest_digest)?;
             match order.keep {
@@ -81,7 +104,18 @@ pub(super) fn read(order: message::Order) -> Result<Order, ReadOrderError> {
                 false => Order::Cancel(image),
             }
         }
-        Kind::Names(names) => Order::Names(names),
+        Kind::Names(order) => {
+            let names = order.names.into_iter();
+            let names = names.filter_map(|name| {
+                let image = digest(&name.manifest_digest).ok()?;
+                Some((name.reference, image))
+            });
+            Order::Names(Names {
+                number: order.number,
+                whole: order.whole,
+                names: names.collect(),
+            })
+        }
         Kind::Lease(grant) => Order::Lease {
             content: digest(&grant.content)?,
             image: digest(&grant.manifest_digest).ok(),
@@ -149,8 +183,11 @@ mod tests {
         let short = message::LeaseRevoke {
             content: vec![7; 31],
         };
-        let error = of(Kind::Revoke(short)).unwrap_err();
-        assert!(matches!(error, ReadOrderError::Digest(_)));
+        let nameless = message::StageOrder::default();
+        for kind in [Kind::Revoke(short), Kind::Stage(nameless)] {
+            let error = of(kind).unwrap_err();
+            assert!(matches!(error, ReadOrderError::Digest(_)));
+        }
     }
 
     #[test]
@@ -192,6 +229,23 @@ mod tests {
             panic!("no recheck");
         };
         assert_eq!(chunks, [(Digest::of(b"x"), ChunkIndex(2))]);
+        let name = |reference: &str, manifest_digest| message::Name {
+            reference: reference.into(),
+            manifest_digest,
+        };
+        let names = message::Names {
+            number: 3,
+            names: vec![name("a", bytes()), name("b", vec![1])],
+            whole: true,
+        };
+        let Ok(Order::Names(names)) = of(Kind::Names(names)) else {
+            panic!("no names");
+        };
+        assert_eq!(
+            names.names,
+            BTreeMap::from([("a".into(), Digest::of(b"x"))])
+        );
+        assert_eq!((names.number, names.whole), (3, true));
         let limits = message::Limits {
             revoked_hosts: vec!["".into(), "mini-9".into()],
         };

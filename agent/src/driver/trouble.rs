@@ -1,6 +1,6 @@
 //! Why an image isn't present on this host: a reason, which operators see by its name, and a message.
 
-use proto::Reason;
+use proto::{Digest, Reason};
 
 use crate::store::{BeginError, InstallError};
 
@@ -9,6 +9,35 @@ use crate::store::{BeginError, InstallError};
 pub(crate) struct Trouble {
     pub(crate) reason: Reason,
     pub(crate) message: String,
+}
+
+impl Trouble {
+    /// The disk didn't take something of an image.
+    pub(crate) const fn not_stored(message: String) -> Self {
+        Self {
+            reason: Reason::NotStored,
+            message,
+        }
+    }
+
+    /// Two images give one content different sizes.
+    pub(crate) fn contradicts(content: &Digest) -> Self {
+        Self {
+            reason: Reason::Contradicts,
+            message: format!(
+                "its manifest gives content {content} another size than an image that is here; one of the two is wrong"
+            ),
+        }
+    }
+
+    /// An image's files were removed a second time before it was present.
+    pub(crate) fn removed_again() -> Self {
+        Self {
+            reason: Reason::Removed,
+            message: "its files were removed from the disk while it was staged, again; it is staged anew after a pause"
+                .to_owned(),
+        }
+    }
 }
 
 impl From<&BeginError> for Trouble {

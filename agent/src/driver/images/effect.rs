@@ -12,7 +12,6 @@ use crate::registries::Access;
 pub(in crate::driver) enum Effect<S> {
     /// Reserve room for an image, and take up its files on the disk. Ends in [`Images::begun`](super::Images::begun).
     Begin {
-        image: Digest,
         layout: Arc<Layout>,
         manifest: Arc<[u8]>,
         names: Vec<String>,

@@ -8,13 +8,22 @@ use std::{
 };
 
 use proto::{
+    HostKey,
     image::{CONFIG_TYPE, DISK_TYPE, MANIFEST_TYPE, NVRAM_TYPE, RAW_SIZE_ANNOTATION},
-    message::{Name, StageState},
+    message::{self, StageOrder, StageState, order::Kind},
 };
 use serde_json::json;
 
 use super::*;
-use crate::{platform::LockError, reconcile::Sight};
+use crate::{
+    driver::{
+        image_state,
+        orders::{self, Order},
+    },
+    platform::LockError,
+    reconcile::Sight,
+    registries::Access,
+};
 
 mod disk;
 
@@ -82,7 +91,7 @@ impl OnDisk for Disk {
     }
 }
 
-fn manifest(seed: &str) -> Vec<u8> {
+pub(in crate::driver) fn manifest(seed: &str) -> Vec<u8> {
     let digest = |what: &str| Digest::of(format!("{seed} {what}").as_bytes()).to_string();
     let oci = "application/vnd.oci.image.config.v1+json";
     let manifest = json!({
@@ -165,8 +174,20 @@ impl World {
             order: number,
             ..StageOrder::default()
         };
-        self.images.order(self.now, order);
+        self.take(order);
         self.drain()
+    }
+
+    fn take(&mut self, order: StageOrder) {
+        let kind = Some(Kind::Stage(order));
+        match orders::read(message::Order { kind }).unwrap() {
+            Order::Stage {
+                image,
+                ordered,
+                manifest,
+            } => self.images.order(self.now, image, ordered, &manifest),
+            other => panic!("{other:?}"),
+        }
     }
 
     fn begun(&mut self) -> Vec<&'static str> {
@@ -182,6 +203,10 @@ impl World {
                 .content_closed(self.now, self.image, &content.digest);
         }
         self.drain()
+    }
+
+    fn hear(&mut self, images: &[Digest], news: ImageNews) {
+        self.images.hear(self.now, images, news);
     }
 
     fn link(
@@ -240,7 +265,7 @@ impl World {
     }
 
     fn found(&self) -> &Image<Disk> {
-        &self.images.images[&self.image]
+        self.images.catalogue.find(&self.image).unwrap()
     }
 
     fn state(&self) -> StageState {
@@ -286,13 +311,13 @@ fn an_image_goes_from_the_order_to_presence() {
     assert_eq!(world.jobs(), ["begin"]);
     assert_eq!(world.begun(), ["take up"]);
     assert_eq!(world.state(), StageState::Staging);
-    assert!(world.images.is_filling());
+    assert!(world.images.catalogue().is_filling());
     assert_eq!(world.jobs(), ["record"]);
     world.images.recorded(world.now, world.image, Ok(()));
     assert_eq!(world.jobs(), [] as [&str; 0]);
     world.close_all();
     assert_eq!(world.state(), StageState::Installing);
-    assert!(!world.images.is_filling());
+    assert!(!world.images.catalogue().is_filling());
     // before a look nothing is known of the image's names
     assert!(world.images.look_due());
     assert_eq!(world.look(&[]), [] as [&str; 0]);
@@ -344,7 +369,7 @@ fn an_order_for_what_is_here_renews_what_fetches_use_and_changes_nothing_else() 
         plain_http: true,
         ..StageOrder::default()
     };
-    world.images.order(world.now, order);
+    world.take(order);
     let Some(Effect::Renew { image, access }) = world.images.poll() else {
         panic!("fetches aren't told");
     };
@@ -363,18 +388,26 @@ fn who_may_have_an_image_is_told_and_written_down_when_it_changes() {
         entitled_hosts: vec![3],
         ..StageOrder::default()
     };
-    world.images.order(world.now, order.clone());
+    world.take(order.clone());
     assert_eq!(world.drain(), ["entitle", "retell"]);
-    let entitled = world.images.entitled(&world.image).unwrap().unwrap();
+    let entitled = world
+        .images
+        .catalogue()
+        .entitled(&world.image)
+        .unwrap()
+        .unwrap();
     assert!(entitled.contains(&HostKey(3)));
-    world.images.order(world.now, order.clone());
+    world.take(order.clone());
     assert_eq!(world.drain(), [] as [&str; 0]);
     order.entitled_hosts.clear();
-    world.images.order(world.now, order);
+    world.take(order);
     assert_eq!(world.drain(), ["entitle", "retell"]);
-    assert_eq!(world.images.entitled(&world.image), Some(None));
+    assert_eq!(world.images.catalogue().entitled(&world.image), Some(None));
     // no host may have a forgotten image's contents
-    assert_eq!(world.images.entitled(&Digest::of(b"another")), None);
+    assert_eq!(
+        world.images.catalogue().entitled(&Digest::of(b"another")),
+        None
+    );
 }
 
 #[test]
@@ -385,16 +418,9 @@ fn an_order_without_a_manifest_for_an_image_that_isnt_here_is_answered_with_ever
         references: vec![NAME.into()],
         ..StageOrder::default()
     };
-    world.images.order(world.now, order);
+    world.take(order);
     assert_eq!(world.drain(), ["report all"]);
-    assert!(world.images.images.is_empty());
-}
-
-#[test]
-fn an_order_without_a_digest_is_nothing() {
-    let mut world = World::new();
-    world.images.order(world.now, StageOrder::default());
-    assert_eq!(world.drain(), [] as [&str; 0]);
+    assert!(world.images.catalogue.iter().next().is_none());
 }
 
 #[test]
@@ -408,7 +434,7 @@ fn a_manifest_that_this_version_cant_stage_is_declined_by_name_until_it_is_cance
         references: vec![NAME.into()],
         ..StageOrder::default()
     };
-    world.images.order(world.now, order);
+    world.take(order);
     let told = world.told();
     assert_eq!(told.reason, "unsupported");
     assert_eq!(told.state(), StageState::Failed);
@@ -427,7 +453,7 @@ fn a_cancelled_image_leaves_the_swarm_and_then_the_disk() {
     assert_eq!(world.jobs(), ["abandon"]);
     world.images.abandoned(world.image);
     assert_eq!(world.jobs(), [] as [&str; 0]);
-    assert!(world.images.images.is_empty());
+    assert!(world.images.catalogue.iter().next().is_none());
 }
 
 #[test]
@@ -486,12 +512,9 @@ fn an_image_whose_last_name_another_one_takes_is_given_up() {
     let order = Names {
         number: 1,
         whole: true,
-        names: vec![Name {
-            reference: NAME.into(),
-            manifest_digest: other.as_bytes().to_vec(),
-        }],
+        names: BTreeMap::from([(NAME.to_owned(), other)]),
     };
-    world.images.order_names(world.now, &order);
+    world.images.order_names(world.now, order);
     assert_eq!(world.drain(), ["withdraw", "report all"]);
     assert_eq!(world.jobs(), ["abandon"]);
 }
@@ -502,12 +525,9 @@ fn an_order_about_names_is_confirmed_by_the_first_look_after_it() {
     let order = Names {
         number: 5,
         whole: true,
-        names: vec![Name {
-            reference: NAME.into(),
-            manifest_digest: world.image.as_bytes().to_vec(),
-        }],
+        names: BTreeMap::from([(NAME.to_owned(), world.image)]),
     };
-    world.images.order_names(world.now, &order);
+    world.images.order_names(world.now, order);
     assert_eq!(world.images.names_confirmed(), 0);
     assert!(world.images.look_due());
     let seen = [(NAME, Sight::Image(world.image))];
@@ -622,8 +642,8 @@ fn counts_belong_to_one_staging_and_go_on_with_it_after_a_restart() {
     world.jobs();
     world.begun();
     let images = [world.image];
-    world.images.came_from_peers(&images, 30);
-    world.images.gained(&images, 12);
+    world.hear(&images, ImageNews::FromPeers(30));
+    world.hear(&images, ImageNews::Gained(12));
     world
         .images
         .stop_filling(world.now, &trouble(Reason::NoRoom));

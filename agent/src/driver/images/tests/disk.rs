@@ -17,7 +17,7 @@ fn below_the_floor_nothing_more_is_taken_and_what_is_whole_goes_on() {
         .stop_filling(world.now, &trouble(Reason::NoRoom));
     assert_eq!(world.drain(), ["withdraw", "failed", "report"]);
     assert_eq!(world.reason(), "no_room");
-    assert!(!world.images.is_filling());
+    assert!(!world.images.catalogue().is_filling());
 }
 
 #[test]
@@ -56,22 +56,22 @@ fn a_content_that_rots_takes_presence_away_until_it_is_verified_again() {
 fn trouble_of_the_registry_ends_when_something_comes_of_it_or_of_peers() {
     let mut world = World::filling();
     let images = [world.image];
-    world
-        .images
-        .origin_troubles(&images, &trouble(Reason::OriginTrouble));
+    world.hear(
+        &images,
+        ImageNews::OriginTrouble(trouble(Reason::OriginTrouble)),
+    );
     assert_eq!(world.reason(), "origin_trouble");
-    world.images.origin_is_well(&images);
+    world.hear(&images, ImageNews::OriginIsFine);
     assert_eq!(world.reason(), "");
-    world
-        .images
-        .origin_troubles(&images, &trouble(Reason::OriginFailed));
-    world.images.came_from_origin(&images, 5);
+    world.hear(
+        &images,
+        ImageNews::OriginTrouble(trouble(Reason::OriginFailed)),
+    );
+    world.hear(&images, ImageNews::FromOrigin(5));
     assert_eq!((world.reason(), world.told().origin_bytes), ("", 5));
     // a trouble that isn't the registry's stays
-    world
-        .images
-        .origin_troubles(&images, &trouble(Reason::NoRoom));
-    world.images.origin_is_well(&images);
+    world.hear(&images, ImageNews::OriginTrouble(trouble(Reason::NoRoom)));
+    world.hear(&images, ImageNews::OriginIsFine);
     assert_eq!(world.reason(), "no_room");
 }
 
@@ -79,19 +79,19 @@ fn trouble_of_the_registry_ends_when_something_comes_of_it_or_of_peers() {
 fn bytes_of_a_shared_content_are_held_by_all_images_and_moved_for_the_first() {
     let mut world = World::filling();
     let other = Digest::of(b"an image that is gone");
-    world.images.gained(&[other, world.image], 10);
-    world.images.came_from_peers(&[other, world.image], 10);
-    world.images.came_from_peers(&[world.image, other], 7);
-    world.images.uploaded(&[world.image], 3);
-    world.images.uploaded(&[], 3);
-    world.images.lost(&[world.image], 4);
+    world.hear(&[other, world.image], ImageNews::Gained(10));
+    world.hear(&[other, world.image], ImageNews::FromPeers(10));
+    world.hear(&[world.image, other], ImageNews::FromPeers(7));
+    world.hear(&[world.image], ImageNews::Uploaded(3));
+    world.hear(&[], ImageNews::Uploaded(3));
+    world.hear(&[world.image], ImageNews::Lost(4));
     let told = world.told();
     assert_eq!(
         (told.held_bytes, told.peer_bytes, told.upload_bytes),
         (6, 7, 3)
     );
     // never below nothing
-    world.images.lost(&[world.image], 40);
+    world.hear(&[world.image], ImageNews::Lost(40));
     assert_eq!(world.told().held_bytes, 0);
 }
 
@@ -99,21 +99,31 @@ fn bytes_of_a_shared_content_are_held_by_all_images_and_moved_for_the_first() {
 fn the_registry_is_asked_by_the_order_that_the_lease_names() {
     let world = World::filling();
     let other = Digest::of(b"another");
-    let found = world.images.source(None, &[other, world.image]).unwrap();
+    let found = world
+        .images
+        .catalogue()
+        .source(None, &[other, world.image])
+        .unwrap();
     assert_eq!((found.image, found.reference.as_str()), (world.image, NAME));
-    let leased = world.images.source(Some(world.image), &[world.image]);
+    let leased = world
+        .images
+        .catalogue()
+        .source(Some(world.image), &[world.image]);
     assert_eq!(leased, Some(found.clone()));
     // a lease of an image that the content isn't part of counts for nothing
-    let leased = world.images.source(Some(world.image), &[other]);
+    let leased = world.images.catalogue().source(Some(world.image), &[other]);
     assert_eq!(leased, None);
 }
 
 #[test]
 fn the_blobs_of_images_under_way_are_in_use_and_those_of_present_ones_arent() {
-    assert_eq!(World::ordered().images.blobs_in_use().len(), 3);
-    assert_eq!(World::filling().images.blobs_in_use().len(), 3);
-    assert_eq!(World::installing().images.blobs_in_use().len(), 3);
-    assert_eq!(World::present().images.blobs_in_use().len(), 0);
+    assert_eq!(World::ordered().images.catalogue().blobs_in_use().len(), 3);
+    assert_eq!(World::filling().images.catalogue().blobs_in_use().len(), 3);
+    assert_eq!(
+        World::installing().images.catalogue().blobs_in_use().len(),
+        3
+    );
+    assert_eq!(World::present().images.catalogue().blobs_in_use().len(), 0);
 }
 
 // ---- installing -----------------------------------------------------------------------------------------------------
@@ -313,7 +323,7 @@ fn the_age_of_presence_is_that_of_the_look_that_found_it() {
 
 #[test]
 fn states_are_counted_for_metrics_with_those_that_nothing_is_in() {
-    let counts = World::present().images.count_states();
+    let counts = World::present().images.catalogue().count_states();
     assert_eq!(counts["present"], 1);
     assert_eq!(counts["staging"], 0);
     assert_eq!(counts.len(), 6);
@@ -332,9 +342,10 @@ fn what_is_under_way_has_no_reason_and_what_stands_has_the_hosts_own() {
     assert_eq!(reason(&world, still).reason, "throttled");
     assert_eq!(reason(&world, still).still_ms, 65_000);
     let images = [world.image];
-    world
-        .images
-        .origin_troubles(&images, &trouble(Reason::OriginTrouble));
+    world.hear(
+        &images,
+        ImageNews::OriginTrouble(trouble(Reason::OriginTrouble)),
+    );
     // the registry fails one content, and others come
     assert_eq!(reason(&world, None).reason, "");
     assert_eq!(reason(&world, still).reason, "origin_trouble");

@@ -1,0 +1,283 @@
+//! The work on this host's disk that the driver has done: images and their names, journals, goldens, and the mirror's
+//! cache, which gives way to images.
+//!
+//! A method returns the [`Work`], which runs beside the loop and ends in an [`Input`]. Nothing here decides when.
+
+use std::{
+    io,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use proto::{ChunkIndex, Digest, image::Layout};
+use tracing::{debug, warn};
+
+use super::{
+    input::Input,
+    jobs::{Long, Work},
+    look::Seen,
+    trouble::Trouble,
+};
+use crate::{
+    golden::Goldens,
+    mirror::blobs::Blobs,
+    platform,
+    shelf::Shelf,
+    store::{BeginError, InstallError, Look, Stage, Store, install_as},
+};
+
+/// The store, and what shares its volume. Cloning shares them.
+#[derive(Clone, Debug)]
+pub(super) struct Disk {
+    store: Arc<Store>,
+    /// The mirror's cache, where there is a mirror.
+    blobs: Option<Arc<Blobs>>,
+    /// Makes goldens, where they are wanted.
+    goldens: Option<Arc<Goldens>>,
+    /// tart's home.
+    home: PathBuf,
+}
+
+impl Disk {
+    pub(super) const fn new(
+        store: Arc<Store>,
+        blobs: Option<Arc<Blobs>>,
+        goldens: Option<Arc<Goldens>>,
+        home: PathBuf,
+    ) -> Self {
+        Self {
+            store,
+            blobs,
+            goldens,
+            home,
+        }
+    }
+
+    pub(super) const fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    pub(super) fn home(&self) -> &Path {
+        &self.home
+    }
+
+    // ---- images -----------------------------------------------------------------------------------------------------
+
+    /// Reserves room for an image, and takes up its files on the disk. Ends in [`Input::Begun`].
+    pub(super) fn begin(
+        &self,
+        layout: Arc<Layout>,
+        manifest: Arc<[u8]>,
+        names: Vec<String>,
+    ) -> Work {
+        let disk = self.clone();
+        Work::long(Long::Read, move || Input::Begun {
+            image: *layout.digest(),
+            result: disk.stage(&layout, &manifest, &names),
+        })
+    }
+
+    /// Returns the stage, and how many bytes were copied.
+    fn stage(
+        &self,
+        layout: &Layout,
+        manifest: &[u8],
+        names: &[String],
+    ) -> Result<(Arc<Stage>, u64), Trouble> {
+        let (store, image) = (&self.store, layout.digest());
+        let make_room = |bytes| {
+            let blobs = self.blobs.as_ref();
+            blobs.is_some_and(|blobs| blobs.give_way(&self.home, bytes))
+        };
+        let kept = store.keep_entitled(image).map_err(BeginError::Io);
+        let begun = kept
+            .and_then(|()| store.want(image, names))
+            .and_then(|()| store.begin_making_room(layout, manifest, names, make_room));
+        if let Some(blobs) = &self.blobs {
+            blobs.leave(&self.home, store.outstanding_bytes());
+        }
+        begun.map_err(|error| Trouble::from(&error))
+    }
+
+    /// Writes down which names are wanted for an image. Ends in [`Input::Recorded`].
+    pub(super) fn record(&self, image: Digest, names: Vec<String>) -> Work {
+        let store = self.store.clone();
+        Work::blocking(move || {
+            let result = store.want(&image, &names);
+            Input::Recorded {
+                image,
+                result: result.map_err(|error| Trouble::from(&error)),
+            }
+        })
+    }
+
+    /// Makes goldens of the names that were linked, while they are there. Ends in [`Input::Golden`]. Returns `installed`
+    /// if there is nothing to make.
+    pub(super) fn make_goldens(
+        &self,
+        image: Digest,
+        stage: &Arc<Stage>,
+        placed: Vec<String>,
+        installed: Result<(), InstallError>,
+    ) -> Result<Work, Result<(), InstallError>> {
+        match self.goldens.clone().filter(|_| !placed.is_empty()) {
+            Some(goldens) => {
+                let stage = stage.clone();
+                Ok(Work::waiting(make_goldens(
+                    goldens, image, stage, placed, installed,
+                )))
+            }
+            None => Err(installed),
+        }
+    }
+
+    /// Removes an image's files from the disk. Ends in [`Input::Abandoned`].
+    pub(super) fn abandon(&self, image: Digest) -> Work {
+        let store = self.store.clone();
+        Work::blocking(move || {
+            if let Err(error) = store.abandon(image) {
+                warn!(%image, %error, "removing a cancelled stage failed; it is removed at the next start");
+            }
+            Input::Abandoned(image)
+        })
+    }
+
+    /// Writes down which hosts may have an image's contents.
+    pub(super) fn keep_entitled(&self, image: Digest) -> Work {
+        let store = self.store.clone();
+        Work::blocking(move || {
+            if let Err(error) = store.keep_entitled(&image) {
+                warn!(%image, %error, "writing down who may have an image failed; a restart begins with what stood before");
+            }
+            Input::Nothing
+        })
+    }
+
+    // ---- all of it --------------------------------------------------------------------------------------------------
+
+    /// Writes down which chunks were stored. Ends in [`Input::Flushed`].
+    pub(super) fn flush(&self) -> Work {
+        let disk = self.clone();
+        Work::blocking(move || {
+            let blobs = disk.flush_blobs();
+            Input::Flushed {
+                images: disk.store.flush().map_err(|error| error.to_string()),
+                blobs: blobs.map_err(|error| error.to_string()),
+            }
+        })
+    }
+
+    fn flush_blobs(&self) -> io::Result<()> {
+        self.blobs.as_ref().map_or(Ok(()), |blobs| blobs.flush())
+    }
+
+    /// Writes everything down at the end. Blocks for as long as the volume takes.
+    pub(super) fn seal(&self) -> io::Result<()> {
+        let images = self.store.flush();
+        self.flush_blobs().and(images)
+    }
+
+    /// Looks which images and names are on the disk. Blocks for a few system calls for each image and name.
+    pub(super) fn see(&self) -> Seen {
+        Seen::look(&self.store, self.goldens.as_deref())
+    }
+
+    /// Looks which images and names are on the disk, and measures how busy the host is. Ends in [`Input::Presence`].
+    pub(super) fn look(&self) -> Work {
+        let disk = self.clone();
+        Work::blocking(move || Input::Presence {
+            seen: disk.see(),
+            load_percent: platform::load_percent(),
+        })
+    }
+
+    /// Measures the volume's room. Ends in [`Input::Measured`].
+    pub(super) fn measure(&self) -> Work {
+        let store = self.store.clone();
+        Work::blocking(move || Input::Measured(store.volume()))
+    }
+}
+
+async fn make_goldens(
+    goldens: Arc<Goldens>,
+    image: Digest,
+    stage: Arc<Stage>,
+    placed: Vec<String>,
+    installed: Result<(), InstallError>,
+) -> Input {
+    let mut made = Ok(());
+    for reference in placed {
+        let names = || !stage.is_gone() && stage.is_named(&reference);
+        made = made.and(goldens.make(&reference, image, names).await);
+    }
+    Input::Golden {
+        image,
+        stage,
+        result: made.map_err(|error| error.to_string()),
+        installed,
+    }
+}
+
+/// Makes tart find an image under these names. Ends in [`Input::Installed`].
+pub(super) fn install(image: Digest, stage: Arc<Stage>, names: Vec<String>) -> Work {
+    Work::long(Long::Install, move || {
+        let (placed, result) = install_as(&stage, &names);
+        Input::Installed {
+            image,
+            stage,
+            placed,
+            result,
+        }
+    })
+}
+
+/// Reads the bytes that an earlier process left in a stage. Ends in [`Input::ReadAgain`].
+pub(super) fn read_again(image: Digest, stage: Arc<Stage>) -> Work {
+    Work::long(Long::Read, move || Input::ReadAgain {
+        image,
+        result: stage.read_again().map_err(|error| error.to_string()),
+        stage,
+    })
+}
+
+/// Reads chunks of a content again, on every shelf that has the content. `last`: these are the content's last chunks.
+/// Ends in [`Input::Scrubbed`].
+pub(super) fn scrub(content: Digest, shelves: Vec<Shelf>, chunks: Range<u32>, last: bool) -> Work {
+    Work::blocking(move || {
+        for chunk in chunks.map(ChunkIndex) {
+            for shelf in &shelves {
+                // the store tells of rotten chunks; a chunk that can't be read now shows by other means
+                if let Err(error) = shelf.look(content, chunk) {
+                    debug!(%content, %chunk, %error, "a chunk can't be read now");
+                }
+            }
+        }
+        for shelf in shelves.iter().filter(|_| last) {
+            if let Err(error) = shelf.mend_decoded(content) {
+                debug!(%content, %error, "decoded bytes can't be compared now");
+            }
+        }
+        Input::Scrubbed
+    })
+}
+
+/// Reads a chunk for which a peer blames this host. Ends in [`Input::Looked`].
+pub(super) fn look_at(content: Digest, shelves: Vec<Shelf>, chunk: ChunkIndex) -> Work {
+    Work::blocking(move || {
+        let mut rotten = false;
+        for shelf in &shelves {
+            match shelf.look(content, chunk) {
+                Ok(look) => rotten |= look == Look::Rotten,
+                Err(error) => {
+                    warn!(%content, %chunk, %error, "a chunk for which a peer blames this host can't be read");
+                }
+            }
+        }
+        Input::Looked {
+            content,
+            chunk,
+            rotten,
+        }
+    })
+}

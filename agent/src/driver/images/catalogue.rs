@@ -1,0 +1,246 @@
+//! The images that this host knows of: those that the coordinator ordered, those that an earlier process left, and those
+//! that this version can't stage.
+//!
+//! [`Catalogue`] finds an image by its digest, counts the bytes that come and go for images, and answers what others ask
+//! of all of them. It decides nothing about the next step of an image.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use proto::{Digest, Moment, Reason, image::Layout, message::ImageState};
+use swarm::event::{ContentId, Entitled};
+
+use super::effect::Source;
+use crate::{
+    driver::{
+        image::{Counts, Image, Life, OnDisk, Step},
+        image_state,
+        trouble::Trouble,
+    },
+    reconcile::Reconciler,
+};
+
+/// An image that this version can't stage, and the reason.
+#[derive(Debug)]
+struct Declined {
+    references: Vec<String>,
+    message: String,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(in crate::driver) struct Catalogue<S> {
+    images: BTreeMap<Digest, Image<S>>,
+    declined: BTreeMap<Digest, Declined>,
+}
+
+impl<S> Default for Catalogue<S> {
+    fn default() -> Self {
+        Self {
+            images: BTreeMap::new(),
+            declined: BTreeMap::new(),
+        }
+    }
+}
+
+impl<S: OnDisk> Catalogue<S> {
+    pub(super) fn find(&self, image: &Digest) -> Option<&Image<S>> {
+        self.images.get(image)
+    }
+
+    pub(super) fn find_mut(&mut self, image: &Digest) -> Option<&mut Image<S>> {
+        self.images.get_mut(image)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Image<S>> {
+        self.images.values()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Image<S>> {
+        self.images.values_mut()
+    }
+
+    /// Takes an image in. If it was declined before, it isn't any more.
+    pub(super) fn insert(&mut self, image: Image<S>) {
+        let digest = image.digest();
+        self.declined.remove(&digest);
+        self.images.insert(digest, image);
+    }
+
+    pub(super) fn remove(&mut self, image: &Digest) {
+        self.images.remove(image);
+    }
+
+    /// This version can't stage the image.
+    pub(super) fn decline(&mut self, image: Digest, references: Vec<String>, message: String) {
+        let declined = Declined {
+            references,
+            message,
+        };
+        self.declined.insert(image, declined);
+    }
+
+    /// Nobody waits any more for news of an image that this version can't stage.
+    pub(super) fn forget_declined(&mut self, image: &Digest) {
+        self.declined.remove(image);
+    }
+
+    pub(super) fn is_declined(&self, image: &Digest) -> bool {
+        self.declined.contains_key(image)
+    }
+
+    // ---- bytes and registries ---------------------------------------------------------------------------------------
+
+    /// This many bytes of these images were verified and are here.
+    pub(super) fn gained(&mut self, images: &[Digest], bytes: u64) {
+        self.add(images, |counts| counts.held += bytes);
+    }
+
+    /// This many bytes of these images aren't here any more.
+    pub(super) fn lost(&mut self, images: &[Digest], bytes: u64) {
+        self.add(images, |counts| {
+            counts.held = counts.held.saturating_sub(bytes);
+        });
+    }
+
+    /// This many bytes came from the registry for these images: the registry isn't their trouble any more.
+    pub(super) fn came_from_origin(&mut self, images: &[Digest], bytes: u64) {
+        self.add(images, |counts| counts.origin += bytes);
+        self.each(images, |image| image.trouble = None);
+    }
+
+    /// This many bytes came from peers. They count for the first of these images.
+    pub(super) fn came_from_peers(&mut self, images: &[Digest], bytes: u64) {
+        self.add(first(images), |counts| counts.peers += bytes);
+    }
+
+    /// This many bytes went to peers. They count for the first of these images.
+    pub(super) fn uploaded(&mut self, images: &[Digest], bytes: u64) {
+        self.add(first(images), |counts| counts.uploaded += bytes);
+    }
+
+    fn add(&mut self, images: &[Digest], add: impl Fn(&mut Counts)) {
+        self.each(images, |image| add(&mut image.counts));
+    }
+
+    /// The registry troubles these images.
+    pub(super) fn origin_troubles(&mut self, images: &[Digest], trouble: &Trouble) {
+        self.each(images, |image| image.trouble = Some(trouble.clone()));
+    }
+
+    /// The registry's trouble is over: it is taken off these images.
+    pub(super) fn origin_is_well(&mut self, images: &[Digest]) {
+        let reasons = [
+            Reason::OriginTrouble,
+            Reason::OriginFailed,
+            Reason::OriginSettings,
+        ];
+        self.each(images, |image| image.clear_trouble_of(&reasons));
+    }
+
+    fn each(&mut self, images: &[Digest], mut change: impl FnMut(&mut Image<S>)) {
+        for image in images {
+            if let Some(image) = self.images.get_mut(image) {
+                change(image);
+            }
+        }
+    }
+
+    // ---- what others ask --------------------------------------------------------------------------------------------
+
+    /// The contents of an image that is known.
+    pub(in crate::driver) fn layout(&self, image: &Digest) -> Option<&Arc<Layout>> {
+        self.images.get(image).map(|image| &image.layout)
+    }
+
+    /// Whether any image takes chunks.
+    pub(in crate::driver) fn is_filling(&self) -> bool {
+        self.images.values().any(Image::is_filling)
+    }
+
+    /// Whether any image is between its beginning and its last chunk.
+    pub(in crate::driver) fn is_staging(&self) -> bool {
+        let mut images = self.images.values();
+        images.any(|image| image.is_at(Step::Filling))
+    }
+
+    /// The hosts that may have an image's contents; `None` for a forgotten image, whose contents no host may have.
+    pub(in crate::driver) fn entitled(&self, image: &Digest) -> Option<Entitled> {
+        Some(self.images.get(image)?.ordered.entitled.clone())
+    }
+
+    /// How to ask the registry for a content of these images. `leased` is the image for which the lease was granted:
+    /// another image may name a repository that refuses this content.
+    pub(in crate::driver) fn source(
+        &self,
+        leased: Option<Digest>,
+        images: &[Digest],
+    ) -> Option<Source> {
+        let leased = leased.filter(|image| images.contains(image));
+        let image = leased.iter().chain(images);
+        let image = image.filter_map(|image| self.images.get(image)).next()?;
+        Some(Source {
+            image: image.digest(),
+            reference: image.reference().to_owned(),
+            access: image.ordered.access.clone(),
+        })
+    }
+
+    /// The blobs of images that are on their way: the mirror's cache keeps them.
+    pub(in crate::driver) fn blobs_in_use(&self) -> BTreeSet<Digest> {
+        let under_way = |image: &&Image<S>| {
+            let taken = image.is_at(Step::Filling) || image.is_at(Step::Installing);
+            taken || matches!(image.life, Life::Queued)
+        };
+        let images = self.images.values().filter(under_way);
+        let blobs = images.flat_map(|image| {
+            let layers = image.layout.layers().iter().map(|layer| layer.blob.digest);
+            layers.chain([image.layout.config().digest, image.layout.nvram().digest])
+        });
+        blobs.collect()
+    }
+
+    /// The state of each image for the coordinator. `id_of` gives the swarm's number of a content.
+    pub(super) fn states(
+        &self,
+        now: Moment,
+        reconciler: &Reconciler,
+        status: &swarm::Status,
+        id_of: impl Fn(&Digest) -> Option<ContentId>,
+    ) -> Vec<ImageState> {
+        let declined = self.declined.iter().map(|(digest, declined)| {
+            image_state::declined(digest, &declined.references, &declined.message)
+        });
+        let images = self.images.values().map(|image| {
+            let still = match image.is_at(Step::Filling) {
+                true => {
+                    let contents = image.layout.contents();
+                    let ids = contents.iter().filter_map(|spec| id_of(&spec.digest));
+                    status.standstill(&ids.collect::<Vec<_>>())
+                }
+                false => None,
+            };
+            let unnamed = match image.trouble.is_none() && image.is_at(Step::Installing) {
+                true => image_state::unnamed(now, image, reconciler),
+                false => None,
+            };
+            image_state::of(now, image, still, unnamed.as_ref())
+        });
+        declined.chain(images).collect()
+    }
+
+    /// The number of images in each state, for metrics. Declined images aren't counted.
+    pub(in crate::driver) fn count_states(&self) -> BTreeMap<&'static str, usize> {
+        let mut counts: BTreeMap<_, _> = image_state::NAMES.map(|name| (name, 0)).into();
+        for image in self.images.values() {
+            *counts.entry(image_state::name(image)).or_default() += 1;
+        }
+        counts
+    }
+}
+
+fn first(images: &[Digest]) -> &[Digest] {
+    images.get(..1).unwrap_or_default()
+}

@@ -1,0 +1,704 @@
+//! The supply of contents on this host: images and clients of the mirror want contents, and the exchange gets them.
+//!
+//! [`Supply`] joins [`Images`], [`Mirror`] and [`Exchange`]. A change of one may concern the two others: an image that is
+//! taken up brings contents into the exchange, a content that is verified moves images on and goes to the mirror's
+//! clients, a fetch needs somebody's way to reach the registry. This part carries out what each of the three wants of
+//! the others. Work for the loop (jobs, reports) comes out of [`Supply::poll`].
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use proto::{
+    ChunkIndex, Digest, HostId, Moment, Reason, Signed,
+    image::Layout,
+    message::{BlameKind, ImageState, MirrorQueue},
+};
+use swarm::event::ContentId;
+use tracing::info;
+
+use super::{
+    blob_cache,
+    contents::Content,
+    disk::{self, Disk},
+    exchange::{self, Exchange},
+    image_news::ImageNews,
+    images::{self, Images, Left},
+    input::Input,
+    jobs::Work,
+    look::Seen,
+    mirror::{self, Mirror},
+    origins::FetchWanted,
+    trouble::Trouble,
+};
+use crate::{
+    metrics::{Metrics, OutcomeLabel},
+    mirror::{Wish, blob::Blob},
+    store::{self, InstallError, Stage},
+};
+
+/// Work for the loop, after this part heard something.
+pub(super) enum Effect {
+    /// Run this beside the loop.
+    Run(Work),
+    /// Apply this input, after the effects before it.
+    Hear(Input),
+    /// Tell the coordinator that a host sent something false. Only the two hosts saw it.
+    Blame {
+        host: HostId,
+        content: Option<Digest>,
+        chunk: ChunkIndex,
+        kind: BlameKind,
+    },
+    /// Show the coordinator these links. Their signers lied.
+    Convict(Vec<Signed>),
+    /// Tell the coordinator that this host takes back the links that it made of a content, from a chunk on.
+    TakeBack { content: Digest, from: ChunkIndex },
+    /// A peer says that this chunk, which this host sent, is false.
+    Look { content: Digest, chunk: ChunkIndex },
+    /// A chunk was stored, and no journal vouches for it yet. It belongs into the next report.
+    Stored,
+    /// Something changed that belongs into the next report.
+    ReportSoon,
+    /// Something changed that others wait for.
+    ReportNow,
+    /// Report everything at once: the coordinator believes something that isn't so.
+    ReportAll,
+}
+
+/// See the [module](self).
+pub(super) struct Supply {
+    exchange: Exchange,
+    images: Images,
+    mirror: Mirror,
+    disk: Disk,
+    metrics: Metrics,
+    epoch: Instant,
+    /// The time of everything that is heard now.
+    now: Instant,
+    effects: VecDeque<Effect>,
+}
+
+impl Supply {
+    pub(super) fn new(
+        exchange: Exchange,
+        mirror: Mirror,
+        disk: Disk,
+        metrics: Metrics,
+        epoch: Instant,
+    ) -> Self {
+        Self {
+            exchange,
+            images: Images::default(),
+            mirror,
+            disk,
+            metrics,
+            epoch,
+            now: epoch,
+            effects: VecDeque::new(),
+        }
+    }
+
+    // ---- the loop ---------------------------------------------------------------------------------------------------
+
+    /// Sets the time of everything that is heard from now on.
+    pub(super) const fn set_now(&mut self, now: Instant) {
+        self.now = now;
+        self.exchange.set_now(now);
+    }
+
+    pub(super) fn now(&self) -> Moment {
+        self.moment(self.now)
+    }
+
+    fn moment(&self, at: Instant) -> Moment {
+        let since = at.saturating_duration_since(self.epoch);
+        Moment(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+    }
+
+    /// When something is to be done next, if nothing is heard before.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        let images = self.images.next_due();
+        let due = [
+            self.exchange.next_timeout(),
+            images.map(|at| self.epoch + at.since(Moment::START)),
+            self.mirror.next_look(),
+        ];
+        due.into_iter().flatten().min()
+    }
+
+    /// The next effect, in order. `None` once nobody here wants anything more.
+    pub(super) fn poll(&mut self) -> Option<Effect> {
+        while self.effects.is_empty() {
+            match self.exchange.poll() {
+                Some(effect) => self.act_for_exchange(effect),
+                None => break,
+            }
+        }
+        self.effects.pop_front()
+    }
+
+    /// Looks at the wants of the mirror's clients, if that is due.
+    pub(super) fn look_at_wants(&mut self) {
+        if self.mirror.next_look().is_some_and(|look| self.now >= look) {
+            let effects = self.mirror.look(self.now, self.exchange.contents());
+            self.act_for_mirror(effects);
+        }
+    }
+
+    /// Begins the jobs that images need next.
+    pub(super) fn begin_jobs(&mut self) {
+        self.images.begin_jobs(self.now());
+        self.follow_images();
+    }
+
+    pub(super) const fn exchange(&self) -> &Exchange {
+        &self.exchange
+    }
+
+    pub(super) const fn exchange_mut(&mut self) -> &mut Exchange {
+        &mut self.exchange
+    }
+
+    pub(super) const fn images(&self) -> &Images {
+        &self.images
+    }
+
+    /// After each change of images, call [`Supply::follow_images`].
+    pub(super) const fn images_mut(&mut self) -> &mut Images {
+        &mut self.images
+    }
+
+    /// The wants of the mirror's clients, for reports.
+    pub(super) const fn mirror_mut(&mut self) -> &mut Mirror {
+        &mut self.mirror
+    }
+
+    fn run(&mut self, work: Work) {
+        self.effects.push_back(Effect::Run(work));
+    }
+
+    // ---- images -----------------------------------------------------------------------------------------------------
+
+    /// Carries out what images want.
+    pub(super) fn follow_images(&mut self) {
+        while let Some(effect) = self.images.poll() {
+            self.act_for_image(effect);
+        }
+    }
+
+    fn act_for_image(&mut self, effect: images::Effect<Arc<Stage>>) {
+        match effect {
+            images::Effect::Begin {
+                layout,
+                manifest,
+                names,
+            } => self.run(self.disk.begin(layout, manifest, names)),
+            images::Effect::Record { image, names } => self.run(self.disk.record(image, names)),
+            images::Effect::Install {
+                image,
+                stage,
+                names,
+            } => self.run(disk::install(image, stage, names)),
+            images::Effect::Abandon(image) => self.run(self.disk.abandon(image)),
+            images::Effect::ReadAgain { image, stage } => self.run(disk::read_again(image, stage)),
+            images::Effect::TakeUp {
+                image,
+                layout,
+                stage,
+                local_bytes,
+            } => self.take_up(image, &layout, &stage, local_bytes),
+            images::Effect::Withdraw { image, layout } => self.withdraw(image, &layout),
+            images::Effect::Entitle { image, entitled } => {
+                self.disk.store().entitle(image, entitled);
+            }
+            images::Effect::Retell { image, layout } => {
+                self.retell(&layout);
+                self.run(self.disk.keep_entitled(image));
+            }
+            images::Effect::Renew { image, access } => self.exchange.renew_access(&image, &access),
+            images::Effect::Present {
+                staged_in,
+                installed_in,
+            } => {
+                let seconds = installed_in.as_secs_f64();
+                self.metrics.install_seconds.observe(seconds);
+                self.observe_staging("present", staged_in);
+            }
+            images::Effect::Failed { after } => self.observe_staging("failed", after),
+            images::Effect::ReportSoon => self.effects.push_back(Effect::ReportSoon),
+            images::Effect::ReportNow => self.effects.push_back(Effect::ReportNow),
+            images::Effect::ReportAll => self.effects.push_back(Effect::ReportAll),
+        }
+    }
+
+    fn observe_staging(&self, outcome: &'static str, time: Duration) {
+        self.metrics
+            .stage_seconds
+            .get_or_create(&OutcomeLabel { outcome })
+            .observe(time.as_secs_f64());
+    }
+
+    /// Takes over the images that an earlier process left in the store, and the blobs that it left in the cache. The
+    /// disk is looked at before anything else, so that the first report already says which images are here.
+    pub(super) fn recover(&mut self) {
+        for found in self.disk.store().recovered() {
+            let image = *found.layout.digest();
+            info!(%image, references = ?found.references, present = found.present, "found an image of this host");
+            let contradicts = self.exchange.contents().contradiction(&found.layout);
+            let references = match found.references.is_empty() {
+                true => found.stage.references(),
+                false => found.references.clone(),
+            };
+            let left = Left {
+                layout: found.layout.into(),
+                manifest: found.manifest.into(),
+                wanted: found.references,
+                references,
+                entitled: found.stage.entitled(),
+                stage: found.stage,
+            };
+            self.images.recovered(self.now(), left, contradicts);
+            self.follow_images();
+        }
+        self.images.look_begins();
+        let seen = self.disk.see();
+        self.set_now(Instant::now());
+        // the findings come before what follows from them
+        self.hear_store();
+        self.see(&seen);
+        let recovered = self.mirror.recover();
+        self.act_for_mirror(recovered);
+    }
+
+    /// A stage was made ready, or can't be.
+    pub(super) fn begun(&mut self, image: Digest, result: Result<(Arc<Stage>, u64), Trouble>) {
+        let layout = self.images.catalogue().layout(&image);
+        let contents = self.exchange.contents();
+        let contradicts = layout.and_then(|layout| contents.contradiction(layout));
+        self.images.begun(self.now(), image, result, contradicts);
+    }
+
+    /// Makes known to the swarm which chunks a stage holds and lacks.
+    fn take_up(&mut self, image: Digest, layout: &Layout, stage: &Arc<Stage>, local_bytes: u64) {
+        self.exchange.count_local(local_bytes);
+        let mut known = Vec::new();
+        for (order, spec) in (0u32..).zip(&layout.contents()) {
+            let contents = self.exchange.contents();
+            let effects = self.mirror.follow_image(contents, &spec.digest);
+            self.act_for_mirror(effects);
+            let (id, new) = self.exchange.add(spec, image, stage);
+            known.push((id, new, order));
+        }
+        for (id, new, order) in known {
+            if new {
+                self.introduce(id, order);
+            }
+            self.exchange.walk_if_whole(id);
+        }
+        // the entitled hosts of contents that the image shares with others may have changed
+        self.retell(layout);
+        self.exchange.take_early_leases();
+    }
+
+    /// Takes the image's contents out of the swarm. The files on disk stay.
+    fn withdraw(&mut self, image: Digest, layout: &Layout) {
+        self.exchange.withdraw(&image);
+        // contents that other images share are now only for those images' hosts
+        self.retell(layout);
+    }
+
+    /// Names were linked. If goldens are made on this host, they are next.
+    pub(super) fn installed(
+        &mut self,
+        image: Digest,
+        stage: &Arc<Stage>,
+        placed: Vec<String>,
+        installed: Result<(), InstallError>,
+    ) {
+        match self.disk.make_goldens(image, stage, placed, installed) {
+            Ok(work) => self.run(work),
+            Err(installed) => self
+                .images
+                .linked(self.now(), image, stage, installed, Ok(())),
+        }
+    }
+
+    /// The goldens of linked names were made, or weren't.
+    pub(super) fn golden_made(
+        &mut self,
+        image: Digest,
+        stage: &Arc<Stage>,
+        installed: Result<(), InstallError>,
+        made: Result<(), String>,
+    ) {
+        self.images.goldens_made(image, made.is_ok());
+        let made = made.map_err(|message| Trouble {
+            reason: Reason::GoldenFailed,
+            message,
+        });
+        self.images
+            .linked(self.now(), image, stage, installed, made);
+    }
+
+    /// The state of each image for the coordinator.
+    pub(super) fn image_states(&self, status: &swarm::Status) -> Vec<ImageState> {
+        let contents = self.exchange.contents();
+        let id_of = |content: &Digest| contents.by_digest(content).map(Content::id);
+        self.images.states(self.now(), status, id_of)
+    }
+
+    // ---- the disk ---------------------------------------------------------------------------------------------------
+
+    /// Takes note of what the store found on the disk by itself.
+    pub(super) fn hear_store(&mut self) {
+        let mut rotted: BTreeMap<(Digest, Digest), Vec<ChunkIndex>> = BTreeMap::new();
+        for news in self.disk.store().take_news() {
+            match news {
+                store::News::Rotted {
+                    image,
+                    content,
+                    chunk,
+                } => rotted.entry((image, content)).or_default().push(chunk),
+                store::News::Doubted { image } => self.images.doubted(self.now(), image),
+                store::News::Removed { image } => self.images.removed(self.now(), image),
+            }
+            self.follow_images();
+        }
+        for ((image, content), chunks) in rotted {
+            self.exchange.rotted(image, content, &chunks);
+        }
+    }
+
+    /// A look at the disk ended.
+    pub(super) fn looked(&mut self, seen: &Seen) {
+        self.see(seen);
+        self.keep_cache();
+    }
+
+    fn see(&mut self, seen: &Seen) {
+        let began = self.moment(seen.began);
+        self.images
+            .looked(self.now(), &seen.look, &seen.there, began);
+        self.follow_images();
+    }
+
+    /// The journals of images and of the mirror's blobs were flushed, or couldn't be.
+    pub(super) fn flushed(&mut self, images: Result<(), String>, blobs: Result<(), String>) {
+        if let Err(error) = images {
+            self.not_stored(false, &error);
+        }
+        if let Err(error) = blobs {
+            self.not_stored(true, &error);
+        }
+    }
+
+    /// The volume failed while chunks of images arrived, or of the mirror's blobs.
+    fn not_stored(&mut self, mirrored: bool, error: &str) {
+        match mirrored {
+            true => {
+                let contents = self.exchange.contents();
+                let effects = self.mirror.storage_failed(contents, error);
+                self.act_for_mirror(effects);
+            }
+            false => self.images.storage_failed(self.now(), error),
+        }
+    }
+
+    /// No more may be written to the volume.
+    pub(super) fn stop_filling(&mut self, trouble: &Trouble) {
+        self.images.stop_filling(self.now(), trouble);
+    }
+
+    /// Called every few seconds: pins the blobs of images that are being staged, and checks what lies in the cache.
+    pub(super) fn keep_cache(&mut self) {
+        let pinned = self.images.catalogue().blobs_in_use();
+        let place = (self.disk.store().clone(), self.disk.home());
+        let contents = self.exchange.contents();
+        let (bytes, effects) = self.mirror.keep(contents, pinned, place);
+        if let Some(bytes) = bytes {
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            self.metrics.mirror.cache_bytes.set(bytes);
+        }
+        self.act_for_mirror(effects);
+    }
+
+    // ---- the exchange -----------------------------------------------------------------------------------------------
+
+    fn act_for_exchange(&mut self, effect: exchange::Effect) {
+        self.effects.push_back(match effect {
+            exchange::Effect::Run(job) => Effect::Run(Work::Waiting(job)),
+            exchange::Effect::RunBlocking(job) => Effect::Run(Work::Blocking(job)),
+            exchange::Effect::Hear(input) => Effect::Hear(input),
+            exchange::Effect::Images { images, news } => return self.tell_images(&images, news),
+            exchange::Effect::NotStored { mirrored, error } => {
+                self.not_stored(mirrored, &error);
+                return self.follow_images();
+            }
+            exchange::Effect::Fetch(wanted) => return self.fetch(&wanted),
+            exchange::Effect::FetchEnded { content, end } => {
+                let contents = self.exchange.contents();
+                let effects = self.mirror.fetch_ended(contents, &content, end);
+                return self.act_for_mirror(effects);
+            }
+            exchange::Effect::Blame {
+                host,
+                content,
+                chunk,
+                kind,
+            } => Effect::Blame {
+                host,
+                content,
+                chunk,
+                kind,
+            },
+            exchange::Effect::Convict(links) => Effect::Convict(links),
+            exchange::Effect::TakeBack { content, from } => Effect::TakeBack { content, from },
+            exchange::Effect::Look { content, chunk } => Effect::Look { content, chunk },
+            exchange::Effect::Stored => Effect::Stored,
+            exchange::Effect::ReportSoon => Effect::ReportSoon,
+            exchange::Effect::ReportNow => Effect::ReportNow,
+        });
+    }
+
+    /// Fetches a content by the order of an image, or else by the wish of the mirror's clients.
+    fn fetch(&mut self, wanted: &FetchWanted) {
+        let (by, origin) = match self.images.catalogue().source(None, &wanted.images) {
+            Some(source) => (Some(source.image), Some((source.reference, source.access))),
+            None => (None, self.mirror.access(&wanted.content)),
+        };
+        if let Some(origin) = origin {
+            if !self.exchange.is_leased(wanted.id) && self.mirror.wants(&wanted.content) {
+                info!(content = %wanted.content, "nothing comes of a blob that a client wants; fetching it without a lease");
+            }
+            self.exchange.fetch(wanted, by, origin);
+        }
+    }
+
+    fn tell_images(&mut self, images: &[Digest], news: ImageNews) {
+        if let ImageNews::Closed(content) = &news {
+            let contents = self.exchange.contents();
+            let copy = self.mirror.copy_from_image(contents, content);
+            self.act_for_mirror(copy);
+        }
+        self.images.hear(self.now(), images, news);
+        self.follow_images();
+    }
+
+    /// Makes a content known to the swarm. If a client of the mirror wants the content, the swarm hears that too.
+    fn introduce(&mut self, id: ContentId, order: u32) {
+        let images = self.images.catalogue();
+        let of_image = |image: &Digest| images.entitled(image);
+        self.exchange.introduce(id, order, of_image);
+        let content = self.exchange.contents().find(id).map(Content::digest);
+        let wanted = content.and_then(|content| self.mirror.wanted(id, &content));
+        if let Some(wanted) = wanted {
+            self.exchange.tell(wanted);
+        }
+    }
+
+    /// Tells the swarm anew of an image's contents: the hosts that may have them may have changed.
+    fn retell(&mut self, layout: &Layout) {
+        let images = self.images.catalogue();
+        let of_image = |image: &Digest| images.entitled(image);
+        self.exchange.retell(layout, of_image);
+    }
+
+    // ---- the mirror -------------------------------------------------------------------------------------------------
+
+    /// A client of the mirror wants a blob that isn't here.
+    pub(super) fn wish(&mut self, wish: Wish) {
+        let contents = self.exchange.contents();
+        let effects = self.mirror.wish(self.now, contents, wish);
+        self.act_for_mirror(effects);
+    }
+
+    /// Whole blobs of an earlier process were found.
+    pub(super) fn seeds(&mut self, seeds: Vec<Arc<Blob>>) {
+        let effects = self.mirror.seeds(self.exchange.contents(), seeds);
+        self.act_for_mirror(effects);
+    }
+
+    /// Some of the mirror's cache was read again.
+    pub(super) fn blobs_scrubbed(&mut self, next: (Option<Digest>, u32), bad: Option<Digest>) {
+        let contents = self.exchange.contents();
+        let effects = self.mirror.scrubbed(contents, next, bad);
+        self.act_for_mirror(effects);
+    }
+
+    /// The coordinator says which wanted blobs are coming, or have their place in the queue.
+    pub(super) fn are_coming(&mut self, queue: &MirrorQueue) {
+        let contents = self.exchange.contents();
+        let effects = self.mirror.are_coming(contents, queue);
+        self.act_for_mirror(effects);
+    }
+
+    fn act_for_mirror(&mut self, effects: impl IntoIterator<Item = mirror::Effect>) {
+        for effect in effects {
+            match effect {
+                mirror::Effect::Tell(content, event) => {
+                    let content = self.exchange.contents().by_digest(&content);
+                    if let Some(id) = content.map(Content::id) {
+                        self.exchange.tell(event(id));
+                    }
+                }
+                mirror::Effect::Join { blob, order } => {
+                    let id = self.exchange.add_blob(&blob);
+                    self.introduce(id, order);
+                    if blob.is_unread() {
+                        self.run(Work::blocking(move || blob_cache::read_again(id, &blob)));
+                    }
+                    self.exchange.walk_if_whole(id);
+                }
+                mirror::Effect::Leave(content) => self.exchange.drop_blob(&content),
+                mirror::Effect::RunBlocking(job) => self.run(Work::Blocking(job)),
+                mirror::Effect::ReportSoon => self.effects.push_back(Effect::ReportSoon),
+                mirror::Effect::ReportNow => self.effects.push_back(Effect::ReportNow),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::message::StageState;
+    use swarm::Swarm;
+    use tempfile::TempDir;
+    use tokio::sync::mpsc;
+    use wire::{Endpoint, Settings};
+
+    use super::{
+        super::{image::Ordered, images::tests::manifest, streams::Streams},
+        *,
+    };
+    use crate::{
+        config::OriginConfig, identity::tests::Authority, notary::Notary, registries::Origin,
+        store::tests::open,
+    };
+
+    /// The supply of a host without peers, with a store of its own and one image.
+    struct World {
+        supply: Supply,
+        image: Digest,
+        layout: Layout,
+        _home: TempDir,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let home = tempfile::tempdir().unwrap();
+            let credentials = Authority::new().credentials("mini-1");
+            let me = credentials.host().clone();
+            let notary = Arc::new(Notary::new(&credentials, &[1; 32]));
+            let loopback = "127.0.0.1:0".parse().unwrap();
+            let origin = OriginConfig {
+                ca_file: None,
+                plain_http: Vec::new(),
+                idle_timeout: Duration::from_secs(1),
+                proxy: origin::ProxySettings::default(),
+                system_roots: false,
+                credentials: BTreeMap::new(),
+            };
+            let streams = Streams {
+                me: me.clone(),
+                life: 1,
+                endpoint: Endpoint::bind(loopback, credentials, &Settings::default()).unwrap(),
+                origin: Origin::new(&origin).unwrap(),
+                notary,
+                cache: Arc::default(),
+                peer_inbox: mpsc::channel(1).0,
+                fetch_inbox: mpsc::channel(1).0,
+            };
+            let (now, metrics) = (Instant::now(), Metrics::new().0);
+            let swarm = Swarm::new(me.key(), swarm::Config::default(), 1);
+            let exchange = Exchange::new(swarm, now, streams, metrics.clone());
+            let path = home.path().to_owned();
+            let disk = Disk::new(Arc::new(open(&home)), None, None, path);
+            let manifest = manifest("a");
+            let image = Digest::of(&manifest);
+            Self {
+                supply: Supply::new(exchange, Mirror::new(None), disk, metrics, now),
+                image,
+                layout: Layout::parse(&manifest, &image).unwrap(),
+                _home: home,
+            }
+        }
+
+        /// The image was ordered, and its stage is taken up.
+        fn filling() -> Self {
+            let mut world = Self::new();
+            let ordered = Ordered {
+                references: vec!["r.test/a:1".into()],
+                ..Ordered::default()
+            };
+            let (now, image) = (world.supply.now(), world.image);
+            let images = world.supply.images_mut();
+            images.order(now, image, ordered, &manifest("a"));
+            world.supply.follow_images();
+            world.supply.begin_jobs();
+            world.settle();
+            world
+        }
+
+        /// Does what is wanted, until nothing is. Returns whether everything is to be reported.
+        fn settle(&mut self) -> bool {
+            let mut all = false;
+            while let Some(effect) = self.supply.poll() {
+                match effect {
+                    Effect::Run(Work::Long(_, job) | Work::Blocking(job)) => match job() {
+                        Input::Begun { image, result } => self.supply.begun(image, result),
+                        Input::Nothing => {}
+                        other => panic!("{other:?}"),
+                    },
+                    Effect::ReportAll => all = true,
+                    _ => {}
+                }
+                self.supply.follow_images();
+            }
+            all
+        }
+
+        /// The number of the image's contents that the exchange knows.
+        fn known(&self) -> usize {
+            let contents = self.supply.exchange().contents();
+            let specs = self.layout.contents();
+            let known = specs.iter().map(|spec| contents.by_digest(&spec.digest));
+            known.flatten().count()
+        }
+
+        fn told(&self) -> Option<ImageState> {
+            let status = self.supply.exchange().status();
+            self.supply.image_states(&status).pop()
+        }
+    }
+
+    #[tokio::test]
+    async fn an_image_that_is_begun_brings_its_contents_and_takes_them_along_when_it_is_paused() {
+        let mut world = World::filling();
+        let told = world.told().unwrap();
+        assert_eq!(told.state(), StageState::Staging);
+        assert_eq!(world.known(), world.layout.contents().len());
+        world.supply.images_mut().pause(world.image);
+        world.supply.follow_images();
+        assert_eq!(world.known(), 0);
+        assert!(world.settle());
+        assert!(world.told().is_none());
+    }
+
+    #[tokio::test]
+    async fn journals_that_cant_be_written_end_what_comes_for_images_and_the_mirrors_dont() {
+        let mut world = World::filling();
+        world
+            .supply
+            .flushed(Ok(()), Err("the cache's volume fails".into()));
+        world.supply.follow_images();
+        assert_eq!(world.known(), world.layout.contents().len());
+        world.supply.flushed(Err("the volume fails".into()), Ok(()));
+        world.supply.follow_images();
+        let told = world.told().unwrap();
+        assert_eq!((told.state(), world.known()), (StageState::Failed, 0));
+        assert_eq!(told.reason, Reason::NotStored.as_str());
+    }
+}
