@@ -16,7 +16,7 @@ use std::{
 };
 
 use proto::{Digest, HostId, Moment, message};
-use rollout::stage::{Action, Event, Plan, RevokeCause};
+use rollout::stage::{Action, Event, Plan};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -38,7 +38,7 @@ use self::{
     reporting::Reporting,
     selection::{selected, short_of_room},
     show::{Facts, Views},
-    staging::{Staging, TokenAsk},
+    staging::Staging,
     tickets::Tickets,
     writer::Answer,
 };
@@ -370,7 +370,7 @@ impl Driver {
                 content,
                 image,
             } => {
-                self.metrics.granted.inc();
+                self.staging.leases().granted();
                 let content = self.mirror.digest(content);
                 debug!(%host, %content, %image, "lease granted");
                 let tickets = self.members.tickets_mut();
@@ -382,14 +382,7 @@ impl Driver {
                 content,
                 cause,
             } => {
-                match cause {
-                    RevokeCause::OriginFailed => {
-                        Metrics::count(&self.metrics.lease_ends, "origin_failed");
-                    }
-                    RevokeCause::Ended => Metrics::count(&self.metrics.lease_ends, "revoked"),
-                    // counted already when the lease ended
-                    RevokeCause::NotHeld => {}
-                }
+                self.staging.leases().revoked(cause);
                 let content = self.mirror.digest(content);
                 debug!(%host, %content, ?cause, "lease revoked");
                 self.order(now, &host, order::revoke(content));
@@ -701,23 +694,7 @@ impl Driver {
 
     fn ask_for_tokens(&mut self, now: Moment) {
         for ask in self.staging.tokens_due(now) {
-            let registries = self.registries.clone();
-            let TokenAsk {
-                image,
-                reference,
-                secret,
-            } = ask;
-            self.jobs.spawn(async move {
-                let granted = match reference {
-                    None => None,
-                    Some(reference) => registries
-                        .pull_token(&reference, secret.as_ref())
-                        .await
-                        .inspect_err(|error| warn!(%error, reference, "no pull token for hosts; trying again"))
-                        .ok(),
-                };
-                Input::Token { image, granted }
-            });
+            self.jobs.spawn(ask.answered(self.registries.clone()));
         }
     }
 

@@ -21,7 +21,7 @@ use super::{
     mirror::Mirrored,
     order::{Addressed, order},
 };
-use crate::metrics::{KindLabel, Metrics};
+use crate::metrics::{BlameKind, KindLabel, Metrics};
 
 /// The most blames that are heard of one report; further ones are ignored.
 pub(super) const MAX_BLAMES: usize = 16;
@@ -117,10 +117,10 @@ impl Blames {
         hosts: &Hosts,
     ) -> Option<Event> {
         let kind = match blame.kind() {
-            message::BlameKind::Unspecified | message::BlameKind::Link => "other",
-            message::BlameKind::Bytes => "bytes",
-            message::BlameKind::Silence => "silence",
-            message::BlameKind::Protocol => "protocol",
+            message::BlameKind::Unspecified | message::BlameKind::Link => BlameKind::Other,
+            message::BlameKind::Bytes => BlameKind::Bytes,
+            message::BlameKind::Silence => BlameKind::Silence,
+            message::BlameKind::Protocol => BlameKind::Protocol,
         };
         self.count(kind);
         let host = blame.host.parse::<HostId>().ok()?;
@@ -137,7 +137,7 @@ impl Blames {
             accused.suspect.insert((content, blame.chunk));
         }
         if let Some(left_out) = self.line(now, by, Line::Blames) {
-            warn!(%by, %host, kind, chunk = blame.chunk, left_out, "host is blamed");
+            warn!(%by, %host, kind = kind.as_str(), chunk = blame.chunk, left_out, "host is blamed");
         }
         // Silence and breaches of protocol are faults, not lies. The accuser shuns such a host by itself.
         let lie = blame.kind() == message::BlameKind::Bytes && self.is_news(by, 0, &host, None);
@@ -211,7 +211,10 @@ impl Blames {
                 false
             }
         };
-        self.count(if lied { "link" } else { "made" });
+        self.count(match lied {
+            true => BlameKind::Link,
+            false => BlameKind::Made,
+        });
         if lied {
             let accused = self.accused.entry(maker).or_default();
             accused.count = accused.count.saturating_add(1);
@@ -233,7 +236,8 @@ impl Blames {
         accuser.lines.due(now, line)
     }
 
-    fn count(&self, kind: &'static str) {
+    fn count(&self, kind: BlameKind) {
+        let kind = kind.as_str();
         self.metrics.blames.get_or_create(&KindLabel { kind }).inc();
     }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use proto::{Digest, HostId, Moment, message};
 use rollout::stage::{
-    Event, Plan,
+    Event, Plan, RevokeCause,
     event::{self as word, Trouble},
 };
 use tracing::{debug, info, warn};
@@ -14,7 +14,10 @@ use super::{
     images::Images,
     lines::{Line, Lines},
 };
-use crate::{metrics::Metrics, progress};
+use crate::{
+    metrics::{LeaseOutcome, Metrics},
+    progress,
+};
 
 /// The same trouble with a registry is logged again only when nothing was heard of it for this long.
 const SAYS_ANEW: Duration = Duration::from_mins(1);
@@ -117,6 +120,22 @@ impl Leases {
         Token::Refused
     }
 
+    /// The plan granted a lease.
+    pub(super) fn granted(&self) {
+        self.metrics.granted.inc();
+    }
+
+    /// The plan took a lease back.
+    pub(super) fn revoked(&self, cause: RevokeCause) {
+        let outcome = match cause {
+            RevokeCause::OriginFailed => LeaseOutcome::OriginFailed,
+            RevokeCause::Ended => LeaseOutcome::Revoked,
+            // counted already when the lease ended
+            RevokeCause::NotHeld => return,
+        };
+        Metrics::count(&self.metrics.lease_ends, outcome.as_str());
+    }
+
     fn ended(
         &mut self,
         now: Moment,
@@ -128,6 +147,7 @@ impl Leases {
         let (end, outcome) = ended(lease);
         let mut token = Token::Good;
         if plan.holds_lease(host, &content) {
+            let outcome = outcome.as_str();
             Metrics::count(&self.metrics.lease_ends, outcome);
             let message = progress::clean(&lease.message);
             match end {
@@ -310,21 +330,21 @@ fn trouble(lease: &message::LeaseState) -> Option<Trouble> {
     }
 }
 
-/// How a lease ended, and the name of that end in the metrics.
-fn ended(lease: &message::LeaseState) -> (word::LeaseEnd, &'static str) {
+/// How a lease ended, for the plan and for the metrics.
+fn ended(lease: &message::LeaseState) -> (word::LeaseEnd, LeaseOutcome) {
     use message::{LeaseEnd, OriginFault};
     use word::{Fault, LeaseEnd as End};
     match lease.end() {
-        LeaseEnd::Unspecified | LeaseEnd::Released => (End::Released, "released"),
-        LeaseEnd::Done => (End::Done, "done"),
-        LeaseEnd::ContentBad => (End::Faulty(Fault::Bad), "content_bad"),
+        LeaseEnd::Unspecified | LeaseEnd::Released => (End::Released, LeaseOutcome::Released),
+        LeaseEnd::Done => (End::Done, LeaseOutcome::Done),
+        LeaseEnd::ContentBad => (End::Faulty(Fault::Bad), LeaseOutcome::ContentBad),
         LeaseEnd::OriginFailed => match lease.fault() {
-            OriginFault::Unspecified => (End::OriginFailed, "origin_failed"),
-            OriginFault::Missing => (End::Faulty(Fault::Missing), "content_missing"),
-            OriginFault::Refused => (End::Faulty(Fault::Refused), "content_refused"),
-            OriginFault::Unusable => (End::Faulty(Fault::Unusable), "content_unusable"),
-            OriginFault::CutShort => (End::Faulty(Fault::CutShort), "content_unusable"),
-            OriginFault::Host => (End::HostUnable, "host_unable"),
+            OriginFault::Unspecified => (End::OriginFailed, LeaseOutcome::OriginFailed),
+            OriginFault::Missing => (End::Faulty(Fault::Missing), LeaseOutcome::ContentMissing),
+            OriginFault::Refused => (End::Faulty(Fault::Refused), LeaseOutcome::ContentRefused),
+            OriginFault::Unusable => (End::Faulty(Fault::Unusable), LeaseOutcome::ContentUnusable),
+            OriginFault::CutShort => (End::Faulty(Fault::CutShort), LeaseOutcome::ContentUnusable),
+            OriginFault::Host => (End::HostUnable, LeaseOutcome::HostUnable),
         },
     }
 }
@@ -415,6 +435,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_lease_that_is_taken_back_counts_by_its_cause_and_one_that_ended_before_doesnt() {
+        let metrics = Metrics::new().0;
+        let leases = Leases::new(metrics.clone());
+        let counted = || {
+            [LeaseOutcome::OriginFailed, LeaseOutcome::Revoked].map(|outcome| {
+                let outcome = outcome.as_str();
+                let label = crate::metrics::OutcomeLabel { outcome };
+                metrics.lease_ends.get_or_create(&label).get()
+            })
+        };
+        leases.revoked(RevokeCause::NotHeld);
+        assert_eq!(counted(), [0, 0]);
+        leases.revoked(RevokeCause::OriginFailed);
+        assert_eq!(counted(), [1, 0]);
+        leases.revoked(RevokeCause::Ended);
+        assert_eq!(counted(), [1, 1]);
+    }
+
     fn troubled(trouble: OriginTrouble, message: &str) -> LeaseState {
         LeaseState {
             trouble: trouble.into(),
@@ -480,12 +519,18 @@ mod tests {
             })
         };
         let none = OriginFault::Unspecified;
-        assert_eq!(end(LeaseEnd::Done, none), (word::LeaseEnd::Done, "done"));
-        let failed = (word::LeaseEnd::OriginFailed, "origin_failed");
+        assert_eq!(
+            end(LeaseEnd::Done, none),
+            (word::LeaseEnd::Done, LeaseOutcome::Done)
+        );
+        let failed = (word::LeaseEnd::OriginFailed, LeaseOutcome::OriginFailed);
         assert_eq!(end(LeaseEnd::OriginFailed, none), failed);
-        let unable = (word::LeaseEnd::HostUnable, "host_unable");
+        let unable = (word::LeaseEnd::HostUnable, LeaseOutcome::HostUnable);
         assert_eq!(end(LeaseEnd::OriginFailed, OriginFault::Host), unable);
-        let bad = (word::LeaseEnd::Faulty(word::Fault::Bad), "content_bad");
+        let bad = (
+            word::LeaseEnd::Faulty(word::Fault::Bad),
+            LeaseOutcome::ContentBad,
+        );
         assert_eq!(end(LeaseEnd::ContentBad, none), bad);
         let throttled = |retry_after_ms| {
             trouble(&LeaseState {

@@ -1,12 +1,13 @@
 //! Pull tokens for hosts, so that hosts need no credentials: when each image's token is asked for, and what came of
 //! each attempt.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use proto::{Digest, Moment};
 use tracing::warn;
 
-use crate::resolve::{Granted, PullToken};
+use super::input::Input;
+use crate::resolve::{Granted, PullToken, Registries};
 
 /// A pull token is renewed when less than this remains of it.
 const MARGIN: Duration = Duration::from_secs(60);
@@ -37,6 +38,36 @@ pub(super) enum Given {
     New { after_refusal: bool },
     /// There is no new token.
     Nothing,
+}
+
+/// A pull token that is to be asked for.
+#[derive(Debug)]
+pub(super) struct TokenAsk {
+    pub(super) image: Digest,
+    /// `None` where the image has no reference.
+    pub(super) reference: Option<String>,
+    /// The pull Secret of the reference.
+    pub(super) secret: Option<String>,
+}
+
+impl TokenAsk {
+    /// Asks the image's registry. Ends in [`Input::Token`].
+    pub(super) async fn answered(self, registries: Arc<Registries>) -> Input {
+        let granted = match self.reference {
+            None => None,
+            Some(reference) => registries
+                .pull_token(&reference, self.secret.as_ref())
+                .await
+                .inspect_err(
+                    |error| warn!(%error, reference, "no pull token for hosts; trying again"),
+                )
+                .ok(),
+        };
+        Input::Token {
+            image: self.image,
+            granted,
+        }
+    }
 }
 
 impl PullTokens {
@@ -150,6 +181,18 @@ mod tests {
             authorization: "Bearer x".into(),
             expires_in: Duration::from_secs(seconds),
         }))
+    }
+
+    #[tokio::test]
+    async fn an_image_without_a_reference_gets_no_token_and_is_answered() {
+        let ask = TokenAsk {
+            image: image(),
+            reference: None,
+            secret: None,
+        };
+        let registries = Registries::new(crate::config::Origin::default()).unwrap();
+        let answer = ask.answered(Arc::new(registries)).await;
+        assert!(matches!(answer, Input::Token { image: of, granted: None } if of == image()));
     }
 
     const NEW: Given = Given::New {

@@ -15,7 +15,7 @@ use super::{
     hosts::Hosts,
     images::{At, Changes, Credentials, Images},
     leases::{Leases, Token},
-    pull_tokens::{Given, PullTokens},
+    pull_tokens::{Given, PullTokens, TokenAsk},
     restages::Restages,
     stage_orders::{Said, StageOrders},
     writer::{Answer, Write},
@@ -37,16 +37,6 @@ pub(super) struct Staging {
     leases: Leases,
     /// Knows which images' pull tokens are handed down to hosts.
     registries: Arc<Registries>,
-}
-
-/// A pull token that is to be asked for.
-#[derive(Debug)]
-pub(super) struct TokenAsk {
-    pub(super) image: Digest,
-    /// `None` where the image has no reference.
-    pub(super) reference: Option<String>,
-    /// The pull Secret of the reference.
-    pub(super) secret: Option<String>,
 }
 
 impl Staging {

@@ -160,7 +160,7 @@ async fn a_registry_that_fails_is_counted_as_that_and_ends_in_nobodys_revocation
         "{}",
         shown.message
     );
-    let text = encode(&world.registry);
+    let text = encode(&world.registry).unwrap();
     let count = |outcome: &str| -> u64 {
         let line = format!("parbake_coordinator_lease_ends_total{{outcome=\"{outcome}\"}} ");
         let line = text.lines().find_map(|found| found.strip_prefix(&line));
