@@ -265,20 +265,12 @@ pub(crate) async fn accept_push(
         Err(_) => PushOutcome::Failed,
     };
     // the sender may be gone; the stored chunk doesn't depend on it
-    if sender
-        .send(&PushReply {
-            outcome: outcome.into(),
-        })
-        .await
-        .is_ok()
-    {
-        drop(sender.finish());
-    }
+    say_how_a_push_ended(sender, outcome).await;
     receipt
 }
 
 /// Turns a pushed chunk away.
-pub(crate) async fn decline_push(mut sender: Sender, mut receiver: Receiver, why: Declined) {
+pub(crate) async fn decline_push(sender: Sender, mut receiver: Receiver, why: Declined) {
     receiver.stop(StreamCode::CANCELLED);
     let outcome = match why {
         Declined::Already => PushOutcome::Already,
@@ -287,13 +279,15 @@ pub(crate) async fn decline_push(mut sender: Sender, mut receiver: Receiver, why
             PushOutcome::Unwanted
         }
     };
-    if sender
-        .send(&PushReply {
-            outcome: outcome.into(),
-        })
-        .await
-        .is_ok()
-    {
+    say_how_a_push_ended(sender, outcome).await;
+}
+
+/// The last word on a push. The sender may be gone, which is no trouble of this host.
+async fn say_how_a_push_ended(mut sender: Sender, outcome: PushOutcome) {
+    let reply = PushReply {
+        outcome: outcome.into(),
+    };
+    if sender.send(&reply).await.is_ok() {
         drop(sender.finish());
     }
 }
