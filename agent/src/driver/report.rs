@@ -392,13 +392,7 @@ mod tests {
     fn status(contents: Vec<ContentStatus>) -> swarm::Status {
         swarm::Status {
             contents,
-            peers: 0,
-            connected: 0,
-            quarantined: Vec::new(),
-            backlog_bytes: 0,
-            upload_bytes_per_second: None,
-            uploads: 0,
-            headless: false,
+            ..swarm::Status::default()
         }
     }
 

@@ -158,7 +158,7 @@ pub struct ContentStatus {
 }
 
 /// The state of the swarm.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
     /// Contents by id.
     pub contents: Vec<ContentStatus>,
@@ -226,13 +226,7 @@ mod tests {
     fn status(contents: Vec<ContentStatus>) -> Status {
         Status {
             contents,
-            peers: 0,
-            connected: 0,
-            quarantined: Vec::new(),
-            backlog_bytes: 0,
-            upload_bytes_per_second: None,
-            uploads: 0,
-            headless: false,
+            ..Status::default()
         }
     }
 

@@ -278,17 +278,8 @@ impl World {
     }
 
     fn told(&self) -> ImageState {
-        let status = swarm::Status {
-            contents: Vec::new(),
-            peers: 0,
-            connected: 0,
-            quarantined: Vec::new(),
-            backlog_bytes: 0,
-            upload_bytes_per_second: None,
-            uploads: 0,
-            headless: false,
-        };
-        let mut told = self.images.states(self.now, &status, |_| None);
+        let nothing = swarm::Status::default();
+        let mut told = self.images.states(self.now, &nothing, |_| None);
         assert_eq!(told.len(), 1);
         told.remove(0)
     }
