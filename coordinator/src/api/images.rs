@@ -21,6 +21,7 @@ use crate::{
     driver::{Ask, View},
     fleet::Reread,
     view::{HostProgress, HostState, ImageState, ImageView, StageRequest},
+    wants::Want,
 };
 
 /// How long an answer waits for hosts that check whether they still hold an image. A check takes milliseconds.
@@ -47,14 +48,18 @@ fn selection(hosts: Option<Vec<String>>) -> Answer<Option<BTreeSet<HostId>>> {
         .map(Some)
 }
 
-pub(super) async fn stage(State(api): State<Api>, body: Bytes) -> Answer<Response> {
-    let request: StageRequest = read(&body)?;
+/// What a request wants, after the registry was asked for the image.
+async fn wanted(api: &Api, body: &Bytes) -> Answer<Want> {
+    let request: StageRequest = read(body)?;
     let hosts = selection(request.hosts)?;
-    let want = api
-        .registries
-        .resolve(&request.reference, hosts, None)
-        .await?;
-    take_in_records(&api).await;
+    let resolved = api.registries.resolve(&request.reference, hosts, None);
+    let want = resolved.await?;
+    take_in_records(api).await;
+    Ok(want)
+}
+
+pub(super) async fn stage(State(api): State<Api>, body: Bytes) -> Answer<Response> {
+    let want = wanted(&api, &body).await?;
     let reply = ask(&api, |reply| Ask::Stage {
         want: Box::new(want),
         reply,
@@ -100,13 +105,7 @@ async fn confirmed(api: &Api, image: &ImageView) -> Option<ImageView> {
 }
 
 pub(super) async fn plan(State(api): State<Api>, body: Bytes) -> Answer<Response> {
-    let request: StageRequest = read(&body)?;
-    let hosts = selection(request.hosts)?;
-    let want = api
-        .registries
-        .resolve(&request.reference, hosts, None)
-        .await?;
-    take_in_records(&api).await;
+    let want = wanted(&api, &body).await?;
     let reply = ask(&api, |reply| Ask::Preview {
         want: Box::new(want),
         reply,
