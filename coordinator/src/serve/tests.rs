@@ -74,9 +74,11 @@ async fn silent_connections_keep_nobody_out() {
 #[tokio::test]
 async fn a_request_that_is_worked_on_is_not_cut_for_others() {
     let (release, released) = watch::channel(false);
+    let (begin, mut begun) = mpsc::channel(8);
     let slow = move || {
-        let mut released = released.clone();
+        let (mut released, begin) = (released.clone(), begin.clone());
         async move {
+            begin.send(()).await.unwrap();
             drop(released.wait_for(|released| *released).await);
             "done"
         }
@@ -87,6 +89,10 @@ async fn a_request_that_is_worked_on_is_not_cut_for_others() {
     for _ in 0..8 {
         working.spawn(async move { ask(address, &HELLO.replace("/ ", "/slow ")).await });
     }
+    for _ in 0..8 {
+        begun.recv().await.unwrap();
+    }
+    // by now these connections would give way if they waited for their clients
     sleep(GRACE).await;
     let mut silent = Vec::new();
     for _ in 0..2 * CONNECTIONS {
