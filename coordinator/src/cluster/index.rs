@@ -57,6 +57,14 @@ pub(crate) struct Scope {
     pub(crate) namespace: Option<String>,
 }
 
+impl Scope {
+    /// All objects of a kind.
+    pub(crate) const fn everywhere(kind: Kind) -> Self {
+        let namespace = None;
+        Self { kind, namespace }
+    }
+}
+
 /// An object that can't be read.
 #[derive(Debug, thiserror::Error)]
 #[error("{} {key}: {reason}", .kind.as_str())]
@@ -89,6 +97,14 @@ pub(crate) enum Change {
 }
 
 impl Index {
+    /// Shows an object that can be read, as a watch of everything would now.
+    #[cfg(test)]
+    pub(crate) fn show(&mut self, kind: Kind, object: serde_json::Value) {
+        let object = serde_json::from_value(object).unwrap();
+        let scope = Scope::everywhere(kind);
+        self.apply(&scope, object, Instant::now()).unwrap();
+    }
+
     /// A list of all objects in this scope begins.
     pub(crate) fn begin(&mut self, scope: Scope) {
         self.listed.insert(scope, BTreeSet::new());

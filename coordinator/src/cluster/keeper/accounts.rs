@@ -112,26 +112,14 @@ fn reaped_owners(index: &Index, gates: &[PrePullGate]) -> BTreeSet<String> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
-    use crate::cluster::{
-        clock::Now,
-        index::{Kind, Scope},
-        prepull_gate::gates,
-    };
+    use crate::cluster::{clock::Now, index::Kind, prepull_gate::gates};
 
     fn index(mode: &str) -> Index {
         let mut index = Index::default();
-        let mut show = |kind, object: Value| {
-            let scope = Scope {
-                kind,
-                namespace: None,
-            };
-            let object = serde_json::from_value(object).unwrap();
-            index.apply(&scope, object, Instant::now()).unwrap();
-        };
-        show(
+        index.show(
             Kind::PrePulls,
             json!({
                 "apiVersion": "parbake.dev/v1alpha1",
@@ -144,7 +132,7 @@ mod tests {
                 },
             }),
         );
-        show(
+        index.show(
             Kind::Pods,
             json!({
                 "apiVersion": "v1",

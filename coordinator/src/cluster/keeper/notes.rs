@@ -353,10 +353,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::cluster::{
-        crd::FailingHost,
-        index::{Kind, Scope},
-    };
+    use crate::cluster::{crd::FailingHost, index::Kind};
 
     const IMAGE: &str = "r/i:2";
 
@@ -387,12 +384,7 @@ mod tests {
                 }),
             ),
         ] {
-            let scope = Scope {
-                kind,
-                namespace: None,
-            };
-            let object = serde_json::from_value(object).unwrap();
-            index.apply(&scope, object, Instant::now()).unwrap();
+            index.show(kind, object);
         }
         index
     }

@@ -316,23 +316,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::cluster::{
-        index::{Kind, Scope},
-        prepull_gate::gates,
-    };
+    use crate::cluster::{index::Kind, prepull_gate::gates};
 
     /// An ImagePrePull of image `new` whose Pods belong to these ReplicaSets.
     fn index(owners: &[&str]) -> Index {
         let mut index = Index::default();
-        let mut show = |kind, object| {
-            let scope = Scope {
-                kind,
-                namespace: None,
-            };
-            let object = serde_json::from_value(object).unwrap();
-            index.apply(&scope, object, Instant::now()).unwrap();
-        };
-        show(
+        index.show(
             Kind::PrePulls,
             json!({
                 "apiVersion": "parbake.dev/v1alpha1",
@@ -356,7 +345,7 @@ mod tests {
                 "ownerReferences": [owner],
             });
             let pod = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": meta });
-            show(Kind::Pods, pod);
+            index.show(Kind::Pods, pod);
         }
         index
     }

@@ -275,10 +275,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        cluster::{
-            index::{Kind, Scope},
-            keeper::resolving::Resolved,
-        },
+        cluster::{index::Kind, keeper::resolving::Resolved},
         driver::View,
         view::HostView,
         wants::tests::want,
@@ -340,12 +337,7 @@ mod tests {
             for (field, value) in spec.as_object().unwrap() {
                 object["spec"][field] = value.clone();
             }
-            let scope = Scope {
-                kind: Kind::PrePulls,
-                namespace: None,
-            };
-            let object = serde_json::from_value(object).unwrap();
-            self.index.apply(&scope, object, Instant::now()).unwrap();
+            self.index.show(Kind::PrePulls, object);
             self.images.look(self.now, &self.index);
         }
 

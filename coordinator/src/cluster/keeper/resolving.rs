@@ -405,10 +405,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{
-        cluster::index::{Kind, Scope},
-        wants::tests::want,
-    };
+    use crate::{cluster::index::Kind, wants::tests::want};
 
     fn key() -> ObjectKey {
         ObjectKey::new("ns", "a")
@@ -426,12 +423,7 @@ mod tests {
                 object[part][field] = value.clone();
             }
         }
-        let scope = Scope {
-            kind: Kind::PrePulls,
-            namespace: None,
-        };
-        let object = serde_json::from_value(object).unwrap();
-        index.apply(&scope, object, Instant::now()).unwrap();
+        index.show(Kind::PrePulls, object);
     }
 
     fn index(image: &str) -> Index {

@@ -183,10 +183,7 @@ fn scopes(namespaces: &[String]) -> Vec<Scope> {
     let mut scopes = Vec::new();
     for kind in Kind::ALL {
         if namespaces.is_empty() || kind == Kind::Nodes {
-            scopes.push(Scope {
-                kind,
-                namespace: None,
-            });
+            scopes.push(Scope::everywhere(kind));
             continue;
         }
         scopes.extend(namespaces.iter().map(|namespace| Scope {
@@ -203,21 +200,14 @@ mod tests {
 
     use super::*;
 
-    fn of(kind: Kind) -> Scope {
-        Scope {
-            kind,
-            namespace: None,
-        }
-    }
-
     fn blind(absent: bool) -> Seen {
         let error = "no".to_owned();
         Seen::Blind { error, absent }
     }
 
     fn list(watches: &mut Watches, now: Instant, index: &mut Index, kind: Kind) {
-        watches.see(now, index, &of(kind), Seen::Listing);
-        watches.see(now, index, &of(kind), Seen::Listed);
+        watches.see(now, index, &Scope::everywhere(kind), Seen::Listing);
+        watches.see(now, index, &Scope::everywhere(kind), Seen::Listed);
     }
 
     /// Watches that have seen everything.
@@ -242,17 +232,37 @@ mod tests {
     fn a_watch_that_is_blind_for_half_a_minute_shuts_the_gate_until_its_list_is_whole() {
         let (now, mut index) = (Instant::now(), Index::default());
         let mut watches = listed(now, &mut index);
-        watches.see(now, &mut index, &of(Kind::Pods), blind(false));
+        watches.see(
+            now,
+            &mut index,
+            &Scope::everywhere(Kind::Pods),
+            blind(false),
+        );
         // a second failure doesn't restart the time
         let later = now + Duration::from_secs(20);
-        watches.see(later, &mut index, &of(Kind::Pods), blind(false));
+        watches.see(
+            later,
+            &mut index,
+            &Scope::everywhere(Kind::Pods),
+            blind(false),
+        );
         let last = now + BLIND - Duration::from_millis(1);
         assert_eq!(watches.look(last, &index), None);
         let now = now + BLIND;
         assert_eq!(watches.look(now, &index), Some(false));
-        watches.see(now, &mut index, &of(Kind::Pods), Seen::Listing);
+        watches.see(
+            now,
+            &mut index,
+            &Scope::everywhere(Kind::Pods),
+            Seen::Listing,
+        );
         assert_eq!(watches.look(now, &index), None);
-        watches.see(now, &mut index, &of(Kind::Pods), Seen::Listed);
+        watches.see(
+            now,
+            &mut index,
+            &Scope::everywhere(Kind::Pods),
+            Seen::Listed,
+        );
         assert_eq!(watches.look(now, &index), Some(true));
     }
 
@@ -263,8 +273,18 @@ mod tests {
         for kind in [Kind::Pods, Kind::Nodes] {
             list(&mut watches, now, &mut index, kind);
         }
-        watches.see(now, &mut index, &of(Kind::RunnerPools), blind(true));
-        watches.see(now, &mut index, &of(Kind::PrePulls), blind(true));
+        watches.see(
+            now,
+            &mut index,
+            &Scope::everywhere(Kind::RunnerPools),
+            blind(true),
+        );
+        watches.see(
+            now,
+            &mut index,
+            &Scope::everywhere(Kind::PrePulls),
+            blind(true),
+        );
         assert_eq!(watches.look(now, &index), None);
         list(&mut watches, now, &mut index, Kind::PrePulls);
         assert_eq!(watches.look(now, &index), Some(true));
@@ -280,7 +300,7 @@ mod tests {
         let watches = Watches::new(&names);
         assert_eq!(watches.scopes().count(), 1 + 3 * 2);
         let nodes = watches.scopes().filter(|scope| scope.kind == Kind::Nodes);
-        assert!(nodes.eq([&of(Kind::Nodes)]));
+        assert!(nodes.eq([&Scope::everywhere(Kind::Nodes)]));
     }
 
     #[test]
@@ -294,7 +314,7 @@ mod tests {
             "spec": { "image": 3 },
         });
         let shown = Seen::Applied(Box::new(serde_json::from_value(object).unwrap()));
-        let changes = watches.see(now, &mut index, &of(Kind::PrePulls), shown);
+        let changes = watches.see(now, &mut index, &Scope::everywhere(Kind::PrePulls), shown);
         assert_eq!(changes, [Change::PrePull(ObjectKey::new("ns", "a"))]);
         let elsewhere = Scope {
             kind: Kind::PrePulls,

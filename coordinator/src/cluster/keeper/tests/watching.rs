@@ -14,10 +14,7 @@ async fn a_watch_that_is_told_to_come_later_is_blind_until_it_sees() {
         let config = kube::Config::new(format!("http://{address}").parse().unwrap());
         let client = crate::cluster::access::client(config).unwrap();
         let (seen, mut sights) = mpsc::channel(8);
-        let scope = Scope {
-            kind: Kind::Pods,
-            namespace: None,
-        };
+        let scope = Scope::everywhere(Kind::Pods);
         tasks.spawn(follow(client, scope, seen, stop.clone()));
         let mut sight = async || sights.recv().await.map(|(_, sight)| sight);
         assert!(matches!(sight().await, Some(Seen::Listing)));
@@ -79,10 +76,7 @@ async fn a_pod_is_told_to_ask_again_while_the_cluster_is_not_known() {
     };
     assert_eq!(drain(&mut stand, "p"), Drain::Leave);
     assert_eq!(drain(&mut stand, "q"), Drain::NoSuchPod);
-    let scope = Scope {
-        kind: Kind::Pods,
-        namespace: None,
-    };
+    let scope = Scope::everywhere(Kind::Pods);
     // like a coordinator that has just begun to lead
     stand.keeper.watches.unlist(&scope);
     for name in ["p", "q"] {
@@ -101,10 +95,7 @@ async fn a_watch_that_sees_nothing_for_long_shuts_the_gate_until_everything_is_l
     // like a watch with a version that is too old: 410 Gone
     stand.see(Kind::Pods, blind("too old resource version"));
     assert!(stand.keeper.watches.synced(), "a moment is no harm");
-    let scope = Scope {
-        kind: Kind::Pods,
-        namespace: None,
-    };
+    let scope = Scope::everywhere(Kind::Pods);
     stand.keeper.watches.blind(Instant::now(), &scope);
     stand.pass(Duration::from_secs(5)).await;
     assert!(!stand.keeper.watches.synced());
