@@ -3,41 +3,25 @@
 //! Programs are started through one multi-call binary (`demo agent …`, `demo coordinator …`, `demo parbake …`), so that
 //! a test or the demo needs nothing but itself. Every process is ended by its pid when the cluster is dropped.
 
+mod agent;
+
 use std::{
     fmt::Write as _,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
+pub use self::agent::{Agent, Place, Present};
 use crate::interrupt;
 
 /// How long a program may take to come up before the cluster gives up on it.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Where a program runs.
-#[derive(Clone, Debug)]
-pub struct Place {
-    /// Its address.
-    pub ip: IpAddr,
-    /// What goes before its command line, such as `ip netns exec NAME`.
-    pub prefix: Vec<String>,
-}
-
-impl Default for Place {
-    fn default() -> Self {
-        Self {
-            ip: Ipv4Addr::LOCALHOST.into(),
-            prefix: Vec::new(),
-        }
-    }
-}
 
 /// What a cluster is made of.
 #[derive(Clone, Debug)]
@@ -109,31 +93,6 @@ pub struct Cluster {
     api: SocketAddr,
     pin: String,
     agents: Vec<Agent>,
-}
-
-/// One agent of a cluster.
-#[derive(Debug)]
-pub struct Agent {
-    /// Its host id.
-    pub host: String,
-    /// Its directory: `state`, `tart`, `agent.toml`, `log`.
-    pub dir: PathBuf,
-    place: Place,
-    listen: SocketAddr,
-    admin: SocketAddr,
-    child: Option<Child>,
-    peak_rss_bytes: u64,
-}
-
-/// An image that became present on a host, as its agent logged it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Present {
-    /// When.
-    pub at: SystemTime,
-    /// Bytes from the registry, from peers and from local disk.
-    pub bytes: [u64; 3],
-    /// From the last chunk to presence.
-    pub install: Duration,
 }
 
 impl Cluster {
@@ -309,6 +268,30 @@ impl Cluster {
         child.kill()?;
         child.wait()?;
         Ok(())
+    }
+
+    /// Runs `parbake stage …` to its end; what it said.
+    ///
+    /// # Errors
+    /// When it ends with another exit code than 0; the error says what it said.
+    pub fn stage(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        let output = self.parbake(&[&["stage"], arguments].concat())?;
+        ensure!(
+            output.status.success(),
+            "parbake stage {arguments:?} ended with {}: {}",
+            output.status,
+            said(&output)
+        );
+        Ok(output)
+    }
+
+    /// What `parbake status` says of an image, by reference or digest; null when the coordinator doesn't know it.
+    ///
+    /// # Errors
+    /// When the command can't be started.
+    pub fn status(&self, image: &str) -> anyhow::Result<Value> {
+        let output = self.parbake(&["status", image, "--json"])?;
+        Ok(serde_json::from_slice(&output.stdout).unwrap_or_default())
     }
 
     /// Revokes a host.
@@ -564,103 +547,6 @@ impl Drop for Cluster {
     }
 }
 
-impl Agent {
-    /// Its peer address.
-    #[must_use]
-    pub const fn listen(&self) -> SocketAddr {
-        self.listen
-    }
-
-    /// The address of its health, metrics and status.
-    #[must_use]
-    pub const fn admin(&self) -> SocketAddr {
-        self.admin
-    }
-
-    /// The address of its mirror since its last start, once it listens.
-    #[must_use]
-    pub fn mirror(&self) -> Option<SocketAddr> {
-        self.log().iter().rev().find_map(|line| {
-            let address = line["mirror"].as_str()?;
-            address.parse().ok()
-        })
-    }
-
-    /// Its tart home.
-    #[must_use]
-    pub fn tart_home(&self) -> PathBuf {
-        self.dir.join("tart")
-    }
-
-    /// Its process, while it runs.
-    #[must_use]
-    pub fn process(&self) -> Option<u32> {
-        self.child.as_ref().map(Child::id)
-    }
-
-    /// A value of its metrics, by name and labels as they are printed; `None` while it doesn't answer or has none.
-    #[must_use]
-    pub fn metric(&self, name: &str) -> Option<f64> {
-        let mut stream = TcpStream::connect(self.admin).ok()?;
-        // 1.0: the answer ends with the connection
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        answer.lines().find_map(|line| {
-            let value = line.strip_prefix(name)?.strip_prefix(' ')?;
-            value.parse().ok()
-        })
-    }
-
-    /// The log lines so far, as objects.
-    #[must_use]
-    pub fn log(&self) -> Vec<Value> {
-        let Ok(file) = std::fs::File::open(self.dir.join("log")) else {
-            return Vec::new();
-        };
-        let lines = BufReader::new(file).lines().map_while(Result::ok);
-        lines
-            .filter_map(|line| serde_json::from_str(&line).ok())
-            .collect()
-    }
-
-    /// The last time that an image became present whose log line is `wanted`, if one did.
-    #[must_use]
-    pub fn present(&self, wanted: impl Fn(&Value) -> bool) -> Option<Present> {
-        self.log().iter().rev().find_map(|line| {
-            let fields = &line;
-            if fields["message"].as_str() != Some("image is present") || !wanted(line) {
-                return None;
-            }
-            let at = time::OffsetDateTime::parse(
-                line["timestamp"].as_str()?,
-                &time::format_description::well_known::Rfc3339,
-            );
-            let bytes = |name: &str| fields[name].as_u64().unwrap_or(0);
-            Some(Present {
-                at: at.ok()?.into(),
-                bytes: [
-                    bytes("origin_bytes"),
-                    bytes("peer_bytes"),
-                    bytes("local_bytes"),
-                ],
-                install: Duration::from_millis(bytes("install_ms")),
-            })
-        })
-    }
-
-    /// Its peak memory so far.
-    #[must_use]
-    pub fn peak_rss(&self) -> u64 {
-        let now = self.child.as_ref().and_then(|child| {
-            let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
-            let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-            Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
-        });
-        now.unwrap_or(0).max(self.peak_rss_bytes)
-    }
-}
-
 fn log_to(mut command: Command, path: &Path) -> anyhow::Result<Child> {
     let log = std::fs::File::options()
         .create(true)
@@ -693,7 +579,11 @@ fn text(output: &Output) -> anyhow::Result<String> {
 /// Ports below those that systems hand out by themselves: nobody takes one between the look here and a process's start.
 const PORTS: std::ops::Range<u16> = 10_240..32_000;
 
-pub(crate) fn free_tcp(ip: IpAddr) -> anyhow::Result<SocketAddr> {
+/// A port for a server that is started soon, of which nobody else thinks meanwhile.
+///
+/// # Errors
+/// When none is free.
+pub fn free_tcp(ip: IpAddr) -> anyhow::Result<SocketAddr> {
     // an address of another namespace: all its ports are free
     if TcpListener::bind((ip, 0)).is_err() {
         return Ok((ip, 7470).into());
@@ -701,7 +591,11 @@ pub(crate) fn free_tcp(ip: IpAddr) -> anyhow::Result<SocketAddr> {
     free(ip, |address| TcpListener::bind(address).is_ok())
 }
 
-fn free_udp(ip: IpAddr) -> anyhow::Result<SocketAddr> {
+/// The same for UDP.
+///
+/// # Errors
+/// When none is free.
+pub fn free_udp(ip: IpAddr) -> anyhow::Result<SocketAddr> {
     if UdpSocket::bind((ip, 0)).is_err() {
         return Ok((ip, 7471).into());
     }
@@ -722,6 +616,16 @@ fn free(ip: IpAddr, is_free: impl Fn(SocketAddr) -> bool) -> anyhow::Result<Sock
         }
     }
     bail!("no port of {PORTS:?} is free on {ip}")
+}
+
+/// All that a command said, on stdout and on stderr.
+#[must_use]
+pub fn said(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 /// Waits until a condition that other processes bring about holds; whether it did within `patience`.

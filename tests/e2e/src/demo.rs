@@ -151,25 +151,19 @@ impl Cli {
 
 /// Runs the demo.
 pub fn run(cli: Cli) -> ExitCode {
-    end(tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(Into::into)
-        .and_then(|runtime| {
-            runtime.block_on(async move {
-                let stop = stop_signal().context("listening for signals")?;
-                let work = tokio::task::spawn_blocking(move || demo(&cli));
-                tokio::pin!(work);
-                tokio::select! {
-                    result = &mut work => result?,
-                    () = stop => {
-                        interrupt::interrupt();
-                        // the work notices, ends its processes and removes its directory
-                        work.await?
-                    }
-                }
-            })
-        }))
+    end(async move {
+        let stop = stop_signal().context("listening for signals")?;
+        let work = tokio::task::spawn_blocking(move || demo(&cli));
+        tokio::pin!(work);
+        tokio::select! {
+            result = &mut work => result?,
+            () = stop => {
+                interrupt::interrupt();
+                // the work notices, ends its processes and removes its directory
+                work.await?
+            }
+        }
+    })
 }
 
 /// What ends when Ctrl-C, a polite kill or the end of the terminal asks for it, from this call on.
@@ -187,9 +181,11 @@ fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     })
 }
 
+/// Does the work in a runtime; the exit code says how it ended.
 #[expect(clippy::print_stderr, reason = "the story goes to stderr")]
-fn end(result: anyhow::Result<bool>) -> ExitCode {
-    match result {
+fn end(work: impl Future<Output = anyhow::Result<bool>>) -> ExitCode {
+    let runtime = tokio::runtime::Runtime::new().context("starting a runtime");
+    match runtime.and_then(|runtime| runtime.block_on(work)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -399,27 +395,21 @@ fn source(cli: &Cli, dir: &Path) -> anyhow::Result<Source> {
 
 /// Serves a directory of blobs until it is killed, and keeps `counters.json` in it current.
 pub fn registry(cli: RegistryCli) -> ExitCode {
-    end(tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(Into::into)
-        .and_then(|runtime| {
-            runtime.block_on(async move {
-                let registry = Registry::start(registry::Options {
-                    listen: cli.listen,
-                    ..registry::Options::default()
-                })
-                .await?;
-                let manifest = std::fs::read(cli.dir.join("manifest.json"))?;
-                registry.hold_directory("demo/macos", "latest", &cli.dir, manifest.into());
-                loop {
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                    let counters = json!({"bytes": registry.counters().bytes}).to_string();
-                    std::fs::write(cli.dir.join("counters.new"), counters)?;
-                    std::fs::rename(cli.dir.join("counters.new"), cli.dir.join("counters.json"))?;
-                }
-            })
-        }))
+    end(async move {
+        let registry = Registry::start(registry::Options {
+            listen: cli.listen,
+            ..registry::Options::default()
+        })
+        .await?;
+        let manifest = std::fs::read(cli.dir.join("manifest.json"))?;
+        registry.hold_directory("demo/macos", "latest", &cli.dir, manifest.into());
+        loop {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let counters = json!({"bytes": registry.counters().bytes}).to_string();
+            std::fs::write(cli.dir.join("counters.new"), counters)?;
+            std::fs::rename(cli.dir.join("counters.new"), cli.dir.join("counters.json"))?;
+        }
+    })
 }
 
 fn measure(

@@ -168,6 +168,19 @@ impl ImageSpec {
         }
     }
 
+    /// A disk like tart's without repetition, whose every layer has the digest of its raw bytes in the manifest.
+    #[must_use]
+    pub fn plain(disk_mib: u64, layer_mib: u64) -> Self {
+        Self {
+            disk_bytes: disk_mib << 20,
+            layer_bytes: layer_mib << 20,
+            nvram_bytes: 1 << 20,
+            repeated_layers: 0,
+            layers_without_digest: 0,
+            ..Self::default()
+        }
+    }
+
     /// The next release: `percent` of the layers, at least one, have half of their groups changed; the others are
     /// shared.
     #[must_use]
@@ -408,6 +421,17 @@ impl GeneratedImage {
     pub fn blob(&self, digest: &Digest) -> io::Result<Bytes> {
         let bytes = std::fs::read(self.directory.join(digest.hex().to_string()))?;
         Ok(bytes.into())
+    }
+
+    /// The largest blob, and its bytes.
+    ///
+    /// # Panics
+    /// Never: an image has a disk and an nvram.
+    #[must_use]
+    pub fn largest_blob(&self) -> (Digest, u64) {
+        let largest = self.blobs.iter().max_by_key(|(_, size)| **size);
+        let (digest, size) = largest.expect("an image has blobs");
+        (*digest, *size)
     }
 
     /// The image as its manifest lays it out.

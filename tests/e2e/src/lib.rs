@@ -14,5 +14,7 @@ pub mod proxy;
 pub mod registry;
 pub mod rig;
 pub mod runners;
+pub mod site;
 pub mod tart_client;
+pub mod tart_home;
 pub mod world;

@@ -12,24 +12,21 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::Context as _;
-use coordinator::cluster::crd;
 use futures_util::StreamExt as _;
 use k8s_openapi::{
     api::{
         apps::v1::ReplicaSet,
-        core::v1::{Namespace, Node, Pod, ServiceAccount},
+        core::v1::{Pod, ServiceAccount},
     },
-    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
     jiff::Timestamp,
 };
 use kube::{
     Api, Client,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
-    core::{ApiResource, DynamicObject, GroupVersionKind},
+    core::DynamicObject,
     runtime::watcher,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 mod books;

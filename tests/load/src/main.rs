@@ -100,7 +100,7 @@ fn measure(cli: &Cli) -> anyhow::Result<()> {
         &ImageSpec::incompressible(bytes, 1 << 16, 1),
         registry::Options::default(),
     )?;
-    let state = rig.dir().join("coordinator/state");
+    let state = rig.site.dir().join("coordinator/state");
     std::fs::create_dir_all(&state)?;
     let authority = Authority::open(&state.join("authority"))?;
     let enrolment = Enrolment::open(&state)?;
@@ -108,7 +108,7 @@ fn measure(cli: &Cli) -> anyhow::Result<()> {
     let binary = std::env::current_exe()?;
     let options = Options {
         hosts: Vec::<Place>::new(),
-        ..Options::on_loopback(&binary, rig.dir(), 0, rig.registry.addr())
+        ..Options::on_loopback(&binary, rig.site.dir(), 0, rig.site.registry.addr())
     };
     let mut cluster = Cluster::start(options)?;
     let all = cli.hosts;

@@ -106,6 +106,26 @@ pub enum Misbehaviour {
     NameScope(String),
 }
 
+impl Misbehaviour {
+    /// An answer with this status that doesn't say when to come back.
+    #[must_use]
+    pub const fn status(status: u16) -> Self {
+        Self::Status {
+            status,
+            retry_after: None,
+        }
+    }
+
+    /// An answer with this status that says when to come back, in seconds or as a date.
+    #[must_use]
+    pub fn come_back(status: u16, retry_after: impl ToString) -> Self {
+        Self::Status {
+            status,
+            retry_after: Some(retry_after.to_string()),
+        }
+    }
+}
+
 /// Names a fault that is scripted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FaultId(u64);

@@ -9,20 +9,17 @@
 
 use std::{
     fs::File,
-    path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use e2e::{
-    cluster::{Cluster, Options, Place, wait_until},
-    docker_registry::{self, DockerRegistry},
-    image::{GeneratedImage, ImageSpec},
-    registry,
-    rig::{PATIENCE, Rig},
+    cluster::{Cluster, Options, Place, said, wait_until},
+    image::ImageSpec,
+    rig::Rig,
+    site::{self, PATIENCE},
 };
 use serde_json::Value;
-use tempfile::TempDir;
 
 const DEMO: &str = env!("CARGO_BIN_EXE_demo");
 
@@ -30,56 +27,13 @@ fn small() -> ImageSpec {
     ImageSpec::incompressible(24 << 20, 8 << 20, 1)
 }
 
-fn throttled(bytes_per_s: u64) -> registry::Options {
-    registry::Options {
-        rate_bytes_per_s: Some(bytes_per_s),
-        ..registry::Options::default()
-    }
-}
-
-fn said(output: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
-}
-
-/// A host whose tart home is a volume of its own, which nobody else sees and which goes with the process.
-fn on_volume(home: &Path, options: &str) -> Place {
-    let mount = format!(
-        "mount -t tmpfs -o {options} parbake-test {} && exec \"$@\"",
-        home.display()
-    );
-    let words = ["unshare", "--mount", "sh", "-c", &mount, "sh"];
-    Place {
-        prefix: words.map(str::to_owned).to_vec(),
-        ..Place::default()
-    }
-}
-
-/// A path as the process of this host sees it.
-fn seen_by(cluster: &Cluster, host: usize, path: &Path) -> PathBuf {
-    let process = cluster.agents()[host].process().unwrap();
-    let root = PathBuf::from(format!("/proc/{process}/root"));
-    root.join(path.strip_prefix("/").unwrap())
-}
-
-fn status(cluster: &Cluster, image: &str) -> Value {
-    let output = cluster.parbake(&["status", image, "--json"]).unwrap();
-    serde_json::from_slice(&output.stdout).unwrap_or_default()
-}
-
 /// What the coordinator says of a host's part in the image.
 fn host_status(cluster: &Cluster, image: &str, host: usize) -> Value {
-    status(cluster, image)["hosts"][host].clone()
+    cluster.status(image).unwrap()["hosts"][host].clone()
 }
 
 fn is_present(cluster: &Cluster, rig: &Rig, host: usize) -> bool {
-    let digest = rig.image.digest.to_string();
-    cluster.agents()[host]
-        .present(|line| line["image"].as_str() == Some(&digest))
-        .is_some()
+    cluster.agents()[host].holds(&rig.image.digest).is_some()
 }
 
 #[test]
@@ -88,10 +42,13 @@ fn is_present(cluster: &Cluster, rig: &Rig, host: usize) -> bool {
     ignore = "needs root and unshare of util-linux, to mount a volume"
 )]
 fn an_image_that_finds_no_room_is_refused_with_the_figures() {
-    let rig = Rig::new(&small(), registry::Options::default()).unwrap();
-    let home = rig.dir().join("mac-000/tart");
-    let hosts = vec![on_volume(&home, "size=16m")];
-    let cluster = rig.cluster(DEMO, hosts, "", "").unwrap();
+    let rig = Rig::paced(&small(), None).unwrap();
+    let home = rig.site.dir().join("mac-000/tart");
+    let cluster = site::start(Options {
+        hosts: vec![Place::on_volume(&home, "size=16m")],
+        ..rig.site.options(DEMO, 0)
+    });
+    let cluster = cluster.unwrap();
     let staged = cluster
         .parbake(&["stage", &rig.reference, "--wait"])
         .unwrap();
@@ -102,14 +59,14 @@ fn an_image_that_finds_no_room_is_refused_with_the_figures() {
     let needs = rig.image.disk.size();
     assert!(said.contains("need") && said.contains("free"), "{said}");
     println!("needs {needs}; said {said}");
-    let root = seen_by(&cluster, 0, &home);
+    let root = cluster.agents()[0].seen_tart_home().unwrap();
     let left: Vec<_> = std::fs::read_dir(root.join(".parbake"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
         .collect();
     assert_eq!(left, ["pid"]);
     assert!(!root.join("cache").exists());
-    assert_eq!(rig.served(), 0);
+    assert_eq!(rig.site.served(), 0);
 }
 
 #[test]
@@ -118,11 +75,11 @@ fn an_image_that_finds_no_room_is_refused_with_the_figures() {
     ignore = "needs root and unshare of util-linux, to mount a volume"
 )]
 fn a_volume_that_cannot_be_written_is_an_error_at_once() {
-    let rig = Rig::new(&small(), registry::Options::default()).unwrap();
-    let mut cluster = rig.cluster(DEMO, vec![Place::default()], "", "").unwrap();
+    let rig = Rig::paced(&small(), None).unwrap();
+    let mut cluster = rig.site.fleet(DEMO, 1, "", "").unwrap();
     cluster.kill_agent(0).unwrap();
     let agent = &cluster.agents()[0];
-    let place = on_volume(&agent.tart_home(), "ro");
+    let place = Place::on_volume(&agent.tart_home(), "ro");
     for arguments in [&["run"][..], &["stage", &rig.reference]] {
         let output = Command::new(&place.prefix[0])
             .args(&place.prefix[1..])
@@ -143,29 +100,26 @@ fn a_volume_that_cannot_be_written_is_an_error_at_once() {
 
 #[test]
 fn a_registry_that_is_down_at_first_is_named_and_then_staged_from() {
-    let mut rig = Rig::new(&small(), throttled(6_000_000)).unwrap();
-    let mut cluster = rig
-        .cluster(DEMO, vec![Place::default(); 2], "", "")
-        .unwrap();
-    rig.down();
+    let mut rig = Rig::paced(&small(), 6_000_000).unwrap();
+    let mut cluster = rig.site.fleet(DEMO, 2, "", "").unwrap();
+    rig.site.down();
     let staged = cluster
         .parbake(&["stage", &rig.reference, "--wait"])
         .unwrap();
     let told = said(&staged);
     assert_eq!(staged.status.code(), Some(2), "{told}");
-    let registry = rig.registry.addr().to_string();
+    let registry = rig.site.registry.addr().to_string();
     assert!(
         told.contains(&rig.reference) && told.contains(&registry),
         "{told}"
     );
-    rig.up();
-    let staged = cluster.parbake(&["stage", &rig.reference]).unwrap();
-    assert!(staged.status.success(), "{}", said(&staged));
-    assert!(wait_until(PATIENCE, || rig.served() > 6 << 20));
+    rig.site.up();
+    cluster.stage(&[&rig.reference]).unwrap();
+    assert!(wait_until(PATIENCE, || rig.site.served() > 6 << 20));
 
     // Everything starts again and finds no registry: what was asked for is remembered, waited for, and the wait is
     // named.
-    rig.down();
+    rig.site.down();
     for host in 0..2 {
         cluster.kill_agent(host).unwrap();
     }
@@ -175,7 +129,7 @@ fn a_registry_that_is_down_at_first_is_named_and_then_staged_from() {
         cluster.start_agent(host).unwrap();
     }
     let why = || {
-        let status = status(&cluster, &rig.reference);
+        let status = cluster.status(&rig.reference).unwrap();
         let hosts = status["hosts"].as_array().cloned().unwrap_or_default();
         let told = hosts.iter().chain([&status]).find_map(|said| {
             let reason = said["reason"].as_str()?;
@@ -185,7 +139,7 @@ fn a_registry_that_is_down_at_first_is_named_and_then_staged_from() {
     };
     assert!(wait_until(PATIENCE, || why().0.is_some()), "{:#}", why().1);
     println!("said {:?}", why().0);
-    rig.up();
+    rig.site.up();
     cluster
         .wait_present(&rig.image.digest.to_string(), PATIENCE)
         .unwrap();
@@ -194,14 +148,11 @@ fn a_registry_that_is_down_at_first_is_named_and_then_staged_from() {
 
 #[test]
 fn a_lease_whose_holder_never_comes_back_passes_on() {
-    let rig = Rig::new(&small(), throttled(3_000_000)).unwrap();
-    let mut cluster = rig
-        .cluster(DEMO, vec![Place::default(); 3], "", "")
-        .unwrap();
-    let staged = cluster.parbake(&["stage", &rig.reference]).unwrap();
-    assert!(staged.status.success(), "{}", said(&staged));
+    let rig = Rig::paced(&small(), 3_000_000).unwrap();
+    let mut cluster = rig.site.fleet(DEMO, 3, "", "").unwrap();
+    cluster.stage(&[&rig.reference]).unwrap();
     let leases = |cluster: &Cluster| -> Vec<(String, u64)> {
-        let leases = status(cluster, &rig.reference)["leases"].clone();
+        let leases = cluster.status(&rig.reference).unwrap()["leases"].clone();
         let leases = leases.as_array().cloned().unwrap_or_default();
         leases
             .iter()
@@ -232,28 +183,25 @@ fn a_lease_whose_holder_never_comes_back_passes_on() {
         assert_eq!(rig.difference(&home).unwrap(), None);
     }
     // the others had what it passed on; what it hadn't passed on is fetched again
-    let again = rig.served().saturating_sub(rig.image.blob_bytes());
+    let again = rig.site.served().saturating_sub(rig.image.blob_bytes());
     println!("{again} bytes left the registry again");
     assert!(again <= 2 * 3_000_000, "{again}");
 }
 
 #[test]
 fn an_image_waits_for_the_directory_that_tart_pulls_into() {
-    let rig = Rig::new(&small(), registry::Options::default()).unwrap();
-    let cluster = rig
-        .cluster(DEMO, vec![Place::default(); 2], "", "")
-        .unwrap();
+    let rig = Rig::paced(&small(), None).unwrap();
+    let cluster = rig.site.fleet(DEMO, 2, "", "").unwrap();
     // as `tart pull` does: an exclusive flock on the registry's directory, for as long as the pull takes
     let home = cluster.agents()[0].tart_home();
     let disk = rig.disk(&home);
     let registry = disk.ancestors().nth(4).unwrap();
-    assert!(registry.ends_with(rig.registry.addr().to_string().replace(':', "%3A")));
+    assert!(registry.ends_with(rig.site.registry.addr().to_string().replace(':', "%3A")));
     std::fs::create_dir_all(registry).unwrap();
     let tart = File::open(registry).unwrap();
     tart.lock().unwrap();
 
-    let staged = cluster.parbake(&["stage", &rig.reference]).unwrap();
-    assert!(staged.status.success(), "{}", said(&staged));
+    cluster.stage(&[&rig.reference]).unwrap();
     assert!(wait_until(PATIENCE, || is_present(&cluster, &rig, 1)));
     let waits = || {
         let status = host_status(&cluster, &rig.reference, 0);
@@ -263,7 +211,7 @@ fn an_image_waits_for_the_directory_that_tart_pulls_into() {
     assert!(
         wait_until(PATIENCE, waits),
         "{:#}",
-        status(&cluster, &rig.reference)
+        cluster.status(&rig.reference).unwrap()
     );
     assert!(!disk.exists() && !is_present(&cluster, &rig, 0));
 
@@ -278,32 +226,28 @@ fn an_image_waits_for_the_directory_that_tart_pulls_into() {
 #[test]
 fn images_that_wait_for_tart_leave_room_for_chunks() {
     const WAITING: u64 = 17;
-    let rig = Rig::new(&small(), registry::Options::default()).unwrap();
+    let rig = Rig::paced(&small(), None).unwrap();
     let image = |name: &str, mebibytes: u64, seed: u64| {
-        let blobs = rig.dir().join(name);
-        std::fs::create_dir_all(&blobs).unwrap();
         let spec = ImageSpec::incompressible(mebibytes << 20, mebibytes << 20, seed);
-        let generated = spec.generate(&blobs).unwrap();
-        rig.registry.hold(&format!("fleet/{name}"), "1", &generated)
+        let generated = rig.site.image(&spec).unwrap();
+        rig.site
+            .registry
+            .hold(&format!("fleet/{name}"), "1", &generated)
     };
     let waiting: Vec<String> = (0..WAITING)
         .map(|number| image(&format!("small-{number}"), 1, 100 + number))
         .collect();
     let last = image("last", 16, 7);
-    let cluster = rig.cluster(DEMO, vec![Place::default()], "", "").unwrap();
+    let cluster = rig.site.fleet(DEMO, 1, "", "").unwrap();
     // one is present, and stays so
-    let staged = cluster
-        .parbake(&["stage", &rig.reference, "--wait"])
-        .unwrap();
-    assert!(staged.status.success(), "{}", said(&staged));
+    cluster.stage(&[&rig.reference, "--wait"]).unwrap();
     let home = cluster.agents()[0].tart_home();
     let disk = rig.disk(&home);
     let tart = File::open(disk.ancestors().nth(4).unwrap()).unwrap();
     tart.lock().unwrap();
 
     for reference in &waiting {
-        let staged = cluster.parbake(&["stage", reference]).unwrap();
-        assert!(staged.status.success(), "{}", said(&staged));
+        cluster.stage(&[reference]).unwrap();
     }
     let holds_all = |reference: &str| {
         let status = host_status(&cluster, reference, 0);
@@ -320,12 +264,11 @@ fn images_that_wait_for_tart_leave_room_for_chunks() {
     assert!(
         wait_until(Duration::from_secs(10), busy),
         "{:#}",
-        status(&cluster, &waiting[0])
+        cluster.status(&waiting[0]).unwrap()
     );
 
     let began = Instant::now();
-    let staged = cluster.parbake(&["stage", &last]).unwrap();
-    assert!(staged.status.success(), "{}", said(&staged));
+    cluster.stage(&[&last]).unwrap();
     assert!(wait_until(PATIENCE, || holds_all(&last)));
     println!(
         "16 MiB beside {WAITING} waiting images: {:?}",
@@ -354,85 +297,4 @@ fn images_that_wait_for_tart_leave_room_for_chunks() {
     let present = |reference: &str| host_status(&cluster, reference, 0)["state"] == "present";
     assert!(wait_until(Duration::from_secs(20), || present(&last)
         && waiting[1..].iter().all(|one| present(one))));
-}
-
-/// Debian's registry with an image in it.
-struct Docker {
-    registry: DockerRegistry,
-    image: GeneratedImage,
-    reference: String,
-    dir: TempDir,
-}
-
-/// A docker-registry that has an image.
-fn docker(auth: docker_registry::Auth, spec: &ImageSpec) -> Docker {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let blobs = dir.path().join("blobs");
-    std::fs::create_dir(&blobs).unwrap();
-    let image = spec.generate(&blobs).unwrap();
-    let registry = runtime.block_on(DockerRegistry::start(auth)).unwrap();
-    let reference = registry.reference("fleet/macos", "1");
-    let credentials = registry.credentials();
-    let pushed = image.push(&reference, &credentials);
-    runtime.block_on(pushed).unwrap();
-    Docker {
-        registry,
-        image,
-        reference: reference.whole(),
-        dir,
-    }
-}
-
-impl Docker {
-    fn cluster(&self, hosts: usize, agent: &str, coordinator: &str) -> Cluster {
-        let cluster = Cluster::start(Options {
-            agent_settings: agent.into(),
-            coordinator_settings: coordinator.into(),
-            ..Options::on_loopback(DEMO, self.dir.path(), hosts, self.registry.addr())
-        });
-        let cluster = cluster.unwrap();
-        cluster.wait_sessions(PATIENCE).unwrap();
-        cluster
-    }
-}
-
-#[test]
-#[cfg_attr(
-    not(docker_registry),
-    ignore = "needs PARBAKE_DOCKER_REGISTRY: the program docker-registry"
-)]
-fn docker_registry_that_refuses_the_password_is_named() {
-    let docker = docker(docker_registry::Auth::Htpasswd, &small());
-    let password = docker.dir.path().join("password");
-    std::fs::write(&password, "half-baked").unwrap();
-    let (user, _) = docker.registry.account().unwrap();
-    let registry = docker.registry.addr().to_string();
-    let credentials = format!(
-        "\n[origin.credentials.'{registry}']\nusername = '{user}'\npassword_file = '{}'\n",
-        password.display()
-    );
-    let cluster = docker.cluster(1, &credentials, &credentials);
-    let staged = cluster
-        .parbake(&["stage", &docker.reference, "--wait"])
-        .unwrap();
-    let told = said(&staged);
-    assert_eq!(staged.status.code(), Some(2), "{told}");
-    for word in [docker.reference.as_str(), "credentials"] {
-        assert!(told.contains(word), "{told}");
-    }
-    assert!(!told.contains("half-baked"), "{told}");
-    // with the right one it goes on, without a restart
-    let (_, right) = docker.registry.account().unwrap();
-    std::fs::write(&password, right).unwrap();
-    let staged = cluster
-        .parbake(&["stage", &docker.reference, "--wait"])
-        .unwrap();
-    assert!(staged.status.success(), "{}", said(&staged));
-    cluster
-        .wait_present(&docker.image.digest.to_string(), PATIENCE)
-        .unwrap();
 }

@@ -10,15 +10,16 @@ use std::{
     fs::{self, File},
     os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
-    process::Output,
     time::{Duration, Instant},
 };
 
 use e2e::{
-    cluster::{Agent, Cluster, Place, wait_until},
+    cluster::{Agent, Cluster, wait_until},
     image::{GeneratedImage, ImageSpec},
     registry,
-    rig::{PATIENCE, Rig},
+    rig::Rig,
+    site::PATIENCE,
+    tart_home,
 };
 use serde_json::Value;
 
@@ -32,68 +33,32 @@ fn small() -> ImageSpec {
 }
 
 fn rig(spec: &ImageSpec, rate_bytes_per_s: Option<u64>) -> Rig {
-    let options = registry::Options {
-        rate_bytes_per_s,
-        ..registry::Options::default()
-    };
-    Rig::new(spec, options).unwrap()
+    Rig::paced(spec, rate_bytes_per_s).unwrap()
 }
 
 fn cluster(rig: &Rig, hosts: usize) -> Cluster {
-    rig.cluster(DEMO, vec![Place::default(); hosts], "", "")
-        .unwrap()
-}
-
-fn said(output: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
+    rig.site.fleet(DEMO, hosts, "", "").unwrap()
 }
 
 /// `parbake stage REFERENCE --wait`, which has to succeed.
 fn stage(cluster: &Cluster, reference: &str) {
-    let staged = cluster
-        .parbake(&["stage", reference, "--wait", "--timeout", "100"])
+    cluster
+        .stage(&[reference, "--wait", "--timeout", "100"])
         .unwrap();
-    assert!(staged.status.success(), "{reference}: {}", said(&staged));
 }
 
 /// The next release: the same disk, another nvram.
 fn next_release(rig: &Rig, spec: &ImageSpec) -> (GeneratedImage, String) {
     let mut next = spec.clone();
     next.nvram_bytes += 1000;
-    let blobs = rig.dir().join("next");
-    fs::create_dir_all(&blobs).unwrap();
-    let image = next.generate(&blobs).unwrap();
-    let reference = rig.registry.hold("fleet/macos", "2", &image);
+    let image = rig.site.image(&next).unwrap();
+    let reference = rig.site.registry.hold("fleet/macos", "2", &image);
     (image, reference)
 }
 
-/// Where the disk of a reference by tag lies in a tart home.
-fn disk(home: &Path, reference: &str) -> PathBuf {
-    let (name, tag) = reference.rsplit_once(':').unwrap();
-    let (registry, path) = name.split_once('/').unwrap();
-    let cache = home.join("cache/OCIs").join(registry.replace(':', "%3A"));
-    cache.join(path).join(tag).join("disk.img")
-}
-
 fn assert_equal(home: &Path, image: &GeneratedImage, reference: &str) {
-    let disk = disk(home, reference);
-    assert_eq!(image.compare(&disk).unwrap(), None, "{}", disk.display());
-    for (name, source) in [
-        ("config.json", &image.config),
-        ("nvram.bin", &image.nvram),
-        ("manifest.json", &image.manifest),
-    ] {
-        let path = disk.with_file_name(name);
-        assert!(
-            fs::read(&path).unwrap() == *source,
-            "{} differs",
-            path.display()
-        );
-    }
+    let difference = tart_home::difference(home, reference, image);
+    assert_eq!(difference.unwrap(), None);
 }
 
 /// Changes one byte of a file.
@@ -106,19 +71,7 @@ fn flip(path: &Path, at: u64) {
 
 /// Bytes of images that an agent received over the network since its start.
 fn received(agent: &Agent) -> u64 {
-    ["origin", "peers"]
-        .iter()
-        .map(|source| {
-            let name = format!("parbake_agent_received_bytes_total{{source=\"{source}\"}}");
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "a count of bytes"
-            )]
-            let bytes = agent.metric(&name).unwrap_or(0.0) as u64;
-            bytes
-        })
-        .sum()
+    agent.received("origin") + agent.received("peers")
 }
 
 fn lines(agent: &Agent, words: &str) -> Vec<Value> {
@@ -132,9 +85,7 @@ fn lines(agent: &Agent, words: &str) -> Vec<Value> {
 }
 
 fn host_state(cluster: &Cluster, image: &GeneratedImage, host: usize) -> Value {
-    let digest = image.digest.to_string();
-    let output = cluster.parbake(&["status", &digest, "--json"]).unwrap();
-    let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let status = cluster.status(&image.digest.to_string()).unwrap();
     status["hosts"][host].clone()
 }
 
@@ -151,9 +102,9 @@ fn rot_in_an_installed_image_never_reaches_the_next_release() {
         let (next, next_reference) = next_release(&rig, &spec);
         let cluster = cluster(&rig, hosts);
         stage(&cluster, &rig.reference);
-        let sent = rig.served();
+        let sent = rig.site.served();
         let home = cluster.agents()[0].tart_home();
-        flip(&disk(&home, &rig.reference), at);
+        flip(&tart_home::disk(&home, &rig.reference), at);
 
         stage(&cluster, &next_reference);
         for agent in cluster.agents() {
@@ -170,7 +121,7 @@ fn rot_in_an_installed_image_never_reaches_the_next_release() {
             rotten.is_none() && *old == "present"
         };
         assert!(wait_until(PATIENCE, mended), "not mended");
-        let again = rig.served() - sent - next.nvram.len() as u64;
+        let again = rig.site.served() - sent - next.nvram.len() as u64;
         println!("{hosts} hosts, byte {at}: {again} bytes left the registry for it");
         // from a peer where there is one, except what came before the peer had said what it holds; else from the
         // registry, the layer at most
@@ -184,14 +135,14 @@ fn a_second_reference_of_a_rotten_image_gets_the_registrys_bytes() {
     let cluster = cluster(&rig, 1);
     stage(&cluster, &rig.reference);
     let home = cluster.agents()[0].tart_home();
-    flip(&disk(&home, &rig.reference), 3 * MIB + 1);
-    let elsewhere = rig.registry.hold("fleet/other", "1", &rig.image);
+    flip(&tart_home::disk(&home, &rig.reference), 3 * MIB + 1);
+    let elsewhere = rig.site.registry.hold("fleet/other", "1", &rig.image);
     stage(&cluster, &elsewhere);
     assert_equal(&home, &rig.image, &elsewhere);
     assert_equal(&home, &rig.image, &rig.reference);
     // what edits one edits no other
     let inode = |reference: &str, name: &str| {
-        let path = disk(&home, reference).with_file_name(name);
+        let path = tart_home::disk(&home, reference).with_file_name(name);
         fs::metadata(path).unwrap().ino()
     };
     for name in ["disk.img", "config.json", "nvram.bin", "manifest.json"] {
@@ -202,7 +153,7 @@ fn a_second_reference_of_a_rotten_image_gets_the_registrys_bytes() {
         );
     }
     // and each is looked at by its own name
-    flip(&disk(&home, &elsewhere), 11 * MIB);
+    flip(&tart_home::disk(&home, &elsewhere), 11 * MIB);
     assert!(
         cluster
             .verify(&cluster.agents()[0], &rig.reference)
@@ -211,7 +162,7 @@ fn a_second_reference_of_a_rotten_image_gets_the_registrys_bytes() {
     assert!(!cluster.verify(&cluster.agents()[0], &elsewhere).unwrap());
     let mended = || {
         rig.image
-            .compare(&disk(&home, &elsewhere))
+            .compare(&tart_home::disk(&home, &elsewhere))
             .unwrap()
             .is_none()
     };
@@ -223,10 +174,10 @@ fn files_that_are_removed_while_another_reference_is_ordered_are_staged_again() 
     type Remove = fn(&Path, &Rig);
     let removals: [(&str, Remove); 4] = [
         ("disk.img", |home, rig| {
-            fs::remove_file(disk(home, &rig.reference)).unwrap();
+            fs::remove_file(tart_home::disk(home, &rig.reference)).unwrap();
         }),
         ("the image's directory", |home, rig| {
-            let directory = fs::canonicalize(disk(home, &rig.reference)).unwrap();
+            let directory = fs::canonicalize(tart_home::disk(home, &rig.reference)).unwrap();
             fs::remove_dir_all(directory.parent().unwrap()).unwrap();
         }),
         ("our notes", |home, rig| {
@@ -242,7 +193,7 @@ fn files_that_are_removed_while_another_reference_is_ordered_are_staged_again() 
             let agent = &cluster.agents()[0];
             let (before, home) = (received(agent), agent.tart_home());
             remove(&home, &rig);
-            let second = rig.registry.hold(repository, "again", &rig.image);
+            let second = rig.site.registry.hold(repository, "again", &rig.image);
             let ordered = Instant::now();
             stage(&cluster, &second);
             let took = ordered.elapsed();
@@ -252,7 +203,7 @@ fn files_that_are_removed_while_another_reference_is_ordered_are_staged_again() 
             // once, and what came before the removal was noticed
             assert!(fetched <= rig.image.blob_bytes() * 2, "{what}: {fetched}");
             // the first name is made again too
-            let both = || disk(&home, &rig.reference).exists();
+            let both = || tart_home::disk(&home, &rig.reference).exists();
             assert!(wait_until(PATIENCE, both), "{what}: {hosts} hosts");
             assert_equal(&home, &rig.image, &rig.reference);
         }
@@ -276,8 +227,7 @@ fn a_stage_whose_files_are_removed_starts_anew_by_itself() {
         let rig = rig(&small(), Some(6_000_000));
         let cluster = cluster(&rig, 1);
         let agent = &cluster.agents()[0];
-        let begun = cluster.parbake(&["stage", &rig.reference]).unwrap();
-        assert!(begun.status.success(), "{}", said(&begun));
+        cluster.stage(&[&rig.reference]).unwrap();
         assert!(wait_until(PATIENCE, || received(agent) > 4 * MIB));
         let (held, home) = (received(agent), agent.tart_home());
         remove(&home, &rig);
@@ -304,8 +254,7 @@ fn a_held_chunk_that_is_edited_while_the_agent_is_down_is_not_installed() {
     for hosts in [1, 2] {
         let rig = rig(&spec, Some(12_000_000));
         let mut cluster = cluster(&rig, hosts);
-        let begun = cluster.parbake(&["stage", &rig.reference]).unwrap();
-        assert!(begun.status.success(), "{}", said(&begun));
+        cluster.stage(&[&rig.reference]).unwrap();
         assert!(wait_until(PATIENCE, || received(&cluster.agents()[0]) > 20 * MIB));
         cluster.kill_agent(0).unwrap();
         let home = cluster.agents()[0].tart_home();
@@ -349,7 +298,7 @@ fn what_verify_finds_is_withdrawn_and_mended() {
     let cluster = cluster(&rig, 1);
     stage(&cluster, &rig.reference);
     let agent = &cluster.agents()[0];
-    let disk = disk(&agent.tart_home(), &rig.reference);
+    let disk = tart_home::disk(&agent.tart_home(), &rig.reference);
     let withdrawn = || lines(agent, "is read again").len();
     for (path, at) in [
         (disk.clone(), 13 * MIB),
@@ -399,12 +348,11 @@ fn a_host_that_a_peer_blames_looks_at_the_chunk_at_once() {
     let rig = rig(&spec, None);
     let cluster = cluster(&rig, 2);
     let first = cluster.agents()[0].host.clone();
-    let staged = cluster
-        .parbake(&["stage", &rig.reference, "--hosts", &first, "--wait"])
+    cluster
+        .stage(&[&rig.reference, "--hosts", &first, "--wait"])
         .unwrap();
-    assert!(staged.status.success(), "{}", said(&staged));
     let home = cluster.agents()[0].tart_home();
-    flip(&disk(&home, &rig.reference), 60 * MIB);
+    flip(&tart_home::disk(&home, &rig.reference), 60 * MIB);
     let flipped = Instant::now();
     stage(&cluster, &rig.reference);
     let mended = || rig.difference(&home).unwrap().is_none();
@@ -432,17 +380,19 @@ fn never_installs_a_byte_that_the_registrys_digest_doesnt_vouch_for() {
     let blob = layout.layers()[0].blob;
     let corrupt = registry::Misbehaviour::CorruptAt(blob.size / 2);
     let target = registry::Target::Blob(blob.digest);
-    rig.registry.script(registry::Fault::once(target, corrupt));
+    rig.site
+        .registry
+        .script(registry::Fault::once(target, corrupt));
     stage(&cluster, &rig.reference);
     assert_eq!(rig.difference_anywhere(&cluster).unwrap(), None);
     // under another name, from a disk that rotted
     let homes: Vec<PathBuf> = cluster.agents().iter().map(Agent::tart_home).collect();
-    flip(&disk(&homes[0], &rig.reference), 2 * MIB);
-    let elsewhere = rig.registry.hold("fleet/other", "1", &rig.image);
+    flip(&tart_home::disk(&homes[0], &rig.reference), 2 * MIB);
+    let elsewhere = rig.site.registry.hold("fleet/other", "1", &rig.image);
     stage(&cluster, &elsewhere);
     // in a release that shares its layers, on both hosts, after a stop
-    flip(&disk(&homes[0], &rig.reference), 9 * MIB);
-    flip(&disk(&homes[1], &rig.reference), 12 * MIB);
+    flip(&tart_home::disk(&homes[0], &rig.reference), 9 * MIB);
+    flip(&tart_home::disk(&homes[1], &rig.reference), 12 * MIB);
     cluster.kill_agent(1).unwrap();
     cluster.start_agent(1).unwrap();
     stage(&cluster, &next_reference);
@@ -452,4 +402,21 @@ fn never_installs_a_byte_that_the_registrys_digest_doesnt_vouch_for() {
         let mended = || rig.difference(home).unwrap().is_none();
         assert!(wait_until(PATIENCE, mended), "not mended");
     }
+}
+
+#[test]
+fn a_bit_that_rots_on_disk_is_found_and_mended_by_a_peer() {
+    let rig = rig(&small(), None);
+    let mut cluster = cluster(&rig, 2);
+    stage(&cluster, &rig.reference);
+    // also after a restart, which finds the image installed
+    cluster.kill_agent(0).unwrap();
+    cluster.start_agent(0).unwrap();
+    let sent = rig.site.served();
+    let disk = rig.disk(&cluster.agents()[0].tart_home());
+    flip(&disk, 5 * MIB + 77);
+    let mended = || rig.image.compare(&disk).unwrap().is_none();
+    assert!(wait_until(PATIENCE, mended), "not mended");
+    // the registry isn't asked for what a peer has
+    assert_eq!(rig.site.served(), sent);
 }

@@ -15,12 +15,15 @@ use std::{
 };
 
 use e2e::{
-    cluster::{Cluster, Place, wait_until},
+    cluster::{Cluster, wait_until},
     image::{ImageSpec, Mix},
-    registry::{self, Answer},
-    rig::{PATIENCE, Rig},
+    registry::Answer,
+    rig::Rig,
+    site::PATIENCE,
 };
 use proto::{CHUNK_BYTES, Digest};
+
+const DEMO: &str = env!("CARGO_BIN_EXE_demo");
 
 const HOSTS: usize = 4;
 const KILLS: usize = 8;
@@ -74,41 +77,16 @@ fn victims(dice: &mut Dice) -> Vec<Victim> {
     victims
 }
 
-/// What an agent's process received from peers: a restart begins at nothing.
-fn from_peers(cluster: &Cluster, host: usize) -> u64 {
-    let metric = "parbake_agent_received_bytes_total{source=\"peers\"}";
-    let value = cluster.agents()[host].metric(metric).unwrap_or(0.0);
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a counter of some megabytes"
-    )]
-    let bytes = value as u64;
-    bytes
-}
-
 #[test]
 fn kills_at_random_moments_cost_a_second_each_and_nothing_else() {
     let seed = std::env::var("PARBAKE_CHAOS_SEED").map_or(1, |seed| seed.parse().unwrap());
     println!("seed {seed}");
     let mut dice = Dice(seed);
     let spec = ImageSpec::incompressible(DISK_BYTES, LAYER_BYTES, seed);
-    let options = registry::Options {
-        rate_bytes_per_s: Some(RATE_BYTES_PER_S),
-        ..registry::Options::default()
-    };
-    let rig = Rig::new(&spec, options).unwrap();
-    let mut cluster = rig
-        .cluster(
-            env!("CARGO_BIN_EXE_demo"),
-            vec![Place::default(); HOSTS],
-            "",
-            "",
-        )
-        .unwrap();
+    let rig = Rig::paced(&spec, RATE_BYTES_PER_S).unwrap();
+    let mut cluster = rig.site.fleet(DEMO, HOSTS, "", "").unwrap();
     let begun = Instant::now();
-    let staged = cluster.parbake(&["stage", &rig.reference]).unwrap();
-    assert!(staged.status.success());
+    cluster.stage(&[&rig.reference]).unwrap();
 
     let (mut killed_agents, mut received) = (0, 0);
     let mut away = None;
@@ -116,15 +94,15 @@ fn kills_at_random_moments_cost_a_second_each_and_nothing_else() {
     let step = rig.image.blob_bytes() / (KILLS as u64 + 1);
     for (at, victim) in (1u64..).zip(victims(&mut dice)) {
         let moment = at * step - dice.below(step * 3 / 4);
-        let reached = wait_until(PATIENCE, || rig.served() >= moment);
-        assert!(reached, "stuck at {} of {moment} bytes", rig.served());
+        let reached = wait_until(PATIENCE, || rig.site.served() >= moment);
+        assert!(reached, "stuck at {} of {moment} bytes", rig.site.served());
         if let Some(host) = away.take() {
             cluster.start_agent(host).unwrap();
         }
         println!(
             "{:?}: {victim:?} at {} bytes",
             begun.elapsed(),
-            rig.served()
+            rig.site.served()
         );
         match victim {
             Victim::Coordinator => {
@@ -133,7 +111,7 @@ fn kills_at_random_moments_cost_a_second_each_and_nothing_else() {
             }
             Victim::Agent => {
                 let host = usize::try_from(dice.below(HOSTS as u64)).unwrap();
-                received += from_peers(&cluster, host);
+                received += cluster.agents()[host].received("peers");
                 killed_agents += 1;
                 cluster.kill_agent(host).unwrap();
                 // at once, or only when the next one is killed
@@ -145,7 +123,7 @@ fn kills_at_random_moments_cost_a_second_each_and_nothing_else() {
             }
             Victim::All => {
                 for host in 0..HOSTS {
-                    received += from_peers(&cluster, host);
+                    received += cluster.agents()[host].received("peers");
                     killed_agents += 1;
                     cluster.kill_agent(host).unwrap();
                 }
@@ -170,17 +148,17 @@ fn kills_at_random_moments_cost_a_second_each_and_nothing_else() {
     }
 
     let image = rig.image.blob_bytes();
-    let again = rig.served().saturating_sub(image);
+    let again = rig.site.served().saturating_sub(image);
     let kills = KILLS as u64;
     println!("{again} bytes of {image} left the registry again, for {kills} kills");
     assert!(again <= kills * RATE_BYTES_PER_S);
     for host in 0..HOSTS {
-        received += from_peers(&cluster, host);
+        received += cluster.agents()[host].received("peers");
     }
     // Everybody gets everything once, from the registry or from a peer, plus what kills lost: at the rate at which the
     // fleet takes in new bytes.
     let once = HOSTS as u64 * image;
-    let again = (received + rig.served()).saturating_sub(once);
+    let again = (received + rig.site.served()).saturating_sub(once);
     println!("{again} bytes of {once} were received again, for {killed_agents} killed agents");
     assert!(again <= killed_agents * RATE_BYTES_PER_S);
 }
@@ -270,16 +248,9 @@ fn a_storm_of_kills_costs_the_registry_little() {
     // an image is on its way all the time
     let disk = DISK_BYTES * kills.div_ceil(STORM_KILLS);
     let spec = ImageSpec::incompressible(disk, LAYER_BYTES, seed);
-    let options = registry::Options {
-        rate_bytes_per_s: Some(RATE_BYTES_PER_S),
-        ..registry::Options::default()
-    };
-    let rig = Rig::new(&spec, options).unwrap();
-    let hosts = vec![Place::default(); HOSTS];
-    let demo = env!("CARGO_BIN_EXE_demo");
-    let mut cluster = rig.cluster(demo, hosts, "", "").unwrap();
-    let staged = cluster.parbake(&["stage", &rig.reference]).unwrap();
-    assert!(staged.status.success());
+    let rig = Rig::paced(&spec, RATE_BYTES_PER_S).unwrap();
+    let mut cluster = rig.site.fleet(DEMO, HOSTS, "", "").unwrap();
+    cluster.stage(&[&rig.reference]).unwrap();
     let begun = Instant::now();
     for _ in 0..kills {
         // time itself: a storm doesn't wait until anything has got on
@@ -288,41 +259,30 @@ fn a_storm_of_kills_costs_the_registry_little() {
         kill_and_start(&mut cluster, victim, &mut dice);
     }
     let (lasted, over) = (begun.elapsed(), Instant::now());
-    cluster
-        .wait_present(&rig.image.digest.to_string(), PATIENCE)
-        .unwrap();
-    assert_eq!(rig.difference_anywhere(&cluster).unwrap(), None);
+    rig.arrives(&cluster).unwrap();
     let image = rig.image.blob_bytes();
-    let again = rig.served().saturating_sub(image);
+    let again = rig.site.served().saturating_sub(image);
     println!(
         "{kills} kills in {lasted:?}, present {:?} later, {} of {image} bytes left the registry",
         over.elapsed(),
-        rig.served()
+        rig.site.served()
     );
-    let answers = rig.registry.counters().answers;
+    let answers = rig.site.registry.counters().answers;
     println!("of these again: {:?}", Again::count(&answers));
     assert!(again * 100 <= image * STORM_PERCENT, "{again}");
 }
 
 /// Kills a lone host amid a layer: how many bytes of it had been sent, and where the next answer began.
 fn killed_amid(spec: &ImageSpec) -> (u64, u64) {
-    let options = registry::Options {
-        rate_bytes_per_s: Some(4 << 20),
-        ..registry::Options::default()
-    };
-    let rig = Rig::new(spec, options).unwrap();
-    let demo = env!("CARGO_BIN_EXE_demo");
-    let mut cluster = rig.cluster(demo, vec![Place::default()], "", "").unwrap();
-    let staged = cluster.parbake(&["stage", &rig.reference]).unwrap();
-    assert!(staged.status.success());
+    let rig = Rig::paced(spec, 4 << 20).unwrap();
+    let mut cluster = rig.site.fleet(DEMO, 1, "", "").unwrap();
+    cluster.stage(&[&rig.reference]).unwrap();
     let half = rig.image.blob_bytes() / 2;
-    assert!(wait_until(PATIENCE, || rig.served() >= half));
+    assert!(wait_until(PATIENCE, || rig.site.served() >= half));
     cluster.kill_agent(0).unwrap();
     cluster.start_agent(0).unwrap();
-    let digest = rig.image.digest.to_string();
-    cluster.wait_present(&digest, PATIENCE).unwrap();
-    assert_eq!(rig.difference_anywhere(&cluster).unwrap(), None);
-    let mut answers = rig.registry.counters().answers;
+    rig.arrives(&cluster).unwrap();
+    let mut answers = rig.site.registry.counters().answers;
     let layer = answers.iter().max_by_key(|answer| answer.bytes);
     let layer = layer.unwrap().digest;
     answers.retain(|answer| answer.digest == layer);

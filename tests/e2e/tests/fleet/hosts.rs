@@ -14,9 +14,11 @@ use std::{
 };
 
 use e2e::{
-    cluster::{Agent, Cluster, Options, wait_until},
-    image::{GeneratedImage, ImageSpec},
-    registry::{self, Registry},
+    cluster::{Agent, Cluster, wait_until},
+    image::ImageSpec,
+    registry,
+    rig::Rig,
+    site::{self, PATIENCE, Site},
 };
 use proto::{
     Digest,
@@ -26,45 +28,19 @@ use proto::{
 };
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair};
 use serde_json::Value;
-use tempfile::TempDir;
 use tokio::{runtime::Runtime, task::JoinSet};
-use wire::{Authorised, Connection, Credentials, Endpoint, Settings};
+use wire::{Connection, Endpoint};
 
-/// Longer than any of these takes on a busy machine; a wait ends as soon as its condition holds.
-const PATIENCE: Duration = Duration::from_secs(120);
+use crate::impostor;
 
-fn cluster(dir: &TempDir, registry: &str, agent: &str, coordinator: &str) -> Cluster {
-    let cluster = Cluster::start(Options {
-        agent_settings: agent.into(),
-        coordinator_settings: coordinator.into(),
-        ..Options::on_loopback(env!("CARGO_BIN_EXE_demo"), dir.path(), 1, registry)
-    });
-    let cluster = cluster.unwrap();
-    cluster.wait_sessions(PATIENCE).unwrap();
-    cluster
-}
+const DEMO: &str = env!("CARGO_BIN_EXE_demo");
 
-/// A registry in this process with a small image, under two tags.
-fn registry(runtime: &Runtime, dir: &TempDir) -> (Registry, GeneratedImage, [String; 2]) {
-    let blobs = dir.path().join("blobs");
-    std::fs::create_dir_all(&blobs).unwrap();
-    let mut spec = ImageSpec::default();
-    (spec.disk_bytes, spec.layer_bytes, spec.nvram_bytes) = (8 << 20, 4 << 20, 1 << 20);
-    (spec.repeated_layers, spec.layers_without_digest) = (0, 0);
-    let image = spec.generate(&blobs).unwrap();
-    let registry = runtime
-        .block_on(Registry::start(registry::Options::default()))
-        .unwrap();
-    let references = ["1", "2"].map(|tag| registry.hold("fleet/macos", tag, &image));
-    (registry, image, references)
-}
-
-fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap()
+/// A small image, and the two tags under which the registry has it.
+fn rig() -> (Rig, [String; 2]) {
+    let rig = Rig::paced(&ImageSpec::plain(8, 4), None).unwrap();
+    let second = rig.site.registry.hold("fleet/macos", "2", &rig.image);
+    let references = [rig.reference.clone(), second];
+    (rig, references)
 }
 
 /// What the key of a host is good for in other hands.
@@ -83,17 +59,9 @@ struct Heard {
 
 impl Stolen {
     fn from(agent: &Agent) -> Self {
-        let read =
-            |name: &str| std::fs::read_to_string(agent.dir.join("state").join(name)).unwrap();
-        let host = read("host.pem");
-        let (key, chain) = host.split_at(host.find("-----BEGIN CERTIFICATE").unwrap());
-        let credentials = Credentials::from_pem(chain, key, &read("authority.pem")).unwrap();
-        let runtime = runtime();
-        let endpoint = runtime.block_on(async {
-            let address = "127.0.0.1:0".parse().unwrap();
-            Endpoint::bind(address, credentials, &Settings::default()).unwrap()
-        });
-        endpoint.authorise(Authorised::Anyone);
+        let runtime = site::runtime().unwrap();
+        let state = agent.dir.join("state");
+        let (_, endpoint) = runtime.block_on(async { impostor::endpoint(&state) });
         Self { runtime, endpoint }
     }
 
@@ -191,8 +159,8 @@ fn logged(cluster: &Cluster, message: &str) -> usize {
 }
 
 /// Gives the host a certificate for its key that expired just now, as the fleet's authority would have signed it.
-fn expire(cluster: &Cluster, dir: &TempDir) {
-    let authority = dir.path().join("coordinator/state/authority");
+fn expire(cluster: &Cluster, site: &Site) {
+    let authority = site.dir().join("coordinator/state/authority");
     let ca_key = KeyPair::from_pem(&std::fs::read_to_string(authority.join("ca.key")).unwrap());
     let ca = std::fs::read_to_string(authority.join("ca.pem")).unwrap();
     let issuer = Issuer::from_ca_cert_pem(&ca, ca_key.unwrap()).unwrap();
@@ -202,8 +170,8 @@ fn expire(cluster: &Cluster, dir: &TempDir) {
     let (key, _) = pem.split_at(pem.find("-----BEGIN CERTIFICATE").unwrap());
     let mut params = CertificateParams::new(vec![agent.host.clone()]).unwrap();
     // as if the host had enrolled before that
-    let record = dir
-        .path()
+    let record = site
+        .dir()
         .join("coordinator/state/enrolled")
         .join(&agent.host);
     std::fs::write(record, r#"{"at_unix": 1}"#).unwrap();
@@ -221,18 +189,18 @@ fn expire(cluster: &Cluster, dir: &TempDir) {
 
 #[test]
 fn a_host_whose_certificate_expired_comes_back_by_its_key_unless_it_is_revoked() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut cluster = cluster(&dir, "127.0.0.1:1", "", "");
+    let site = Site::new(registry::Options::default()).unwrap();
+    let mut cluster = site.fleet(DEMO, 1, "", "").unwrap();
     let up = "session with the coordinator is up";
     for life in 1..=2 {
         cluster.kill_agent(0).unwrap();
-        expire(&cluster, &dir);
+        expire(&cluster, &site);
         cluster.start_agent(0).unwrap();
         assert!(wait_until(PATIENCE, || logged(&cluster, up) == life + 1));
         assert_eq!(logged(&cluster, "expired certificate renewed"), life);
     }
     cluster.kill_agent(0).unwrap();
-    expire(&cluster, &dir);
+    expire(&cluster, &site);
     cluster.revoke(0).unwrap();
     cluster.start_agent(0).unwrap();
     let refused = "no session with the coordinator; trying again";
@@ -248,10 +216,9 @@ fn a_host_whose_certificate_expired_comes_back_by_its_key_unless_it_is_revoked()
 
 #[test]
 fn a_lock_that_tart_holds_for_long_takes_no_presence_and_is_waited_for() {
-    let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
-    let (registry, _image, [one, two]) = registry(&runtime, &dir);
-    let host = registry.addr().to_string();
-    let mut cluster = cluster(&dir, &host, "", "");
+    let (rig, [one, two]) = rig();
+    let host = rig.site.registry.addr().to_string();
+    let mut cluster = rig.site.fleet(DEMO, 1, "", "").unwrap();
     assert!(stage(&cluster, &one));
     let cache = cluster.agents()[0].tart_home().join("cache/OCIs");
     let lock = File::open(cache.join(host.replace(':', "%3A"))).unwrap();
@@ -306,9 +273,8 @@ esac
 
 #[test]
 fn presence_comes_and_goes_with_the_golden_of_that_very_reference() {
-    let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
-    let (registry, image, [one, two]) = registry(&runtime, &dir);
-    let fake = dir.path().join("fake");
+    let (rig, [one, two]) = rig();
+    let fake = rig.site.dir().join("fake");
     std::fs::create_dir(&fake).unwrap();
     let tart = fake.join("tart");
     std::fs::write(&tart, TART).unwrap();
@@ -317,7 +283,7 @@ fn presence_comes_and_goes_with_the_golden_of_that_very_reference() {
         "golden_prefix = 'tuist-golden-'\ntart_binary = '{}'",
         tart.display()
     );
-    let cluster = cluster(&dir, &registry.addr().to_string(), &settings, "");
+    let cluster = rig.site.fleet(DEMO, 1, &settings, "").unwrap();
     let clones = |reference: &str| {
         let calls = std::fs::read_to_string(fake.join("calls")).unwrap_or_default();
         let clone = format!("clone {reference} ");
@@ -347,7 +313,8 @@ fn presence_comes_and_goes_with_the_golden_of_that_very_reference() {
     go_on();
     assert!(waiting.wait().unwrap().success());
     assert_eq!(clones(&one), 2);
-    assert_eq!(image.compare(&golden(&one).join("disk.img")).unwrap(), None);
+    let disk = golden(&one).join("disk.img");
+    assert_eq!(rig.image.compare(&disk).unwrap(), None);
     assert!(wait_until(PATIENCE, || ready(&cluster) == std::slice::from_ref(&one)));
 
     // another name of the same image has a golden of its own
@@ -374,12 +341,9 @@ fn presence_comes_and_goes_with_the_golden_of_that_very_reference() {
 
 #[test]
 fn a_host_that_isnt_selected_gets_nothing_of_an_image_from_its_peers() {
-    let (dir, runtime) = (tempfile::tempdir().unwrap(), runtime());
-    let (registry, image, [reference, _]) = registry(&runtime, &dir);
-    let options = Options::on_loopback(env!("CARGO_BIN_EXE_demo"), dir.path(), 3, registry.addr());
-    let mut cluster = Cluster::start(options).unwrap();
-    cluster.wait_sessions(PATIENCE).unwrap();
-    let content = image.layout().unwrap().contents()[0].digest;
+    let (rig, [reference, _]) = rig();
+    let mut cluster = rig.site.fleet(DEMO, 3, "", "").unwrap();
+    let content = rig.image.layout().unwrap().contents()[0].digest;
     let hosts: Vec<String> = cluster
         .agents()
         .iter()
@@ -393,8 +357,9 @@ fn a_host_that_isnt_selected_gets_nothing_of_an_image_from_its_peers() {
     let streams = |heard: &Arc<Heard>| heard.streams.load(Ordering::Relaxed) > 0;
     assert!(wait_until(PATIENCE, || heard.iter().all(streams)));
     let both = hosts[..2].join(",");
-    let staged = cluster.parbake(&["stage", &reference, "--hosts", &both, "--wait"]);
-    assert!(staged.unwrap().status.success());
+    cluster
+        .stage(&[&reference, "--hosts", &both, "--wait"])
+        .unwrap();
     for heard in &heard {
         assert_eq!(
             heard.contents.load(Ordering::Relaxed),
@@ -414,7 +379,7 @@ fn a_host_that_isnt_selected_gets_nothing_of_an_image_from_its_peers() {
     assert!(is_chunk(inside.ask(&cluster.agents()[0], content)));
 
     // where hosts are is written down a moment after they came, and a coordinator that starts again knows them by that
-    let roster = dir.path().join("coordinator/state/roster.json");
+    let roster = rig.site.dir().join("coordinator/state/roster.json");
     let kept = || std::fs::read_to_string(&roster).unwrap_or_default();
     assert!(wait_until(PATIENCE, || hosts
         .iter()
@@ -440,8 +405,7 @@ fn a_host_that_isnt_selected_gets_nothing_of_an_image_from_its_peers() {
     assert!(is_refusal(outside.ask(&cluster.agents()[0], content)));
 
     // asked for on all hosts, it is for all
-    let staged = cluster.parbake(&["stage", &reference]);
-    assert!(staged.unwrap().status.success());
+    cluster.stage(&[&reference]).unwrap();
     assert!(wait_until(PATIENCE, || is_chunk(
         outside.ask(&cluster.agents()[0], content)
     )));

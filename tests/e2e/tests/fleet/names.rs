@@ -8,23 +8,21 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Output, Stdio},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use e2e::{
-    cluster::{Cluster, Options, wait_until},
+    cluster::{Cluster, said, wait_until},
     image::{GeneratedImage, ImageSpec},
-    registry::{self, Registry},
+    registry,
+    site::{PATIENCE, Site},
+    tart_home,
 };
 use proto::Digest;
 use serde_json::Value;
-use tempfile::TempDir;
-use tokio::runtime::Runtime;
 
-/// Longer than any of these takes on a busy machine; a wait ends as soon as its condition holds.
-const PATIENCE: Duration = Duration::from_secs(120);
 /// The most that `stage --wait` of an image that is there may take, in seconds.
 const SOON: &str = "30";
 /// What images are pushed to.
@@ -33,36 +31,16 @@ const REPOSITORY: &str = "fleet/macos";
 /// A registry in this process, a coordinator, and agents.
 struct Fleet {
     cluster: Cluster,
-    registry: Registry,
-    dir: TempDir,
-    _runtime: Runtime,
+    // last: everything is kept there
+    site: Site,
 }
 
 impl Fleet {
     fn new(hosts: usize) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let registry = runtime
-            .block_on(Registry::start(registry::Options::default()))
-            .unwrap();
-        let cluster = Cluster::start(Options::on_loopback(
-            env!("CARGO_BIN_EXE_demo"),
-            dir.path(),
-            hosts,
-            registry.addr(),
-        ))
-        .unwrap();
-        cluster.wait_sessions(PATIENCE).unwrap();
-        Self {
-            cluster,
-            registry,
-            dir,
-            _runtime: runtime,
-        }
+        let site = Site::new(registry::Options::default()).unwrap();
+        let cluster = site.fleet(env!("CARGO_BIN_EXE_demo"), hosts, "", "");
+        let cluster = cluster.unwrap();
+        Self { cluster, site }
     }
 
     /// A small image of its own.
@@ -71,22 +49,16 @@ impl Fleet {
     }
 
     fn image_of(&self, seed: u64, disk_mib: u64) -> GeneratedImage {
-        let mut spec = ImageSpec {
+        let spec = ImageSpec {
             seed,
-            disk_bytes: disk_mib << 20,
-            layer_bytes: 4 << 20,
-            nvram_bytes: 1 << 20,
-            ..ImageSpec::default()
+            ..ImageSpec::plain(disk_mib, 4)
         };
-        (spec.repeated_layers, spec.layers_without_digest) = (0, 0);
-        let blobs = self.dir.path().join(format!("blobs-{seed}"));
-        fs::create_dir_all(&blobs).unwrap();
-        spec.generate(&blobs).unwrap()
+        self.site.image(&spec).unwrap()
     }
 
     /// Pushes an image under a tag, which names it from now on. The reference.
     fn push(&self, tag: &str, image: &GeneratedImage) -> String {
-        self.registry.hold(REPOSITORY, tag, image)
+        self.site.registry.hold(REPOSITORY, tag, image)
     }
 
     fn parbake(&self, arguments: &[&str]) -> Output {
@@ -119,15 +91,14 @@ impl Fleet {
         for agent in self.cluster.agents() {
             let home = agent.tart_home();
             assert_eq!(resolve(&home, reference), Some(image.digest), "{reference}");
-            let disk = directory(&home, reference).join("disk.img");
+            let disk = tart_home::directory(&home, reference).join("disk.img");
             assert_eq!(image.compare(&disk).unwrap(), None, "{}", disk.display());
         }
     }
 
     /// What `parbake status` says of an image; null when it isn't wanted.
     fn status(&self, image: &str) -> Value {
-        let output = self.parbake(&["status", image, "--json"]);
-        serde_json::from_slice(&output.stdout).unwrap_or_default()
+        self.cluster.status(image).unwrap()
     }
 
     /// The references under which an image is wanted.
@@ -144,31 +115,9 @@ impl Fleet {
     }
 }
 
-fn said(output: &Output) -> String {
-    format!(
-        "{}: {}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
-}
-
-/// Where tart looks for this reference: a tag's link, or an image's directory.
-fn directory(home: &Path, reference: &str) -> PathBuf {
-    let (registry, path) = reference.split_once('/').unwrap();
-    let (name, version) = match path.split_once('@') {
-        Some((name, digest)) => (name, digest),
-        None => path.rsplit_once(':').unwrap(),
-    };
-    home.join("cache/OCIs")
-        .join(registry.replace(':', "%3A"))
-        .join(name)
-        .join(version)
-}
-
 /// The image that tart finds under this reference, if it is whole.
 fn resolve(home: &Path, reference: &str) -> Option<Digest> {
-    let named = directory(home, reference);
+    let named = tart_home::directory(home, reference);
     let found = match fs::read_link(&named) {
         Ok(target) => target,
         Err(_) => named,
@@ -256,7 +205,7 @@ fn a_name_beside_a_digest_moves_away_and_back() {
 
 #[test]
 fn a_name_beside_another_repository_moves_away_and_back() {
-    moves_away_and_back(|fleet, image| fleet.registry.hold("other/macos", "v1", image));
+    moves_away_and_back(|fleet, image| fleet.site.registry.hold("other/macos", "v1", image));
 }
 
 #[test]
@@ -266,7 +215,7 @@ fn a_tag_that_is_pushed_anew_amid_staging_ends_the_wait_for_the_old_image() {
     // the old image has a second name, under which it is staged on
     let steady = fleet.push("v1", &a);
     let latest = fleet.push("latest", &a);
-    fleet.registry.limit(Some(2_000_000));
+    fleet.site.registry.limit(Some(2_000_000));
     for reference in [&steady, &latest] {
         assert!(fleet.parbake(&["stage", reference]).status.success());
     }
@@ -278,7 +227,7 @@ fn a_tag_that_is_pushed_anew_amid_staging_ends_the_wait_for_the_old_image() {
         || fleet.status(&a.digest.to_string())["hosts"][0]["held_bytes"].as_u64() > Some(0);
     assert!(wait_until(PATIENCE, moving));
     fleet.push("latest", &b);
-    fleet.registry.limit(None);
+    fleet.site.registry.limit(None);
     fleet.stage(&latest, &b);
     let ended = waiting.wait().unwrap();
     assert_eq!(ended.code(), Some(1), "its tag names another image by now");
@@ -293,7 +242,7 @@ fn cancelling_one_name_leaves_the_others_and_says_so() {
     let fleet = Fleet::new(2);
     let a = fleet.image(1);
     let (v1, v2) = (fleet.push("v1", &a), fleet.push("v2", &a));
-    let other = fleet.registry.hold("other/macos", "v1", &a);
+    let other = fleet.site.registry.hold("other/macos", "v1", &a);
     for reference in [&v1, &v2, &other] {
         fleet.stage(reference, &a);
     }
@@ -312,7 +261,7 @@ fn cancelling_one_name_leaves_the_others_and_says_so() {
         .collect();
     for home in &homes {
         for reference in [&v1, &v2] {
-            fs::remove_file(directory(home, reference)).unwrap();
+            fs::remove_file(tart_home::directory(home, reference)).unwrap();
         }
     }
     let back = || {
@@ -346,8 +295,8 @@ fn cancelling_one_name_amid_staging_leaves_the_stage_of_the_other() {
     let fleet = Fleet::new(2);
     let a = fleet.image_of(1, 24);
     let v1 = fleet.push("v1", &a);
-    let other = fleet.registry.hold("other/macos", "v1", &a);
-    fleet.registry.limit(Some(3_000_000));
+    let other = fleet.site.registry.hold("other/macos", "v1", &a);
+    fleet.site.registry.limit(Some(3_000_000));
     for reference in [&v1, &other] {
         assert!(fleet.parbake(&["stage", reference]).status.success());
     }
@@ -362,12 +311,12 @@ fn cancelling_one_name_amid_staging_leaves_the_stage_of_the_other() {
     assert!(wait_until(PATIENCE, || held() > Some(4 << 20)));
     let before = held();
     let served = || {
-        let counters = fleet.registry.counters();
+        let counters = fleet.site.registry.counters();
         counters.blobs.values().map(|blob| blob.bytes).sum::<u64>()
     };
     assert!(fleet.parbake(&["cancel", &v1]).status.success());
     assert!(held() >= before, "its bytes stay");
-    fleet.registry.limit(None);
+    fleet.site.registry.limit(None);
     fleet.stage(&other, &a);
     fleet.assert_holds(&other, &a);
     assert_eq!(fleet.resolved(&v1), [None, None]);
@@ -391,7 +340,7 @@ fn the_documented_pipeline_is_right_when_both_releases_are_one_digest() {
     assert_eq!(fleet.wanted(&a), std::slice::from_ref(&new));
     // it is kept up under its new name
     for agent in fleet.cluster.agents() {
-        fs::remove_file(directory(&agent.tart_home(), &new)).unwrap();
+        fs::remove_file(tart_home::directory(&agent.tart_home(), &new)).unwrap();
     }
     fleet.stage(&new, &a);
     fleet.assert_holds(&new, &a);
@@ -406,9 +355,9 @@ fn a_tag_that_somebody_moves_on_a_host_comes_back_and_is_named_meanwhile() {
     let v2 = fleet.push("v2", &b);
     fleet.stage(&v2, &b);
     let home = fleet.cluster.agents()[0].tart_home();
-    let target = fs::read_link(directory(&home, &v2)).unwrap();
+    let target = fs::read_link(tart_home::directory(&home, &v2)).unwrap();
     let steal = || {
-        let link = directory(&home, &latest);
+        let link = tart_home::directory(&home, &latest);
         fs::remove_file(&link).unwrap();
         std::os::unix::fs::symlink(&target, &link).unwrap();
     };
@@ -440,7 +389,7 @@ fn a_tag_that_somebody_moves_on_a_host_comes_back_and_is_named_meanwhile() {
 fn what_is_cancelled_while_it_is_staged_leaves_nothing() {
     let fleet = Fleet::new(2);
     let (a, b) = (fleet.image_of(1, 24), fleet.image(2));
-    fleet.registry.limit(Some(2_000_000));
+    fleet.site.registry.limit(Some(2_000_000));
     let latest = fleet.push("latest", &a);
     // moved and cancelled at once, again and again: whatever runs on the hosts at that moment comes to nothing
     for _ in 0..5 {
@@ -453,7 +402,7 @@ fn what_is_cancelled_while_it_is_staged_leaves_nothing() {
     let gone = || fleet.is_gone(&a) && fleet.is_gone(&b);
     assert!(wait_until(PATIENCE, gone));
     assert_eq!(fleet.resolved(&latest), [None, None]);
-    fleet.registry.limit(None);
+    fleet.site.registry.limit(None);
     fleet.push("latest", &a);
     fleet.stage(&latest, &a);
     fleet.assert_holds(&latest, &a);
@@ -470,7 +419,7 @@ fn names_that_tart_cannot_say_are_refused_by_the_rule() {
         ("lab/b", "1--2", "separator"),
         ("lab/b", "1-", "separator"),
     ] {
-        let reference = format!("{}/{name}:{tag}", fleet.registry.addr());
+        let reference = format!("{}/{name}:{tag}", fleet.site.registry.addr());
         let refused = fleet.parbake(&["stage", &reference, "--wait"]);
         let text = said(&refused);
         assert_eq!(refused.status.code(), Some(2), "{reference}: {text}");
@@ -485,7 +434,7 @@ fn names_that_tart_cannot_say_are_refused_by_the_rule() {
         assert_eq!(refused.status.code(), Some(2), "{host}: {text}");
         assert!(text.contains("tart") && text.contains(rule), "{text}");
     }
-    assert_eq!(fleet.registry.counters().blob_requests, 0);
+    assert_eq!(fleet.site.registry.counters().blob_requests, 0);
 }
 
 #[test]
@@ -495,7 +444,7 @@ fn a_failed_host_is_given_up_after_ten_seconds_however_often_it_tries_again() {
     let reference = fleet.push("1", &image);
     // a directory in the place of the tag's link: each attempt to link it fails
     let home = fleet.cluster.agents()[0].tart_home();
-    fs::create_dir_all(directory(&home, &reference)).unwrap();
+    fs::create_dir_all(tart_home::directory(&home, &reference)).unwrap();
     let asked = Instant::now();
     let ended = fleet.parbake(&["stage", &reference, "--wait"]);
     let took = asked.elapsed();
@@ -505,6 +454,6 @@ fn a_failed_host_is_given_up_after_ten_seconds_however_often_it_tries_again() {
     println!("given up after {took:?}");
     assert!((10.0..16.0).contains(&took.as_secs_f64()), "{took:?}");
     // what is in the way is gone: it goes on by itself
-    fs::remove_dir(directory(&home, &reference)).unwrap();
+    fs::remove_dir(tart_home::directory(&home, &reference)).unwrap();
     fleet.stage(&reference, &image);
 }

@@ -20,9 +20,9 @@ use std::{
 use anyhow::Context as _;
 use bytes::Bytes;
 use e2e::{
-    cluster::{Cluster, Options, wait_until},
-    image::{GeneratedImage, ImageSpec, Mix},
-    registry::{self, Registry},
+    cluster::{Cluster, wait_until},
+    image::{ImageSpec, Mix},
+    rig::Rig,
 };
 use proto::{
     ChunkIndex, Digest, HostId, Link, Signed, State, Ticket,
@@ -35,14 +35,15 @@ use proto::{
     },
     statement::Run,
 };
-use tempfile::TempDir;
 use tokio::{
-    runtime::Runtime,
     task::JoinSet,
     time::{interval, sleep, timeout},
 };
-use wire::{Authorised, Connection, Credentials, Endpoint, LinkSigner, Receiver, Sender, Settings};
+use wire::{Connection, Endpoint, LinkSigner, Receiver, Sender};
 
+use crate::impostor;
+
+const DEMO: &str = env!("CARGO_BIN_EXE_demo");
 /// Longer than it takes on a busy machine, tar-pits included.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Real agents; the rogues come after them.
@@ -99,14 +100,7 @@ struct Rogue {
 impl Rogue {
     /// Takes over the identity that an agent enrolled with.
     fn new(manner: Manner, state: &Path, contents: Vec<ContentSpec>) -> Self {
-        let read = |name: &str| std::fs::read_to_string(state.join(name)).unwrap();
-        let host = read("host.pem");
-        let (key, chain) = host.split_at(host.find("-----BEGIN CERTIFICATE").unwrap());
-        let credentials = Credentials::from_pem(chain, key, &read("authority.pem")).unwrap();
-        let me = credentials.host().clone();
-        let address = "127.0.0.1:0".parse().unwrap();
-        let endpoint = Endpoint::bind(address, credentials, &Settings::default()).unwrap();
-        endpoint.authorise(Authorised::Anyone);
+        let (me, endpoint) = impostor::endpoint(state);
         Self {
             manner,
             me,
@@ -465,26 +459,14 @@ async fn play(
 struct World {
     cluster: Cluster,
     rogues: Vec<Arc<Rogue>>,
-    image: GeneratedImage,
-    reference: String,
     /// Hosts with real agents.
     real: BTreeSet<String>,
-    // last: the rogues live in it
-    _registry: Registry,
-    _runtime: Runtime,
-    _dir: TempDir,
+    // last: the rogues live in its runtime
+    rig: Rig,
 }
 
 impl World {
     fn new(real: usize, manners: &[Manner], disk_bytes: u64, layer_bytes: u64) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let blobs = dir.path().join("blobs");
-        std::fs::create_dir_all(&blobs).unwrap();
         let spec = ImageSpec {
             disk_bytes,
             layer_bytes,
@@ -495,26 +477,14 @@ impl World {
             },
             ..ImageSpec::default()
         };
-        let image = spec.generate(&blobs).unwrap();
-        let options = registry::Options {
-            rate_bytes_per_s: Some(6 << 20),
-            ..registry::Options::default()
-        };
-        let registry = runtime.block_on(Registry::start(options)).unwrap();
-        let reference = registry.hold("fleet/macos", "1", &image);
-        let options = Options::on_loopback(
-            env!("CARGO_BIN_EXE_demo"),
-            dir.path(),
-            real + manners.len(),
-            registry.addr(),
-        );
-        let mut cluster = Cluster::start(options).unwrap();
-        cluster.wait_sessions(PATIENCE).unwrap();
+        let rig = Rig::paced(&spec, 6 << 20).unwrap();
+        let cluster = rig.site.fleet(DEMO, real + manners.len(), "", "");
+        let mut cluster = cluster.unwrap();
         let names: BTreeSet<String> = cluster.agents()[..real]
             .iter()
             .map(|agent| agent.host.clone())
             .collect();
-        let contents = image.layout().unwrap().contents();
+        let contents = rig.image.layout().unwrap().contents();
         let mut rogues = Vec::new();
         for (at, manner) in manners.iter().enumerate() {
             let at = real + at;
@@ -522,11 +492,14 @@ impl World {
             let state = cluster.agents()[at].dir.join("state");
             let address = std::fs::read_to_string(state.join("coordinator")).unwrap();
             let coordinator: SocketAddr = address.trim().parse().unwrap();
-            let rogue = runtime.block_on(async { Rogue::new(*manner, &state, contents.clone()) });
+            let rogue = rig
+                .site
+                .runtime
+                .block_on(async { Rogue::new(*manner, &state, contents.clone()) });
             let rogue = Arc::new(rogue);
             rogues.push(rogue.clone());
             let real = names.clone();
-            drop(runtime.spawn(async move {
+            drop(rig.site.runtime.spawn(async move {
                 loop {
                     drop(play(rogue.clone(), coordinator, real.clone()).await);
                     sleep(Duration::from_millis(500)).await;
@@ -538,31 +511,17 @@ impl World {
         Self {
             cluster,
             rogues,
-            image,
-            reference,
             real: names,
-            _registry: registry,
-            _runtime: runtime,
-            _dir: dir,
+            rig,
         }
     }
 
     /// Stages the image and waits until real hosts have every true bit of it.
     fn stages(&self, arguments: &[&str]) {
-        let (cluster, reference) = (&self.cluster, self.reference.as_str());
-        let arguments = [&["stage", reference], arguments].concat();
-        let staged = cluster.parbake(&arguments).unwrap();
-        assert!(
-            staged.status.success(),
-            "{}",
-            String::from_utf8_lossy(&staged.stderr)
-        );
-        let digest = self.image.digest.to_string();
-        let present = |at: usize| {
-            let agent = &cluster.agents()[at];
-            let present = agent.present(|line| line["image"].as_str() == Some(&digest));
-            present.is_some()
-        };
+        let (cluster, rig) = (&self.cluster, &self.rig);
+        let arguments = [&[rig.reference.as_str()], arguments].concat();
+        cluster.stage(&arguments).unwrap();
+        let present = |at: usize| cluster.agents()[at].holds(&rig.image.digest).is_some();
         let real = self.real.len();
         if !wait_until(PATIENCE, || (0..real).all(present)) {
             let late = (0..real).find(|at| !present(*at)).unwrap();
@@ -577,7 +536,11 @@ impl World {
             );
         }
         for agent in &cluster.agents()[..real] {
-            assert!(cluster.verify(agent, reference).unwrap(), "{}", agent.host);
+            assert!(
+                cluster.verify(agent, &rig.reference).unwrap(),
+                "{}",
+                agent.host
+            );
         }
     }
 

@@ -10,10 +10,10 @@ use std::{
 };
 
 use e2e::{
-    cluster::{Cluster, Place, wait_until},
+    cluster::{Cluster, said, wait_until},
     image::ImageSpec,
-    registry,
-    rig::{PATIENCE, Rig},
+    rig::Rig,
+    site::PATIENCE,
 };
 use serde_json::Value;
 
@@ -22,16 +22,15 @@ const DEMO: &str = env!("CARGO_BIN_EXE_demo");
 const RATE: u64 = 2_000_000;
 
 fn rig(bytes_per_s: u64) -> Rig {
-    let options = registry::Options {
-        rate_bytes_per_s: Some(bytes_per_s),
-        ..registry::Options::default()
-    };
-    Rig::new(&ImageSpec::incompressible(24 << 20, 8 << 20, 1), options).unwrap()
+    Rig::paced(
+        &ImageSpec::incompressible(24 << 20, 8 << 20, 1),
+        bytes_per_s,
+    )
+    .unwrap()
 }
 
 fn fleet(rig: &Rig, hosts: usize, agent: &str) -> Cluster {
-    rig.cluster(DEMO, vec![Place::default(); hosts], agent, "")
-        .unwrap()
+    rig.site.fleet(DEMO, hosts, agent, "").unwrap()
 }
 
 /// A command that runs, and what it has said on stderr so far.
@@ -81,19 +80,6 @@ impl Running {
     }
 }
 
-fn said(output: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
-}
-
-fn status(cluster: &Cluster, image: &str) -> Value {
-    let output = cluster.parbake(&["status", image, "--json"]).unwrap();
-    serde_json::from_slice(&output.stdout).unwrap_or_default()
-}
-
 /// The percentages in lines of progress.
 fn percentages(said: &str) -> Vec<u64> {
     said.lines()
@@ -109,7 +95,7 @@ fn a_coordinator_that_is_away_is_waited_for_and_said_to_be_away() {
     let rig = rig(RATE);
     let mut cluster = fleet(&rig, 2, "");
     let waiting = Running::start(cluster.operator(&["stage", &rig.reference, "--wait"]));
-    assert!(wait_until(PATIENCE, || rig.served() > 4 << 20));
+    assert!(wait_until(PATIENCE, || rig.site.served() > 4 << 20));
     cluster.kill_coordinator().unwrap();
     waiting.says("can't be reached for");
     cluster.start_coordinator().unwrap();
@@ -128,20 +114,23 @@ fn a_coordinator_that_is_away_is_waited_for_and_said_to_be_away() {
     assert!(rig.difference_anywhere(&cluster).unwrap().is_none());
 
     // how long it took is told once, and outlives the coordinator
-    let took = status(&cluster, &rig.reference)["staged_seconds"].clone();
+    let took = cluster.status(&rig.reference).unwrap()["staged_seconds"].clone();
     assert!(took.as_f64().is_some_and(|took| took > 3.0), "{took}");
     for _ in 0..2 {
         cluster.kill_coordinator().unwrap();
         cluster.start_coordinator().unwrap();
-        let again = || status(&cluster, &rig.reference)["state"] == "present";
+        let again = || cluster.status(&rig.reference).unwrap()["state"] == "present";
         assert!(wait_until(PATIENCE, again));
-        assert_eq!(status(&cluster, &rig.reference)["staged_seconds"], took);
+        assert_eq!(
+            cluster.status(&rig.reference).unwrap()["staged_seconds"],
+            took
+        );
     }
-    let staged = cluster
-        .parbake(&["stage", &rig.reference, "--wait"])
-        .unwrap();
-    assert!(staged.status.success());
-    assert_eq!(status(&cluster, &rig.reference)["staged_seconds"], took);
+    cluster.stage(&[&rig.reference, "--wait"]).unwrap();
+    assert_eq!(
+        cluster.status(&rig.reference).unwrap()["staged_seconds"],
+        took
+    );
     let log = cluster.coordinator_log();
     let told: Vec<&Value> = log
         .iter()
@@ -200,7 +189,7 @@ fn waiting_ends_by_what_happened_while_the_coordinator_was_away() {
     let waiting = wait(&cluster);
     cluster.kill_coordinator().unwrap();
     waiting.says("can't be reached for");
-    let token = rig.dir().join("coordinator/state/api.token");
+    let token = rig.site.dir().join("coordinator/state/api.token");
     std::fs::write(&token, "another-token-of-the-same-length-0123456789\n").unwrap();
     cluster.start_coordinator().unwrap();
     let (code, story) = waiting.end();
@@ -212,13 +201,10 @@ fn waiting_ends_by_what_happened_while_the_coordinator_was_away() {
 fn an_image_that_is_staged_anew_has_its_own_numbers_and_a_limit_isnt_the_registrys() {
     let rig = rig(100_000_000);
     let cluster = fleet(&rig, 1, "download_bytes_per_second = 3000000");
-    let staged = cluster
-        .parbake(&["stage", &rig.reference, "--wait"])
-        .unwrap();
-    assert!(staged.status.success(), "{}", said(&staged));
+    cluster.stage(&[&rig.reference, "--wait"]).unwrap();
     let cache = cluster.agents()[0].tart_home().join("cache/OCIs");
     std::fs::remove_dir_all(cache).unwrap();
-    let host = || status(&cluster, &rig.reference)["hosts"][0].clone();
+    let host = || cluster.status(&rig.reference).unwrap()["hosts"][0].clone();
     assert!(wait_until(PATIENCE, || host()["state"] != "present"));
     let seen = Mutex::new(Vec::new());
     let whole = wait_until(PATIENCE, || {
@@ -260,7 +246,7 @@ fn what_means_something_else_is_said_with_its_own_words() {
             .unwrap();
         (output.status.code(), said(&output))
     };
-    let wrong = rig.dir().join("wrong-token");
+    let wrong = rig.site.dir().join("wrong-token");
     std::fs::write(&wrong, "wrong\n").unwrap();
     let wrong = wrong.to_str().unwrap();
     let (code, story) = run(&["roll"], &[("PARBAKE_TOKEN_FILE", wrong)]);
@@ -334,7 +320,7 @@ fn nothing_is_made_where_no_coordinator_ever_ran() {
 fn a_typo_is_no_revocation_and_the_pin_is_taken_in_either_case() {
     let rig = rig(100_000_000);
     let cluster = fleet(&rig, 1, "");
-    let state = rig.dir().join("coordinator/state");
+    let state = rig.site.dir().join("coordinator/state");
     let typo = coordinator(&state, &["revoke", "mac-OOO", "--reason", "stolen"]);
     assert_eq!(typo.status.code(), Some(2), "{}", said(&typo));
     let typo = coordinator(&state, &["revoke", "mac-00o", "--reason", "stolen"]);

@@ -7,31 +7,28 @@
 )]
 
 use std::{
-    path::PathBuf,
     process::Output,
     time::{Duration, Instant},
 };
 
 use e2e::{
-    cluster::{Cluster, Options, Place, wait_until},
+    cluster::{Cluster, Options, said, wait_until},
     image::{GeneratedImage, ImageSpec},
     proxy::{self, Proxy},
     registry::{self, Fault, Misbehaviour, Registry, Target},
-    rig::PATIENCE,
+    site::{self, PATIENCE, Site},
+    tart_home,
 };
 use proto::Digest;
 use serde_json::Value;
-use tempfile::TempDir;
-use tokio::runtime::Runtime;
 
 const DEMO: &str = env!("CARGO_BIN_EXE_demo");
 
 /// A registry, and a fleet that stages from it.
 struct World {
     cluster: Cluster,
-    registry: Registry,
-    dir: TempDir,
-    _runtime: Runtime,
+    // last: everything is kept there
+    site: Site,
 }
 
 /// An image of the registry.
@@ -57,27 +54,17 @@ impl Image {
 
 impl World {
     fn new(hosts: usize, options: registry::Options, agent: &str, coordinator: &str) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let registry = runtime.block_on(Registry::start(options)).unwrap();
-        let cluster = Cluster::start(Options {
-            hosts: vec![Place::default(); hosts],
+        Self::on(Site::new(options).unwrap(), hosts, agent, coordinator)
+    }
+
+    fn on(site: Site, hosts: usize, agent: &str, coordinator: &str) -> Self {
+        let cluster = site::start(Options {
             agent_settings: agent.into(),
             coordinator_settings: coordinator.into(),
-            ..Options::on_loopback(DEMO, dir.path(), 0, registry.addr())
-        })
-        .unwrap();
-        cluster.wait_sessions(PATIENCE).unwrap();
-        Self {
-            cluster,
-            registry,
-            dir,
-            _runtime: runtime,
-        }
+            ..site.options(DEMO, hosts)
+        });
+        let cluster = cluster.unwrap();
+        Self { cluster, site }
     }
 
     /// An image of two layers that nothing else shares, in a repository of its own.
@@ -86,8 +73,6 @@ impl World {
     }
 
     fn sized_image(&self, name: &str, bytes: u64) -> Image {
-        let blobs = self.dir.path().join("blobs").join(name);
-        std::fs::create_dir_all(&blobs).unwrap();
         let seed = u64::from_be_bytes(
             *Digest::of(name.as_bytes())
                 .as_bytes()
@@ -98,8 +83,9 @@ impl World {
             nvram_bytes: 4 << 10,
             ..ImageSpec::incompressible(bytes, bytes / 2, seed)
         };
-        let generated = spec.generate(&blobs).unwrap();
-        let reference = self.registry.hold(&format!("odd/{name}"), "1", &generated);
+        let generated = self.site.image(&spec).unwrap();
+        let registry = &self.site.registry;
+        let reference = registry.hold(&format!("odd/{name}"), "1", &generated);
         Image {
             generated,
             reference,
@@ -123,52 +109,24 @@ impl World {
             self.status(image)
         );
         assert!(began.elapsed() <= within, "{case}: {:?}", began.elapsed());
-        for agent in self.cluster.agents() {
-            let disk = disk(&agent.tart_home(), &image.reference);
-            let difference = image.generated.compare(&disk).unwrap();
-            assert_eq!(difference, None, "{case}");
-        }
+        let (reference, generated) = (&image.reference, &image.generated);
+        let difference = site::difference(&self.cluster, reference, generated);
+        assert_eq!(difference.unwrap(), None, "{case}");
     }
 
     fn status(&self, image: &Image) -> Value {
-        let shown = self
-            .cluster
-            .parbake(&["status", &image.digest(), "--json"])
-            .unwrap();
-        serde_json::from_slice(&shown.stdout).unwrap_or_default()
+        self.cluster.status(&image.digest()).unwrap()
     }
 
     fn requests(&self, blob: &Digest) -> u64 {
-        let counters = self.registry.counters();
+        let counters = self.site.registry.counters();
         counters.blobs.get(blob).map_or(0, |blob| blob.requests)
-    }
-}
-
-fn disk(tart_home: &std::path::Path, reference: &str) -> PathBuf {
-    let (name, tag) = reference.rsplit_once(':').unwrap();
-    let (registry, path) = name.split_once('/').unwrap();
-    let cache = tart_home.join("cache/OCIs");
-    let repository = cache.join(registry.replace(':', "%3A")).join(path);
-    repository.join(tag).join("disk.img")
-}
-
-fn said(output: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
-}
-
-fn status(status: u16) -> Misbehaviour {
-    Misbehaviour::Status {
-        status,
-        retry_after: None,
     }
 }
 
 #[test]
 fn a_layer_that_cannot_be_had_fails_its_image_by_name_and_holds_up_no_other() {
+    let status = Misbehaviour::status;
     let elsewhere = Misbehaviour::RedirectTo("http://elsewhere.example/blob".into());
     let cases = [
         ("missing", status(404), "content_missing", "doesn't exist"),
@@ -196,7 +154,7 @@ fn fail_by_name(cases: &[(&str, Misbehaviour, &str, &str)]) {
     for (name, what, reason, words) in cases {
         let image = world.image(name, 4);
         let fault = Fault::always(Target::Blob(image.layer()), what.clone());
-        let fault = world.registry.script(fault);
+        let fault = world.site.registry.script(fault);
         let began = Instant::now();
         let failed = world.stage(&image, &["--timeout", "60"]);
         let story = said(&failed);
@@ -216,7 +174,7 @@ fn fail_by_name(cases: &[(&str, Misbehaviour, &str, &str)]) {
         let requests = world.requests(&image.layer());
         assert!((2..=6).contains(&requests), "{name}: {requests} requests");
         // the layer is there now: who asks anew needn't wait for the next try
-        world.registry.clear(fault);
+        world.site.registry.clear(fault);
         world.stages(&image, Duration::from_secs(15), name);
     }
 }
@@ -225,17 +183,14 @@ fn fail_by_name(cases: &[(&str, Misbehaviour, &str, &str)]) {
 #[test]
 fn what_one_layer_gets_holds_up_no_image_beside_it() {
     let world = World::new(3, registry::Options::default(), "", "");
-    let wait = Misbehaviour::Status {
-        status: 503,
-        retry_after: Some("600".into()),
-    };
+    let wait = Misbehaviour::come_back(503, "600");
     let waits = world.image("told-to-wait", 4);
     let layer = waits.layer();
     world
+        .site
         .registry
         .script(Fault::always(Target::Blob(layer), wait));
-    let ordered = world.cluster.parbake(&["stage", &waits.reference]).unwrap();
-    assert!(ordered.status.success(), "{}", said(&ordered));
+    world.cluster.stage(&[&waits.reference]).unwrap();
     assert!(wait_until(PATIENCE, || world.requests(&layer) >= 1));
     let beside = world.image("beside-told-to-wait", 2);
     world.stages(&beside, Duration::from_secs(10), "told to wait");
@@ -246,6 +201,7 @@ fn what_one_layer_gets_holds_up_no_image_beside_it() {
     let hangs = world.image("hangs", 4);
     let layer = hangs.layer();
     world
+        .site
         .registry
         .script(Fault::always(Target::Blob(layer), Misbehaviour::Silence));
     let failed = std::thread::scope(|scope| {
@@ -286,13 +242,12 @@ fn of_two_sizes_of_a_part_the_registrys_bytes_decide() {
         let (digest, name) = (Digest::of(&manifest), format!("odd/longer-{false_first}"));
         let directory = &image.generated.directory;
         let longer = world
+            .site
             .registry
             .hold_directory(&name, "1", directory, manifest.into());
         let shown = || {
-            let shown = world
-                .cluster
-                .parbake(&["status", &digest.to_string(), "--json"]);
-            serde_json::from_slice::<Value>(&shown.unwrap().stdout).unwrap_or_default()
+            let shown = world.cluster.status(&digest.to_string());
+            shown.unwrap()
         };
         let stage = |more: &[&str]| {
             let arguments = [&["stage", longer.as_str()], more].concat();
@@ -340,44 +295,25 @@ fn a_host_that_cannot_read_its_password_holds_up_no_other_host_and_no_registry()
         },
         ..registry::Options::default()
     };
-    let dir = tempfile::tempdir().unwrap();
-    let (good, missing) = (dir.path().join("good"), dir.path().join("missing"));
-    std::fs::write(&good, "secret").unwrap();
-    let runtime = Runtime::new().unwrap();
-    let registry = runtime.block_on(Registry::start(options)).unwrap();
-    let login = |path: &PathBuf| {
-        format!(
-            "[origin.credentials.\"{}\"]\nusername = \"robot\"\npassword_file = \"{}\"\n",
-            registry.addr(),
-            path.display()
-        )
-    };
-    let mut cluster = Cluster::start(Options {
-        agent_settings: login(&good),
-        coordinator_settings: login(&good),
-        ..Options::on_loopback(DEMO, dir.path(), 3, registry.addr())
-    })
-    .unwrap();
+    let site = Site::new(options).unwrap();
+    let login = site.login("robot", "secret").unwrap();
+    let World { mut cluster, site } = World::on(site, 3, &login, &login);
     for host in [0, 2] {
         let settings = cluster.agents()[host].dir.join("agent.toml");
         let text = std::fs::read_to_string(&settings).unwrap();
-        let text = text.replace(good.to_str().unwrap(), missing.to_str().unwrap());
+        let text = text.replace("/password'", "/missing'");
         cluster.kill_agent(host).unwrap();
         std::fs::write(&settings, text).unwrap();
         cluster.start_agent(host).unwrap();
     }
     cluster.wait_sessions(PATIENCE).unwrap();
-    let blobs = dir.path().join("blobs");
-    std::fs::create_dir(&blobs).unwrap();
-    let image = ImageSpec::incompressible(8 << 20, 1 << 20, 5)
-        .generate(&blobs)
-        .unwrap();
-    let reference = registry.hold("odd/closed", "1", &image);
+    let image = ImageSpec::incompressible(8 << 20, 1 << 20, 5);
+    let image = site.image(&image).unwrap();
+    let reference = site.registry.hold("odd/closed", "1", &image);
     let began = Instant::now();
-    let staged = cluster
-        .parbake(&["stage", &reference, "--wait", "--timeout", "60"])
+    cluster
+        .stage(&[&reference, "--wait", "--timeout", "60"])
         .unwrap();
-    assert!(staged.status.success(), "{}", said(&staged));
     assert!(
         began.elapsed() < Duration::from_secs(15),
         "{:?}",
@@ -393,7 +329,7 @@ fn a_host_that_cannot_read_its_password_holds_up_no_other_host_and_no_registry()
         cluster
             .agents()
             .iter()
-            .all(|agent| disk(&agent.tart_home(), &reference).exists())
+            .all(|agent| tart_home::disk(&agent.tart_home(), &reference).exists())
     }));
 }
 
@@ -414,16 +350,16 @@ fn a_chunk_is_kept_however_short_connections_are() {
             300_000,
         ),
     ] {
-        world.registry.reset_counters();
+        world.site.registry.reset_counters();
         let image = world.sized_image(name, bytes);
         let ends = Fault::always(Target::Blobs, Misbehaviour::CloseAfter(ends_after));
-        let ends = world.registry.script(ends);
+        let ends = world.site.registry.script(ends);
         world.stages(&image, Duration::from_secs(60), name);
         assert!(
-            world.registry.clear(ends) >= bytes / ends_after - 2,
+            world.site.registry.clear(ends) >= bytes / ends_after - 2,
             "{name}"
         );
-        let sent = world.registry.counters().bytes;
+        let sent = world.site.registry.counters().bytes;
         println!("{name}: {sent} bytes of {}", image.blob_bytes());
         assert!(sent * 10 <= image.blob_bytes() * 11, "{name}: {sent}");
     }
@@ -439,9 +375,9 @@ fn a_chunk_may_take_seventeen_seconds() {
             let quick = world.image("quick", 4);
             world.stages(&quick, PATIENCE, "quick");
         }
-        world.registry.reset_counters();
+        world.site.registry.reset_counters();
         let image = world.sized_image("slow", bytes);
-        world.registry.limit_each(Some(bytes_per_s));
+        world.site.registry.limit_each(Some(bytes_per_s));
         let began = Instant::now();
         let staged = world.cluster.parbake(&["stage", &image.reference]).unwrap();
         assert!(staged.status.success(), "{name}: {}", said(&staged));
@@ -462,7 +398,7 @@ fn a_chunk_may_take_seventeen_seconds() {
         println!("{name}: {took:.1} s, {:.3} of the least", took / least);
         // a layer's first bytes, the installation and a look at the result come on top
         assert!(took <= least * 1.2 + 2.0, "{name}: {took}, not {least}");
-        let sent = world.registry.counters().bytes;
+        let sent = world.site.registry.counters().bytes;
         assert!(sent * 10 <= image.blob_bytes() * 11, "{name}: {sent}");
     };
     std::thread::scope(|scope| {
@@ -486,31 +422,33 @@ fn a_registry_that_does_not_give_parts_of_blobs_is_asked_for_the_whole() {
         ),
         ("ignored", Misbehaviour::IgnoreRange),
     ] {
-        world.registry.reset_counters();
+        world.site.registry.reset_counters();
         let image = world.image(name, 4);
         let blob = Target::Blob(image.layer());
-        let odd = world.registry.script(Fault::always(blob, what));
+        let odd = world.site.registry.script(Fault::always(blob, what));
         // three connections of the layer end, each further on
         let ends = [700_000, 1_300_000, 1_700_000].map(|after| {
             let ends = Misbehaviour::CloseAfter(after);
             Fault::times(blob, ends, if name == "ignored" { 1 } else { 2 })
         });
         for end in ends.into_iter().rev() {
-            world.registry.script(end);
+            world.site.registry.script(end);
         }
         world.stages(&image, Duration::from_secs(30), name);
-        world.registry.clear(odd);
-        world.registry.clear_all();
+        world.site.registry.clear(odd);
+        world.site.registry.clear_all();
         assert!(world.requests(&image.layer()) <= 16, "{name}");
     }
     // parts are ignored, and every connection ends before what is missing
-    world.registry.reset_counters();
+    world.site.registry.reset_counters();
     let image = world.image("hopeless", 8);
     let blob = Target::Blob(image.layer());
     world
+        .site
         .registry
         .script(Fault::always(blob, Misbehaviour::IgnoreRange));
     world
+        .site
         .registry
         .script(Fault::always(blob, Misbehaviour::CloseAfter(1_500_000)));
     let failed = world.stage(&image, &["--timeout", "60"]);
@@ -519,7 +457,7 @@ fn a_registry_that_does_not_give_parts_of_blobs_is_asked_for_the_whole() {
     assert!(story.contains("connections end after 1.5 MB"), "{story}");
     assert_eq!(world.status(&image)["reason"], "content_unusable");
     let layer = image.generated.layout().unwrap().layers()[0].blob;
-    let bytes = world.registry.counters().blobs[&layer.digest].bytes;
+    let bytes = world.site.registry.counters().blobs[&layer.digest].bytes;
     assert!(bytes <= 2 * layer.size, "{bytes} of {}", layer.size);
 }
 
@@ -533,35 +471,17 @@ fn a_dead_token_is_replaced_within_seconds() {
         },
         ..registry::Options::default()
     };
-    let dir = tempfile::tempdir().unwrap();
-    let password = dir.path().join("password");
-    std::fs::write(&password, "secret").unwrap();
-    let runtime = Runtime::new().unwrap();
-    let registry = runtime.block_on(Registry::start(options)).unwrap();
-    let login = format!(
-        "[origin.credentials.\"{}\"]\nusername = \"robot\"\npassword_file = \"{}\"\n",
-        registry.addr(),
-        password.display()
-    );
-    let cluster = Cluster::start(Options {
-        coordinator_settings: login,
-        ..Options::on_loopback(DEMO, dir.path(), 2, registry.addr())
-    })
-    .unwrap();
-    cluster.wait_sessions(PATIENCE).unwrap();
-    let blobs = dir.path().join("blobs");
-    std::fs::create_dir(&blobs).unwrap();
-    let image = ImageSpec::incompressible(8 << 20, 4 << 20, 6)
-        .generate(&blobs)
-        .unwrap();
-    let reference = registry.hold("odd/token", "1", &image);
+    let site = Site::new(options).unwrap();
+    let login = site.login("robot", "secret").unwrap();
+    let world = World::on(site, 2, "", &login);
+    let registry = &world.site.registry;
+    let image = world.image("token", 8);
     registry.limit(Some(1_000_000));
     registry.script(Fault::always(
         Target::Blobs,
         Misbehaviour::CloseAfter(300_000),
     ));
-    let ordered = cluster.parbake(&["stage", &reference]).unwrap();
-    assert!(ordered.status.success(), "{}", said(&ordered));
+    world.cluster.stage(&[&image.reference]).unwrap();
     let came = |bytes: u64| wait_until(PATIENCE, || registry.counters().bytes >= bytes);
     // old enough to be replaced
     assert!(came(4_000_000));
@@ -574,59 +494,41 @@ fn a_dead_token_is_replaced_within_seconds() {
         revoked.elapsed()
     );
     registry.limit(None);
-    let staged = cluster
-        .parbake(&["stage", &reference, "--wait", "--timeout", "60"])
-        .unwrap();
-    assert!(staged.status.success(), "{}", said(&staged));
+    world.stages(&image, Duration::from_secs(60), "token");
 }
 
 /// A layer that another registry has, which wants credentials: it takes the first one's, and mustn't get them.
 #[test]
 fn a_registry_that_redirects_to_another_with_its_own_demand_is_said_to() {
-    let auth = || registry::Auth::Basic {
-        user: "robot".into(),
-        password: "secret".into(),
-    };
     let options = || registry::Options {
-        auth: auth(),
+        auth: registry::Auth::Basic {
+            user: "robot".into(),
+            password: "secret".into(),
+        },
         ..registry::Options::default()
     };
-    let dir = tempfile::tempdir().unwrap();
-    let password = dir.path().join("password");
-    std::fs::write(&password, "secret").unwrap();
-    let runtime = Runtime::new().unwrap();
-    let registry = runtime.block_on(Registry::start(options())).unwrap();
-    let other = runtime.block_on(Registry::start(options())).unwrap();
-    let login = format!(
-        "[origin.credentials.\"{}\"]\nusername = \"robot\"\npassword_file = \"{}\"\n",
-        registry.addr(),
-        password.display()
-    );
+    let site = Site::new(options()).unwrap();
+    let other = site.runtime.block_on(Registry::start(options())).unwrap();
+    let login = site.login("robot", "secret").unwrap();
     // both may be asked without TLS
-    let both = format!("{},{}", registry.addr(), other.addr());
-    let cluster = Cluster::start(Options {
+    let both = format!("{},{}", site.registry.addr(), other.addr());
+    let cluster = site::start(Options {
         agent_settings: login.clone(),
         coordinator_settings: login,
-        ..Options::on_loopback(DEMO, dir.path(), 2, both)
-    })
-    .unwrap();
-    cluster.wait_sessions(PATIENCE).unwrap();
-    let blobs = dir.path().join("blobs");
-    std::fs::create_dir(&blobs).unwrap();
-    let image = ImageSpec::incompressible(2 << 20, 1 << 20, 8);
-    let image = image.generate(&blobs).unwrap();
-    let reference = registry.hold("odd/moved", "1", &image);
-    other.hold("odd/moved", "1", &image);
-    let layer = image.layout().unwrap().layers()[0].blob.digest;
+        registry: both,
+        ..site.options(DEMO, 2)
+    });
+    let world = World {
+        cluster: cluster.unwrap(),
+        site,
+    };
+    let image = world.image("moved", 2);
+    other.hold("odd/moved", "1", &image.generated);
+    let layer = image.layer();
     let there = format!("http://{}/v2/odd/moved/blobs/{layer}", other.addr());
     let moved = Fault::always(Target::Blob(layer), Misbehaviour::RedirectTo(there));
-    let moved = registry.script(moved);
-    let stage = || {
-        cluster
-            .parbake(&["stage", &reference, "--wait", "--timeout", "60"])
-            .unwrap()
-    };
-    let failed = stage();
+    let moved = world.site.registry.script(moved);
+    let failed = world.stage(&image, &["--timeout", "60"]);
     let story = said(&failed);
     assert_eq!(failed.status.code(), Some(1), "{story}");
     for word in [
@@ -641,9 +543,8 @@ fn a_registry_that_redirects_to_another_with_its_own_demand_is_said_to() {
         0,
         "it was given the other's password"
     );
-    registry.clear(moved);
-    let staged = stage();
-    assert!(staged.status.success(), "{}", said(&staged));
+    world.site.registry.clear(moved);
+    world.stages(&image, Duration::from_secs(60), "moved");
 }
 
 #[test]
@@ -659,12 +560,12 @@ fn a_demand_with_a_placeholder_for_a_scope_is_answered_with_the_repositorys_own(
     let world = World::new(2, options, "", "");
     let scope = Misbehaviour::NameScope("repository:user/image:pull".into());
     let named = Fault::always(Target::Demands, scope);
-    let named = world.registry.script(named);
+    let named = world.site.registry.script(named);
     let image = world.image("scope", 2);
     world.stages(&image, Duration::from_secs(20), "placeholder");
-    assert!(world.registry.clear(named) >= 2);
+    assert!(world.site.registry.clear(named) >= 2);
     // a host asks for one token with the placeholder and one without, or for fewer
-    assert!(world.registry.counters().token_requests <= 2 * 3 + 2);
+    assert!(world.site.registry.counters().token_requests <= 2 * 3 + 2);
 }
 
 #[test]
@@ -689,6 +590,7 @@ fn a_manifest_may_have_four_mebibytes() {
         image.generated.digest = Digest::of(&manifest);
         image.generated.manifest = manifest.into();
         image.reference = world
+            .site
             .registry
             .hold(&format!("odd/{name}"), "1", &image.generated);
         if fits {
@@ -706,52 +608,39 @@ fn a_manifest_may_have_four_mebibytes() {
 /// environment's, as on a Mac whose administrator set them up.
 #[test]
 fn a_fleet_reaches_its_registry_through_the_environments_proxy_and_nothing_else_goes_there() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
-    let dir = tempfile::tempdir().unwrap();
     let options = registry::Options {
         tls: true,
         ..registry::Options::default()
     };
-    let registry = runtime.block_on(Registry::start(options)).unwrap();
-    let names = [("registry.test:443".to_owned(), registry.addr())].into();
+    let site = Site::new(options).unwrap();
+    let names = [("registry.test:443".to_owned(), site.registry.addr())].into();
     let account = Some(("robot".to_owned(), "s3cret".to_owned()));
-    let proxy = runtime.block_on(Proxy::start(proxy::Options {
+    let proxy = site.runtime.block_on(Proxy::start(proxy::Options {
         names,
         account,
         tls: false,
     }));
     let proxy = proxy.unwrap();
-    let ca = dir.path().join("ca.pem");
-    std::fs::write(&ca, registry.certificate_pem().unwrap()).unwrap();
-    let blobs = dir.path().join("blobs");
-    std::fs::create_dir_all(&blobs).unwrap();
+    let ca = site.dir().join("ca.pem");
+    std::fs::write(&ca, site.registry.certificate_pem().unwrap()).unwrap();
     let spec = ImageSpec::incompressible(8 << 20, 4 << 20, 1);
-    let image = spec.generate(&blobs).unwrap();
-    registry.hold("fleet/macos", "1", &image);
+    let image = site.image(&spec).unwrap();
+    site.registry.hold("fleet/macos", "1", &image);
     let url = proxy.url().replace("//", "//robot:s3cret@");
-    let cluster = Cluster::start(Options {
+    let cluster = site::start(Options {
         environment: vec![
             ("https_proxy".to_owned(), url.clone()),
             ("ALL_PROXY".to_owned(), url),
             ("SSL_CERT_FILE".to_owned(), ca.display().to_string()),
         ],
-        ..Options::on_loopback(DEMO, dir.path(), 2, "")
-    })
-    .unwrap();
-    cluster.wait_sessions(PATIENCE).unwrap();
-    let output = cluster.parbake(&[
-        "stage",
-        "registry.test/fleet/macos:1",
-        "--wait",
-        "--timeout",
-        "60",
-    ]);
-    let output = output.unwrap();
-    assert!(output.status.success(), "{}", said(&output));
+        registry: String::new(),
+        ..site.options(DEMO, 2)
+    });
+    let reference = "registry.test/fleet/macos:1";
+    cluster
+        .unwrap()
+        .stage(&[reference, "--wait", "--timeout", "60"])
+        .unwrap();
     let counters = proxy.counters();
     let asked: Vec<_> = counters.tunnels.keys().map(String::as_str).collect();
     assert_eq!(asked, ["registry.test:443"]);
@@ -759,7 +648,7 @@ fn a_fleet_reaches_its_registry_through_the_environments_proxy_and_nothing_else_
         counters.forwarded.is_empty() && counters.refused.is_empty(),
         "{counters:?}"
     );
-    let logs = std::fs::read_dir(dir.path())
+    let logs = std::fs::read_dir(site.dir())
         .unwrap()
         .map(|entry| entry.unwrap().path().join("log"));
     for log in logs.filter_map(|log| std::fs::read_to_string(log).ok()) {

@@ -10,7 +10,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -18,6 +17,7 @@ use e2e::{
     cluster::{Cluster, Options, wait_until},
     docker_registry::{Auth, DockerRegistry},
     oci,
+    site::{self, PATIENCE},
 };
 use http::HeaderValue;
 use oci_client::{Client, Reference, RegistryOperation};
@@ -26,7 +26,6 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const SKOPEO: &str = "PARBAKE_SKOPEO";
-const PATIENCE: Duration = Duration::from_secs(60);
 const NAME: &str = "library/tool";
 
 fn skopeo_program() -> PathBuf {
@@ -106,7 +105,7 @@ fn files(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 fn mirror(dir: &TempDir, registry: &DockerRegistry, settings: &str) -> (Cluster, String) {
-    let cluster = Cluster::start(Options {
+    let cluster = site::start(Options {
         agent_settings: format!("[mirror]\nlisten = '127.0.0.1:0'\n{settings}"),
         ..Options::on_loopback(env!("CARGO_BIN_EXE_demo"), dir.path(), 1, registry.addr())
     })

@@ -4,21 +4,16 @@ use std::collections::BTreeMap;
 
 use e2e::oci;
 use oci_client::{Reference, manifest::OciManifest, secrets::RegistryAuth};
-use proto::{Digest, Layout};
+use proto::Layout;
 
 use super::*;
 
 #[test]
 fn a_common_client_pulls_an_image_of_many_layers_through_the_mirror_and_the_registry_gives_it_once()
 {
-    let world = World::new(
-        1,
-        &spec(32, 4),
-        registry::Options::default(),
-        "[mirror]\nlisten = '127.0.0.1:0'\n",
-    );
+    let world = World::new(1, &ImageSpec::plain(32, 4));
     // a repository's name can't hold the colon of a port
-    let host = world.registry.addr().to_string().replace(':', "_");
+    let host = world.site.registry.addr().to_string().replace(':', "_");
     let reference = format!("{}/{host}/{NAME}:1", world.mirror(0));
     let reference: Reference = reference.parse().unwrap();
     let layout = Layout::parse(&world.image.manifest, &world.image.digest).unwrap();
@@ -27,7 +22,7 @@ fn a_common_client_pulls_an_image_of_many_layers_through_the_mirror_and_the_regi
     let client = oci::client();
     // the second client finds all of it in the cache
     for _ in 0..2 {
-        let pulled = world.runtime.block_on(async {
+        let pulled = world.run(async {
             let auth = RegistryAuth::Anonymous;
             let (manifest, digest) = client.pull_manifest(&reference, &auth).await.unwrap();
             assert_eq!(digest, layout.digest().to_string());
@@ -50,5 +45,5 @@ fn a_common_client_pulls_an_image_of_many_layers_through_the_mirror_and_the_regi
             assert!(*bytes == world.image.blob(digest).unwrap(), "{digest}");
         }
     }
-    assert_eq!(world.served(), blobs.values().sum::<u64>());
+    assert_eq!(world.site.served(), blobs.values().sum::<u64>());
 }
