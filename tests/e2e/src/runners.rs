@@ -30,10 +30,15 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 mod books;
+mod objects;
 mod pod;
 
 pub use self::{
     books::Rule,
+    objects::{
+        NAMESPACE, add_node, add_pool, add_set, any_prepulls, change_pool, change_set, cordon,
+        install_pools, install_prepulls, pods, pools, prepulls, set_busy, set_ready, sets,
+    },
     pod::{BUSY_LABEL, DRAIN_LABEL, POOL_LABEL, image, is_busy, is_labelled, label, node, phase},
 };
 use self::{
@@ -41,208 +46,12 @@ use self::{
     pod::is_alive,
 };
 
-/// The namespace of pools and their Pods.
-pub const NAMESPACE: &str = "tuist-runners";
 const HEARTBEAT_STATE: &str = "tuist.dev/runner-heartbeat-state";
 const HEARTBEAT_AT: &str = "tuist.dev/runner-heartbeat-at";
-/// The API server serves a new definition after a moment.
-const ESTABLISHED: Duration = Duration::from_secs(30);
 /// How often controller, kubelet and dispatcher look.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// A VM's start, shortened.
 const BOOT: Duration = Duration::from_millis(300);
-
-/// The kind of the pools.
-#[must_use]
-pub fn pools(client: &Client) -> Api<DynamicObject> {
-    let kind = GroupVersionKind::gvk("tuist.dev", "v1alpha1", "RunnerPool");
-    let resource = ApiResource::from_gvk_with_plural(&kind, "runnerpools");
-    Api::namespaced_with(client.clone(), NAMESPACE, &resource)
-}
-
-/// Our own kind.
-#[must_use]
-pub fn prepulls(client: &Client) -> Api<crd::ImagePrePull> {
-    Api::namespaced(client.clone(), NAMESPACE)
-}
-
-/// The Pods.
-#[must_use]
-pub fn pods(client: &Client) -> Api<Pod> {
-    Api::namespaced(client.clone(), NAMESPACE)
-}
-
-/// Installs both kinds and the namespace, and waits until they are served.
-///
-/// # Errors
-/// When the API server refuses them.
-pub async fn install(client: &Client) -> anyhow::Result<()> {
-    install_prepulls(client).await?;
-    install_pools(client).await
-}
-
-/// Installs our own kind and the namespace.
-///
-/// # Errors
-/// When the API server refuses them.
-pub async fn install_prepulls(client: &Client) -> anyhow::Result<()> {
-    let namespace: Namespace =
-        serde_json::from_value(json!({ "metadata": { "name": NAMESPACE } }))?;
-    Api::all(client.clone())
-        .create(&PostParams::default(), &namespace)
-        .await
-        .context("making the namespace")?;
-    define(client, &crd::definition()).await?;
-    until_served(|| async { prepulls(client).list(&ListParams::default()).await.is_ok() }).await
-}
-
-/// Installs the pools' kind.
-///
-/// # Errors
-/// When the API server refuses it.
-pub async fn install_pools(client: &Client) -> anyhow::Result<()> {
-    let definition = json!({
-        "metadata": { "name": "runnerpools.tuist.dev" },
-        "spec": {
-            "group": "tuist.dev",
-            "scope": "Namespaced",
-            "names": { "kind": "RunnerPool", "plural": "runnerpools", "singular": "runnerpool" },
-            "versions": [{
-                "name": "v1alpha1",
-                "served": true,
-                "storage": true,
-                "subresources": { "status": {} },
-                "schema": { "openAPIV3Schema": {
-                    "type": "object",
-                    "properties": { "spec": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } },
-                } },
-            }],
-        },
-    });
-    define(client, &serde_json::from_value(definition)?).await?;
-    until_served(|| async { pools(client).list(&ListParams::default()).await.is_ok() }).await
-}
-
-async fn define(client: &Client, definition: &CustomResourceDefinition) -> anyhow::Result<()> {
-    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
-    definitions
-        .create(&PostParams::default(), definition)
-        .await
-        .context("defining a kind")?;
-    Ok(())
-}
-
-async fn until_served<F: Future<Output = bool>>(served: impl Fn() -> F) -> anyhow::Result<()> {
-    let until = Instant::now() + ESTABLISHED;
-    while !served().await {
-        anyhow::ensure!(Instant::now() < until, "a definition isn't served");
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-    Ok(())
-}
-
-/// Makes a Mac's Node, Ready.
-///
-/// # Errors
-/// When the API server refuses it.
-pub async fn add_node(client: &Client, name: &str, fleet: &str) -> anyhow::Result<()> {
-    let nodes: Api<Node> = Api::all(client.clone());
-    let node = serde_json::from_value(json!({
-        "metadata": { "name": name, "labels": {
-            "kubernetes.io/os": "darwin",
-            "tuist.dev/runtime": "tart",
-            "tuist.dev/fleet": fleet,
-        } },
-    }))?;
-    nodes.create(&PostParams::default(), &node).await?;
-    set_ready(client, name, true).await
-}
-
-/// Says whether a Node is Ready, as its kubelet does.
-///
-/// # Errors
-/// When the API server refuses it.
-pub async fn set_ready(client: &Client, name: &str, ready: bool) -> anyhow::Result<()> {
-    let nodes: Api<Node> = Api::all(client.clone());
-    let status = if ready { "True" } else { "False" };
-    let patch = json!({ "status": { "conditions": [{ "type": "Ready", "status": status }] } });
-    nodes
-        .patch_status(name, &PatchParams::default(), &Patch::Merge(&patch))
-        .await?;
-    Ok(())
-}
-
-/// Makes a pool.
-///
-/// # Errors
-/// When the API server refuses it.
-pub async fn add_pool(client: &Client, name: &str, gate: &str, spec: Value) -> anyhow::Result<()> {
-    let pool: DynamicObject = serde_json::from_value(json!({
-        "apiVersion": "tuist.dev/v1alpha1",
-        "kind": "RunnerPool",
-        "metadata": { "name": name, "annotations": { "parbake.dev/gate": gate } },
-        "spec": spec,
-    }))?;
-    pools(client).create(&PostParams::default(), &pool).await?;
-    Ok(())
-}
-
-/// Changes a pool's spec.
-///
-/// # Errors
-/// When the API server refuses it.
-pub async fn change_pool(client: &Client, name: &str, spec: Value) -> anyhow::Result<()> {
-    let patch = json!({ "spec": spec });
-    pools(client)
-        .patch(name, &PatchParams::default(), &Patch::Merge(&patch))
-        .await?;
-    Ok(())
-}
-
-/// The ReplicaSets.
-#[must_use]
-pub fn sets(client: &Client) -> Api<ReplicaSet> {
-    Api::namespaced(client.clone(), NAMESPACE)
-}
-
-/// A ReplicaSet of this many Pods. They carry its name as their pool's.
-///
-/// # Errors
-/// When the API server refuses it.
-pub async fn add_set(
-    client: &Client,
-    name: &str,
-    image: &str,
-    replicas: usize,
-) -> anyhow::Result<()> {
-    let set = serde_json::from_value(json!({
-        "metadata": { "name": name },
-        "spec": {
-            "replicas": replicas,
-            "selector": { "matchLabels": { POOL_LABEL: name } },
-            "template": {
-                "metadata": { "labels": { POOL_LABEL: name } },
-                "spec": { "containers": [{ "name": "runner", "image": image }] },
-            },
-        },
-    }))?;
-    sets(client).create(&PostParams::default(), &set).await?;
-    Ok(())
-}
-
-/// Sets the image of a ReplicaSet's template.
-///
-/// # Errors
-/// When the API server refuses it.
-pub async fn change_set(client: &Client, name: &str, image: &str) -> anyhow::Result<()> {
-    let container = json!({ "name": "runner", "image": image });
-    let patch = json!({ "spec": { "template": { "spec": { "containers": [container] } } } });
-    let params = PatchParams::default();
-    sets(client)
-        .patch(name, &params, &Patch::Strategic(&patch))
-        .await?;
-    Ok(())
-}
 
 /// A pool, or a ReplicaSet, as its controller reads it.
 #[derive(Clone, Debug)]

@@ -31,12 +31,15 @@ use crate::{
     image::{GeneratedImage, ImageSpec},
     registry::{self, Registry},
     runners::{self, Checker, Manners, Rule, Runners},
+    site, tart_home,
 };
 
 /// Longer than any wait takes on a busy machine; a wait ends as soon as its condition holds.
 pub const PATIENCE: Duration = Duration::from_secs(150);
 /// The fleet of every Node.
 pub const FLEET: &str = "minis";
+/// The pool that [`World::begin`] makes.
+const POOL: &str = "xcode";
 /// The coordinator's namespace where the chart's roles bind it; else `default`.
 const CHART_NAMESPACE: &str = "parbake";
 /// Between two looks at a condition.
@@ -137,11 +140,7 @@ impl World {
             run_arguments: run_arguments(namespace, "one", &setup),
             ..Options::on_loopback(setup.binary, dir.path(), setup.hosts, registry.addr())
         };
-        let cluster = tokio::task::spawn_blocking(move || {
-            let cluster = Cluster::start(options)?;
-            cluster.wait_sessions(PATIENCE)?;
-            anyhow::Ok(cluster)
-        });
+        let cluster = tokio::task::spawn_blocking(move || site::start(options));
         let cluster = cluster.await??;
         for agent in cluster.agents() {
             runners::add_node(&client, &agent.host, FLEET).await?;
@@ -211,24 +210,18 @@ impl World {
     /// # Errors
     /// When it can't be made.
     pub fn image(&self, tag: &str, seed: u64) -> anyhow::Result<Image> {
-        let mut spec = ImageSpec {
+        let spec = ImageSpec {
             seed,
-            disk_bytes: 8 << 20,
-            layer_bytes: 4 << 20,
             nvram_bytes: 64 << 10,
-            ..ImageSpec::default()
+            ..ImageSpec::plain(8, 4)
         };
-        (spec.repeated_layers, spec.layers_without_digest) = (0, 0);
         let blobs = self.dir.path().join(format!("blobs-{tag}"));
         std::fs::create_dir_all(&blobs)?;
         let image = spec.generate(&blobs)?;
         let reference = self.registry.hold("fleet/macos", tag, &image);
         let (name, _) = reference.rsplit_once(':').context("it has a tag")?;
-        let (registry, path) = name.split_once('/').context("it has a registry")?;
-        let cached = PathBuf::from("cache/OCIs")
-            .join(registry.replace(':', "%3A"))
-            .join(path)
-            .join(image.digest.to_string());
+        let cached = format!("{name}@{}", image.digest);
+        let cached = tart_home::directory(Path::new(""), &cached);
         Ok(Image {
             image,
             reference,
@@ -243,30 +236,29 @@ impl World {
         self.checker.rule(pool, Rule { image, cap, disk });
     }
 
-    /// Makes a pool that runs this image, and waits until that runs and is staged everywhere.
+    /// Lets the runners play, makes a pool `xcode` that runs a first image with a Pod on each host, and waits until that
+    /// runs and is staged everywhere. At most `percent` of the Pods may be in flight, which are `cap`.
     ///
     /// # Errors
     /// When it doesn't come to that.
-    pub async fn begin(
-        &self,
-        pool: &str,
-        gate: &str,
-        image: &Image,
-        replicas: usize,
-        percent: u32,
-    ) -> anyhow::Result<()> {
-        let spec = pool_spec(&image.reference, replicas, percent);
-        runners::add_pool(&self.client, pool, gate, spec).await?;
-        self.until_all_run(image, replicas).await?;
-        self.until_staged(pool, image, self.setup.hosts).await
+    pub async fn begin(&mut self, gate: &str, percent: u32, cap: usize) -> anyhow::Result<Image> {
+        let (image, hosts) = (self.image("1", 1)?, self.setup.hosts);
+        self.rule(POOL, &image, cap);
+        self.play();
+        let spec = pool_spec(&image.reference, hosts, percent);
+        runners::add_pool(&self.client, POOL, gate, spec).await?;
+        self.until_all_run(&image, hosts).await?;
+        self.until_staged(POOL, &image, hosts).await?;
+        Ok(image)
     }
 
-    /// Lets a pool run another image.
+    /// Lets the pool `xcode` run another image.
     ///
     /// # Errors
     /// When the API server refuses it.
-    pub async fn roll(&self, pool: &str, image: &Image) -> anyhow::Result<()> {
-        runners::change_pool(&self.client, pool, json!({ "image": image.reference })).await
+    pub async fn roll(&self, image: &Image, cap: usize) -> anyhow::Result<()> {
+        self.rule(POOL, image, cap);
+        runners::change_pool(&self.client, POOL, json!({ "image": image.reference })).await
     }
 
     /// The hosts' names.

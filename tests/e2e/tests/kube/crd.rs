@@ -2,38 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
-use std::time::{Duration, Instant};
-
 use coordinator::cluster::crd::{self, ImagePrePull};
-use e2e::api_server::{self, ApiServer};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use e2e::{
+    api_server::{self, ApiServer},
+    runners,
+};
 use kube::{
     Api, Client,
     api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
-    core::{ApiResource, GroupVersionKind},
 };
 use serde_json::{Value, json};
 
-/// The API server serves a new definition after a moment.
-const ESTABLISHED: Duration = Duration::from_secs(30);
-
 fn objects(client: &Client) -> Api<DynamicObject> {
-    let kind = GroupVersionKind::gvk("parbake.dev", "v1alpha1", "ImagePrePull");
-    let resource = ApiResource::from_gvk_with_plural(&kind, "imageprepulls");
-    Api::namespaced_with(client.clone(), "default", &resource)
-}
-
-async fn install(client: &Client) {
-    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
-    definitions
-        .create(&PostParams::default(), &crd::definition())
-        .await
-        .unwrap();
-    let until = Instant::now() + ESTABLISHED;
-    while objects(client).list(&Default::default()).await.is_err() {
-        assert!(Instant::now() < until, "the definition isn't served");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    runners::any_prepulls(client, "default")
 }
 
 fn object(name: &str, spec: Value) -> DynamicObject {
@@ -76,7 +57,7 @@ async fn the_definition_is_taken_prunes_defaults_refuses_and_has_a_status() {
     let assets = api_server::assets().unwrap();
     let server = ApiServer::start(&assets).await.unwrap();
     let client = server.client().await.unwrap();
-    install(&client).await;
+    runners::install_prepulls(&client).await.unwrap();
     let api = objects(&client);
     let post = PostParams::default();
 

@@ -36,13 +36,9 @@ async fn a_roll_survives_its_coordinator_and_its_api_server() {
     const HOSTS: usize = 8;
     let setup = Setup::new(DEMO, HOSTS);
     let mut world = World::start(setup).await.unwrap();
-    let old = world.image("1", 1).unwrap();
-    world.rule("xcode", &old, 2);
-    world.play();
-    world.begin("xcode", "own", &old, HOSTS, 25).await.unwrap();
+    world.begin("own", 25, 2).await.unwrap();
     let new = world.image("2", 2).unwrap();
-    world.rule("xcode", &new, 2);
-    world.roll("xcode", &new).await.unwrap();
+    world.roll(&new, 2).await.unwrap();
 
     // the one coordinator is killed with labels out, and comes back
     world
@@ -91,10 +87,7 @@ async fn the_other_coordinator_finishes_the_roll_of_a_killed_leader() {
     const HOSTS: usize = 8;
     let setup = Setup::new(DEMO, HOSTS);
     let mut world = World::start(setup).await.unwrap();
-    let old = world.image("1", 1).unwrap();
-    world.rule("xcode", &old, 2);
-    world.play();
-    world.begin("xcode", "own", &old, HOSTS, 25).await.unwrap();
+    world.begin("own", 25, 2).await.unwrap();
     let other = world.replica("two").unwrap();
     world
         .until("the other waits for the lease", || async {
@@ -103,8 +96,7 @@ async fn the_other_coordinator_finishes_the_roll_of_a_killed_leader() {
         .await
         .unwrap();
     let new = world.image("2", 2).unwrap();
-    world.rule("xcode", &new, 2);
-    world.roll("xcode", &new).await.unwrap();
+    world.roll(&new, 2).await.unwrap();
     world
         .until_found("it rolls", |found| found.labelled.len() >= 2)
         .await
@@ -143,10 +135,7 @@ async fn what_cannot_be_read_is_passed_over_and_other_writers_do_not_stop_a_roll
     // longer than the API server is away below
     setup.lease = Duration::from_secs(60);
     let mut world = World::start(setup).await.unwrap();
-    let old = world.image("1", 1).unwrap();
-    world.rule("xcode", &old, 2);
-    world.play();
-    world.begin("xcode", "own", &old, HOSTS, 50).await.unwrap();
+    let old = world.begin("own", 50, 2).await.unwrap();
 
     // pools and ImagePrePulls that don't parse: their schemas are the clusters', which may be newer or looser than ours
     let odd = |gate: &str, spec: Value| {
@@ -175,7 +164,7 @@ async fn what_cannot_be_read_is_passed_over_and_other_writers_do_not_stop_a_roll
         .await
         .unwrap();
     loosen(&world).await;
-    let prepulls = any_prepulls(&world.client);
+    let prepulls = runners::any_prepulls(&world.client, NAMESPACE);
     let prepull = json!({
         "apiVersion": "parbake.dev/v1alpha1",
         "kind": "ImagePrePull",
@@ -216,9 +205,8 @@ async fn what_cannot_be_read_is_passed_over_and_other_writers_do_not_stop_a_roll
     let mut overtaken = 0;
     // a write is quick: now and then a whole roll gets through between the others'
     for image in [&new, &old].into_iter().cycle().take(12) {
-        world.rule("xcode", image, 2);
         let begun = Instant::now();
-        world.roll("xcode", image).await.unwrap();
+        world.roll(image, 2).await.unwrap();
         world.until_all_run(image, HOSTS).await.unwrap();
         let took = begun.elapsed();
         assert!(took < PATIENCE / 2, "{took:?}");
@@ -244,9 +232,8 @@ async fn what_cannot_be_read_is_passed_over_and_other_writers_do_not_stop_a_roll
 
     // Pods are deleted under the write: a deletion for each label, as soon as it is seen
     let third = world.image("3", 3).unwrap();
-    world.rule("xcode", &third, 2);
     let before = labels(&world);
-    world.roll("xcode", &third).await.unwrap();
+    world.roll(&third, 2).await.unwrap();
     world
         .until_found("it rolls", |found| found.labelled.len() > before)
         .await
@@ -258,8 +245,7 @@ async fn what_cannot_be_read_is_passed_over_and_other_writers_do_not_stop_a_roll
     // the API server starts again: it remembers no events, and watches from before are too old for it
     let back = world.image("1", 1).unwrap();
     let before = labels(&world);
-    world.rule("xcode", &back, 2);
-    world.roll("xcode", &back).await.unwrap();
+    world.roll(&back, 2).await.unwrap();
     world
         .until_found("it rolls", |found| found.labelled.len() > before)
         .await
@@ -324,12 +310,6 @@ async fn patched(api: &Api<DynamicObject>, name: &str, patch: &Value) {
     api.patch(name, &PatchParams::default(), &Patch::Merge(patch))
         .await
         .unwrap();
-}
-
-fn any_prepulls(client: &Client) -> Api<DynamicObject> {
-    let kind = GroupVersionKind::gvk("parbake.dev", "v1alpha1", "ImagePrePull");
-    let resource = ApiResource::from_gvk_with_plural(&kind, "imageprepulls");
-    Api::namespaced_with(client.clone(), NAMESPACE, &resource)
 }
 
 /// A definition that lets everything through, as one that is edited by hand may.

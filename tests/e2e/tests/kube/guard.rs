@@ -12,11 +12,8 @@ use e2e::{
     runners::{self, NAMESPACE},
     world::{self, Setup, World},
 };
-use k8s_openapi::api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Node};
-use kube::{
-    Api,
-    api::{Patch, PatchParams},
-};
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use kube::Api;
 use serde_json::json;
 
 const DEMO: &str = env!("CARGO_BIN_EXE_demo");
@@ -66,27 +63,24 @@ async fn another_controller_labels_greedily_and_gets_what_the_gate_gives() {
     setup.arguments = vec!["--webhook".into(), WEBHOOK.into()];
     let mut world = World::start(setup).await.unwrap();
     install_webhook(&world).await;
-    let old = world.image("1", 1).unwrap();
-    world.rule("xcode", &old, 2);
-    world.play();
-    world
-        .begin("xcode", "guard", &old, HOSTS, 25)
-        .await
-        .unwrap();
+    world.begin("guard", 25, 2).await.unwrap();
 
     // one host takes no Pods, and one Pod works for somebody: both wait
     let pods = world.pods().await;
     let [busy, cordoned] = [&pods[0], &pods[1]];
     let busy = busy.metadata.name.clone().unwrap();
     let cordoned = runners::node(cordoned).unwrap().to_owned();
-    set_busy(&world, &busy, "account").await;
-    cordon(&world, &cordoned, true).await;
+    runners::set_busy(&world.client, &busy, "account")
+        .await
+        .unwrap();
+    runners::cordon(&world.client, &cordoned, true)
+        .await
+        .unwrap();
 
     world.set(|manners| &manners.greedy, true);
     let new = world.image("2", 2).unwrap();
-    world.rule("xcode", &new, 2);
     let begun = Instant::now();
-    world.roll("xcode", &new).await.unwrap();
+    world.roll(&new, 2).await.unwrap();
     world
         .until_pods("all but these two run it", |pods| {
             pods.len() == HOSTS && pods.iter().filter(|pod| new.runs(pod)).count() == HOSTS - 2
@@ -101,8 +95,10 @@ async fn another_controller_labels_greedily_and_gets_what_the_gate_gives() {
         })
         .await
         .unwrap_or_else(|error| panic!("{:#?}\n{error}", world.manners.refused()));
-    set_busy(&world, &busy, "").await;
-    cordon(&world, &cordoned, false).await;
+    runners::set_busy(&world.client, &busy, "").await.unwrap();
+    runners::cordon(&world.client, &cordoned, false)
+        .await
+        .unwrap();
     world.until_all_run(&new, HOSTS).await.unwrap();
     world.check().unwrap();
     let found = world.checker.found();
@@ -149,23 +145,9 @@ async fn another_controller_labels_greedily_and_gets_what_the_gate_gives() {
     world.checker.rules.lock().unwrap().clear();
     let third = world.image("3", 3).unwrap();
     world.cluster.kill_coordinator().unwrap();
-    world.roll("xcode", &third).await.unwrap();
+    let change = json!({ "image": third.reference });
+    runners::change_pool(&world.client, "xcode", change)
+        .await
+        .unwrap();
     world.until_all_run(&third, HOSTS).await.unwrap();
-}
-
-async fn set_busy(world: &World, pod: &str, owner: &str) {
-    let patch = json!({ "metadata": { "labels": { runners::BUSY_LABEL: owner } } });
-    runners::pods(&world.client)
-        .patch(pod, &PatchParams::default(), &Patch::Merge(&patch))
-        .await
-        .unwrap();
-}
-
-async fn cordon(world: &World, node: &str, cordoned: bool) {
-    let nodes: Api<Node> = Api::all(world.client.clone());
-    let patch = json!({ "spec": { "unschedulable": cordoned } });
-    nodes
-        .patch(node, &PatchParams::default(), &Patch::Merge(&patch))
-        .await
-        .unwrap();
 }

@@ -1,18 +1,25 @@
 //! Two coordinators as processes against a real API server: one leads, and the other takes over from one that is killed
 //! or paused, with the same authority, tokens and hosts.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "helpers of tests are tests, and print what failed"
+)]
 
 use std::{
     collections::BTreeMap,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
-use e2e::api_server::{self, ApiServer};
+use e2e::{
+    api_server::{self, ApiServer},
+    cluster,
+};
 use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{Pod, Secret},
@@ -22,6 +29,7 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 const DEMO: &str = env!("CARGO_BIN_EXE_demo");
 /// What each replica is told; the chart's default is 15.
@@ -30,13 +38,11 @@ const LEASE: Duration = Duration::from_secs(5);
 const SOON: Duration = Duration::from_secs(60);
 
 fn free_tcp() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap()
+    cluster::free_tcp(Ipv4Addr::LOCALHOST.into()).unwrap()
 }
 
 fn free_udp() -> SocketAddr {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    socket.local_addr().unwrap()
+    cluster::free_udp(Ipv4Addr::LOCALHOST.into()).unwrap()
 }
 
 /// A process that ends with its handle.
@@ -67,6 +73,14 @@ struct Replica {
     api: SocketAddr,
     admin: SocketAddr,
     process: Option<Process>,
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{} said: {}", self.name, self.log());
+        }
+    }
 }
 
 impl Replica {
@@ -162,7 +176,10 @@ impl Replica {
 }
 
 /// Waits until `found` finds something.
-async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, found: impl Fn() -> F) -> T {
+async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut found: impl FnMut() -> F,
+) -> T {
     let until = Instant::now() + SOON;
     loop {
         if let Some(found) = found().await {
@@ -246,15 +263,43 @@ impl View {
     }
 }
 
-/// Who leads and who doesn't, by index.
-async fn roles(view: &View, replicas: &[Replica; 2]) -> (usize, usize) {
-    let leader = eventually("somebody leads and has claimed the state", || async {
-        view.term().await?;
-        view.leader().await
-    })
-    .await;
-    let leading = replicas.iter().position(|one| one.name == leader).unwrap();
-    (leading, 1 - leading)
+/// Two replicas on an API server, one of which leads and has claimed the state. Tests name the parts in this order,
+/// so that the replicas end first.
+struct Pair {
+    _server: ApiServer,
+    root: TempDir,
+    view: View,
+    replicas: [Replica; 2],
+    /// The replica that leads at first, and the other one.
+    leading: usize,
+    other: usize,
+}
+
+impl Pair {
+    /// Hosts reach each of them at what `quic` gives.
+    async fn start(quic: impl Fn() -> SocketAddr) -> Self {
+        let assets = api_server::assets().unwrap();
+        let server = ApiServer::start(&assets).await.unwrap();
+        let view = View::new(&server.client().await.unwrap());
+        view.add_pods(["c-0", "c-1"]).await;
+        let root = tempfile::tempdir().unwrap();
+        let replicas = ["c-0", "c-1"]
+            .map(|name| Replica::new(name, root.path(), &server.kubeconfig(), quic()));
+        let leader = eventually("somebody leads and has claimed the state", || async {
+            view.term().await?;
+            view.leader().await
+        })
+        .await;
+        let leading = replicas.iter().position(|one| one.name == leader).unwrap();
+        Self {
+            _server: server,
+            root,
+            view,
+            replicas,
+            leading,
+            other: 1 - leading,
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -263,16 +308,16 @@ async fn roles(view: &View, replicas: &[Replica; 2]) -> (usize, usize) {
     ignore = "needs KUBEBUILDER_ASSETS: a folder with kube-apiserver and etcd"
 )]
 async fn the_other_replica_takes_over_from_a_killed_leader_with_hosts_tokens_and_authority() {
-    let assets = api_server::assets().unwrap();
-    let server = ApiServer::start(&assets).await.unwrap();
-    let view = View::new(&server.client().await.unwrap());
-    view.add_pods(["c-0", "c-1"]).await;
-    let root = tempfile::tempdir().unwrap();
     // The Service for hosts sends them to whoever leads. Here that is one UDP address, which only a leader binds.
     let quic = free_udp();
-    let mut replicas =
-        ["c-0", "c-1"].map(|name| Replica::new(name, root.path(), &server.kubeconfig(), quic));
-    let (leading, other) = roles(&view, &replicas).await;
+    let Pair {
+        _server,
+        root,
+        view,
+        mut replicas,
+        leading,
+        other,
+    } = Pair::start(|| quic).await;
     let (leader, follower) = (&replicas[leading], &replicas[other]);
 
     // both are ready, one is labelled, and the other says who leads
@@ -406,15 +451,15 @@ async fn the_other_replica_takes_over_from_a_killed_leader_with_hosts_tokens_and
     ignore = "needs KUBEBUILDER_ASSETS: a folder with kube-apiserver and etcd"
 )]
 async fn a_leader_that_was_paused_writes_nothing_when_it_wakes() {
-    let assets = api_server::assets().unwrap();
-    let server = ApiServer::start(&assets).await.unwrap();
-    let view = View::new(&server.client().await.unwrap());
-    view.add_pods(["c-0", "c-1"]).await;
-    let root = tempfile::tempdir().unwrap();
     // The paused one keeps its address: each has its own.
-    let mut replicas = ["c-0", "c-1"]
-        .map(|name| Replica::new(name, root.path(), &server.kubeconfig(), free_udp()));
-    let (leading, other) = roles(&view, &replicas).await;
+    let Pair {
+        _server,
+        root: _root,
+        view,
+        mut replicas,
+        leading,
+        other,
+    } = Pair::start(free_udp).await;
     eventually("the leader's Pod is labelled", || {
         view.only_labelled(replicas[leading].name)
     })
@@ -441,18 +486,11 @@ async fn a_leader_that_was_paused_writes_nothing_when_it_wakes() {
 
     replicas[leading].process.as_ref().unwrap().signal("CONT");
     let mut process = replicas[leading].process.take().unwrap();
-    let until = Instant::now() + SOON;
-    let status = loop {
-        if let Some(status) = process.0.try_wait().unwrap() {
-            break status;
-        }
-        assert!(
-            Instant::now() < until,
-            "it goes on: {}",
-            replicas[leading].log()
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    };
+    let status = eventually("it ends", || {
+        let ended = process.0.try_wait().unwrap();
+        async move { ended }
+    })
+    .await;
     // it ends, to be started again, and nothing of what it had in mind reached the cluster
     assert_eq!(status.code(), Some(2), "{}", replicas[leading].log());
     assert_eq!(view.leader().await.as_deref(), Some(new));
@@ -467,14 +505,13 @@ async fn a_leader_that_was_paused_writes_nothing_when_it_wakes() {
     ignore = "needs KUBEBUILDER_ASSETS: a folder with kube-apiserver and etcd"
 )]
 async fn a_deleted_lease_and_a_secret_of_a_later_term_cost_one_lease_time() {
-    let assets = api_server::assets().unwrap();
-    let server = ApiServer::start(&assets).await.unwrap();
-    let view = View::new(&server.client().await.unwrap());
-    view.add_pods(["c-0", "c-1"]).await;
-    let root = tempfile::tempdir().unwrap();
-    let mut replicas = ["c-0", "c-1"]
-        .map(|name| Replica::new(name, root.path(), &server.kubeconfig(), free_udp()));
-    roles(&view, &replicas).await;
+    let Pair {
+        _server,
+        root: _root,
+        view,
+        mut replicas,
+        ..
+    } = Pair::start(free_udp).await;
 
     // as from a backup of a cluster in which coordinators took over from each other a thousand times
     let later = json!({ "metadata": { "annotations": { "parbake.dev/term": "1000" } } });
@@ -486,11 +523,8 @@ async fn a_deleted_lease_and_a_secret_of_a_later_term_cost_one_lease_time() {
     let now = DeleteParams::default();
     _ = view.leases.delete(name, &now).await.unwrap();
     let began = Instant::now();
-    let until = began + SOON;
     let mut restarts = 0;
-    while view.term().await != Some(1001) {
-        let logs = || replicas.each_ref().map(Replica::log).join("\n");
-        assert!(Instant::now() < until, "nobody leads: {}", logs());
+    eventually("somebody leads the next term", || {
         for replica in &mut replicas {
             let process = replica.process.as_mut().unwrap();
             if process.0.try_wait().unwrap().is_some() {
@@ -498,8 +532,9 @@ async fn a_deleted_lease_and_a_secret_of_a_later_term_cost_one_lease_time() {
                 replica.start();
             }
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        async { view.term().await.filter(|term| *term == 1001) }
+    })
+    .await;
     let led = began.elapsed();
     println!(
         "lease of {LEASE:?}: deleted -> first write of the next term {led:?}, {restarts} restarts"

@@ -61,10 +61,7 @@ async fn the_charts_roles_suffice_and_runners_are_told_to_leave_by_their_own_tok
     setup.chart = Some("namespaced");
     setup.arguments = vec!["--watch-namespaces".into(), format!("ci,{NAMESPACE}")];
     let mut world = World::start(setup).await.unwrap();
-    let old = world.image("1", 1).unwrap();
-    world.rule("xcode", &old, 2);
-    world.play();
-    world.begin("xcode", "own", &old, HOSTS, 50).await.unwrap();
+    let old = world.begin("own", 50, 2).await.unwrap();
 
     // nobody leaves by itself while the endpoint is asked
     world.set(|manners| &manners.dispatches, false);
@@ -91,8 +88,7 @@ async fn the_charts_roles_suffice_and_runners_are_told_to_leave_by_their_own_tok
         .patch("xcode", &PatchParams::default(), &Patch::Merge(&prepull))
         .await
         .unwrap();
-    world.rule("xcode", &new, 2);
-    world.roll("xcode", &new).await.unwrap();
+    world.roll(&new, 2).await.unwrap();
     world
         .until("the first Pod is stale", || async {
             let path = format!("/v1/pods/{NAMESPACE}/{}", name(first));
@@ -157,8 +153,7 @@ async fn the_charts_roles_suffice_and_runners_are_told_to_leave_by_their_own_tok
         })
         .await
         .unwrap();
-    world.rule("xcode", &old, 2);
-    world.roll("xcode", &old).await.unwrap();
+    world.roll(&old, 2).await.unwrap();
     world
         .until_found("it is reaped", |found| !found.reaped.is_empty())
         .await
@@ -227,13 +222,9 @@ async fn an_api_server_that_turns_requests_away_only_slows_a_roll() {
         "--max-requests-inflight=2".into(),
     ];
     let mut world = World::start(setup).await.unwrap();
-    let old = world.image("1", 1).unwrap();
-    world.rule("xcode", &old, 3);
-    world.play();
-    world.begin("xcode", "own", &old, HOSTS, 50).await.unwrap();
+    world.begin("own", 50, 3).await.unwrap();
     let new = world.image("2", 2).unwrap();
-    world.rule("xcode", &new, 3);
-    world.roll("xcode", &new).await.unwrap();
+    world.roll(&new, 3).await.unwrap();
     world.until_all_run(&new, HOSTS).await.unwrap();
     world.check().unwrap();
     let requests = requests(&world.api.audited().unwrap());

@@ -46,16 +46,12 @@ async fn a_whole_fleet_rolls_under_the_cap_and_only_where_the_image_is() {
     const HOSTS: usize = 20;
     let setup = Setup::new(DEMO, HOSTS);
     let mut world = World::start(setup).await.unwrap();
-    let old = world.image("1", 1).unwrap();
-    world.rule("xcode", &old, 2);
-    world.play();
     // the pool's own ImagePrePull stages what the pool runs
-    world.begin("xcode", "own", &old, HOSTS, 10).await.unwrap();
+    world.begin("own", 10, 2).await.unwrap();
 
     let new = world.image("2", 2).unwrap();
-    world.rule("xcode", &new, 2);
     let begun = Instant::now();
-    world.roll("xcode", &new).await.unwrap();
+    world.roll(&new, 2).await.unwrap();
     world.until_all_run(&new, HOSTS).await.unwrap();
     let found = world.checker.found();
     println!(
@@ -107,18 +103,19 @@ async fn an_owned_roll_meets_what_hosts_runners_and_operators_do() {
     let mut world = World::start(setup).await.unwrap();
     let started = Instant::now();
     let step = |what: &str| println!("{:6.1} s: {what}", started.elapsed().as_secs_f32());
-    let old = world.image("1", 1).unwrap();
-    world.rule("xcode", &old, 3);
-    world.play();
     // three of six, of which the Pod whose Node isn't Ready takes one
-    world.begin("xcode", "own", &old, HOSTS, 50).await.unwrap();
+    let old = world.begin("own", 50, 3).await.unwrap();
     let pods = world.pods().await;
     let name = |pod: &Pod| pod.metadata.name.clone().unwrap();
     let node = |pod: &Pod| runners::node(pod).unwrap().to_owned();
     let busy = pods[0].clone();
     let (cordoned, unready) = (pods[1].clone(), pods[2].clone());
-    set_busy(&world, &name(&busy), "account").await;
-    cordon(&world, &node(&cordoned), true).await;
+    runners::set_busy(&world.client, &name(&busy), "account")
+        .await
+        .unwrap();
+    runners::cordon(&world.client, &node(&cordoned), true)
+        .await
+        .unwrap();
     runners::set_ready(&world.client, &node(&unready), false)
         .await
         .unwrap();
@@ -127,8 +124,7 @@ async fn an_owned_roll_meets_what_hosts_runners_and_operators_do() {
     // a busy Pod, a cordoned Node and one that isn't Ready are passed over, each for its reason
     world.set(|manners| &manners.dispatches, false);
     let new = world.image("2", 2).unwrap();
-    world.rule("xcode", &new, 3);
-    world.roll("xcode", &new).await.unwrap();
+    world.roll(&new, 3).await.unwrap();
     world
         .until_found("as many as the cap are labelled", |found| {
             found.labelled.len() == 2
@@ -204,8 +200,7 @@ async fn an_owned_roll_meets_what_hosts_runners_and_operators_do() {
 
     step("paused and resumed");
     // rolled back in mid-roll: the label of a Pod that is current again is withdrawn, and what is new drains
-    world.rule("xcode", &old, 3);
-    world.roll("xcode", &old).await.unwrap();
+    world.roll(&old, 3).await.unwrap();
     world
         .until_found("its label is withdrawn", |found| {
             found.withdrawn.contains(&last)
@@ -213,7 +208,9 @@ async fn an_owned_roll_meets_what_hosts_runners_and_operators_do() {
         .await
         .unwrap();
     world.set(|manners| &manners.dispatches, true);
-    cordon(&world, &node(&cordoned), false).await;
+    runners::cordon(&world.client, &node(&cordoned), false)
+        .await
+        .unwrap();
     runners::set_ready(&world.client, &node(&unready), true)
         .await
         .unwrap();
@@ -230,7 +227,9 @@ async fn an_owned_roll_meets_what_hosts_runners_and_operators_do() {
         let uid = &untouched.metadata.uid;
         assert!(now.iter().any(|pod| pod.metadata.uid == *uid));
     }
-    set_busy(&world, &name(&busy), "").await;
+    runners::set_busy(&world.client, &name(&busy), "")
+        .await
+        .unwrap();
     world.check().unwrap();
 
     step("rolled back");
@@ -258,8 +257,7 @@ async fn an_owned_roll_meets_what_hosts_runners_and_operators_do() {
         .patch(&pending[1], &PatchParams::default(), &Patch::Merge(&owner))
         .await
         .unwrap();
-    world.rule("xcode", &new, 3);
-    world.roll("xcode", &new).await.unwrap();
+    world.roll(&new, 3).await.unwrap();
     world
         .until_found("both are reaped", |found| found.reaped.len() == 2)
         .await
@@ -575,12 +573,7 @@ async fn pools_come_and_go_with_their_kind_and_their_annotations() {
         .await
         .unwrap();
     runners::install_pools(&world.client).await.unwrap();
-    let image = world.image("1", 1).unwrap();
-    world.play();
-    world
-        .begin("xcode", "own", &image, HOSTS, 50)
-        .await
-        .unwrap();
+    let image = world.begin("own", 50, 1).await.unwrap();
     assert_eq!(mode_of(&world, "xcode").await, Some(GateMode::Own));
     assert!(series(&world, "xcode").await > 4);
 
@@ -630,23 +623,6 @@ async fn pools_come_and_go_with_their_kind_and_their_annotations() {
     world.until_staged("third", &image, HOSTS).await.unwrap();
     annotate(&world, "third", "none").await;
     until_forgotten(&world, "third").await;
-}
-
-async fn set_busy(world: &World, pod: &str, owner: &str) {
-    let patch = json!({ "metadata": { "labels": { runners::BUSY_LABEL: owner } } });
-    runners::pods(&world.client)
-        .patch(pod, &PatchParams::default(), &Patch::Merge(&patch))
-        .await
-        .unwrap();
-}
-
-async fn cordon(world: &World, node: &str, cordoned: bool) {
-    let nodes: Api<Node> = Api::all(world.client.clone());
-    let patch = json!({ "spec": { "unschedulable": cordoned } });
-    nodes
-        .patch(node, &PatchParams::default(), &Patch::Merge(&patch))
-        .await
-        .unwrap();
 }
 
 fn pause(world: &World, name: &str, paused: bool) {
