@@ -18,10 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent::{
-    apple_lz4,
-    store::{Options, Store, install, verify},
-};
+use agent::store::{Options, Store, install, verify};
 use proto::{CHUNK_BYTES, ChunkIndex, Digest, HostId, Layout, Link, Source, State, image};
 use serde_json::json;
 

@@ -7,7 +7,6 @@
 //! this host's own clients. [`platform`] has the differences between macOS and Linux.
 
 mod admin;
-pub mod apple_lz4;
 pub mod cli;
 mod commands;
 pub mod config;

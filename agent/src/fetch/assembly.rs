@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use apple_lz4::{Position, WINDOW_BYTES};
 use bytes::Bytes;
 use proto::{
     ChunkIndex, Digest, HostId, Link, Resume, Signed, Source, State, Statement, image::ContentKind,
@@ -11,7 +12,6 @@ use proto::{
 
 use super::job::{Broke, Job, News};
 use crate::{
-    apple_lz4::{self, Position, WINDOW_BYTES},
     notary::Notary,
     shelf::{self, Arrival, Shelf, Unwritable, retract},
     store::WriteError,

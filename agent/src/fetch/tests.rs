@@ -23,7 +23,6 @@ use tokio::sync::{mpsc, watch};
 
 use super::*;
 use crate::{
-    apple_lz4,
     lock::lock,
     mirror::{
         blob::Reading as BlobReading,

@@ -12,7 +12,7 @@ use super::{
     held::Held,
     place::{is_zero, put},
 };
-use crate::apple_lz4::{DecodeError, Decoder};
+use apple_lz4::{DecodeError, Decoder};
 
 /// Decoded bytes are gathered up to this many before they are written. A blob is read in pieces of the same size.
 const DECODE_BYTES: usize = 1 << 20;

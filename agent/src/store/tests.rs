@@ -17,7 +17,7 @@ use super::{
     tree::{IMAGE, JOURNAL, STATUS},
     *,
 };
-use crate::{apple_lz4, platform::Space, tart::cache};
+use crate::{platform::Space, tart::cache};
 
 mod damage;
 mod model;

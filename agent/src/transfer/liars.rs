@@ -23,7 +23,6 @@ use tokio::{
 
 use super::*;
 use crate::{
-    apple_lz4,
     config::OriginConfig,
     fetch::{self, FetchEnd, News},
     identity::tests::Authority,

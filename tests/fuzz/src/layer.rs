@@ -2,7 +2,7 @@
 //!
 //! Input: the announced size (3 bytes, little-endian), the length of pieces less one (1 byte), the stream.
 
-use agent::apple_lz4::{DecodeError, Decoder, Position, encode};
+use apple_lz4::{DecodeError, Decoder, Position, encode};
 
 pub(crate) fn run(input: &[u8]) {
     let Some(([a, b, c, piece], stream)) = input.split_first_chunk::<4>() else {

@@ -1,7 +1,7 @@
 //! Generated images against the agent's decoder, which was written apart from the encoder here.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
-use agent::apple_lz4::{DecodeError, Decoder};
+use apple_lz4::{DecodeError, Decoder};
 use e2e::image::{Flaw, GeneratedImage, ImageSpec, Mix};
 use proto::Digest;
 

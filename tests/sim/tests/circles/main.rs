@@ -16,13 +16,14 @@ use std::{
 use source::{Arrows, Crate};
 
 /// The source directories of the workspace's crates, seen from its root.
-const CRATES: [&str; 15] = [
+const CRATES: [&str; 16] = [
     "agent/src",
     "agent/swarm/src",
     "coordinator/client/src",
     "coordinator/parbake/src",
     "coordinator/rollout/src",
     "coordinator/src",
+    "proto/apple_lz4/src",
     "proto/durable/src",
     "proto/logging/src",
     "proto/origin/src",

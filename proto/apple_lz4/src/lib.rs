@@ -141,7 +141,7 @@ pub enum DecodeError {
 /// Decodes a stream piece by piece. Uses about 0.5 MiB of memory, whatever the stream says.
 ///
 /// ```
-/// use agent::apple_lz4::{Decoder, encode};
+/// use apple_lz4::{Decoder, encode};
 /// let blob = encode(b"bake it ahead");
 /// let mut decoder = Decoder::new(13);
 /// let mut input = blob.as_slice();
@@ -151,7 +151,7 @@ pub enum DecodeError {
 /// }
 /// decoder.finish()?;
 /// assert_eq!(raw, b"bake it ahead");
-/// # Ok::<(), agent::apple_lz4::DecodeError>(())
+/// # Ok::<(), apple_lz4::DecodeError>(())
 /// ```
 #[derive(Debug)]
 pub struct Decoder {

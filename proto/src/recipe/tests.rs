@@ -1,0 +1,315 @@
+use std::{format, string::ToString as _, vec, vec::Vec};
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::{
+    chunks::CHUNK_BYTES,
+    image::{CONFIG_TYPE, DISK_TYPE, NVRAM_TYPE, RAW_DIGEST_ANNOTATION, RAW_SIZE_ANNOTATION},
+};
+
+const MIB: usize = CHUNK_BYTES as usize;
+/// Raw bytes of a block in these tests.
+const BLOCK: usize = 60_000;
+
+/// Bytes that differ at each place, and with each seed.
+fn bytes(seed: u64, length: usize) -> Vec<u8> {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let word = |_| {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x.to_le_bytes()
+    };
+    let mut bytes: Vec<u8> = (0..length.div_ceil(8)).flat_map(word).collect();
+    bytes.truncate(length);
+    bytes
+}
+
+/// An image whose disk is these slices; config and nvram have a few bytes.
+struct Image {
+    layout: Layout,
+    contents: Vec<Vec<u8>>,
+}
+
+fn image(disks: &[Vec<u8>]) -> Image {
+    let (config, nvram) = (bytes(100, 700), bytes(101, 3 * MIB + 5));
+    let small = |kind: &str, bytes: &[u8]| json!({"mediaType": kind, "digest": Digest::of(bytes).to_string(), "size": bytes.len()});
+    let mut layers = vec![small(CONFIG_TYPE, &config)];
+    for (at, raw) in disks.iter().enumerate() {
+        layers.push(json!({
+            "mediaType": DISK_TYPE,
+            "digest": Digest::of(format!("blob {at}").as_bytes()).to_string(),
+            "size": raw.len(),
+            "annotations": {
+                RAW_SIZE_ANNOTATION: raw.len().to_string(),
+                RAW_DIGEST_ANNOTATION: Digest::of(raw).to_string(),
+            },
+        }));
+    }
+    layers.push(small(NVRAM_TYPE, &nvram));
+    let manifest = json!({"schemaVersion": 2, "layers": layers}).to_string();
+    let layout = Layout::parse(manifest.as_bytes(), &Digest::of(manifest.as_bytes())).unwrap();
+    let mut contents = vec![config, nvram];
+    contents.extend(disks.iter().cloned());
+    Image { layout, contents }
+}
+
+fn two_disks() -> Image {
+    image(&[bytes(1, 2 * MIB + 64), bytes(2, MIB)])
+}
+
+fn made(layout: &Layout, content: &[u8]) -> Result<ContentRecipe, NotTheContentError> {
+    made_as(layout, Digest::of(content), content)
+}
+
+/// Makes a recipe of these bytes, as if they were that content.
+fn made_as(
+    layout: &Layout,
+    digest: Digest,
+    content: &[u8],
+) -> Result<ContentRecipe, NotTheContentError> {
+    let contents = layout.contents();
+    let spec = contents.iter().find(|spec| spec.digest == digest).unwrap();
+    let mut maker = Maker::new(spec.digest, spec.geometry);
+    let raw = matches!(spec.kind, ContentKind::RawLayer { .. });
+    for (at, block) in content.chunks(BLOCK).enumerate() {
+        if raw {
+            maker.take_block(1_000 * at as u64, block)?;
+        } else {
+            maker.take(block)?;
+        }
+    }
+    maker.finish()
+}
+
+fn recipe(image: &Image) -> Recipe {
+    let made = |content: &Vec<u8>| made(&image.layout, content).unwrap();
+    Recipe::new(&image.layout, image.contents.iter().map(made)).unwrap()
+}
+
+#[test]
+fn every_chunk_is_proved_alone_and_no_other_bytes_are() {
+    let image = two_disks();
+    let recipe = recipe(&image);
+    for content in &image.contents {
+        let of = recipe.content(&Digest::of(content)).unwrap();
+        let geometry = of.geometry();
+        for at in (0..geometry.chunks()).rev() {
+            let chunk = ChunkIndex(at);
+            let start = usize::try_from(geometry.offset(chunk)).unwrap();
+            let mut bytes = content[start..][..geometry.len(chunk) as usize].to_vec();
+            assert!(of.proves(chunk, &bytes));
+            assert!(of.link(chunk).unwrap().holds(geometry, chunk, &bytes));
+            assert_eq!(of.link(chunk).unwrap().fingerprint, Fingerprint::of(&bytes));
+            assert!(!of.proves(ChunkIndex(at + 1), &bytes));
+            assert!(!of.proves(chunk, &bytes[1..]));
+            bytes[0] ^= 1;
+            assert!(!of.proves(chunk, &bytes));
+        }
+        assert_eq!(of.link(ChunkIndex(geometry.chunks())), None);
+        assert!(!of.proves(ChunkIndex(geometry.chunks()), &[]));
+    }
+}
+
+#[test]
+fn a_recipe_reads_back_and_is_the_same_whoever_made_it() {
+    let image = two_disks();
+    let recipe = recipe(&image);
+    let bytes = recipe.encode();
+    assert_eq!(Recipe::parse(&bytes, &image.layout).unwrap(), recipe);
+    let backwards = image.contents.iter().rev();
+    let other = backwards.map(|content| made(&image.layout, content).unwrap());
+    assert_eq!(Recipe::new(&image.layout, other).unwrap().encode(), bytes);
+    assert_eq!(recipe.image(), image.layout.digest());
+    let order: Vec<Digest> = recipe.contents().map(|content| *content.digest()).collect();
+    let wanted: Vec<Digest> = image
+        .layout
+        .contents()
+        .iter()
+        .map(|spec| spec.digest)
+        .collect();
+    assert_eq!(order, wanted);
+    // 60 bytes a chunk, and under a hundred a content
+    let chunks: u32 = recipe
+        .contents()
+        .map(|content| content.geometry().chunks())
+        .sum();
+    assert!(
+        bytes.len() < 60 * chunks as usize + 100 * (order.len() + 1),
+        "{}",
+        bytes.len()
+    );
+    assert!((bytes.len() as u64) < Recipe::max_bytes(&image.layout));
+}
+
+#[test]
+fn the_places_to_go_on_from_are_those_of_the_blocks_that_chunks_end_in() {
+    let image = two_disks();
+    let recipe = recipe(&image);
+    let disk = recipe.content(&Digest::of(&image.contents[2])).unwrap();
+    for at in 0..2u64 {
+        let end = (at + 1) * CHUNK_BYTES;
+        let block = (end - 1) / BLOCK as u64;
+        let resume = disk
+            .link(ChunkIndex(u32::try_from(at).unwrap()))
+            .unwrap()
+            .resume
+            .unwrap();
+        assert_eq!(resume.blob_offset, 1_000 * block);
+        assert_eq!(u64::from(resume.skip_bytes), end - block * BLOCK as u64);
+    }
+    assert_eq!(disk.link(ChunkIndex(2)).unwrap().resume, None);
+    let nvram = recipe.content(&Digest::of(&image.contents[1])).unwrap();
+    assert_eq!(nvram.link(ChunkIndex(0)).unwrap().resume, None);
+}
+
+#[test]
+fn bytes_that_are_not_the_content_make_no_recipe() {
+    let image = two_disks();
+    let raw = &image.contents[2];
+    let (digest, size) = (Digest::of(raw), raw.len() as u64);
+    let refused = |bytes: &[u8]| made_as(&image.layout, digest, bytes).unwrap_err();
+    let short = NotTheContentError::Size {
+        content: digest,
+        size,
+        came: size - 1,
+    };
+    assert_eq!(refused(&raw[1..]), short);
+    let long = NotTheContentError::Size {
+        content: digest,
+        size,
+        came: size + 1,
+    };
+    assert_eq!(refused(&[raw, &[0; 9][..]].concat()), long);
+    let mut other = raw.clone();
+    other[MIB] ^= 1;
+    let found = Digest::of(&other);
+    assert_eq!(
+        refused(&other),
+        NotTheContentError::Digest {
+            content: digest,
+            found
+        }
+    );
+}
+
+#[test]
+fn what_is_not_the_images_recipe_is_refused_by_name() {
+    let image = two_disks();
+    let whole = recipe(&image).encode();
+    let refused = |bytes: &[u8]| Recipe::parse(bytes, &image.layout).unwrap_err();
+    let other = super::tests::image(&[bytes(3, MIB)]);
+    assert_eq!(
+        refused(&recipe(&other).encode()),
+        ParseRecipeError::OtherImage {
+            wanted: *image.layout.digest(),
+            found: *other.layout.digest()
+        }
+    );
+    // whatever the place, what is cut off there isn't read as less
+    for end in (0..whole.len()).step_by(7) {
+        let error = refused(&whole[..end]);
+        assert!(
+            matches!(
+                error,
+                ParseRecipeError::Truncated
+                    | ParseRecipeError::Lacks(_)
+                    | ParseRecipeError::Protobuf(_)
+            ),
+            "{end}: {error}"
+        );
+    }
+    let most = Recipe::max_bytes(&image.layout);
+    let huge = vec![0; usize::try_from(most).unwrap() + 1];
+    assert_eq!(
+        refused(&huge),
+        ParseRecipeError::TooLarge {
+            bytes: most + 1,
+            most
+        }
+    );
+    // contents of no bytes, a byte each
+    let mut many = whole.clone();
+    many.extend([0; 1_000]);
+    assert_eq!(refused(&many), ParseRecipeError::TooMany(4));
+    let mut nameless = whole[..35].to_vec();
+    nameless.push(0);
+    assert_eq!(refused(&nameless), ParseRecipeError::Digest(0));
+    let lacking = recipe(&image)
+        .contents()
+        .skip(1)
+        .cloned()
+        .collect::<Vec<_>>();
+    let lacks = ParseRecipeError::Lacks(image.layout.contents()[0].digest);
+    assert_eq!(Recipe::new(&image.layout, lacking), Err(lacks));
+    let mut doubled: Vec<ContentRecipe> = recipe(&image).contents().cloned().collect();
+    doubled.push(doubled[0].clone());
+    let twice = ParseRecipeError::Unexpected(*doubled[0].digest());
+    assert_eq!(Recipe::new(&image.layout, doubled), Err(twice));
+}
+
+#[test]
+fn columns_that_do_not_fit_their_content_are_refused() {
+    let image = two_disks();
+    let good: Vec<ContentRecipe> = recipe(&image).contents().cloned().collect();
+    for (at, change) in [
+        (
+            2,
+            (|content: &mut ContentRecipe| content.states.truncate(32)) as fn(&mut ContentRecipe),
+        ),
+        (2, |content| content.states.extend([0; 32])),
+        (2, |content| content.fingerprints.truncate(47)),
+        (2, |content| content.resumes.truncate(12)),
+        (1, |content| content.resumes.extend([0; 12 * 3])),
+    ] {
+        let mut contents = good.clone();
+        change(&mut contents[at]);
+        let error = Recipe::new(&image.layout, contents).unwrap_err();
+        assert!(matches!(error, ParseRecipeError::Column { .. }), "{error}");
+    }
+    let mut contents = good.clone();
+    contents[2].geometry = Geometry::new(5).unwrap();
+    assert!(matches!(
+        Recipe::new(&image.layout, contents),
+        Err(ParseRecipeError::Size { .. })
+    ));
+    // without the blob at hand nobody knows places
+    let mut contents = good;
+    contents[2].resumes.clear();
+    let recipe = Recipe::new(&image.layout, contents).unwrap();
+    let content = recipe.content(&Digest::of(&image.contents[2])).unwrap();
+    assert_eq!(content.link(ChunkIndex(0)).unwrap().resume, None);
+}
+
+proptest! {
+    #[test]
+    fn any_change_is_a_recipe_or_an_error(at in any::<prop::sample::Index>(), to in any::<u8>()) {
+        let image = image(&[bytes(1, MIB + 9)]);
+        let mut bytes = recipe(&image).encode();
+        let at = at.index(bytes.len());
+        bytes[at] = to;
+        if let Ok(read) = Recipe::parse(&bytes, &image.layout) {
+            prop_assert_eq!(Recipe::parse(&read.encode(), &image.layout), Ok(read));
+        }
+    }
+
+    #[test]
+    fn any_cut_of_the_bytes_makes_the_same_recipe(cuts in prop::collection::vec(1..2_000_000usize, 0..6)) {
+        let raw = bytes(1, 2 * MIB + 64);
+        let layout = image(&[raw.clone()]).layout;
+        let spec = layout.contents().into_iter().find(|spec| spec.digest == Digest::of(&raw)).unwrap();
+        let mut maker = Maker::new(spec.digest, spec.geometry);
+        let mut rest = &raw[..];
+        for cut in cuts {
+            let (now, later) = rest.split_at(cut.min(rest.len()));
+            maker.take(now).unwrap();
+            rest = later;
+        }
+        maker.take(rest).unwrap();
+        let mut whole = Maker::new(spec.digest, spec.geometry);
+        whole.take(&raw).unwrap();
+        prop_assert_eq!(maker.finish().unwrap(), whole.finish().unwrap());
+    }
+}
