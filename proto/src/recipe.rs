@@ -136,6 +136,40 @@ pub enum NotTheContentError {
     },
 }
 
+/// A column of a recipe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Column {
+    /// SHA-256's inner states: the proof.
+    States,
+    /// The fingerprints of chunks: a hint.
+    Fingerprints,
+    /// The places in the blob to go on from: a hint.
+    Resumes,
+}
+
+/// A place where two recipes of one image differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The content.
+    pub content: Digest,
+    /// The first chunk whose entry differs.
+    pub chunk: ChunkIndex,
+    /// The column in which it differs.
+    pub column: Column,
+}
+
+impl core::fmt::Display for Difference {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let what = match self.column {
+            Column::States => "state after",
+            Column::Fingerprints => "fingerprint of",
+            Column::Resumes => "place to go on from after",
+        };
+        let Self { content, chunk, .. } = self;
+        write!(f, "the {what} chunk {chunk} of content {content}")
+    }
+}
+
 impl Recipe {
     /// The most bytes that a recipe of this image may have: about 0.1 % of the image.
     #[must_use]
@@ -232,6 +266,19 @@ impl Recipe {
         bytes
     }
 
+    /// The first place where this recipe differs from `true_one`, which somebody made of the image's own bytes: contents
+    /// in the manifest's order, in each the first chunk, and of a chunk's entries the state first. `None` when nothing
+    /// in this recipe is false. A column of places that only one of the two has says nothing false.
+    ///
+    /// # Panics
+    /// When the two are recipes of different images, which have no chunks in common.
+    #[must_use]
+    pub fn first_difference(&self, true_one: &Self) -> Option<Difference> {
+        assert_eq!(self.image, true_one.image, "recipes of two images");
+        let mut pairs = self.contents().zip(true_one.contents());
+        pairs.find_map(|(content, true_one)| content.first_difference(true_one))
+    }
+
     /// The digest of the image's manifest.
     #[must_use]
     pub const fn image(&self) -> &Digest {
@@ -318,6 +365,36 @@ impl ContentRecipe {
                 == self.state_after(chunk)
     }
 
+    fn first_difference(&self, true_one: &Self) -> Option<Difference> {
+        let has_places = !self.resumes.is_empty() && !true_one.resumes.is_empty();
+        let (states, fingerprints) = (&true_one.states, &true_one.fingerprints);
+        let resumes = match has_places {
+            true => first_different::<RESUME_BYTES>(&self.resumes, &true_one.resumes),
+            false => None,
+        };
+        let found = [
+            (
+                Column::States,
+                first_different::<STATE_BYTES>(&self.states, states),
+            ),
+            (
+                Column::Fingerprints,
+                first_different::<FINGERPRINT_BYTES>(&self.fingerprints, fingerprints),
+            ),
+            (Column::Resumes, resumes),
+        ];
+        let found = found
+            .into_iter()
+            .filter_map(|(column, chunk)| Some((chunk?, column)));
+        // of equal chunks the first is taken: the state
+        let (chunk, column) = found.min_by_key(|(chunk, _)| *chunk)?;
+        Some(Difference {
+            content: self.digest,
+            chunk,
+            column,
+        })
+    }
+
     fn state_before(&self, chunk: ChunkIndex) -> State {
         let before = chunk.0.checked_sub(1).map(ChunkIndex);
         before.map_or(State::INITIAL, |chunk| self.state_after(chunk))
@@ -395,6 +472,16 @@ impl core::fmt::Debug for ContentRecipe {
 fn entry<const N: usize>(column: &[u8], chunk: ChunkIndex) -> Option<&[u8; N]> {
     let (entries, _) = column.as_chunks::<N>();
     entries.get(chunk.0 as usize)
+}
+
+/// The first chunk whose entries differ in two columns of one length.
+fn first_different<const N: usize>(one: &[u8], other: &[u8]) -> Option<ChunkIndex> {
+    let ((one, _), (other, _)) = (one.as_chunks::<N>(), other.as_chunks::<N>());
+    let at = one
+        .iter()
+        .zip(other)
+        .position(|(one, other)| one != other)?;
+    u32::try_from(at).ok().map(ChunkIndex)
 }
 
 /// Makes the recipe of a content of the content's raw bytes, in one pass and with a chunk of memory.

@@ -9,7 +9,7 @@ use crate::{
     image::{CONFIG_TYPE, DISK_TYPE, NVRAM_TYPE, RAW_DIGEST_ANNOTATION, RAW_SIZE_ANNOTATION},
 };
 
-const MIB: usize = CHUNK_BYTES as usize;
+const MIB: usize = 1 << 20;
 /// Raw bytes of a block in these tests.
 const BLOCK: usize = 60_000;
 
@@ -200,7 +200,7 @@ fn what_is_not_the_images_recipe_is_refused_by_name() {
     let image = two_disks();
     let whole = recipe(&image).encode();
     let refused = |bytes: &[u8]| Recipe::parse(bytes, &image.layout).unwrap_err();
-    let other = super::tests::image(&[bytes(3, MIB)]);
+    let other = tests::image(&[bytes(3, MIB)]);
     assert_eq!(
         refused(&recipe(&other).encode()),
         ParseRecipeError::OtherImage {
@@ -298,7 +298,7 @@ proptest! {
     #[test]
     fn any_cut_of_the_bytes_makes_the_same_recipe(cuts in prop::collection::vec(1..2_000_000usize, 0..6)) {
         let raw = bytes(1, 2 * MIB + 64);
-        let layout = image(&[raw.clone()]).layout;
+        let layout = image(core::slice::from_ref(&raw)).layout;
         let spec = layout.contents().into_iter().find(|spec| spec.digest == Digest::of(&raw)).unwrap();
         let mut maker = Maker::new(spec.digest, spec.geometry);
         let mut rest = &raw[..];
@@ -312,4 +312,58 @@ proptest! {
         whole.take(&raw).unwrap();
         prop_assert_eq!(maker.finish().unwrap(), whole.finish().unwrap());
     }
+}
+
+/// A recipe with one byte of a column changed.
+fn with_a_lie(recipe: &Recipe, content: Digest, lie: impl FnOnce(&mut ContentRecipe)) -> Recipe {
+    let mut lying = recipe.clone();
+    lie(lying.contents.get_mut(&content).unwrap());
+    lying
+}
+
+#[test]
+fn the_first_false_entry_is_named_with_content_and_chunk() {
+    let image = image(&[bytes(1, 4 * MIB), bytes(2, 3 * MIB + 1)]);
+    let honest = recipe(&image);
+    assert_eq!(honest.first_difference(&honest), None);
+    let (first, second) = (
+        Digest::of(&image.contents[2]),
+        Digest::of(&image.contents[3]),
+    );
+    let differs = |recipe: &Recipe| recipe.first_difference(&honest);
+    let expected = |content, chunk, column| {
+        Some(Difference {
+            content,
+            chunk: ChunkIndex(chunk),
+            column,
+        })
+    };
+    let state = with_a_lie(&honest, second, |content| content.states[2 * 32 + 31] ^= 1);
+    assert_eq!(differs(&state), expected(second, 2, Column::States));
+    let print = with_a_lie(&honest, second, |content| content.fingerprints[3 * 16] ^= 1);
+    assert_eq!(differs(&print), expected(second, 3, Column::Fingerprints));
+    let resume = with_a_lie(&honest, first, |content| content.resumes[12 + 11] ^= 1);
+    assert_eq!(differs(&resume), expected(first, 1, Column::Resumes));
+    // the earlier chunk counts, then the state; and the earlier content before both
+    let both = with_a_lie(&resume, first, |content| content.fingerprints[0] ^= 1);
+    assert_eq!(differs(&both), expected(first, 0, Column::Fingerprints));
+    let same = with_a_lie(&resume, first, |content| content.states[32] ^= 1);
+    assert_eq!(differs(&same), expected(first, 1, Column::States));
+    let two = with_a_lie(&same, second, |content| content.states[0] ^= 1);
+    assert_eq!(differs(&two), expected(first, 1, Column::States));
+    assert_eq!(
+        differs(&same).unwrap().to_string(),
+        format!("the state after chunk 1 of content {first}")
+    );
+}
+
+#[test]
+fn a_recipe_without_places_is_not_false() {
+    let image = two_disks();
+    let whole = recipe(&image);
+    let without = with_a_lie(&whole, Digest::of(&image.contents[2]), |content| {
+        content.resumes.clear();
+    });
+    assert_eq!(without.first_difference(&whole), None);
+    assert_eq!(whole.first_difference(&without), None);
 }

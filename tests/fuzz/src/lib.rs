@@ -16,6 +16,7 @@ mod codec;
 mod layer;
 mod manifest;
 mod mutator;
+mod recipe;
 mod recovery;
 
 pub use mutator::Mutator;
@@ -68,5 +69,13 @@ pub const LAYER: Target = Target {
     rounds: 1_000,
 };
 
+/// Recipes of an image, from registries and from files.
+pub const RECIPE: Target = Target {
+    name: "recipe",
+    run: recipe::run,
+    seeds: recipe::seeds,
+    rounds: 2_000,
+};
+
 /// All of them.
-pub const TARGETS: [Target; 4] = [CODEC, MANIFEST, RECOVERY, LAYER];
+pub const TARGETS: [Target; 5] = [CODEC, MANIFEST, RECOVERY, LAYER, RECIPE];

@@ -80,3 +80,8 @@ fn a_store_recovers_from_any_journal() {
 fn any_bytes_are_a_layer_or_an_error() {
     try_all(fuzz::LAYER);
 }
+
+#[test]
+fn any_bytes_are_a_recipe_or_an_error() {
+    try_all(fuzz::RECIPE);
+}
