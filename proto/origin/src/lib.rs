@@ -35,6 +35,7 @@ mod dial;
 mod error;
 mod location;
 mod proxy;
+pub mod recipe;
 mod repository;
 mod transport;
 

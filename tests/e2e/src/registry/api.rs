@@ -140,7 +140,13 @@ pub(super) async fn handle(
     match route {
         Route::Ping => Ok(plain(StatusCode::OK, "{}")),
         Route::Catalog => Ok(catalog(&shared, &uri)),
-        Route::Referrers(name, digest) => Ok(referrers(&shared, name, digest, &uri)),
+        Route::Referrers(name, digest) => {
+            let happens = lock(&shared.script).strike(Subject::Referrers);
+            if let Some(answer) = early(&shared, &uri, &happens).await? {
+                return Ok(answer);
+            }
+            Ok(referrers(&shared, (name, digest), &uri, &happens))
+        }
         Route::Tags(name) => {
             let tags = shared.store.tags(name);
             let body = serde_json::json!({"name": name, "tags": tags});
@@ -273,16 +279,31 @@ fn catalog(shared: &Shared, uri: &Uri) -> Answer {
 }
 
 /// The manifests whose subject is this one.
-fn referrers(shared: &Shared, name: &str, digest: &str, uri: &Uri) -> Answer {
-    let wanted = query(uri, "artifactType");
+fn referrers(
+    shared: &Shared,
+    (name, digest): (&str, &str),
+    uri: &Uri,
+    happens: &[Misbehaviour],
+) -> Answer {
+    let mut wanted = query(uri, "artifactType");
+    let mut page = usize::MAX;
+    for misbehaviour in happens {
+        match misbehaviour {
+            Misbehaviour::IgnoreFilter => wanted = None,
+            Misbehaviour::Pages(most) => page = *most,
+            Misbehaviour::Say(text) => return plain(StatusCode::OK, text),
+            _ => {}
+        }
+    }
+    let from = query(uri, "from").and_then(|from| from.parse().ok());
     let found = shared.store.referrers(name, digest).into_iter();
-    let found: Vec<_> = found
-        .filter(|found| {
-            wanted
-                .as_ref()
-                .is_none_or(|wanted| found["artifactType"] == wanted.as_str())
-        })
-        .collect();
+    let is_wanted = |found: &serde_json::Value| {
+        let wanted = wanted.as_deref();
+        wanted.is_none_or(|wanted| found["artifactType"] == wanted)
+    };
+    let mut found: Vec<_> = found.filter(is_wanted).skip(from.unwrap_or(0)).collect();
+    let more = found.len() > page;
+    found.truncate(page);
     let media_type = "application/vnd.oci.image.index.v1+json";
     let body = serde_json::json!({"schemaVersion": 2, "mediaType": media_type, "manifests": found});
     let mut answer = plain(StatusCode::OK, &body.to_string());
@@ -291,6 +312,12 @@ fn referrers(shared: &Shared, name: &str, digest: &str, uri: &Uri) -> Answer {
         .insert(CONTENT_TYPE, http::HeaderValue::from_static(media_type));
     if wanted.is_some() {
         header(&mut answer, FILTERS_HEADER, "artifactType");
+    }
+    if more {
+        let next = from.unwrap_or(0) + page;
+        let filter = wanted.map_or_else(String::new, |wanted| format!("&artifactType={wanted}"));
+        let link = format!("</v2/{name}/referrers/{digest}?from={next}{filter}>; rel=\"next\"");
+        header(&mut answer, LINK, &link);
     }
     answer
 }

@@ -60,6 +60,8 @@ pub enum Target {
     Tokens,
     /// Those that are answered with a demand for credentials.
     Demands,
+    /// Those for lists of the artifacts that refer to a manifest.
+    Referrers,
 }
 
 /// What happens to a request. Several may happen to one, where that makes sense.
@@ -104,6 +106,12 @@ pub enum Misbehaviour {
     AnnounceDigest(Digest),
     /// A demand for a token names this scope.
     NameScope(String),
+    /// A list of artifacts has those of every type, whatever was asked for.
+    IgnoreFilter,
+    /// A list of artifacts comes in pages of so many.
+    Pages(usize),
+    /// A list of artifacts is this text.
+    Say(String),
 }
 
 impl Misbehaviour {
@@ -138,6 +146,7 @@ pub(super) enum Subject {
     BlobHead(Digest),
     Token,
     Demand,
+    Referrers,
 }
 
 #[derive(Debug, Default)]
@@ -171,7 +180,8 @@ impl Script {
                 | (Target::Manifests, Subject::Manifest)
                 | (Target::Blobs, Subject::Blob(_))
                 | (Target::Tokens, Subject::Token)
-                | (Target::Demands, Subject::Demand) => true,
+                | (Target::Demands, Subject::Demand)
+                | (Target::Referrers, Subject::Referrers) => true,
                 (Target::Blob(wanted), Subject::Blob(digest))
                 | (Target::BlobHead(wanted), Subject::BlobHead(digest)) => wanted == digest,
                 _ => false,
