@@ -9,6 +9,7 @@ mod ended;
 mod follow;
 pub mod frame;
 mod pauses;
+pub mod recipe;
 mod roll;
 mod say;
 pub mod text;
@@ -134,6 +135,10 @@ pub enum Command {
         /// Name of the pool's ImagePrePull. Write NAMESPACE/NAME if several have this name, or if it has no gate.
         pool: String,
     },
+    /// Make the recipe of an image: what proves each MiB of the image when it arrives.
+    ///
+    /// For a release's pipeline. Needs no coordinator. Exit status 1 if a recipe that is checked (--verify) is false.
+    Recipe(recipe::Options),
     /// Stop staging an image. Hosts keep it where it is installed already.
     Cancel {
         /// The image, by reference or digest.
@@ -147,9 +152,12 @@ pub enum Command {
 /// Runs the command to its end. Exit status: 0 done or yes, 1 no (not staged), 2 an error.
 #[must_use]
 pub fn main(cli: Cli) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
+    let mut runtime = match cli.command {
+        // decodes and hashes several contents at a time
+        Command::Recipe(_) => tokio::runtime::Builder::new_multi_thread(),
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = runtime.enable_all().build();
     let outcome = match runtime {
         Ok(runtime) => runtime.block_on(run(cli)),
         Err(error) => Err(error.into()),
@@ -168,8 +176,14 @@ pub fn main(cli: Cli) -> ExitCode {
 /// # Errors
 /// The coordinator can't be reached or refuses. The error names the thing, the cause and the next step.
 pub async fn run(cli: Cli) -> anyhow::Result<Outcome> {
-    let client = Client::new(connection::target(&cli.connection)?);
-    match cli.command {
+    let Cli {
+        connection,
+        command,
+    } = cli;
+    // asked for by each command that needs a coordinator
+    let client = || anyhow::Ok(Client::new(connection::target(&connection)?));
+    match command {
+        Command::Recipe(options) => Box::pin(recipe::run(options)).await,
         Command::Stage {
             image,
             wait,
@@ -181,29 +195,31 @@ pub async fn run(cli: Cli) -> anyhow::Result<Outcome> {
                 reference: image,
                 hosts,
             };
-            stage(&client, &request, wait, timeout, json).await
+            stage(&client()?, &request, wait, timeout, json).await
         }
-        Command::Status { image, json } => status(&client, image.as_deref(), json).await,
+        Command::Status { image, json } => status(&client()?, image.as_deref(), json).await,
         Command::Hosts { json } => {
-            let hosts: Vec<HostView> = client.read(Method::GET, "/v1/hosts", None::<&()>).await?;
+            let hosts: Vec<HostView> = client()?
+                .read(Method::GET, "/v1/hosts", None::<&()>)
+                .await?;
             print(json, &hosts, || text::hosts(&hosts))?;
             Ok(Outcome::Yes)
         }
-        Command::Why { name, json } => roll::why(&client, &name, json).await,
+        Command::Why { name, json } => roll::why(&client()?, &name, json).await,
         Command::Roll {
             pool,
             wait,
             timeout,
             json,
-        } => roll::show(&client, pool.as_deref(), wait, timeout, json).await,
-        Command::Pause { pool } => roll::pause(&client, &pool, true).await,
-        Command::Resume { pool } => roll::pause(&client, &pool, false).await,
+        } => roll::show(&client()?, pool.as_deref(), wait, timeout, json).await,
+        Command::Pause { pool } => roll::pause(&client()?, &pool, true).await,
+        Command::Resume { pool } => roll::pause(&client()?, &pool, false).await,
         Command::Plan { image, hosts, json } => {
             let request = StageRequest {
                 reference: image,
                 hosts,
             };
-            let plan: PlanReply = client
+            let plan: PlanReply = client()?
                 .read(Method::POST, "/v1/plan", Some(&request))
                 .await?;
             print(json, &plan, || text::plan(&plan))?;
@@ -211,7 +227,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Outcome> {
         }
         Command::Cancel { image, json } => {
             let path = format!("/v1/images/{}", client::segment(&image));
-            let reply = client.call(Method::DELETE, &path, None::<&()>).await?;
+            let reply = client()?.call(Method::DELETE, &path, None::<&()>).await?;
             // an older coordinator sends an empty answer, and cancels the image under all its names
             let reply = match reply.is_empty() {
                 true => CancelReply::default(),

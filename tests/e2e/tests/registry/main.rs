@@ -5,4 +5,5 @@ mod docker_registry;
 mod mirror;
 mod odd;
 mod origin;
+mod recipe;
 mod skopeo;
