@@ -1,8 +1,8 @@
 //! The recipe of an image: what proves each of the image's chunks before any of them arrives.
 //!
 //! A recipe has, for every content of an image, SHA-256's inner state after each chunk. With these states a chunk is
-//! checked alone, in any order, and when it arrives. A recipe is made once (by a release's pipeline, or by a fleet while
-//! it stages) and is the same for everybody: it has no dates, and its contents stand in the manifest's order.
+//! checked alone, in any order, and when it arrives. A recipe is made once (by a release's pipeline, or by a fleet
+//! while it stages) and is the same for everybody: it has no dates, and its contents stand in the manifest's order.
 //!
 //! A recipe needs no trust. Its states begin at SHA-256's initial state and end in the content's digest, so chunks that
 //! all fit their states *are* the content. A false recipe has at least one pair of states that the content's bytes
@@ -266,9 +266,9 @@ impl Recipe {
         bytes
     }
 
-    /// The first place where this recipe differs from `true_one`, which somebody made of the image's own bytes: contents
-    /// in the manifest's order, in each the first chunk, and of a chunk's entries the state first. `None` when nothing
-    /// in this recipe is false. A column of places that only one of the two has says nothing false.
+    /// The first place where this recipe differs from `true_one`, which somebody made of the image's own bytes:
+    /// contents in the manifest's order, in each the first chunk, and of a chunk's entries the state first. `None` when
+    /// nothing in this recipe is false. A column of places that only one of the two has says nothing false.
     ///
     /// # Panics
     /// When the two are recipes of different images, which have no chunks in common.

@@ -74,7 +74,7 @@ pub const RECIPE: Target = Target {
     name: "recipe",
     run: recipe::run,
     seeds: recipe::seeds,
-    rounds: 2_000,
+    rounds: 200_000,
 };
 
 /// All of them.

@@ -1,4 +1,5 @@
-//! An image in tart's cache on this machine: where its files lie, and where in them a content stands. Nothing is written.
+//! An image in tart's cache on this machine: where its files lie, and where in them a content stands. Nothing is
+//! written.
 
 use std::{
     fs::{self, File},

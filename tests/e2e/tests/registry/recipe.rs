@@ -13,6 +13,7 @@ use e2e::{
     docker_registry::{self, DockerRegistry},
     image::{Flaw, GeneratedImage, ImageSpec},
     oci,
+    proxy::{self, Proxy},
     registry::{Auth, Fault, Misbehaviour, Options, Registry, Target},
 };
 use http::HeaderValue;
@@ -263,6 +264,61 @@ fn raw_bytes(
         }
         _ => world.image.blob(digest).unwrap().to_vec(),
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_with_a_ca_of_its_own_is_read_and_pushed_to() {
+    let registry = Registry::start(Options {
+        tls: true,
+        ..Options::default()
+    })
+    .await
+    .unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let image = spec().generate(directory.path()).unwrap();
+    let reference = registry.hold(NAME, "1", &image);
+    let unknown = run_with(&[], &[&reference, "--push"]).await.expect(2);
+    assert!(unknown.story.contains("give its CA"), "{}", unknown.story);
+    let ca = directory.path().join("ca.pem");
+    fs::write(&ca, registry.certificate_pem().unwrap()).unwrap();
+    let ca = ca.to_str().unwrap();
+    let arguments = [&reference, "--push", "--verify", "--ca-file", ca];
+    let pushed = run_with(&[], &arguments).await.expect(0).answer;
+    assert_eq!(pushed["found_by"], "referrers");
+    assert_eq!(pushed["verified"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_behind_a_proxy_is_read_and_pushed_to() {
+    let registry = Registry::start(Options {
+        tls: true,
+        ..Options::default()
+    })
+    .await
+    .unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let image = spec().generate(directory.path()).unwrap();
+    registry.hold(NAME, "1", &image);
+    // a name in every generated certificate, which only the proxy resolves
+    let name = "registry.test:443".to_owned();
+    let proxy = Proxy::start(proxy::Options {
+        names: [(name.clone(), registry.addr())].into(),
+        account: Some(("ci".to_owned(), "s3cret".to_owned())),
+        ..proxy::Options::default()
+    })
+    .await
+    .unwrap();
+    let ca = directory.path().join("ca.pem");
+    fs::write(&ca, registry.certificate_pem().unwrap()).unwrap();
+    let url = proxy.url().replace("http://", "http://ci:s3cret@");
+    let reference = format!("registry.test/{NAME}:1");
+    let arguments = [&reference, "--push", "--ca-file", ca.to_str().unwrap()];
+    let environment = [("https_proxy", url.as_str()), ("NO_PROXY", "other.test")];
+    let pushed = run_with(&environment, &arguments).await.expect(0);
+    assert_eq!(pushed.answer["found_by"], "referrers");
+    assert!(!pushed.story.contains("s3cret"), "{}", pushed.story);
+    let counters = proxy.counters();
+    assert!(counters.tunnels[&name] > 1, "{counters:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
