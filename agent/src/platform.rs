@@ -236,7 +236,7 @@ pub struct Space {
     /// Bytes that an ordinary user can still write.
     ///
     /// On macOS this is the lower figure of `statfs`. It doesn't count what the system would purge on demand (local
-    /// snapshots, caches). [`capacity_command`] counts that, too.
+    /// snapshots, caches). `capacity_command` counts that, too.
     pub free_bytes: u64,
 }
 

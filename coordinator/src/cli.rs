@@ -166,7 +166,7 @@ pub struct ClusterOptions {
         requires = "kubernetes"
     )]
     pub lease_seconds: Option<u64>,
-    /// Namespaces whose ImagePrePulls, RunnerPools and Pods the coordinator follows, separated by commas. [default: all]
+    /// Namespaces whose ImagePrePulls, RunnerPools and Pods are followed, separated by commas. [default: all]
     #[arg(
         long,
         env = "PARBAKE_WATCH_NAMESPACES",

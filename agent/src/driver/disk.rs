@@ -112,8 +112,8 @@ impl Disk {
         })
     }
 
-    /// Makes goldens of the names that were linked, while they are there. Ends in [`Input::Golden`]. Returns `installed`
-    /// if there is nothing to make.
+    /// Makes goldens of the names that were linked, while they are there. Ends in [`Input::Golden`]. Returns
+    /// `installed` if there is nothing to make.
     pub(super) fn make_goldens(
         &self,
         image: Digest,

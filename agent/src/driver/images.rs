@@ -1,8 +1,9 @@
 //! Images on this host, from the order to presence.
 //!
 //! [`Images`] follows the orders, the state of the disk, and the job that each image needs next, which the
-//! [`Reconciler`] decides. The images stand in a [`Catalogue`]. Neither touches the disk or the swarm. The work comes out of [`Images::poll`], and its result goes into one of
-//! the methods. Each method leaves a state that may be reported.
+//! [`Reconciler`] decides. The images stand in a [`Catalogue`]. Neither touches the disk or the swarm. The work comes
+//! out of [`Images::poll`], and its result goes into one of the methods. Each method leaves a state that may be
+//! reported.
 
 mod catalogue;
 mod effect;

@@ -1,7 +1,7 @@
 //! The supply of contents on this host: images and clients of the mirror want contents, and the exchange gets them.
 //!
-//! [`Supply`] joins [`Images`], [`Mirror`] and [`Exchange`]. A change of one may concern the two others: an image that is
-//! taken up brings contents into the exchange, a content that is verified moves images on and goes to the mirror's
+//! [`Supply`] joins [`Images`], [`Mirror`] and [`Exchange`]. A change of one may concern the two others: an image that
+//! is taken up brings contents into the exchange, a content that is verified moves images on and goes to the mirror's
 //! clients, a fetch needs somebody's way to reach the registry. This part carries out what each of the three wants of
 //! the others. Work for the loop (jobs, reports) comes out of [`Supply::poll`].
 

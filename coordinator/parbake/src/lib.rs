@@ -31,8 +31,8 @@ pub use crate::{connection::Connection, ended::Outcome};
 
 /// Stages macOS VM images onto the hosts of a fleet, and shows where they are.
 ///
-/// stdout has the answer, stderr has progress and explanations. Exit status: 0 for done or yes, 1 for no (an image isn't
-/// everywhere, a Pod may not drain), 2 for an error.
+/// stdout has the answer, stderr has progress and explanations. Exit status: 0 for done or yes, 1 for no (an image
+/// isn't everywhere, a Pod may not drain), 2 for an error.
 #[derive(Debug, Parser)]
 #[command(name = "parbake", version, max_term_width = 100)]
 pub struct Cli {
@@ -86,8 +86,8 @@ pub enum Command {
     ///
     /// Exit status: 0 if nothing is missing on the host or nothing blocks the Pod, otherwise 1.
     Why {
-        /// Name of a host (in a cluster: of a Node), or of a Pod as NAMESPACE/NAME. NAME alone is enough for a gated Pod
-        /// if it is the only one with this name and no host has the same name.
+        /// Name of a host (in a cluster: of a Node), or of a Pod as NAMESPACE/NAME. NAME alone is enough for a gated
+        /// Pod if it is the only one with this name and no host has the same name.
         #[arg(value_name = "HOST|POD")]
         name: String,
         /// Print one JSON object.

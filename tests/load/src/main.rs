@@ -39,9 +39,9 @@ const AWAY: Duration = Duration::from_secs(1);
 
 /// Measures what a coordinator costs whose hosts are all connected.
 ///
-/// Three phases are measured: nothing happens; the agent of one host starts again every five seconds; the coordinator is
-/// killed and started again. Each phase prints a line of JSON. Exit status: 0 if every limit that is set was kept, 1 if
-/// not.
+/// Three phases are measured: nothing happens; the agent of one host starts again every five seconds; the coordinator
+/// is killed and started again. Each phase prints a line of JSON. Exit status: 0 if every limit that is set was kept, 1
+/// if not.
 #[derive(Debug, Parser)]
 #[command(name = "load", max_term_width = 100)]
 struct Cli {

@@ -1,8 +1,8 @@
-//! The images that this host knows of: those that the coordinator ordered, those that an earlier process left, and those
-//! that this version can't stage.
+//! The images that this host knows of: those that the coordinator ordered, those that an earlier process left, and
+//! those that this version can't stage.
 //!
-//! [`Catalogue`] finds an image by its digest, counts the bytes that come and go for images, and answers what others ask
-//! of all of them. It decides nothing about the next step of an image.
+//! [`Catalogue`] finds an image by its digest, counts the bytes that come and go for images, and answers what others
+//! ask of all of them. It decides nothing about the next step of an image.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
