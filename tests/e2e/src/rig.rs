@@ -1,5 +1,5 @@
-//! What most tests of the real programs begin with: a site whose registry has one image, clusters that stage it, and the
-//! comparison of every host's disk with the source.
+//! What most tests of the real programs begin with: a site whose registry has one image, clusters that stage it, and
+//! the comparison of every host's disk with the source.
 
 use std::path::{Path, PathBuf};
 

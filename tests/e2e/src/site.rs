@@ -1,5 +1,5 @@
-//! What a test of the real programs stands on: a registry of this process, a directory for everything, and clusters that
-//! stage from that registry.
+//! What a test of the real programs stands on: a registry of this process, a directory for everything, and clusters
+//! that stage from that registry.
 
 use std::{
     fmt::Display,

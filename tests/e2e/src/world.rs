@@ -236,8 +236,8 @@ impl World {
         self.checker.rule(pool, Rule { image, cap, disk });
     }
 
-    /// Lets the runners play, makes a pool `xcode` that runs a first image with a Pod on each host, and waits until that
-    /// runs and is staged everywhere. At most `percent` of the Pods may be in flight, which are `cap`.
+    /// Lets the runners play, makes a pool `xcode` that runs a first image with a Pod on each host, and waits until
+    /// that runs and is staged everywhere. At most `percent` of the Pods may be in flight, which are `cap`.
     ///
     /// # Errors
     /// When it doesn't come to that.

@@ -1,4 +1,5 @@
-//! Readers that go away, and programs that die, amid a blob: the rest comes later, and what is here isn't fetched again.
+//! Readers that go away, and programs that die, amid a blob: the rest comes later, and what is here isn't fetched
+//! again.
 
 use super::*;
 
