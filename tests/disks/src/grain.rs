@@ -79,6 +79,16 @@ impl Grain {
         }
     }
 
+    /// The grain that the table calls so.
+    ///
+    /// # Errors
+    /// There is none; the message has all names.
+    pub(crate) fn named(name: &str) -> Result<Self, String> {
+        let all = || GRAINS.map(Self::name).join(", ");
+        let found = GRAINS.into_iter().find(|grain| grain.name() == name);
+        found.ok_or_else(|| format!("no grain has this name; there are {}", all()))
+    }
+
     /// Bytes of one entry of an index: a fingerprint of 8 bytes, a place, a length.
     pub(crate) fn entry_bytes(self) -> u64 {
         match self {

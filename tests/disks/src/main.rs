@@ -20,25 +20,42 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
+use crate::{
+    grain::{GRAINS, Grain},
+    measure::Known,
+};
+
 /// Measures what of a new disk is found in old disks, by blocks of several grains.
 #[derive(Debug, Parser)]
 struct Cli {
     /// A disk that a host has. May be given several times; "same offset" looks at the first one only.
     #[arg(long, required = true, value_name = "FILE")]
     old: Vec<PathBuf>,
-    /// The disk that the host shall have.
-    new: PathBuf,
-    /// Prints one JSON object instead of a table.
+    /// Disks that the host shall have, each compared with the old ones alone.
+    #[arg(required = true)]
+    new: Vec<PathBuf>,
+    /// A grain by its name in the table, such as "pages 64 KiB". May be given several times; without it: all.
+    #[arg(long, value_name = "NAME", value_parser = Grain::named)]
+    grain: Vec<Grain>,
+    /// Prints one JSON object a new disk instead of a table.
     #[arg(long)]
     json: bool,
 }
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    let comparison = measure::compare(&cli.old, &cli.new)?;
-    match cli.json {
-        true => println!("{}", serde_json::to_string(&comparison)?),
-        false => print!("{}", table::table(&comparison)),
+    let grains = if cli.grain.is_empty() {
+        &GRAINS[..]
+    } else {
+        &cli.grain
+    };
+    let mut known = Known::read(&cli.old, grains)?;
+    for new in &cli.new {
+        let comparison = known.compare(new)?;
+        match cli.json {
+            true => println!("{}", serde_json::to_string(&comparison)?),
+            false => println!("{}: {}", new.display(), table::table(&comparison)),
+        }
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::{
     disk::{self, Data, Taker, index},
-    grain::{GRAINS, Grain, LONGEST},
+    grain::{Grain, LONGEST},
     sorter::{RUN, Record, Sorted, Sorter},
 };
 
@@ -62,48 +62,60 @@ pub(crate) struct Cost {
     pub(crate) hash_cpu_s: f64,
 }
 
-/// Compares by all grains.
-///
-/// # Errors
-/// A disk can't be read, or the sorters' unnamed files can't be written.
-pub(crate) fn compare(old: &[impl AsRef<Path>], new: &Path) -> anyhow::Result<Comparison> {
-    ensure!(
-        old.len() < 1 << 8,
-        "{} old disks: at most 255 are compared at once",
-        old.len()
-    );
-    let mut known = Index::new()?;
-    for (number, disk) in (0..).zip(old) {
-        known.number = number;
-        known.take(disk.as_ref())?;
-    }
-    let mut wanted = Index::new()?;
-    let data = wanted.take(new)?;
+/// Disks that a host has, cut by some grains.
+pub(crate) struct Known(Index);
 
-    let new = Reading {
-        disk: open(new)?,
-        data: &data,
-    };
-    let mut chunks = Chunks::new(&new)?;
-    let mut rows = Vec::new();
-    for (known, wanted) in known.cutters.into_iter().zip(wanted.cutters) {
-        let grain = known.grain;
-        let cost = known.cost.and(wanted.cost);
-        let (here, anywhere) = missing(&new, known.sorter.sorted()?, wanted.sorter.sorted()?)?;
-        if grain.is_fixed() {
-            rows.push(here.row(grain, "same offset", cost, &mut chunks)?);
+impl Known {
+    /// Reads the disks once.
+    ///
+    /// # Errors
+    /// A disk can't be read, or the sorters' unnamed files can't be written.
+    pub(crate) fn read(disks: &[impl AsRef<Path>], grains: &[Grain]) -> anyhow::Result<Self> {
+        ensure!(
+            disks.len() < 1 << 8,
+            "{} old disks: at most 255 are compared at once",
+            disks.len()
+        );
+        let mut index = Index::new(grains)?;
+        for (number, disk) in (0..).zip(disks) {
+            index.number = number;
+            index.take(disk.as_ref())?;
         }
-        rows.push(anywhere.row(grain, "anywhere", cost, &mut chunks)?);
+        Ok(Self(index))
     }
-    let data_chunks = (0..data.all.div_ceil(CHUNK))
-        .filter(|chunk| data.in_range(chunk * CHUNK, CHUNK) > 0)
-        .count();
-    Ok(Comparison {
-        disk_bytes: data.all,
-        data_bytes: data.bytes,
-        data_chunks: data_chunks as u64,
-        rows,
-    })
+
+    /// Reads a new disk once, and what is missing again.
+    ///
+    /// # Errors
+    /// As in `read`.
+    pub(crate) fn compare(&mut self, new: &Path) -> anyhow::Result<Comparison> {
+        let grains: Vec<Grain> = self.0.cutters.iter().map(|cutter| cutter.grain).collect();
+        let mut wanted = Index::new(&grains)?;
+        let data = wanted.take(new)?;
+        let new = Reading {
+            disk: open(new)?,
+            data: &data,
+        };
+        let mut chunks = Chunks::new(&new);
+        let mut rows = Vec::new();
+        for (known, wanted) in self.0.cutters.iter_mut().zip(&mut wanted.cutters) {
+            let grain = known.grain;
+            let cost = known.cost.and(wanted.cost);
+            let (here, anywhere) = missing(&new, known.sorter.sorted()?, wanted.sorter.sorted()?)?;
+            if grain.is_fixed() {
+                rows.push(here.row(grain, "same offset", cost, &mut chunks)?);
+            }
+            rows.push(anywhere.row(grain, "anywhere", cost, &mut chunks)?);
+        }
+        let with_data = |chunk: &u64| data.in_range(chunk * CHUNK, CHUNK) > 0;
+        let data_chunks = (0..data.all.div_ceil(CHUNK)).filter(with_data).count() as u64;
+        Ok(Comparison {
+            disk_bytes: data.all,
+            data_bytes: data.bytes,
+            data_chunks,
+            rows,
+        })
+    }
 }
 
 fn open(disk: &Path) -> anyhow::Result<File> {
@@ -150,10 +162,10 @@ struct Index {
 }
 
 impl Index {
-    fn new() -> io::Result<Self> {
-        let cutters = GRAINS
-            .into_iter()
-            .map(Cutter::new)
+    fn new(grains: &[Grain]) -> io::Result<Self> {
+        let cutters = grains
+            .iter()
+            .map(|&grain| Cutter::new(grain))
             .collect::<io::Result<_>>()?;
         Ok(Self { number: 0, cutters })
     }
@@ -293,8 +305,8 @@ fn cpu() -> Duration {
 /// One merge of both indexes: what isn't at the same offset of the first old disk, and what isn't anywhere.
 fn missing(
     new: &Reading<'_>,
-    mut known: Sorted,
-    mut wanted: Sorted,
+    mut known: Sorted<'_>,
+    mut wanted: Sorted<'_>,
 ) -> io::Result<(Missing, Missing)> {
     let (mut here, mut anywhere) = (Missing::new(new)?, Missing::new(new)?);
     let mut passed = None;
@@ -358,7 +370,7 @@ impl Missing {
     }
 
     fn row(
-        self,
+        mut self,
         grain: Grain,
         at: &'static str,
         cost: Cost,
@@ -405,12 +417,13 @@ struct Chunks<'a> {
 }
 
 impl<'a> Chunks<'a> {
-    fn new(new: &'a Reading<'a>) -> io::Result<Self> {
-        Ok(Self {
+    fn new(new: &'a Reading<'a>) -> Self {
+        let known = vec![None; index(new.data.all.div_ceil(CHUNK))];
+        Self {
             new,
-            known: vec![None; index(new.data.all.div_ceil(CHUNK))],
+            known,
             buffers: Buffers::new(),
-        })
+        }
     }
 
     fn packed(&mut self, number: usize) -> io::Result<u64> {
@@ -428,6 +441,7 @@ impl<'a> Chunks<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grain::GRAINS;
     use crate::made_up::{disk, random};
 
     const MIB: usize = 1 << 20;
@@ -435,7 +449,10 @@ mod tests {
     fn compared(old: &[&[&[u8]]], new: &[&[u8]]) -> Comparison {
         let old: Vec<_> = old.iter().map(|parts| disk(parts)).collect();
         let old: Vec<_> = old.iter().map(|file| file.path()).collect();
-        compare(&old, disk(new).path()).unwrap()
+        Known::read(&old, &GRAINS)
+            .unwrap()
+            .compare(disk(new).path())
+            .unwrap()
     }
 
     fn row<'a>(comparison: &'a Comparison, grain: &str, at: &str) -> &'a Row {
@@ -514,6 +531,21 @@ mod tests {
     }
 
     #[test]
+    fn a_second_new_disk_is_compared_as_the_first() {
+        let (old, other) = (random(1, 3 * MIB), random(2, MIB));
+        let file = disk(&[&old]);
+        let mut known = Known::read(&[file.path()], &GRAINS).unwrap();
+        for parts in [[&old[..], &other], [&other, &old], [&old, &other]] {
+            let comparison = known.compare(disk(&parts).path()).unwrap();
+            let fine = row(&comparison, "fixed 4 KiB", "anywhere");
+            assert_eq!(
+                (fine.missing_bytes, fine.cost.blocks),
+                (MIB as u64, 7 * 256)
+            );
+        }
+    }
+
+    #[test]
     fn a_block_of_a_second_old_disk_counts_anywhere_and_not_at_the_same_offset() {
         let (first, second) = (random(1, MIB), random(2, MIB));
         let comparison = compared(&[&[&first], &[&second]], &[&second]);
@@ -561,11 +593,9 @@ mod tests {
 
     #[test]
     fn a_disk_that_is_not_there_is_named() {
-        let error = compare(
-            &[Path::new("/nowhere/old.raw")],
-            Path::new("/nowhere/new.raw"),
-        )
-        .unwrap_err();
+        let Err(error) = Known::read(&[Path::new("/nowhere/old.raw")], &GRAINS) else {
+            panic!("nothing was read");
+        };
         assert!(error.to_string().contains("/nowhere/old.raw"), "{error}");
     }
 }

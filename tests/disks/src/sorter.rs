@@ -84,6 +84,7 @@ impl Sorter {
     fn spill(&mut self) -> io::Result<()> {
         self.run.sort_unstable();
         let mut file = BufWriter::new(&self.file);
+        file.seek(SeekFrom::End(0))?;
         for record in &self.run {
             file.write_all(&record.bytes())?;
         }
@@ -93,11 +94,11 @@ impl Sorter {
         Ok(())
     }
 
-    /// All records, in order.
+    /// All records, in order. More may follow, and come next time.
     ///
     /// # Errors
     /// The unnamed file can't be written.
-    pub(crate) fn sorted(mut self) -> io::Result<Sorted> {
+    pub(crate) fn sorted(&mut self) -> io::Result<Sorted<'_>> {
         if !self.run.is_empty() {
             self.spill()?;
         }
@@ -115,7 +116,7 @@ impl Sorter {
         });
         let mut sorted = Sorted {
             runs: runs.collect(),
-            file: self.file,
+            file: &self.file,
             next: BinaryHeap::new(),
         };
         for run in 0..sorted.runs.len() {
@@ -126,8 +127,8 @@ impl Sorter {
 }
 
 /// Sorted records, read once.
-pub(crate) struct Sorted {
-    file: File,
+pub(crate) struct Sorted<'a> {
+    file: &'a File,
     runs: Vec<Run>,
     next: BinaryHeap<Reverse<(Record, usize)>>,
 }
@@ -141,7 +142,7 @@ struct Run {
     at: usize,
 }
 
-impl Sorted {
+impl Sorted<'_> {
     /// The next record.
     pub(crate) fn peek(&self) -> Option<Record> {
         self.next.peek().map(|Reverse((record, _))| *record)
