@@ -16,7 +16,7 @@ use std::{
 use source::{Arrows, Crate};
 
 /// The source directories of the workspace's crates, seen from its root.
-const CRATES: [&str; 16] = [
+const CRATES: [&str; 17] = [
     "agent/src",
     "agent/swarm/src",
     "coordinator/client/src",
@@ -29,6 +29,7 @@ const CRATES: [&str; 16] = [
     "proto/origin/src",
     "proto/src",
     "proto/wire/src",
+    "tests/disks/src",
     "tests/e2e/src",
     "tests/fuzz/src",
     "tests/load/src",
