@@ -1,6 +1,6 @@
 //! What of a new disk old ones have, for all grains in one pass over each disk.
 //!
-//! Memory doesn't depend on the disks' sizes, but for one bit a page: blocks go through `Sorter`s.
+//! Blocks go through `Sorter`s. Memory grows with a disk by one bit a page, and by a small buffer for each sorted run.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path, time::Duration};
 
