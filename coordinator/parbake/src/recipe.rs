@@ -45,14 +45,14 @@ use crate::{
 pub struct Options {
     /// The image, as in ghcr.io/org/image:tag or …@sha256:….
     image: String,
-    /// Write the recipe to this file.
+    /// Write the recipe to this file. [default: none, so that no file is written]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Push the recipe into the registry, beside the image.
     #[arg(long)]
     push: bool,
-    /// Compare the recipe in FILE, or the one beside the image, with the registry's bytes. Exit status 1 when it is
-    /// false.
+    /// Compare the recipe in FILE with the registry's bytes. Exit status 1 when it is false. [default: the recipe
+    /// beside the image]
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     verify: Option<Option<PathBuf>>,
     /// Read the image from tart's cache instead of the registry. DIR is tart's home [default: $TART_HOME, or ~/.tart].

@@ -14,10 +14,10 @@ const PASSWORD: &str = "PARBAKE_REGISTRY_PASSWORD";
 /// What was typed about registries.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub(super) struct Reach {
-    /// A registry that speaks plain HTTP: `host` or `host:port`. May be repeated.
+    /// A registry that speaks plain HTTP: `host` or `host:port`. May be repeated. [default: none]
     #[arg(long, value_name = "HOST")]
     plain_http: Vec<String>,
-    /// Certificates (PEM) to trust in addition to the system's.
+    /// Certificates (PEM) to trust in addition to the system's. [default: none]
     #[arg(long, env = "PARBAKE_REGISTRY_CA_FILE", value_name = "PEM")]
     ca_file: Option<PathBuf>,
 }
