@@ -186,60 +186,67 @@ impl Metrics {
         };
         registry.register_with_unit(
             "received",
-            "Bytes received: from the registry as compressed there, from peers as on the wire, from local disk raw",
+            "Bytes of images and of the mirror's blobs that this host received, by source. Bytes from the registry \
+             count as compressed there, bytes from other hosts as on the wire, and bytes from this host's own disk \
+             uncompressed",
             Unit::Bytes,
             metrics.received_bytes.clone(),
         );
         registry.register_with_unit(
             "sent",
-            "Bytes sent to peers",
+            "Bytes of chunks that this host sent to other hosts, as on the wire",
             Unit::Bytes,
             metrics.sent_bytes.clone(),
         );
         registry.register(
             "chunk_verify_failures",
-            "Chunks whose bytes did not fit their link, by where they came from",
+            "Chunks that turned out false, by where they came from. A fetch from the registry counts once",
             metrics.verify_failures.clone(),
         );
         registry.register(
             "leases",
-            "Contents that this host fetches from the registry",
+            "Contents that are leased to this host now, so that it may fetch them from the registry",
             metrics.leases.clone(),
         );
         registry.register(
             "stalled_contents",
-            "Contents that do not move, by reason",
+            "Contents that this host wants and that don't grow now, by reason",
             metrics.stalled.clone(),
         );
         registry.register(
             "tart_operations",
-            "tart commands, by outcome",
+            "tart commands that ended, by operation and outcome",
             metrics.tart_operations.clone(),
         );
         registry.register_with_unit(
             "stage_duration",
-            "From the order to presence or failure",
+            "Seconds from the order to stage an image until it was present or failed, by outcome",
             Unit::Seconds,
             metrics.stage_seconds.clone(),
         );
         registry.register_with_unit(
             "install_duration",
-            "From the last verified chunk to presence",
+            "Seconds from the last verified chunk of an image until it was present",
             Unit::Seconds,
             metrics.install_seconds.clone(),
         );
         registry.register_with_unit(
             "volume",
-            "The volume that holds tart's home",
+            "Bytes of the volume that holds tart's home: its size, its free bytes, and the free bytes that staging \
+             leaves alone",
             Unit::Bytes,
             metrics.volume_bytes.clone(),
         );
         registry.register(
             "peers",
-            "Hosts of the roster, by state",
+            "Other hosts, by state. One host may count in several states",
             metrics.peers.clone(),
         );
-        registry.register("images", "Images, by state", metrics.images.clone());
+        registry.register(
+            "images",
+            "Images that this host shall hold, by state",
+            metrics.images.clone(),
+        );
         (metrics, registry)
     }
 }
@@ -256,35 +263,35 @@ impl MirrorMetrics {
         };
         registry.register(
             "mirror_requests",
-            "Requests to the mirror, by what they ask for and their result",
+            "Requests to the mirror that were answered, by what they asked for and by result",
             metrics.requests.clone(),
         );
         registry.register_with_unit(
             "mirror_sent",
-            "Bytes of blobs that the mirror sent, by where it had them from",
+            "Bytes of blobs that the mirror sent to clients, by source: its own cache, the registry or other hosts",
             Unit::Bytes,
             metrics.sent_bytes.clone(),
         );
         registry.register_with_unit(
             "mirror_first_byte",
-            "From a request for a blob to its first byte",
+            "Seconds from a request for a blob until the first byte of the answer",
             Unit::Seconds,
             metrics.first_byte_seconds.clone(),
         );
         registry.register_with_unit(
             "mirror_stall",
-            "Times in which a client waited amid a blob",
+            "Seconds for which a client of the mirror waited within a blob, one value for each wait",
             Unit::Seconds,
             metrics.stall_seconds.clone(),
         );
         registry.register(
             "mirror_blobs",
-            "Requests for blobs, by whether they were here",
+            "Requests for blobs, by whether the whole blob was on this host (hit) or wasn't (miss)",
             metrics.blobs.clone(),
         );
         registry.register_with_unit(
             "mirror_cache",
-            "Bytes that blobs take in the mirror's cache",
+            "Bytes of disk that the mirror's cache takes",
             Unit::Bytes,
             metrics.cache_bytes.clone(),
         );

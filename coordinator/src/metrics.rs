@@ -106,60 +106,69 @@ impl Metrics {
             session_ends: Family::default(),
         };
         let r = registry.sub_registry_with_prefix("parbake_coordinator");
-        r.register("hosts", "Hosts of the fleet by state", this.hosts.clone());
-        r.register("images", "Wanted images by state", this.images.clone());
+        r.register(
+            "hosts",
+            "Hosts of the fleet, by state. A host that the fleet shuns counts as quarantined besides its other state",
+            this.hosts.clone(),
+        );
+        r.register("images", "Wanted images, by state", this.images.clone());
         r.register(
             "placements",
-            "Wanted images on hosts by state",
+            "Pairs of a wanted image and a host that is selected for it, by state",
             this.placements.clone(),
         );
         r.register(
             "leases",
-            "Contents that a host fetches from the registry now",
+            "Leases that run now: contents that a host fetches from a registry",
             this.leases.clone(),
         );
-        r.register("leases_granted", "Leases granted", this.granted.clone());
+        r.register(
+            "leases_granted",
+            "Leases that the coordinator granted",
+            this.granted.clone(),
+        );
         r.register(
             "lease_ends",
-            "Leases that ended, by outcome",
+            "Leases that ended, by outcome, as their holders say",
             this.lease_ends.clone(),
         );
         r.register_with_unit(
             "received",
-            "Bytes that hosts report to have received for the wanted images, by source",
+            "Bytes of the wanted images that their selected hosts report to have received, by source, summed over \
+             the hosts",
             Unit::Bytes,
             this.bytes.clone(),
         );
         r.register_with_unit(
             "wanted",
-            "Bytes of the wanted images in the registry, each blob once",
+            "Bytes of the wanted images in the registry, summed over the images",
             Unit::Bytes,
             this.wanted_bytes.clone(),
         );
         r.register_with_unit(
             "stage",
-            "From request to presence on every selected host",
+            "Seconds from the request for an image until every selected host held it",
             Unit::Seconds,
             this.stage_seconds.clone(),
         );
         r.register(
             "blames",
-            "Blames that hosts reported, by kind",
+            "Times that a host blamed another one and was heard, by kind",
             this.blames.clone(),
         );
         r.register(
             "enrolment_tokens",
-            "Enrolment tokens by outcome",
+            "Enrolment tokens that were made by the API, used or refused, by outcome",
             this.tokens.clone(),
         );
         r.register(
             "certificates",
-            "Certificates by outcome",
+            "Certificates of hosts that were issued, renewed or refused, by outcome",
             this.certificates.clone(),
         );
         r.register(
             "api_requests",
-            "API requests by route and result",
+            "API requests that were answered, by route and result",
             this.requests.clone(),
         );
         r.register(

@@ -117,7 +117,8 @@ impl Metrics {
         let pool = registry.sub_registry_with_prefix("parbake_pool");
         pool.register(
             "rolling_pods",
-            "Pods in flight, as the pool's own controller counts them",
+            "Pods in flight: stale Pods that may drain and, while any stale one is left, current idle Pods that \
+             aren't warm",
             this.rolling.clone(),
         );
         pool.register(
@@ -127,67 +128,67 @@ impl Metrics {
         );
         pool.register(
             "roll_concurrency_cap",
-            "The most Pods that may be in flight",
+            "The most Pods that may be in flight at one time",
             this.cap.clone(),
         );
         pool.register(
             "warm_pods",
-            "Pods alive that run, and ask for work or do some",
+            "Pods alive that serve: they run, and ask for work or do some",
             this.warm.clone(),
         );
         pool.register(
             "replicas",
-            "How many Pods there are meant to be",
+            "Number of Pods that the pool shall have",
             this.replicas.clone(),
         );
         pool.register_with_unit(
             "oldest_pending_pod_age",
-            "Age of the oldest Pod alive that is Pending, 0 without one",
+            "Seconds since the creation of the oldest Pod alive that is Pending, or 0 without one",
             Unit::Seconds,
             this.oldest_pending.clone(),
         );
         pool.register(
             "held_pods",
-            "Stale idle Pods that don't only wait for their turn, by what keeps them",
+            "Stale idle Pods that are kept by something else than their turn, by reason",
             this.blocked.clone(),
         );
         pool.register(
             "gate_denials",
-            "Pods that were held and labels that were refused, by reason",
+            "Times that a Pod began to be held, and times that the webhook refused the drain label, by reason",
             this.denials.clone(),
         );
         let prepull = registry.sub_registry_with_prefix("parbake_prepull");
         prepull.register(
             "hosts",
-            "Hosts of an ImagePrePull by state",
+            "Hosts of an ImagePrePull, by state, as in its status.hosts",
             this.hosts.clone(),
         );
         prepull.register(
             "deadline_passed",
-            "1 where the deadline passed before the image was everywhere",
+            "1 while the deadline has passed and the image isn't everywhere, otherwise 0",
             this.late.clone(),
         );
         let pod = registry.sub_registry_with_prefix("parbake_pod");
         pod.register_with_unit(
             "provision_delay",
-            "From a Pod's creation to running, by whether its node held the image when it came there",
+            "Seconds from a Pod's creation until it ran, by whether its Node held the image when the Pod came to it",
             Unit::Seconds,
             this.provision.clone(),
         );
         pod.register(
             "writes",
-            "Writes on Pods by kind and outcome",
+            "Writes on Pods that ended, by kind of write and outcome",
             this.writes.clone(),
         );
         let coordinator = registry.sub_registry_with_prefix("parbake_coordinator");
         coordinator.register(
             "cluster_synced",
-            "1 while the whole cluster is known and watched",
+            "1 while the whole cluster is known and watched, otherwise 0. While it is 0, the gate lets no Pod drain",
             this.synced.clone(),
         );
         coordinator.register(
             "leader",
-            "1 while this coordinator leads",
+            "1 while this replica leads, otherwise 0",
             this.leader.clone(),
         );
         for staged in ["true", "false"] {
