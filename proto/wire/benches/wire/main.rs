@@ -1,9 +1,10 @@
 //! How fast and how dear a connection of ours is, beside bare quinn with the same settings and TCP with TLS.
 //!
-//! `cargo bench -p wire` measures on loopback. `cargo bench -p wire -- --mtu 1500` does so between two network
-//! namespaces joined by a virtual cable with that MTU; it needs root and iproute2, and says so where it can't. Each end
-//! is a process of its own; the three ways take turns, so that a busy machine hits all alike, and what is printed are
-//! medians. The last line of stdout is JSON.
+//! `cargo bench -p wire` measures on loopback. `cargo bench -p wire -- --mtu 1500` measures between two network
+//! namespaces joined by a virtual cable with that MTU. The namespaces need root and iproute2; where they can't be made,
+//! the bench says so and measures nothing. `--help` explains all options. Each end is a process of its own. The three
+//! ways take turns, so that a busy machine slows all of them alike. The printed figures are medians, and the last line
+//! of stdout is JSON.
 #![expect(clippy::print_stdout, reason = "a program whose answer is on stdout")]
 
 mod ends;
@@ -77,6 +78,26 @@ struct Sample {
     lost: u64,
 }
 
+/// What `--help` prints.
+const HELP: &str = "\
+Moves chunks of 1 MiB over one connection in three ways: our link, bare quinn, and TCP with TLS.
+Prints medians for each way: GB/s, processor seconds per GB, the largest UDP payload and the lost packets.
+
+Each option has a value:
+  --mtu BYTES                measure between two network namespaces joined by a virtual cable with this MTU. This needs
+                             root and iproute2 [default: measure on loopback]
+  --rounds N                 rounds, in each of which every way is measured once [default: 7]
+  --measured-ms MS           milliseconds for which each way is measured in a round [default: 1600]
+  --in-flight N              chunks that are asked for at one time [default: 4]
+
+Settings of the connection, for our link and bare quinn; their defaults are those of the programs:
+  --mtu-bound BYTES          largest UDP payload that MTU discovery tries
+  --ack-threshold N          packets that may arrive before they are acknowledged; 0 keeps QUIC's own rule
+  --stream-window BYTES      bytes of one stream that may be in flight or unread
+  --connection-window BYTES  bytes of all streams together that may be in flight or unread
+  --send-window BYTES        bytes that are sent and not yet acknowledged
+";
+
 struct Options {
     rounds: usize,
     mtu: Option<u32>,
@@ -89,6 +110,10 @@ fn main() -> anyhow::Result<()> {
         Some("serve") => return ends::serve(),
         Some("fetch") => return ends::fetch(),
         _ => {}
+    }
+    if std::env::args().any(|argument| argument == "--help") {
+        print!("{HELP}");
+        return Ok(());
     }
     let options = options()?;
     let namespaces = match options.mtu {
@@ -231,7 +256,7 @@ fn options() -> anyhow::Result<Options> {
         }
         let value = arguments
             .next()
-            .with_context(|| format!("{name} wants a value"))?;
+            .with_context(|| format!("option {name} needs a value; --help explains it"))?;
         let plan = &mut options.plan;
         match name.as_str() {
             "--mtu" => options.mtu = Some(value.parse()?),
@@ -243,10 +268,7 @@ fn options() -> anyhow::Result<Options> {
             "--connection-window" => plan.connection_window = value.parse()?,
             "--stream-window" => plan.stream_window = value.parse()?,
             "--send-window" => plan.send_window = value.parse()?,
-            _ => bail!(
-                "unknown option {name}; there are --mtu, --rounds, --in-flight, --measured-ms, --mtu-bound, \
-                 --ack-threshold, --connection-window, --stream-window, --send-window"
-            ),
+            _ => bail!("there is no option {name}; --help explains those that there are"),
         }
     }
     Ok(options)
