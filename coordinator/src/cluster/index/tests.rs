@@ -318,6 +318,16 @@ fn the_pods_of_an_owned_prepull_that_was_never_read_are_held_by_its_pool() {
 }
 
 #[test]
+fn a_pull_secret_is_one_of_the_objects_own_namespace() {
+    let mut index = Index::default();
+    let mut named = prepull("a", "2026-01-01T00:00:00Z", Value::Null);
+    named["spec"]["pullSecretRef"] = json!({ "name": "ghcr", "namespace": "other" });
+    shown(&mut index, Kind::PrePulls, named).unwrap();
+    let facts = &index.prepulls[&key("a")];
+    assert_eq!(facts.secret(&key("a")), Some(key("ghcr")));
+}
+
+#[test]
 fn a_heartbeat_is_read_as_its_writers_mean_it() {
     let hour = Duration::from_hours(1);
     let now = Now {
