@@ -88,7 +88,7 @@ pub struct ImageView {
     pub hosts_failed: u64,
     /// The time of the first request, in Unix seconds.
     pub wanted_at: u64,
-    /// Seconds from the last change of what was wanted until the image was present everywhere. Absent until then.
+    /// Seconds from the last change of what was wanted until the image was present everywhere. `null` until then.
     pub staged_seconds: Option<f64>,
     /// Each selected host, in the order of ids.
     pub hosts: Vec<HostProgress>,
