@@ -10,10 +10,12 @@ use std::{
 
 use base64::Engine as _;
 use origin::{
-    Client, ConfigError, Credentials, OriginError, ParseReferenceError, PlainHttp, Proxies,
-    Reference, Repository, Secret,
+    Client, ConfigError, Credentials, OriginError, PlainHttp, Proxies, Repository, Secret,
 };
-use proto::message::PullToken;
+use proto::{
+    message::PullToken,
+    reference::{ParseRegistryReferenceError, RegistryReference},
+};
 use tracing::info;
 
 use crate::{config::OriginConfig, lock::lock};
@@ -48,7 +50,7 @@ pub(crate) enum RepositoryError {
     Malformed {
         reference: String,
         #[source]
-        error: ParseReferenceError,
+        error: ParseRegistryReferenceError,
     },
     /// The file of this host's own password can't be read (`origin.credentials`).
     #[error("reading the password of {registry} from {}", path.display())]
@@ -154,12 +156,13 @@ impl Origin {
         reference: &str,
         access: &Access,
     ) -> Result<Repository, RepositoryError> {
-        let parsed: Reference = reference
-            .parse()
-            .map_err(|error| RepositoryError::Malformed {
-                reference: reference.to_owned(),
-                error,
-            })?;
+        let parsed: RegistryReference =
+            reference
+                .parse()
+                .map_err(|error| RepositoryError::Malformed {
+                    reference: reference.to_owned(),
+                    error,
+                })?;
         let password = self.password(parsed.registry(), access)?;
         let mut all = lock(&self.repositories);
         let asked = |kept: &Kept| kept.reference == reference && kept.access == *access;
@@ -235,6 +238,30 @@ mod tests {
 
     use super::*;
     use crate::config::BasicCredentials;
+
+    #[test]
+    fn the_first_part_of_a_reference_is_the_registry_whatever_it_looks_like() {
+        let origin = Origin::new(&OriginConfig {
+            ca_file: None,
+            plain_http: Vec::new(),
+            idle_timeout: Duration::from_secs(1),
+            proxy: origin::ProxySettings::default(),
+            system_roots: false,
+            credentials: std::collections::BTreeMap::new(),
+        })
+        .unwrap();
+        // a client's credentials for a host of the fleet's own network never go to Docker Hub
+        let client = Access::of_client(Some(&Secret::from("Bearer x")), false);
+        for (reference, name) in [
+            ("registry/org/image", "registry/org/image"),
+            ("index.docker.io/macos", "docker.io/library/macos"),
+        ] {
+            let asked = origin.repository(reference, &client).unwrap();
+            assert_eq!(asked.name(), name);
+        }
+        let nameless = origin.repository("image", &client);
+        assert!(matches!(nameless, Err(RepositoryError::Malformed { .. })));
+    }
 
     #[test]
     fn a_password_that_was_changed_is_used_at_once_and_the_old_one_forgotten() {

@@ -11,11 +11,10 @@ use std::{
 
 use bytes::Bytes;
 use origin::{
-    Backoff, Client, Credentials, Grant, OriginError, PlainHttp, Proxies, Reference, Repository,
-    Secret,
+    Backoff, Client, Credentials, Grant, OriginError, PlainHttp, Proxies, Repository, Secret,
 };
 use proto::{
-    Digest, HostId,
+    Digest, HostId, RegistryReference, Version,
     image::{Layout, ParseImageError},
 };
 use tokio::time::{Instant, sleep, timeout};
@@ -68,7 +67,7 @@ struct Asked {
 }
 
 impl Asked {
-    fn of(parsed: &Reference, secret: Option<&String>) -> Self {
+    fn of(parsed: &RegistryReference, secret: Option<&String>) -> Self {
         Self {
             registry: parsed.registry().to_owned(),
             repository: parsed.repository().to_owned(),
@@ -285,8 +284,10 @@ impl Registries {
     ) -> Result<Want, ResolveError> {
         let parsed = parse(reference)?;
         let asked = Asked::of(&parsed, secret);
-        let digest = parsed.digest().and_then(|digest| digest.parse().ok());
-        let known = digest.and_then(|digest| self.known(&digest, &asked));
+        let known = match parsed.version() {
+            Version::Digest(digest) => self.known(digest, &asked),
+            Version::Tag(_) => None,
+        };
         let until = Instant::now() + RESOLVE_TIMEOUT;
         let asking = async {
             match known {
@@ -378,7 +379,7 @@ impl Registries {
     fn repository(
         &self,
         reference: &str,
-        parsed: &Reference,
+        parsed: &RegistryReference,
         secret: Option<&String>,
     ) -> Result<Repository, ResolveError> {
         let registry = parsed.registry();
@@ -416,7 +417,7 @@ impl Registries {
     async fn fetch(
         &self,
         reference: &str,
-        parsed: &Reference,
+        parsed: &RegistryReference,
         secret: Option<&String>,
         until: Instant,
     ) -> Result<(Digest, Found), ResolveError> {
@@ -430,7 +431,7 @@ impl Registries {
     async fn may_have(
         &self,
         reference: &str,
-        parsed: &Reference,
+        parsed: &RegistryReference,
         secret: Option<&String>,
         until: Instant,
     ) -> Result<(), ResolveError> {
@@ -540,22 +541,17 @@ pub(crate) fn by_digest(image: &str, digest: &Digest) -> String {
 }
 
 /// Checks a reference, because hosts make paths of it, and tart has to find the image by it. The text stays as it was
-/// typed, because goldens are named by a hash of it. Returns the reference as the registry's client parses it.
-fn parse(reference: &str) -> Result<Reference, ResolveError> {
-    let refuse = |reason: String| ResolveError::Reference {
+/// typed, because goldens are named by a hash of it. Returns what the registry is asked for.
+fn parse(reference: &str) -> Result<RegistryReference, ResolveError> {
+    let parsed = reference.parse::<proto::Reference>();
+    let parsed = parsed.map_err(|error| ResolveError::Reference {
         reference: crate::progress::clean(reference)
             .chars()
             .take(MAX_QUOTE)
             .collect(),
-        reason,
-    };
-    reference
-        .parse::<proto::Reference>()
-        .map_err(|error| refuse(error.to_string()))?;
-    // the client's own grammar also allows references that were refused above
-    reference
-        .parse()
-        .map_err(|error: origin::ParseReferenceError| refuse(error.to_string()))
+        reason: error.to_string(),
+    })?;
+    Ok(parsed.at_registry().clone())
 }
 
 #[cfg(test)]

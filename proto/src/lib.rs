@@ -37,6 +37,6 @@ pub use ledger::{Answer, Ledger, Source};
 pub use moment::Moment;
 pub use reason::{Reason, ToldReason};
 pub use recipe::{ContentRecipe, Recipe};
-pub use reference::{ParseReferenceError, Reference, Version};
+pub use reference::{ParseReferenceError, Reference, RegistryReference, Version};
 pub use secret::Secret;
 pub use statement::{Signed, Statement, Ticket};

@@ -3,17 +3,23 @@
 //!
 //! tart's grammar (`Reference.g4`) is narrower than that of the distribution specification in one place and wider in
 //! another. A reference that only one of them accepts can't be staged: the registry doesn't have it, or tart doesn't
-//! find it. A [`Reference`] fits both, and no part of it leads out of tart's cache.
+//! find it. A [`Reference`] fits both, and no part of it leads out of tart's cache. What registries alone accept is a
+//! [`RegistryReference`]; each reference has one.
+
+mod registry;
 
 use alloc::{borrow::ToOwned as _, format, string::String, vec::Vec};
 use core::{fmt, str::FromStr};
 
+use self::registry::Parts;
+pub use self::registry::{
+    MAX_REPOSITORY_BYTES, MAX_TAG_BYTES, ParseRegistryReferenceError, ParseTagError,
+    RegistryReference, Tag, Version, is_registry, is_repository,
+};
 use crate::digest::Digest;
 
 /// The longest reference: the lengths that the distribution specification allows the parts, added and rounded up.
 pub const MAX_REFERENCE_BYTES: usize = 512;
-/// The longest tag (OCI distribution specification 1.1, "Pulling manifests").
-pub const MAX_TAG_BYTES: usize = 128;
 /// The most characters of a malformed part that an error repeats.
 const MAX_QUOTE: usize = 80;
 
@@ -26,16 +32,7 @@ pub struct Reference {
     text: String,
     host: String,
     namespace: Vec<String>,
-    version: Version,
-}
-
-/// The version of an image that a reference names in its repository.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Version {
-    /// A tag, which may move.
-    Tag(String),
-    /// A manifest's digest.
-    Digest(Digest),
+    asked: RegistryReference,
 }
 
 /// Why a text isn't a reference. Each variant is one rule, and its message states the rule.
@@ -53,9 +50,14 @@ pub enum ParseReferenceError {
     /// The registry isn't a host with an optional port.
     #[error(
         "tart can't name the registry {0:?}: a host is letters and digits, with one `.` or `-` as separator between them \
-         and no underscore, and a port is a number"
+         and no underscore, and a port is a number from 1 to 65535"
     )]
     Host(String),
+    /// The repository's name is longer than any registry accepts.
+    #[error(
+        "its repository's name has {0} bytes, and no registry has one with more than {MAX_REPOSITORY_BYTES}"
+    )]
+    LongName(usize),
     /// A part of the repository's name is one that tart or registries don't accept.
     #[error(
         "tart or registries can't name the repository part {0:?}: it is lower-case letters and digits, with one `.`, `-` \
@@ -106,7 +108,7 @@ impl Reference {
     #[must_use]
     pub fn place(&self) -> String {
         let repository = format!("{}/{}", self.host, self.namespace.join("/"));
-        match &self.version {
+        match self.version() {
             Version::Tag(tag) => format!("{repository}:{tag}").to_ascii_lowercase(),
             Version::Digest(digest) => format!("{repository}@{digest}").to_ascii_lowercase(),
         }
@@ -115,7 +117,13 @@ impl Reference {
     /// The tag or digest; the tag `latest` where neither was written.
     #[must_use]
     pub const fn version(&self) -> &Version {
-        &self.version
+        self.asked.version()
+    }
+
+    /// What a registry is asked for.
+    #[must_use]
+    pub const fn at_registry(&self) -> &RegistryReference {
+        &self.asked
     }
 }
 
@@ -126,13 +134,12 @@ impl FromStr for Reference {
         if text.len() > MAX_REFERENCE_BYTES {
             return Err(ParseReferenceError::TooLong(text.len()));
         }
-        let (name, digest) = match text.split_once('@') {
-            Some((name, digest)) => (name, Some(digest)),
-            None => (text, None),
-        };
-        let (host, path) = name
-            .split_once('/')
-            .ok_or(ParseReferenceError::NoRegistry)?;
+        let Parts {
+            registry: host,
+            repository,
+            tag,
+            digest,
+        } = Parts::of(text).ok_or(ParseReferenceError::NoRegistry)?;
         if host.starts_with('[') {
             return Err(ParseReferenceError::Ipv6);
         }
@@ -143,11 +150,10 @@ impl FromStr for Reference {
         if !is_host(host) {
             return Err(ParseReferenceError::Host(quote(host)));
         }
-        let (path, tag) = match path.split_once(':') {
-            Some((path, tag)) => (path, Some(tag)),
-            None => (path, None),
-        };
-        let namespace = path
+        if repository.len() > MAX_REPOSITORY_BYTES {
+            return Err(ParseReferenceError::LongName(repository.len()));
+        }
+        let namespace = repository
             .split('/')
             .map(|part| {
                 if is_component(part) {
@@ -162,15 +168,17 @@ impl FromStr for Reference {
                 Version::Digest(digest.parse().map_err(|_| ParseReferenceError::Digest)?)
             }
             (Some(_), Some(_)) => return Err(ParseReferenceError::TagAndDigest),
-            (Some(tag), None) if !is_tag(tag) => return Err(ParseReferenceError::Tag(quote(tag))),
-            (Some(tag), None) => Version::Tag(tag.to_owned()),
-            (None, None) => Version::Tag("latest".to_owned()),
+            (Some(tag), None) => match tag.parse() {
+                Ok(parsed) if is_tag(tag) => Version::Tag(parsed),
+                _ => return Err(ParseReferenceError::Tag(quote(tag))),
+            },
+            (None, None) => Version::Tag(Tag::latest()),
         };
         Ok(Self {
             text: text.to_owned(),
             host: host.to_owned(),
             namespace,
-            version,
+            asked: RegistryReference::of(host, repository, version),
         })
     }
 }
@@ -181,18 +189,11 @@ impl fmt::Display for Reference {
     }
 }
 
-/// Whether this is a DNS name or IPv4 address with an optional port. tart's rule is `host_component ('.'
-/// host_component)*`, where a component is `name ('-' name)*`.
+/// Whether this is a registry that tart can name, too. tart's rule is `host_component ('.' host_component)*`, where a
+/// component is `name ('-' name)*`.
 fn is_host(host: &str) -> bool {
-    let (name, port) = match host.split_once(':') {
-        Some((name, port)) => (name, Some(port)),
-        None => (host, None),
-    };
-    let letters = |byte: u8| byte.is_ascii_alphanumeric();
-    is_separated(name, letters, b".-")
-        && port.is_none_or(|port| {
-            port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
-        })
+    let name = host.split_once(':').map_or(host, |(name, _)| name);
+    is_registry(host) && is_separated(name, |byte| byte.is_ascii_alphanumeric(), b".-")
 }
 
 /// Whether the part fits both the specification's `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*` and tart's `(name separator?)+`.
@@ -204,10 +205,10 @@ fn is_component(part: &str) -> bool {
     )
 }
 
-/// Whether the tag fits both the specification's `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}` and tart's `name (separator
-/// name)*`.
+/// Whether the tag, which fits the specification's `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`, fits tart's `name (separator
+/// name)*` too.
 fn is_tag(tag: &str) -> bool {
-    tag.len() <= MAX_TAG_BYTES && is_separated(tag, |byte| byte.is_ascii_alphanumeric(), b".-_")
+    is_separated(tag, |byte| byte.is_ascii_alphanumeric(), b".-_")
 }
 
 /// Whether the text is one or more runs of letters, with one separator between each two runs.
@@ -251,9 +252,12 @@ mod tests {
         );
         let by_tag = parse("127.0.0.1:5000/image:Tag_1.2-x").unwrap();
         assert_eq!(by_tag.host(), "127.0.0.1:5000");
-        assert_eq!(by_tag.version(), &Version::Tag("Tag_1.2-x".to_owned()));
+        assert_eq!(
+            by_tag.version(),
+            &Version::Tag("Tag_1.2-x".parse().unwrap())
+        );
         let bare = parse("localhost/image").unwrap();
-        assert_eq!(bare.version(), &Version::Tag("latest".to_owned()));
+        assert_eq!(bare.version(), &Version::Tag(Tag::latest()));
         let digest = Digest::of(b"x");
         assert_eq!(by_tag.at(&digest), format!("127.0.0.1:5000/image@{digest}"));
         assert_eq!(bare.at(&digest), format!("localhost/image@{digest}"));
@@ -286,6 +290,7 @@ mod tests {
             ("my_host.test/a:1", host("my_host.test")),
             ("my--host.test/a:1", host("my--host.test")),
             ("r.test:99999/a:1", host("r.test:99999")),
+            ("r.test:0/a:1", host("r.test:0")),
             ("[::1]:5000/a:1", Ipv6),
             ("[fe80::1]/a", Ipv6),
             ("org/image:1", NoRegistry),
@@ -298,6 +303,8 @@ mod tests {
         }
         assert!(parse(&format!("r.test/a:{longest}")).is_ok());
         assert!(parse(&format!("r.test/a:{long_tag}")).is_err());
+        let long_name = format!("r.test/{}", "x".repeat(256));
+        assert_eq!(parse(&long_name), Err(ParseReferenceError::LongName(256)));
     }
 
     #[test]
@@ -344,10 +351,20 @@ mod tests {
                 prop_assert_eq!(reference.as_str(), &text);
                 let mut parts = reference.namespace().to_vec();
                 parts.push(reference.host().to_owned());
-                if let Version::Tag(tag) = reference.version() { parts.push(tag.clone()); }
+                if let Version::Tag(tag) = reference.version() { parts.push(tag.as_str().to_owned()); }
                 for part in parts {
                     prop_assert!(!part.is_empty() && part != "." && part != ".." && !part.contains(['/', '\0', '\n']));
                 }
+            }
+        }
+
+        /// What tart can name, registries can be asked for.
+        #[test]
+        fn a_reference_is_one_of_a_registry_too(
+            text in "[a-c]{1,3}(\\.[a-c-]{1,3}){0,2}(:[0-9]{1,6})?/[a-cA._/-]{1,9}(:[a-cA._-]{1,4})?(@sha256:[0-9a-f]{64})?",
+        ) {
+            if let Ok(reference) = text.parse::<Reference>() {
+                prop_assert_eq!(&text.parse::<RegistryReference>(), &Ok(reference.at_registry().clone()));
             }
         }
 

@@ -7,14 +7,13 @@ use std::{
     time::Duration,
 };
 
+use proto::reference::is_registry;
 use serde::Deserialize;
 
 /// The default TCP port for the registry mirror.
 pub const MIRROR_PORT: u16 = 7474;
 /// The default size of the mirror's blob cache, in bytes: two compressed images of a common size.
 const MIRROR_CACHE_BYTES: u64 = 64 << 30;
-/// The longest name of a host with its port, in bytes.
-const MAX_HOST: usize = 255 + 6;
 
 /// The answer to a client, before the headers, when something can't be had for now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -160,31 +159,8 @@ pub(super) fn mirror_settings(
     })
 }
 
-/// A host with or without port, with `_` before the port read as `:`.
+/// A host with or without port, with `_` before the port read as `:`. The names of hosts have no underscores.
 pub(crate) fn registry(text: &str) -> Option<String> {
-    let (host, port) = match text.rsplit_once([':', '_']) {
-        Some((host, port)) => (host, Some(port)),
-        None => (text, None),
-    };
-    let label = |label: &str| {
-        !label.is_empty()
-            && label.len() <= 63
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    if text.len() > MAX_HOST || !host.split('.').all(label) {
-        return None;
-    }
-    let host = host.to_ascii_lowercase();
-    match port {
-        None => Some(host),
-        Some(port) => {
-            let digits = port.bytes().all(|byte| byte.is_ascii_digit());
-            let port: u16 = port.parse().ok().filter(|port| digits && *port > 0)?;
-            Some(format!("{host}:{port}"))
-        }
-    }
+    let text = text.replace('_', ":").to_ascii_lowercase();
+    is_registry(&text).then_some(text)
 }

@@ -7,14 +7,14 @@
 
 use std::str::FromStr as _;
 
-use origin::{Tag, Version};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
-use proto::Digest;
+use proto::{
+    Digest, Version,
+    reference::{Tag, is_repository},
+};
 
 use crate::config::mirror::registry;
 
-/// The longest name of a repository, in bytes (distribution specification).
-const MAX_NAME: usize = 255;
 /// The name that stands for a repository in requests about a whole registry.
 pub(crate) const ANY: &str = "any";
 
@@ -84,7 +84,7 @@ pub(crate) fn parse(
         // a name that merely ends in `_catalog` is a repository's
         return if repository.name == ANY {
             let query = query.unwrap_or_default();
-            Ok(Asked::Catalog(repository, page(query, is_name)))
+            Ok(Asked::Catalog(repository, page(query, is_repository)))
         } else {
             Err(Refused::NoRoute)
         };
@@ -129,7 +129,7 @@ fn repository(
     default: Option<&str>,
 ) -> Result<Repository, Refused> {
     let made = |registry: String, name: &str, by_namespace| {
-        if !is_name(name) {
+        if !is_repository(name) {
             return Err(Refused::Name);
         }
         Ok(Repository {
@@ -155,23 +155,6 @@ fn repository(
 /// Whether the first part of a path is a registry's host, not a part of a name (the rule of Docker references).
 fn is_registry(host: &str) -> bool {
     host.contains(['.', ':']) || host == "localhost"
-}
-
-/// A component of a name: `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`.
-fn is_component(text: &str) -> bool {
-    let word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let bytes = text.as_bytes();
-    let ends = bytes.first().copied().is_some_and(word) && bytes.last().copied().is_some_and(word);
-    let between = text
-        .split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-        .filter(|part| !part.is_empty())
-        .all(|part| matches!(part, "." | "_" | "__") || part.bytes().all(|byte| byte == b'-'));
-    ends && between
-}
-
-/// Whether the text is a valid name of a repository.
-fn is_name(name: &str) -> bool {
-    name.len() <= MAX_NAME && name.split('/').all(is_component)
 }
 
 /// The query's `n` and `last`, if valid, as they may be passed on. `last` is a tag in a list of tags, a name in a list

@@ -19,8 +19,8 @@ use hyper::{
         HeaderValue, IF_RANGE, LOCATION, RANGE, WARNING, WWW_AUTHENTICATE,
     },
 };
-use origin::{Backoff, OriginError, Reference, Secret, Version};
-use proto::Digest;
+use origin::{Backoff, OriginError, Secret};
+use proto::{Digest, RegistryReference, Version};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{sleep, timeout},
@@ -641,9 +641,9 @@ impl Service {
         let scheme = if plain { "http" } else { "https" };
         // The location is the one that the agent itself would ask: Docker Hub's API has another host than its name, and
         // the names of its own images get a first part.
-        let parsed = repository.reference().parse::<Reference>();
+        let parsed = repository.reference().parse::<RegistryReference>();
         let (host, name) = match &parsed {
-            Ok(parsed) => (parsed.resolve_registry(), parsed.repository()),
+            Ok(parsed) => (parsed.server(), parsed.repository()),
             Err(_) => (repository.registry.as_str(), repository.name.as_str()),
         };
         let location = format!("{scheme}://{host}/v2/{name}/{path}");

@@ -14,8 +14,8 @@ use std::{
 
 use bytes::Bytes;
 use hyper::{HeaderMap, header::HeaderValue};
-use origin::{Manifest, OriginError, Secret, Version};
-use proto::Digest;
+use origin::{Manifest, OriginError, Secret};
+use proto::{Digest, Version};
 use tracing::warn;
 
 use super::request::Repository;

@@ -226,7 +226,7 @@ fn locate(home: &Path, image: &str) -> Result<(PathBuf, Digest), VerifyError> {
 fn find(home: &Path, reference: &Reference) -> Result<(PathBuf, Digest), VerifyError> {
     let path = match reference.version() {
         Version::Digest(digest) => cache::image_directory(home, reference, digest),
-        Version::Tag(tag) => cache::repository_directory(home, reference).join(tag),
+        Version::Tag(tag) => cache::repository_directory(home, reference).join(tag.as_str()),
     };
     let found = fs::canonicalize(&path)
         .ok()

@@ -45,7 +45,7 @@ pub(crate) fn image_directory(home: &Path, reference: &Reference, image: &Digest
 /// The symlink by which a tag names its image; `None` for a reference by digest.
 pub(crate) fn tag_link(home: &Path, reference: &Reference) -> Option<PathBuf> {
     match reference.version() {
-        Version::Tag(tag) => Some(repository_directory(home, reference).join(tag)),
+        Version::Tag(tag) => Some(repository_directory(home, reference).join(tag.as_str())),
         Version::Digest(_) => None,
     }
 }

@@ -1,6 +1,6 @@
 //! The client, which makes repositories.
 
-use oci_spec::distribution::Reference;
+use proto::RegistryReference;
 
 use crate::{
     auth::Credentials,
@@ -34,10 +34,10 @@ impl Client {
     /// tokens, so keep one handle instead of making one for each call.
     ///
     /// # Errors
-    /// When the reference's digest isn't SHA-256, or its registry isn't a host.
+    /// When its registry isn't a host that an address can have.
     pub fn repository(
         &self,
-        reference: &Reference,
+        reference: &RegistryReference,
         credentials: Credentials,
     ) -> Result<Repository, OriginError> {
         Repository::new(self.0.clone(), reference, credentials)

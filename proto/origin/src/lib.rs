@@ -10,10 +10,10 @@
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use futures_util::StreamExt as _;
-//! use origin::{Client, Config, Credentials, Reference};
+//! use origin::{Client, Config, Credentials};
 //!
 //! let client = Client::new(Config::default())?;
-//! let reference: Reference = "ghcr.io/cirruslabs/macos-runner:sonoma".parse()?;
+//! let reference: proto::RegistryReference = "ghcr.io/cirruslabs/macos-runner:sonoma".parse()?;
 //! let repository = client.repository(&reference, Credentials::Anonymous)?;
 //! let manifest = repository.manifest(repository.version()).await?;
 //! let layout = proto::Layout::parse(&manifest.bytes, &manifest.digest)?;
@@ -46,8 +46,7 @@ pub use client::Client;
 pub use config::{Config, roots_from_pem, system_roots};
 pub use error::{ConfigError, OriginError};
 pub use location::PlainHttp;
-pub use oci_spec::distribution::{ParseError as ParseReferenceError, Reference};
 pub use proto::Secret;
 pub use proto::image::MAX_MANIFEST_BYTES;
 pub use proxy::{Proxies, ProxySettings};
-pub use repository::{Manifest, ParseTagError, Repository, Tag, Version};
+pub use repository::{Manifest, Repository};

@@ -12,12 +12,13 @@ use proto::{
     Digest, Layout,
     image::{Blob, MANIFEST_TYPE},
     recipe::{ARTIFACT_TYPE, ParseRecipeError, Recipe},
+    reference::Tag,
 };
 use serde::Deserialize;
 
 use crate::{
     error::{OriginError, shorten},
-    repository::{Repository, Tag},
+    repository::Repository,
 };
 
 /// The most pages of a list that are read. Each is at most as long as a manifest. A registry that filters by type, as

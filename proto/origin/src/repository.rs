@@ -1,14 +1,13 @@
 //! A repository of a registry, and requests that read from it.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri,
     header::{ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RANGE, WWW_AUTHENTICATE},
 };
-use oci_spec::distribution::Reference;
-use proto::{Digest, image::MAX_MANIFEST_BYTES, reference::MAX_TAG_BYTES};
+use proto::{Digest, RegistryReference, Version, image::MAX_MANIFEST_BYTES};
 
 use crate::{
     auth::{Authenticator, Credentials, Grant},
@@ -31,68 +30,6 @@ const DOCKER_MANIFEST: HeaderValue =
     HeaderValue::from_static("application/vnd.docker.distribution.manifest.v2+json");
 const ANYTHING: HeaderValue = HeaderValue::from_static("*/*");
 const DIGEST_HEADER: HeaderName = HeaderName::from_static("docker-content-digest");
-
-/// A tag: a name for a version of an image, which may move. It has letters, digits, `_`, `.` and `-`, [`MAX_TAG_BYTES`]
-/// at most.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Tag(String);
-
-/// The text isn't a tag.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "a tag has 1 to {MAX_TAG_BYTES} letters, digits, `_`, `.` and `-`, and starts with none of the last two"
-)]
-pub struct ParseTagError;
-
-impl FromStr for Tag {
-    type Err = ParseTagError;
-
-    fn from_str(text: &str) -> Result<Self, ParseTagError> {
-        let first = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-        let valid = (1..=MAX_TAG_BYTES).contains(&text.len())
-            && text.bytes().next().is_some_and(first)
-            && text
-                .bytes()
-                .all(|byte| first(byte) || byte == b'.' || byte == b'-');
-        valid.then(|| Self(text.to_owned())).ok_or(ParseTagError)
-    }
-}
-
-impl fmt::Display for Tag {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// One of a repository's manifests.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Version {
-    /// The manifest that the tag points to now.
-    Tag(Tag),
-    /// The manifest with this digest. It never changes.
-    Digest(Digest),
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tag(tag) => tag.fmt(f),
-            Self::Digest(digest) => digest.fmt(f),
-        }
-    }
-}
-
-impl From<Digest> for Version {
-    fn from(digest: Digest) -> Self {
-        Self::Digest(digest)
-    }
-}
-
-impl From<Tag> for Version {
-    fn from(tag: Tag) -> Self {
-        Self::Tag(tag)
-    }
-}
 
 /// A manifest as the registry stores it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,40 +62,23 @@ struct Inner {
 impl Repository {
     pub(crate) fn new(
         transport: Transport,
-        reference: &Reference,
+        reference: &RegistryReference,
         credentials: Credentials,
     ) -> Result<Self, OriginError> {
-        let refuse = |cause: String| OriginError::Reference {
-            what: shorten(&reference.whole()),
-            cause,
-        };
-        // Where a reference has both, the digest counts.
-        let version = match (reference.digest(), reference.tag()) {
-            (Some(digest), _) => {
-                Version::Digest(digest.parse().map_err(|error| refuse(format!("{error}")))?)
-            }
-            (None, tag) => Version::Tag(
-                tag.unwrap_or("latest")
-                    .parse()
-                    .map_err(|error| refuse(format!("{error}")))?,
-            ),
-        };
-        let host = reference.resolve_registry();
+        let host = reference.server();
         let scheme = if transport.plain_http().allows(host) {
             "http"
         } else {
             "https"
         };
         let base = format!("{scheme}://{host}");
-        // The parsers of references and addresses don't check the port's range.
-        let valid = base.parse::<Uri>().is_ok_and(|uri| {
-            uri.authority().is_some_and(|authority| {
-                authority.as_str() == host
-                    && (authority.port_u16().is_some() || !host.contains(':'))
-            })
-        });
-        if !valid {
-            return Err(refuse(format!("its registry {host:?} isn't a host")));
+        // what both grammars call a host is the same, and no other server is asked should they ever differ
+        let same = |uri: Uri| uri.authority().is_some_and(|asked| asked.as_str() == host);
+        if !base.parse::<Uri>().is_ok_and(same) {
+            return Err(OriginError::Reference {
+                what: shorten(&reference.to_string()),
+                cause: format!("its registry {host:?} isn't a host"),
+            });
         }
         let path = reference.repository().to_owned();
         Ok(Self(Arc::new(Inner {
@@ -167,7 +87,7 @@ impl Repository {
             transport,
             base,
             path,
-            version,
+            version: reference.version().clone(),
         })))
     }
 
@@ -688,28 +608,12 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_in_the_reference_wins_over_its_tag() {
-        let digest = Digest::of(b"");
-        let both = format!("ghcr.io/a:tag@{digest}");
-        let repository = repository(&both, PlainHttp::Nowhere).unwrap();
-        assert_eq!(repository.version(), &Version::Digest(digest));
-    }
-
-    #[test]
-    fn other_digests_and_ports_beyond_the_last_are_refused() {
-        let sha512 = format!("ghcr.io/a@sha512:{}", "0".repeat(128));
-        let error = repository(&sha512, PlainHttp::Nowhere).unwrap_err();
-        assert!(matches!(error, OriginError::Reference { .. }), "{error}");
-        let error = repository("ghcr.io:99999/a", PlainHttp::Nowhere).unwrap_err();
-        assert!(matches!(error, OriginError::Reference { .. }), "{error}");
-    }
-
-    #[test]
-    fn tags_are_checked() {
-        assert!("a.b-c_D1".parse::<Tag>().is_ok());
-        assert!("x".repeat(128).parse::<Tag>().is_ok());
-        for bad in ["", "../x", ".a", "-a", "a/b", "a b", "ä", &"x".repeat(129)] {
-            assert_eq!(bad.parse::<Tag>(), Err(ParseTagError), "{bad}");
-        }
+    fn docker_hub_is_asked_at_its_own_host() {
+        let hub = repository("docker.io/image:1", PlainHttp::Nowhere).unwrap();
+        assert_eq!(
+            hub.uri("", "manifests/1").unwrap().to_string(),
+            "https://index.docker.io/v2/library/image/manifests/1"
+        );
+        assert_eq!(hub.name(), "docker.io/library/image");
     }
 }

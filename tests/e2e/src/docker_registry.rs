@@ -13,7 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use origin::{Client, Config, Credentials, PlainHttp, Reference};
+use origin::{Client, Config, Credentials, PlainHttp};
+use proto::RegistryReference;
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -186,7 +187,7 @@ impl DockerRegistry {
     /// # Panics
     /// When `name` or `tag` isn't one.
     #[must_use]
-    pub fn reference(&self, name: &str, tag: &str) -> Reference {
+    pub fn reference(&self, name: &str, tag: &str) -> RegistryReference {
         format!("{}/{name}:{tag}", self.addr)
             .parse()
             .expect("the caller gives a valid name and tag")

@@ -35,7 +35,7 @@ use std::{
 
 use bytes::Bytes;
 use proto::{
-    Digest, Layout,
+    Digest, Layout, RegistryReference,
     image::{
         CONFIG_TYPE, DISK_SIZE_ANNOTATION, DISK_TYPE, MANIFEST_TYPE, NVRAM_TYPE, ParseImageError,
         RAW_DIGEST_ANNOTATION, RAW_SIZE_ANNOTATION,
@@ -400,7 +400,7 @@ impl GeneratedImage {
     /// When the registry refuses something, or a blob can't be read.
     pub async fn push(
         &self,
-        reference: &oci_client::Reference,
+        reference: &RegistryReference,
         credentials: &origin::Credentials,
     ) -> oci_client::errors::Result<()> {
         let manifest = self.manifest.clone();

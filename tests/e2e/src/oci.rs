@@ -2,10 +2,11 @@
 //! tools do.
 
 use oci_client::{
-    Client,
+    Client, Reference,
     client::{ClientConfig, ClientProtocol},
     secrets::RegistryAuth,
 };
+use proto::RegistryReference;
 
 /// A client for registries on loopback, which speak plain HTTP. It pushes a blob by one request.
 #[must_use]
@@ -17,6 +18,16 @@ pub fn client() -> Client {
         use_monolithic_push: true,
         ..ClientConfig::default()
     })
+}
+
+/// The same reference, as that client has it. A digest stands in the tag's place: the client writes the same address.
+#[must_use]
+pub fn reference(reference: &RegistryReference) -> Reference {
+    Reference::with_tag(
+        reference.registry().to_owned(),
+        reference.repository().to_owned(),
+        reference.version().to_string(),
+    )
 }
 
 /// The same credentials, as that client has them.

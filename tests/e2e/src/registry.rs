@@ -35,8 +35,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use origin::{Client, Config, Credentials, PlainHttp, Reference};
-use proto::{Digest, image::MANIFEST_TYPE};
+use origin::{Client, Config, Credentials, PlainHttp};
+use proto::{Digest, RegistryReference, image::MANIFEST_TYPE};
 use tokio::{sync::watch, task::JoinSet};
 
 use crate::image::GeneratedImage;
@@ -148,7 +148,7 @@ impl Registry {
     /// # Panics
     /// When `name` or `tag` isn't one.
     #[must_use]
-    pub fn reference(&self, name: &str, tag: &str) -> Reference {
+    pub fn reference(&self, name: &str, tag: &str) -> RegistryReference {
         // Certificates are for the name rather than for the address.
         let host = if self.shared.tls {
             format!("localhost:{}", self.addr().port())
@@ -315,7 +315,7 @@ impl Registry {
     ) -> String {
         self.shared.store.also_look_in(directory);
         self.put_manifest(name, tag, MANIFEST_TYPE, manifest);
-        self.reference(name, tag).whole()
+        self.reference(name, tag).to_string()
     }
 
     /// The digests of all blobs that were pushed or put here, and their sizes.

@@ -121,12 +121,26 @@ fn the_programs_do_not_know_each_other() {
         (
             "agent",
             "normal,build,dev",
-            &["coordinator", "rollout", "kube", "oci-client", "reqwest"][..],
+            &[
+                "coordinator",
+                "rollout",
+                "kube",
+                "oci-client",
+                "oci-spec",
+                "reqwest",
+            ][..],
         ),
         (
             "coordinator",
             "normal,build",
-            &["agent", "swarm", "lz4_flex", "oci-client", "reqwest"],
+            &[
+                "agent",
+                "swarm",
+                "lz4_flex",
+                "oci-client",
+                "oci-spec",
+                "reqwest",
+            ],
         ),
         // what runs on operators' machines links nothing that only a cluster or a host needs; it pushes recipes by
         // oci-client

@@ -20,7 +20,7 @@ use origin::{
     Credentials, OriginError,
     recipe::{Listing, fallback_tag, listing},
 };
-use proto::{Digest, image::MANIFEST_TYPE, recipe::ARTIFACT_TYPE};
+use proto::{Digest, RegistryReference, image::MANIFEST_TYPE, recipe::ARTIFACT_TYPE};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -178,6 +178,7 @@ fn added(index: Option<&[u8]>, entry: &Value) -> anyhow::Result<Option<Vec<u8>>>
 struct Pusher {
     client: Client,
     auth: RegistryAuth,
+    repository: RegistryReference,
     /// The repository, under any tag.
     reference: Reference,
     name: String,
@@ -200,6 +201,17 @@ impl MayPass for PushError {
     fn retry_after(&self) -> Option<Duration> {
         None
     }
+}
+
+/// What oci-client calls a version of this repository. A digest stands in the tag's place, too: oci-client writes the
+/// same address for both. For a reference by digest it panics when the registry's answer has no `Location` (0.18.0,
+/// `push_manifest_raw`).
+fn tagged(repository: &RegistryReference, version: &str) -> Reference {
+    Reference::with_tag(
+        repository.registry().to_owned(),
+        repository.repository().to_owned(),
+        version.to_owned(),
+    )
 }
 
 impl Pusher {
@@ -250,7 +262,11 @@ impl Pusher {
         Ok(Self {
             client,
             auth,
-            reference: registry.reference.clone(),
+            repository: registry.reference.clone(),
+            reference: tagged(
+                &registry.reference,
+                &registry.reference.version().to_string(),
+            ),
             name: registry.repository.name().to_owned(),
         })
     }
@@ -295,13 +311,7 @@ impl Pusher {
         bytes: Vec<u8>,
         media_type: &'static str,
     ) -> anyhow::Result<()> {
-        // A digest stands in the tag's place, too. oci-client writes the same address for both. For a reference by
-        // digest it panics when the registry's answer has no `Location` (0.18.0, `push_manifest_raw`).
-        let reference = Reference::with_tag(
-            self.reference.registry().to_owned(),
-            self.reference.repository().to_owned(),
-            version.to_owned(),
-        );
+        let reference = tagged(&self.repository, version);
         let what = format!("manifest {version} of {}", self.name);
         let bytes = Bytes::from(bytes);
         let pushed = async || {

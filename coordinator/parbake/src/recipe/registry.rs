@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, fs::File, path::PathBuf};
 use anyhow::{Context as _, bail};
 use docker_credential::{CredentialRetrievalError, DockerCredential};
 use origin::{Client, Config, Credentials, PlainHttp, Proxies, ProxySettings, Repository};
+use proto::RegistryReference;
 use rustls_pki_types::CertificateDer;
 
 const USERNAME: &str = "PARBAKE_REGISTRY_USERNAME";
@@ -27,7 +28,7 @@ pub(super) struct Reach {
 pub(super) struct Registry {
     /// Reads.
     pub(super) repository: Repository,
-    pub(super) reference: origin::Reference,
+    pub(super) reference: RegistryReference,
     pub(super) credentials: Credentials,
     pub(super) speaks_plain_http: bool,
     pub(super) extra_roots: Vec<CertificateDer<'static>>,
@@ -37,17 +38,14 @@ impl Registry {
     /// Finds out how the image's registry is reached. Sends nothing. Blocks: it may read files, and ask a credential
     /// helper of docker's.
     pub(super) fn new(image: &proto::Reference, reach: &Reach) -> anyhow::Result<Self> {
-        let reference: origin::Reference = image
-            .as_str()
-            .parse()
-            .with_context(|| format!("image {:?} isn't a reference", image.as_str()))?;
+        let reference = image.at_registry();
         let extra_roots = match &reach.ca_file {
             Some(path) => origin::roots_from_pem(path)?,
             None => Vec::new(),
         };
         let hosts: BTreeSet<String> = reach.plain_http.iter().cloned().collect();
         let plain_http = PlainHttp::Hosts(hosts);
-        let speaks_plain_http = plain_http.allows(reference.resolve_registry());
+        let speaks_plain_http = plain_http.allows(reference.server());
         let client = Client::new(Config {
             extra_roots: extra_roots.clone(),
             system_roots: origin::system_roots(),
@@ -55,10 +53,10 @@ impl Registry {
             plain_http,
             ..Config::default()
         })?;
-        let credentials = credentials(&reference, |name| std::env::var(name).ok())?;
+        let credentials = credentials(reference, |name| std::env::var(name).ok())?;
         Ok(Self {
-            repository: client.repository(&reference, credentials.clone())?,
-            reference,
+            repository: client.repository(reference, credentials.clone())?,
+            reference: reference.clone(),
             credentials,
             speaks_plain_http,
             extra_roots,
@@ -68,7 +66,7 @@ impl Registry {
 
 /// The credentials for a registry, by the environment that `variable` reads.
 fn credentials(
-    reference: &origin::Reference,
+    reference: &RegistryReference,
     variable: impl Fn(&str) -> Option<String>,
 ) -> anyhow::Result<Credentials> {
     match (variable(USERNAME), variable(PASSWORD)) {

@@ -39,7 +39,7 @@ impl Installed {
             .join(image.host().replace(':', "%3A"));
         repository.extend(image.namespace());
         let name = match image.version() {
-            Version::Tag(tag) => tag.clone(),
+            Version::Tag(tag) => tag.to_string(),
             Version::Digest(digest) => digest.to_string(),
         };
         let directory = fs::canonicalize(repository.join(name)).with_context(|| {

@@ -9,7 +9,7 @@ use oci_client::{
     Client, Reference, RegistryOperation,
     errors::{OciDistributionError, Result},
 };
-use proto::{Digest, image::MANIFEST_TYPE};
+use proto::{Digest, RegistryReference, image::MANIFEST_TYPE};
 use tokio::fs::File;
 use tokio_util::io::ReaderStream;
 
@@ -29,9 +29,10 @@ pub(super) async fn push(
     directory: &Path,
     blobs: &BTreeMap<Digest, u64>,
     manifest: Bytes,
-    reference: &Reference,
+    reference: &RegistryReference,
     credentials: &origin::Credentials,
 ) -> Result<()> {
+    let reference = &oci::reference(reference);
     let client = oci::client();
     let auth = oci::auth(credentials);
     client

@@ -36,7 +36,7 @@ impl Docker {
         Self {
             registry,
             image,
-            reference: reference.whole(),
+            reference: reference.to_string(),
             dir,
         }
     }

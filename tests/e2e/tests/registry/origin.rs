@@ -18,10 +18,8 @@ use e2e::{
 };
 use http::HeaderValue;
 use oci_client::{RegistryOperation, errors::OciDistributionError};
-use origin::{
-    BlobStream, Client, Config, Credentials, Grant, OriginError, PlainHttp, Repository, Version,
-};
-use proto::{Digest, image::MANIFEST_TYPE};
+use origin::{BlobStream, Client, Config, Credentials, Grant, OriginError, PlainHttp, Repository};
+use proto::{Digest, Version, image::MANIFEST_TYPE};
 
 const NAME: &str = "org/image";
 const SIZE: usize = 1 << 20;

@@ -664,7 +664,7 @@ async fn docker_registry_gets_a_recipe_under_the_tag() {
     let login = json!({"auths": {&host: {"username": user, "password": password}}});
     fs::write(docker.join("config.json"), login.to_string()).unwrap();
     let environment = [("DOCKER_CONFIG", docker.to_str().unwrap())];
-    let whole = reference.whole();
+    let whole = reference.to_string();
     let run = async |arguments: &[&str]| {
         let reach = [whole.as_str(), "--plain-http", &host];
         run_with(&environment, &[&reach[..], arguments].concat()).await
@@ -679,7 +679,8 @@ async fn docker_registry_gets_a_recipe_under_the_tag() {
     // somebody else's entry comes in between, and stays
     let client = oci::client();
     let auth = oci::auth(&credentials);
-    let push = client.auth(&reference, &auth, RegistryOperation::Push);
+    let theirs = oci::reference(&reference);
+    let push = client.auth(&theirs, &auth, RegistryOperation::Push);
     push.await.unwrap();
     let layout = image.layout().unwrap();
     let repository = registry
@@ -694,10 +695,11 @@ async fn docker_registry_gets_a_recipe_under_the_tag() {
     let recipe = fetch(&repository, &layout, &found).await.unwrap();
     assert_eq!(recipe.image(), layout.digest());
     let tag = fallback_tag(layout.digest()).to_string();
-    let theirs = oci_client::Reference::with_tag(host.clone(), "parbake/image".to_owned(), tag);
+    let list = format!("{host}/parbake/image:{tag}").parse().unwrap();
+    let list = oci::reference(&list);
     let index = json!({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": []});
     let kind = HeaderValue::from_static(INDEX_TYPE);
-    let emptied = client.push_manifest_raw(&theirs, index.to_string(), kind);
+    let emptied = client.push_manifest_raw(&list, index.to_string(), kind);
     emptied.await.unwrap();
     assert_eq!(find(&repository, &layout).await, Ok(None));
     let restored = run(&["--push", "--verify"]).await.expect(0).answer;

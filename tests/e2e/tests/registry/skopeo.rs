@@ -126,15 +126,16 @@ async fn what_skopeo_copies_through_a_mirror_is_what_it_copies_directly() {
     for auth in [Auth::Anonymous, Auth::Htpasswd] {
         let registry = DockerRegistry::start(auth).await.unwrap();
         println!("run against {} with {auth:?}", program.display());
-        let reference = registry.reference(NAME, "one");
+        let reference = oci::reference(&registry.reference(NAME, "one"));
+        let other = oci::reference(&registry.reference(NAME, "other"));
         let client = pusher(&registry, &reference).await;
         let platforms = [
             push(&client, &reference, "amd64").await,
-            push(&client, &registry.reference(NAME, "other"), "arm64").await,
+            push(&client, &other, "arm64").await,
         ];
         let kind = "application/vnd.oci.image.index.v1+json";
         let index = json!({"schemaVersion": 2, "mediaType": kind, "manifests": platforms});
-        let reference = registry.reference(NAME, "index");
+        let reference = oci::reference(&registry.reference(NAME, "index"));
         client
             .push_manifest_raw(
                 &reference,
@@ -223,7 +224,7 @@ async fn what_skopeo_copies_through_a_mirror_is_what_it_copies_directly() {
 async fn skopeo_without_credentials_is_lent_the_hosts() {
     let program = skopeo_program();
     let registry = DockerRegistry::start(Auth::Htpasswd).await.unwrap();
-    let reference = registry.reference(NAME, "one");
+    let reference = oci::reference(&registry.reference(NAME, "one"));
     let client = pusher(&registry, &reference).await;
     push(&client, &reference, "amd64").await;
     let dir = tempfile::tempdir().unwrap();

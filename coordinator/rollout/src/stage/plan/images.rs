@@ -2,12 +2,13 @@
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
+    format,
     string::{String, ToString as _},
     vec::Vec,
 };
 use core::time::Duration;
 
-use proto::{Digest, HostId, Moment};
+use proto::{Digest, HostId, Moment, Reference};
 
 use super::hosts::Hosts;
 use crate::stage::{
@@ -135,11 +136,12 @@ impl Image {
             .contents
             .into_iter()
             .filter(|content| seen.insert(content.digest))
+        let (registry, repository) = asked(order.image, &order.references);
             .collect();
         Self {
             digest: order.image,
-            registry: registry(order.image, &order.references),
-            repository: repository(order.image, &order.references),
+            registry,
+            repository,
             references: order.references,
             contents: specs.iter().map(|content| content.digest).collect(),
             specs,
@@ -405,8 +407,7 @@ impl Images {
             keepers: core::mem::replace(&mut image.keepers, order.keepers),
             selected,
         };
-        image.registry = registry(image.digest, &order.references);
-        image.repository = repository(image.digest, &order.references);
+        (image.registry, image.repository) = asked(image.digest, &order.references);
         image.references = order.references;
         image.selection = order.selection;
         image.renew(now, &change.selected);
@@ -494,30 +495,17 @@ impl Images {
     }
 }
 
-/// The registry in an image's first reference, which hosts ask for it. A mirror's blob has no reference, so its
-/// registry isn't known here. Each such blob then counts as a registry of its own, so that trouble with one registry
-/// doesn't hold up others.
-fn registry(image: Digest, references: &[String]) -> String {
-    references
-        .first()
-        .and_then(|reference| reference.split_once('/'))
-        .map_or_else(|| image.to_string(), |(registry, _)| registry.to_string())
-}
-
-/// The repository in an image's first reference, with the registry's name: the reference without tag or digest.
-fn repository(image: Digest, references: &[String]) -> String {
-    let Some(reference) = references
-        .first()
-        .filter(|reference| reference.contains('/'))
-    else {
-        return image.to_string();
+/// The registry in an image's first reference, which hosts ask for it, and the repository with the registry's name. A
+/// mirror's blob has no reference, so its registry isn't known here. Each such blob then counts as a registry of its
+/// own, so that trouble with one registry doesn't hold up others.
+fn asked(image: Digest, references: &[String]) -> (String, String) {
+    let first = references.first().and_then(|first| first.parse().ok());
+    let Some(first) = first.as_ref().map(Reference::at_registry) else {
+        return (image.to_string(), image.to_string());
     };
-    let name = reference
-        .split_once('@')
-        .map_or(reference.as_str(), |(name, _)| name);
-    // a colon before a slash precedes the registry's port
-    let tag = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/'));
-    tag.map_or(name, |(name, _)| name).to_string()
+    let registry = first.registry().to_string();
+    let repository = format!("{registry}/{}", first.repository());
+    (registry, repository)
 }
 
 #[cfg(test)]

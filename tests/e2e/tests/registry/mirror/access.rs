@@ -1,7 +1,7 @@
 //! Who gets what from a mirror: what the registry gives a client, or the mirror's own token, and nothing beyond.
 
-use origin::{Client, Config, Credentials, OriginError, Reference};
-use proto::image::MANIFEST_TYPE;
+use origin::{Client, Config, Credentials, OriginError};
+use proto::{RegistryReference, image::MANIFEST_TYPE};
 use serde_json::json;
 
 use super::*;
@@ -126,7 +126,7 @@ fn a_mirror_behind_tls_serves_those_who_know_its_token() {
     })
     .unwrap();
     let (port, origin) = (world.mirror(0).port(), world.site.registry.addr());
-    let reference: Reference = format!(
+    let reference: RegistryReference = format!(
         "localhost:{port}/{}_{}/{NAME}:1",
         origin.ip(),
         origin.port()

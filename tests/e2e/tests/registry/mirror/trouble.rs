@@ -183,7 +183,7 @@ fn an_agent_whose_cache_cant_be_used_goes_on_without_a_mirror() {
     let agent = &world.cluster.agents()[0];
     assert!(agent.logged(without));
     assert_eq!(agent.mirror(), None);
-    let reference = world.site.registry.reference(NAME, "1").whole();
+    let reference = world.site.registry.reference(NAME, "1").to_string();
     world.cluster.stage(&[&reference]).unwrap();
     let digest = world.image.digest.to_string();
     world.cluster.wait_present(&digest, PATIENCE).unwrap();

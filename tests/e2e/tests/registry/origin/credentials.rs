@@ -136,7 +136,8 @@ async fn a_handed_out_token_pulls_and_does_not_push() {
     let host = repository(&world.registry, credentials);
     let stream = host.blob(&world.digest, 0, SIZE as u64).await.unwrap();
     assert_eq!(rest(stream).await.1, None);
-    let (client, reference) = (oci::client(), world.registry.reference(NAME, "2"));
+    let reference = oci::reference(&world.registry.reference(NAME, "2"));
+    let client = oci::client();
     let push = RegistryOperation::Push;
     client.auth(&reference, &auth, push).await.unwrap();
     let kind = HeaderValue::from_static(MANIFEST_TYPE);

@@ -95,7 +95,7 @@ async fn a_registry_that_takes_one_type_at_a_time_is_asked_for_one() {
 async fn what_another_client_pushes_is_what_comes_back() {
     let world = world(bearer(LONG, None)).await;
     let (client, credentials) = (oci::client(), world.registry.credentials());
-    let reference = world.registry.reference(NAME, "2");
+    let reference = oci::reference(&world.registry.reference(NAME, "2"));
     let auth = oci::auth(&credentials);
     let push = RegistryOperation::Push;
     client.auth(&reference, &auth, push).await.unwrap();

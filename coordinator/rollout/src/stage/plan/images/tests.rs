@@ -218,7 +218,7 @@ fn names_without_a_registry_stand_for_themselves_and_ports_are_no_tags() {
     let image = digest(100);
     let named = |reference: &str| {
         let references = [String::from(reference)];
-        (registry(image, &references), repository(image, &references))
+        asked(image, &references)
     };
     let (port, name) = named("localhost:5000/a/b:1");
     assert_eq!(
@@ -226,7 +226,13 @@ fn names_without_a_registry_stand_for_themselves_and_ports_are_no_tags() {
         ("localhost:5000", "localhost:5000/a/b")
     );
     assert_eq!(named("localhost:5000/a").1, "localhost:5000/a");
-    assert_eq!(named("r.example/a:1@sha256:00").1, "r.example/a");
+    assert_eq!(named(&format!("r.example/a@{image}")).1, "r.example/a");
+    // one registry however it is written
+    for hub in ["docker.io/a:1", "index.docker.io/library/a:1"] {
+        let (registry, name) = named(hub);
+        assert_eq!(registry, "docker.io", "{hub}");
+        assert_eq!(name, "docker.io/library/a", "{hub}");
+    }
     assert_eq!(named("bare"), (image.to_string(), image.to_string()));
-    assert_eq!(registry(image, &[]), image.to_string());
+    assert_eq!(asked(image, &[]), (image.to_string(), image.to_string()));
 }
