@@ -20,11 +20,13 @@ pub mod ledger;
 pub mod limits;
 pub mod message;
 pub mod moment;
+pub mod pause;
 pub mod reason;
 pub mod recipe;
 pub mod reference;
 pub mod secret;
 pub mod statement;
+pub mod tie;
 
 pub use causes::causes;
 pub use chain::{Link, Resume, State};

@@ -3,13 +3,9 @@
 use alloc::{collections::BTreeMap, vec, vec::Vec};
 use core::time::Duration;
 
-use proto::{ChunkIndex, ChunkSet, Geometry, HostKey, Moment};
+use proto::{ChunkIndex, ChunkSet, Geometry, HostKey, Moment, pause::doubled};
 
-use crate::{
-    event::Entitled,
-    peer::{PeerIndex, doubled},
-    promise::Promises,
-};
+use crate::{event::Entitled, peer::PeerIndex, promise::Promises};
 
 /// Bytes of a content that may be lost on this host before the content pauses, beside twice the content's size. Thus
 /// some losses cost no time: liars among the sources, a registry that sent false bytes, or a disk that was emptied
@@ -233,7 +229,7 @@ impl Content {
         self.not_stored = true;
         // only the first of several failures counts that were under way together
         if !self.is_paused(now) {
-            let pause = doubled(STORE_PAUSE.0, self.store_pauses, STORE_PAUSE.1);
+            let pause = doubled(STORE_PAUSE.0, STORE_PAUSE.1, self.store_pauses);
             self.store_pauses = self.store_pauses.saturating_add(1);
             self.paused_until = now + pause;
         }
@@ -256,7 +252,7 @@ impl Content {
         };
         if self.lost_bytes > most {
             self.lost_bytes = 0;
-            let pause = doubled(LOST_PAUSE.0, self.lost_pauses, LOST_PAUSE.1);
+            let pause = doubled(LOST_PAUSE.0, LOST_PAUSE.1, self.lost_pauses);
             self.lost_pauses = self.lost_pauses.saturating_add(1);
             self.paused_until = self.paused_until.max(now + pause);
         }

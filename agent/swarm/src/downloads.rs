@@ -4,7 +4,7 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use proto::{ChunkIndex, HostKey, Moment};
+use proto::{ChunkIndex, HostKey, Moment, tie::mix};
 
 use crate::{
     Action,
@@ -12,7 +12,7 @@ use crate::{
     agenda::TICK,
     content::Content,
     event::{ContentId, Spread},
-    ground::{Ground, mix},
+    ground::Ground,
     peer::PeerIndex,
     promises,
 };

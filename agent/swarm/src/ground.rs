@@ -4,7 +4,7 @@
 use alloc::collections::VecDeque;
 use core::time::Duration;
 
-use proto::{ChunkIndex, HostKey, Moment};
+use proto::{ChunkIndex, HostKey, Moment, pause::doubled, tie::mix};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 
@@ -16,7 +16,7 @@ use crate::{
     fleet::Fleet,
     grace::Grace,
     pace::Pace,
-    peer::{Line, PeerIndex, doubled, micros},
+    peer::{Line, PeerIndex, micros},
 };
 
 /// The shared state. Each part takes it as an argument, and keeps for itself what only that part decides by.
@@ -185,21 +185,10 @@ impl Ground {
     /// A dial failed, or a line broke: the peer is dialled again after a while.
     pub(crate) fn dial_later(&mut self, index: PeerIndex) {
         let failures = self.fleet[index].dial_failures;
-        let wait = doubled(self.config.redial, failures, self.config.redial_most);
+        let wait = doubled(self.config.redial, self.config.redial_most, failures);
         let jitter = self.jitter(wait);
         let peer = &mut self.fleet[index];
         peer.dial_failures = failures.saturating_add(1);
         peer.dial_not_before = self.now + wait + jitter;
     }
-}
-
-/// A hash for breaking ties: splitmix64's finaliser over the sum of odd multiples. It spreads well and costs nothing.
-/// Nothing rests on its strength.
-pub(crate) const fn mix(a: u64, b: u64) -> u64 {
-    let mut x = a
-        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        .wrapping_add(b.wrapping_mul(0xd1b5_4a32_d192_ed03));
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }

@@ -3,13 +3,13 @@
 use alloc::{collections::BTreeSet, vec::Vec};
 use core::time::Duration;
 
-use proto::{ChunkIndex, Moment};
+use proto::{ChunkIndex, Moment, tie::mix};
 
 use crate::{
     Action,
     content::{Content, Grantor, Lease},
     event::{ContentId, OriginEnd},
-    ground::{Ground, mix},
+    ground::Ground,
 };
 
 /// Without a coordinator, each host in line waits this much longer than the host before it, and then takes over a

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use proto::{HostKey, Moment};
+use proto::{HostKey, Moment, pause::doubled};
 
 use crate::pace::Mean;
 
@@ -209,7 +209,7 @@ impl Peer {
             return;
         }
         // silence is no lie: slow, dead and cut-off hosts are avoided, not accused
-        self.not_asked_before = now + doubled(least, self.silent, SILENT_MOST);
+        self.not_asked_before = now + doubled(least, SILENT_MOST, self.silent);
         self.silent = self.silent.saturating_add(1);
     }
 
@@ -225,7 +225,7 @@ impl Peer {
     /// An upload to the peer broke. One upload may be lost; a peer that takes none is left alone for a while.
     pub(crate) fn took_nothing(&mut self, now: Moment, least: Duration, push: bool) {
         if self.stuck > 0 {
-            self.not_sent_before = now + doubled(least, self.stuck - 1, SILENT_MOST);
+            self.not_sent_before = now + doubled(least, SILENT_MOST, self.stuck - 1);
         }
         self.stuck = self.stuck.saturating_add(1);
         self.ignores_pushes |= push;
@@ -234,7 +234,7 @@ impl Peer {
     /// An upload to the peer takes far too long.
     pub(crate) fn takes_slowly(&mut self, now: Moment, least: Duration, push: bool) {
         self.slow_uploads += 1;
-        let wait = doubled(least, self.stuck, SILENT_MOST);
+        let wait = doubled(least, SILENT_MOST, self.stuck);
         self.not_sent_before = self.not_sent_before.max(now + wait);
         self.stuck = self.stuck.saturating_add(1);
         self.ignores_pushes |= push;
@@ -331,14 +331,6 @@ pub(crate) fn micros(bytes: u64, bytes_per_second: u64) -> u64 {
         .saturating_mul(1_000_000)
         .checked_div(bytes_per_second)
         .unwrap_or(u64::MAX)
-}
-
-/// `first`, doubled `times` times, at most `most`.
-pub(crate) fn doubled(first: Duration, times: u32, most: Duration) -> Duration {
-    first
-        .checked_mul(1 << times.min(20))
-        .unwrap_or(most)
-        .min(most)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 use alloc::{collections::BTreeMap, vec::Vec};
 use core::time::Duration;
 
-use proto::{ChunkIndex, ChunkSet, Geometry, HostKey, Moment};
+use proto::{ChunkIndex, ChunkSet, Geometry, HostKey, Moment, pause::doubled};
 
 use crate::{
     Action, Config, Event, Status,
@@ -21,7 +21,7 @@ use crate::{
     jobs::LOOK_LEAST,
     leases::{self, Leases},
     news::{self, News},
-    peer::{Line, Peer, PeerIndex, doubled},
+    peer::{Line, Peer, PeerIndex},
     promises,
     pushes::Pushes,
     report,
@@ -699,7 +699,7 @@ impl Swarm {
             return;
         }
         let config = &ground.config;
-        let lasts = doubled(config.quarantine, peer.quarantines, config.quarantine_most);
+        let lasts = doubled(config.quarantine, config.quarantine_most, peer.quarantines);
         peer.quarantines = peer.quarantines.saturating_add(1);
         let key = peer.key;
         ground.fleet.quarantine(index, ground.now + lasts);

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use proto::{Digest, HostId, Moment};
+use proto::{Digest, HostId, Moment, pause::doubled};
 
 /// The first pause before an image is ordered again on a host that lost it. Each further loss makes the pause four
 /// times as long, up to [`PAUSE_MOST`].
@@ -30,9 +30,7 @@ impl Restages {
         if restage.due.is_some() {
             return None;
         }
-        let pause = PAUSE
-            .saturating_mul(4u32.saturating_pow(restage.tries))
-            .min(PAUSE_MOST);
+        let pause = doubled(PAUSE, PAUSE_MOST, restage.tries.saturating_mul(2));
         restage.tries = restage.tries.saturating_add(1);
         restage.due = Some(now + pause);
         Some(pause)

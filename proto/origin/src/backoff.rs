@@ -5,6 +5,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use proto::pause::doubled;
+
 /// The longest `Retry-After` that counts: an hour. A longer one would be a fault of the registry or of a clock.
 pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
@@ -40,10 +42,7 @@ impl Backoff {
 
     /// How long to wait after one more failure; at least as long as the registry asked for.
     pub fn delay(&mut self, retry_after: Option<Duration>) -> Duration {
-        let whole = 1u32
-            .checked_shl(self.failures)
-            .and_then(|factor| self.first.checked_mul(factor))
-            .map_or(self.longest, |delay| delay.min(self.longest));
+        let whole = doubled(self.first, self.longest, self.failures);
         self.failures = self.failures.saturating_add(1);
         let half = whole / 2;
         let span = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX);

@@ -2,7 +2,7 @@
 
 use alloc::collections::BTreeMap;
 
-use proto::Moment;
+use proto::{Moment, pause::doubled};
 
 use super::{Config, Outcome, PodId};
 
@@ -54,9 +54,9 @@ impl Writes {
             count: 0,
             retry_at: now,
         });
-        let wait = config.retry * (1 << refusals.count.min(16));
-        refusals.count += 1;
-        refusals.retry_at = now + wait.min(config.retry_most);
+        let wait = doubled(config.retry, config.retry_most, refusals.count);
+        refusals.count = refusals.count.saturating_add(1);
+        refusals.retry_at = now + wait;
     }
 
     /// Whether the next write of this Pod has to wait.

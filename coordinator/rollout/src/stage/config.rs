@@ -2,6 +2,8 @@
 
 use core::time::Duration;
 
+use proto::pause::doubled;
+
 /// Staging's limits and times.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -105,14 +107,6 @@ impl Config {
 
     /// The pause after the registry has failed this many times before, without jitter.
     pub(crate) fn origin_pause(&self, failures: u32) -> Duration {
-        growing(self.origin_retry, self.origin_retry_most, failures)
+        doubled(self.origin_retry, self.origin_retry_most, failures)
     }
-}
-
-/// The wait after `times` failures: `first`, doubled with each failure, at most `most`.
-pub(crate) fn growing(first: Duration, most: Duration, times: u32) -> Duration {
-    first
-        .checked_mul(1 << times.min(16))
-        .unwrap_or(most)
-        .min(most)
 }

@@ -1,7 +1,8 @@
 //! What clients of this host wait for: when it is fetched without a lease, and what becomes of that.
 
+use proto::tie::mix;
+
 use super::*;
-use crate::ground::mix;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const NOTHING: [u32; 0] = [];

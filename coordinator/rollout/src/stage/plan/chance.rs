@@ -18,13 +18,3 @@ pub(super) fn prefix(digest: Digest) -> u64 {
         .take(8)
         .fold(0, |all, byte| all << 8 | u64::from(*byte))
 }
-
-/// A hash for breaking ties. Nothing rests on its strength.
-pub(super) fn mix(a: u64, b: u64) -> u64 {
-    let mut x = a
-        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        .wrapping_add(b.wrapping_mul(0xd1b5_4a32_d192_ed03));
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}

@@ -3,7 +3,7 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use core::time::Duration;
 
-use proto::{Digest, HostId, Moment};
+use proto::{Digest, HostId, Moment, pause::doubled};
 
 use super::{receipts::Receipts, tries::Tries};
 use crate::stage::event::Content;
@@ -180,9 +180,7 @@ impl ContentState {
 
     /// Doubts that any host holds the content, so that it is leased again.
     pub(super) fn doubt(&mut self, now: Moment) {
-        let again = DOUBT_AGAIN
-            .saturating_mul(1 << self.doubts.min(8))
-            .min(DOUBT_AGAIN_MOST);
+        let again = doubled(DOUBT_AGAIN, DOUBT_AGAIN_MOST, self.doubts);
         // the first doubt goes to the host that is thought to hold the content, even if that host fetched it last
         if self.doubts == 0 {
             self.tries.forget_last();

@@ -10,15 +10,9 @@ use alloc::{
 };
 use core::time::Duration;
 
-use proto::{Digest, HostId};
+use proto::{Digest, HostId, tie::mix};
 
-use super::{
-    chance::{mix, prefix},
-    contents::ContentState,
-    images::Image,
-    leases::Grant,
-    view::View,
-};
+use super::{chance::prefix, contents::ContentState, images::Image, leases::Grant, view::View};
 use crate::stage::event::{Purpose, Standing};
 
 /// A host that connected so lately may not have met its peers, and would fetch what they already hold. It gets a lease

@@ -20,9 +20,9 @@ use alloc::{
 };
 use core::time::Duration;
 
-use proto::{HostId, Moment};
+use proto::{HostId, Moment, pause::doubled};
 
-use crate::stage::{Config, config::growing};
+use crate::stage::Config;
 
 /// The length of the first trial. It doubles each time.
 const TRIAL: Duration = Duration::from_mins(1);
@@ -62,7 +62,7 @@ impl Yield {
             return;
         }
         self.trial_since = now;
-        self.trial_until = Some(now + growing(TRIAL, TRIAL_MOST, self.trials));
+        self.trial_until = Some(now + doubled(TRIAL, TRIAL_MOST, self.trials));
         self.trials = self.trials.saturating_add(1);
     }
 }
@@ -156,7 +156,7 @@ impl Records {
     pub(super) fn unable(&mut self, now: Moment, id: &HostId, registry: &str, config: &Config) {
         let unable = &mut self.of(id).unable;
         let times = unable.get(registry).map_or(0, |unable| unable.times);
-        let wait = growing(config.origin_retry, config.fault_retry_most, times);
+        let wait = doubled(config.origin_retry, config.fault_retry_most, times);
         let said = Unable {
             times: times.saturating_add(1),
             until: now + wait,

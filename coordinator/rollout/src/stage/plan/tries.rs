@@ -9,9 +9,9 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use core::time::Duration;
 
-use proto::{Digest, HostId, Moment};
+use proto::{Digest, HostId, Moment, pause::doubled};
 
-use crate::stage::{Config, config::growing, event::Fault};
+use crate::stage::{Config, event::Fault};
 
 /// The number of tries that an hour may cost where each gets nearly the whole content.
 const COSTLY_TRIES: usize = 3;
@@ -245,7 +245,7 @@ impl Tries {
         if said && lasts {
             let rounds = faults.rounds.map_or(0, |rounds| rounds.saturating_add(1));
             faults.rounds = Some(rounds);
-            faults.retry_at = now + growing(first, most, rounds);
+            faults.retry_at = now + doubled(first, most, rounds);
         }
         Some(said && lasts)
     }
