@@ -12,7 +12,6 @@ use std::{
     time::SystemTime,
 };
 
-use pem::{EncodeConfig, LineEnding, Pem};
 use proto::{HostId, causes};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{
@@ -323,12 +322,6 @@ pub(crate) fn kept_secret(dir: &Path, name: &str) -> [u8; 32] {
         tracing::warn!(path = %path.display(), %error, "a secret of this host isn't kept: after a restart it has another one");
     }
     bytes
-}
-
-/// A certificate as PEM.
-pub(crate) fn pem(der: &[u8]) -> String {
-    let lines = EncodeConfig::new().set_line_ending(LineEnding::LF);
-    pem::encode_config(&Pem::new("CERTIFICATE", der), lines)
 }
 
 /// The SHA-256 of the first certificate in a PEM text, as `--ca-pin` names it.

@@ -175,7 +175,7 @@ impl Dialler {
         let chain: String = answer
             .certificates
             .iter()
-            .map(|der| identity::pem(der))
+            .map(|der| wire::certificate_pem(der))
             .collect();
         let fresh = self.identity.renewed(&chain, Some(&key_pem))?;
         fresh.save(&self.settings.state_dir)?;

@@ -14,11 +14,11 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::StatusCode;
-use pem::{EncodeConfig, LineEnding, Pem};
 use proto::HostId;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, pem::PemObject};
 use tokio::time::timeout;
 use tracing::{debug, info};
+use wire::certificate_pem;
 
 use super::{
     answer::{Answer, Failure, host_id, read},
@@ -135,7 +135,10 @@ fn reply(
 ) -> EnrolReply {
     EnrolReply {
         host: host.to_string(),
-        chain: chain.iter().map(|certificate| pem(certificate)).collect(),
+        chain: chain
+            .iter()
+            .map(|certificate| certificate_pem(certificate))
+            .collect(),
         authority: api.authority.pem().to_owned(),
         address: api.quic.clone(),
         expires_at: unix(now + api.certificate_lifetime),
@@ -238,10 +241,4 @@ fn der<T: PemObject + AsRef<[u8]>>(field: &str, text: &str) -> Answer<Vec<u8>> {
             .decode(text.trim())
             .map_err(|error| bad(format!("neither PEM nor DER as base64: {error}")))
     }
-}
-
-/// A certificate as PEM (RFC 7468).
-fn pem(der: &[u8]) -> String {
-    let lines = EncodeConfig::new().set_line_ending(LineEnding::LF);
-    pem::encode_config(&Pem::new("CERTIFICATE", der), lines)
 }

@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
+use pem::{EncodeConfig, LineEnding, Pem};
 use proto::HostId;
 use rustls::{
     RootCertStore,
@@ -155,4 +156,11 @@ fn certificates(
         return Err(CredentialsError::Empty(part));
     }
     Ok(certificates)
+}
+
+/// A certificate as PEM (RFC 7468), which [`Credentials::from_pem`] reads.
+#[must_use]
+pub fn certificate_pem(der: &[u8]) -> String {
+    let lines = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    pem::encode_config(&Pem::new("CERTIFICATE", der), lines)
 }

@@ -34,7 +34,7 @@ mod verify;
 pub use clock::{Bound, Untimely, utc};
 pub use close::{CloseCode, CloseReason};
 pub use connection::{Connection, Stats};
-pub use credentials::{Credentials, CredentialsError};
+pub use credentials::{Credentials, CredentialsError, certificate_pem};
 pub use crowd::{Crowd, Place, Work, network};
 pub use endpoint::{AcceptError, BindError, ConnectError, Endpoint, Incoming, RenewError};
 pub use fault::Fault;
