@@ -169,7 +169,7 @@ impl Service {
             Some(token) => {
                 if !authorization
                     .as_ref()
-                    .is_some_and(|header| carries(header.expose(), token.expose()))
+                    .is_some_and(|header| carries(header, token))
                 {
                     return Ok(self.unauthorised(
                         "the mirror wants its token, as a password or a bearer token",

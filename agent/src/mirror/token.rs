@@ -1,15 +1,15 @@
 //! The token that clients beyond loopback have to send.
 
 use base64::Engine as _;
+use proto::Secret;
 
 /// Whether an `Authorization` header has the mirror's token, as a bearer token or as a password.
-pub(super) fn carries(header: &str, token: &str) -> bool {
-    let Some((scheme, text)) = header.split_once(' ') else {
+pub(super) fn carries(header: &Secret, token: &Secret) -> bool {
+    let Some((scheme, text)) = header.expose().split_once(' ') else {
         return false;
     };
     let text = text.trim();
-    // hashes of equal length are compared, so that the time tells nothing about the token
-    let same = |given: &str| blake3::hash(given.as_bytes()) == blake3::hash(token.as_bytes());
+    let same = |given: &str| Secret::from(given).matches(token);
     if scheme.eq_ignore_ascii_case("bearer") {
         return same(text);
     }
