@@ -88,9 +88,7 @@ async fn read(
         },
         // a peer of a version that knows more kinds of streams than we do, or a peer that gave up
         Ok(Ok(_)) | Err(_) => return,
-        Ok(Err(error @ (ReceiveError::Message(_) | ReceiveError::TooLong { .. }))) => {
-            Brought::Nonsense(error.to_string())
-        }
+        Ok(Err(error @ ReceiveError::Message(_))) => Brought::Nonsense(error.to_string()),
         Ok(Err(_)) => return,
     };
     // the driver is gone only when the program ends
@@ -102,9 +100,7 @@ async fn updates(peer: HostKey, mut receiver: Receiver, inbox: mpsc::Sender<(Hos
         let brought = match receiver.receive::<PeerUpdate>().await {
             Ok(Some(update)) => Brought::Update(update),
             Ok(None) => return,
-            Err(error @ (ReceiveError::Message(_) | ReceiveError::TooLong { .. })) => {
-                Brought::Nonsense(error.to_string())
-            }
+            Err(error @ ReceiveError::Message(_)) => Brought::Nonsense(error.to_string()),
             Err(_) => return,
         };
         let nonsense = matches!(brought, Brought::Nonsense(_));

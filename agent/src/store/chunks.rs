@@ -83,10 +83,6 @@ impl Chunks {
         self.ledger.is_closed()
     }
 
-    pub(super) fn is_proved(&self, chunk: ChunkIndex) -> bool {
-        self.ledger.is_proved(chunk)
-    }
-
     pub(super) fn is_zero(&self, chunk: ChunkIndex) -> bool {
         self.zero.contains(chunk)
     }

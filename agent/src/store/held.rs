@@ -185,10 +185,6 @@ impl<F: Files> Held<F> {
         self.chunks(at).is_closed()
     }
 
-    pub(crate) fn is_proved(&self, at: usize, chunk: ChunkIndex) -> bool {
-        self.chunks(at).is_proved(chunk)
-    }
-
     pub(crate) fn link(&self, at: usize, chunk: ChunkIndex) -> Option<(Link, Source)> {
         self.chunks(at).link(chunk)
     }

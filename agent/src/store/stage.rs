@@ -13,8 +13,7 @@ use std::{
 };
 
 use proto::{
-    Answer, ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Layout, Link, Source,
-    Statement,
+    Answer, ChunkIndex, ChunkSet, Digest, HostId, HostKey, Layout, Link, Source, Statement,
     ledger::{Entered, Verdict},
 };
 use swarm::event::Entitled;
@@ -232,12 +231,6 @@ impl Stage {
         self.names.is_installed()
     }
 
-    /// The geometry of this content; `None` for a content of another image.
-    #[must_use]
-    pub fn geometry(&self, content: Digest) -> Option<Geometry> {
-        Some(self.held.geometry(self.held.find(&content)?))
-    }
-
     /// The chunks of this content that are on disk and fit their links. Empty for a content of another image.
     #[must_use]
     pub fn held(&self, content: Digest) -> ChunkSet {
@@ -266,15 +259,6 @@ impl Stage {
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.first_open().is_none()
-    }
-
-    /// Whether the chain proves this chunk all the way to the digest. An unproved chunk may be passed on, but isn't
-    /// known to be true.
-    #[must_use]
-    pub fn is_proved(&self, content: Digest, chunk: ChunkIndex) -> bool {
-        self.held
-            .find(&content)
-            .is_some_and(|at| self.held.is_proved(at, chunk))
     }
 
     /// The link and source of a held chunk, without reading its bytes.

@@ -237,12 +237,6 @@ impl Decoder {
         &self.window[self.filled.saturating_sub(WINDOW_BYTES)..self.filled]
     }
 
-    /// Whether the end mark was read and every raw byte came.
-    #[must_use]
-    pub const fn is_finished(&self) -> bool {
-        self.ended
-    }
-
     /// Takes bytes from the front of `input` until a block is decoded. Returns `None` when `input` is used up before
     /// that. The caller repeats it until it returns `None`.
     ///

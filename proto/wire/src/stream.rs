@@ -77,12 +77,6 @@ pub enum ReceiveError {
         /// How many of the expected bytes came.
         received: usize,
     },
-    /// More bytes came than were allowed.
-    #[error("stream is longer than the {limit} bytes that were allowed")]
-    TooLong {
-        /// How many bytes were allowed.
-        limit: usize,
-    },
     /// The peer gave up the stream.
     #[error("peer reset the stream: {0}")]
     Reset(StreamCode),
@@ -124,21 +118,6 @@ impl Sender {
     pub async fn send<M: Framed>(&mut self, message: &M) -> Result<(), SendError> {
         let bytes = codec::encode(message).map_err(SendError::Message)?;
         self.push(&mut [bytes.into()]).await
-    }
-
-    /// Does [`Sender::send`] and then [`Sender::write`] in one go, so that the message needs no packet of its own. Not
-    /// cancel safe, as they aren't.
-    ///
-    /// # Errors
-    /// As for [`Sender::send`].
-    pub async fn send_with<M: Framed>(
-        &mut self,
-        message: &M,
-        bytes: Bytes,
-    ) -> Result<(), SendError> {
-        let message = codec::encode(message).map_err(SendError::Message)?;
-        self.give_way()?;
-        self.push(&mut [message.into(), bytes]).await
     }
 
     /// Sends bytes as they are, without copying them. Waits while the windows are full. From the first call on, this
@@ -300,44 +279,6 @@ impl Receiver {
             filled += piece.len();
         }
         Ok(())
-    }
-
-    /// Appends exactly `length` bytes to the caller's buffer. Room for `length` bytes is reserved at once, so the
-    /// caller must limit it. Not cancel safe, but bytes that came are in the buffer.
-    ///
-    /// # Errors
-    /// When the stream ends before `length` bytes, the peer reset the stream, or the connection has ended.
-    pub async fn read_into(
-        &mut self,
-        buffer: &mut Vec<u8>,
-        length: usize,
-    ) -> Result<(), ReceiveError> {
-        buffer.reserve(length);
-        let mut received = 0;
-        while received < length {
-            let Some(piece) = self.piece(length - received).await? else {
-                return Err(ReceiveError::Truncated { received });
-            };
-            buffer.extend_from_slice(&piece);
-            received += piece.len();
-        }
-        Ok(())
-    }
-
-    /// Reads all bytes to the stream's end, at most `limit`. Not cancel safe.
-    ///
-    /// # Errors
-    /// When more than `limit` bytes follow, the peer reset the stream, or the connection has ended.
-    pub async fn read_to_end(&mut self, limit: usize) -> Result<Vec<u8>, ReceiveError> {
-        let mut bytes = Vec::new();
-        // asks for one byte more than allowed, to tell a stream that is too long from one that just fits
-        while let Some(piece) = self.piece((limit - bytes.len()).saturating_add(1)).await? {
-            if bytes.len() + piece.len() > limit {
-                return Err(ReceiveError::TooLong { limit });
-            }
-            bytes.extend_from_slice(&piece);
-        }
-        Ok(bytes)
     }
 
     /// Waits for the next bytes as they arrived, without copying: at least one byte, at most `max`; `None` at the end

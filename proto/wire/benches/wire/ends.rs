@@ -127,7 +127,8 @@ async fn serve_link(endpoint: Endpoint, chunk: Bytes) -> anyhow::Result<()> {
                         ..Default::default()
                     };
                     let kind = Some(chunk_reply::Kind::Chunk(header));
-                    sender.send_with(&ChunkReply { kind }, chunk).await?;
+                    sender.send(&ChunkReply { kind }).await?;
+                    sender.write(chunk).await?;
                     sender.finish()?;
                     sender.stopped().await?;
                     Ok(())
