@@ -32,7 +32,7 @@ pub(crate) enum GoldenError {
     /// The tag moved while the golden was cloned. The golden of the other image was removed again.
     #[error("{reference} was moved to another image while its golden {name} was cloned")]
     Moved { reference: String, name: String },
-    /// The file that says which image the golden was made from can't be written.
+    /// The file that says which image the golden was made from can't be written or removed.
     #[error("noting from which image golden {name} was made: {error}")]
     Mark { name: String, error: io::Error },
 }
@@ -63,6 +63,9 @@ impl Goldens {
             return Ok(());
         }
         let name = golden_name(&self.prefix, reference);
+        // A crash between a new golden and its mark must not leave the mark of the one before: a tag that moves back
+        // would find a golden of the wrong image.
+        self.mark(&name, None).await?;
         if cache::vm_directory(&self.home, &name).exists() {
             self.counted("delete", self.tart.delete(&name).await)?;
         }
@@ -75,9 +78,7 @@ impl Goldens {
             });
         }
         // after a crash before this line, the next start makes the golden again
-        if let Err(error) = self.mark(&name, image) {
-            return Err(GoldenError::Mark { name, error });
-        }
+        self.mark(&name, Some(image)).await?;
         info!(reference, golden = name, "golden is made");
         Ok(())
     }
@@ -113,10 +114,26 @@ impl Goldens {
         self.home.join(".parbake/goldens").join(name)
     }
 
-    fn mark(&self, name: &str, image: Digest) -> io::Result<()> {
+    /// Says of which image a golden is, for good; `None`: nothing is known of it.
+    async fn mark(&self, name: &str, image: Option<Digest>) -> Result<(), GoldenError> {
         let path = self.mark_path(name);
-        fs::create_dir_all(self.home.join(".parbake/goldens"))?;
-        fs::write(path, image.to_string())
+        let mark = move || match image {
+            Some(image) => {
+                fs::create_dir_all(path.parent().unwrap_or(&path))?;
+                durable::sweep_of(&path)?;
+                durable::write(&path, image.to_string().as_bytes(), durable::PUBLIC)
+            }
+            None => match durable::remove(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            },
+        };
+        let marked = tokio::task::spawn_blocking(mark).await;
+        let marked = marked.unwrap_or_else(|error| Err(io::Error::other(error)));
+        marked.map_err(|error| GoldenError::Mark {
+            name: name.to_owned(),
+            error,
+        })
     }
 }
 
@@ -194,5 +211,27 @@ mod tests {
         let error = goldens.make(REFERENCE, other, || false).await.unwrap_err();
         assert!(error.to_string().contains("another image"), "{error}");
         assert!(!goldens.exists(REFERENCE, other) && !goldens.exists(REFERENCE, new));
+    }
+
+    #[tokio::test]
+    async fn a_golden_that_no_mark_followed_is_of_no_image() {
+        let home = tempfile::tempdir().unwrap();
+        let cut = "if [ -e cut ]; then mkdir -p vms/$3\n\
+             touch vms/$3/disk.img vms/$3/config.json vms/$3/nvram.bin; exit 1; fi";
+        let goldens = goldens(&home, cut);
+        let (old, new) = (Digest::of(b"old"), Digest::of(b"new"));
+        goldens.make(REFERENCE, old, || true).await.unwrap();
+        fs::write(home.path().join("cut"), "").unwrap();
+        assert!(goldens.make(REFERENCE, new, || true).await.is_err());
+        let golden = golden_name("golden-", REFERENCE);
+        assert!(cache::is_complete(&cache::vm_directory(
+            home.path(),
+            &golden
+        )));
+        // the tag moves back: what is there isn't taken for the golden of before
+        assert!(!goldens.exists(REFERENCE, old) && !goldens.exists(REFERENCE, new));
+        fs::remove_file(home.path().join("cut")).unwrap();
+        goldens.make(REFERENCE, old, || true).await.unwrap();
+        assert!(goldens.exists(REFERENCE, old));
     }
 }
