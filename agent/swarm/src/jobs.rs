@@ -10,7 +10,7 @@ use crate::{
     event::{ContentId, Delivery},
     ground::Ground,
     peer::{Line, PeerIndex, micros},
-    push::Origin,
+    push::Wisher,
     uploads::is_received,
 };
 
@@ -39,7 +39,7 @@ struct Job {
     in_flight: usize,
     /// The number of targets that aren't settled.
     left: usize,
-    origin: Origin,
+    wisher: Wisher,
 }
 
 #[derive(Clone, Debug)]
@@ -92,9 +92,9 @@ impl Jobs {
         self.backlog_bytes
     }
 
-    /// The chunks that are passed on, and the origin of the wish.
-    pub(crate) fn origins(&self) -> impl Iterator<Item = (ContentId, ChunkIndex, Origin)> + '_ {
-        self.queue.iter().map(|job| (job.id, job.chunk, job.origin))
+    /// The chunks that are passed on, and who wishes it.
+    pub(crate) fn wishers(&self) -> impl Iterator<Item = (ContentId, ChunkIndex, Wisher)> + '_ {
+        self.queue.iter().map(|job| (job.id, job.chunk, job.wisher))
     }
 
     /// Passes a chunk on to the whole roster.
@@ -104,7 +104,7 @@ impl Jobs {
         id: ContentId,
         chunk: ChunkIndex,
         except: Option<PeerIndex>,
-        origin: Origin,
+        wisher: Wisher,
     ) {
         let count = ground.fleet.roster().len();
         let at = ground.random(count.max(1));
@@ -118,7 +118,7 @@ impl Jobs {
             left: count,
             except,
         };
-        self.add(ground, (id, chunk), targets, count, origin);
+        self.add(ground, (id, chunk), targets, count, wisher);
     }
 
     /// Passes a chunk on to those of these hosts that are on the roster.
@@ -128,7 +128,7 @@ impl Jobs {
         id: ContentId,
         chunk: ChunkIndex,
         keys: &[HostKey],
-        (except, origin): (Option<PeerIndex>, Origin),
+        (except, wisher): (Option<PeerIndex>, Wisher),
     ) {
         let most = ground.fleet.roster().len();
         let mut list: Vec<PeerIndex> = keys
@@ -142,7 +142,7 @@ impl Jobs {
             list.swap(at, other);
         }
         let left = list.len();
-        self.add(ground, (id, chunk), Targets::List(list), left, origin);
+        self.add(ground, (id, chunk), Targets::List(list), left, wisher);
     }
 
     fn add(
@@ -151,11 +151,11 @@ impl Jobs {
         (id, chunk): (ContentId, ChunkIndex),
         targets: Targets,
         left: usize,
-        origin: Origin,
+        wisher: Wisher,
     ) {
         let known = ground.contents.get(id).is_some();
         if left == 0 || self.queue.len() >= ground.config.jobs || !known {
-            if origin.is_ours() {
+            if wisher.is_ours() {
                 ground.handed_on(id);
             }
             return;
@@ -172,7 +172,7 @@ impl Jobs {
             retry: VecDeque::new(),
             in_flight: 0,
             left,
-            origin,
+            wisher,
         });
     }
 
@@ -219,7 +219,7 @@ impl Jobs {
         if let Some(job) = self.queue.remove(at) {
             let bytes = ground.contents.len(job.id, job.chunk) * job.left as u64;
             self.backlog_bytes = self.backlog_bytes.saturating_sub(bytes);
-            if job.origin.is_ours() {
+            if job.wisher.is_ours() {
                 ground.handed_on(job.id);
             }
         }
@@ -324,8 +324,8 @@ impl Jobs {
         };
         let job = &mut self.queue[at];
         job.in_flight -= 1;
-        if is_received(delivery) && job.origin.is_ours() {
-            job.origin = Origin::Nobody;
+        if is_received(delivery) && job.wisher.is_ours() {
+            job.wisher = Wisher::Nobody;
             ground.handed_on(target.id);
         }
         if delivery == Delivery::Busy && target.tries < BUSY_TRIES {
@@ -353,8 +353,8 @@ impl Jobs {
     /// The peer is forgotten: nothing may mention it. The caller counts the backlog anew.
     pub(crate) fn forget_peer(&mut self, index: PeerIndex) {
         for job in &mut self.queue {
-            if job.origin == Origin::Peer(index) {
-                job.origin = Origin::Nobody;
+            if job.wisher == Wisher::Peer(index) {
+                job.wisher = Wisher::Nobody;
             }
             let before = job.retry.len();
             job.retry.retain(|(other, _, _)| *other != index);

@@ -1,4 +1,4 @@
-//! The parts of passing chunks on: an upload, its purpose, and the origin of the wish.
+//! The parts of passing chunks on: an upload, its purpose, and who wishes it.
 
 use alloc::vec::Vec;
 
@@ -45,12 +45,12 @@ pub(crate) struct Handover {
     /// Push work that the handover gives the chosen host.
     pub(crate) work_bytes: u64,
     pub(crate) tries: u8,
-    pub(crate) origin: Origin,
+    pub(crate) wisher: Wisher,
 }
 
 /// The host that wishes a chunk to be passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Origin {
+pub(crate) enum Wisher {
     /// We fetched the chunk from the registry, and the chunk hasn't left us once. Further fetching waits for such
     /// chunks.
     Ours,
@@ -60,7 +60,7 @@ pub(crate) enum Origin {
     Nobody,
 }
 
-impl Origin {
+impl Wisher {
     pub(crate) fn is_ours(self) -> bool {
         self == Self::Ours
     }

@@ -13,7 +13,7 @@ use crate::{
     ground::Ground,
     jobs::{Jobs, LOOK_LEAST, Target},
     peer::PeerIndex,
-    push::{Handover, Origin, Purpose, Upload},
+    push::{Handover, Purpose, Upload, Wisher},
     uploads::Uploads,
 };
 
@@ -56,13 +56,13 @@ impl Pushes {
         chunk: ChunkIndex,
     ) -> bool {
         let handovers = self.handovers.iter();
-        let handovers = handovers.map(|of| (of.id, of.chunk, of.origin));
+        let handovers = handovers.map(|of| (of.id, of.chunk, of.wisher));
         let mut own = 0;
-        for (other, of, origin) in self.jobs.origins().chain(handovers) {
+        for (other, of, wisher) in self.jobs.wishers().chain(handovers) {
             if other == id && of == chunk {
                 return false;
             }
-            own += usize::from(origin == Origin::Peer(peer));
+            own += usize::from(wisher == Wisher::Peer(peer));
         }
         own < SPREADS_OF_HELD
     }
@@ -76,12 +76,12 @@ impl Pushes {
         chunk: ChunkIndex,
         spread: Spread,
     ) {
-        let origin = Origin::Peer(from);
+        let wisher = Wisher::Peer(from);
         match spread {
-            Spread::Everyone => self.spread_to_all(ground, id, chunk, (Some(from), origin)),
+            Spread::Everyone => self.spread_to_all(ground, id, chunk, (Some(from), wisher)),
             Spread::To(mut keys) => {
                 keys.retain(|key| *key != ground.me);
-                self.spread_to(ground, id, chunk, &keys, (Some(from), origin));
+                self.spread_to(ground, id, chunk, &keys, (Some(from), wisher));
             }
         }
     }
@@ -103,15 +103,15 @@ impl Pushes {
         ground: &mut Ground,
         id: ContentId,
         chunk: ChunkIndex,
-        (except, origin): (Option<PeerIndex>, Origin),
+        (except, wisher): (Option<PeerIndex>, Wisher),
     ) {
         let content = ground.contents.get(id);
         let for_all = content.is_none_or(|content| content.entitled.is_none());
         if for_all && ground.fleet.roster().len() <= ground.config.direct_targets {
-            self.jobs.add_everyone(ground, id, chunk, except, origin);
+            self.jobs.add_everyone(ground, id, chunk, except, wisher);
         } else {
             let keys = roster_keys(ground, id, except);
-            self.spread_to(ground, id, chunk, &keys, (except, origin));
+            self.spread_to(ground, id, chunk, &keys, (except, wisher));
         }
     }
 
@@ -121,15 +121,15 @@ impl Pushes {
         id: ContentId,
         chunk: ChunkIndex,
         keys: &[HostKey],
-        (except, origin): (Option<PeerIndex>, Origin),
+        (except, wisher): (Option<PeerIndex>, Wisher),
     ) {
         if keys.len() <= ground.config.direct_targets {
             self.jobs
-                .add_list(ground, id, chunk, keys, (except, origin));
+                .add_list(ground, id, chunk, keys, (except, wisher));
         } else {
-            let ours = origin.is_ours();
-            let origin = if ours { Origin::Nobody } else { origin };
-            self.split(ground, id, chunk, keys, origin);
+            let ours = wisher.is_ours();
+            let wisher = if ours { Wisher::Nobody } else { wisher };
+            self.split(ground, id, chunk, keys, wisher);
             if ours {
                 ground.handed_on(id);
             }
@@ -143,7 +143,7 @@ impl Pushes {
         id: ContentId,
         chunk: ChunkIndex,
         keys: &[HostKey],
-        origin: Origin,
+        wisher: Wisher,
     ) {
         let most = keys.len().min(ground.fleet.roster().len());
         let keys = &keys[..most];
@@ -151,7 +151,7 @@ impl Pushes {
             return;
         }
         for part in keys.chunks(most.div_ceil(ground.config.fan_out.max(2))) {
-            self.hand_over(ground, (id, chunk), Some(part.to_vec()), origin, 0);
+            self.hand_over(ground, (id, chunk), Some(part.to_vec()), wisher, 0);
         }
     }
 
@@ -172,7 +172,7 @@ impl Pushes {
             match choose(ground, id, chunk, self.backlog_bytes()) {
                 Choice::Me => {
                     self.unassigned.pop_front();
-                    self.spread_to_all(ground, id, chunk, (None, Origin::Ours));
+                    self.spread_to_all(ground, id, chunk, (None, Wisher::Ours));
                 }
                 Choice::Peer(peer) => {
                     self.unassigned.pop_front();
@@ -183,7 +183,7 @@ impl Pushes {
                         peer,
                         work_bytes: spread_bytes(ground, id, chunk),
                         tries: 0,
-                        origin: Origin::Ours,
+                        wisher: Wisher::Ours,
                     };
                     self.enqueue(ground, handover);
                 }
@@ -206,11 +206,11 @@ impl Pushes {
         ground: &mut Ground,
         (id, chunk): (ContentId, ChunkIndex),
         part: Option<Vec<HostKey>>,
-        origin: Origin,
+        wisher: Wisher,
         tries: u8,
     ) {
         if !ground.contents.holds(id, chunk) {
-            if origin.is_ours() {
+            if wisher.is_ours() {
                 ground.handed_on(id);
             }
             return;
@@ -218,14 +218,14 @@ impl Pushes {
         if tries >= HANDOVER_TRIES || self.handovers.len() >= ground.config.jobs {
             // no host takes the part over: we spread the chunk there ourselves
             let part = part.as_deref().unwrap_or_default();
-            self.jobs.add_list(ground, id, chunk, part, (None, origin));
+            self.jobs.add_list(ground, id, chunk, part, (None, wisher));
             return;
         }
         let Some(part) = part else {
             // a spreader failed: the chunk gets another like a fresh one
             self.unassigned.push_front((id, chunk));
             ground.agenda.assign();
-            if !origin.is_ours()
+            if !wisher.is_ours()
                 && let Some(lease) = ground.contents.lease_mut(id)
             {
                 lease.waiting += 1;
@@ -234,7 +234,7 @@ impl Pushes {
         };
         let work_bytes = ground.contents.len(id, chunk) * part.len().saturating_sub(1) as u64;
         let Some(peer) = choose_among(ground, id, &part, work_bytes) else {
-            if origin.is_ours() {
+            if wisher.is_ours() {
                 ground.handed_on(id);
             }
             return;
@@ -246,7 +246,7 @@ impl Pushes {
             peer,
             work_bytes,
             tries,
-            origin,
+            wisher,
         };
         self.enqueue(ground, handover);
     }
@@ -310,7 +310,7 @@ impl Pushes {
         ground.fleet[handover.peer].unassign(handover.work_bytes);
         let tries = handover.tries.saturating_add(more_tries);
         let of = (handover.id, handover.chunk);
-        self.hand_over(ground, of, handover.part, handover.origin, tries);
+        self.hand_over(ground, of, handover.part, handover.wisher, tries);
     }
 
     fn settle_handover(&mut self, ground: &Ground, handover: &Handover) {
@@ -368,7 +368,7 @@ impl Pushes {
                     self.settle_handover(ground, &handover);
                     let now = ground.now;
                     ground.fleet[handover.peer].confirm(now, handover.work_bytes);
-                    if handover.origin.is_ours() {
+                    if handover.wisher.is_ours() {
                         ground.handed_on(handover.id);
                     }
                 }
@@ -406,8 +406,8 @@ impl Pushes {
     /// The peer is forgotten: nothing may mention it.
     pub(crate) fn forget_peer(&mut self, ground: &mut Ground, uploads: &Uploads, index: PeerIndex) {
         for handover in &mut self.handovers {
-            if handover.origin == Origin::Peer(index) {
-                handover.origin = Origin::Nobody;
+            if handover.wisher == Wisher::Peer(index) {
+                handover.wisher = Wisher::Nobody;
             }
         }
         self.jobs.forget_peer(index);

@@ -17,13 +17,13 @@ pub(super) fn bind(config: &Config, authority: &Arc<Authority>) -> Result<Endpoi
     )?;
     let settings = Settings {
         reset_secret: Some(authority.reset_secret()),
-        ..link_settings()
+        ..session_settings()
     };
     Ok(Endpoint::bind(config.listen, credentials, &settings)?)
 }
 
 /// Settings for the connections of every host of the fleet. These connections carry messages and no chunks.
-fn link_settings() -> Settings {
+fn session_settings() -> Settings {
     Settings {
         // After this time without a packet, a host counts as gone. The time is long, because a coordinator that gets no
         // processor for a while would otherwise lose every session at once. Hosts notice a restart of the coordinator
