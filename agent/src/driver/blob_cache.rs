@@ -171,3 +171,6 @@ pub(super) fn forget_all(blob: &Blob, message: String) -> Input {
     blob.set_trouble(Some(Trouble::Bad(message)));
     Input::Nothing
 }
+
+#[cfg(test)]
+mod tests;

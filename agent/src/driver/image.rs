@@ -432,3 +432,6 @@ impl<S: OnDisk> Image<S> {
             .take_if(|trouble| reasons.contains(&trouble.reason));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -288,3 +288,6 @@ fn known(contents: &Contents, content: &Digest, is_gone: impl Fn(&Arc<Blob>) -> 
         false => Known::OfImage,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -163,7 +163,7 @@ pub(crate) fn begin(store: &Store, sample: &Sample, references: &[&str]) -> (Arc
 }
 
 /// Writes every chunk of each content, the last chunk first.
-fn fill(stage: &Stage, sample: &Sample) {
+pub(crate) fn fill(stage: &Stage, sample: &Sample) {
     for (digest, bytes) in &sample.contents {
         for (chunk, link, bytes) in links(bytes).into_iter().rev() {
             stage
@@ -212,7 +212,7 @@ fn assert_parts(directory: &Path, sample: &Sample) {
 
 const TAG: &str = "ghcr.io/org/image:one";
 
-fn ours(home: &TempDir, sample: &Sample) -> PathBuf {
+pub(crate) fn ours(home: &TempDir, sample: &Sample) -> PathBuf {
     home.path()
         .join(ROOT)
         .join(sample.layout.digest().hex().to_string())

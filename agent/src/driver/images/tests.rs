@@ -29,16 +29,16 @@ mod disk;
 
 /// A stage directory as a test wants it to be.
 #[derive(Clone, Debug, Default)]
-struct Disk(Rc<Inner>);
+pub(in crate::driver) struct Disk(pub(in crate::driver) Rc<Inner>);
 
 #[derive(Debug, Default)]
-struct Inner {
-    gone: Cell<bool>,
-    installed: Cell<bool>,
-    doubted: Cell<bool>,
-    unread: Cell<bool>,
-    closed: RefCell<BTreeSet<Digest>>,
-    begun_at: Cell<Option<SystemTime>>,
+pub(in crate::driver) struct Inner {
+    pub(in crate::driver) gone: Cell<bool>,
+    pub(in crate::driver) installed: Cell<bool>,
+    pub(in crate::driver) doubted: Cell<bool>,
+    pub(in crate::driver) unread: Cell<bool>,
+    pub(in crate::driver) closed: RefCell<BTreeSet<Digest>>,
+    pub(in crate::driver) begun_at: Cell<Option<SystemTime>>,
 }
 
 impl Disk {

@@ -1,9 +1,11 @@
+use std::os::unix::fs::FileExt as _;
+
 use proto::{ChunkIndex, Link, Source, State};
 
 use super::*;
 use crate::{mirror::blob::Trouble, store::Look};
 
-fn me() -> HostId {
+pub(crate) fn me() -> HostId {
     "mac-1".parse().unwrap()
 }
 
@@ -25,7 +27,7 @@ fn full(_: &Path) -> io::Result<Space> {
     })
 }
 
-fn open(root: &Path, budget_bytes: u64) -> Blobs {
+pub(crate) fn open(root: &Path, budget_bytes: u64) -> Blobs {
     let limits = Limits {
         budget_bytes,
         floor_percent: 10,
@@ -34,12 +36,12 @@ fn open(root: &Path, budget_bytes: u64) -> Blobs {
     Blobs::open(root, &me(), limits).unwrap()
 }
 
-fn bytes(seed: u8, size: usize) -> Vec<u8> {
+pub(crate) fn bytes(seed: u8, size: usize) -> Vec<u8> {
     let words = (0u32..).flat_map(|at| at.wrapping_mul(0x9e37_79b9).to_le_bytes());
     words.map(|byte| byte ^ seed).take(size).collect()
 }
 
-fn chunks(content: &[u8]) -> Vec<(ChunkIndex, &[u8], Link)> {
+pub(crate) fn chunks(content: &[u8]) -> Vec<(ChunkIndex, &[u8], Link)> {
     let geometry = Geometry::new(content.len() as u64).unwrap();
     let mut state = State::INITIAL;
     (0u32..)
@@ -52,7 +54,7 @@ fn chunks(content: &[u8]) -> Vec<(ChunkIndex, &[u8], Link)> {
         .collect()
 }
 
-fn source(sender: &HostId) -> Source {
+pub(crate) fn source(sender: &HostId) -> Source {
     Source {
         sender: sender.key(),
         maker: sender.key(),
@@ -67,12 +69,19 @@ fn fill(blob: &Blob, content: &[u8], sender: &HostId) {
     blob.walk().unwrap();
 }
 
-fn kept(blobs: &Blobs, content: &[u8]) -> Digest {
+pub(crate) fn kept(blobs: &Blobs, content: &[u8]) -> Digest {
     let digest = Digest::of(content);
     let reading = blobs.begin(digest, content.len() as u64).unwrap();
     fill(&reading.blob, content, &me());
     assert!(reading.blob.is_whole());
     digest
+}
+
+/// Changes a byte of a whole blob on the disk.
+pub(crate) fn rot(root: &Path, digest: &Digest, offset: u64) {
+    let path = root.join(WHOLE).join(digest.hex().to_string());
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.write_all_at(b"?", offset).unwrap();
 }
 
 #[test]
