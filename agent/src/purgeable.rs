@@ -1,8 +1,7 @@
-//! What macOS would purge to make room (local snapshots, caches), asked for now and then, where the settings say that
-//! it counts.
+//! Bytes that macOS could purge (snapshots, caches), asked at intervals if the settings count them.
 //!
-//! The command may hang like anything that asks a daemon: it runs here, beside the driver, has its time, and what it
-//! said last counts for a few minutes only.
+//! The command may hang, as anything that asks a daemon may. So it runs beside the driver and has a time limit, and its
+//! answer counts for minutes.
 
 use std::{
     io,

@@ -110,11 +110,11 @@ impl From<StageOrder> for Ordered {
 /// How far an image is.
 #[derive(Debug)]
 pub(super) enum Life<S> {
-    /// The image's stage isn't taken up: room is reserved, or will be.
+    /// Waits for its turn, or for room. The swarm doesn't know the image's stage yet.
     Queued,
     /// The image's stage is known to the swarm.
     TakenUp(TakenUp<S>),
-    /// The last try failed, before the stage was taken up or with the taking up. Another try follows after a pause.
+    /// The last try failed, and the swarm doesn't know the image's stage. Another try follows after a pause.
     Failed,
     /// The image was installed, and somebody removed it or its last name. It comes back when it is ordered.
     Gone,

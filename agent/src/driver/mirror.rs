@@ -212,7 +212,7 @@ impl Mirror {
             _ => None,
         })?;
         let blob = self.wants.copy(content)?;
-        // the image may be of any registry
+        // no client may have these bytes on its registry's word: the image may have come from another one
         blob.comes_from(None);
         let copy = move || blob_cache::copy(&stage, &blob);
         Some(Effect::RunBlocking(Box::new(copy)))

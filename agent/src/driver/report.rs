@@ -60,9 +60,9 @@ pub(super) struct Reporting {
     full: bool,
     last: Instant,
     blames: Vec<Blame>,
-    /// Contents of which this host takes back its links, and the chunk from which on it does.
+    /// Contents whose links this host retracts, each with the first retracted chunk.
     retractions: BTreeMap<Digest, ChunkIndex>,
-    /// A change of a roster came that isn't here.
+    /// A change came for a roster that this host doesn't have.
     roster_wanted: bool,
     /// The contents that were last reported to have no source; `None` if they are to be reported anew.
     without_source: Option<Vec<Digest>>,
@@ -151,7 +151,7 @@ impl Reporting {
         self.soon();
     }
 
-    /// A change of a roster came that isn't here.
+    /// A change came for a roster that this host doesn't have.
     pub(super) fn want_roster(&mut self) {
         self.roster_wanted = true;
         self.at_once();

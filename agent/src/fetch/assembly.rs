@@ -286,8 +286,8 @@ fn joined(shelf: &Shelf, content: Digest, held: u32) -> u32 {
     held
 }
 
-/// Starts at the end of the last chunk in an unbroken run from the beginning that is held, if that chunk's link says
-/// where in the blob it ends. Blobs that aren't compressed start at the first missing chunk.
+/// Starts behind the first unbroken run of held chunks, if its last link records a place in the blob. Where the blob
+/// isn't compressed, that place is known without it.
 async fn resume(job: &Job) -> Start {
     let Some(shelf) = job.shelves.first().cloned() else {
         return beginning(job);

@@ -101,11 +101,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_or_is_no_line_of_ours_is_passed_over() {
+    fn what_ended_or_is_malformed_is_skipped_and_no_taint_is_longer_than_the_longest() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("tainted");
         let (over, bounded) = (Digest::of(b"over"), Digest::of(b"bounded"));
-        // one that ended, one that a clock that was set would keep for ever, and nonsense
+        // the last one lies too far ahead, because the clock was set
         let text = format!("{over} 1\nnonsense\n{bounded} {}\n", u32::MAX);
         fs::write(&path, text).unwrap();
         let taints = Taints::open(path).unwrap();

@@ -4,10 +4,9 @@ use core::time::Duration;
 
 use proto::Moment;
 
-/// The time between two looks at time-outs, announcements and retries. It is well below every time limit that is
-/// checked then.
+/// How often time-outs, announcements and retries are looked at. Each of their times is much longer.
 pub(crate) const TICK: Duration = Duration::from_millis(250);
-/// The same time when nothing is wanted and nobody waits.
+/// How often when nothing is wanted and nobody waits.
 const IDLE_TICK: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]

@@ -41,8 +41,8 @@ pub(super) enum Occupant {
     },
 }
 
-/// What the leaving of a Pod counts for. A new Pod succeeds a Pod that left, the first of these kinds first: where it
-/// is unclear which Pod the new one succeeds, it isn't taken for the successor of a Pod that the gate took.
+/// Which kind of departure a slot stands for. A new Pod is matched to departures in this order, so a doubtful match
+/// never ends the slot of a Pod that the gate took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Left {
     /// The Pod ended by itself. It takes no room. But its successor isn't taken for the successor of another Pod.

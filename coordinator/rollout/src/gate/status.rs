@@ -202,8 +202,8 @@ pub struct PoolStatus {
     /// Slots that are taken beyond the Pods in flight: for admissions that don't show yet, and for Pods whose successor
     /// isn't warm yet.
     pub reserved: u32,
-    /// Of the reserved slots, those of Pods that the gate took and whose successors aren't warm and don't count as in
-    /// flight. The shell records this number for the next gate, which can't see these Pods.
+    /// Of the reserved slots, those of Pods that the gate took, while no successor is warm or counts as in flight. The
+    /// shell records this number for the next gate, which can't see these Pods.
     pub awaited: u32,
     /// Of the reserved slots, those of Pods that left so long ago that a successor should be there.
     pub missing: u32,

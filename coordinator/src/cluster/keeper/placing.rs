@@ -224,7 +224,8 @@ fn name(
     }
 }
 
-/// The hosts that an ImagePrePull selects. Where it is done, only those that hold its image.
+/// The fleet's hosts on the Nodes that an ImagePrePull selects. When the ImagePrePull is done, only those that hold
+/// its image.
 fn selected(
     Facts {
         now, index, hosts, ..

@@ -241,7 +241,7 @@ impl Contents {
         self.by_digest.insert(content.digest, state);
     }
 
-    /// Forgets all contents except `used`. For those, forgets what was found wrong with them under this image's name.
+    /// Forgets all contents except `used`, and for those, the failures that were met under the image `without`.
     pub(super) fn keep(&mut self, used: &BTreeSet<Digest>, without: &Digest) {
         self.by_digest.retain(|digest, _| used.contains(digest));
         for content in self.by_digest.values_mut() {

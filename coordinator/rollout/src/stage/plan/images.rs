@@ -124,8 +124,7 @@ pub(super) struct Image {
     wanted_at: Moment,
     /// A content to which an image that goes before this one gives another size.
     contradicts: Option<Digest>,
-    /// A content that turned out not to have the size that this image says, where another image gives it another size.
-    /// The other image then goes before this one.
+    /// A content whose real size contradicts this image's manifest. The other image, with another size, goes first.
     disproved: Option<Digest>,
 }
 
@@ -136,8 +135,8 @@ impl Image {
             .contents
             .into_iter()
             .filter(|content| seen.insert(content.digest))
-        let (registry, repository) = asked(order.image, &order.references);
             .collect();
+        let (registry, repository) = asked(order.image, &order.references);
         Self {
             digest: order.image,
             registry,

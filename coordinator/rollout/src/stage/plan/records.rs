@@ -8,8 +8,8 @@
 //! mirror says little about the host. It counts only for the host's leases for mirrors, never for images, in two
 //! degrees:
 //! - A host whose last leases for mirrors brought nothing is leased a blob only after other hosts that want it too.
-//! - A host that let a lease expire of which nobody got anything is on trial for a minute, and twice as long each
-//!   further time. A host on trial has one lease at a time, for a content that no other host wants, beside the other
+//! - A host whose lease expired without any other host getting something of it is on trial for a minute; each repeat
+//!   doubles that. A host on trial has one lease at a time, for a content that no other host wants, beside the other
 //!   hosts' leases. Nobody waits for it: when another host wants the same content, the lease passes to that host.
 //!
 //! Both degrees end when other hosts get something of one of its leases.

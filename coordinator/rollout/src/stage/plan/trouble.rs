@@ -128,8 +128,8 @@ pub(super) fn lease_over(desk: &mut Desk<'_>, content: Digest, lease: &Lease) {
     }
 }
 
-/// Counts a lease that its holder let run out. For an image, that puts the holder behind other hosts for all contents.
-/// For a mirror, it counts for mirrors' leases only, and only where nobody received anything of this one.
+/// Counts a lease that its holder let run out. An image's lease puts the holder behind other hosts for all contents. A
+/// mirror's lease counts against mirrors' leases only, and only if nobody received any of it.
 pub(super) fn ran_out(desk: &mut Desk<'_>, lease: &Lease) {
     if !lease.is_mirrors() {
         desk.records.fail(lease.host());

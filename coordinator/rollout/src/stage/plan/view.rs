@@ -217,9 +217,9 @@ impl<'a> View<'a> {
         asked.is_some() || content.tries().rests(&image.digest(), self.now)
     }
 
-    /// What to ask for next in the failing repositories of a registry: an image and one of its contents. Chosen is the
-    /// image that was asked for longest ago, and of its contents that no host holds the one that was asked for longest
-    /// ago. So no image and no content goes before the others for long.
+    /// What to ask for next in the failing repositories of a registry: an image and one of its contents. Picks the
+    /// image whose last request is oldest; of its contents that no host holds, likewise the oldest. So no image and no
+    /// content goes before the others for long.
     pub(super) fn probe(self, of: &Image) -> Option<(Digest, Digest)> {
         let open = |image: &Image, digest: &Digest| {
             self.open(digest).is_some_and(|content| {

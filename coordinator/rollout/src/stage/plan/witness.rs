@@ -69,8 +69,7 @@ pub(super) fn count(desk: &mut Desk<'_>, id: &HostId, fresh: bool, contents: &[(
     }
 }
 
-/// Looks at what hosts have received since the last look, and whether hosts are right that say that they hold a content
-/// whole.
+/// Looks at what hosts received since the last look, and checks the hosts that claim to hold a whole content.
 pub(super) fn weigh(desk: &mut Desk<'_>) {
     for (digest, sight) in sights(desk.view()) {
         let Some(content) = desk.contents.get_mut(&digest) else {
