@@ -589,6 +589,7 @@ impl Driver {
                 });
             }
             Order::Queue(queue) => supply.are_coming(&queue),
+            Order::Doubt(_) => {}
             Order::Recheck(chunks) => {
                 for (content, chunk) in chunks {
                     self.look_at(&content, chunk);

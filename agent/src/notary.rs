@@ -213,7 +213,7 @@ impl Notary {
                 link,
                 statement: statement.clone(),
             }),
-            Answer::Nobody => None,
+            Answer::Recipe | Answer::Nobody => None,
         }
     }
 

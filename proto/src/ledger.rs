@@ -2,14 +2,19 @@
 //!
 //! [`Ledger::walk`] does what [`crate::chain`] describes: it starts at the digest, and goes back from link to link. A
 //! ledger holds links, not bytes. The caller that stores a chunk first checks its bytes against its link.
+//!
+//! A ledger with a recipe ([`Ledger::by_recipe`]) takes only the recipe's links. If the recipe is true, each chunk is
+//! proved when it arrives. If the recipe is false, no bytes fit some of its links, and the chain is never closed by it:
+//! the ledger then goes on without the recipe ([`Ledger::leave_recipe`]).
 
-use alloc::{vec, vec::Vec};
+use alloc::{sync::Arc, vec, vec::Vec};
 
 use crate::{
     chain::{Link, State},
     chunks::{ChunkIndex, ChunkSet, Geometry},
     digest::Digest,
     host::HostKey,
+    recipe::ContentRecipe,
     statement::Statement,
 };
 
@@ -29,6 +34,8 @@ pub enum Answer {
     Holder,
     /// The link's maker, by its statement.
     Maker(Statement),
+    /// The content's recipe, which nobody answers for. The chunk is passed on to hosts with the same recipe.
+    Recipe,
     /// Nobody: the chunk isn't held, or nobody signed its link. The chunk isn't passed on.
     Nobody,
 }
@@ -39,7 +46,7 @@ impl Answer {
     pub const fn statement(&self) -> Option<&Statement> {
         match self {
             Self::Maker(statement) => Some(statement),
-            Self::Holder | Self::Nobody => None,
+            Self::Holder | Self::Recipe | Self::Nobody => None,
         }
     }
 }
@@ -58,6 +65,8 @@ pub struct Ledger {
     proved_from: u32,
     /// Whether the walk reached the first chunk, and its link starts from the initial state.
     closed: bool,
+    /// What each link has to be, as long as the recipe isn't in doubt.
+    recipe: Option<Arc<ContentRecipe>>,
 }
 
 #[derive(Clone, Debug)]
@@ -102,6 +111,9 @@ pub enum RejectLinkError {
     /// maker lies.
     #[error("link contradicts that of chunk {0}, which the same host signed")]
     Contradicts(ChunkIndex),
+    /// The content's recipe gives the chunk another link. The recipe is false, or the link.
+    #[error("link of chunk {0} isn't the recipe's")]
+    AgainstRecipe(ChunkIndex),
 }
 
 /// What became of a link that was entered.
@@ -143,7 +155,29 @@ impl Ledger {
             held: ChunkSet::empty(geometry.chunks()),
             proved_from: geometry.chunks(),
             closed: geometry.is_empty() && digest == empty(),
+            recipe: None,
         }
+    }
+
+    /// An empty ledger of a content whose links this recipe gives.
+    #[must_use]
+    pub fn by_recipe(recipe: Arc<ContentRecipe>) -> Self {
+        Self {
+            recipe: Some(recipe.clone()),
+            ..Self::new(*recipe.digest(), recipe.geometry())
+        }
+    }
+
+    /// The link that the recipe gives a chunk; `None` without a recipe.
+    #[must_use]
+    pub fn recipe_link(&self, chunk: ChunkIndex) -> Option<Link> {
+        self.recipe.as_ref()?.link(chunk)
+    }
+
+    /// Goes on without the recipe, which may be false. Held chunks stay, and only the chain proves them from now on.
+    /// Returns whether there was a recipe. A closed chain has proved its recipe, and keeps it.
+    pub fn leave_recipe(&mut self) -> bool {
+        !self.closed && self.recipe.take().is_some()
     }
 
     /// The content's digest.
@@ -180,6 +214,7 @@ impl Ledger {
                 statement: Some(statement),
                 ..
             }) => Answer::Maker(statement.clone()),
+            Some(_) if self.recipe.is_some() => Answer::Recipe,
             _ => Answer::Nobody,
         }
     }
@@ -250,6 +285,10 @@ impl Ledger {
         if self.proved_end(chunk).is_some_and(|end| end != link.after) {
             return Err(RejectLinkError::Disproved(chunk));
         }
+        let states = |link: Link| (link.before, link.after);
+        if (self.recipe_link(chunk)).is_some_and(|given| states(given) != states(link)) {
+            return Err(RejectLinkError::AgainstRecipe(chunk));
+        }
         if let Some(statement) = &statement
             && let Some(other) = self.contradicted(chunk, link, statement)
         {
@@ -315,8 +354,12 @@ impl Ledger {
     }
 
     /// The unproved chunks from `from` on whose links `maker` made, by the senders' word. `maker` may take these back.
+    /// None with a recipe, which gives the same links whoever made them.
     #[must_use]
     pub fn doubtful(&self, maker: HostKey, from: ChunkIndex) -> Vec<ChunkIndex> {
+        if self.recipe.is_some() {
+            return Vec::new();
+        }
         (from.0..self.proved_from)
             .map(ChunkIndex)
             .filter(|chunk| {

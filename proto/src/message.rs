@@ -11,7 +11,7 @@
     reason = "generated code; the schema file documents each message"
 )]
 
-use alloc::string::ToString as _;
+use alloc::{string::ToString as _, vec::Vec};
 
 use crate::{
     chain::{Resume, State},
@@ -57,6 +57,7 @@ impl Link {
             resume_skip: link.resume.map_or(0, |resume| resume.skip_bytes),
             maker: maker.to_string(),
             statement: None,
+            recipe: Vec::new(),
         }
     }
 

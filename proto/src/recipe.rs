@@ -9,14 +9,14 @@
 //! don't fit. Whoever reads the registry's bytes finds that pair. So a false recipe costs time, and never a false byte
 //! in an image. Fingerprints and resume places are hints, as in a [`Link`].
 
-use alloc::{collections::BTreeMap, vec::Vec};
+use alloc::{collections::BTreeMap, sync::Arc, vec::Vec};
 
 use prost::Message as _;
 
 use crate::{
     chain::{Link, Resume, State, step},
     chunks::{ChunkIndex, Geometry},
-    digest::Digest,
+    digest::{Digest, ParseDigestError},
     fingerprint::Fingerprint,
     image::{ContentKind, ContentSpec, Layout},
     message,
@@ -38,7 +38,7 @@ const MAX_BYTES_PER_CONTENT: u64 = 256;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recipe {
     image: Digest,
-    contents: BTreeMap<Digest, ContentRecipe>,
+    contents: BTreeMap<Digest, Arc<ContentRecipe>>,
     order: Vec<Digest>,
 }
 
@@ -170,6 +170,47 @@ impl core::fmt::Display for Difference {
     }
 }
 
+/// A chunk that a registry gives in other bytes than a recipe says. Either the recipe is false, or the registry's bytes
+/// are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Doubt {
+    /// The image.
+    pub image: Digest,
+    /// The digest of the recipe's bytes, which names the recipe.
+    pub recipe: Digest,
+    /// The content.
+    pub content: Digest,
+    /// The first chunk that doesn't fit.
+    pub chunk: ChunkIndex,
+}
+
+impl Doubt {
+    /// The doubt as a message.
+    #[must_use]
+    pub fn to_message(&self) -> message::RecipeDoubt {
+        message::RecipeDoubt {
+            manifest: self.image.as_bytes().to_vec(),
+            recipe: self.recipe.as_bytes().to_vec(),
+            content: self.content.as_bytes().to_vec(),
+            chunk: self.chunk.0,
+        }
+    }
+
+    /// Reads a doubt.
+    ///
+    /// # Errors
+    /// When a digest isn't 32 bytes.
+    pub fn parse(message: &message::RecipeDoubt) -> Result<Self, ParseDigestError> {
+        let digest = |bytes: &[u8]| Digest::try_from(bytes);
+        Ok(Self {
+            image: digest(&message.manifest)?,
+            recipe: digest(&message.recipe)?,
+            content: digest(&message.content)?,
+            chunk: ChunkIndex(message.chunk),
+        })
+    }
+}
+
 impl Recipe {
     /// The most bytes that a recipe of this image may have: about 0.1 % of the image.
     #[must_use]
@@ -201,7 +242,7 @@ impl Recipe {
             let content = content.ok_or(ParseRecipeError::Lacks(spec.digest))?;
             content.fits(&spec)?;
             order.push(spec.digest);
-            contents.insert(spec.digest, content);
+            contents.insert(spec.digest, Arc::new(content));
         }
         if let Some(digest) = given.into_keys().next() {
             return Err(ParseRecipeError::Unexpected(digest));
@@ -287,13 +328,13 @@ impl Recipe {
 
     /// The recipe of a content; `None` if the image doesn't have the content.
     #[must_use]
-    pub fn content(&self, digest: &Digest) -> Option<&ContentRecipe> {
+    pub fn content(&self, digest: &Digest) -> Option<&Arc<ContentRecipe>> {
         self.contents.get(digest)
     }
 
     /// The recipes of all contents, in the manifest's order.
     pub fn contents(&self) -> impl Iterator<Item = &ContentRecipe> {
-        let content = |digest| self.contents.get(digest);
+        let content = |digest| self.contents.get(digest).map(Arc::as_ref);
         self.order.iter().filter_map(content)
     }
 }

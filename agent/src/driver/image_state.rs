@@ -74,6 +74,7 @@ pub(super) fn of<S: OnDisk>(
         }),
         golden: image.seen.golden,
         order: Some(image.ordered.number),
+        recipe: Vec::new(),
         ready_references: match names {
             true => image.seen.ready.clone(),
             false => Vec::new(),

@@ -6,6 +6,7 @@ use proto::{
     ChunkIndex, Digest, HostId,
     digest::ParseDigestError,
     message::{self, order::Kind},
+    recipe::Doubt,
 };
 
 use super::image::Ordered;
@@ -64,6 +65,8 @@ pub(super) enum Order {
     Bandwidth(message::Bandwidth),
     /// These wants of the mirror are coming, or have their place in the queue.
     Queue(message::MirrorQueue),
+    /// The registry's bytes don't fit a recipe: the content goes on without it.
+    Doubt(Doubt),
     /// Peers blame this host for these chunks.
     Recheck(Vec<(Digest, ChunkIndex)>),
 }
@@ -137,6 +140,7 @@ pub(super) fn read(order: message::Order) -> Result<Order, ReadOrderError> {
         }
         Kind::Bandwidth(bandwidth) => Order::Bandwidth(bandwidth),
         Kind::Queue(queue) => Order::Queue(queue),
+        Kind::RecipeDoubt(doubt) => Order::Doubt(Doubt::parse(&doubt)?),
         Kind::Recheck(recheck) => {
             let chunks = recheck.chunks.iter();
             let chunks = chunks.filter_map(|one| {

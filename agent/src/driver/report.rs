@@ -262,6 +262,7 @@ impl Reporting {
             roster_wanted: std::mem::take(&mut self.roster_wanted),
             without_source,
             held,
+            recipe_doubts: Vec::new(),
         };
         let later = fit::events(&mut report);
         if !later.is_empty() {

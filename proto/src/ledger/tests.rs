@@ -3,7 +3,7 @@ use std::{vec, vec::Vec};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{chunks::CHUNK_BYTES, fingerprint::Fingerprint};
+use crate::{chunks::CHUNK_BYTES, fingerprint::Fingerprint, recipe::Maker};
 
 const HONEST: Source = Source {
     sender: HostKey(1),
@@ -275,4 +275,80 @@ proptest! {
         }
         prop_assert!(ledger.is_closed());
     }
+}
+
+// ---- with a recipe ----------------------------------------------------------------------------------------------------
+
+fn recipe_of(content: &[u8]) -> Arc<ContentRecipe> {
+    let geometry = Geometry::new(content.len() as u64).unwrap();
+    let mut maker = Maker::new(Digest::of(content), geometry);
+    maker.take(content).unwrap();
+    Arc::new(maker.finish().unwrap())
+}
+
+#[test]
+fn with_a_recipe_each_chunk_is_proved_when_it_arrives_in_any_order() {
+    let content = content(4 << 20, 3);
+    let (_, geometry, links) = chain(&content);
+    let mut ledger = Ledger::by_recipe(recipe_of(&content));
+    let bytes = bytes_of(&content, geometry, ChunkIndex(1));
+    // a link that fits its bytes, as a liar makes it
+    let invented = Link::forge(geometry, ChunkIndex(1), State::from_bytes(&[7; 32]), bytes);
+    let refused = RejectLinkError::AgainstRecipe(ChunkIndex(1));
+    assert_eq!(ledger.enter(ChunkIndex(1), invented, LIAR), Err(refused));
+    for chunk in [1, 3, 0, 2] {
+        let link = links[chunk as usize];
+        assert_eq!(
+            ledger.recipe_link(ChunkIndex(chunk)).unwrap().after,
+            link.after
+        );
+        assert_eq!(
+            ledger.enter(ChunkIndex(chunk), link, LIAR),
+            Ok(Entered::New)
+        );
+        assert_eq!(ledger.answer(ChunkIndex(chunk)), Answer::Recipe);
+    }
+    // who made it doesn't matter
+    assert_eq!(ledger.doubtful(LIAR.maker, ChunkIndex(0)), vec![]);
+    assert_eq!(ledger.walk(), vec![]);
+    assert!(ledger.is_closed());
+    assert_eq!(ledger.answer(ChunkIndex(2)), Answer::Holder);
+    // a chain that is closed has proved the recipe
+    assert!(!ledger.leave_recipe());
+}
+
+#[test]
+fn without_its_recipe_a_ledger_goes_on_by_the_chain() {
+    let content = content(3 << 20, 3);
+    let (_, geometry, links) = chain(&content);
+    let mut other = content.clone();
+    other[5] ^= 1;
+    // a recipe whose first states are of other bytes
+    let mut ledger = Ledger::new(Digest::of(&content), geometry);
+    ledger.recipe = Some(recipe_of(&other));
+    let false_link = recipe_of(&other).link(ChunkIndex(0)).unwrap();
+    assert_eq!(
+        ledger.enter(ChunkIndex(0), false_link, LIAR),
+        Ok(Entered::New)
+    );
+    let refused = RejectLinkError::AgainstRecipe(ChunkIndex(1));
+    assert_eq!(ledger.enter(ChunkIndex(1), links[1], HONEST), Err(refused));
+    assert!(ledger.leave_recipe());
+    assert!(!ledger.leave_recipe());
+    assert_eq!(ledger.answer(ChunkIndex(0)), Answer::Nobody);
+    for chunk in [1, 2] {
+        let link = links[chunk as usize];
+        assert_eq!(
+            ledger.enter(ChunkIndex(chunk), link, HONEST),
+            Ok(Entered::New)
+        );
+    }
+    let dropped: Vec<_> = ledger.walk().iter().map(|verdict| verdict.chunk).collect();
+    assert_eq!(dropped, [ChunkIndex(0)]);
+    assert_eq!(
+        ledger.enter(ChunkIndex(0), links[0], HONEST),
+        Ok(Entered::New)
+    );
+    ledger.walk();
+    assert!(ledger.is_closed());
 }

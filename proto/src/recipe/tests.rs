@@ -317,7 +317,7 @@ proptest! {
 /// A recipe with one byte of a column changed.
 fn with_a_lie(recipe: &Recipe, content: Digest, lie: impl FnOnce(&mut ContentRecipe)) -> Recipe {
     let mut lying = recipe.clone();
-    lie(lying.contents.get_mut(&content).unwrap());
+    lie(Arc::make_mut(lying.contents.get_mut(&content).unwrap()));
     lying
 }
 
