@@ -297,6 +297,7 @@ impl Driver {
             } => self.reporting.blame(&host, content, chunk, kind),
             Effect::Convict(links) => self.reporting.show(&links),
             Effect::TakeBack { content, from } => self.reporting.taken_back(content, from),
+            Effect::Doubt(doubt) => self.reporting.doubt(doubt),
             Effect::Look { content, chunk } => self.look_at(&content, chunk),
             Effect::Stored => {
                 self.upkeep.chunk_stored();
@@ -343,6 +344,8 @@ impl Driver {
                 supply.exchange_mut().fetch_ended(id, number, end)
             }
             Input::Begun { image, result } => supply.begun(image, result),
+            Input::RecipeOpened { image, result } => supply.recipe_opened(image, result),
+            Input::RecipeRead { image, result } => supply.recipe_read(image, result),
             Input::Walked { id, walked } => supply.exchange_mut().walked(id, walked),
             Input::Recorded { image, result } => {
                 let now = supply.now();
@@ -589,7 +592,9 @@ impl Driver {
                 });
             }
             Order::Queue(queue) => supply.are_coming(&queue),
-            Order::Doubt(_) => {}
+            Order::Doubt(doubt) => {
+                supply.images_mut().doubt_recipe(&doubt);
+            }
             Order::Recheck(chunks) => {
                 for (content, chunk) in chunks {
                     self.look_at(&content, chunk);

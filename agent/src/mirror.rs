@@ -11,6 +11,7 @@ pub(crate) mod blob;
 pub(crate) mod blobs;
 mod browser;
 mod listen;
+pub(crate) mod outside;
 mod proof;
 mod range;
 mod request;

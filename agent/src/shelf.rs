@@ -184,6 +184,32 @@ impl Shelf {
         }
     }
 
+    /// The digest of the recipe that gives the content's links there, as long as there is one.
+    pub(crate) fn recipe(&self, content: Digest) -> Option<Digest> {
+        match self {
+            Self::Stage(stage) => stage.known(content)?.recipe(),
+            Self::Blob(_) => None,
+        }
+    }
+
+    /// The link that the recipe gives a chunk.
+    pub(crate) fn recipe_link(&self, content: Digest, chunk: ChunkIndex) -> Option<Link> {
+        match self {
+            Self::Stage(stage) => stage.known(content)?.recipe_link(chunk),
+            Self::Blob(_) => None,
+        }
+    }
+
+    /// Goes on without the content's recipe. Returns the recipe's digest, if there was one.
+    pub(crate) fn leave_recipe(&self, content: Digest) -> Option<Digest> {
+        let Self::Stage(stage) = self else {
+            return None;
+        };
+        let mut known = stage.known(content)?;
+        let recipe = known.recipe();
+        recipe.filter(|_| known.leave_recipe())
+    }
+
     pub(crate) fn held(&self, content: Digest) -> ChunkSet {
         match self {
             Self::Stage(stage) => stage.held(content),

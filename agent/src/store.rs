@@ -3,6 +3,7 @@
 //! ```text
 //! TART_HOME/.parbake/              locked by the one agent that works here
 //!   pid                            who that is
+//!   recipes/<hex>                  recipes of images, by the digest of their bytes
 //!   <hex of the manifest digest>/
 //!     status.json                  references, inode of the disk
 //!     manifest.json                raw bytes
@@ -37,6 +38,7 @@
 //!   5. `status.json` says installed.
 //! - *Forgetting*: directories are removed bottom up, `status.json` first, so what a crash leaves is no stage any more.
 
+mod alike;
 pub(crate) mod chunks;
 pub(crate) mod claim;
 mod doubt;
@@ -48,6 +50,7 @@ mod layers;
 mod names;
 mod news;
 pub(crate) mod place;
+pub(crate) mod recipes;
 mod recover;
 mod references;
 mod room;
@@ -61,7 +64,7 @@ mod twin;
 mod verify;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -72,6 +75,17 @@ use proto::{Digest, HostId, Layout};
 use swarm::event::Entitled;
 
 pub(crate) use self::claim::Look;
+use self::{
+    alike::Lacking,
+    files::needed_bytes,
+    recipes::NamedRecipe,
+    recover::{Loaded, load},
+    references::parse_references,
+    room::Builder as _,
+    shared::Shared,
+    status::Status,
+    tree::{ROOT, io_at, remove},
+};
 pub use self::{
     claim::{HeldChunk, WriteError},
     install::{InstallError, install, install_as},
@@ -82,15 +96,6 @@ pub use self::{
     shared::Options,
     stage::Stage,
     verify::{Verified, VerifyError, doubt, verify},
-};
-use self::{
-    files::needed_bytes,
-    recover::{Loaded, load},
-    references::parse_references,
-    room::Builder as _,
-    shared::Shared,
-    status::Status,
-    tree::{ROOT, io_at, remove},
 };
 use crate::{
     lock::lock,
@@ -247,6 +252,7 @@ impl Store {
             changing: Mutex::default(),
             entitled: Mutex::default(),
         };
+        let mut recipes = BTreeSet::new();
         for entry in fs::read_dir(&root).map_err(failed("reading", &root))? {
             let path = entry.map_err(failed("reading", &root))?.path();
             let name = path.file_name().and_then(|name| name.to_str());
@@ -257,7 +263,10 @@ impl Store {
                 tracing::warn!(%image, %error, "what a crash left of a write can't be removed");
             }
             match load(&this.shared, &path, image) {
-                Ok(Loaded::Stage(stage)) => this.keep(Arc::new(*stage)),
+                Ok(Loaded::Stage(stage)) => {
+                    recipes.extend(stage.recipe().map(|recipe| recipe.digest));
+                    this.keep(Arc::new(*stage));
+                }
                 Ok(unusable) => {
                     unusable.log(&image);
                     remove(&path).map_err(failed("removing", &path))?;
@@ -266,6 +275,9 @@ impl Store {
                     tracing::warn!(%image, %error, "a stage can't be read; leaving it alone");
                 }
             }
+        }
+        if let Err(error) = recipes::keep_only(this.shared.home(), &recipes) {
+            tracing::warn!(%error, "recipes that no image needs any more can't be removed");
         }
         Ok(this)
     }
@@ -326,6 +338,22 @@ impl Store {
         manifest: &[u8],
         references: &[String],
     ) -> Result<(Arc<Stage>, u64), BeginError> {
+        self.begin_by(layout, manifest, references, None)
+    }
+
+    /// Does what [`begin`](Self::begin) does. With a recipe, chunks are also found on the disks of images that have no
+    /// content in common with this one. The contents that are named beside the recipe go on without it, because they are
+    /// in doubt.
+    ///
+    /// # Errors
+    /// As `begin`.
+    pub(crate) fn begin_by(
+        &self,
+        layout: &Layout,
+        manifest: &[u8],
+        references: &[String],
+        recipe: Option<(&NamedRecipe, &BTreeSet<Digest>)>,
+    ) -> Result<(Arc<Stage>, u64), BeginError> {
         let references = parse_references(layout.digest(), references)?;
         let changing = lock(&self.changing);
         self.keep_root()?;
@@ -343,7 +371,7 @@ impl Store {
                 }
                 let room = self.shared.room();
                 room.admit(needed_bytes(layout), layout.digest())?;
-                let base = self.most_similar(layout);
+                let base = self.most_similar(layout, recipe.map(|(recipe, _)| recipe));
                 let (stage, cloned) = self.create(layout, manifest, references, base.as_deref())?;
                 let stage = Arc::new(stage);
                 self.keep(stage.clone());
@@ -351,6 +379,9 @@ impl Store {
             }
         };
         drop(changing);
+        if let Some((recipe, in_doubt)) = recipe {
+            stage.take_recipe(recipe, in_doubt)?;
+        }
         if stage.is_installed() && !stage.is_complete() {
             stage.link_again()?;
         }
@@ -407,7 +438,45 @@ impl Store {
                 }
             }
         }
-        Ok(copied)
+        Ok(copied + self.copy_what_is_alike(stage, base)?)
+    }
+
+    /// Copies the chunks that the stage's recipe has in common with other images of this host.
+    fn copy_what_is_alike(&self, stage: &Stage, base: Option<&Stage>) -> Result<u64, BeginError> {
+        let mut lacking = Lacking::of(stage);
+        if lacking.is_empty() {
+            return Ok(0);
+        }
+        let digest = |stage: &Stage| *stage.layout().digest();
+        let base = base.map(digest);
+        let mut flushed_at = Instant::now();
+        let mut go_on = || -> Result<(), BeginError> {
+            self.shared.go_on()?;
+            if flushed_at.elapsed() >= FLUSH_EVERY {
+                stage.flush()?;
+                flushed_at = Instant::now();
+            }
+            Ok(())
+        };
+        let mut found = alike::Copied {
+            bytes: alike::punch(stage, &mut lacking)?,
+            in_place: 0,
+        };
+        let mut others = self.all();
+        others.retain(|other| digest(other) != digest(stage));
+        // what lies in its place is found before a copy of it is made
+        others.sort_by_key(|other| Some(digest(other)) != base);
+        for other in others {
+            let cloned = Some(digest(&other)) == base;
+            let copied = alike::copy(stage, &mut lacking, &other, cloned, &mut go_on)?;
+            found.bytes += copied.bytes;
+            found.in_place += copied.in_place;
+        }
+        for content in stage.layout().contents() {
+            stage.walk(content.digest)?;
+        }
+        tracing::info!(image = %stage.layout().digest(), bytes = found.bytes, in_place = found.in_place, "chunks of the image were on this host already");
+        Ok(found.bytes)
     }
 
     /// Does what [`begin`](Self::begin) does. Without room, asks `make_room` to free this many bytes; if it returns
@@ -420,9 +489,10 @@ impl Store {
         layout: &Layout,
         manifest: &[u8],
         references: &[String],
+        recipe: Option<(&NamedRecipe, &BTreeSet<Digest>)>,
         make_room: impl FnOnce(u64) -> bool,
     ) -> Result<(Arc<Stage>, u64), BeginError> {
-        match self.begin(layout, manifest, references) {
+        match self.begin_by(layout, manifest, references, recipe) {
             Err(BeginError::NoRoom(short))
                 if make_room(
                     short
@@ -432,7 +502,7 @@ impl Store {
                         .saturating_sub(short.free_bytes),
                 ) =>
             {
-                self.begin(layout, manifest, references)
+                self.begin_by(layout, manifest, references, recipe)
             }
             begun => begun,
         }
@@ -540,8 +610,11 @@ impl Store {
 
     /// The installed image whose disk has the most bytes in common with this one at the same offsets. A clone of its
     /// disk saves the copying of those bytes.
-    fn most_similar(&self, layout: &Layout) -> Option<Arc<Stage>> {
-        let common = |stage: &Arc<Stage>| Stage::common_bytes(layout, stage);
+    fn most_similar(&self, layout: &Layout, by: Option<&NamedRecipe>) -> Option<Arc<Stage>> {
+        let common = |stage: &Arc<Stage>| match by {
+            Some(by) => alike::common_bytes(layout, &by.recipe, stage),
+            None => Stage::common_bytes(layout, stage),
+        };
         let best = self
             .all()
             .into_iter()
@@ -578,6 +651,11 @@ impl Store {
             }
         }
         result
+    }
+
+    /// This host's id.
+    pub(crate) fn host(&self) -> HostId {
+        self.shared.host()
     }
 
     /// Sets this host's id, which links that are made here name as their maker.

@@ -2,15 +2,11 @@
 //!
 //! The crate `swarm` decides which host sends which chunk to which peer. This module carries that out.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use proto::{
-    Answer, ChunkIndex, Digest, Geometry, HostKey, Signed, Source,
+    Answer, ChunkIndex, Digest, Geometry, HostId, HostKey, Link, Signed, Source, Statement,
     ledger::RejectLinkError,
     message::{
         ChunkHeader, ChunkPush, ChunkReply, ChunkRequest, Encoding, FieldError, Link as WireLink,
@@ -27,18 +23,17 @@ use wire::{Connection, Receiver, Sender, StreamCode};
 use tokio::time::timeout;
 use tracing::debug;
 
+mod packed;
+
+use self::packed::unpack;
+pub(crate) use self::packed::{Cache, Packed, pack};
+
 use crate::{
     notary::Notary,
     shelf::{self, Arrival, Shelf, Unwritable},
     store::WriteError,
     suspects::Suspects,
 };
-
-/// zstd's fastest ordinary level. It packs 0.5 GB/s on a core, well above what a 1 GbE link moves.
-const ZSTD_LEVEL: i32 = 1;
-
-/// A packed chunk is used if it saves at least this part, a sixteenth. Below that the receiver's time is worth more.
-const WORTH_PACKING: usize = 16;
 
 /// An upload that takes longer is given up. A MiB in this time is 280 kbit/s, far below a chunk's share of a fleet's
 /// links. Receivers don't wait longer either.
@@ -48,103 +43,6 @@ const UPLOAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// sends a byte a second must not hold a place. The least rate is 13 kbit/s.
 const PIECE_BYTES: usize = 16 << 10;
 const STUCK: Duration = Duration::from_secs(10);
-
-/// Bytes of packed chunks that are kept to be sent again: a spreader sends each chunk to every host, soon after the
-/// chunk came.
-const CACHE_BYTES: usize = 32 << 20;
-
-/// A chunk as it travels.
-#[derive(Clone, Debug)]
-pub(crate) struct Packed {
-    /// The chunk's link, with the statement of the host that answers for it.
-    pub(crate) signed: Signed,
-    pub(crate) encoding: Encoding,
-    pub(crate) bytes: Bytes,
-}
-
-/// Packs a chunk: as nothing for zeros, by zstd where that helps, and else unchanged.
-pub(crate) fn pack(bytes: Vec<u8>) -> (Encoding, Bytes) {
-    if is_zero(&bytes) {
-        return (Encoding::Zero, Bytes::new());
-    }
-    match zstd::bulk::compress(&bytes, ZSTD_LEVEL) {
-        Ok(packed) if packed.len() + bytes.len() / WORTH_PACKING <= bytes.len() => {
-            (Encoding::Zstd, packed.into())
-        }
-        _ => (Encoding::Raw, bytes.into()),
-    }
-}
-
-/// Unpacks a chunk of exactly `length` bytes; `None` when these bytes aren't one.
-pub(crate) fn unpack(encoding: Encoding, packed: Bytes, length: usize) -> Option<Bytes> {
-    match encoding {
-        Encoding::Zero => packed.is_empty().then(|| vec![0; length].into()),
-        Encoding::Raw => (packed.len() == length).then_some(packed),
-        Encoding::Zstd => zstd::bulk::decompress(&packed, length)
-            .ok()
-            .filter(|bytes| bytes.len() == length)
-            .map(Bytes::from),
-    }
-}
-
-/// Whether all bytes are zero.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<16>();
-    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
-}
-
-/// Packed chunks that came or went lately. Bounded by [`CACHE_BYTES`]. The oldest leave first.
-///
-/// The transfer jobs share it under a lock. The lock is only held for one operation on a map.
-#[derive(Debug, Default)]
-pub(crate) struct Cache {
-    inner: Mutex<CacheInner>,
-}
-
-#[derive(Debug, Default)]
-struct CacheInner {
-    chunks: BTreeMap<(Digest, ChunkIndex), Packed>,
-    order: VecDeque<(Digest, ChunkIndex)>,
-    bytes: usize,
-}
-
-impl Cache {
-    pub(crate) fn find(&self, content: Digest, chunk: ChunkIndex) -> Option<Packed> {
-        self.inner
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .chunks
-            .get(&(content, chunk))
-            .cloned()
-    }
-
-    pub(crate) fn keep(&self, content: Digest, chunk: ChunkIndex, packed: Packed) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let added = packed.bytes.len();
-        if let Some(before) = inner.chunks.insert((content, chunk), packed) {
-            inner.bytes -= before.bytes.len();
-        } else {
-            inner.order.push_back((content, chunk));
-        }
-        inner.bytes += added;
-        while inner.bytes > CACHE_BYTES || inner.order.len() > 4 * (CACHE_BYTES >> 20) {
-            let Some(oldest) = inner.order.pop_front() else {
-                break;
-            };
-            if let Some(gone) = inner.chunks.remove(&oldest) {
-                inner.bytes -= gone.bytes.len();
-            }
-        }
-    }
-
-    pub(crate) fn forget(&self, content: Digest, chunk: ChunkIndex) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(gone) = inner.chunks.remove(&(content, chunk)) {
-            inner.bytes -= gone.bytes.len();
-            inner.order.retain(|kept| *kept != (content, chunk));
-        }
-    }
-}
 
 /// A chunk of a content that this host holds or wants, and the parts that are needed to move it.
 #[derive(Clone, Debug)]
@@ -161,6 +59,17 @@ pub(crate) struct Subject {
     pub(crate) retracted: Option<HostKey>,
     /// The links of the content that were proved false: they decide which runs are refused.
     pub(crate) suspects: Arc<Suspects>,
+}
+
+impl Subject {
+    /// The recipe that gives the content's links here, and the link that it gives the chunk.
+    fn recipe(&self) -> Option<(Digest, Link)> {
+        let of_shelf = |shelf: &Shelf| {
+            let name = shelf.recipe(self.content)?;
+            Some((name, shelf.recipe_link(self.content, self.chunk)?))
+        };
+        self.shelves.iter().find_map(of_shelf)
+    }
 }
 
 /// How the transfer of a chunk to this host ended.
@@ -326,13 +235,15 @@ async fn answer(mut sender: Sender, subject: Subject) -> Shipment {
         delivery: Delivery::Broken,
         wire_bytes,
     };
+    let recipe = subject.recipe();
+    let content = (subject.content, subject.chunk);
     let Some(packed) = load(subject).await else {
         refuse(sender, Declined::Missing).await;
         return failed(0);
     };
     let wire_bytes = packed.bytes.len() as u64;
     let reply = ChunkReply {
-        kind: Some(chunk_reply::Kind::Chunk(header(&packed))),
+        kind: Some(chunk_reply::Kind::Chunk(header(content, &packed, recipe))),
     };
     let sent = async {
         sender.send(&reply).await.ok()?;
@@ -366,6 +277,7 @@ async fn offer(connection: Connection, subject: Subject, spread: Option<Spread>)
         wire_bytes,
     };
     let (content, chunk) = (subject.content, subject.chunk);
+    let recipe = subject.recipe();
     let Some(packed) = load(subject).await else {
         return failed(0);
     };
@@ -375,7 +287,7 @@ async fn offer(connection: Connection, subject: Subject, spread: Option<Spread>)
     let push = ChunkPush {
         content: content.as_bytes().to_vec(),
         index: chunk.0,
-        header: Some(header(&packed)),
+        header: Some(header((content, chunk), &packed, recipe)),
         spread: spread.map(|spread| match spread {
             Spread::Everyone => WireSpread {
                 everyone: true,
@@ -459,9 +371,20 @@ async fn read(receiver: &mut Receiver, bytes: &mut [u8]) -> Option<()> {
     Some(())
 }
 
-fn header(packed: &Packed) -> ChunkHeader {
+/// The header of a chunk. It names the recipe, if the chunk's link is the recipe's.
+fn header(
+    (content, chunk): (Digest, ChunkIndex),
+    packed: &Packed,
+    recipe: Option<(Digest, Link)>,
+) -> ChunkHeader {
+    let mut link = match packed.signed(content, chunk) {
+        Some(signed) => signed.to_message(),
+        None => WireLink::new(&packed.link, &packed.maker),
+    };
+    let recipe = recipe.filter(|(_, given)| packed.link.is_alike(given));
+    link.recipe = recipe.map_or_else(Vec::new, |(name, _)| name.as_bytes().to_vec());
     ChunkHeader {
-        link: Some(packed.signed.to_message()),
+        link: Some(link),
         encoding: packed.encoding.into(),
         wire_bytes: u32::try_from(packed.bytes.len()).unwrap_or(u32::MAX),
     }
@@ -479,10 +402,18 @@ async fn load(subject: Subject) -> Option<Packed> {
         let (content, chunk) = (subject.content, subject.chunk);
         let signed = subject
             .notary
-            .answered(content, chunk, held.link, &held.answer)?;
+            .answered(content, chunk, held.link, &held.answer);
+        // a chunk for which nobody answers goes to hosts with the same recipe
+        if signed.is_none() && subject.recipe().is_none() {
+            return None;
+        }
         let (encoding, bytes) = pack(held.bytes);
         let packed = Packed {
-            signed,
+            link: held.link,
+            maker: signed
+                .as_ref()
+                .map_or(held.maker, |signed| signed.maker().clone()),
+            statement: signed.map(|signed| signed.statement),
             encoding,
             bytes,
         };
@@ -494,8 +425,65 @@ async fn load(subject: Subject) -> Option<Packed> {
     loaded.await.ok().flatten()
 }
 
+/// A link that came, and what is known of it before its bytes come.
+#[derive(Debug)]
+struct Checked {
+    link: Link,
+    maker: HostId,
+    statement: Option<Statement>,
+    /// The sender says that it compared the chunk with this host's recipe, which gives this link.
+    by_recipe: bool,
+}
+
+impl Checked {
+    fn packed(self, encoding: Encoding, bytes: Bytes) -> Packed {
+        Packed {
+            link: self.link,
+            maker: self.maker,
+            statement: self.statement,
+            encoding,
+            bytes,
+        }
+    }
+}
+
 /// Checks a link that came. Returns the link with the host that answers for it, or else how the transfer ends.
-fn check(subject: &Subject, link: Option<&WireLink>) -> Result<Signed, Box<Receipt>> {
+fn check(subject: &Subject, message: Option<&WireLink>) -> Result<Checked, Box<Receipt>> {
+    let bad = || {
+        Box::new(Receipt {
+            false_bytes: true,
+            ..Receipt::failed(Failure::Bad)
+        })
+    };
+    let message = message.ok_or_else(bad)?;
+    let (link, maker) = message.parse().map_err(|_| bad())?;
+    let same = |(name, _): &(Digest, Link)| message.recipe == name.as_bytes();
+    let by_recipe = match subject.recipe().filter(same) {
+        // the sender would have seen that
+        Some((_, given)) if !link.is_alike(&given) => return Err(bad()),
+        found => found.is_some(),
+    };
+    let unsigned = message.statement.is_none();
+    let statement = match check_signed(subject, message) {
+        Ok(signed) => Some(signed.statement),
+        // whoever answers for the link, the recipe proves it
+        Err(receipt) if by_recipe && (unsigned || !receipt.false_bytes) => None,
+        // the sender may vouch for the chunk later
+        Err(_) if unsigned && !message.recipe.is_empty() => {
+            return Err(Box::new(Receipt::failed(Failure::Disproved)));
+        }
+        Err(receipt) => return Err(receipt),
+    };
+    Ok(Checked {
+        link,
+        maker,
+        statement,
+        by_recipe,
+    })
+}
+
+/// Checks that the host that signed a link answers for it.
+fn check_signed(subject: &Subject, link: &WireLink) -> Result<Signed, Box<Receipt>> {
     let bad = || {
         Box::new(Receipt {
             false_bytes: true,
@@ -503,7 +491,6 @@ fn check(subject: &Subject, link: Option<&WireLink>) -> Result<Signed, Box<Recei
         })
     };
     let failed = |failure| Box::new(Receipt::failed(failure));
-    let link = link.ok_or_else(bad)?;
     let signed = match Signed::parse(subject.content, subject.chunk, link) {
         Ok(signed) => signed,
         // an agent of an older version: the coordinator names it
@@ -537,8 +524,8 @@ async fn take(
     subject: Subject,
 ) -> Receipt {
     let length = subject.geometry.len(subject.chunk) as usize;
-    let signed = match check(&subject, header.link.as_ref()) {
-        Ok(signed) => signed,
+    let checked = match check(&subject, header.link.as_ref()) {
+        Ok(checked) => checked,
         Err(receipt) => {
             receiver.stop(StreamCode::CANCELLED);
             return *receipt;
@@ -572,12 +559,13 @@ async fn take(
     }
     let wire_bytes = wire.len() as u64;
     let stored = tokio::task::spawn_blocking(move || {
-        let packed = Packed {
-            signed,
-            encoding,
-            bytes: wire.into(),
-        };
-        store(&subject, peer, packed)
+        let by_recipe = checked.by_recipe;
+        store(
+            &subject,
+            peer,
+            checked.packed(encoding, wire.into()),
+            by_recipe,
+        )
     });
     let mut receipt = stored
         .await
@@ -586,7 +574,7 @@ async fn take(
     receipt
 }
 
-fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
+fn store(subject: &Subject, peer: HostKey, packed: Packed, by_recipe: bool) -> Receipt {
     let last = subject.chunk.0 + 1 == subject.geometry.chunks();
     let bad = || Receipt {
         false_bytes: true,
@@ -600,15 +588,15 @@ fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
             ..bad()
         };
     };
-    let link = packed.signed.link;
+    let link = packed.link;
     if !link.holds(subject.geometry, subject.chunk, &bytes) {
         return bad();
     }
     let source = Source {
         sender: peer,
-        maker: packed.signed.maker().key(),
+        maker: packed.maker.key(),
     };
-    if subject.retracted == Some(source.maker) {
+    if subject.retracted == Some(source.maker) && !by_recipe {
         return Receipt::failed(Failure::Refused);
     }
     let arrival = Arrival {
@@ -617,15 +605,16 @@ fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
         bytes: &bytes,
         link,
         source,
-        maker: packed.signed.maker(),
-        statement: Some(&packed.signed.statement),
+        maker: &packed.maker,
+        statement: packed.statement.as_ref(),
     };
+    let signed = || packed.signed(subject.content, subject.chunk);
     let unwritable = match shelf::write_all(&subject.shelves, arrival) {
         Ok(unwritable) => unwritable,
         // only a host that holds the next chunk can know that
         Err(WriteError::Rejected(RejectLinkError::Disproved(_))) => {
             return Receipt {
-                false_link: Some(Box::new(packed.signed)),
+                false_link: signed().map(Box::new),
                 ..Receipt::failed(Failure::Disproved)
             };
         }
@@ -643,9 +632,15 @@ fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
                 })
             });
             return Receipt {
-                contradiction: other.map(|other| Box::new([packed.signed, other])),
+                contradiction: signed()
+                    .zip(other)
+                    .map(|(signed, other)| Box::new([signed, other])),
                 ..Receipt::failed(Failure::Disproved)
             };
+        }
+        // the recipe is false, or the link: nobody is blamed before that is known
+        Err(WriteError::Rejected(RejectLinkError::AgainstRecipe(_))) => {
+            return Receipt::failed(Failure::Disproved);
         }
         Err(WriteError::Rejected(_)) => return bad(),
         Err(WriteError::Gone | WriteError::UnknownContent(_)) => {
@@ -674,37 +669,4 @@ fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
 #[cfg(test)]
 mod liars;
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn zeros_travel_as_nothing_and_noise_as_it_is() {
-        assert_eq!(pack(vec![0; 1 << 20]), (Encoding::Zero, Bytes::new()));
-        assert_eq!(pack(vec![7; 1 << 20]).0, Encoding::Zstd);
-        let noise: Vec<u8> = (0u32..4096)
-            .flat_map(|at| Digest::of(&at.to_le_bytes()).as_bytes().to_vec())
-            .collect();
-        assert_eq!(pack(noise.clone()), (Encoding::Raw, noise.into()));
-    }
-
-    proptest! {
-        #[test]
-        fn what_was_packed_is_unpacked(bytes in prop::collection::vec(0u8..4, 1..5000)) {
-            let length = bytes.len();
-            let (encoding, packed) = pack(bytes.clone());
-            prop_assert_eq!(unpack(encoding, packed.clone(), length), Some(bytes.into()));
-            prop_assert_eq!(unpack(encoding, packed, length + 1).filter(|_| encoding != Encoding::Zero), None);
-        }
-
-        #[test]
-        fn hostile_packed_bytes_never_unpack_to_another_length(bytes in prop::collection::vec(any::<u8>(), 0..400), length in 0usize..5000) {
-            for encoding in [Encoding::Raw, Encoding::Zstd, Encoding::Zero] {
-                if let Some(raw) = unpack(encoding, bytes.clone().into(), length) {
-                    prop_assert_eq!(raw.len(), length);
-                }
-            }
-        }
-    }
-}
+mod recipes;

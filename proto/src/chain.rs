@@ -163,6 +163,12 @@ impl Link {
         }
     }
 
+    /// Whether both links have the same states, whatever their hints say.
+    #[must_use]
+    pub fn is_alike(&self, other: &Self) -> bool {
+        (self.before, self.after) == (other.before, other.after)
+    }
+
     /// Whether these bytes lead from `before` to `after`. Bytes of a wrong length never do.
     #[must_use]
     pub fn holds(&self, geometry: Geometry, chunk: ChunkIndex, bytes: &[u8]) -> bool {

@@ -3,7 +3,7 @@
 //! [`Ledger::walk`] does what [`crate::chain`] describes: it starts at the digest, and goes back from link to link. A
 //! ledger holds links, not bytes. The caller that stores a chunk first checks its bytes against its link.
 //!
-//! A ledger with a recipe ([`Ledger::by_recipe`]) takes only the recipe's links. If the recipe is true, each chunk is
+//! A ledger with a recipe ([`Ledger::take_recipe`]) takes only the recipe's links. If the recipe is true, each chunk is
 //! proved when it arrives. If the recipe is false, no bytes fit some of its links, and the chain is never closed by it:
 //! the ledger then goes on without the recipe ([`Ledger::leave_recipe`]).
 
@@ -139,6 +139,11 @@ pub struct Verdict {
     pub statement: Option<Statement>,
 }
 
+/// What a link proves.
+const fn states(link: Link) -> (State, State) {
+    (link.before, link.after)
+}
+
 /// The digest of an empty content: the hash of SHA-256's padding alone.
 fn empty() -> Digest {
     Digest::of(&[])
@@ -159,13 +164,35 @@ impl Ledger {
         }
     }
 
-    /// An empty ledger of a content whose links this recipe gives.
-    #[must_use]
-    pub fn by_recipe(recipe: Arc<ContentRecipe>) -> Self {
-        Self {
-            recipe: Some(recipe.clone()),
-            ..Self::new(*recipe.digest(), recipe.geometry())
+    /// Takes only this recipe's links from now on.
+    ///
+    /// # Errors
+    /// When a held link isn't the recipe's. One of the two is false, and nothing tells which: the ledger goes on
+    /// without the recipe.
+    ///
+    /// # Panics
+    /// When the recipe is another content's.
+    pub fn take_recipe(&mut self, recipe: Arc<ContentRecipe>) -> Result<(), RejectLinkError> {
+        let of = (*recipe.digest(), recipe.geometry());
+        assert_eq!(
+            of,
+            (self.digest, self.geometry),
+            "recipe of another content"
+        );
+        for chunk in self.held.iter() {
+            let held = self.link(chunk).map(|(link, _)| states(link));
+            if held != recipe.link(chunk).map(states) {
+                return Err(RejectLinkError::AgainstRecipe(chunk));
+            }
         }
+        self.recipe = Some(recipe);
+        Ok(())
+    }
+
+    /// Whether each link has to be the recipe's.
+    #[must_use]
+    pub const fn has_recipe(&self) -> bool {
+        self.recipe.is_some()
     }
 
     /// The link that the recipe gives a chunk; `None` without a recipe.
@@ -285,7 +312,6 @@ impl Ledger {
         if self.proved_end(chunk).is_some_and(|end| end != link.after) {
             return Err(RejectLinkError::Disproved(chunk));
         }
-        let states = |link: Link| (link.before, link.after);
         if (self.recipe_link(chunk)).is_some_and(|given| states(given) != states(link)) {
             return Err(RejectLinkError::AgainstRecipe(chunk));
         }

@@ -10,6 +10,8 @@ pub const MAX_IMAGES: usize = 256;
 pub const MAX_ENDED_LEASES: usize = 64;
 /// Contents of which the host takes back what it made.
 pub const MAX_RETRACTIONS: usize = 64;
+/// Contents whose recipe doesn't fit the registry's bytes.
+pub const MAX_RECIPE_DOUBTS: usize = 16;
 /// Accusations. An agent keeps that many while it has no session.
 pub const MAX_BLAMES: usize = 256;
 /// Blobs that clients of the host's mirror wait for. A blob beyond is fetched without a lease if nothing of it comes.

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use proto::{
     ChunkIndex, ChunkSet, Digest, Geometry, HostKey, Signed,
     chunks::ParseRunsError,
-    image::{ContentSpec, Layout},
+    image::{ContentKind, ContentSpec, Layout},
 };
 use swarm::{
     Event,
@@ -190,6 +190,27 @@ impl<S: Proving> Contents<S> {
         (id, true)
     }
 
+    /// Adds the bytes of an image's recipe: a content for the image's hosts, and no part of the image.
+    pub(super) fn add_recipe(
+        &mut self,
+        (digest, geometry): (Digest, Geometry),
+        (image, shelf): (Digest, S),
+        held: ChunkSet,
+        closed: bool,
+    ) -> (ContentId, bool) {
+        let spec = ContentSpec {
+            digest,
+            geometry,
+            kind: ContentKind::Blob,
+            places: Vec::new(),
+        };
+        let (id, new) = self.add(&spec, (image, shelf), held, closed);
+        if let Some(content) = self.contents.get_mut(&id).filter(|_| new) {
+            content.set_recipe();
+        }
+        (id, new)
+    }
+
     /// Adds a blob of the mirror, which is no part of an image here.
     pub(super) fn add_mirrored(
         &mut self,
@@ -368,10 +389,12 @@ impl<S: Proving> Contents<S> {
         let Some(bytes) = content.store(chunk) else {
             return;
         };
-        out.push(Effect::Images {
-            images: content.images(),
-            news: ImageNews::Gained(bytes),
-        });
+        if !content.is_recipe() {
+            out.push(Effect::Images {
+                images: content.images(),
+                news: ImageNews::Gained(bytes),
+            });
+        }
         out.push(Effect::Stored);
         out.extend(self.walk_if_whole(id));
     }
@@ -391,10 +414,12 @@ impl<S: Proving> Contents<S> {
         let Some(bytes) = content.lose(chunk) else {
             return false;
         };
-        out.push(Effect::Images {
-            images: content.images(),
-            news: ImageNews::Lost(bytes),
-        });
+        if !content.is_recipe() {
+            out.push(Effect::Images {
+                images: content.images(),
+                news: ImageNews::Lost(bytes),
+            });
+        }
         true
     }
 

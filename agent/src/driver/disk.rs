@@ -4,13 +4,14 @@
 //! A method returns the [`Work`], which runs beside the loop and ends in an [`Input`]. Nothing here decides when.
 
 use std::{
+    collections::BTreeSet,
     io,
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use proto::{ChunkIndex, Digest, image::Layout};
+use proto::{ChunkIndex, Digest, Geometry, image::Layout};
 use tracing::{debug, warn};
 
 use super::{
@@ -21,10 +22,13 @@ use super::{
 };
 use crate::{
     golden::Goldens,
-    mirror::blobs::Blobs,
+    mirror::{blobs::Blobs, outside},
     platform,
     shelf::Shelf,
-    store::{BeginError, InstallError, Look, Stage, Store, install_as},
+    store::{
+        BeginError, InstallError, Look, Stage, Store, install_as,
+        recipes::{self, NamedRecipe},
+    },
 };
 
 /// The store, and what shares its volume. Cloning shares them.
@@ -70,11 +74,45 @@ impl Disk {
         layout: Arc<Layout>,
         manifest: Arc<[u8]>,
         names: Vec<String>,
+        by: (Option<Arc<NamedRecipe>>, BTreeSet<Digest>),
     ) -> Work {
         let disk = self.clone();
         Work::long(Long::Read, move || Input::Begun {
             image: *layout.digest(),
-            result: disk.stage(&layout, &manifest, &names),
+            result: disk.stage(&layout, &manifest, &names, &by),
+        })
+    }
+
+    /// Opens the file of an image's recipe, which is here, or comes. Ends in [`Input::RecipeOpened`].
+    pub(super) fn open_recipe(&self, image: Digest, file: proto::image::Blob) -> Work {
+        let disk = self.clone();
+        Work::blocking(move || {
+            let directory = recipes::directory(&disk.home);
+            let me = disk.store.host();
+            let opened = Geometry::new(file.size)
+                .map_err(|error| error.to_string())
+                .and_then(|geometry| {
+                    let opened = outside::open(file.digest, geometry, &directory, &me);
+                    opened.map_err(|error| format!("{}: {error}", directory.display()))
+                });
+            Input::RecipeOpened {
+                image,
+                result: opened.map(Arc::new),
+            }
+        })
+    }
+
+    /// Reads an image's recipe. Ends in [`Input::RecipeRead`].
+    pub(super) fn read_recipe(&self, layout: Arc<Layout>, file: proto::image::Blob) -> Work {
+        let home = self.home.clone();
+        Work::blocking(move || {
+            let read = recipes::read(&home, &file.digest, &layout);
+            Input::RecipeRead {
+                image: *layout.digest(),
+                result: read
+                    .map(|recipe| Arc::new(NamedRecipe { file, recipe }))
+                    .map_err(|error| error.to_string()),
+            }
         })
     }
 
@@ -84,7 +122,9 @@ impl Disk {
         layout: &Layout,
         manifest: &[u8],
         names: &[String],
+        (recipe, in_doubt): &(Option<Arc<NamedRecipe>>, BTreeSet<Digest>),
     ) -> Result<(Arc<Stage>, u64), Trouble> {
+        let by = recipe.as_deref().map(|recipe| (recipe, in_doubt));
         let (store, image) = (&self.store, layout.digest());
         let make_room = |bytes| {
             let blobs = self.blobs.as_ref();
@@ -93,7 +133,7 @@ impl Disk {
         let kept = store.keep_entitled(image).map_err(BeginError::Io);
         let begun = kept
             .and_then(|()| store.want(image, names))
-            .and_then(|()| store.begin_making_room(layout, manifest, names, make_room));
+            .and_then(|()| store.begin_making_room(layout, manifest, names, by, make_room));
         if let Some(blobs) = &self.blobs {
             blobs.leave(&self.home, store.outstanding_bytes());
         }

@@ -568,6 +568,14 @@ impl Exchange {
         self.contents.add(spec, (image, shelf), held, closed)
     }
 
+    /// Adds the bytes of an image's recipe. Returns whether the content is new.
+    pub(super) fn add_recipe(&mut self, image: Digest, blob: &Arc<Blob>) -> (ContentId, bool) {
+        let what = (blob.digest(), blob.geometry());
+        let shelf = Shelf::Blob(blob.clone());
+        let (held, whole) = (blob.held(), blob.is_whole());
+        self.contents.add_recipe(what, (image, shelf), held, whole)
+    }
+
     /// Adds a blob of the mirror, which is no part of an image here.
     pub(super) fn add_blob(&mut self, blob: &Arc<Blob>) -> ContentId {
         let what = (blob.digest(), blob.geometry());
@@ -696,6 +704,7 @@ impl Exchange {
                 origins::Effect::FetchEnded { content, end } => {
                     self.effects.push_back(Effect::FetchEnded { content, end });
                 }
+                origins::Effect::Doubt(doubt) => self.effects.push_back(Effect::Doubt(doubt)),
                 origins::Effect::Came(bytes) => self.count_source(From::Origin, bytes),
                 origins::Effect::Unwritable(images) => self.unwritable(images),
                 origins::Effect::ForgetTicket(content) => {

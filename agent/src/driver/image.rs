@@ -9,13 +9,19 @@ use std::{
 
 use proto::{
     Digest, HostKey, Moment, Reason,
-    image::Layout,
+    image::{Blob, Layout},
     message::{StageOrder, StageState},
+    recipe::{Doubt, Recipe},
 };
 use swarm::event::Entitled;
+use tracing::{info, warn};
 
 use super::trouble::Trouble;
-use crate::{reconcile::Have, registries::Access, store::Stage};
+use crate::{
+    reconcile::Have,
+    registries::Access,
+    store::{Stage, recipes::NamedRecipe},
+};
 
 /// The questions that an image asks its stage directory. The store has the directory; tests have a made-up one.
 pub(super) trait OnDisk: Clone + Debug {
@@ -37,6 +43,10 @@ pub(super) trait OnDisk: Clone + Debug {
     fn held_bytes(&self, layout: &Layout) -> u64;
     /// When the staging began; a restart of the agent doesn't change that.
     fn begun_at(&self) -> Option<SystemTime>;
+    /// The recipe by which the image's chunks are proved.
+    fn recipe(&self) -> Option<Blob>;
+    /// Proves this content's chunks without the recipe from now on.
+    fn leave_recipe(&self, content: Digest);
 }
 
 impl OnDisk for Arc<Stage> {
@@ -80,6 +90,16 @@ impl OnDisk for Arc<Stage> {
     fn begun_at(&self) -> Option<SystemTime> {
         Stage::begun_at(self)
     }
+
+    fn recipe(&self) -> Option<Blob> {
+        Stage::recipe(self)
+    }
+
+    fn leave_recipe(&self, content: Digest) {
+        if let Some(mut known) = self.known(content) {
+            known.leave_recipe();
+        }
+    }
 }
 
 /// The coordinator's last order for an image.
@@ -92,19 +112,67 @@ pub(super) struct Ordered {
     pub(super) access: Access,
     /// The hosts that may have the image's contents.
     pub(super) entitled: Entitled,
+    /// The bytes of the image's recipe.
+    pub(super) recipe: Option<Blob>,
+    /// The contents for which the recipe isn't used, because it may be false there.
+    pub(super) in_doubt: BTreeSet<Digest>,
+}
+
+impl Ordered {
+    /// What is known of an image that an earlier process left, before the coordinator orders it.
+    pub(super) fn before_any_order(references: Vec<String>, entitled: Entitled) -> Self {
+        Self {
+            references,
+            entitled,
+            ..Self::default()
+        }
+    }
 }
 
 impl From<StageOrder> for Ordered {
     fn from(order: StageOrder) -> Self {
         let hosts = order.entitled_hosts.iter().copied().map(HostKey);
+        let recipe = order.recipe.as_ref().and_then(|file| {
+            let digest = Digest::try_from(file.digest.as_slice()).ok()?;
+            (file.size > 0).then_some(Blob {
+                digest,
+                size: file.size,
+            })
+        });
+        let doubts = order.recipe_doubts.iter();
+        let doubts = doubts.filter_map(|doubt| Doubt::parse(doubt).ok());
+        let of_recipe = |doubt: &Doubt| recipe.is_some_and(|file| file.digest == doubt.recipe);
         Self {
             number: order.order,
             access: Access::new(order.token.as_ref(), order.plain_http),
             references: order.references,
             // an order of an earlier version names no hosts
             entitled: (!order.entitled_hosts.is_empty()).then(|| Arc::new(hosts.collect())),
+            in_doubt: doubts
+                .filter(of_recipe)
+                .map(|doubt| doubt.content)
+                .collect(),
+            recipe,
         }
     }
+}
+
+/// The most names of one image in one line of the log: thousands of names may be left that were wanted once.
+const NAMES_SAID: usize = 16;
+
+/// An image's stage waits this long for the image's recipe. A recipe has a MiB for 17 GB of its image.
+const RECIPE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How far the recipe is that an image's stage is to begin by.
+#[derive(Debug, Default)]
+pub(super) enum RecipeAt {
+    /// There is none, or the stage begins without it.
+    #[default]
+    Nowhere,
+    /// Its bytes come. The stage begins without them after this moment.
+    Coming { file: Blob, until: Moment },
+    /// It was read.
+    Here(Arc<NamedRecipe>),
 }
 
 /// How far an image is.
@@ -188,6 +256,8 @@ pub(super) struct Image<S> {
     pub(super) reading: bool,
     /// The image's files were removed once, and its staging began anew at once. The next time there is a pause.
     pub(super) restaged: bool,
+    /// The recipe for the stage's beginning.
+    recipe: RecipeAt,
 }
 
 impl<S: OnDisk> Image<S> {
@@ -210,6 +280,7 @@ impl<S: OnDisk> Image<S> {
             seen: Sighting::default(),
             reading: false,
             restaged: false,
+            recipe: RecipeAt::Nowhere,
         }
     }
 
@@ -286,7 +357,101 @@ impl<S: OnDisk> Image<S> {
         }
     }
 
+    // ---- its recipe -------------------------------------------------------------------------------------------------
+
+    /// The bytes of the recipe that is to be had before the image's stage begins, if they have to be asked for now.
+    pub(super) fn seek_recipe(&mut self, now: Moment) -> Option<Blob> {
+        let wanted = self.ordered.recipe.filter(|_| self.stage().is_none());
+        match &self.recipe {
+            RecipeAt::Coming { file, .. } if wanted == Some(*file) => return None,
+            RecipeAt::Here(recipe) if wanted == Some(recipe.file) => return None,
+            _ => self.recipe = RecipeAt::Nowhere,
+        }
+        let file = wanted.filter(|file| file.size <= Recipe::max_bytes(&self.layout))?;
+        self.recipe = RecipeAt::Coming {
+            file,
+            until: now + RECIPE_PATIENCE,
+        };
+        Some(file)
+    }
+
+    /// How much longer the stage waits for the recipe; `None` when it doesn't wait.
+    pub(super) fn waits_for_recipe(&self, now: Moment) -> Option<Duration> {
+        match &self.recipe {
+            RecipeAt::Coming { until, .. } if *until > now => Some(until.since(now)),
+            _ => None,
+        }
+    }
+
+    /// Whether these are the bytes of the recipe that the stage waits for.
+    pub(super) fn awaits(&self, content: &Digest) -> Option<Blob> {
+        match &self.recipe {
+            RecipeAt::Coming { file, .. } if file.digest == *content => Some(*file),
+            _ => None,
+        }
+    }
+
+    /// Whether the swarm may know the recipe's bytes as a content of the image.
+    pub(super) const fn has_recipe(&self) -> bool {
+        !matches!(self.recipe, RecipeAt::Nowhere)
+    }
+
+    /// Whether the stage begins by a recipe.
+    pub(super) const fn is_by_recipe(&self) -> bool {
+        matches!(self.recipe, RecipeAt::Here(_))
+    }
+
+    /// The recipe was read, or can't be: the stage begins by it, or without one. Returns whether the stage waited for
+    /// it.
+    pub(super) fn found_recipe(&mut self, result: Result<Arc<NamedRecipe>, String>) -> bool {
+        let image = self.digest();
+        if let Err(error) = &result {
+            warn!(%image, error, "an image is staged without its recipe");
+        }
+        let waited = self.has_recipe() && self.stage().is_none();
+        if waited {
+            self.recipe = result.map_or(RecipeAt::Nowhere, RecipeAt::Here);
+        }
+        waited
+    }
+
+    /// The recipe by which the stage begins now. A recipe that hasn't come isn't waited for any longer.
+    pub(super) fn take_recipe(&mut self) -> Option<Arc<NamedRecipe>> {
+        match &self.recipe {
+            RecipeAt::Here(recipe) => Some(recipe.clone()),
+            RecipeAt::Coming { .. } | RecipeAt::Nowhere => {
+                self.recipe = RecipeAt::Nowhere;
+                None
+            }
+        }
+    }
+
+    /// The recipe isn't used for a content any more, because it may be false there. Returns whether the image has this
+    /// recipe.
+    pub(super) fn doubt_recipe(&mut self, doubt: &Doubt) -> bool {
+        let staged = self.stage().and_then(OnDisk::recipe);
+        let recipe = staged.or(self.ordered.recipe);
+        if recipe.is_none_or(|file| file.digest != doubt.recipe) {
+            return false;
+        }
+        warn!(image = %doubt.image, recipe = %doubt.recipe, content = %doubt.content, chunk = doubt.chunk.0, "a recipe doesn't fit the registry's bytes; a content goes on without it");
+        self.ordered.in_doubt.insert(doubt.content);
+        if let Some(stage) = self.stage() {
+            stage.leave_recipe(doubt.content);
+        }
+        true
+    }
+
     // ---- what becomes of it -----------------------------------------------------------------------------------------
+
+    /// Takes a newer order. Returns whether other hosts may have the image's contents than before.
+    pub(super) fn take_order(&mut self, now: Moment, ordered: Ordered) -> bool {
+        if matches!(self.life, Life::Gone) {
+            self.since = now;
+        }
+        let before = std::mem::replace(&mut self.ordered, ordered);
+        before.entitled != self.ordered.entitled
+    }
 
     /// Uses this stage from now on.
     pub(super) fn take_up(&mut self, stage: S) {
@@ -391,7 +556,28 @@ impl<S: OnDisk> Image<S> {
         self.go_to(Step::Present);
         self.restaged = false;
         self.trouble = None;
-        (now.since(self.since), now.since(whole_since.unwrap_or(now)))
+        let staged_in = now.since(self.since);
+        let installed_in = now.since(whole_since.unwrap_or(now));
+        info!(
+            image = %self.digest(),
+            references = ?self.seen.ready.iter().take(NAMES_SAID).collect::<Vec<_>>(),
+            elapsed_ms = millis(staged_in),
+            install_ms = millis(installed_in),
+            origin_bytes = self.counts.origin,
+            peer_bytes = self.counts.peers,
+            local_bytes = self.counts.local,
+            "image is present"
+        );
+        (staged_in, installed_in)
+    }
+
+    /// Logs the names of an installed image that a look found, and the last one doesn't.
+    pub(super) fn say_lost(&self, before: &[String]) {
+        let gone = |name: &&String| self.seen.ready.binary_search(*name).is_err();
+        let lost: Vec<&String> = before.iter().filter(gone).take(NAMES_SAID).collect();
+        if !lost.is_empty() && self.is_installed() {
+            warn!(image = %self.digest(), references = ?lost, "image's tag or its golden was removed or moved; presence is withdrawn");
+        }
     }
 
     /// The image's files were removed while it was staged, and its staging begins anew. Returns whether that happened
@@ -403,7 +589,11 @@ impl<S: OnDisk> Image<S> {
     }
 
     /// The image was installed, and its files or its last name are gone.
-    pub(super) fn vanish(&mut self, reason: Reason, message: &str) {
+    pub(super) fn vanish(&mut self, reason: Reason) {
+        let message = match reason {
+            Reason::Superseded => "no name of it is wanted, and none is left",
+            _ => "image was removed from tart's cache by tart or somebody else",
+        };
         self.life = Life::Gone;
         self.counts = Counts::default();
         self.seen.ready.clear();
@@ -415,6 +605,14 @@ impl<S: OnDisk> Image<S> {
         match self.stage() {
             Some(_) => self.go_to(Step::Failed),
             None => self.life = Life::Failed,
+        }
+        self.trouble = Some(trouble);
+    }
+
+    /// tart has the lock that the installation needs.
+    pub(super) fn wait_for_tart(&mut self, trouble: Trouble) {
+        if self.trouble.is_none() {
+            warn!(image = %self.digest(), reason = trouble.reason.as_str(), error = trouble.message, "installing waits for tart");
         }
         self.trouble = Some(trouble);
     }
@@ -431,6 +629,11 @@ impl<S: OnDisk> Image<S> {
         self.trouble
             .take_if(|trouble| reasons.contains(&trouble.reason));
     }
+}
+
+/// Whole milliseconds, as a number that JSON logs keep one.
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

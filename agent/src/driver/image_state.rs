@@ -74,7 +74,10 @@ pub(super) fn of<S: OnDisk>(
         }),
         golden: image.seen.golden,
         order: Some(image.ordered.number),
-        recipe: Vec::new(),
+        recipe: image
+            .stage()
+            .and_then(OnDisk::recipe)
+            .map_or_else(Vec::new, |file| file.digest.as_bytes().to_vec()),
         ready_references: match names {
             true => image.seen.ready.clone(),
             false => Vec::new(),

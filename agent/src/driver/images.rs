@@ -14,7 +14,12 @@ use std::{
     time::Duration,
 };
 
-use proto::{Digest, Moment, Reason, image::Layout, message::ImageState};
+use proto::{
+    Digest, Moment, Reason,
+    image::{Blob, Layout},
+    message::ImageState,
+    recipe::Doubt,
+};
 use swarm::event::ContentId;
 use tracing::{error, info, warn};
 
@@ -30,15 +35,12 @@ use super::{
 };
 use crate::{
     reconcile::{Have, Job, Look, Reconciler},
-    store::{InstallError, Stage},
+    store::{InstallError, Stage, recipes::NamedRecipe},
 };
 
 /// An installation that found tart's lock taken is tried again after this long. A try costs a few system calls.
 /// Presence may come this much late.
 const BUSY_PAUSE: Duration = Duration::from_millis(500);
-
-/// The most names of one image in one line of the log: thousands of names may be left that were wanted once.
-const NAMES_SAID: usize = 16;
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -71,11 +73,7 @@ impl<S: OnDisk> Images<S> {
     pub(super) fn recovered(&mut self, now: Moment, left: Left<S>, contradicts: Option<Digest>) {
         let image = *left.layout.digest();
         self.reconciler.recovered(image, &left.wanted);
-        let ordered = Ordered {
-            references: left.references,
-            entitled: left.entitled.clone(),
-            ..Ordered::default()
-        };
+        let ordered = Ordered::before_any_order(left.references, left.entitled.clone());
         let mut found = Image::new(left.layout, left.manifest, ordered, now);
         // reported at once: even if there is no room to go on, these bytes are here
         found.adopt(&left.stage);
@@ -111,24 +109,60 @@ impl<S: OnDisk> Images<S> {
     fn order_again(&mut self, now: Moment, digest: Digest, ordered: Ordered) {
         self.reconciler.order(digest, &ordered.references, now);
         self.effect(Effect::ReportSoon);
-        if let Some(image) = self.catalogue.find_mut(&digest) {
-            if matches!(image.life, Life::Gone) {
-                image.since = now;
-            }
-            let before = std::mem::replace(&mut image.ordered, ordered);
-            if before.entitled != image.ordered.entitled {
-                let (layout, entitled) = (image.layout.clone(), image.ordered.entitled.clone());
-                self.effect(Effect::Entitle {
+        if let Some(image) = self.catalogue.find_mut(&digest)
+            && image.take_order(now, ordered)
+        {
+            let (layout, entitled) = (image.layout.clone(), image.ordered.entitled.clone());
+            self.effects.extend([
+                Effect::Entitle {
                     image: digest,
                     entitled,
-                });
-                self.effect(Effect::Retell {
+                },
+                Effect::Retell {
                     image: digest,
                     layout,
-                });
-            }
+                },
+            ]);
         }
+        self.seek_recipe(now, digest);
         self.refresh(now);
+    }
+
+    /// Has the recipe brought by which an image's stage is to begin. The stage waits for it, for a while.
+    fn seek_recipe(&mut self, now: Moment, digest: Digest) {
+        let Some(image) = self.catalogue.find_mut(&digest) else {
+            return;
+        };
+        let sought = image.seek_recipe(now);
+        if let Some(wait) = image.waits_for_recipe(now) {
+            self.reconciler.wait(digest, now, wait);
+        }
+        self.open_recipe(digest, sought);
+    }
+
+    fn open_recipe(&mut self, image: Digest, file: Option<Blob>) {
+        self.effects
+            .extend(file.map(|file| Effect::OpenRecipe { image, file }));
+    }
+
+    /// An image's recipe was read, or can't be had.
+    pub(super) fn recipe_read(
+        &mut self,
+        now: Moment,
+        digest: Digest,
+        result: Result<Arc<NamedRecipe>, String>,
+    ) {
+        let image = self.catalogue.find_mut(&digest);
+        if image.is_some_and(|image| image.found_recipe(result)) {
+            self.reconciler.wait(digest, now, Duration::ZERO);
+        }
+    }
+
+    /// A recipe isn't used for a content any more: the registry's bytes came otherwise somewhere. Returns whether the
+    /// image has this recipe.
+    pub(super) fn doubt_recipe(&mut self, doubt: &Doubt) -> bool {
+        let image = self.catalogue.find_mut(&doubt.image);
+        image.is_some_and(|image| image.doubt_recipe(doubt))
     }
 
     fn order_new(&mut self, now: Moment, digest: Digest, ordered: Ordered, manifest: &[u8]) {
@@ -149,6 +183,7 @@ impl<S: OnDisk> Images<S> {
         });
         let image = Image::new(layout, manifest.into(), ordered, now);
         self.catalogue.insert(image);
+        self.seek_recipe(now, digest);
         // names that other images had may now be this image's
         self.refresh(now);
     }
@@ -238,8 +273,11 @@ impl<S: OnDisk> Images<S> {
     }
 
     fn begin(&mut self, digest: Digest, names: Vec<String>) {
-        // an earlier stage of the image is of no use any more
-        self.withdraw(digest, Life::Queued);
+        // an earlier stage of the image is of no use any more; the recipe by which the next one begins is for peers too
+        let image = self.catalogue.find(&digest);
+        if image.is_none_or(|image| image.stage().is_some() || !image.is_by_recipe()) {
+            self.withdraw(digest, Life::Queued);
+        }
         let Some(image) = self.catalogue.find_mut(&digest) else {
             // the image isn't known any more
             self.reconciler.cancel(digest);
@@ -247,12 +285,14 @@ impl<S: OnDisk> Images<S> {
             return;
         };
         image.life = Life::Queued;
-        let (layout, manifest) = (image.layout.clone(), image.manifest.clone());
-        self.effect(Effect::Begin {
-            layout,
-            manifest,
+        let effect = Effect::Begin {
+            layout: image.layout.clone(),
+            manifest: image.manifest.clone(),
             names,
-        });
+            recipe: image.take_recipe(),
+            in_doubt: image.ordered.in_doubt.clone(),
+        };
+        self.effect(effect);
     }
 
     /// Making a stage ready ended: with the stage and the number of bytes that were here already, or with a failure.
@@ -295,12 +335,15 @@ impl<S: OnDisk> Images<S> {
             self.reconciler.have(digest, Have::Kept);
             return self.fail(now, digest, Trouble::contradicts(&content));
         }
+        let recipe = stage.recipe();
         self.effect(Effect::TakeUp {
             image: digest,
             layout,
             stage,
             local_bytes,
         });
+        // peers may lack it
+        self.open_recipe(digest, recipe);
         self.read_again(digest);
         self.effect(Effect::ReportSoon);
         self.advance(now, digest);
@@ -435,50 +478,40 @@ impl<S: OnDisk> Images<S> {
     /// good.
     fn wait_for_tart(&mut self, now: Moment, digest: Digest, trouble: Trouble) {
         self.reconciler.wait(digest, now, BUSY_PAUSE);
-        let Some(image) = self.catalogue.find_mut(&digest) else {
-            return;
-        };
-        if image.trouble.is_none() {
-            warn!(image = %digest, reason = trouble.reason.as_str(), error = trouble.message, "installing waits for tart");
+        if let Some(image) = self.catalogue.find_mut(&digest) {
+            image.wait_for_tart(trouble);
+            self.effect(Effect::ReportNow);
         }
-        image.trouble = Some(trouble);
-        self.effect(Effect::ReportNow);
     }
 
     // ---- what becomes of chunks -------------------------------------------------------------------------------------
 
     /// News of a content came, for the images that it is part of.
     pub(super) fn hear(&mut self, now: Moment, images: &[Digest], news: ImageNews) {
+        let each = images.iter().copied();
         match news {
-            ImageNews::Gained(bytes) => self.catalogue.gained(images, bytes),
-            ImageNews::Lost(bytes) => self.catalogue.lost(images, bytes),
-            ImageNews::FromOrigin(bytes) => self.catalogue.came_from_origin(images, bytes),
-            ImageNews::FromPeers(bytes) => self.catalogue.came_from_peers(images, bytes),
-            ImageNews::Uploaded(bytes) => self.catalogue.uploaded(images, bytes),
-            ImageNews::OriginTrouble(trouble) => self.catalogue.origin_troubles(images, &trouble),
-            ImageNews::OriginIsFine => self.catalogue.origin_is_well(images),
             ImageNews::Closed(content) => {
-                for image in images {
-                    self.content_closed(now, *image, &content);
-                }
+                each.for_each(|image| self.content_closed(now, image, &content));
             }
             ImageNews::Opened(content) => {
-                for image in images {
-                    self.content_opened(now, *image, content);
-                }
+                each.for_each(|image| self.content_opened(now, image, content));
             }
             ImageNews::Unwritable(error) => {
-                for image in images {
-                    self.unwritable(now, *image, error.clone());
-                }
+                each.for_each(|image| self.unwritable(now, image, error.clone()));
             }
+            counted => self.catalogue.count(images, counted),
         }
     }
 
     /// A content of this image is verified.
     fn content_closed(&mut self, now: Moment, digest: Digest, content: &Digest) {
-        let image = self.catalogue.find_mut(&digest);
-        if image.is_some_and(|image| image.close(content)) {
+        let Some(image) = self.catalogue.find_mut(&digest) else {
+            return;
+        };
+        if let Some(file) = image.awaits(content) {
+            let layout = image.layout.clone();
+            self.effect(Effect::ReadRecipe { layout, file });
+        } else if image.close(content) {
             self.advance(now, digest);
         }
     }
@@ -504,12 +537,6 @@ impl<S: OnDisk> Images<S> {
         if image.is_some_and(|image| image.is_at(Step::Filling)) {
             self.not_stored(now, digest, message);
         }
-    }
-
-    /// The volume failed while chunks of images arrived: no image takes chunks until the next try.
-    pub(super) fn storage_failed(&mut self, now: Moment, message: &str) {
-        let trouble = Trouble::not_stored(message.to_owned());
-        self.stop_filling(now, &trouble);
     }
 
     /// Stops taking chunks of any image, until a later beginning finds room for the rest.
@@ -549,11 +576,7 @@ impl<S: OnDisk> Images<S> {
         };
         if image.is_at(Step::Present) {
             warn!(image = %digest, "image was removed; presence is withdrawn");
-            self.gone(
-                digest,
-                Reason::Removed,
-                "image was removed from tart's cache by tart or somebody else",
-            );
+            self.gone(digest, Reason::Removed);
         } else if image.is_at(Step::Failed) {
             // the image begins anew when its pause is over
             self.put_down(digest, Life::Failed);
@@ -577,10 +600,10 @@ impl<S: OnDisk> Images<S> {
     }
 
     /// Withdraws presence.
-    fn gone(&mut self, digest: Digest, reason: Reason, message: &str) {
+    fn gone(&mut self, digest: Digest, reason: Reason) {
         self.withdraw(digest, Life::Gone);
         if let Some(image) = self.catalogue.find_mut(&digest) {
-            image.vanish(reason, message);
+            image.vanish(reason);
         }
         self.reconciler.have(digest, Have::Gone);
         self.effect(Effect::ReportNow);
@@ -630,20 +653,14 @@ impl<S: OnDisk> Images<S> {
         let Some(image) = self.catalogue.find(&digest) else {
             return;
         };
-        let gone = |name: &&String| image.seen.ready.binary_search(*name).is_err();
-        let lost: Vec<&String> = before.iter().filter(gone).take(NAMES_SAID).collect();
         let wanted = self.reconciler.is_wanted(&digest);
-        if !lost.is_empty() && image.is_installed() && wanted {
-            warn!(image = %digest, references = ?lost, "image's tag or its golden was removed or moved; presence is withdrawn");
+        if wanted {
+            image.say_lost(before);
         }
         let busy = self.reconciler.is_running(&digest);
         if image.is_installed() && image.seen.ready.is_empty() && !wanted && !busy {
             info!(image = %digest, "nothing names the image any more, and nobody wants it");
-            self.gone(
-                digest,
-                Reason::Superseded,
-                "no name of it is wanted, and none is left",
-            );
+            self.gone(digest, Reason::Superseded);
         }
     }
 
@@ -704,16 +721,6 @@ impl<S: OnDisk> Images<S> {
             return;
         };
         let (staged_in, installed_in) = image.become_present(now);
-        info!(
-            image = %digest,
-            references = ?image.seen.ready.iter().take(NAMES_SAID).collect::<Vec<_>>(),
-            elapsed_ms = millis(staged_in),
-            install_ms = millis(installed_in),
-            origin_bytes = image.counts.origin,
-            peer_bytes = image.counts.peers,
-            local_bytes = image.counts.local,
-            "image is present"
-        );
         self.effect(Effect::Present {
             staged_in,
             installed_in,
@@ -742,7 +749,7 @@ impl<S: OnDisk> Images<S> {
     /// Takes the contents of an image out of the swarm, if they are in it.
     fn withdraw(&mut self, digest: Digest, life: Life<S>) {
         let image = self.catalogue.find_mut(&digest);
-        if let Some(image) = image.filter(|image| image.stage().is_some()) {
+        if let Some(image) = image.filter(|image| image.stage().is_some() || image.has_recipe()) {
             image.life = life;
             let layout = image.layout.clone();
             self.effect(Effect::Withdraw {
@@ -786,11 +793,6 @@ impl<S: OnDisk> Images<S> {
     ) -> Vec<ImageState> {
         self.catalogue.states(now, &self.reconciler, status, id_of)
     }
-}
-
-/// Whole milliseconds, as a number that JSON logs keep one.
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::{
     mirror::{Wish, blob::Blob},
     peer::Brought,
     session::Heard,
-    store::{InstallError, Stage, Volume},
+    store::{InstallError, Stage, Volume, recipes::NamedRecipe},
     transfer::{Receipt, Shipment},
 };
 
@@ -71,6 +71,16 @@ pub(crate) enum Input {
     Begun {
         image: Digest,
         result: Result<(Arc<Stage>, u64), Trouble>,
+    },
+    /// The file of an image's recipe was opened, or can't be.
+    RecipeOpened {
+        image: Digest,
+        result: Result<Arc<Blob>, String>,
+    },
+    /// An image's recipe was read, or can't be.
+    RecipeRead {
+        image: Digest,
+        result: Result<Arc<NamedRecipe>, String>,
     },
     /// A content's chain was walked.
     Walked { id: ContentId, walked: Walked },

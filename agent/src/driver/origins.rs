@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use proto::{
     ChunkIndex, Digest, Reason,
     message::{LeaseEnd, LeaseState},
+    recipe::Doubt,
 };
 use swarm::{Event, event::ContentId};
 use tracing::{debug, error, warn};
@@ -40,6 +41,8 @@ pub(super) enum Effect<S = Shelf> {
     FetchEnded { content: Digest, end: FetchEnd },
     /// This many bytes came from a registry.
     Came(u64),
+    /// The registry's bytes don't fit what a recipe says. It may be the recipe of this image.
+    Doubt(Doubt),
     /// These images' files took no chunk, although others' did.
     Unwritable(Vec<Unwritable>),
     /// The ticket of this content's lease is of no use any more.
@@ -174,6 +177,19 @@ impl Origins {
             News::Retracted { from, chunks } => {
                 let effects = contents.retracted(now, id, from, Ok(chunks));
                 effects.into_iter().map(Effect::Contents).collect()
+            }
+            News::AgainstRecipe { recipe, chunk } => {
+                let Some(content) = contents.find(id) else {
+                    return Vec::new();
+                };
+                let doubt = |image| Doubt {
+                    image,
+                    recipe,
+                    content: content.digest(),
+                    chunk,
+                };
+                let images = content.images().into_iter();
+                images.map(doubt).map(Effect::Doubt).collect()
             }
             News::Unwritable(images) => vec![Effect::Unwritable(images)],
         }

@@ -2,17 +2,18 @@
 //! nothing itself.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
 use proto::{
     ChunkIndex, Digest, HostId, Signed,
-    limits::{MAX_BLAMES, MAX_HELD, MAX_WITHOUT_SOURCE},
+    limits::{MAX_BLAMES, MAX_HELD, MAX_RECIPE_DOUBTS, MAX_WITHOUT_SOURCE},
     message::{
         Blame, BlameKind, ContentHeld, Held, ImageState, LeaseState, Load, MirrorWants, Report,
         Retraction, SignedLink, Volume, WithoutSource,
     },
+    recipe::Doubt,
 };
 use swarm::{Stall, event::ContentId};
 use tracing::{debug, warn};
@@ -62,6 +63,8 @@ pub(super) struct Reporting {
     blames: Vec<Blame>,
     /// Contents whose links this host retracts, each with the first retracted chunk.
     retractions: BTreeMap<Digest, ChunkIndex>,
+    /// Recipes that the registry's bytes don't fit.
+    doubts: BTreeSet<Doubt>,
     /// A change came for a roster that this host doesn't have.
     roster_wanted: bool,
     /// The contents that were last reported to have no source; `None` if they are to be reported anew.
@@ -89,6 +92,7 @@ impl Reporting {
             last: now,
             blames: Vec::new(),
             retractions: BTreeMap::new(),
+            doubts: BTreeSet::new(),
             roster_wanted: false,
             without_source: None,
             held: None,
@@ -149,6 +153,14 @@ impl Reporting {
         let first = self.retractions.entry(content).or_insert(from);
         *first = from.min(*first);
         self.soon();
+    }
+
+    /// The registry's bytes of a content don't fit a recipe. The first doubts of many are told.
+    pub(super) fn doubt(&mut self, doubt: Doubt) {
+        if self.doubts.len() < MAX_RECIPE_DOUBTS {
+            self.doubts.insert(doubt);
+        }
+        self.at_once();
     }
 
     /// A change came for a roster that this host doesn't have.
@@ -238,6 +250,7 @@ impl Reporting {
         let without_source = self.without_source(&facts);
         let held = self.held(&facts);
         let retractions = std::mem::take(&mut self.retractions);
+        let doubts = std::mem::take(&mut self.doubts);
         let mut report = Report {
             images: facts.images,
             full: std::mem::take(&mut self.full),
@@ -262,7 +275,7 @@ impl Reporting {
             roster_wanted: std::mem::take(&mut self.roster_wanted),
             without_source,
             held,
-            recipe_doubts: Vec::new(),
+            recipe_doubts: doubts.iter().map(Doubt::to_message).collect(),
         };
         let later = fit::events(&mut report);
         if !later.is_empty() {
@@ -284,6 +297,9 @@ impl Reporting {
         if report.held.is_some() {
             self.held = None;
         }
+        let doubts = report.recipe_doubts.iter();
+        self.doubts
+            .extend(doubts.filter_map(|doubt| Doubt::parse(doubt).ok()));
         self.say_later(report.blames, &report.retractions);
         report.leases
     }

@@ -15,6 +15,7 @@ use proto::{
     ChunkIndex, Digest, HostId, Moment, Reason, Signed,
     image::Layout,
     message::{BlameKind, ImageState, MirrorQueue},
+    recipe::Doubt,
 };
 use swarm::event::ContentId;
 use tracing::info;
@@ -36,7 +37,7 @@ use super::{
 use crate::{
     metrics::{Metrics, OutcomeLabel},
     mirror::{Wish, blob::Blob},
-    store::{self, InstallError, Stage},
+    store::{self, InstallError, Stage, recipes::NamedRecipe},
 };
 
 /// Work for the loop, after this part heard something.
@@ -56,6 +57,8 @@ pub(super) enum Effect {
     Convict(Vec<Signed>),
     /// Tell the coordinator that this host takes back the links that it made of a content, from a chunk on.
     TakeBack { content: Digest, from: ChunkIndex },
+    /// Tell the coordinator that the registry's bytes don't fit a recipe.
+    Doubt(Doubt),
     /// A peer says that this chunk, which this host sent, is false.
     Look { content: Digest, chunk: ChunkIndex },
     /// A chunk was stored, and no journal vouches for it yet. It belongs into the next report.
@@ -195,7 +198,18 @@ impl Supply {
                 layout,
                 manifest,
                 names,
-            } => self.run(self.disk.begin(layout, manifest, names)),
+                recipe,
+                in_doubt,
+            } => {
+                let by = (recipe, in_doubt);
+                self.run(self.disk.begin(layout, manifest, names, by));
+            }
+            images::Effect::OpenRecipe { image, file } => {
+                self.run(self.disk.open_recipe(image, file));
+            }
+            images::Effect::ReadRecipe { layout, file } => {
+                self.run(self.disk.read_recipe(layout, file));
+            }
             images::Effect::Record { image, names } => self.run(self.disk.record(image, names)),
             images::Effect::Install {
                 image,
@@ -279,6 +293,38 @@ impl Supply {
         let contents = self.exchange.contents();
         let contradicts = layout.and_then(|layout| contents.contradiction(layout));
         self.images.begun(self.now(), image, result, contradicts);
+    }
+
+    /// The file of an image's recipe was opened, or can't be. Its bytes are a content like those of the image, and
+    /// come first.
+    pub(super) fn recipe_opened(&mut self, image: Digest, result: Result<Arc<Blob>, String>) {
+        let blob = match result {
+            Ok(blob) => blob,
+            Err(error) => return self.recipe_read(image, Err(error)),
+        };
+        // forgotten meanwhile
+        if self.images.catalogue().layout(&image).is_none() {
+            return;
+        }
+        let (id, new) = self.exchange.add_recipe(image, &blob);
+        if new {
+            self.introduce(id, 0);
+        }
+        if blob.is_whole() {
+            let news = ImageNews::Closed(blob.digest());
+            return self.tell_images(&[image], news);
+        }
+        if blob.is_unread() {
+            self.run(Work::blocking(move || blob_cache::read_again(id, &blob)));
+        }
+        self.exchange.walk_if_whole(id);
+        self.exchange.take_early_leases();
+    }
+
+    /// An image's recipe was read, or can't be.
+    pub(super) fn recipe_read(&mut self, image: Digest, result: Result<Arc<NamedRecipe>, String>) {
+        self.images.recipe_read(self.now(), image, result);
+        self.follow_images();
     }
 
     /// Makes known to the swarm which chunks a stage holds and lacks.
@@ -403,7 +449,7 @@ impl Supply {
                 let effects = self.mirror.storage_failed(contents, error);
                 self.act_for_mirror(effects);
             }
-            false => self.images.storage_failed(self.now(), error),
+            false => self.stop_filling(&Trouble::not_stored(error.to_owned())),
         }
     }
 
@@ -456,6 +502,12 @@ impl Supply {
             },
             exchange::Effect::Convict(links) => Effect::Convict(links),
             exchange::Effect::TakeBack { content, from } => Effect::TakeBack { content, from },
+            exchange::Effect::Doubt(doubt) => {
+                if !self.images.doubt_recipe(&doubt) {
+                    return;
+                }
+                Effect::Doubt(doubt)
+            }
             exchange::Effect::Look { content, chunk } => Effect::Look { content, chunk },
             exchange::Effect::Stored => Effect::Stored,
             exchange::Effect::ReportSoon => Effect::ReportSoon,

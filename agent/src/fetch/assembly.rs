@@ -66,7 +66,10 @@ impl Assembly {
             resume(job).await
         };
         let notary = job.notary.as_ref();
-        let run = notary.and_then(|notary| notary.run(&job.content, start.base));
+        // links behind a chunk that only the recipe proves can't be signed; the recipe proves these too
+        let signs = start.chunk == 0 || start.base.is_some();
+        let run = notary.filter(|_| signs);
+        let run = run.and_then(|notary| notary.run(&job.content, start.base));
         let assembly = Self {
             next: start.chunk,
             state: start.state,
@@ -190,6 +193,7 @@ impl Assembly {
             let signed = signer.map(|(notary, run)| notary.sign(content, chunk, link, &run));
             let statement = signed.as_ref().map(|signed| &signed.statement);
             let made = (&me, statement);
+            let against = leave_recipe(&shelves, content, chunk, link);
             let (conflict, unwritable) = store(&shelves, made, content, chunk, &bytes, link)?;
             // every link that we made after the false link rests on it
             let false_links = if conflict && doubted {
@@ -201,16 +205,21 @@ impl Assembly {
             if let Some(signed) = signed {
                 let (encoding, bytes) = transfer::pack(bytes);
                 let packed = Packed {
-                    signed,
+                    link,
+                    maker: me,
+                    statement: Some(signed.statement),
                     encoding,
                     bytes,
                 };
                 cache.keep(content, chunk, packed);
             }
-            Ok::<_, Broke>((link.after, conflict, false_links, unwritable))
+            Ok::<_, Broke>((link.after, (conflict, against), false_links, unwritable))
         });
         let stored = stored.await.map_err(|_| Broke::Unwanted)??;
-        let (after, conflict, false_links, unwritable) = stored;
+        let (after, (conflict, against), false_links, unwritable) = stored;
+        for recipe in against {
+            job.tell(News::AgainstRecipe { recipe, chunk }).await?;
+        }
         if !unwritable.is_empty() {
             job.tell(News::Unwritable(unwritable)).await?;
         }
@@ -300,9 +309,9 @@ async fn resume(job: &Job) -> Start {
         let missing = joined(&shelf, content, held);
         let last = missing.checked_sub(1)?;
         let (link, _) = shelf.link(content, ChunkIndex(last))?;
-        // no host believes a link that goes on from a link that nobody answers for
+        // no host believes a link that goes on from a link that nobody answers for, unless a recipe proves both
         let base = signed(notary.as_deref(), &shelf, content, ChunkIndex(last));
-        if notary.is_some() && base.is_none() {
+        if notary.is_some() && base.is_none() && shelf.recipe(content).is_none() {
             return None;
         }
         if kind == ContentKind::Blob {
@@ -371,6 +380,17 @@ fn is_plausible(hint: Resume, blob_size: u64, previous: Option<Resume>) -> bool 
     inside
         && ends_in_block
         && previous.is_none_or(|previous| previous.blob_offset < hint.blob_offset)
+}
+
+/// Leaves the recipes that give the chunk another link than the registry's bytes have. Returns their digests.
+fn leave_recipe(shelves: &[Shelf], content: Digest, chunk: ChunkIndex, link: Link) -> Vec<Digest> {
+    let contradicts = |shelf: &&Shelf| {
+        let given = shelf.recipe_link(content, chunk);
+        given.is_some_and(|given| !given.is_alike(&link))
+    };
+    let left = shelves.iter().filter(contradicts);
+    left.filter_map(|shelf| shelf.leave_recipe(content))
+        .collect()
 }
 
 /// Stores a chunk that we made a link for. Returns whether the chunk replaces another one, and the images that couldn't

@@ -74,6 +74,8 @@ pub(crate) enum News {
         from: ChunkIndex,
         chunks: Vec<ChunkIndex>,
     },
+    /// The registry's bytes don't fit what this recipe says of a chunk. The content goes on without the recipe.
+    AgainstRecipe { recipe: Digest, chunk: ChunkIndex },
     /// Images whose files couldn't take a chunk, although others could.
     Unwritable(Vec<Unwritable>),
 }

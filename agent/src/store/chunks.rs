@@ -1,10 +1,11 @@
 //! What this host knows of one content's chunks, without their bytes. `held` does the reading and writing.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use proto::{
     Answer, ChunkIndex, ChunkSet, Digest, Geometry, HostKey, Ledger, Link, Source, Statement,
     ledger::{Entered, RejectLinkError, Verdict},
+    recipe::ContentRecipe,
 };
 
 /// What this host knows of a content's chunks.
@@ -13,6 +14,8 @@ use proto::{
 #[derive(Debug)]
 pub(crate) struct Chunks {
     ledger: Ledger,
+    /// The digest of the recipe that gives the links, as long as there is one.
+    recipe: Option<Digest>,
     zero: ChunkSet,
     /// Chunks that an earlier process journaled as held, and whose bytes this process hasn't compared yet.
     unread: ChunkSet,
@@ -41,12 +44,46 @@ impl Chunks {
         let none = ChunkSet::empty(geometry.chunks());
         Self {
             ledger: Ledger::new(digest, geometry),
+            recipe: None,
             zero: none.clone(),
             unread: none,
             writing: BTreeSet::new(),
             barred: BTreeSet::new(),
             drops: 0,
         }
+    }
+
+    /// Takes only the links of this recipe from now on, which is part of the recipe with the digest `name`.
+    ///
+    /// # Errors
+    /// When a held link contradicts the recipe, which isn't taken then.
+    pub(super) fn take_recipe(
+        &mut self,
+        name: Digest,
+        recipe: Arc<ContentRecipe>,
+    ) -> Result<(), RejectLinkError> {
+        self.ledger.take_recipe(recipe)?;
+        self.recipe = Some(name);
+        Ok(())
+    }
+
+    /// Goes on without the recipe, which may be false. Returns whether there was one.
+    pub(crate) fn leave_recipe(&mut self) -> bool {
+        let left = self.ledger.leave_recipe();
+        if left {
+            self.recipe = None;
+        }
+        left
+    }
+
+    /// The digest of the recipe that gives the links, as long as there is one.
+    pub(crate) const fn recipe(&self) -> Option<Digest> {
+        self.recipe
+    }
+
+    /// The link that the recipe gives a chunk.
+    pub(crate) fn recipe_link(&self, chunk: ChunkIndex) -> Option<Link> {
+        self.ledger.recipe_link(chunk)
     }
 
     /// Takes a chunk that an earlier process journaled as held. Leaves out a record that can't be true, so that its

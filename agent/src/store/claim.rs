@@ -98,6 +98,21 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
+    /// A chunk that this host found by a recipe, which gives its link.
+    pub(super) fn by_recipe(link: Link, me: &HostId) -> Self {
+        Self {
+            link,
+            source: Source {
+                sender: me.key(),
+                maker: me.key(),
+            },
+            maker: me.clone(),
+            answer: Answer::Recipe,
+            zero: false,
+            unread: true,
+        }
+    }
+
     /// Whether these bytes are the claimed ones.
     pub(crate) fn fits(&self, geometry: Geometry, chunk: ChunkIndex, bytes: &[u8]) -> bool {
         // A check when the chunk came showed that the link fits zeros. To look for other bytes is ten times as fast as

@@ -750,7 +750,8 @@ impl<F: Files> Held<F> {
         }
     }
 
-    fn chunks(&self, at: usize) -> MutexGuard<'_, Chunks> {
+    /// What is known of a content's chunks. Locked for a comparison, never during disk I/O.
+    pub(super) fn chunks(&self, at: usize) -> MutexGuard<'_, Chunks> {
         lock(&self.contents[at].chunks)
     }
 }

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use proto::Digest;
+use proto::{Digest, image::Blob};
 use swarm::event::Entitled;
 
 use super::{
@@ -180,6 +180,21 @@ impl Names {
             }
             other => other,
         }
+    }
+
+    /// The image's recipe.
+    pub(super) fn recipe(&self) -> Option<Blob> {
+        lock(&self.status).recipe
+    }
+
+    /// Notes the recipe by which the image's chunks are proved. The note survives a crash.
+    pub(super) fn note_recipe(&self, file: Blob) -> io::Result<()> {
+        let mut status = lock(&self.status);
+        if status.recipe == Some(file) {
+            return Ok(());
+        }
+        status.recipe = Some(file);
+        status.write(&self.directory)
     }
 
     /// What [`want`](Self::want) does. Does nothing if our directory was removed.

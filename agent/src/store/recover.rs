@@ -191,6 +191,7 @@ fn status_again(
         installed: true,
         // the lost notes named the hosts; until the coordinator names them again, no other host may have it
         entitled: Some(Arc::default()),
+        recipe: None,
     };
     // the doubt is written first: a crash after the status alone would make the next start believe the disk
     doubt::mark(directory)?;

@@ -14,11 +14,13 @@ use std::{
 
 use proto::{
     Answer, ChunkIndex, ChunkSet, Digest, HostId, HostKey, Layout, Link, Source, Statement,
+    image::Blob,
     ledger::{Entered, Verdict},
 };
 use swarm::event::Entitled;
 
 use super::{
+    chunks::Chunks,
     claim::{Adopted, HeldChunk, Look, WriteError},
     doubt::Doubt,
     files::{Body, ImageFiles, Where, needed_bytes},
@@ -26,6 +28,7 @@ use super::{
     journal::{Journal, Record},
     layers::{DecodeLayerError, decode_content},
     names::Names,
+    recipes::{self, NamedRecipe},
     room::{Builder, NoRoomError},
     shared::Shared,
     status::Status,
@@ -157,9 +160,23 @@ impl Stage {
     ) -> Self {
         let stage = Self::assemble(shared, layout, manifest, parts);
         stage.held.replay(records);
+        stage.find_recipe();
         stage.links_lost.store(damaged, Ordering::Release);
         stage.notice_doubt();
         stage
+    }
+
+    /// Goes on with the recipe that the notes name.
+    fn find_recipe(&self) {
+        let Some(Blob { digest: name, .. }) = self.names.recipe() else {
+            return;
+        };
+        match recipes::read(self.shared.home(), &name, &self.layout) {
+            Ok(recipe) => recipes::take(&self.held, name, &recipe, &BTreeSet::new()),
+            Err(error) => {
+                tracing::warn!(image = %self.layout.digest(), %error, "an image goes on without its recipe");
+            }
+        }
     }
 
     fn assemble(shared: Arc<Shared>, layout: Layout, manifest: &[u8], parts: Parts) -> Self {
@@ -202,6 +219,27 @@ impl Stage {
     #[must_use]
     pub fn manifest(&self) -> &[u8] {
         &self.manifest
+    }
+
+    /// The image's recipe, if one was given.
+    pub(crate) fn recipe(&self) -> Option<Blob> {
+        self.names.recipe()
+    }
+
+    /// Takes the image's recipe: from now on, only its links are taken. Contents in doubt go on without it, and those
+    /// with a held link that contradicts it.
+    pub(super) fn take_recipe(
+        &self,
+        of: &NamedRecipe,
+        in_doubt: &BTreeSet<Digest>,
+    ) -> io::Result<()> {
+        recipes::take(&self.held, of.file.digest, &of.recipe, in_doubt);
+        self.names.note_recipe(of.file)
+    }
+
+    /// What is known of a content's chunks; `None` for a content of another image.
+    pub(crate) fn known(&self, content: Digest) -> Option<MutexGuard<'_, Chunks>> {
+        Some(self.held.chunks(self.held.find(&content)?))
     }
 
     /// The references that name the image here, or shall name it.

@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path, sync::Arc};
 
-use proto::HostKey;
+use proto::{HostKey, image::Blob};
 use serde::{Deserialize, Serialize};
 use swarm::event::Entitled;
 
@@ -29,6 +29,8 @@ pub(super) struct Status {
     pub(super) installed: bool,
     /// The hosts that may have what the image holds.
     pub(super) entitled: Entitled,
+    /// The recipe by which the image's chunks are proved.
+    pub(super) recipe: Option<Blob>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -44,6 +46,14 @@ struct File {
     /// Keys of hosts. None means all hosts, also if an earlier version wrote the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     entitled: Option<Vec<u64>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    recipe: Option<RecipeFile>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct RecipeFile {
+    digest: String,
+    size: u64,
 }
 
 fn parse(references: &[String]) -> Vec<Reference> {
@@ -87,6 +97,13 @@ impl Status {
             entitled: file
                 .entitled
                 .map(|keys| Arc::new(keys.into_iter().map(HostKey).collect())),
+            recipe: file.recipe.and_then(|file| {
+                let digest = file.digest.parse().ok()?;
+                Some(Blob {
+                    digest,
+                    size: file.size,
+                })
+            }),
         }))
     }
 
@@ -110,6 +127,10 @@ impl Status {
                 .entitled
                 .as_ref()
                 .map(|hosts| hosts.iter().map(|host| host.0).collect()),
+            recipe: self.recipe.map(|file| RecipeFile {
+                digest: file.digest.to_string(),
+                size: file.size,
+            }),
         };
         let bytes = serde_json::to_vec_pretty(&file)?;
         let path = directory.join(STATUS);

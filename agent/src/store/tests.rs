@@ -6,9 +6,12 @@ use std::{
 };
 
 use proptest::prelude::*;
+use prost::Message as _;
 use proto::{
     CHUNK_BYTES, ChunkIndex, Geometry, HostId, Link, Source, State, image,
     ledger::{Entered, RejectLinkError},
+    message::{RecipeContent, RecipeHeader},
+    recipe::{Maker, Recipe},
 };
 use tempfile::TempDir;
 
@@ -21,6 +24,7 @@ use crate::{platform::Space, tart::cache};
 
 mod damage;
 mod model;
+mod recipes;
 mod tarts_cache;
 
 /// An image with all features that matter: a raw layer used twice, zeros, noise, and (`encoded`) a layer that travels
@@ -159,6 +163,53 @@ pub(crate) fn begin(store: &Store, sample: &Sample, references: &[&str]) -> (Arc
     let references: Vec<_> = references.iter().map(ToString::to_string).collect();
     store
         .begin(&sample.layout, &sample.manifest, &references)
+        .unwrap()
+}
+
+/// The recipe of an image, of which somebody changed one content.
+pub(crate) fn recipe_with(
+    sample: &Sample,
+    content: Digest,
+    change: impl Fn(&mut RecipeContent),
+) -> NamedRecipe {
+    let true_one = recipe(sample).recipe.encode();
+    let mut rest = &true_one[..];
+    let header = RecipeHeader::decode_length_delimited(&mut rest).unwrap();
+    let mut bytes = header.encode_length_delimited_to_vec();
+    while !rest.is_empty() {
+        let mut of = RecipeContent::decode_length_delimited(&mut rest).unwrap();
+        if of.digest == content.as_bytes() {
+            change(&mut of);
+        }
+        bytes.extend(of.encode_length_delimited_to_vec());
+    }
+    named(Recipe::parse(&bytes, &sample.layout).unwrap())
+}
+
+/// The recipe of an image.
+pub(crate) fn recipe(sample: &Sample) -> NamedRecipe {
+    let made = sample.layout.contents().into_iter().map(|spec| {
+        let mut maker = Maker::new(spec.digest, spec.geometry);
+        maker.take(&sample.contents[&spec.digest]).unwrap();
+        maker.finish().unwrap()
+    });
+    named(Recipe::new(&sample.layout, made).unwrap())
+}
+
+fn named(recipe: Recipe) -> NamedRecipe {
+    let bytes = recipe.encode();
+    let file = image::Blob {
+        digest: Digest::of(&bytes),
+        size: bytes.len() as u64,
+    };
+    NamedRecipe { file, recipe }
+}
+
+pub(crate) fn begin_by(store: &Store, sample: &Sample, by: &NamedRecipe) -> (Arc<Stage>, u64) {
+    let by = Some((by, &BTreeSet::new()));
+    let (layout, manifest) = (&sample.layout, &sample.manifest);
+    store
+        .begin_by(layout, manifest, &["ghcr.io/org/image:two".into()], by)
         .unwrap()
 }
 
@@ -734,7 +785,13 @@ fn an_image_without_room_begins_where_something_else_makes_some() {
     let spare = home.path().join("spare");
     fs::write(&spare, vec![0; 31 << 20]).unwrap();
     let begin = |make_room: &dyn Fn(u64) -> bool| {
-        store.begin_making_room(&sample.layout, &sample.manifest, &[TAG.into()], make_room)
+        store.begin_making_room(
+            &sample.layout,
+            &sample.manifest,
+            &[TAG.into()],
+            None,
+            make_room,
+        )
     };
     let refused = begin(&|_| false).unwrap_err();
     let BeginError::NoRoom(NoRoomError {

@@ -2,7 +2,7 @@
 //! stages and fetches are real; the registry is a loop over a socket.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -29,28 +29,49 @@ use crate::{
     notary::tests::notary,
     registries::{Access, Origin},
     shelf,
-    store::tests::{begin, noise, open, sample_of},
+    store::{
+        Stage,
+        recipes::NamedRecipe,
+        tests::{Sample, begin, begin_by, noise, open, sample_of},
+    },
 };
 
 /// A host of the fleet, with a stage of the image.
-struct Host {
+pub(super) struct Host {
     name: &'static str,
-    notary: Arc<Notary>,
+    pub(super) notary: Arc<Notary>,
     cache: Arc<Cache>,
-    shelf: Shelf,
+    pub(super) shelf: Shelf,
     _home: TempDir,
 }
 
+/// A host gets a chunk with this link, as if a peer had sent both.
+pub(super) fn take_packed(
+    subject: &Subject,
+    peer: HostKey,
+    link: &WireLink,
+    bytes: &[u8],
+) -> Receipt {
+    match check(subject, Some(link)) {
+        Ok(checked) => {
+            let (encoding, bytes) = pack(bytes.to_vec());
+            let by_recipe = checked.by_recipe;
+            store(subject, peer, checked.packed(encoding, bytes), by_recipe)
+        }
+        Err(receipt) => *receipt,
+    }
+}
+
 /// One raw layer that hosts stage, and who authorises them.
-struct World {
+pub(super) struct World {
     authority: Authority,
-    spec: ContentSpec,
+    pub(super) spec: ContentSpec,
     raw: Vec<u8>,
     blob: Bytes,
 }
 
 impl World {
-    fn new(chunks: usize) -> Self {
+    pub(super) fn new(chunks: usize) -> Self {
         let raw = noise((chunks - 1) * (1 << 20) + 300_000, 77);
         let digest = Digest::of(&raw);
         let layout = sample_of(1, &raw, 5_000, None).layout;
@@ -63,10 +84,29 @@ impl World {
         }
     }
 
-    fn host(&self, name: &'static str) -> Host {
+    pub(super) fn host(&self, name: &'static str) -> Host {
         let home = tempfile::tempdir().unwrap();
-        let sample = sample_of(1, &self.raw, 5_000, None);
-        let (stage, _) = begin(&open(&home), &sample, &["registry.example/org/image:1"]);
+        let (stage, _) = begin(
+            &open(&home),
+            &self.sample(),
+            &["registry.example/org/image:1"],
+        );
+        self.host_with(name, home, stage)
+    }
+
+    /// The image with the layer.
+    pub(super) fn sample(&self) -> Sample {
+        sample_of(1, &self.raw, 5_000, None)
+    }
+
+    /// A host whose stage begins by this recipe.
+    pub(super) fn host_by(&self, name: &'static str, by: &NamedRecipe) -> Host {
+        let home = tempfile::tempdir().unwrap();
+        let (stage, _) = begin_by(&open(&home), &self.sample(), by);
+        self.host_with(name, home, stage)
+    }
+
+    fn host_with(&self, name: &'static str, home: TempDir, stage: Arc<Stage>) -> Host {
         Host {
             name,
             notary: Arc::new(notary(&self.authority, name, self.spec.digest)),
@@ -76,17 +116,17 @@ impl World {
         }
     }
 
-    fn chunks(&self) -> impl Iterator<Item = ChunkIndex> + use<> {
+    pub(super) fn chunks(&self) -> impl Iterator<Item = ChunkIndex> + use<> {
         (0..self.spec.geometry.chunks()).map(ChunkIndex)
     }
 
-    fn bytes(&self, chunk: ChunkIndex) -> &[u8] {
+    pub(super) fn bytes(&self, chunk: ChunkIndex) -> &[u8] {
         let start = usize::try_from(self.spec.geometry.offset(chunk)).unwrap();
         &self.raw[start..][..self.spec.geometry.len(chunk) as usize]
     }
 
     /// The true links, without hints.
-    fn links(&self) -> Vec<Link> {
+    pub(super) fn links(&self) -> Vec<Link> {
         let mut state = State::INITIAL;
         let links = self.chunks().map(|chunk| {
             let link = Link::forge(self.spec.geometry, chunk, state, self.bytes(chunk));
@@ -96,36 +136,33 @@ impl World {
         links.collect()
     }
 
+    /// A chunk on a host.
+    pub(super) fn subject(&self, host: &Host, chunk: ChunkIndex) -> Subject {
+        Subject {
+            content: self.spec.digest,
+            geometry: self.spec.geometry,
+            chunk,
+            shelves: vec![host.shelf.clone()],
+            cache: host.cache.clone(),
+            notary: host.notary.clone(),
+            retracted: None,
+            suspects: Arc::default(),
+        }
+    }
+
     /// A host gets a chunk with this link from a peer.
     fn give(&self, to: &Host, suspects: &Arc<Suspects>, signed: Signed, bytes: &[u8]) -> Receipt {
         let subject = Subject {
-            content: self.spec.digest,
-            geometry: self.spec.geometry,
-            chunk: signed.chunk,
-            shelves: vec![to.shelf.clone()],
-            cache: to.cache.clone(),
-            notary: to.notary.clone(),
-            retracted: None,
             suspects: suspects.clone(),
+            ..self.subject(to, signed.chunk)
         };
         let peer = signed.maker().key();
-        match check(&subject, Some(&signed.to_message())) {
-            Ok(signed) => {
-                let (encoding, bytes) = pack(bytes.to_vec());
-                let packed = Packed {
-                    signed,
-                    encoding,
-                    bytes,
-                };
-                store(&subject, peer, packed)
-            }
-            Err(receipt) => *receipt,
-        }
+        take_packed(&subject, peer, &signed.to_message(), bytes)
     }
 
     /// Fetches the layer from the registry. Returns the end, the number of doubts, each link that was signed, and the
     /// bytes that came.
-    async fn fetch(&self, host: &Host) -> (FetchEnd, usize, Vec<Signed>, u64) {
+    pub(super) async fn fetch(&self, host: &Host) -> (FetchEnd, usize, Vec<Signed>, u64) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let blob = self.blob.clone();
@@ -193,10 +230,10 @@ impl World {
                 match news {
                     News::Chunk { chunk, .. } => {
                         let packed = host.cache.find(self.spec.digest, chunk).unwrap();
-                        signed.push(packed.signed);
+                        signed.push(packed.signed(self.spec.digest, chunk).unwrap());
                     }
                     News::Doubted => doubts += 1,
-                    News::Retracted { .. } => {}
+                    News::Retracted { .. } | News::AgainstRecipe { .. } => {}
                     other => panic!("{other:?}"),
                 }
             }

@@ -290,7 +290,8 @@ fn recipe_of(content: &[u8]) -> Arc<ContentRecipe> {
 fn with_a_recipe_each_chunk_is_proved_when_it_arrives_in_any_order() {
     let content = content(4 << 20, 3);
     let (_, geometry, links) = chain(&content);
-    let mut ledger = Ledger::by_recipe(recipe_of(&content));
+    let mut ledger = Ledger::new(Digest::of(&content), geometry);
+    ledger.take_recipe(recipe_of(&content)).unwrap();
     let bytes = bytes_of(&content, geometry, ChunkIndex(1));
     // a link that fits its bytes, as a liar makes it
     let invented = Link::forge(geometry, ChunkIndex(1), State::from_bytes(&[7; 32]), bytes);
@@ -315,6 +316,24 @@ fn with_a_recipe_each_chunk_is_proved_when_it_arrives_in_any_order() {
     assert_eq!(ledger.answer(ChunkIndex(2)), Answer::Holder);
     // a chain that is closed has proved the recipe
     assert!(!ledger.leave_recipe());
+}
+
+#[test]
+fn a_recipe_that_contradicts_a_held_link_isnt_taken() {
+    let content = content(3 << 20, 3);
+    let (digest, geometry, links) = chain(&content);
+    let mut ledger = Ledger::new(digest, geometry);
+    ledger.enter(ChunkIndex(2), links[2], HONEST).unwrap();
+    ledger.take_recipe(recipe_of(&content)).unwrap();
+    let invented = Link {
+        before: State::from_bytes(&[7; 32]),
+        ..links[2]
+    };
+    let mut ledger = Ledger::new(digest, geometry);
+    ledger.enter(ChunkIndex(2), invented, LIAR).unwrap();
+    let refused = RejectLinkError::AgainstRecipe(ChunkIndex(2));
+    assert_eq!(ledger.take_recipe(recipe_of(&content)), Err(refused));
+    assert!(!ledger.has_recipe());
 }
 
 #[test]

@@ -65,6 +65,8 @@ pub(in crate::driver) struct Content<S = Shelf> {
     geometry: Geometry,
     kind: ContentKind,
     home: Home<S>,
+    /// The bytes are an image's recipe, and no part of the image.
+    recipe: bool,
     /// Contents of lower order are wanted first.
     order: u32,
     /// The chunks that are held here, as the swarm was told.
@@ -92,6 +94,7 @@ impl<S: Proving> Content<S> {
             geometry,
             kind,
             home,
+            recipe: false,
             order: 0,
             held,
             proof: if closed { Proof::Closed } else { Proof::Open },
@@ -144,6 +147,15 @@ impl<S: Proving> Content<S> {
 
     pub(in crate::driver) const fn order(&self) -> u32 {
         self.order
+    }
+
+    /// Whether the bytes are an image's recipe, and no part of the image.
+    pub(super) const fn is_recipe(&self) -> bool {
+        self.recipe
+    }
+
+    pub(super) const fn set_recipe(&mut self) {
+        self.recipe = true;
     }
 
     pub(super) const fn set_order(&mut self, order: u32) {

@@ -1,6 +1,6 @@
 //! The work that the exchange leaves to other parts.
 
-use proto::{ChunkIndex, Digest, HostId, Signed, message::BlameKind};
+use proto::{ChunkIndex, Digest, HostId, Signed, message::BlameKind, recipe::Doubt};
 
 use crate::{
     driver::{image_news::ImageNews, input::Input, origins::FetchWanted, streams::Job},
@@ -38,6 +38,8 @@ pub(in crate::driver) enum Effect {
     Convict(Vec<Signed>),
     /// Tell the coordinator that this host takes back the links that it made of a content, from a chunk on.
     TakeBack { content: Digest, from: ChunkIndex },
+    /// The registry's bytes don't fit what an image's recipe may say: tell the image and the coordinator.
+    Doubt(Doubt),
     /// A peer says that this chunk, which this host sent, is false.
     Look { content: Digest, chunk: ChunkIndex },
     /// A chunk was stored, and no journal vouches for it yet. It belongs into the next report.

@@ -16,6 +16,7 @@ use super::effect::Source;
 use crate::{
     driver::{
         image::{Counts, Image, Life, OnDisk, Step},
+        image_news::ImageNews,
         image_state,
         trouble::Trouble,
     },
@@ -93,31 +94,45 @@ impl<S: OnDisk> Catalogue<S> {
 
     // ---- bytes and registries ---------------------------------------------------------------------------------------
 
+    /// Counts bytes that came or went, or notes how the registry is. Other news aren't about that.
+    pub(super) fn count(&mut self, images: &[Digest], news: ImageNews) {
+        match news {
+            ImageNews::Gained(bytes) => self.gained(images, bytes),
+            ImageNews::Lost(bytes) => self.lost(images, bytes),
+            ImageNews::FromOrigin(bytes) => self.came_from_origin(images, bytes),
+            ImageNews::FromPeers(bytes) => self.came_from_peers(images, bytes),
+            ImageNews::Uploaded(bytes) => self.uploaded(images, bytes),
+            ImageNews::OriginTrouble(trouble) => self.origin_troubles(images, &trouble),
+            ImageNews::OriginIsFine => self.origin_is_well(images),
+            ImageNews::Closed(_) | ImageNews::Opened(_) | ImageNews::Unwritable(_) => {}
+        }
+    }
+
     /// This many bytes of these images were verified and are here.
-    pub(super) fn gained(&mut self, images: &[Digest], bytes: u64) {
+    fn gained(&mut self, images: &[Digest], bytes: u64) {
         self.add(images, |counts| counts.held += bytes);
     }
 
     /// This many bytes of these images aren't here any more.
-    pub(super) fn lost(&mut self, images: &[Digest], bytes: u64) {
+    fn lost(&mut self, images: &[Digest], bytes: u64) {
         self.add(images, |counts| {
             counts.held = counts.held.saturating_sub(bytes);
         });
     }
 
     /// This many bytes came from the registry for these images: the registry isn't their trouble any more.
-    pub(super) fn came_from_origin(&mut self, images: &[Digest], bytes: u64) {
+    fn came_from_origin(&mut self, images: &[Digest], bytes: u64) {
         self.add(images, |counts| counts.origin += bytes);
         self.each(images, |image| image.trouble = None);
     }
 
     /// This many bytes came from peers. They count for the first of these images.
-    pub(super) fn came_from_peers(&mut self, images: &[Digest], bytes: u64) {
+    fn came_from_peers(&mut self, images: &[Digest], bytes: u64) {
         self.add(first(images), |counts| counts.peers += bytes);
     }
 
     /// This many bytes went to peers. They count for the first of these images.
-    pub(super) fn uploaded(&mut self, images: &[Digest], bytes: u64) {
+    fn uploaded(&mut self, images: &[Digest], bytes: u64) {
         self.add(first(images), |counts| counts.uploaded += bytes);
     }
 
@@ -126,12 +141,12 @@ impl<S: OnDisk> Catalogue<S> {
     }
 
     /// The registry troubles these images.
-    pub(super) fn origin_troubles(&mut self, images: &[Digest], trouble: &Trouble) {
+    fn origin_troubles(&mut self, images: &[Digest], trouble: &Trouble) {
         self.each(images, |image| image.trouble = Some(trouble.clone()));
     }
 
     /// The registry's trouble is over: it is taken off these images.
-    pub(super) fn origin_is_well(&mut self, images: &[Digest]) {
+    fn origin_is_well(&mut self, images: &[Digest]) {
         let reasons = [
             Reason::OriginTrouble,
             Reason::OriginFailed,

@@ -1,11 +1,14 @@
 //! The values that [`Images`](super::Images) takes and returns.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use proto::{Digest, image::Layout};
+use proto::{
+    Digest,
+    image::{Blob, Layout},
+};
 use swarm::event::Entitled;
 
-use crate::registries::Access;
+use crate::{registries::Access, store::recipes::NamedRecipe};
 
 /// Work that is to be done for images.
 #[derive(Debug)]
@@ -15,7 +18,16 @@ pub(in crate::driver) enum Effect<S> {
         layout: Arc<Layout>,
         manifest: Arc<[u8]>,
         names: Vec<String>,
+        /// The recipe by which the image is staged, if one came in time.
+        recipe: Option<Arc<NamedRecipe>>,
+        /// The contents for which the recipe isn't used.
+        in_doubt: BTreeSet<Digest>,
     },
+    /// Make known to the swarm the bytes of an image's recipe. A failure goes to
+    /// [`Images::recipe_read`](super::Images::recipe_read).
+    OpenRecipe { image: Digest, file: Blob },
+    /// Read an image's recipe, all of which is here. Ends in [`Images::recipe_read`](super::Images::recipe_read).
+    ReadRecipe { layout: Arc<Layout>, file: Blob },
     /// Write down which names are wanted for an image. Ends in [`Images::recorded`](super::Images::recorded).
     Record { image: Digest, names: Vec<String> },
     /// Make tart find an image under these names. Ends in [`Images::linked`](super::Images::linked).

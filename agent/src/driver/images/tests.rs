@@ -9,7 +9,7 @@ use std::{
 
 use proto::{
     HostKey,
-    image::{CONFIG_TYPE, DISK_TYPE, MANIFEST_TYPE, NVRAM_TYPE, RAW_SIZE_ANNOTATION},
+    image::{Blob, CONFIG_TYPE, DISK_TYPE, MANIFEST_TYPE, NVRAM_TYPE, RAW_SIZE_ANNOTATION},
     message::{self, StageOrder, StageState, order::Kind},
 };
 use serde_json::json;
@@ -26,6 +26,7 @@ use crate::{
 };
 
 mod disk;
+mod recipes;
 
 /// A stage directory as a test wants it to be.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +40,9 @@ pub(in crate::driver) struct Inner {
     pub(in crate::driver) unread: Cell<bool>,
     pub(in crate::driver) closed: RefCell<BTreeSet<Digest>>,
     pub(in crate::driver) begun_at: Cell<Option<SystemTime>>,
+    pub(in crate::driver) recipe: Cell<Option<Blob>>,
+    /// The contents whose recipe was left.
+    pub(in crate::driver) left: RefCell<BTreeSet<Digest>>,
 }
 
 impl Disk {
@@ -88,6 +92,14 @@ impl OnDisk for Disk {
 
     fn begun_at(&self) -> Option<SystemTime> {
         self.0.begun_at.get()
+    }
+
+    fn recipe(&self) -> Option<Blob> {
+        self.0.recipe.get()
+    }
+
+    fn leave_recipe(&self, content: Digest) {
+        self.0.left.borrow_mut().insert(content);
     }
 }
 
@@ -245,7 +257,10 @@ impl World {
         let all = std::iter::from_fn(|| self.images.poll());
         let named = all.filter_map(|effect| {
             Some(match effect {
-                Effect::Begin { .. } => "begin",
+                Effect::Begin { recipe: None, .. } => "begin",
+                Effect::Begin { .. } => "begin by the recipe",
+                Effect::OpenRecipe { .. } => "open the recipe",
+                Effect::ReadRecipe { .. } => "read the recipe",
                 Effect::Record { .. } => "record",
                 Effect::Install { .. } => "install",
                 Effect::Abandon(_) => "abandon",

@@ -1,0 +1,175 @@
+//! An image's recipe: how it is waited for, and what becomes of it.
+
+use prost::Message as _;
+use proto::{
+    message::{RecipeContent, RecipeDoubt, RecipeFile, RecipeHeader},
+    recipe::Recipe,
+};
+
+use super::*;
+
+fn file() -> Blob {
+    Blob {
+        digest: Digest::of(b"recipe"),
+        size: 200,
+    }
+}
+
+/// A recipe of the image, whose contents have one chunk each.
+fn recipe(world: &World) -> Arc<NamedRecipe> {
+    let header = RecipeHeader {
+        image: world.image.as_bytes().to_vec(),
+    };
+    let mut bytes = header.encode_length_delimited_to_vec();
+    for spec in world.layout.contents() {
+        let content = RecipeContent {
+            digest: spec.digest.as_bytes().to_vec(),
+            size: spec.geometry.size(),
+            fingerprints: vec![0; 16],
+            ..RecipeContent::default()
+        };
+        bytes.extend(content.encode_length_delimited_to_vec());
+    }
+    Arc::new(NamedRecipe {
+        file: file(),
+        recipe: Recipe::parse(&bytes, &world.layout).unwrap(),
+    })
+}
+
+fn doubt(world: &World, recipe: &[u8]) -> RecipeDoubt {
+    RecipeDoubt {
+        manifest: world.image.as_bytes().to_vec(),
+        recipe: Digest::of(recipe).as_bytes().to_vec(),
+        content: Digest::of(b"content").as_bytes().to_vec(),
+        chunk: 3,
+    }
+}
+
+fn order(world: &mut World, number: u64, recipe: Option<Blob>) -> Vec<&'static str> {
+    let doubts = vec![doubt(world, b"recipe"), doubt(world, b"another one")];
+    let order = StageOrder {
+        manifest_digest: world.image.as_bytes().to_vec(),
+        manifest: manifest("a"),
+        references: vec![NAME.into()],
+        order: number,
+        recipe: recipe.map(|file| RecipeFile {
+            digest: file.digest.as_bytes().to_vec(),
+            size: file.size,
+        }),
+        recipe_doubts: doubts,
+        ..StageOrder::default()
+    };
+    world.take(order);
+    world.drain()
+}
+
+/// With a recipe ordered, whose bytes come.
+fn waiting() -> World {
+    let mut world = World::new();
+    let effects = order(&mut world, 1, Some(file()));
+    assert_eq!(effects, ["entitle", "open the recipe"]);
+    world
+}
+
+impl World {
+    fn read(&mut self, result: Result<Arc<NamedRecipe>, String>) -> Vec<&'static str> {
+        self.images.recipe_read(self.now, self.image, result);
+        self.drain()
+    }
+}
+
+#[test]
+fn a_stage_begins_by_the_recipe_once_that_is_read() {
+    let mut world = waiting();
+    assert_eq!(world.jobs(), [] as [&str; 0]);
+    assert_eq!(world.state(), StageState::Queued);
+    let closed = ImageNews::Closed(file().digest);
+    world.hear(&[world.image], closed);
+    assert_eq!(world.drain(), ["read the recipe"]);
+    assert_eq!(world.jobs(), [] as [&str; 0]);
+    let recipe = recipe(&world);
+    assert_eq!(world.read(Ok(recipe)), [] as [&str; 0]);
+    assert_eq!(world.jobs(), ["begin by the recipe"]);
+    world.disk.0.recipe.set(Some(file()));
+    // peers that lack it get it from this host
+    assert_eq!(world.begun(), ["take up", "open the recipe"]);
+    assert_eq!(world.told().recipe, file().digest.as_bytes());
+}
+
+#[test]
+fn a_recipe_that_doesnt_come_or_cant_be_read_holds_nothing_up() {
+    let mut late = waiting();
+    late.wait(Duration::from_secs(29));
+    assert_eq!(late.jobs(), [] as [&str; 0]);
+    late.wait(Duration::from_secs(1));
+    assert_eq!(late.images.next_due(), Some(late.now));
+    // what came of it isn't waited for any longer
+    assert_eq!(late.jobs(), ["withdraw", "begin"]);
+    assert_eq!(late.begun(), ["take up"]);
+    // too late
+    let recipe = recipe(&late);
+    late.read(Ok(recipe));
+    assert_eq!(late.jobs(), ["record"]);
+
+    let mut damaged = waiting();
+    damaged.read(Err("its bytes have another digest".into()));
+    assert_eq!(damaged.jobs(), ["begin"]);
+}
+
+#[test]
+fn a_recipe_that_isnt_ordered_any_more_isnt_waited_for() {
+    let mut world = waiting();
+    // the same order again changes nothing
+    assert_eq!(order(&mut world, 2, Some(file())), [] as [&str; 0]);
+    assert_eq!(world.jobs(), [] as [&str; 0]);
+    let another = Blob {
+        digest: Digest::of(b"another one"),
+        ..file()
+    };
+    assert_eq!(order(&mut world, 3, Some(another)), ["open the recipe"]);
+    assert_eq!(world.jobs(), [] as [&str; 0]);
+    order(&mut world, 4, None);
+    assert_eq!(world.jobs(), ["begin"]);
+}
+
+#[test]
+fn a_recipe_that_is_larger_than_any_is_left_alone() {
+    let mut world = World::new();
+    let huge = Blob {
+        size: 1 << 40,
+        ..file()
+    };
+    assert_eq!(order(&mut world, 1, Some(huge)), ["entitle"]);
+    assert_eq!(world.jobs(), ["begin"]);
+}
+
+#[test]
+fn an_image_that_is_cancelled_takes_its_recipe_along() {
+    let mut world = waiting();
+    world.images.cancel(world.now, world.image);
+    assert_eq!(world.drain(), ["withdraw", "report all"]);
+}
+
+#[test]
+fn a_content_in_doubt_goes_on_without_the_recipe() {
+    let mut world = waiting();
+    let recipe = recipe(&world);
+    world.read(Ok(recipe));
+    world.images.begin_jobs(world.now);
+    let begun = std::iter::from_fn(|| world.images.poll());
+    let in_doubt = begun.filter_map(|effect| match effect {
+        Effect::Begin { in_doubt, .. } => Some(in_doubt),
+        _ => None,
+    });
+    // the other doubt is about another recipe
+    let content = BTreeSet::from([Digest::of(b"content")]);
+    assert_eq!(in_doubt.collect::<Vec<_>>(), [content.clone()]);
+    world.disk.0.recipe.set(Some(file()));
+    world.begun();
+    for (recipe, takes) in [(&b"another one"[..], false), (b"recipe", true)] {
+        let doubt = Doubt::parse(&doubt(&world, recipe)).unwrap();
+        assert_eq!(world.images.doubt_recipe(&doubt), takes);
+        assert_eq!(world.disk.0.left.borrow().is_empty(), !takes);
+    }
+    assert_eq!(*world.disk.0.left.borrow(), content);
+}

@@ -1,0 +1,145 @@
+//! Tests of chunks that travel by a recipe: what is believed, what is blamed, and how a false recipe is left.
+
+use proto::State;
+
+use super::{
+    liars::{Host, World, take_packed},
+    *,
+};
+use crate::{
+    fetch::FetchEnd,
+    store::tests::{recipe, recipe_with},
+};
+
+const AT: ChunkIndex = ChunkIndex(1);
+
+/// The host has the chunk, and nobody answers for its link.
+fn hold(world: &World, host: &Host) {
+    let me: HostId = "mac-1".parse().unwrap();
+    let source = Source {
+        sender: me.key(),
+        maker: me.key(),
+    };
+    let arrival = Arrival {
+        content: world.spec.digest,
+        chunk: AT,
+        bytes: world.bytes(AT),
+        link: world.links()[1],
+        source,
+        maker: &me,
+        statement: None,
+    };
+    host.shelf.write(arrival).unwrap();
+}
+
+/// What a host sends of the chunk.
+async fn sent(world: &World, by: &Host) -> Option<ChunkHeader> {
+    let subject = world.subject(by, AT);
+    let recipe = subject.recipe();
+    let packed = load(subject).await?;
+    Some(header((world.spec.digest, AT), &packed, recipe))
+}
+
+fn take(world: &World, to: &Host, header: &ChunkHeader, bytes: &[u8]) -> Receipt {
+    let peer: HostId = "mac-1".parse().unwrap();
+    let link = header.link.as_ref().unwrap();
+    take_packed(&world.subject(to, AT), peer.key(), link, bytes)
+}
+
+#[tokio::test]
+async fn hosts_with_the_same_recipe_need_nobody_who_answers_for_a_chunk() {
+    let world = World::new(4);
+    let by = recipe(&world.sample());
+    let [holder, same] = ["mac-1", "mac-2"].map(|name| world.host_by(name, &by));
+    let without = world.host("mac-3");
+    hold(&world, &holder);
+    let header = sent(&world, &holder).await.unwrap();
+    assert!(header.link.as_ref().unwrap().statement.is_none());
+    let bytes = world.bytes(AT);
+    assert_eq!(take(&world, &same, &header, bytes).result, Ok(()));
+    // passed on in the same way
+    assert_eq!(sent(&world, &same).await, Some(header.clone()));
+
+    let refused = take(&world, &without, &header, bytes);
+    assert_eq!(refused.result, Err(Failure::Disproved));
+    assert!(!refused.false_bytes, "nobody is blamed");
+    hold(&world, &without);
+    assert_eq!(sent(&world, &without).await, None);
+}
+
+#[tokio::test]
+async fn a_false_chunk_by_the_recipe_convicts_its_sender_at_once() {
+    let world = World::new(4);
+    let by = recipe(&world.sample());
+    let [holder, to] = ["mac-1", "mac-2"].map(|name| world.host_by(name, &by));
+    hold(&world, &holder);
+    let header = sent(&world, &holder).await.unwrap();
+    let lie = vec![7; 1 << 20];
+    let false_bytes = take(&world, &to, &header, &lie);
+    assert_eq!(false_bytes.result, Err(Failure::Bad));
+    assert!(false_bytes.false_bytes);
+    // a link that fits its bytes and isn't the recipe's, although the sender says so
+    let invented = Link::forge(world.spec.geometry, AT, State::from_bytes(&[1; 32]), &lie);
+    let mut lying = header.clone();
+    let link = lying.link.as_mut().unwrap();
+    let (name, maker) = (link.recipe.clone(), "mac-1".parse().unwrap());
+    *link = WireLink::new(&invented, &maker);
+    link.recipe = name;
+    let invented = take(&world, &to, &lying, &lie);
+    assert_eq!(invented.result, Err(Failure::Bad));
+    assert!(invented.false_bytes);
+    assert!(!to.shelf.held(world.spec.digest).contains(AT));
+    assert_eq!(take(&world, &to, &header, world.bytes(AT)).result, Ok(()));
+}
+
+#[tokio::test]
+async fn nobody_is_blamed_for_a_link_that_a_false_recipe_contradicts() {
+    let world = World::new(4);
+    let by = recipe_with(&world.sample(), world.spec.digest, |of| of.states[40] ^= 1);
+    let (without, misled) = (world.host("mac-1"), world.host_by("mac-2", &by));
+    // a host without the recipe fetches and signs
+    let (end, _, signed, _) = world.fetch(&without).await;
+    assert_eq!(end, FetchEnd::Done);
+    let link = signed[1].to_message();
+    let receipt = take_packed(
+        &world.subject(&misled, AT),
+        signed[1].maker().key(),
+        &link,
+        world.bytes(AT),
+    );
+    assert_eq!(receipt.result, Err(Failure::Disproved));
+    assert!(!receipt.false_bytes && receipt.false_link.is_none());
+    // told by the coordinator that the recipe is in doubt, it goes on by the chain
+    assert_eq!(
+        misled.shelf.leave_recipe(world.spec.digest),
+        Some(by.file.digest)
+    );
+    let receipt = take_packed(
+        &world.subject(&misled, AT),
+        signed[1].maker().key(),
+        &link,
+        world.bytes(AT),
+    );
+    assert_eq!(receipt.result, Ok(()));
+}
+
+#[tokio::test]
+async fn whoever_reads_the_registrys_bytes_leaves_a_false_recipe_and_goes_on() {
+    let world = World::new(4);
+    let content = world.spec.digest;
+    // of each kind of lie, where the truth stands last
+    for lie in [0, 40, 64] {
+        let by = recipe_with(&world.sample(), content, |of| of.states[lie] ^= 1);
+        let host = world.host_by("mac-1", &by);
+        let (end, doubts, signed, _) = world.fetch(&host).await;
+        assert_eq!((end, doubts), (FetchEnd::Done, 0));
+        assert_eq!(host.shelf.recipe(content), None);
+        assert_eq!(signed.len(), 4, "what it made is signed");
+        assert_eq!(host.shelf.walk(content).unwrap(), []);
+        assert!(host.shelf.is_closed(content));
+    }
+    // a true one stays
+    let host = world.host_by("mac-1", &recipe(&world.sample()));
+    assert_eq!(world.fetch(&host).await.0, FetchEnd::Done);
+    assert!(host.shelf.recipe(content).is_some());
+}
