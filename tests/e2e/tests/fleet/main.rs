@@ -11,6 +11,7 @@ mod image;
 mod impostor;
 mod names;
 mod peers;
+mod recipes;
 mod rogues;
 mod staging;
 mod words;

@@ -1,0 +1,217 @@
+//! Images with a recipe, with the real programs on loopback: what moves when a release changes little, and what a false
+//! or missing recipe costs.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests are tests, and say what they measured"
+)]
+
+use std::{fs, path::PathBuf};
+
+use bytes::Bytes;
+use e2e::{
+    cluster::{Cluster, said},
+    image::{GeneratedImage, ImageSpec},
+    registry::{self, Fault, Misbehaviour, Target},
+    site::{Site, difference},
+};
+use proto::{
+    ChunkIndex, Digest,
+    image::MANIFEST_TYPE,
+    recipe::{ARTIFACT_TYPE, Recipe},
+};
+use serde_json::{Value, json};
+
+const REPOSITORY: &str = "fleet/macos";
+const HOSTS: usize = 3;
+const PATIENCE: &str = "120";
+
+/// Two releases of an image in a registry, and hosts of which each holds the first one.
+struct World {
+    cluster: Cluster,
+    first: String,
+    second: String,
+    image: GeneratedImage,
+    /// Raw bytes of chunks of the second release that the first one doesn't have at the same place.
+    changed_bytes: u64,
+    // last: everything is kept there
+    site: Site,
+}
+
+/// 64 MiB that no packing makes smaller, in layers of 16 MiB.
+fn spec() -> ImageSpec {
+    ImageSpec::incompressible(64 << 20, 16 << 20, 5)
+}
+
+impl World {
+    /// Every layer of the second release has changed, in a tenth of its bytes.
+    fn new() -> Self {
+        let site = Site::new(registry::Options::default()).unwrap();
+        let old = site.image(&spec()).unwrap();
+        let image = site.image(&spec().changed_within(100, 10)).unwrap();
+        let cluster = site.fleet(env!("CARGO_BIN_EXE_demo"), HOSTS, "", "");
+        let world = Self {
+            first: site.registry.hold(REPOSITORY, "1", &old),
+            second: site.registry.hold(REPOSITORY, "2", &image),
+            changed_bytes: changed(&old, &image),
+            cluster: cluster.unwrap(),
+            image,
+            site,
+        };
+        world.stage(&world.first);
+        world.site.registry.reset_counters();
+        world
+    }
+
+    fn stage(&self, reference: &str) {
+        let ended = self
+            .cluster
+            .stage(&[reference, "--wait", "--timeout", PATIENCE])
+            .unwrap();
+        assert!(ended.status.success(), "{reference}: {}", said(&ended));
+    }
+
+    fn recipe(&self, arguments: &[&str]) {
+        let host = self.site.registry.addr().to_string();
+        let command = ["recipe", &self.second, "--plain-http", &host];
+        let ended = self.cluster.parbake(&[&command[..], arguments].concat());
+        let ended = ended.unwrap();
+        assert!(ended.status.success(), "{}", said(&ended));
+    }
+
+    /// The true recipe's bytes.
+    fn made(&self) -> Vec<u8> {
+        let path: PathBuf = self.site.dir().join("recipe");
+        self.recipe(&["--out", path.to_str().unwrap()]);
+        fs::read(path).unwrap()
+    }
+
+    /// Puts these bytes beside the image, as if somebody had pushed them.
+    fn put(&self, bytes: Vec<u8>) -> Digest {
+        let (digest, size) = (Digest::of(&bytes), bytes.len());
+        self.site.registry.put_blob(Bytes::from(bytes)).unwrap();
+        let layer = json!({"mediaType": ARTIFACT_TYPE, "digest": digest.to_string(), "size": size});
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "artifactType": ARTIFACT_TYPE,
+            "layers": [layer],
+            "subject": {"digest": self.image.digest.to_string()},
+        });
+        let manifest = Bytes::from(manifest.to_string());
+        let version = Digest::of(&manifest).to_string();
+        let registry = &self.site.registry;
+        registry.put_manifest_as(REPOSITORY, &version, MANIFEST_TYPE, manifest);
+        digest
+    }
+
+    /// Every host's disk is the second release's, bit by bit.
+    fn assert_holds(&self) {
+        let differs = difference(&self.cluster, &self.second, &self.image);
+        assert_eq!(differs.unwrap(), None);
+    }
+
+    /// The figures of the second release on each host.
+    fn figures(&self) -> Vec<Value> {
+        let status = self.cluster.status(&self.second).unwrap();
+        status["hosts"].as_array().unwrap().clone()
+    }
+
+    fn sum(&self, figure: &str) -> u64 {
+        let figures = self.figures();
+        figures
+            .iter()
+            .map(|host| host[figure].as_u64().unwrap())
+            .sum()
+    }
+
+    /// The number of hosts whose log has this line.
+    fn logged(&self, message: &str) -> usize {
+        let agents = self.cluster.agents().iter();
+        agents.filter(|agent| agent.logged(message)).count()
+    }
+}
+
+/// Bytes of the chunks in which two disks differ at the same place.
+fn changed(old: &GeneratedImage, new: &GeneratedImage) -> u64 {
+    let (mut one, mut other) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    let mut differ = 0;
+    for at in (0..spec().disk_bytes).step_by(1 << 20) {
+        old.disk.read(at, &mut one);
+        new.disk.read(at, &mut other);
+        differ += if one == other { 0 } else { 1 << 20 };
+    }
+    differ
+}
+
+#[test]
+fn a_release_that_changes_little_moves_little() {
+    let world = World::new();
+    world.recipe(&["--push"]);
+    world.site.registry.reset_counters();
+    world.stage(&world.second);
+    world.assert_holds();
+    let (changed, disk) = (world.changed_bytes, spec().disk_bytes);
+    assert!(0 < changed && changed < disk / 2, "{changed}");
+    let moved = world.sum("peer_bytes") + world.sum("origin_bytes");
+    let local = world.sum("local_bytes");
+    println!(
+        "{HOSTS} hosts, {changed} of {disk} bytes changed: {moved} moved, {local} were there, {} left the registry",
+        world.site.served()
+    );
+    // nvram, config and the recipe move too
+    let rest = 3 * (1 << 20);
+    let hosts = HOSTS as u64;
+    assert!(moved <= hosts * (changed + changed / 10 + rest), "{moved}");
+    assert_eq!(local, hosts * (disk - changed));
+    let status = world.cluster.status(&world.second).unwrap();
+    assert!(status["recipe"]["digest"].is_string(), "{status}");
+}
+
+#[test]
+fn a_false_recipe_is_found_by_who_reads_the_registry_and_staging_goes_on() {
+    let world = World::new();
+    let mut bytes = world.made();
+    let layout = world.image.layout().unwrap();
+    let layer = layout.layers()[1].raw.unwrap();
+    // a chunk that each host lacks
+    let recipe = Recipe::parse(&bytes, &layout).unwrap();
+    let of = recipe.content(&layer).unwrap();
+    let state = of.link(ChunkIndex(0)).unwrap().after.to_bytes();
+    let at = bytes.windows(32).position(|window| window == state);
+    bytes[at.unwrap() + 3] ^= 1;
+    let lie = world.put(bytes);
+    world.stage(&world.second);
+    world.assert_holds();
+    let log = world.cluster.coordinator_log();
+    let named = log
+        .iter()
+        .find(|line| line["fields"]["recipe"] == lie.to_string());
+    println!("{named:?}");
+    let told = "a recipe doesn't fit the registry's bytes; a content goes on without it";
+    assert_eq!(world.logged(told), HOSTS);
+    let status = world.cluster.status(&world.second).unwrap();
+    let doubted = &status["recipe"]["doubted_contents"];
+    assert_eq!(*doubted, json!([layer.to_string()]), "{status}");
+}
+
+#[test]
+fn a_recipe_that_the_registry_lost_costs_nothing_but_its_use() {
+    let world = World::new();
+    let bytes = world.made();
+    let digest = world.put(bytes);
+    assert!(world.site.registry.remove_blob(&digest).unwrap());
+    world.stage(&world.second);
+    world.assert_holds();
+}
+
+#[test]
+fn a_recipe_that_doesnt_come_is_waited_for_half_a_minute_at_most() {
+    let world = World::new();
+    let bytes = world.made();
+    let digest = world.put(bytes);
+    let fault = Fault::always(Target::Blob(digest), Misbehaviour::Silence);
+    world.site.registry.script(fault);
+    world.stage(&world.second);
+    world.assert_holds();
+}
