@@ -100,6 +100,9 @@ struct Cli {
     /// Number of hosts that are compared when a spreader is chosen.
     #[arg(long, default_value_t = swarm().candidates, env = "SIM_CANDIDATES", help_heading = SWARM)]
     candidates: usize,
+    /// The image has a recipe, which every host has from the start: chunks are proved when they arrive.
+    #[arg(long, env = "SIM_RECIPE")]
+    recipe: bool,
     /// Exit with 1 if the makespan is more than this many times its lower bound. [default: no limit]
     #[arg(
         long,
@@ -196,6 +199,7 @@ fn main() -> ExitCode {
     setup.zones = cli.zones.max(1);
     setup.trace = cli.trace;
     setup.manner = manner;
+    setup.recipe = cli.recipe;
     let swarm = &mut setup.swarm;
     swarm.uploads = cli.uploads;
     swarm.incoming = cli.incoming;

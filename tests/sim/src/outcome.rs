@@ -17,6 +17,8 @@ pub struct Outcome {
     pub image_bytes: u64,
     /// Bytes of a chunk.
     pub chunk_bytes: u64,
+    /// Whether the image had a recipe.
+    pub recipe: bool,
     /// From the order to the last host, in seconds.
     pub makespan_s: f64,
     /// From the order to the first host.
@@ -136,6 +138,7 @@ impl Outcome {
             "complete": self.complete,
             "image_bytes": self.image_bytes,
             "chunk_bytes": self.chunk_bytes,
+            "recipe": self.recipe,
             "passed": self.passed(),
             "makespan_over_bound": round(self.makespan_over_bound()),
             "last_over_first": round(self.last_over_first()),

@@ -332,6 +332,8 @@ pub struct Setup {
     pub seed: u64,
     /// How all rogues lie in [`Scenario::Rogues`]; `None`: each in its own way.
     pub manner: Option<Rogue>,
+    /// Whether the image has a recipe, which every host has from the start.
+    pub recipe: bool,
     /// Without the image that lacks a layer.
     pub spared: bool,
     /// The registry's rate, bytes per second.
@@ -366,6 +368,7 @@ impl Setup {
             chunk_bytes: proto::CHUNK_BYTES,
             seed,
             manner: None,
+            recipe: false,
             spared: false,
             origin_rate: GIGABIT,
             up_rate: GIGABIT,

@@ -283,6 +283,7 @@ impl World {
             hosts: self.state.nodes.iter().filter(|node| node.wanted).count(),
             image_bytes: self.state.setup.image_bytes,
             chunk_bytes: self.state.setup.chunk_bytes,
+            recipe: self.state.setup.recipe,
             makespan_s: last,
             first_s: first,
             bound_s: self.state.bound_s(),

@@ -145,6 +145,10 @@ fn take_from_origin(world: &mut State, host: u32, content: u32, chunk: u32) {
         }),
         (false, None) => None,
     };
+    // false bytes don't fit the recipe; a liar says so of true ones
+    if false_link.is_some() || world.node(host).liar {
+        world.doubt_recipe(content);
+    }
     if false_link.is_some() && last {
         let run = new_run(world, host, content);
         let Some(fetching) = world.node_mut(host).fetches.get_mut(&content) else {

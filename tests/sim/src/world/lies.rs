@@ -92,6 +92,10 @@ pub(super) fn refuted(
     if lie == Lie::Bytes {
         return Some(Failure::Bad);
     }
+    // a link that isn't the recipe's; its sender doesn't say that it is, and so isn't blamed
+    if world.has_recipe(content) && (lie != Lie::None || false_link.is_some()) {
+        return Some(Failure::Disproved);
+    }
     let run = run.filter(|_| world.lies)?;
     let Run { maker, ticket } = world.runs[run as usize];
     let node = world.node(to);

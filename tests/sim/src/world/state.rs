@@ -1,6 +1,6 @@
 //! The simulated world's state: hosts, lines, the coordinator, the registry, and time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use proto::{Digest, HostId, HostKey, Moment};
 use rand_chacha::ChaCha8Rng;
@@ -67,6 +67,8 @@ pub(super) struct State {
     pub(super) cut: bool,
     /// Somebody may lie: who made what is noted.
     pub(super) lies: bool,
+    /// Contents for which the recipe isn't used any more.
+    doubted: BTreeSet<u32>,
     /// All runs.
     pub(super) runs: Vec<Run>,
     /// Tickets that leases were given.
@@ -150,6 +152,7 @@ impl State {
             mirrors: Mirrors::default(),
             cut: false,
             lies: false,
+            doubted: BTreeSet::new(),
             runs: Vec::new(),
             tickets: 0,
             faults: Vec::new(),
@@ -162,6 +165,17 @@ impl State {
             tally: Tally::default(),
             setup,
         }
+    }
+
+    /// Whether every host proves the chunks of a content when they arrive.
+    pub(super) fn has_recipe(&self, content: u32) -> bool {
+        self.setup.recipe && self.is_staged(content) && !self.doubted.contains(&content)
+    }
+
+    /// The holder of a lease says that the registry's bytes don't fit the recipe: no host uses it for this content any
+    /// more.
+    pub(super) fn doubt_recipe(&mut self, content: u32) {
+        self.doubted.insert(content);
     }
 
     /// A new seed for a core.
