@@ -4,7 +4,7 @@ use std::{
     io::Write as _,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
-    process::{Child, ExitCode, Stdio},
+    process::{ExitCode, Stdio},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -13,6 +13,15 @@ use clap::Parser;
 use proto::figure::Bytes;
 use serde_json::{Value, json};
 
+mod process;
+mod releases;
+mod tell;
+
+use self::{
+    process::{Ended, wait_for},
+    releases::Stand,
+    tell::{round, round4, say},
+};
 use crate::{
     cluster::{self, Cluster, Place},
     image::{GeneratedImage, ImageSpec},
@@ -53,6 +62,15 @@ pub struct Cli {
     /// Seed of the generated image.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Number of releases, 1 to 9. Each is staged after the one before, and differs from it in --change of its bytes.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=9), conflicts_with_all = ["image", "lab"])]
+    releases: u8,
+    /// Percentage of each layer's bytes that a later release changes, 1 to 100.
+    #[arg(long, default_value = "5%", value_name = "PERCENT", value_parser = percent)]
+    change: u8,
+    /// Push the recipe of each later release before it is staged, as a release's pipeline does.
+    #[arg(long)]
+    recipe: bool,
     /// Print one JSON object with all measured numbers as the last line of stdout.
     #[arg(long)]
     json: bool,
@@ -139,6 +157,13 @@ fn layer_bytes(text: &str) -> Result<u64, String> {
     }
 }
 
+fn percent(text: &str) -> Result<u8, String> {
+    match text.trim_end_matches('%').parse() {
+        Ok(percent) if (1..=100).contains(&percent) => Ok(percent),
+        _ => Err("a release changes 1% to 100%".to_owned()),
+    }
+}
+
 /// The rate of a generated image's registry, where none is set.
 const ORIGIN_RATE: u64 = 117_000_000;
 
@@ -195,11 +220,6 @@ fn end(work: impl Future<Output = anyhow::Result<bool>>) -> ExitCode {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "the story goes to stderr")]
-fn say(text: &str) {
-    eprintln!("{text}");
-}
-
 /// Where the image comes from.
 enum Source {
     /// A registry in this process.
@@ -214,17 +234,6 @@ enum Source {
     },
     /// Somebody else's.
     Foreign(String),
-}
-
-/// A process that ends with whoever holds this.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        // gone already, or ended here; either way nothing of ours is left
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
 }
 
 fn demo(cli: &Cli) -> anyhow::Result<bool> {
@@ -307,26 +316,28 @@ fn stage(cli: &Cli, dir: &Path) -> anyhow::Result<bool> {
     wait_for(&mut waiting.0, Duration::from_secs(cli.timeout))?;
     drop(waiting);
     let mut answer = measure(cli, &source, &cluster, started, &reference)?;
+    if let Source::Own(registry, image, _) = &source
+        && cli.releases > 1
+    {
+        let stand = Stand {
+            cluster: &cluster,
+            registry,
+            directory: &dir.join("registry"),
+            patience: Duration::from_secs(cli.timeout),
+            percent: cli.change,
+            recipe: cli.recipe,
+        };
+        let later = releases::stage(&stand, spec(cli), image, cli.releases)?;
+        answer["all_verified"] = (answer["all_verified"] == true
+            && later.iter().all(|release| release["all_verified"] == true))
+        .into();
+        answer["releases"] = later.into();
+    }
     answer["peak_rss_bytes"] = cluster.peak_rss_bytes().into();
     cluster.stop();
     drop(source);
     show(cli, &answer)?;
     Ok(answer["all_verified"] == true)
-}
-
-/// Waits until `parbake stage --wait` has ended: that is when every host has the image, or when it has said why none
-/// will. One that is still at it after `patience` is left to whoever looks at the hosts.
-fn wait_for(child: &mut Child, patience: Duration) -> anyhow::Result<()> {
-    let until = Instant::now() + patience;
-    loop {
-        interrupt::check()?;
-        match child.try_wait()? {
-            Some(status) if status.success() => return Ok(()),
-            Some(status) => bail!("`parbake stage --wait` ended ({status}); it said why"),
-            None if Instant::now() >= until => return Ok(()),
-            None => cluster::pause(),
-        }
-    }
 }
 
 /// Whether a registry (`host` or `host:port`) can only be this machine.
@@ -340,19 +351,26 @@ fn is_loopback(registry: &str) -> bool {
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
+/// The first release's image.
+fn spec(cli: &Cli) -> ImageSpec {
+    if cli.incompressible {
+        return ImageSpec::incompressible(cli.size, cli.layer_size, cli.seed);
+    }
+    ImageSpec {
+        disk_bytes: cli.size,
+        layer_bytes: cli.layer_size,
+        seed: cli.seed,
+        ..ImageSpec::default()
+    }
+}
+
 fn source(cli: &Cli, dir: &Path) -> anyhow::Result<Source> {
     if let Some(image) = &cli.image {
         return Ok(Source::Foreign(image.clone()));
     }
     let blobs = dir.join("registry");
     std::fs::create_dir_all(&blobs)?;
-    let spec = if cli.incompressible {
-        ImageSpec::incompressible(cli.size, cli.layer_size, cli.seed)
-    } else {
-        let mut spec = ImageSpec::default();
-        (spec.disk_bytes, spec.layer_bytes, spec.seed) = (cli.size, cli.layer_size, cli.seed);
-        spec
-    };
+    let spec = spec(cli);
     say(&format!(
         "making an image with a disk of {}",
         Bytes(cli.size)
@@ -552,14 +570,6 @@ fn verify(
     Ok(difference.is_none())
 }
 
-fn round(value: f64) -> f64 {
-    (value * 1000.0).round() / 1000.0
-}
-
-fn round4(value: f64) -> f64 {
-    (value * 10_000.0).round() / 10_000.0
-}
-
 #[expect(clippy::print_stdout, reason = "stdout is the answer")]
 fn show(cli: &Cli, answer: &Value) -> anyhow::Result<()> {
     if cli.json {
@@ -597,6 +607,9 @@ fn show(cli: &Cli, answer: &Value) -> anyhow::Result<()> {
             "peak memory            {} (largest agent)",
             amount(&answer["peak_rss_bytes"])
         );
+        for release in answer["releases"].as_array().into_iter().flatten() {
+            println!("{}", releases::line(release));
+        }
     }
     std::io::stdout().flush()?;
     Ok(())
@@ -620,6 +633,9 @@ mod tests {
             (["--size", "lots"], "use bytes, KiB"),
             (["--layer-size", "0"], "multiple of 64KiB"),
             (["--layer-size", "100000"], "multiple of 64KiB"),
+            (["--releases", "0"], "1..=9"),
+            (["--change", "0%"], "1% to 100%"),
+            (["--change", "half"], "1% to 100%"),
         ] {
             let error = parsed(&arguments).unwrap_err();
             assert!(error.contains(word), "{arguments:?}: {error}");
@@ -629,6 +645,8 @@ mod tests {
             ["--hosts", "250"],
             ["--size", "1MiB"],
             ["--layer-size", "64KiB"],
+            ["--change", "20"],
+            ["--releases", "9"],
         ] {
             assert!(parsed(&arguments).is_ok(), "{arguments:?}");
         }
