@@ -342,8 +342,8 @@ impl Store {
     }
 
     /// Does what [`begin`](Self::begin) does. With a recipe, chunks are also found on the disks of images that have no
-    /// content in common with this one. The contents that are named beside the recipe go on without it, because they are
-    /// in doubt.
+    /// content in common with this one. The contents that are named beside the recipe go on without it, because they
+    /// are in doubt.
     ///
     /// # Errors
     /// As `begin`.

@@ -1,8 +1,8 @@
 //! Chunks of an image that lie on the disks of other images here, at any offset that both disks cut alike.
 //!
-//! The image's recipe gives the fingerprint of each of its chunks, and the other images' journals give those of theirs. So
-//! nothing is read to find what is alike. What is found is compared with the recipe: a wrong fingerprint costs a read, and
-//! never a wrong byte.
+//! The image's recipe gives the fingerprint of each of its chunks, and the other images' journals give those of theirs.
+//! So nothing is read to find what is alike. What is found is compared with the recipe: a wrong fingerprint costs a
+//! read, and never a wrong byte.
 
 use std::collections::BTreeMap;
 
@@ -57,8 +57,8 @@ impl Lacking {
     }
 }
 
-/// Bytes of chunks that both disks have at the same offset, by their fingerprints. A clone of `other`'s disk has them in
-/// place.
+/// Bytes of chunks that both disks have at the same offset, by their fingerprints. A clone of `other`'s disk has them
+/// in place.
 pub(super) fn common_bytes(layout: &Layout, recipe: &Recipe, other: &Stage) -> u64 {
     let mut ours: BTreeMap<u64, Fingerprint> = BTreeMap::new();
     for spec in layout.contents() {

@@ -1,7 +1,7 @@
 //! The recipes of images on this host: where their files lie, and what the chunks of an image know of theirs.
 //!
-//! A recipe lies at `.parbake/recipes/<hex of its digest>`, where it is served to peers from. A stage's status names its
-//! recipe, so that a restart goes on with it. A recipe that is lost or damaged costs its use, and nothing else.
+//! A recipe lies at `.parbake/recipes/<hex of its digest>`, where it is served to peers from. A stage's status names
+//! its recipe, so that a restart goes on with it. A recipe that is lost or damaged costs its use, and nothing else.
 
 use std::{
     collections::BTreeSet,

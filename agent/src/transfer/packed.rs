@@ -24,7 +24,8 @@ pub(crate) struct Packed {
     pub(crate) link: Link,
     /// The host that made the link.
     pub(crate) maker: HostId,
-    /// The statement of the host that answers for the link. Without one, the link is of use only to hosts with a recipe.
+    /// The statement of the host that answers for the link. Without one, the link is of use only to hosts with a
+    /// recipe.
     pub(crate) statement: Option<Statement>,
     pub(crate) encoding: Encoding,
     pub(crate) bytes: Bytes,

@@ -1,5 +1,5 @@
-//! Later releases of the demo's image: each is staged onto hosts that hold the one before, and what moved is compared with
-//! what changed.
+//! Later releases of the demo's image: each is staged onto hosts that hold the one before, and what moved is compared
+//! with what changed.
 
 use std::{
     path::Path,
