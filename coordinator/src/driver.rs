@@ -387,6 +387,8 @@ impl Driver {
                 debug!(%host, %content, ?cause, "lease revoked");
                 self.order(now, &host, order::revoke(content));
             }
+            // no image has one yet
+            Action::DropRecipe { .. } => {}
             Action::Retract {
                 maker,
                 content,

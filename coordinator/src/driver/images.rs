@@ -87,6 +87,7 @@ impl Wanted {
             image: self.want.digest(),
             references: self.want.references.iter().cloned().collect(),
             contents: contents.collect(),
+            recipe: None,
             hosts: hosts.map_or(word::Selection::All, |hosts| {
                 word::Selection::Hosts(hosts.iter().cloned().collect())
             }),

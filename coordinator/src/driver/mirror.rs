@@ -296,6 +296,7 @@ impl Mirrored {
                     size,
                     origin_bytes: size,
                 }],
+                recipe: None,
                 hosts: word::Selection::Hosts(blob.hosts.iter().cloned().collect()),
                 paused: Vec::new(),
                 purpose: word::Purpose::Mirror,

@@ -4,6 +4,8 @@ use alloc::vec::Vec;
 
 use proto::{Digest, HostId};
 
+use super::event::Fault;
+
 /// Why a lease is taken back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RevokeCause {
@@ -13,6 +15,15 @@ pub enum RevokeCause {
     Ended,
     /// The host speaks of a lease that it doesn't hold. No lease ends by this.
     NotHeld,
+}
+
+/// Why an image goes on without its recipe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RecipeLoss {
+    /// Several hosts say that it can't be had from the image's registry.
+    Faulty(Fault),
+    /// Another wanted image gives the same bytes another size.
+    Size,
 }
 
 /// An action for the shell.
@@ -45,6 +56,15 @@ pub enum Action {
         host: HostId,
         /// The image.
         image: Digest,
+    },
+    /// Forget an image's recipe: the image is staged without it.
+    DropRecipe {
+        /// The image.
+        image: Digest,
+        /// The recipe.
+        recipe: Digest,
+        /// Why.
+        cause: RecipeLoss,
     },
     /// Lease a content to this host.
     Grant {

@@ -130,6 +130,9 @@ pub enum Event {
         references: Vec<String>,
         /// The image's contents, in the order in which they are to be fetched.
         contents: Vec<Content>,
+        /// The image's recipe: one more content, fetched before the others, without which the image is staged as well.
+        /// Another one replaces that of an image that is wanted already.
+        recipe: Option<Content>,
         /// The hosts on which the image is wanted.
         hosts: Selection,
         /// Hosts outside the selection that keep what they have and get no more. The image may be wanted there again.

@@ -47,7 +47,7 @@ use self::{
     desk::Desk,
     effects::Effects,
     hosts::{Hosts, Known},
-    images::{Change, Images, News, Order},
+    images::{Change, Image, Images, News, Order},
     leases::Leases,
     leasing::{Progress, Refuted},
     neighbours::Neighbours,
@@ -56,7 +56,7 @@ use self::{
     view::View,
 };
 use super::{
-    Action, Config, Event, RevokeCause, Status,
+    Action, Config, Event, RecipeLoss, RevokeCause, Status,
     event::{Purpose, Standing},
 };
 
@@ -139,6 +139,7 @@ impl Plan {
             self.tick_at = now + TICK;
             self.look();
         }
+        self.drop_recipes();
         if self.effects.take_ask_for_grants() && now >= self.grants_not_before {
             leasing::grant(&mut self.desk());
         }
@@ -260,13 +261,14 @@ impl Plan {
                 image,
                 references,
                 contents,
+                recipe,
                 hosts,
                 paused,
                 purpose,
             } => self.want(Order::new(
                 image,
                 references,
-                contents,
+                (contents, recipe),
                 (hosts, paused),
                 purpose,
             )),
@@ -366,10 +368,10 @@ impl Plan {
             let lacking = audit::lacking(self.view());
             self.contents.moved(now);
             let lacking = Vec::from_iter(lacking);
-            self.contents.each(&lacking, |content| content.doubt(now));
+            self.contents.each(lacking, |content| content.doubt(now));
         }
         let doubtful = audit::without_source(self.view());
-        self.contents.each(&doubtful, |content| content.doubt(now));
+        self.contents.each(doubtful, |content| content.doubt(now));
     }
 
     // ---- hosts ------------------------------------------------------------------------------------------------------
@@ -501,6 +503,7 @@ impl Plan {
             }
             self.settle();
         }
+        self.recipe_ordered(&digest, change.old_recipe);
         if change.moved {
             self.urge(&digest);
         }
@@ -509,6 +512,48 @@ impl Plan {
         self.tick_at = self.tick_at.min(now + TICK);
         self.tell_order(&digest, change);
         self.desk().revoke_pointless();
+    }
+
+    /// An order names an image's recipe; `old` is the recipe before, where it is another.
+    fn recipe_ordered(&mut self, digest: &Digest, old: Option<Digest>) {
+        if let Some(old) = old {
+            self.forget_recipe(digest, &old);
+        }
+        let recipe = self.images.get(digest).and_then(Image::recipe);
+        if let Some(recipe) = recipe {
+            self.contents.want_recipe(self.clock.now(), &recipe);
+        }
+        // any image may need a content that is the recipe of another
+        let unfit = self.images.iter().filter_map(|image| {
+            let recipe = image.recipe()?;
+            let known = self.contents.get(&recipe.digest);
+            let fits = known.is_some_and(|known| known.size() == recipe.size);
+            (!fits).then(|| (image.digest(), recipe.digest, RecipeLoss::Size))
+        });
+        for lost in Vec::from_iter(unfit) {
+            self.effects.lose_recipe(lost);
+        }
+    }
+
+    /// Goes on without the recipes that can't be had.
+    fn drop_recipes(&mut self) {
+        for (image, recipe, cause) in self.effects.take_lost_recipes() {
+            if self.images.drop_recipe(&image, &recipe) {
+                self.forget_recipe(&image, &recipe);
+                self.effects.push(Action::DropRecipe {
+                    image,
+                    recipe,
+                    cause,
+                });
+            }
+        }
+    }
+
+    /// Forgets what was this image's recipe, and ends its lease, unless another image has the same content.
+    fn forget_recipe(&mut self, image: &Digest, recipe: &Digest) {
+        let used = self.images.iter().any(|image| image.has(recipe));
+        self.desk().revoke_pointless();
+        self.contents.forget_recipe(recipe, used, image);
     }
 
     /// Tells hosts what an order changes for them.
@@ -564,7 +609,7 @@ impl Plan {
             return;
         };
         self.contents
-            .each(image.contents(), |content| content.tries_mut().urge(digest));
+            .each(image.fetched(), |content| content.tries_mut().urge(digest));
         self.records.all_able(image.registry());
         self.effects.ask_for_grants();
     }
@@ -671,25 +716,27 @@ impl Plan {
         let Some(image) = self.images.get(&digest) else {
             return;
         };
-        let (contents, of) = (&mut self.contents, image.contents());
+        let contents = &mut self.contents;
         match standing {
             Standing::Present | Standing::Installing => {
                 if news.is_change(standing) {
+                    // without the recipe: a host may have the image and never have had that
+                    let of = image.contents().iter().copied();
                     contents.each(of, |content| content.claim(now, id));
                 }
             }
-            Standing::Gone => contents.each(of, |content| content.forget_host(id)),
+            Standing::Gone => contents.each(image.fetched(), |content| content.forget_host(id)),
             Standing::Staging => {
                 // A mirror asks only for what it doesn't hold. For other images: the host may have held the image whole
                 // and found it changed, or have lost all of it. Either way it serves the contents to nobody.
                 if image.purpose() == Purpose::Mirror || news.was_whole() || held_bytes == 0 {
-                    contents.each(of, |content| {
+                    contents.each(image.fetched(), |content| {
                         content.drop_from(id);
                     });
                 }
                 // the agent was killed before it had journaled the chunks that it reported
                 if let Some(heard_at) = news.lost_since {
-                    contents.each(of, |content| content.lose_latest(id, heard_at));
+                    contents.each(image.fetched(), |content| content.lose_latest(id, heard_at));
                     self.effects.ask_for_grants();
                 }
             }
@@ -697,9 +744,8 @@ impl Plan {
                 // The host takes part in nothing of this image. What it held may still be on its disk, but no peer can
                 // get it. Contents that another image of the host shares are still served from there.
                 let served = self.images.served_by(id, &digest);
-                let lost = of.iter().filter(|content| !served.contains(content));
-                let lost: Vec<Digest> = lost.copied().collect();
-                contents.each(&lost, |content| {
+                let lost = image.fetched().filter(|content| !served.contains(content));
+                contents.each(lost, |content| {
                     content.drop_from(id);
                 });
                 self.effects.ask_for_grants();

@@ -137,6 +137,7 @@ fn plan_image(world: &mut State, image: usize) {
             image: world.images[image].digest,
             references: vec![format!("registry.example/image-{image}:1")],
             contents,
+            recipe: None,
             hosts,
             paused,
             purpose: Purpose::Stage,
@@ -298,6 +299,8 @@ fn plan_act(world: &mut State, action: stage::Action) {
         }
         stage::Action::Grant { host, content, .. } => grant(world, host, content),
         stage::Action::Revoke { host, content, .. } => revoke(world, &host, content),
+        // images have no recipes here
+        stage::Action::DropRecipe { .. } => {}
         stage::Action::Retract {
             maker,
             content,

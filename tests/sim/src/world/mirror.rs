@@ -84,6 +84,7 @@ fn tell_wanters(world: &mut State, host: u32, content: u32) {
                 size: geometry.size(),
                 origin_bytes: geometry.size(),
             }],
+            recipe: None,
             hosts: Selection::Hosts(hosts.iter().map(|at| world.node(*at).id.clone()).collect()),
             paused: Vec::new(),
             purpose: Purpose::Mirror,

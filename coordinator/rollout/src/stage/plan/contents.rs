@@ -22,6 +22,9 @@ pub(super) struct ContentState {
     chunks: u32,
     /// Raw bytes.
     size: u64,
+    /// Whether no image needs the content: it is a recipe. Hosts of some versions don't want it, so none is expected to
+    /// get it, and how its fetch goes says nothing about its registry.
+    recipe: bool,
     /// Hosts that say that they hold all of the content, and since when.
     done: BTreeMap<HostId, Moment>,
     /// Hosts that say that they hold all of the content and aren't believed, because other hosts found no source of it
@@ -42,6 +45,7 @@ impl ContentState {
         Self {
             chunks: content.chunks,
             size: content.size,
+            recipe: false,
             done: BTreeMap::new(),
             doubted: BTreeSet::new(),
             doubts: 0,
@@ -59,6 +63,11 @@ impl ContentState {
     /// Raw bytes.
     pub(super) const fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Whether no image needs the content, because it is only a recipe.
+    pub(super) const fn is_recipe(&self) -> bool {
+        self.recipe
     }
 
     /// When a chunk of the content last came, or else when the content was first wanted.
@@ -231,8 +240,20 @@ impl Contents {
         for content in contents {
             self.by_digest
                 .entry(content.digest)
-                .or_insert_with(|| ContentState::new(now, content));
+                .or_insert_with(|| ContentState::new(now, content))
+                .recipe = false;
         }
+    }
+
+    /// Adds a recipe that is wanted. A content that is known stays as it is.
+    pub(super) fn want_recipe(&mut self, now: Moment, recipe: &Content) {
+        self.by_digest.entry(recipe.digest).or_insert_with(|| {
+            let recipe = ContentState::new(now, recipe);
+            ContentState {
+                recipe: true,
+                ..recipe
+            }
+        });
     }
 
     /// Replaces a content whose size turned out different: everything known of the old one belongs to other bytes.
@@ -249,10 +270,23 @@ impl Contents {
         }
     }
 
+    /// Forgets what was a recipe of this image, unless it is still `used`.
+    pub(super) fn forget_recipe(&mut self, recipe: &Digest, used: bool, image: &Digest) {
+        if !used {
+            self.by_digest.remove(recipe);
+        } else if let Some(content) = self.by_digest.get_mut(recipe) {
+            content.tries.forgive(image);
+        }
+    }
+
     /// Calls `change` for each of these contents that is known.
-    pub(super) fn each(&mut self, digests: &[Digest], mut change: impl FnMut(&mut ContentState)) {
+    pub(super) fn each(
+        &mut self,
+        digests: impl IntoIterator<Item = Digest>,
+        mut change: impl FnMut(&mut ContentState),
+    ) {
         for digest in digests {
-            if let Some(content) = self.by_digest.get_mut(digest) {
+            if let Some(content) = self.by_digest.get_mut(&digest) {
                 change(content);
             }
         }
@@ -392,7 +426,7 @@ mod tests {
         let mut contents = Contents::new();
         contents.want(START, &[spec()]);
         let digest = spec().digest;
-        contents.each(&[digest], |content| content.claim(START, &host(1)));
+        contents.each([digest], |content| content.claim(START, &host(1)));
         contents.want(START, &[spec()]);
         assert!(contents.get(&digest).unwrap().is_done_on(&host(1)));
         contents.replace(START, &Content { size: 5, ..spec() });

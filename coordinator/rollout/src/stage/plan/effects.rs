@@ -1,15 +1,22 @@
 //! The effects of an event: actions for the shell, and whether the plan should look for new leases.
 
-use alloc::collections::VecDeque;
+use alloc::{collections::VecDeque, vec::Vec};
 
 use proto::{Digest, HostId};
 
-use crate::stage::{Action, action::RevokeCause};
+use crate::stage::{
+    Action,
+    action::{RecipeLoss, RevokeCause},
+};
+
+/// An image, its recipe that can't be had, and why.
+pub(super) type LostRecipe = (Digest, Digest, RecipeLoss);
 
 /// Effects that the plan's parts have asked for and that nobody has carried out yet.
 #[derive(Debug, Default)]
 pub(super) struct Effects {
     actions: VecDeque<Action>,
+    lost_recipes: Vec<LostRecipe>,
     grant: bool,
 }
 
@@ -26,6 +33,16 @@ impl Effects {
             content,
             cause,
         });
+    }
+
+    /// An image is to go on without its recipe.
+    pub(super) fn lose_recipe(&mut self, lost: LostRecipe) {
+        self.lost_recipes.push(lost);
+    }
+
+    /// The images that are to go on without their recipes. Each is returned once.
+    pub(super) fn take_lost_recipes(&mut self) -> Vec<LostRecipe> {
+        core::mem::take(&mut self.lost_recipes)
     }
 
     /// Something happened that may let a lease be granted.

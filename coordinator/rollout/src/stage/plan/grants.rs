@@ -2,7 +2,8 @@
 //!
 //! A content that no host holds is leased while there is room. Images go in the order in which they were wanted. Where
 //! images and mirrors both want leases, each gets half. Mirrors always have at least one lease, because a mirror's
-//! client doesn't wait for a layer of gigabytes.
+//! client doesn't wait for a layer of gigabytes. Recipes have room of their own: they are small, and are of use only
+//! before the contents that they prove.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -18,6 +19,9 @@ use crate::stage::event::{Purpose, Standing};
 /// A host that connected so lately may not have met its peers, and would fetch what they already hold. It gets a lease
 /// only when the other hosts have this many more.
 const NEWCOMER: (Duration, usize) = (Duration::from_secs(2), 2);
+
+/// The most recipes that are leased at one time, beside the contents that images need.
+pub(super) const RECIPE_STREAMS: usize = 2;
 
 /// What this round has granted so far.
 #[derive(Default)]
@@ -50,11 +54,14 @@ struct Queue<'a> {
     purpose: Purpose,
     /// Whether this queue is for hosts on trial: see `records`.
     trial: bool,
+    /// Whether this queue has the images' recipes, in place of what the images need.
+    recipes: bool,
     images: core::slice::Iter<'a, Image>,
     image: Option<&'a Image>,
     /// Whether the image failed: then only the contents that made it fail are tried.
     failed: bool,
     contents: core::slice::Iter<'a, Digest>,
+    recipe: Option<Digest>,
     /// The candidates for the image, once they have been computed.
     candidates: Option<Vec<&'a HostId>>,
 }
@@ -65,24 +72,39 @@ impl<'a> Queue<'a> {
             view,
             purpose,
             trial,
+            recipes: false,
             images: view.images.iter(),
             image: None,
             failed: false,
             contents: [].iter(),
+            recipe: None,
             candidates: None,
+        }
+    }
+
+    fn of_recipes(view: View<'a>) -> Self {
+        Self {
+            recipes: true,
+            ..Self::new(view, Purpose::Stage, false)
         }
     }
 
     fn advance(&mut self) -> Option<(&'a Image, Digest)> {
         loop {
-            if let (Some(image), Some(content)) = (self.image, self.contents.next()) {
-                return Some((image, *content));
+            if let Some(image) = self.image
+                && let Some(content) = self.recipe.take().or(self.contents.next().copied())
+            {
+                return Some((image, content));
             }
             let wanted =
                 |image: &&Image| image.purpose() == self.purpose && image.contradicts().is_none();
             let image = self.images.find(wanted)?;
             self.image = Some(image);
-            self.contents = image.contents().iter();
+            if self.recipes {
+                self.recipe = image.recipe().map(|recipe| recipe.digest);
+            } else {
+                self.contents = image.contents().iter();
+            }
             self.failed = self.view.failure(image).is_some();
             self.candidates = None;
         }
@@ -131,8 +153,11 @@ impl<'a> Queue<'a> {
                 continue;
             };
             // a second lease for one host waits while other hosts that could take it are about to report that they
-            // stage
-            let more = view.leases.of_host(&host) + given.to(&host);
+            // stage; a recipe's lease is over soon
+            let running = view.leases.iter();
+            let running =
+                running.filter(|(of, lease)| *lease.host() == host && !view.is_recipe(of));
+            let more = running.count() + given.to(&host);
             if more > 0 && image.awaits_reports(view.now, view.hosts, view.config) {
                 self.skip_image();
                 continue;
@@ -262,6 +287,17 @@ pub(super) fn next(view: View<'_>) -> Vec<Grant> {
     let mut queues = [Purpose::Stage, Purpose::Mirror].map(|of| Queue::new(view, of, false));
     let mut grants = Vec::new();
     let mut given = Given::default();
+    let recipes = view.recipe_leases();
+    let mut queue = Queue::of_recipes(view);
+    while recipes + grants.len() < RECIPE_STREAMS
+        && let Some(grant) = queue.next_grant(&mut given)
+    {
+        grants.push(grant);
+    }
+    given = Given {
+        contents: given.contents,
+        ..Given::default()
+    };
     let mut trials = 0;
     let all = view.leases.iter().map(|(_, lease)| lease);
     for lease in all.filter(|lease| lease.is_mirrors()) {
@@ -269,7 +305,7 @@ pub(super) fn next(view: View<'_>) -> Vec<Grant> {
         trials += usize::from(lease.is_trial());
     }
     let mirrors = view.leases.mirrors();
-    let mut running = [view.leases.len() - mirrors, mirrors - trials];
+    let mut running = [view.leases.len() - mirrors - recipes, mirrors - trials];
     loop {
         let first = usize::from(running[1] < running[0]);
         let next = [first, 1 - first].into_iter().find_map(|at| {

@@ -25,6 +25,7 @@ pub(super) struct Order {
     pub(super) image: Digest,
     pub(super) references: Vec<String>,
     pub(super) contents: Vec<Content>,
+    pub(super) recipe: Option<Content>,
     /// Sorted, without duplicates.
     pub(super) selection: Selection,
     /// Hosts that keep what they have of the image and get no more. None of them is selected.
@@ -37,7 +38,7 @@ impl Order {
     pub(super) fn new(
         image: Digest,
         references: Vec<String>,
-        contents: Vec<Content>,
+        (contents, recipe): (Vec<Content>, Option<Content>),
         (selection, keepers): (Selection, Vec<HostId>),
         purpose: Purpose,
     ) -> Self {
@@ -57,6 +58,7 @@ impl Order {
             image,
             references,
             contents,
+            recipe,
             selection,
             keepers,
             purpose,
@@ -77,6 +79,8 @@ pub(super) struct Change {
     pub(super) selected: Vec<HostId>,
     /// The hosts that were to keep what they have of the image before.
     pub(super) keepers: BTreeSet<HostId>,
+    /// The image's recipe before, where the image has another one now, or none.
+    pub(super) old_recipe: Option<Digest>,
 }
 
 /// What is new in a host's report about an image.
@@ -114,6 +118,8 @@ pub(super) struct Image {
     contents: Vec<Digest>,
     /// The contents with their sizes, from the image's manifest.
     specs: Vec<Content>,
+    /// A content that hosts want beside those, and without which they have the image all the same.
+    recipe: Option<Content>,
     selection: Selection,
     keepers: BTreeSet<HostId>,
     purpose: Purpose,
@@ -143,6 +149,7 @@ impl Image {
             repository,
             references: order.references,
             contents: specs.iter().map(|content| content.digest).collect(),
+            recipe: None,
             specs,
             selection: order.selection,
             keepers: order.keepers,
@@ -179,8 +186,25 @@ impl Image {
         &self.specs
     }
 
+    /// The recipe, with its size by the registry's word.
+    pub(super) const fn recipe(&self) -> Option<Content> {
+        self.recipe
+    }
+
+    /// All that hosts fetch for the image, in the order in which it is to be fetched: the recipe, and the contents.
+    pub(super) fn fetched(&self) -> impl Iterator<Item = Digest> + '_ {
+        let recipe = self.recipe.iter().map(|recipe| recipe.digest);
+        recipe.chain(self.contents.iter().copied())
+    }
+
+    /// Whether the content is the image's recipe.
+    pub(super) fn is_recipe(&self, content: &Digest) -> bool {
+        self.recipe.is_some_and(|recipe| recipe.digest == *content)
+    }
+
+    /// Whether hosts fetch this for the image.
     pub(super) fn has(&self, content: &Digest) -> bool {
-        self.contents.contains(content)
+        self.contents.contains(content) || self.is_recipe(content)
     }
 
     pub(super) const fn purpose(&self) -> Purpose {
@@ -319,6 +343,14 @@ impl Image {
         News { before, lost_since }
     }
 
+    /// Gives the image another recipe, or none. Returns the one before, where it is another.
+    fn replace_recipe(&mut self, recipe: Option<Content>) -> Option<Digest> {
+        let is_content = |of: &Content| self.contents.contains(&of.digest);
+        let recipe = recipe.filter(|of| !self.is_mirrors() && !is_content(of));
+        let before = core::mem::replace(&mut self.recipe, recipe)?;
+        Some(before.digest).filter(|before| !self.is_recipe(before))
+    }
+
     /// Notes that the image was ordered anew; `before` is the hosts on which it was wanted before. What other hosts
     /// said earlier belongs to an order that has ended. So they get no lease before they say that they stage.
     fn renew(&mut self, now: Moment, before: &[HostId]) {
@@ -364,11 +396,9 @@ impl Images {
         self.all.iter_mut().find(|image| image.digest == *digest)
     }
 
-    /// The contents of all images.
+    /// The contents of all images, and their recipes.
     pub(super) fn contents(&self) -> BTreeSet<Digest> {
-        let all = self.all.iter();
-        all.flat_map(|image| image.contents.iter().copied())
-            .collect()
+        self.all.iter().flat_map(Image::fetched).collect()
     }
 
     /// The contents of other images that this host stages or holds. The host serves them.
@@ -381,21 +411,23 @@ impl Images {
                 )
         };
         let those = self.all.iter().filter(serves);
-        those
-            .flat_map(|image| image.contents.iter().copied())
-            .collect()
+        those.flat_map(Image::fetched).collect()
     }
 
     /// Notes an order. An image keeps its first purpose and its first contents.
     pub(super) fn order(&mut self, now: Moment, order: Order, hosts: &Hosts) -> Change {
         let Some(image) = self.get_mut(&order.image) else {
-            self.all.push(Image::new(now, order));
+            let recipe = order.recipe;
+            let mut image = Image::new(now, order);
+            image.replace_recipe(recipe);
+            self.all.push(image);
             return Change {
                 is_new: true,
                 renamed: true,
                 moved: false,
                 selected: Vec::new(),
                 keepers: BTreeSet::new(),
+                old_recipe: None,
             };
         };
         let selected = image.selected(hosts);
@@ -404,6 +436,7 @@ impl Images {
             renamed: image.references != order.references,
             moved: image.references.first() != order.references.first(),
             keepers: core::mem::replace(&mut image.keepers, order.keepers),
+            old_recipe: image.replace_recipe(order.recipe),
             selected,
         };
         (image.registry, image.repository) = asked(image.digest, &order.references);
@@ -411,6 +444,12 @@ impl Images {
         image.selection = order.selection;
         image.renew(now, &change.selected);
         change
+    }
+
+    /// Takes an image's recipe from it. Returns whether the image had this recipe.
+    pub(super) fn drop_recipe(&mut self, image: &Digest, recipe: &Digest) -> bool {
+        let image = self.get_mut(image).filter(|of| of.is_recipe(recipe));
+        image.is_some_and(|image| image.recipe.take().is_some())
     }
 
     /// Removes an image that isn't wanted any more.

@@ -6,6 +6,7 @@ use proto::{Digest, HostId};
 
 use super::{
     desk::Desk,
+    grants::RECIPE_STREAMS,
     leases::{Grant, Lease},
     trouble,
 };
@@ -91,7 +92,8 @@ fn deny(desk: &mut Desk<'_>, id: &HostId, digest: Digest) {
     }
 }
 
-/// The holder of a running lease reports on its fetch.
+/// The holder of a running lease reports on its fetch. Of a recipe, for which the holder's own word counts, that moves
+/// the lease on and says nothing about the registry.
 fn holder_progress(desk: &mut Desk<'_>, digest: Digest, said: Progress) {
     let now = desk.now;
     let (Some(content), Some(lease)) =
@@ -110,6 +112,9 @@ fn holder_progress(desk: &mut Desk<'_>, digest: Digest, said: Progress) {
         content.tries_mut().came(&lease.image());
         content.moved(now);
         content.forget_doubts();
+        if content.is_recipe() {
+            return;
+        }
         desk.contents.moved(now);
         if lease.is_mirrors() {
             desk.contents.mirror_moved(now);
@@ -120,6 +125,9 @@ fn holder_progress(desk: &mut Desk<'_>, digest: Digest, said: Progress) {
     } else if lease.moves(now, said.bytes, desk.config.slowest_stream_bytes_per_s) {
         if own_word {
             lease.believe_bytes(now);
+            if content.is_recipe() {
+                return;
+            }
             desk.contents.moved(now);
             let (registry, repository) = names(lease);
             trouble::gave(desk, &registry, &repository);
@@ -142,7 +150,11 @@ fn may_take_over(desk: &Desk<'_>, id: &HostId, digest: Digest) -> Option<Grant> 
     let content = view.contents.get(&digest)?;
     let usable = view.hosts.is_here(id) && view.records.failures(id) == 0;
     let fresh = content.tries().asked_at().is_none();
-    let room = view.leases.len() < view.config.origin_streams;
+    let recipes = view.recipe_leases();
+    let room = match content.is_recipe() {
+        true => recipes < RECIPE_STREAMS,
+        false => view.leases.len() - recipes < view.config.origin_streams,
+    };
     // A host that invents leases would keep all of a registry's streams for itself. An honest host rarely has more than
     // its share of them.
     let share = view
@@ -253,6 +265,9 @@ fn done(desk: &mut Desk<'_>, id: &HostId, digest: Digest, lease: Option<&Lease>)
     content.moved(now);
     if lease.is_some_and(|lease| lease.chunks() > 0) {
         content.forget_doubts();
+    }
+    if content.is_recipe() {
+        return;
     }
     desk.contents.moved(now);
     if let Some(lease) = lease {

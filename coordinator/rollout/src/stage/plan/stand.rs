@@ -94,7 +94,7 @@ impl Stand {
         let order = Order::new(
             image(number),
             vec![format!("{registry}/image-{number}:1")],
-            specs.collect(),
+            (specs.collect(), None),
             (Selection::All, Vec::new()),
             purpose,
         );

@@ -9,6 +9,7 @@ mod mirrors;
 mod neighbours;
 mod orders;
 mod origins;
+mod recipes;
 mod registries;
 mod trust;
 
@@ -50,6 +51,7 @@ fn wanted(number: usize, contents: impl IntoIterator<Item = usize>, hosts: Selec
                 origin_bytes: 1_000,
             })
             .collect(),
+        recipe: None,
         hosts,
         paused: Vec::new(),
         purpose: Purpose::Stage,
@@ -63,6 +65,7 @@ fn with_paused(event: Event, hosts: &[usize]) -> Event {
             image,
             references,
             contents,
+            recipe,
             hosts: selection,
             purpose,
             ..
@@ -70,12 +73,26 @@ fn with_paused(event: Event, hosts: &[usize]) -> Event {
             image,
             references,
             contents,
+            recipe,
             hosts: selection,
             paused: hosts.iter().map(|number| host(*number)).collect(),
             purpose,
         },
         other => other,
     }
+}
+
+/// The same event, with this content as the image's recipe.
+fn with_recipe(mut event: Event, content: usize) -> Event {
+    if let Event::Wanted { recipe, .. } = &mut event {
+        *recipe = Some(Content {
+            digest: digest(content),
+            chunks: 4,
+            size: 4 << 20,
+            origin_bytes: 4 << 20,
+        });
+    }
+    event
 }
 
 /// A blob that clients of these hosts' mirrors wait for is wanted.

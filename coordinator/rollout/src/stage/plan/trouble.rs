@@ -14,6 +14,7 @@ use proto::{Digest, HostId, Moment};
 
 use super::{
     chance::below,
+    contents::ContentState,
     desk::Desk,
     leases::Lease,
     origins::{QUIET, Vain},
@@ -21,7 +22,7 @@ use super::{
     wishes::Told,
 };
 use crate::stage::{
-    action::RevokeCause,
+    action::{RecipeLoss, RevokeCause},
     event::{Fault, Trouble},
 };
 
@@ -30,7 +31,7 @@ use crate::stage::{
 
 /// A host found a content faulty that it asked for under an image's name. Returns whether the image fails for that now;
 /// `None` where the word doesn't count. Doesn't end the leases that have become pointless: see
-/// [`Desk::revoke_pointless`].
+/// [`Desk::revoke_pointless`]. An image doesn't fail for its recipe, and goes on without it.
 pub(super) fn find_faulty(
     desk: &mut Desk<'_>,
     id: &HostId,
@@ -44,10 +45,15 @@ pub(super) fn find_faulty(
         fault,
         witnesses: desk.view().witnesses(&image),
     };
-    let content = desk.contents.get_mut(&content)?;
-    content
-        .tries_mut()
-        .find_faulty(desk.now, &word, desk.config)
+    let tries = desk.contents.get_mut(&content)?.tries_mut();
+    let failed = tries.find_faulty(desk.now, &word, desk.config)?;
+    let of = desk.images.get(&image);
+    if failed && of.is_some_and(|of| of.is_recipe(&content)) && desk.view().open(&content).is_some()
+    {
+        let cause = RecipeLoss::Faulty(fault);
+        desk.effects.lose_recipe((image, content, cause));
+    }
+    Some(failed)
 }
 
 /// A content's registry fails this host, and gives something to others.
@@ -103,7 +109,7 @@ fn leave_content_alone(desk: &mut Desk<'_>, content: Digest, id: &HostId) {
 // ------------------------------------------------------------------------------------------------------
 
 /// A lease ended because its registry failed it. That counts for the content; it counts for the repository if the
-/// repository gave nothing else meanwhile.
+/// repository gave nothing else meanwhile, and the content is no recipe: nobody else is heard about those.
 pub(super) fn lease_failed(desk: &mut Desk<'_>, content: Digest, lease: &Lease) {
     if failed_again(desk, content, lease) {
         return;
@@ -111,7 +117,9 @@ pub(super) fn lease_failed(desk: &mut Desk<'_>, content: Digest, lease: &Lease) 
     let since = lease.trouble().map_or(lease.chunk_at(), |(since, _)| since);
     let origin = desk.origins.get(lease.registry());
     let gave = origin.is_some_and(|origin| origin.gave_since(lease.repository(), since));
-    if gave || !repository_failed(desk, content, lease) {
+    let recipe = desk.contents.get(&content);
+    let recipe = recipe.is_some_and(ContentState::is_recipe);
+    if recipe || gave || !repository_failed(desk, content, lease) {
         leave_content_alone(desk, content, lease.host());
     }
 }
@@ -323,7 +331,7 @@ pub(super) fn gave(desk: &mut Desk<'_>, registry: &str, repository: &str) {
     });
     for image in those {
         desk.contents
-            .each(image.contents(), |content| content.tries_mut().wake(now));
+            .each(image.fetched(), |content| content.tries_mut().wake(now));
     }
 }
 

@@ -142,6 +142,20 @@ impl<'a> View<'a> {
         !candidates.is_empty() && candidates.iter().all(unable)
     }
 
+    /// The number of leases of recipes that run.
+    pub(super) fn recipe_leases(self) -> usize {
+        let leases = self.leases.iter();
+        let recipes = leases.filter(|(of, lease)| !lease.is_mirrors() && self.is_recipe(of));
+        recipes.count()
+    }
+
+    /// Whether a content is a recipe that no image needs.
+    pub(super) fn is_recipe(self, digest: &Digest) -> bool {
+        self.contents
+            .get(digest)
+            .is_some_and(ContentState::is_recipe)
+    }
+
     // ---- registries -------------------------------------------------------------------------------------------------
 
     fn origin(self, image: &Image) -> Option<&'a Origin> {

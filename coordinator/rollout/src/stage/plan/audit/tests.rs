@@ -14,7 +14,7 @@ fn thought_complete() -> Stand {
     let now = stand.now;
     stand
         .contents
-        .each(&[content(0)], |of| of.claim(now, &host(6)));
+        .each([content(0)], |of| of.claim(now, &host(6)));
     stand.report(&host(6), 0, Standing::Present);
     stand.contents.moved(now);
     stand
@@ -47,7 +47,7 @@ fn what_two_hosts_find_no_source_of_for_seconds_is_doubted() {
     assert_eq!(without_source(stand.view()), [content(0)]);
     // the content isn't doubted again within ten seconds
     let now = stand.now;
-    stand.contents.each(&[content(0)], |of| {
+    stand.contents.each([content(0)], |of| {
         of.doubt(now);
         of.believe();
     });

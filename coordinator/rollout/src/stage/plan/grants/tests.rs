@@ -32,9 +32,9 @@ fn what_is_leased_held_or_resting_is_not_granted() {
     let now = stand.now;
     stand
         .contents
-        .each(&[content(1)], |of| of.claim(now, &host(2)));
+        .each([content(1)], |of| of.claim(now, &host(2)));
     let config = stand.config.clone();
-    stand.contents.each(&[content(2)], |of| {
+    stand.contents.each([content(2)], |of| {
         of.tries_mut().leave_alone(now, &host(3), false, &config);
     });
     let contents: Vec<Digest> = granted(&stand).iter().map(|(_, of, _)| *of).collect();
@@ -89,7 +89,7 @@ fn who_failed_was_false_or_cannot_ask_comes_after_the_others() {
         ("its lease failed", |stand, id, _| {
             stand
                 .contents
-                .each(&[content(0)], |of| of.tries_mut().fail(id));
+                .each([content(0)], |of| of.tries_mut().fail(id));
         }),
         ("its other leases failed", |stand, id, _| {
             stand.records.fail(id)

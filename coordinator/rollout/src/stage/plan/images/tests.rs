@@ -29,7 +29,7 @@ fn order(selected: &[u32], keepers: &[u32]) -> Order {
     Order::new(
         digest(100),
         vec!["registry.example/image:1".into()],
-        vec![content(1, 4), content(2, 4), content(1, 4)],
+        (vec![content(1, 4), content(2, 4), content(1, 4)], None),
         (Selection::Hosts(selected), keepers),
         Purpose::Stage,
     )

@@ -38,7 +38,7 @@ fn witnesses(stand: &mut Stand, count: u32, of: u32) {
     for number in 1..=count {
         stand.hosts.counted(&host(number));
     }
-    stand.contents.each(&[content(of)], |content| {
+    stand.contents.each([content(of)], |content| {
         content.receipts_mut().look(count as usize, |_| true);
     });
 }
@@ -151,7 +151,7 @@ fn a_holder_that_has_all_holds_it_and_is_believed_by_others_word() {
     witnesses(&mut stand, 4, 0);
     stand
         .contents
-        .each(&[content(0)], |of| of.tries_mut().fail(&host(2)));
+        .each([content(0)], |of| of.tries_mut().fail(&host(2)));
     ended(&mut stand.desk(), &host(1), content(0), LeaseEnd::Done);
     assert!(!stand.leases.contains(&content(0)));
     let of = stand.contents.get_mut(&content(0)).unwrap();

@@ -41,6 +41,10 @@ fn any_event() -> impl Strategy<Value = Event> {
         2 => any_host().prop_map(Event::HostDisconnected),
         2 => (0usize..3, 0usize..6, selection, prop::collection::vec(0usize..8, 0..4)).prop_map(|(number, from, hosts, paused)| {
             let mut event = with_paused(wanted(number, from..from + 3, hosts), &paused);
+            if from % 2 == 0 {
+                // of another size than the same content of another image
+                event = with_recipe(event, from + 3);
+            }
             if let (2, Event::Wanted { purpose, .. }) = (number, &mut event) {
                 *purpose = Purpose::Mirror;
             }
@@ -107,6 +111,7 @@ proptest! {
                     Action::Stage { .. }
                     | Action::Cancel { .. }
                     | Action::Pause { .. }
+                    | Action::DropRecipe { .. }
                     | Action::Quarantine(_)
                     | Action::Retract { .. } => {}
                 }
@@ -114,8 +119,11 @@ proptest! {
             let status = plan.status(at(now));
             let trials = plan.leases.iter().filter(|(_, lease)| lease.is_trial()).count();
             prop_assert!(trials <= 2, "more hosts on trial than streams");
-            prop_assert!(status.leases.len() - trials <= 3, "more leases than streams and a mirror's");
-            prop_assert!(plan.leases.len() - plan.leases.mirrors() <= 2, "staging took a mirror's place");
+            let recipes = plan.view().recipe_leases();
+            prop_assert!(recipes <= grants::RECIPE_STREAMS, "more recipes than streams for them");
+            let others = status.leases.len() - trials - recipes;
+            prop_assert!(others <= 3, "more leases than streams and a mirror's");
+            prop_assert!(plan.leases.len() - plan.leases.mirrors() - recipes <= 2, "staging took a mirror's place");
             for lease in &status.leases {
                 // leases that were taken over after a restart aren't among the granted ones
                 if let Some(holder) = leases.get(&lease.content) {

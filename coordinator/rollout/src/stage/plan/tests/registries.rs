@@ -272,6 +272,7 @@ fn one_registrys_trouble_doesnt_hold_up_another() {
         image,
         references: vec!["other.example/image:1".into()],
         contents,
+        recipe: None,
         hosts,
         paused: Vec::new(),
         purpose: Purpose::Stage,

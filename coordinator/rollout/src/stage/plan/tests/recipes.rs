@@ -1,0 +1,234 @@
+//! Tests of recipes: contents that come first, and without which an image is staged as well.
+
+use super::*;
+use crate::stage::action::RecipeLoss;
+
+const RECIPE: usize = 50;
+
+fn order(contents: impl IntoIterator<Item = usize>) -> Event {
+    with_recipe(wanted(0, contents, Selection::All), RECIPE)
+}
+
+fn dropped(actions: &[Action]) -> Vec<(Digest, Digest, RecipeLoss)> {
+    let dropped = actions.iter().filter_map(|action| match action {
+        Action::DropRecipe {
+            image,
+            recipe,
+            cause,
+        } => Some((*image, *recipe, *cause)),
+        _ => None,
+    });
+    dropped.collect()
+}
+
+fn contents(grants: &[(HostId, Digest)]) -> Vec<Digest> {
+    grants.iter().map(|(_, content)| *content).collect()
+}
+
+/// The host that was granted the recipe's lease.
+fn holder(actions: &[Action]) -> Option<HostId> {
+    let mut grants = grants(actions).into_iter();
+    let found = grants.find(|(_, content)| *content == digest(RECIPE))?;
+    Some(found.0)
+}
+
+#[test]
+fn a_recipe_is_leased_first_and_takes_no_contents_place() {
+    let mut plan = fleet(6);
+    let granted = contents(&grants(&want(&mut plan, 2_000, order(0..9))));
+    assert_eq!(granted, [50, 0, 1, 2, 3].map(digest));
+    let status = plan.status(at(2_000));
+    assert_eq!(status.images[0].contents, 9, "a recipe isn't counted");
+    // nor does one that is found later wait for the contents of an earlier image
+    let mut plan = fleet(6);
+    want(&mut plan, 2_000, wanted(0, 0..9, Selection::All));
+    let later = with_recipe(wanted(1, 20..29, Selection::All), RECIPE);
+    let granted = contents(&grants(&want(&mut plan, 3_000, later)));
+    assert_eq!(granted, [digest(RECIPE)]);
+}
+
+#[test]
+fn a_fleet_that_is_about_to_report_gives_its_first_host_the_recipe_and_a_content() {
+    let mut plan = fleet(2);
+    feed(&mut plan, 2_000, order([0, 1]));
+    let granted = grants(&feed(&mut plan, 2_100, report(0, 0, Standing::Staging, 0)));
+    assert_eq!(contents(&granted), [50, 0].map(digest));
+}
+
+#[test]
+fn whatever_is_wrong_with_a_recipe_its_image_goes_on_without_it() {
+    for fault in [
+        Fault::Bad,
+        Fault::Missing,
+        Fault::Refused,
+        Fault::Unusable,
+        Fault::CutShort,
+    ] {
+        let mut plan = fleet(6);
+        let mut actions = want(&mut plan, 2_000, order(0..9));
+        let mut millis = 2_000;
+        let mut lost = Vec::new();
+        while lost.is_empty() {
+            millis += 500;
+            assert!(millis < 20_000, "{fault:?} isn't found");
+            let event = match holder(&actions) {
+                Some(by) => ended(&by, digest(RECIPE), LeaseEnd::Faulty(fault)),
+                None => Event::Tick,
+            };
+            actions = feed(&mut plan, millis, event);
+            lost = dropped(&actions);
+            let reason = plan.status(at(millis)).images[0].reason;
+            assert_eq!(reason, Some(ImageReason::Moving), "{fault:?}");
+        }
+        let cause = RecipeLoss::Faulty(fault);
+        assert_eq!(lost, [(image(0), digest(RECIPE), cause)]);
+        assert!(!plan.knows(&digest(RECIPE)));
+        // one host's word isn't enough, as for any content
+        assert!(millis > 2_500, "{fault:?}");
+        // the contents' leases run on, and the recipe isn't asked for again
+        for number in 0..4 {
+            assert!(plan.leases.contains(&digest(number)), "{fault:?}");
+        }
+        assert_eq!(holder(&feed(&mut plan, 120_000, Event::Tick)), None);
+    }
+}
+
+#[test]
+fn an_only_host_that_finds_a_recipe_missing_twice_goes_on_without_it() {
+    let mut plan = fleet(1);
+    let mut actions = want(&mut plan, 2_000, order([0]));
+    let mut millis = 2_000;
+    while dropped(&actions).is_empty() {
+        millis += 500;
+        assert!(millis < 60_000);
+        let event = match holder(&actions) {
+            Some(by) => ended(&by, digest(RECIPE), LeaseEnd::Faulty(Fault::Missing)),
+            None => Event::Tick,
+        };
+        actions = feed(&mut plan, millis, event);
+    }
+    assert!(plan.status(at(millis)).images[0].reason != Some(ImageReason::HostsFailed));
+}
+
+#[test]
+fn a_recipe_that_a_registry_fails_to_give_says_nothing_of_the_registry() {
+    let mut plan = fleet(6);
+    let mut actions = want(&mut plan, 2_000, order(0..2));
+    let fetches = grants(&actions)[1..].to_vec();
+    let mut tries = 0;
+    for millis in (2_500..40_000).step_by(500) {
+        let by = holder(&actions);
+        let mut next = Vec::new();
+        if let Some(by) = by {
+            tries += 1;
+            let failed = ended(&by, digest(RECIPE), LeaseEnd::OriginFailed);
+            next.extend(feed(&mut plan, millis, failed));
+        }
+        for (host, content) in &fetches {
+            let chunks = u32::try_from(millis / 500).unwrap();
+            next.extend(feed(&mut plan, millis, progress(host, *content, chunks)));
+        }
+        next.extend(feed(&mut plan, millis, Event::Tick));
+        let status = plan.status(at(millis));
+        assert_eq!(status.images[0].origin_retry_in, None, "{millis}");
+        actions = next;
+    }
+    assert!((3..20).contains(&tries), "{tries} tries");
+}
+
+#[test]
+fn another_recipe_takes_the_place_of_the_one_before_and_none_of_both() {
+    let mut plan = fleet(6);
+    want(&mut plan, 2_000, order([0]));
+    let revoked = |actions: &[Action]| {
+        let revoked = actions.iter().filter_map(|action| match action {
+            Action::Revoke { content, .. } => Some(*content),
+            _ => None,
+        });
+        revoked.collect::<Vec<_>>()
+    };
+    // the same again changes nothing
+    let same = want(&mut plan, 3_000, order([0]));
+    assert_eq!((revoked(&same), grants(&same)), (vec![], vec![]));
+    let other = with_recipe(wanted(0, [0], Selection::All), 51);
+    let other = want(&mut plan, 4_000, other);
+    assert_eq!(revoked(&other), [digest(RECIPE)]);
+    assert_eq!(contents(&grants(&other)), [digest(51)]);
+    assert!(!plan.knows(&digest(RECIPE)));
+    let none = want(&mut plan, 5_000, wanted(0, [0], Selection::All));
+    assert_eq!(revoked(&none), [digest(51)]);
+    assert_eq!(dropped(&none), [], "the shell knows");
+    assert!(plan.leases.contains(&digest(0)) && !plan.knows(&digest(51)));
+    // an image that isn't wanted any more takes its recipe with it
+    want(&mut plan, 6_000, order([0]));
+    feed(&mut plan, 7_000, Event::Cancelled(image(0)));
+    assert!(!plan.knows(&digest(RECIPE)) && plan.leases.is_empty());
+}
+
+#[test]
+fn hosts_that_never_want_the_recipe_keep_nobody_from_believing_who_has_it() {
+    let mut plan = fleet(6);
+    let actions = want(&mut plan, 2_000, order([0]));
+    let by = holder(&actions).unwrap();
+    for number in 0..6 {
+        let held = Event::Holds {
+            host: host(number),
+            contents: Vec::new(),
+        };
+        feed(&mut plan, 2_100, held);
+    }
+    for number in 0..6 {
+        let mut contents = vec![(digest(0), 100)];
+        if host(number) == by {
+            contents.push((digest(RECIPE), 4));
+        }
+        let host = host(number);
+        feed(&mut plan, 3_000, Event::Holds { host, contents });
+    }
+    feed(&mut plan, 3_000, ended(&by, digest(RECIPE), LeaseEnd::Done));
+    for millis in (3_500..30_000).step_by(500) {
+        let again = holder(&feed(&mut plan, millis, Event::Tick));
+        assert_eq!(again, None, "{millis}");
+    }
+    assert_eq!(plan.records.failures(&by), 0);
+    // a host that has the image has it without the recipe as well
+    let done = feed(
+        &mut plan,
+        31_000,
+        report(1, 0, Standing::Present, 100 << 20),
+    );
+    assert_eq!(dropped(&done), []);
+    assert!(plan.contents.get(&digest(0)).unwrap().is_done_on(&host(1)));
+    let recipe = plan.contents.get(&digest(RECIPE)).unwrap();
+    assert!(!recipe.is_done_on(&host(1)) && recipe.is_done_on(&by));
+}
+
+#[test]
+fn a_recipe_that_contradicts_what_an_image_needs_is_the_one_to_go() {
+    // whichever is wanted first
+    for recipe_first in [true, false] {
+        let mut plan = fleet(6);
+        let needs = wanted(1, [RECIPE, 1], Selection::All);
+        let orders = match recipe_first {
+            true => [order([0]), needs],
+            false => [needs, order([0])],
+        };
+        let mut actions = Vec::new();
+        for (millis, order) in [2_000, 3_000].into_iter().zip(orders) {
+            actions = want(&mut plan, millis, order);
+        }
+        let lost = [(image(0), digest(RECIPE), RecipeLoss::Size)];
+        assert_eq!(dropped(&actions), lost, "{recipe_first}");
+        let status = plan.status(at(3_000));
+        for image in &status.images {
+            assert_eq!(image.reason, Some(ImageReason::Moving), "{recipe_first}");
+        }
+        assert_eq!(plan.size_of(&digest(RECIPE)), Some(100 << 20));
+    }
+    // a content of the image itself is no recipe of it
+    let mut plan = fleet(6);
+    let order = with_recipe(wanted(0, [RECIPE, 1], Selection::All), RECIPE);
+    let granted = want(&mut plan, 2_000, order);
+    assert_eq!(contents(&grants(&granted)), [RECIPE, 1].map(digest));
+    assert_eq!(plan.size_of(&digest(RECIPE)), Some(100 << 20));
+}
