@@ -214,7 +214,7 @@ fn an_image_that_is_lost_twice_before_it_is_present_says_so() {
 #[test]
 fn an_image_that_vanished_has_no_stage_and_no_ready_name() {
     let (mut image, disk) = present();
-    image.vanish(Reason::NameLost, "somebody removed its last name");
+    image.vanish(Reason::NameLost);
     assert_eq!(image.state(), StageState::Gone);
     assert!(!image.goes_by(&disk) && image.seen.ready.is_empty());
     assert_eq!(reason(&image), Some(Reason::NameLost));
