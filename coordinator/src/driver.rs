@@ -69,6 +69,7 @@ mod order;
 mod presence;
 mod preview;
 mod pull_tokens;
+mod recipe_words;
 mod refusals;
 mod reporting;
 mod restages;
@@ -254,8 +255,8 @@ impl Driver {
                 handled,
             } => {
                 if self.members.sessions().is_current(&host, session) {
-                    let orders = self.reporting(now, &host).take(&report);
-                    self.send(now, orders);
+                    let effects = self.reporting(now, &host).take(&report);
+                    self.carry(now, effects);
                 }
                 waits = Some(handled);
             }
@@ -330,7 +331,7 @@ impl Driver {
             while let Some(action) = self.plan.poll() {
                 self.carry_out(now, action);
             }
-            let effects = self.staging.tell_entitled(self.members.hosts());
+            let effects = self.staging.tell_news(self.members.hosts());
             if effects.is_empty() {
                 break;
             }
@@ -387,8 +388,14 @@ impl Driver {
                 debug!(%host, %content, ?cause, "lease revoked");
                 self.order(now, &host, order::revoke(content));
             }
-            // no image has one yet
-            Action::DropRecipe { .. } => {}
+            Action::DropRecipe {
+                image,
+                recipe,
+                cause,
+            } => {
+                let effects = self.staging.lose_recipe(now, (image, recipe), cause);
+                self.carry(now, effects);
+            }
             Action::Retract {
                 maker,
                 content,

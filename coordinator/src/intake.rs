@@ -15,8 +15,8 @@ use std::{
 use proto::{
     HostId,
     limits::{
-        MAX_BLAMES, MAX_ENDED_LEASES, MAX_HELD, MAX_IMAGES, MAX_MIRROR_WANTS, MAX_RETRACTIONS,
-        MAX_WITHOUT_SOURCE,
+        MAX_BLAMES, MAX_ENDED_LEASES, MAX_HELD, MAX_IMAGES, MAX_MIRROR_WANTS, MAX_RECIPE_DOUBTS,
+        MAX_RETRACTIONS, MAX_WITHOUT_SOURCE,
     },
     message::{Hello, ImageState, LeaseEnd, Report},
 };
@@ -48,6 +48,7 @@ enum List {
     Leases,
     Blames,
     Retractions,
+    RecipeDoubts,
     MirrorWants,
     WithoutSource,
     Held,
@@ -60,6 +61,7 @@ impl fmt::Display for List {
             Self::Leases => "leases",
             Self::Blames => "blames",
             Self::Retractions => "retractions",
+            Self::RecipeDoubts => "doubts of recipes",
             Self::MirrorWants => "wants of its mirror",
             Self::WithoutSource => "contents without a source",
             Self::Held => "contents that it holds",
@@ -91,6 +93,8 @@ pub(crate) fn cut(report: &mut Report, most_leases: usize) -> Result<usize, Exce
     out += list(List::Leases, &mut report.leases, most)?;
     out += list(List::Blames, &mut report.blames, MAX_BLAMES)?;
     out += list(List::Retractions, &mut report.retractions, MAX_RETRACTIONS)?;
+    let doubts = &mut report.recipe_doubts;
+    out += list(List::RecipeDoubts, doubts, MAX_RECIPE_DOUBTS)?;
     if let Some(mirror) = &mut report.mirror {
         out += list(List::MirrorWants, &mut mirror.wants, MAX_MIRROR_WANTS)?;
     }

@@ -71,6 +71,8 @@ pub(crate) struct Metrics {
     pub(crate) stage_seconds: Histogram,
     /// Blames by kind.
     pub(crate) blames: Family<KindLabel, Counter>,
+    /// Contents for which a recipe was found not to fit the registry's bytes.
+    pub(crate) recipe_doubts: Counter,
     /// Enrolment tokens by outcome.
     pub(crate) tokens: Family<OutcomeLabel, Counter>,
     /// Certificates by outcome.
@@ -100,6 +102,7 @@ impl Metrics {
             // 1 s to 2.3 h: an image that is there already, and a 60 GB one on a slow line.
             stage_seconds: Histogram::new(exponential_buckets(1.0, 2.0, 14)),
             blames: Family::default(),
+            recipe_doubts: Counter::default(),
             tokens: Family::default(),
             certificates: Family::default(),
             requests: Family::default(),
@@ -155,6 +158,11 @@ impl Metrics {
             "blames",
             "Times that a host blamed another one and was heard, by kind",
             this.blames.clone(),
+        );
+        r.register(
+            "recipe_doubts",
+            "Contents for which an image's recipe doesn't fit the registry's bytes",
+            this.recipe_doubts.clone(),
         );
         r.register(
             "enrolment_tokens",

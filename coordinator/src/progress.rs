@@ -8,7 +8,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use proto::{Moment, ToldReason, figure::standing_still, message};
+use proto::{Digest, Moment, ToldReason, figure::standing_still, message};
 
 use crate::view::{HostProgress, HostState, SourceBytes};
 
@@ -43,6 +43,8 @@ pub(crate) struct Progress {
     rate: Rate,
     presence: Option<(Moment, u64)>,
     golden: bool,
+    /// The recipe by which the host proves chunks.
+    recipe: Option<Digest>,
     failed_since: Option<Moment>,
 }
 
@@ -136,6 +138,7 @@ impl Progress {
             rate: Rate::default(),
             presence: None,
             golden: false,
+            recipe: None,
             failed_since: None,
         }
     }
@@ -201,6 +204,7 @@ impl Progress {
         self.local.report(report.local_bytes);
         self.upload.report(report.upload_bytes);
         self.golden = report.golden;
+        self.recipe = message::digest(&report.recipe).ok();
         self.presence = (state == HostState::Present).then_some((now, report.presence_age_ms));
         self.rate.sample(now, self.held_bytes);
     }
@@ -260,6 +264,7 @@ impl Progress {
                 age.saturating_add(u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX))
             }),
             golden: self.golden,
+            recipe: self.recipe.map(|recipe| recipe.to_string()),
             failed_seconds: self
                 .failed_since
                 .filter(|_| self.state == HostState::Failed)

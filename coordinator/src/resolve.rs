@@ -1,5 +1,5 @@
 //! Makes an image that can be staged of what an operator typed: checks the reference, resolves its tag once, fetches
-//! its manifest, and computes its layout. Also gets pull tokens for hosts, so that hosts need no credentials.
+//! its manifest, computes its layout, and looks for its recipe. Also gets pull tokens for hosts, so that hosts need no credentials.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,6 +28,7 @@ use crate::{
 };
 
 mod pull_secret;
+mod recipe;
 
 pub(crate) use self::pull_secret::LearnError;
 
@@ -313,6 +314,8 @@ impl Registries {
             }
         })?;
         self.enter(digest, (manifest.clone(), media_type.clone()), [asked]);
+        let repository = self.repository(reference, &parsed, secret);
+        let recipe = recipe::look(repository, &layout, reference).await;
         Ok(Want {
             layout: Arc::new(layout),
             manifest,
@@ -323,6 +326,8 @@ impl Registries {
             narrowed: BTreeMap::new(),
             asked_ms: BTreeMap::new(),
             plain_http: self.speaks_plainly(parsed.registry()),
+            recipe,
+            recipe_doubts: BTreeMap::new(),
             wanted_at: unix(SystemTime::now()),
             timing: Timing::New,
         })

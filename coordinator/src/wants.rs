@@ -16,11 +16,15 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use proto::{Digest, HostId, image::Layout};
+use proto::{
+    ChunkIndex, Digest, HostId,
+    digest::ParseDigestError,
+    image::{Blob, Layout},
+};
 use serde::{Deserialize, Serialize};
 use tracing::error;
 
-use crate::view::BandwidthRequest;
+use crate::view::{BandwidthRequest, RecipeView};
 
 /// An image that is wanted.
 #[derive(Clone, Debug)]
@@ -40,6 +44,10 @@ pub(crate) struct Want {
     /// When each reference was last asked for, in Unix milliseconds, where that is known.
     pub(crate) asked_ms: BTreeMap<String, u64>,
     pub(crate) plain_http: bool,
+    /// The recipe that was found beside the image, if there is one.
+    pub(crate) recipe: Option<Blob>,
+    /// Contents for which the recipe isn't used, each with the first chunk that doesn't fit it.
+    pub(crate) recipe_doubts: BTreeMap<Digest, ChunkIndex>,
     /// When the image was first wanted, in Unix seconds.
     pub(crate) wanted_at: u64,
     /// What is known of the time that it takes to bring the image everywhere.
@@ -88,6 +96,16 @@ impl Timing {
 impl Want {
     pub(crate) fn digest(&self) -> Digest {
         *self.layout.digest()
+    }
+
+    /// The recipe as it is shown.
+    pub(crate) fn recipe_view(&self) -> Option<RecipeView> {
+        let doubted = self.recipe_doubts.keys();
+        self.recipe.map(|recipe| RecipeView {
+            digest: recipe.digest.to_string(),
+            size: recipe.size,
+            doubted_contents: doubted.map(ToString::to_string).collect(),
+        })
     }
 
     /// The hosts on which the image is wanted under this reference; `None`: all.
@@ -150,7 +168,42 @@ struct WantFile {
     wanted_at: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     timed: Option<Timed>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    recipe: Option<KeptRecipe>,
     manifest: String,
+}
+
+/// A recipe in a want's file.
+#[derive(Serialize, Deserialize)]
+struct KeptRecipe {
+    digest: String,
+    size: u64,
+    /// By content, the first chunk that doesn't fit.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    doubts: BTreeMap<String, u32>,
+}
+
+impl KeptRecipe {
+    fn of(want: &Want) -> Option<Self> {
+        let Blob { digest, size } = want.recipe?;
+        let doubts = want.recipe_doubts.iter();
+        Some(Self {
+            digest: digest.to_string(),
+            size,
+            doubts: doubts
+                .map(|(content, chunk)| (content.to_string(), chunk.0))
+                .collect(),
+        })
+    }
+
+    fn parse(&self) -> Result<(Blob, BTreeMap<Digest, ChunkIndex>), String> {
+        let doubts = self.doubts.iter();
+        let doubts = doubts.map(|(content, chunk)| Ok((content.parse()?, ChunkIndex(*chunk))));
+        let doubts: Result<_, ParseDigestError> = doubts.collect();
+        let digest = self.digest.parse().map_err(text)?;
+        let size = self.size;
+        Ok((Blob { digest, size }, doubts.map_err(text)?))
+    }
 }
 
 /// The directory of what operators asked for, below the state directory.
@@ -292,6 +345,7 @@ impl Files {
             plain_http: want.plain_http,
             wanted_at: want.wanted_at,
             timed: want.timing.timed(),
+            recipe: KeptRecipe::of(want),
             manifest: STANDARD.encode(&want.manifest),
         };
         self.write(&self.wants.join(want.digest().hex().to_string()), &file)
@@ -421,6 +475,9 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Want, String> {
     let file: WantFile = serde_json::from_slice(bytes).map_err(text)?;
     let manifest = STANDARD.decode(&file.manifest).map_err(text)?;
     let layout = Layout::parse(&manifest, &digest).map_err(text)?;
+    let recipe = file.recipe.map(|recipe| recipe.parse()).transpose()?;
+    let (recipe, recipe_doubts) =
+        recipe.map_or_else(Default::default, |(recipe, doubts)| (Some(recipe), doubts));
     Ok(Want {
         layout: Arc::new(layout),
         manifest: manifest.into(),
@@ -431,6 +488,8 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Want, String> {
         narrowed: parse_narrowed(&file.narrowed)?,
         asked_ms: file.asked_ms,
         plain_http: file.plain_http,
+        recipe,
+        recipe_doubts,
         wanted_at: file.wanted_at,
         timing: Timing::kept(file.timed),
     })
@@ -495,8 +554,18 @@ pub(crate) mod tests {
             narrowed: BTreeMap::new(),
             asked_ms: BTreeMap::new(),
             plain_http: true,
+            recipe: None,
+            recipe_doubts: BTreeMap::new(),
             wanted_at: 5,
             timing: Timing::New,
+        }
+    }
+
+    /// A recipe; `seed` tells recipes apart.
+    pub(crate) fn recipe(seed: &str) -> Blob {
+        Blob {
+            digest: Digest::of(format!("{seed} recipe").as_bytes()),
+            size: 180,
         }
     }
 
@@ -516,6 +585,8 @@ pub(crate) mod tests {
             staged_ms: Some(27_600),
         };
         two.timing = Timing::Known(timed);
+        two.recipe = Some(recipe("two"));
+        two.recipe_doubts = [(two.layout.config().digest, ChunkIndex(0))].into();
         files.keep(&one).unwrap();
         files.keep(&two).unwrap();
         files
@@ -536,6 +607,12 @@ pub(crate) mod tests {
         assert_eq!(digests, [two.digest(), one.digest()]);
         assert_eq!(kept.wants[0].hosts, two.hosts);
         assert_eq!(kept.wants[0].timing, two.timing);
+        assert_eq!(
+            (kept.wants[0].recipe, &kept.wants[0].recipe_doubts),
+            (two.recipe, &two.recipe_doubts)
+        );
+        // a file of an earlier version says nothing of a recipe
+        assert_eq!(kept.wants[1].recipe, None);
         assert_eq!(kept.wants[1].timing, Timing::Unknown);
         assert_eq!(kept.wants[1].manifest, one.manifest);
         assert_eq!(kept.wants[1].hosts_of(&everywhere), None);

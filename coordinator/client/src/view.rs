@@ -76,6 +76,9 @@ pub struct ImageView {
     pub raw_bytes: u64,
     /// Bytes that leave the registry when each blob is fetched once. They are compressed.
     pub registry_bytes: u64,
+    /// The image's recipe, if one was found beside the image.
+    #[serde(default)]
+    pub recipe: Option<RecipeView>,
     /// The number of contents.
     pub contents: u64,
     /// The number of contents that are complete on some host.
@@ -127,6 +130,18 @@ impl ImageView {
     }
 }
 
+/// The recipe of an image: what proves each of its chunks before any of them arrives.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecipeView {
+    /// Digest of the recipe's bytes, `sha256:…`.
+    pub digest: String,
+    /// The recipe's bytes.
+    pub size: u64,
+    /// Contents that are staged without the recipe, because the registry's bytes didn't fit it.
+    #[serde(default)]
+    pub doubted_contents: Vec<String>,
+}
+
 /// Bytes, by source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceBytes {
@@ -172,6 +187,9 @@ pub struct HostProgress {
     pub presence_age_ms: Option<u64>,
     /// Whether the host has the image's golden.
     pub golden: bool,
+    /// Digest of the recipe by which the host proves the image's chunks. Absent where it has none.
+    #[serde(default)]
+    pub recipe: Option<String>,
     /// Seconds for which the image has been failed on this host. Absent when it isn't failed.
     pub failed_seconds: Option<u64>,
 }
@@ -408,6 +426,9 @@ pub struct PlanReply {
     pub registry_bytes: u64,
     /// Bytes that would leave the registry.
     pub origin_bytes: u64,
+    /// The image's recipe, if one was found beside the image.
+    #[serde(default)]
+    pub recipe: Option<RecipeView>,
     /// The least time in seconds in which staging can be done at these rates.
     pub predicted_seconds: f64,
     /// What limits the time: `origin`, `download` or `upload`. Absent when nothing has to move.

@@ -358,6 +358,7 @@ mod tests {
             began_at: Some(7),
             presence_age_ms: None,
             golden: false,
+            recipe: None,
             failed_seconds: None,
         }
     }
@@ -372,6 +373,7 @@ mod tests {
             disk_bytes: 1_000_000_000,
             raw_bytes: 1_000_000_000,
             registry_bytes: 500_000_000,
+            recipe: None,
             contents: 1,
             contents_done: 0,
             hosts_selected: hosts.len() as u64,

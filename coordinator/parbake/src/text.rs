@@ -9,7 +9,7 @@ use proto::{
 
 use client::view::{
     CancelReply, HostProgress, HostState, HostView, ImageState, ImageView, PlanReply, PodView,
-    PoolView, ShortOfRoom,
+    PoolView, RecipeView, ShortOfRoom,
 };
 
 /// What a cancellation ended, which references stay wanted, and by whom. `name` is what the operator typed.
@@ -142,6 +142,8 @@ pub fn image(image: &ImageView) -> String {
         let reason = reason.map(|reason| format!(" ({reason})"));
         _ = writeln!(text, "  {words}{}", reason.unwrap_or_default());
     }
+    let reference = image.references.first().unwrap_or(&image.digest);
+    _ = writeln!(text, "  {}", recipe(reference, image.recipe.as_ref()));
     // after a cancellation nothing moves, and the last reports of hosts are stale
     let hosts = match image.state {
         ImageState::Cancelled => &[],
@@ -151,6 +153,28 @@ pub fn image(image: &ImageView) -> String {
     let name = name.unwrap_or(0);
     for host in hosts {
         _ = writeln!(text, "  {:<name$}  {}", host.host, progress(host));
+    }
+    text
+}
+
+/// Whether an image has a recipe, and what is amiss with it.
+fn recipe(reference: &str, recipe: Option<&RecipeView>) -> String {
+    let Some(recipe) = recipe else {
+        return format!("no recipe: parbake recipe {reference} --push makes one");
+    };
+    let mut text = format!(
+        "recipe {} ({}), from the registry",
+        recipe.digest,
+        Bytes(recipe.size)
+    );
+    match recipe.doubted_contents.len() {
+        0 => {}
+        doubted => {
+            _ = write!(
+                text,
+                "; it doesn't fit the registry's bytes of {doubted} contents: parbake recipe {reference} --verify"
+            );
+        }
     }
     text
 }
@@ -342,6 +366,8 @@ pub fn plan(plan: &PlanReply) -> String {
         Bytes(plan.registry_bytes),
         Bytes(plan.origin_bytes)
     );
+    let recipe = recipe(&plan.reference, plan.recipe.as_ref());
+    _ = writeln!(text, "  {recipe}");
     match &plan.bound_by {
         None => text.push_str("  nothing has to move\n"),
         Some(bound) => {
@@ -378,4 +404,32 @@ pub fn plan(plan: &PlanReply) -> String {
         _ = writeln!(text, "  {:<24} {what}{away}{short}", host.host);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_has_a_recipe_or_the_command_that_makes_one() {
+        let none = recipe("r.test/i:1", None);
+        assert_eq!(
+            none,
+            "no recipe: parbake recipe r.test/i:1 --push makes one"
+        );
+        let mut found = RecipeView {
+            digest: "sha256:x".into(),
+            size: 3_400_000,
+            doubted_contents: Vec::new(),
+        };
+        let fine = "recipe sha256:x (3.4 MB), from the registry";
+        assert_eq!(recipe("r.test/i:1", Some(&found)), fine);
+        found.doubted_contents.push("sha256:y".into());
+        assert_eq!(
+            recipe("r.test/i:1", Some(&found)),
+            format!(
+                "{fine}; it doesn't fit the registry's bytes of 1 contents: parbake recipe r.test/i:1 --verify"
+            )
+        );
+    }
 }

@@ -273,6 +273,9 @@ pub struct ImagePrePullStatus {
     /// Size of the image's disk after the installation, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_bytes: Option<i64>,
+    /// The image's recipe, which proves each MiB of the image. The field is absent when none stands beside the image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<RecipeStatus>,
     /// Number of hosts in each state.
     pub hosts: HostCounts,
     /// Bytes of the image that all hosts received, by source. For one digest, the numbers never fall.
@@ -296,6 +299,18 @@ pub struct ImagePrePullStatus {
     /// The conditions `Resolved`, `Staged`, `Rolling` and `Degraded`, each with a reason and a message.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+}
+
+/// The recipe of an image.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RecipeStatus {
+    /// Digest of the recipe.
+    pub digest: String,
+    /// Size of the recipe, in bytes.
+    pub size: i64,
+    /// Number of contents that are staged without the recipe, because the registry's bytes don't fit it.
+    pub doubted_contents: i32,
 }
 
 /// What the gate can't see again after a change of leader.

@@ -3,7 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proto::{Digest, HostId, Moment, image::ContentKind};
+use proto::{
+    Digest, Geometry, HostId, Moment,
+    image::{Blob, ContentKind},
+    recipe::Doubt,
+};
 use rollout::{
     names::{Claims, NotAsked, Placement, Wanted as Sum},
     stage::{Event, event as word},
@@ -14,6 +18,7 @@ use super::{
     ask::{CancelError, MAX_NAME_BYTES, MAX_REFERENCES, MAX_WANTS, Placed, StageError},
     hosts::Hosts,
     presence::{Names, Presence},
+    recipe_words::Heard,
     selection::is_everywhere,
     took::Took,
 };
@@ -21,6 +26,10 @@ use crate::{
     view::{CancelReply, StillWanted},
     wants::{Timing, Want},
 };
+
+/// The most contents of an image that are named as not fitting its recipe: 110 kB in the order to stage it. A recipe
+/// that is false for more contents is given up.
+const MAX_DOUBTED: usize = 1_000;
 
 /// A wanted image. Only [`Images`] changes it.
 #[derive(Debug)]
@@ -34,6 +43,10 @@ pub(super) struct Wanted {
     /// Whether the plan knows the image. The plan doesn't know it while other images have all its names.
     planned: bool,
     took: Took,
+    /// Whether the image has another recipe than when the plan and the hosts were last told.
+    other_recipe: bool,
+    /// A recipe that couldn't be had since somebody last asked for the image.
+    lost_recipe: Option<Digest>,
 }
 
 impl Wanted {
@@ -44,6 +57,8 @@ impl Wanted {
             entitled: want.hosts.clone(),
             planned: false,
             took,
+            other_recipe: false,
+            lost_recipe: None,
             want,
         }
     }
@@ -70,6 +85,31 @@ impl Wanted {
         (more, changed)
     }
 
+    /// Takes a recipe that was found when the image was asked for again. The recipe that is there stays, so that it
+    /// doesn't change under hosts, unless each content of the image is in doubt.
+    fn find_recipe(&mut self, found: Option<Blob>) {
+        let Some(found) = found.filter(|found| self.lost_recipe != Some(found.digest)) else {
+            return;
+        };
+        if let Some(there) = self.want.recipe {
+            let doubts = &self.want.recipe_doubts;
+            let contents = self.want.layout.contents();
+            let useful = contents.iter().any(|of| !doubts.contains_key(&of.digest));
+            if useful || there.digest == found.digest {
+                return;
+            }
+        }
+        let image = self.want.digest();
+        info!(%image, recipe = %found.digest, bytes = found.size, "image has a recipe");
+        self.set_recipe(Some(found));
+    }
+
+    fn set_recipe(&mut self, recipe: Option<Blob>) {
+        self.want.recipe = recipe;
+        self.want.recipe_doubts.clear();
+        self.other_recipe = true;
+    }
+
     /// What the plan is told of the image.
     fn event(&self) -> Event {
         let contents = self.want.layout.contents().into_iter();
@@ -87,7 +127,7 @@ impl Wanted {
             image: self.want.digest(),
             references: self.want.references.iter().cloned().collect(),
             contents: contents.collect(),
-            recipe: None,
+            recipe: self.want.recipe.and_then(recipe_content),
             hosts: hosts.map_or(word::Selection::All, |hosts| {
                 word::Selection::Hosts(hosts.iter().cloned().collect())
             }),
@@ -126,6 +166,18 @@ impl Wanted {
     }
 }
 
+/// What the plan is told of a recipe. The registry has it as it is.
+fn recipe_content(recipe: Blob) -> Option<word::Content> {
+    let Blob { digest, size } = recipe;
+    let geometry = Geometry::new(size).ok()?;
+    Some(word::Content {
+        digest,
+        chunks: geometry.chunks(),
+        size,
+        origin_bytes: size,
+    })
+}
+
 /// The moment of a change, with what is known of the hosts at that moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct At<'a> {
@@ -143,8 +195,9 @@ pub(super) struct Changes {
     pub(super) events: Vec<Event>,
     /// Images whose orders say something different now.
     pub(super) ordered: Vec<Digest>,
-    /// Images whose set of entitled hosts has changed.
-    pub(super) entitled: Vec<Digest>,
+    /// Images whose hosts are to hear of a change without being asked to try again: who may have the image, or its
+    /// recipe.
+    pub(super) news: Vec<Digest>,
     /// Images that nobody wants any more.
     pub(super) over: Vec<Digest>,
     /// Images whose pull tokens need attention, and why.
@@ -234,7 +287,11 @@ impl Images {
                 changes.asked.push(other);
             }
         }
-        let timing = want.timing;
+        let (timing, recipe) = (want.timing, want.recipe);
+        if let Some(wanted) = self.wants.get_mut(&image) {
+            wanted.lost_recipe = None;
+            wanted.find_recipe(recipe);
+        }
         let kept = match self.wants.get(&image) {
             None => {
                 self.begin(at, want);
@@ -403,6 +460,9 @@ impl Images {
             paused,
         };
         self.claims.place(image, placement);
+        if let Some(wanted) = self.wants.get_mut(&image) {
+            wanted.find_recipe(want.recipe);
+        }
         match self.wants.get_mut(&image) {
             None => {
                 info!(%image, references = ?want.references, "image is wanted by the cluster");
@@ -420,6 +480,68 @@ impl Images {
             }
             Some(_) => {}
         }
+    }
+
+    // ---- recipes ---------------------------------------------------------------------------------------------------
+
+    /// An image's recipe can't be had. It isn't taken again before somebody asks for the image again. `None` where the
+    /// image has another one, or none.
+    pub(super) fn lose_recipe(&mut self, image: &Digest, recipe: &Digest) -> Option<Changes> {
+        let wanted = self.wants.get_mut(image)?;
+        wanted.want.recipe.filter(|of| of.digest == *recipe)?;
+        wanted.set_recipe(None);
+        wanted.other_recipe = false;
+        wanted.lost_recipe = Some(*recipe);
+        let events = wanted.planned.then(|| wanted.event());
+        Some(Changes {
+            events: events.into_iter().collect(),
+            news: vec![*image],
+            asked: self.if_asked(image),
+            ..Changes::default()
+        })
+    }
+
+    /// Somebody asks for an image again: a recipe that couldn't be had may be had now.
+    pub(super) fn forgive_recipe(&mut self, image: &Digest) {
+        if let Some(wanted) = self.wants.get_mut(image) {
+            wanted.lost_recipe = None;
+        }
+    }
+
+    /// A host that has the lease of a content says that the image's recipe doesn't fit the content's bytes.
+    ///
+    /// # Errors
+    /// When the word changes nothing.
+    pub(super) fn doubt(&mut self, doubt: &Doubt) -> Result<Changes, Heard> {
+        let wanted = self.wants.get_mut(&doubt.image).ok_or(Heard::Nonsense)?;
+        let want = &mut wanted.want;
+        let contents = want.layout.contents();
+        let content = contents.iter().find(|of| of.digest == doubt.content);
+        if !content.is_some_and(|of| of.geometry.contains(doubt.chunk)) {
+            return Err(Heard::Nonsense);
+        }
+        let named = want.recipe.is_some_and(|of| of.digest == doubt.recipe);
+        if !named || want.recipe_doubts.contains_key(&doubt.content) {
+            return Err(Heard::Known);
+        }
+        if want.recipe_doubts.len() >= MAX_DOUBTED {
+            // nothing is left of it that is worth an order
+            return self
+                .lose_recipe(&doubt.image, &doubt.recipe)
+                .ok_or(Heard::Known);
+        }
+        want.recipe_doubts.insert(doubt.content, doubt.chunk);
+        Ok(Changes {
+            ordered: vec![doubt.image],
+            asked: self.if_asked(&doubt.image),
+            ..Changes::default()
+        })
+    }
+
+    /// The image, where operators want it: what is kept of it is to be written to disk.
+    fn if_asked(&self, image: &Digest) -> Vec<Digest> {
+        let asked = self.claims.asked(image).is_some();
+        asked.then_some(*image).into_iter().collect()
     }
 
     // ---- what is wanted in all -------------------------------------------------------------------------------------
@@ -453,10 +575,14 @@ impl Images {
             let anew = asked == Some(*image) || !wanted.planned;
             let entitled = wanted.entitled != sum.entitled;
             let (more, changed) = wanted.take(sum);
-            if entitled {
-                changes.entitled.push(*image);
+            let recipe = std::mem::take(&mut wanted.other_recipe);
+            if entitled || recipe {
+                changes.news.push(*image);
             }
-            if !changed && !anew {
+            if recipe && self.claims.asked(image).is_some() {
+                changes.asked.push(*image);
+            }
+            if !changed && !anew && !recipe {
                 continue;
             }
             news = true;
@@ -539,11 +665,12 @@ impl Images {
         self.waiting.keys().copied().collect()
     }
 
-    /// The wanted images that contain this content.
+    /// The wanted images that contain this content, or have it as their recipe.
     pub(super) fn with(&self, content: &Digest) -> Vec<Digest> {
         let has = |wanted: &Wanted| {
             let contents = wanted.want.layout.contents();
-            contents.iter().any(|of| of.digest == *content)
+            let recipe = wanted.want.recipe.is_some_and(|of| of.digest == *content);
+            recipe || contents.iter().any(|of| of.digest == *content)
         };
         let found = self.wants.iter().filter(|(_, wanted)| has(wanted));
         found.map(|(image, _)| *image).collect()

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use proto::{Digest, HostId, message};
+use proto::{Digest, HostId, message, recipe::Doubt};
 use tokio::sync::mpsc;
 
 use crate::view::BandwidthRequest;
@@ -48,6 +48,11 @@ pub(super) fn revoke(content: Digest) -> message::Order {
     order(message::order::Kind::Revoke(message::LeaseRevoke {
         content: content.as_bytes().to_vec(),
     }))
+}
+
+/// Tells hosts that an image's recipe isn't to be used for one content.
+pub(super) fn recipe_doubt(doubt: &Doubt) -> message::Order {
+    order(message::order::Kind::RecipeDoubt(doubt.to_message()))
 }
 
 /// Tells hosts to drop the links that `maker` made of a content, from chunk `from` on.

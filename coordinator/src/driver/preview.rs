@@ -7,7 +7,7 @@ use proto::{Digest, image::ContentKind};
 use super::{
     ask::StageError,
     hosts::{Host, Hosts},
-    images::Images,
+    images::{Images, Wanted},
     selection::{selected, short_of_room},
     sessions::Sessions,
 };
@@ -76,11 +76,21 @@ impl Preview<'_> {
             raw_bytes: want.layout.content_bytes(),
             registry_bytes: want.layout.blob_bytes(),
             origin_bytes,
+            recipe: self.recipe(want).recipe_view(),
             predicted_seconds: predicted.as_secs_f64(),
             bound_by: bound_by.map(ToOwned::to_owned),
             origin_bytes_per_second: origin_rate,
             hosts,
         })
+    }
+
+    /// The want with the recipe: that of the image where it is wanted already, because it stays.
+    fn recipe<'b>(&'b self, want: &'b Want) -> &'b Want {
+        let wanted = self.images.get(&want.digest());
+        let wanted = wanted.map(Wanted::want);
+        wanted
+            .filter(|wanted| wanted.recipe.is_some())
+            .unwrap_or(want)
     }
 
     /// The raw and the compressed bytes of the contents that no image on the host has, and whether the image is

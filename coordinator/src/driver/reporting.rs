@@ -3,12 +3,12 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
-use proto::{Digest, HostId, Moment, message};
+use proto::{Digest, HostId, Moment, limits::MAX_RECIPE_DOUBTS, message, recipe::Doubt};
 use rollout::stage::{Event, Plan, event::Standing};
 use tracing::debug;
 
 use super::{
-    blames::Blames, members::Members, mirror::Mirrored, order::Addressed, staging::Staging,
+    blames::Blames, effect::Effects, members::Members, mirror::Mirrored, staging::Staging,
 };
 
 /// The host that reports, and the parts that its report changes.
@@ -24,18 +24,20 @@ pub(super) struct Reporting<'a> {
 }
 
 impl Reporting<'_> {
-    /// Takes in a report of the host's session. Returns orders that the host is sent at once.
-    pub(super) fn take(&mut self, report: &message::Report) -> Vec<Addressed> {
+    /// Takes in a report of the host's session. Returns what follows from it at once.
+    pub(super) fn take(&mut self, report: &message::Report) -> Effects {
         let (now, host) = (self.now, self.host);
+        // a host that says at the same time that its lease has ended had it when it read the bytes
+        let doubts = self.doubts(report);
         self.members.hosts_mut().report(host, report);
         self.images((&report.images, report.full), report.names);
         if report.full {
             self.all(report);
         }
-        let mut orders = Vec::new();
+        let mut effects = Effects::default();
         if report.roster_wanted {
             debug!(%host, "host needs a whole roster");
-            orders = self.members.rosters_mut().lost(now, host);
+            effects.send(self.members.rosters_mut().lost(now, host));
         }
         self.contents(report);
         // Leases that ended come first: they ended before any new want. Leases that run come after the wants, because
@@ -49,6 +51,12 @@ impl Reporting<'_> {
         }
         for lease in report.leases.iter().filter(runs) {
             self.lease(lease);
+        }
+        for (doubt, leased) in doubts {
+            // after a start of the coordinator, a lease is known only from the host's report
+            let leased = leased || self.holds_lease(&doubt.content);
+            let doubt = (host, &doubt);
+            effects.extend(self.staging.doubt(now, doubt, leased));
         }
         for retraction in &report.retractions {
             if let Some(content) = self.meant(&retraction.content) {
@@ -64,7 +72,21 @@ impl Reporting<'_> {
         for event in blames {
             self.plan.handle(now, event);
         }
-        orders
+        effects
+    }
+
+    /// What the host doubts of recipes, each with whether the host has the lease of that content.
+    fn doubts(&self, report: &message::Report) -> Vec<(Doubt, bool)> {
+        let doubts = report.recipe_doubts.iter().take(MAX_RECIPE_DOUBTS);
+        let doubts = doubts.filter_map(|doubt| Doubt::parse(doubt).ok());
+        doubts
+            .map(|doubt| (doubt, self.holds_lease(&doubt.content)))
+            .collect()
+    }
+
+    fn holds_lease(&self, content: &Digest) -> bool {
+        let content = self.mirror.meant(self.host, *content);
+        self.plan.holds_lease(self.host, &content)
     }
 
     /// Takes in where images stand on the host; `full`: the host has no others. `names` is the number of the newest

@@ -188,10 +188,12 @@ impl Facts<'_> {
             ) => ImageState::Failed,
             _ => ImageState::Staging,
         };
+        let recipe = want.recipe.map(|recipe| recipe.digest);
         let contents: BTreeSet<Digest> = layout
             .contents()
             .iter()
             .map(|content| content.digest)
+            .chain(recipe)
             .collect();
         let leases = status.leases.iter();
         let leases = leases.filter(|lease| contents.contains(&lease.content));
@@ -222,6 +224,7 @@ impl Facts<'_> {
             disk_bytes: layout.disk_bytes(),
             raw_bytes: layout.content_bytes(),
             registry_bytes: layout.blob_bytes(),
+            recipe: want.recipe_view(),
             contents: image.contents as u64,
             contents_done: image.contents_done as u64,
             hosts_selected: hosts.len() as u64,

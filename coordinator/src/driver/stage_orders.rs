@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use proto::{Digest, HostId, codec, message};
+use proto::{Digest, HostId, codec, message, recipe::Doubt};
 
 use super::order::order;
 use crate::{resolve::PullToken, view::HostState, wants::Want};
@@ -17,8 +17,9 @@ pub(super) struct StageOrders {
     images: BTreeMap<Digest, Ordered>,
     /// Hosts with a session.
     hosts: BTreeMap<HostId, Taken>,
-    /// Images for which the set of entitled hosts changed after the orders were sent.
-    entitled_due: BTreeSet<Digest>,
+    /// Images whose orders say something else than those that were sent, of which hosts are to hear without being asked
+    /// to try again: who may have the image, or its recipe.
+    news_due: BTreeSet<Digest>,
 }
 
 /// The orders to stage one image.
@@ -95,16 +96,16 @@ impl StageOrders {
         }
     }
 
-    /// The set of hosts that may have what the image holds has changed. The hosts that were ordered to stage the image
-    /// are to be told.
-    pub(super) fn entitled(&mut self, image: Digest) {
+    /// Which hosts may have what the image holds, or the image's recipe, has changed. The hosts that were ordered to
+    /// stage the image are to be told.
+    pub(super) fn news(&mut self, image: Digest) {
         self.changed(&image);
-        self.entitled_due.insert(image);
+        self.news_due.insert(image);
     }
 
-    /// The images whose hosts are to be told anew which hosts may have what the image holds. Each is returned once.
-    pub(super) fn take_entitled(&mut self) -> BTreeSet<Digest> {
-        std::mem::take(&mut self.entitled_due)
+    /// The images of which there are news for the hosts that were ordered to stage them. Each is returned once.
+    pub(super) fn take_news(&mut self) -> BTreeSet<Digest> {
+        std::mem::take(&mut self.news_due)
     }
 
     /// The image isn't wanted any more.
@@ -217,6 +218,11 @@ impl Made {
             references,
             media_type: want.media_type.clone(),
             plain_http: want.plain_http,
+            recipe: want.recipe.map(|recipe| message::RecipeFile {
+                digest: recipe.digest.as_bytes().to_vec(),
+                size: recipe.size,
+            }),
+            recipe_doubts: doubts(want).map(|doubt| doubt.to_message()).collect(),
             entitled_hosts,
             ..message::StageOrder::default()
         };
@@ -242,12 +248,28 @@ impl Made {
     }
 }
 
+/// What is doubted of an image's recipe.
+fn doubts(want: &Want) -> impl Iterator<Item = Doubt> {
+    let doubts = want.recipe_doubts.iter();
+    let of = want.recipe.map(|recipe| (want.digest(), recipe.digest));
+    of.into_iter().flat_map(move |(image, recipe)| {
+        doubts.clone().map(move |(content, chunk)| Doubt {
+            image,
+            recipe,
+            content: *content,
+            chunk: *chunk,
+        })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
+    use proto::ChunkIndex;
+
     use super::*;
-    use crate::wants::tests::want;
+    use crate::wants::tests::{recipe, want};
 
     fn id(name: &str) -> HostId {
         name.parse().unwrap()
@@ -327,6 +349,47 @@ mod tests {
     }
 
     #[test]
+    fn another_recipe_or_another_doubt_makes_another_order() {
+        let (mut orders, host) = (StageOrders::default(), id("a"));
+        let mut image = want("a", 1, 1 << 20);
+        orders.connected(&host, BTreeMap::new(), true);
+        let mut news = |image: &Want| {
+            orders.changed(&image.digest());
+            let (names, said) = (names(image), said(image, None));
+            let order = orders.stage(&host, names, said, Some(HostState::Staging), true)?;
+            match order.kind.clone() {
+                Some(message::order::Kind::Stage(stage)) => {
+                    Some((stage.recipe, stage.recipe_doubts))
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        let content = image.layout.contents()[0].digest;
+        assert_eq!(news(&image), Some((None, Vec::new())));
+        assert_eq!(news(&image), None, "it is no news");
+        let found = recipe("a");
+        image.recipe = Some(found);
+        let file = message::RecipeFile {
+            digest: found.digest.as_bytes().to_vec(),
+            size: found.size,
+        };
+        assert_eq!(news(&image), Some((Some(file.clone()), Vec::new())));
+        assert_eq!(news(&image), None);
+        image.recipe_doubts.insert(content, ChunkIndex(3));
+        let doubt = Doubt {
+            image: image.digest(),
+            recipe: found.digest,
+            content,
+            chunk: ChunkIndex(3),
+        };
+        assert_eq!(news(&image), Some((Some(file), vec![doubt.to_message()])));
+        assert_eq!(news(&image), None);
+        // nothing is doubted of no recipe
+        image.recipe = None;
+        assert_eq!(news(&image), Some((None, Vec::new())));
+    }
+
+    #[test]
     fn what_a_host_says_that_it_has_counts_until_it_is_told_to_stop_or_reports_otherwise() {
         let (mut orders, image, host) = (StageOrders::default(), want("a", 1, 1 << 20), id("a"));
         let digest = image.digest();
@@ -369,9 +432,9 @@ mod tests {
         orders.connected(&id("a"), BTreeMap::new(), true);
         orders.left(&id("b"));
         assert_eq!(orders.hosts(&digest), [id("c")]);
-        orders.entitled(digest);
-        assert_eq!(orders.take_entitled(), [digest].into());
-        assert!(orders.take_entitled().is_empty());
+        orders.news(digest);
+        assert_eq!(orders.take_news(), [digest].into());
+        assert!(orders.take_news().is_empty());
         orders.forget(&digest);
         assert!(orders.hosts(&digest).is_empty());
     }

@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use proto::{Digest, HostId, Moment, limits::MAX_IMAGES, message};
-use rollout::stage::{Event, Plan};
+use proto::{Digest, HostId, Moment, limits::MAX_IMAGES, message, recipe::Doubt};
+use rollout::stage::{Event, Plan, RecipeLoss};
 use tracing::warn;
 
 use super::{
@@ -15,7 +15,9 @@ use super::{
     hosts::Hosts,
     images::{At, Changes, Credentials, Images},
     leases::{Leases, Token},
+    order,
     pull_tokens::{Given, PullTokens, TokenAsk},
+    recipe_words::{self, Heard},
     restages::Restages,
     stage_orders::{Said, StageOrders},
     writer::{Answer, Write},
@@ -37,6 +39,7 @@ pub(super) struct Staging {
     leases: Leases,
     /// Knows which images' pull tokens are handed down to hosts.
     registries: Arc<Registries>,
+    metrics: Metrics,
 }
 
 impl Staging {
@@ -47,8 +50,9 @@ impl Staging {
             orders: StageOrders::default(),
             restages: Restages::default(),
             tokens: PullTokens::default(),
-            leases: Leases::new(metrics),
+            leases: Leases::new(metrics.clone()),
             registries,
+            metrics,
         }
     }
 
@@ -102,8 +106,8 @@ impl Staging {
         for image in changes.ordered {
             self.orders.changed(&image);
         }
-        for image in changes.entitled {
-            self.orders.entitled(image);
+        for image in changes.news {
+            self.orders.news(image);
         }
         for image in changes.over {
             self.orders.forget(&image);
@@ -227,10 +231,10 @@ impl Staging {
         self.orders.stop(host, image, keep)
     }
 
-    /// Tells the hosts of each image which hosts may have what the image holds, where that changed.
-    pub(super) fn tell_entitled(&mut self, hosts: &Hosts) -> Effects {
+    /// Tells the hosts of each image which hosts may have what the image holds, and its recipe, where these changed.
+    pub(super) fn tell_news(&mut self, hosts: &Hosts) -> Effects {
         let mut effects = Effects::default();
-        for image in self.orders.take_entitled() {
+        for image in self.orders.take_news() {
             for host in self.orders.hosts(&image) {
                 let order = self.tell(hosts, &host, image, true);
                 effects.send(order.map(|order| (host, order)));
@@ -247,6 +251,7 @@ impl Staging {
             return effects;
         }
         self.restages.forget(&image);
+        self.images.forgive_recipe(&image);
         effects.tell(Event::Urged(image));
         for host in self.orders.hosts(&image) {
             let state = hosts.urged(now, &host, &image);
@@ -278,6 +283,51 @@ impl Staging {
                 effects.send(order.map(|order| (host, order)));
             }
         }
+        effects
+    }
+
+    // ---- recipes ---------------------------------------------------------------------------------------------------
+
+    /// The plan goes on without an image's recipe. The plan is told again what is wanted, because it may have been told
+    /// of the recipe meanwhile.
+    pub(super) fn lose_recipe(
+        &mut self,
+        now: Moment,
+        (image, recipe): (Digest, Digest),
+        cause: RecipeLoss,
+    ) -> Effects {
+        let Some(changes) = self.images.lose_recipe(&image, &recipe) else {
+            return Effects::default();
+        };
+        recipe_words::lost(image, recipe, cause, self.leases.bad(&recipe));
+        self.follow(now, changes)
+    }
+
+    /// A host says that an image's recipe doesn't fit the registry's bytes of a content. `leased`: the host has the
+    /// content's lease, so it read them. All hosts that were ordered to stage the image are told.
+    pub(super) fn doubt(
+        &mut self,
+        now: Moment,
+        (host, doubt): (&HostId, &Doubt),
+        leased: bool,
+    ) -> Effects {
+        let heard = match leased {
+            true => self.images.doubt(doubt),
+            false => Err(Heard::NotLeased),
+        };
+        recipe_words::doubted(
+            host,
+            doubt,
+            heard.as_ref().err().copied().unwrap_or(Heard::News),
+        );
+        let Ok(changes) = heard else {
+            return Effects::default();
+        };
+        self.metrics.recipe_doubts.inc();
+        let mut effects = self.follow(now, changes);
+        let told = Arc::new(order::recipe_doubt(doubt));
+        let hosts = self.orders.hosts(&doubt.image).into_iter();
+        effects.send(hosts.map(|host| (host, told.clone())));
         effects
     }
 
@@ -565,12 +615,12 @@ mod tests {
         world.enter(only("a"));
         let first: HostId = "a".parse().unwrap();
         assert!(world.staging.stage(&world.hosts, &first, digest).is_some());
-        let none = world.staging.tell_entitled(&world.hosts);
+        let none = world.staging.tell_news(&world.hosts);
         assert!(none.is_empty());
         world.enter(only("b"));
-        let told = world.staging.tell_entitled(&world.hosts);
+        let told = world.staging.tell_news(&world.hosts);
         assert_eq!(ordered(told), ["a"]);
-        assert!(world.staging.tell_entitled(&world.hosts).is_empty());
+        assert!(world.staging.tell_news(&world.hosts).is_empty());
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod blames;
 mod cluster;
 mod flood;
 mod names;
+mod recipes;
 mod returns;
 mod words;
 

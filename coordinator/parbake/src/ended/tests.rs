@@ -44,6 +44,7 @@ fn host(name: &str, state: HostState, failed_seconds: Option<u64>) -> HostProgre
         began_at: None,
         presence_age_ms: None,
         golden: false,
+        recipe: None,
         failed_seconds,
     }
 }
@@ -58,6 +59,7 @@ fn image(hosts: Vec<HostProgress>) -> ImageView {
         disk_bytes: 10,
         raw_bytes: 10,
         registry_bytes: 5,
+        recipe: None,
         contents: 1,
         contents_done: 0,
         hosts_selected: hosts.len() as u64,

@@ -24,11 +24,11 @@ use crate::{
         clock::Now,
         crd::{
             ByteCounts, CompletionPolicy, FailingHost, GateMemory, ImagePrePullStatus, MAX_FAILING,
-            OnDeadline,
+            OnDeadline, RecipeStatus,
         },
         index::{NodeFacts, PrePullFacts},
     },
-    view::{HostState, ImageView},
+    view::{HostState, ImageView, RecipeView},
 };
 
 /// An owner's lag becomes a trouble after this long. A template that is patched a moment after the object is no
@@ -153,6 +153,12 @@ fn measured(facts: &Facts<'_>) -> ImagePrePullStatus {
         let unheard = count_hosts(facts, &mut status, &usable, digest);
         carry_over(&mut status, prepull, unheard, usable.len());
     }
+    let shown = image
+        .digest()
+        .and_then(|digest| facts.hosts.view().images.get(digest));
+    if let Some(shown) = shown {
+        status.recipe = shown.recipe.as_ref().map(recipe);
+    }
     if let Some(want) = image.known() {
         status.size_bytes = i64::try_from(want.layout.blob_bytes()).ok();
         status.disk_bytes = i64::try_from(want.layout.disk_bytes()).ok();
@@ -182,6 +188,7 @@ fn carry_over(
         return;
     }
     status.bytes = larger(status.bytes, before.bytes);
+    status.recipe.clone_from(&before.recipe);
     (status.size_bytes, status.disk_bytes) = (before.size_bytes, before.disk_bytes);
     if unheard && prepull.standing_status().is_some() {
         let most = count(usable);
@@ -503,6 +510,14 @@ fn camel(name: &str) -> String {
         format!("{}{rest}", first.to_uppercase())
     });
     words.collect()
+}
+
+fn recipe(recipe: &RecipeView) -> RecipeStatus {
+    RecipeStatus {
+        digest: recipe.digest.clone(),
+        size: i64::try_from(recipe.size).unwrap_or(i64::MAX),
+        doubted_contents: count(recipe.doubted_contents.len()),
+    }
 }
 
 fn time(time: SystemTime) -> Option<Time> {

@@ -147,6 +147,7 @@ fn patch_of(status: &ImagePrePullStatus) -> Value {
             "gate",
             "sizeBytes",
             "diskBytes",
+            "recipe",
             "etaSeconds",
             "failing",
             "startedAt",

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use proto::ChunkIndex;
 use tokio::sync::watch;
 
 use super::*;
-use crate::wants::tests::want;
+use crate::wants::tests::{recipe, want};
 
 /// Wanted images, and hosts that hold nothing.
 struct World {
@@ -233,4 +234,118 @@ fn a_selection_takes_in_its_own_hosts_alone() {
     let wanted = world.images.get(&digest).unwrap();
     assert!(wanted.selects(&one) && !wanted.selects(&"b".parse().unwrap()));
     assert_eq!(wanted.entitled(), Some(&[one].into()));
+}
+
+#[test]
+fn a_recipe_that_is_there_stays_until_nothing_of_it_is_believed() {
+    let mut world = World::new(&["a"]);
+    let with = |seed: &str| Want {
+        recipe: Some(recipe(seed)),
+        ..named("one", TAG)
+    };
+    let image = named("one", TAG);
+    let digest = image.digest();
+    let has = |world: &World| world.images.get(&digest).unwrap().want().recipe;
+    assert!(world.enter(image.clone()).news.is_empty());
+    // it is found when somebody asks again, by whatever name
+    assert_eq!(world.enter(with("first")).news, [digest]);
+    for again in [with("second"), image.clone()] {
+        assert!(world.enter(again).news.is_empty());
+        assert_eq!(has(&world), Some(recipe("first")));
+    }
+    let placed = world.place(&[with("second")]);
+    assert!(placed.news.is_empty() && has(&world) == Some(recipe("first")));
+
+    let doubt = |content, chunk| Doubt {
+        image: digest,
+        recipe: recipe("first").digest,
+        content,
+        chunk: ChunkIndex(chunk),
+    };
+    let contents = image.layout.contents();
+    for content in &contents[1..] {
+        world.images.doubt(&doubt(content.digest, 0)).unwrap();
+    }
+    world.enter(with("second"));
+    assert_eq!(has(&world), Some(recipe("first")), "a content is left");
+    let last = doubt(contents[0].digest, 0);
+    let changes = world.images.doubt(&last).unwrap();
+    assert_eq!(
+        (changes.ordered, changes.asked),
+        (vec![digest], vec![digest])
+    );
+    assert_eq!(world.images.doubt(&last).unwrap_err(), Heard::Known);
+    // the same one again brings nothing
+    world.enter(with("first"));
+    assert_eq!(world.images.doubt(&last).unwrap_err(), Heard::Known);
+    assert_eq!(world.enter(with("second")).news, [digest]);
+    assert_eq!(has(&world), Some(recipe("second")));
+    assert!(
+        world
+            .images
+            .get(&digest)
+            .unwrap()
+            .want()
+            .recipe_doubts
+            .is_empty()
+    );
+    assert_eq!(world.images.with(&recipe("second").digest), [digest]);
+}
+
+#[test]
+fn a_recipe_that_was_lost_comes_back_when_somebody_asks_and_not_because_the_cluster_says_it_again()
+{
+    let mut world = World::new(&["a"]);
+    let image = Want {
+        recipe: Some(recipe("one")),
+        ..named("one", TAG)
+    };
+    let (digest, lost) = (image.digest(), recipe("one").digest);
+    world.place(&[image.clone()]);
+    assert!(
+        world
+            .images
+            .lose_recipe(&digest, &recipe("two").digest)
+            .is_none()
+    );
+    let changes = world.images.lose_recipe(&digest, &lost).unwrap();
+    assert_eq!(told(&changes), [("wanted", digest)]);
+    assert_eq!((changes.news, changes.asked), (vec![digest], vec![]));
+    assert!(world.images.lose_recipe(&digest, &lost).is_none());
+    let has = |world: &World| world.images.get(&digest).unwrap().want().recipe.is_some();
+    world.place(&[image.clone()]);
+    assert!(!has(&world));
+    world.images.forgive_recipe(&digest);
+    assert_eq!(world.place(&[image.clone()]).news, [digest]);
+    assert!(has(&world));
+    world.images.lose_recipe(&digest, &lost).unwrap();
+    // operators' asks are kept on disk, with what was found
+    let asked = world.enter(image).asked;
+    assert_eq!((has(&world), asked), (true, vec![digest]));
+}
+
+#[test]
+fn a_recipe_that_is_false_for_a_thousand_contents_is_given_up_with_the_next() {
+    let mut world = World::new(&["a"]);
+    let image = Want {
+        recipe: Some(recipe("one")),
+        ..want("one", 1_001, 1 << 20)
+    };
+    let digest = image.digest();
+    world.enter(image.clone());
+    let contents = image.layout.contents();
+    let mut doubt = |content: usize| {
+        world.images.doubt(&Doubt {
+            image: digest,
+            recipe: recipe("one").digest,
+            content: contents[content].digest,
+            chunk: ChunkIndex(0),
+        })
+    };
+    for content in 0..MAX_DOUBTED {
+        assert!(doubt(content).unwrap().news.is_empty());
+    }
+    assert_eq!(doubt(MAX_DOUBTED).unwrap().news, [digest]);
+    assert_eq!(doubt(0).unwrap_err(), Heard::Known);
+    assert_eq!(world.images.get(&digest).unwrap().want().recipe, None);
 }

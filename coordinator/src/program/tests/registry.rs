@@ -1,6 +1,7 @@
 //! Tests what a registry is asked, and what hosts are given for it.
 
 use super::*;
+use crate::wants::tests::recipe;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tag_that_moved_leaves_its_old_image_and_hosts_without_room_are_named() {
@@ -97,4 +98,50 @@ async fn a_known_digest_is_asked_for_with_each_secrets_own_credentials() {
     }
     learn("ci/bad", "secret");
     assert!(ask(Some("ci/bad")).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_staged_with_the_recipe_that_stands_beside_it_and_without_an_odd_one() {
+    let world = World::new("[coordinator]\nopen = true").await;
+    let digest = world.registry.put("one", &manifest("one", 1, 3 << 20));
+    let plan = json!({"reference": world.reference("one")});
+    let asked = world.post("/v1/plan", plan.clone());
+    let asked: crate::view::PlanReply = asked.await.unwrap();
+    assert_eq!(asked.recipe, None);
+    let mut agent = world.agent("mini-1").await;
+    world
+        .until("it is staging", async || world.stage("one").await.ok())
+        .await;
+    assert_eq!(agent.stage_order().await.recipe, None);
+
+    // larger than any recipe of this image, or a content of it: both are passed over
+    let layout = proto::Layout::parse(&manifest("one", 1, 3 << 20), &digest).unwrap();
+    let odd = [
+        Blob {
+            size: 1 << 30,
+            ..recipe("one")
+        },
+        layout.config(),
+    ];
+    for odd in odd {
+        world.registry.put_recipe(&digest, odd);
+        assert_eq!(world.stage("one").await.unwrap().image.recipe, None);
+    }
+
+    // pushed after the image was staged, and found when somebody asks again
+    world.registry.put_recipe(&digest, recipe("one"));
+    let found = world.stage("one").await.unwrap().image.recipe.unwrap();
+    assert_eq!(
+        (found.digest, found.size),
+        (recipe("one").digest.to_string(), recipe("one").size)
+    );
+    let ordered = agent.stage_order().await.recipe.unwrap();
+    assert_eq!(ordered.digest, recipe("one").digest.as_bytes());
+    let asked: crate::view::PlanReply = world.post("/v1/plan", plan).await.unwrap();
+    assert_eq!(asked.recipe.unwrap().size, recipe("one").size);
+
+    // another one is pushed: the one that hosts have stays
+    world.registry.put_recipe(&digest, recipe("two"));
+    let again = world.stage("one").await.unwrap().image.recipe.unwrap();
+    assert_eq!(again.digest, recipe("one").digest.to_string());
 }

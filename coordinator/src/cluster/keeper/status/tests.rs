@@ -483,3 +483,35 @@ fn of_several_troubles_the_image_comes_first_and_those_of_others_last() {
     stand.fail();
     stand.is(Type::Degraded, "True", "NotFound");
 }
+
+#[test]
+fn a_recipe_is_shown_and_stays_shown_until_a_new_leader_knows_better() {
+    let mut stand = Stand::resolved();
+    assert_eq!(stand.stands().status.recipe, None);
+    let with = |doubted: &[&str]| {
+        let mut view: ImageView = serde_json::from_value(json!({
+            "digest": digest().to_string(), "references": [IMAGE], "state": "staging", "reason": null,
+            "raw_bytes": 1, "registry_bytes": 1, "contents": 1, "contents_done": 0, "hosts_selected": 0,
+            "hosts_present": 0, "hosts_failed": 0, "wanted_at": 5, "staged_seconds": null, "hosts": [], "leases": [],
+        }))
+        .unwrap();
+        view.recipe = Some(RecipeView {
+            digest: "sha256:r".into(),
+            size: 180,
+            doubted_contents: doubted.iter().map(ToString::to_string).collect(),
+        });
+        Arc::new(view)
+    };
+    let shown = |doubted_contents| RecipeStatus {
+        digest: "sha256:r".into(),
+        size: 180,
+        doubted_contents,
+    };
+    stand.view(|view| drop(view.images.insert(digest(), with(&["sha256:c"]))));
+    assert_eq!(stand.stands().status.recipe, Some(shown(1)));
+    stand.write();
+    stand.view(|_| {});
+    assert_eq!(stand.stands().status.recipe, Some(shown(1)));
+    stand.view(|view| drop(view.images.insert(digest(), with(&[]))));
+    assert_eq!(stand.stands().status.recipe, Some(shown(0)));
+}
