@@ -111,6 +111,13 @@ impl Job {
         missing.map_or(self.geometry.chunks(), |chunk| chunk.0)
     }
 
+    /// Whether no shelf lacks a chunk, and a recipe proves all of them. Without a recipe the rest is read: what peers
+    /// brought of it may be false.
+    pub(super) fn has_all_by_recipe(&self) -> bool {
+        let by_recipe = |shelf: &Shelf| shelf.recipe(self.content).is_some();
+        self.first_missing() == self.geometry.chunks() && self.shelves.iter().all(by_recipe)
+    }
+
     /// Tells the driver. The error means that the driver doesn't listen any more.
     pub(super) async fn tell(&self, news: News) -> Result<(), Broke> {
         let sent = self.inbox.send((self.id, news)).await;

@@ -186,11 +186,23 @@ pub(crate) fn recipe_with(
     named(Recipe::parse(&bytes, &sample.layout).unwrap())
 }
 
-/// The recipe of an image.
+/// The recipe of an image, with places as who reads the registry's blobs finds them.
 pub(crate) fn recipe(sample: &Sample) -> NamedRecipe {
     let made = sample.layout.contents().into_iter().map(|spec| {
         let mut maker = Maker::new(spec.digest, spec.geometry);
-        maker.take(&sample.contents[&spec.digest]).unwrap();
+        let bytes = &sample.contents[&spec.digest];
+        if matches!(spec.kind, image::ContentKind::RawLayer { .. }) {
+            let blob = apple_lz4::encode(bytes);
+            let (mut decoder, mut input) =
+                (apple_lz4::Decoder::new(spec.geometry.size()), &blob[..]);
+            while let Some(block) = decoder.feed(&mut input).unwrap() {
+                maker
+                    .take_block(block.start.blob_offset, block.raw)
+                    .unwrap();
+            }
+        } else {
+            maker.take(bytes).unwrap();
+        }
         maker.finish().unwrap()
     });
     named(Recipe::new(&sample.layout, made).unwrap())

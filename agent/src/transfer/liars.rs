@@ -229,8 +229,11 @@ impl World {
             while let Some((_, news)) = told.recv().await {
                 match news {
                     News::Chunk { chunk, .. } => {
-                        let packed = host.cache.find(self.spec.digest, chunk).unwrap();
-                        signed.push(packed.signed(self.spec.digest, chunk).unwrap());
+                        let Some(packed) = host.cache.find(self.spec.digest, chunk) else {
+                            // nobody answers for it: a recipe proves it
+                            continue;
+                        };
+                        signed.extend(packed.signed(self.spec.digest, chunk));
                     }
                     News::Doubted => doubts += 1,
                     News::Retracted { .. } | News::AgainstRecipe { .. } => {}

@@ -143,3 +143,30 @@ async fn whoever_reads_the_registrys_bytes_leaves_a_false_recipe_and_goes_on() {
     assert_eq!(world.fetch(&host).await.0, FetchEnd::Done);
     assert!(host.shelf.recipe(content).is_some());
 }
+
+#[tokio::test]
+async fn a_fetch_goes_on_behind_what_is_here_by_the_recipes_places() {
+    let world = World::new(24);
+    let host = world.host_by("mac-1", &recipe(&world.sample()));
+    let me: HostId = "mac-1".parse().unwrap();
+    let source = Source {
+        sender: me.key(),
+        maker: me.key(),
+    };
+    // as they are found on another image's disk
+    for chunk in world.chunks().filter(|chunk| chunk.0 % 8 != 0) {
+        let arrival = Arrival {
+            content: world.spec.digest,
+            chunk,
+            bytes: world.bytes(chunk),
+            link: host.shelf.recipe_link(world.spec.digest, chunk).unwrap(),
+            source,
+            maker: &me,
+            statement: None,
+        };
+        host.shelf.write(arrival).unwrap();
+    }
+    let (end, doubts, _, moved) = world.fetch(&host).await;
+    assert_eq!((end, doubts), (FetchEnd::Done, 0));
+    assert!(moved < 6 << 20, "{moved} bytes for three chunks");
+}
