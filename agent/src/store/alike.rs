@@ -99,7 +99,8 @@ pub(super) fn common_bytes(layout: &Layout, recipe: &Recipe, other: &Stage) -> u
 /// # Errors
 /// When the stage can't be written.
 pub(super) fn punch(stage: &Stage, lacking: &mut Lacking) -> Result<u64, WriteError> {
-    let zeros = vec![0; CHUNK_BYTES as usize];
+    let zeros = vec![0; 1 << 20];
+    debug_assert_eq!(zeros.len() as u64, CHUNK_BYTES);
     let mut punched = 0;
     let Some(of) = lacking.0.remove(&Fingerprint::of(&zeros)) else {
         return Ok(0);

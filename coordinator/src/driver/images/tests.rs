@@ -301,7 +301,7 @@ fn a_recipe_that_was_lost_comes_back_when_somebody_asks_and_not_because_the_clus
         ..named("one", TAG)
     };
     let (digest, lost) = (image.digest(), recipe("one").digest);
-    world.place(&[image.clone()]);
+    world.place(std::slice::from_ref(&image));
     assert!(
         world
             .images
@@ -313,10 +313,10 @@ fn a_recipe_that_was_lost_comes_back_when_somebody_asks_and_not_because_the_clus
     assert_eq!((changes.news, changes.asked), (vec![digest], vec![]));
     assert!(world.images.lose_recipe(&digest, &lost).is_none());
     let has = |world: &World| world.images.get(&digest).unwrap().want().recipe.is_some();
-    world.place(&[image.clone()]);
+    world.place(std::slice::from_ref(&image));
     assert!(!has(&world));
     world.images.forgive_recipe(&digest);
-    assert_eq!(world.place(&[image.clone()]).news, [digest]);
+    assert_eq!(world.place(std::slice::from_ref(&image)).news, [digest]);
     assert!(has(&world));
     world.images.lose_recipe(&digest, &lost).unwrap();
     // operators' asks are kept on disk, with what was found

@@ -105,13 +105,13 @@ async fn an_image_is_staged_with_the_recipe_that_stands_beside_it_and_without_an
     let world = World::new("[coordinator]\nopen = true").await;
     let digest = world.registry.put("one", &manifest("one", 1, 3 << 20));
     let plan = json!({"reference": world.reference("one")});
-    let asked = world.post("/v1/plan", plan.clone());
-    let asked: crate::view::PlanReply = asked.await.unwrap();
-    assert_eq!(asked.recipe, None);
     let mut agent = world.agent("mini-1").await;
     world
         .until("it is staging", async || world.stage("one").await.ok())
         .await;
+    let asked = world.post("/v1/plan", plan.clone());
+    let asked: crate::view::PlanReply = asked.await.unwrap();
+    assert_eq!(asked.recipe, None);
     assert_eq!(agent.stage_order().await.recipe, None);
 
     // larger than any recipe of this image, or a content of it: both are passed over

@@ -22,8 +22,8 @@ use crate::{
     tart_home,
 };
 
-/// A disk is compared by what is moved.
-const CHUNK: usize = proto::CHUNK_BYTES as usize;
+/// A disk is compared by what is moved: a chunk.
+const CHUNK: usize = 1 << 20;
 /// `parbake stage --wait` ends with the word of the last host, which is in that host's log by then.
 const HEARD_WITHIN: Duration = Duration::from_secs(10);
 
