@@ -1,5 +1,6 @@
 //! Makes an image that can be staged of what an operator typed: checks the reference, resolves its tag once, fetches
-//! its manifest, computes its layout, and looks for its recipe. Also gets pull tokens for hosts, so that hosts need no credentials.
+//! its manifest, computes its layout, and looks for its recipe. Also gets pull tokens for hosts, so that hosts need no
+//! credentials.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

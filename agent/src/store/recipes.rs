@@ -112,6 +112,16 @@ pub(super) fn take<F: Files>(
     }
 }
 
+/// Takes the recipe by which an earlier process staged the image, if it is still there.
+pub(super) fn go_on_with<F: Files>(held: &Held<F>, file: Blob, home: &Path, layout: &Layout) {
+    match read(home, &file.digest, layout) {
+        Ok(recipe) => take(held, file.digest, &recipe, &BTreeSet::new()),
+        Err(error) => {
+            tracing::warn!(image = %layout.digest(), %error, "an image goes on without its recipe");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

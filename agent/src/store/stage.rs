@@ -160,23 +160,13 @@ impl Stage {
     ) -> Self {
         let stage = Self::assemble(shared, layout, manifest, parts);
         stage.held.replay(records);
-        stage.find_recipe();
+        // the notes name the recipe, if there is one
+        if let Some(file) = stage.names.recipe() {
+            recipes::go_on_with(&stage.held, file, stage.shared.home(), &stage.layout);
+        }
         stage.links_lost.store(damaged, Ordering::Release);
         stage.notice_doubt();
         stage
-    }
-
-    /// Goes on with the recipe that the notes name.
-    fn find_recipe(&self) {
-        let Some(Blob { digest: name, .. }) = self.names.recipe() else {
-            return;
-        };
-        match recipes::read(self.shared.home(), &name, &self.layout) {
-            Ok(recipe) => recipes::take(&self.held, name, &recipe, &BTreeSet::new()),
-            Err(error) => {
-                tracing::warn!(image = %self.layout.digest(), %error, "an image goes on without its recipe");
-            }
-        }
     }
 
     fn assemble(shared: Arc<Shared>, layout: Layout, manifest: &[u8], parts: Parts) -> Self {
