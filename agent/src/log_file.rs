@@ -1,7 +1,7 @@
 //! A log file that others may rotate: before a line is written, the file at the path has to be the one that is open.
 //!
-//! launchd opens `StandardErrorPath` once. If the file is renamed, compressed or removed, launchd writes to the old file
-//! until the job restarts. newsyslog could signal a process only by an id that stands in a file.
+//! launchd opens `StandardErrorPath` once. If the file is renamed, compressed or removed, launchd writes to the old
+//! file until the job restarts. newsyslog could signal a process only by an id that stands in a file.
 
 use std::{
     fs::{File, OpenOptions},
