@@ -303,13 +303,16 @@ pub struct ImagePrePullStatus {
 
 /// The recipe of an image.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct RecipeStatus {
+    // an API server refuses an empty text as a default
     /// Digest of the recipe.
     pub digest: String,
     /// Size of the recipe, in bytes.
+    #[serde(default)]
     pub size: i64,
     /// Number of contents that are staged without the recipe, because the registry's bytes don't fit it.
+    #[serde(default)]
     pub doubted_contents: i32,
 }
 
