@@ -11,23 +11,22 @@ use std::{
 };
 
 use bytes::Bytes;
-use origin::{
-    Backoff, Client, Credentials, Grant, OriginError, PlainHttp, Proxies, Repository, Secret,
-};
+use origin::{Client, Credentials, Grant, OriginError, PlainHttp, Proxies, Repository, Secret};
 use proto::{
     Digest, HostId, RegistryReference, Version,
     image::{Layout, ParseImageError},
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tracing::info;
 
-use self::pull_secret::Logins;
+use self::{attempts::patiently, pull_secret::Logins};
 use crate::{
     config::Origin,
     enrolment::unix,
     wants::{Timing, Want},
 };
 
+mod attempts;
 mod pull_secret;
 mod recipe;
 
@@ -35,11 +34,6 @@ pub(crate) use self::pull_secret::LearnError;
 
 /// The time within which a registry has to answer for a manifest, including retries.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(60);
-/// The most attempts at a manifest. There is another attempt only when the error says that trying again may help.
-const ATTEMPTS: usize = 4;
-/// The first and the longest pause between attempts; a registry may ask for a longer one.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// The lifetime that hosts are told for a password's header. Hosts get the header anew before that.
 const PASSWORD_LIFE: Duration = Duration::from_hours(1);
 /// The most characters of the typed text that a refusal repeats.
@@ -315,8 +309,11 @@ impl Registries {
             }
         })?;
         self.enter(digest, (manifest.clone(), media_type.clone()), [asked]);
-        let repository = self.repository(reference, &parsed, secret);
-        let recipe = recipe::look(repository, &layout, reference).await;
+        // the manifest came by the same credentials a moment ago
+        let recipe = match self.repository(reference, &parsed, secret) {
+            Ok(repository) => recipe::look(&repository, &layout, reference).await,
+            Err(_) => None,
+        };
         Ok(Want {
             layout: Arc::new(layout),
             manifest,
@@ -481,28 +478,6 @@ impl Registries {
     }
 }
 
-/// Asks a registry, and asks again while the error says that this may help. Returns the last error when the registry
-/// wants to be left alone beyond `until`.
-async fn patiently<T, F>(until: Instant, ask: impl Fn() -> F) -> Result<T, OriginError>
-where
-    F: Future<Output = Result<T, OriginError>>,
-{
-    let mut backoff = Backoff::seeded(FIRST_PAUSE, LONGEST_PAUSE);
-    for _ in 1..ATTEMPTS {
-        match ask().await {
-            Err(error) if error.is_retryable() => {
-                let pause = backoff.delay(error.retry_after());
-                if Instant::now() + pause >= until {
-                    return Err(error);
-                }
-                sleep(pause).await;
-            }
-            done => return done,
-        }
-    }
-    ask().await
-}
-
 /// What the registry gave in place of a manifest, when it isn't JSON at all: its type and how it begins.
 fn unlike_json(media_type: &str, given: &[u8]) -> Option<String> {
     if serde_json::from_slice::<serde::de::IgnoredAny>(given).is_ok() {
@@ -633,7 +608,7 @@ mod tests {
         );
         // an attempt that may still succeed is waited for
         assert!(patiently(until, ask(0)).await.is_err());
-        assert_eq!(asked.get(), 1 + ATTEMPTS);
+        assert_eq!(asked.get(), 1 + attempts::ATTEMPTS);
         assert!(begun.elapsed() < Duration::from_secs(50));
     }
 

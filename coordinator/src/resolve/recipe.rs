@@ -11,7 +11,7 @@ use proto::{Digest, image::Blob, image::Layout};
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
-use super::{ResolveError, patiently};
+use super::attempts::patiently;
 
 /// The time within which a registry has to say whether an image has a recipe, including retries.
 const RECIPE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -22,9 +22,6 @@ enum LookError {
     /// The registry can't be asked, or lists only recipes that can't be used.
     #[error(transparent)]
     Find(#[from] FindRecipeError),
-    /// The repository can't be asked with these credentials.
-    #[error(transparent)]
-    Repository(#[from] ResolveError),
     /// The registry took too long.
     #[error("the registry didn't say within {} s whether there is one", RECIPE_TIMEOUT.as_secs())]
     Timeout,
@@ -35,14 +32,11 @@ enum LookError {
 
 /// The image's recipe, if one is found beside the image.
 pub(super) async fn look(
-    repository: Result<Repository, ResolveError>,
+    repository: &Repository,
     layout: &Layout,
     reference: &str,
 ) -> Option<Blob> {
-    let found = match repository {
-        Ok(repository) => ask(&repository, layout).await,
-        Err(error) => Err(error.into()),
-    };
+    let found = ask(repository, layout).await;
     found.unwrap_or_else(|error| {
         warn!(
             image = %layout.digest(),
