@@ -244,7 +244,7 @@ impl Driver {
     pub(crate) fn apply(&mut self, input: Input) {
         let now = self.now();
         let began = Instant::now();
-        self.views.outdate();
+        let mut news = self.is_news(&input);
         let mut waits = None;
         match input {
             Input::Opened(opened) => self.open(now, *opened),
@@ -255,8 +255,10 @@ impl Driver {
                 handled,
             } => {
                 if self.members.sessions().is_current(&host, session) {
+                    let present = self.members.present_of(&host, &report);
                     let effects = self.reporting(now, &host).take(&report);
                     self.carry(now, effects);
+                    news |= present != self.members.present_of(&host, &report);
                 }
                 waits = Some(handled);
             }
@@ -280,12 +282,30 @@ impl Driver {
         }
         let effects = self.staging.place_waiting(at(now, &self.members));
         self.carry(now, effects);
-        self.act(now);
+        news |= self.act(now);
         self.tell_names(now);
-        self.members.presence_mut().show(now);
+        news |= self.members.presence_mut().show(now);
+        if news {
+            self.views.outdate();
+        }
         if let Some(handled) = waits {
             // the session may have ended meanwhile; nobody waits then
             handled.send(began.elapsed()).ok();
+        }
+    }
+
+    /// Whether the view may differ after this input by more than ages, which it shows once a second in any case. Most
+    /// inputs of a fleet at rest are hosts' words that they still hold what they held.
+    fn is_news(&self, input: &Input) -> bool {
+        match input {
+            Input::Reported { host, report, .. } => !self.members.confirms(host, report),
+            Input::Tick => false,
+            Input::Opened(_)
+            | Input::Closed { .. }
+            | Input::Refused(_)
+            | Input::Asked(_)
+            | Input::Recalled
+            | Input::Token { .. } => true,
         }
     }
 
@@ -325,19 +345,23 @@ impl Driver {
         }
     }
 
-    /// Carries out the plan's actions, until the plan has no more.
-    fn act(&mut self, now: Moment) {
+    /// Carries out the plan's actions, until the plan has no more. Returns whether there was anything to do.
+    fn act(&mut self, now: Moment) -> bool {
+        let mut acted = false;
         loop {
             while let Some(action) = self.plan.poll() {
                 self.carry_out(now, action);
+                acted = true;
             }
             let effects = self.staging.tell_news(self.members.hosts());
             if effects.is_empty() {
                 break;
             }
             self.carry(now, effects);
+            acted = true;
         }
         self.mirror.carried_out();
+        acted
     }
 
     fn carry_out(&mut self, now: Moment, action: Action) {

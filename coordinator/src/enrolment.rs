@@ -335,6 +335,14 @@ impl Enrolment {
         path.try_exists().map_err(at(&path))
     }
 
+    /// When a record of an enrolled, and of a revoked host last came, changed or went, by the times of their
+    /// directories. `None` where a time can't be read. Blocks for two system calls.
+    pub(crate) fn hosts_changed_at(&self) -> Option<[SystemTime; 2]> {
+        let time = |dir: &Path| fs::metadata(dir)?.modified();
+        let times = (time(&self.enrolled), time(&self.revoked));
+        Some([times.0.ok()?, times.1.ok()?])
+    }
+
     fn token_path(&self, token: &Secret) -> PathBuf {
         // The name is a hash in hex, so it is a plain file name whatever the token holds.
         self.tokens.join(token.digest().hex().to_string())

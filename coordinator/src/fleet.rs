@@ -28,6 +28,13 @@ use crate::{
 /// How often the files are checked. A revocation by the command line takes effect after this time.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// The records are read at least this often, whatever their directories' times say.
+const READ_EVERY: Duration = Duration::from_mins(1);
+
+/// A change in the same instant as another one may leave a directory's time as it is. So records that changed less than
+/// this long before they were read are read again.
+const SAME_INSTANT: Duration = Duration::from_secs(2);
+
 /// The fleet at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Membership {
@@ -81,6 +88,29 @@ impl Membership {
     }
 }
 
+/// When the records were last read, and the times of their directories just before.
+#[derive(Clone, Copy, Debug)]
+struct Looked {
+    at: SystemTime,
+    changed: Option<[SystemTime; 2]>,
+}
+
+impl Looked {
+    /// Whether the records may be other ones than those that were read. `changed` has the times of their
+    /// directories now.
+    fn is_old(&self, now: SystemTime, changed: Option<[SystemTime; 2]>) -> bool {
+        let settled = |changed: SystemTime| {
+            // a clock that was set back makes the difference an error
+            let before = self.at.duration_since(changed);
+            before.is_ok_and(|before| before >= SAME_INSTANT)
+        };
+        let age = now.duration_since(self.at);
+        self.changed != changed
+            || !changed.is_some_and(|times| times.into_iter().all(settled))
+            || !age.is_ok_and(|age| age < READ_EVERY)
+    }
+}
+
 /// What to read again at once.
 #[derive(Debug)]
 pub(crate) enum Reread {
@@ -110,12 +140,14 @@ pub(crate) async fn follow(
     let mut known = config.file.as_deref().and_then(stamp);
     let mut current = config;
     let mut failing = false;
+    let mut looked: Option<Looked> = None;
     loop {
         let asked = tokio::select! {
             () = shutdown.cancelled() => return,
             Some(reread) = reload.recv() => Some(reread),
             _ = look.tick() => None,
         };
+        let by_request = asked.is_some();
         let (asked, waiting) = match asked {
             Some(Reread::Everything) => (true, None),
             Some(Reread::Answer(waiting)) => (false, Some(waiting)),
@@ -130,12 +162,20 @@ pub(crate) async fn follow(
                 return;
             };
             current = fresh;
+            looked = None;
         }
+        let now = SystemTime::now();
+        let changed = enrolment.hosts_changed_at();
+        if !by_request && looked.is_some_and(|looked| !looked.is_old(now, changed)) {
+            continue;
+        }
+        looked = None;
         let (fleet, records) = (current.fleet.clone(), enrolment.clone());
         let read = tokio::task::spawn_blocking(move || Membership::read(fleet, &records)).await;
         match read {
             Ok(Ok(fresh)) => {
                 failing = false;
+                looked = Some(Looked { at: now, changed });
                 membership.send_if_modified(|before| {
                     let changed = **before != fresh;
                     if changed {
@@ -206,6 +246,31 @@ mod tests {
 
     fn host(id: &str) -> HostId {
         id.parse().unwrap()
+    }
+
+    #[test]
+    fn records_are_read_again_when_a_directory_changed_or_may_have_and_once_a_minute() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let changed = Some([at(5), at(8)]);
+        let looked = Looked {
+            at: at(10),
+            changed,
+        };
+        assert!(!looked.is_old(at(69), changed));
+        assert!(looked.is_old(at(70), changed));
+        assert!(looked.is_old(at(11), Some([at(5), at(11)])));
+        assert!(
+            looked.is_old(at(11), Some([at(4), at(8)])),
+            "a clock was set back"
+        );
+        assert!(looked.is_old(at(11), None));
+        // a second change within the same instant would have left the time as it was
+        let at_once = Looked { at: at(9), changed };
+        assert!(at_once.is_old(at(11), changed));
+        assert!(
+            looked.is_old(at(9), changed),
+            "the system's clock was set back"
+        );
     }
 
     #[test]

@@ -209,6 +209,15 @@ impl Progress {
         self.rate.sample(now, self.held_bytes);
     }
 
+    /// Whether a report says that the image is still present as it was.
+    pub(crate) fn confirms(&self, report: &message::ImageState) -> bool {
+        self.state == HostState::Present
+            && state(report.state) == HostState::Present
+            && self.begun_at_ms == report.begun_at_ms
+            && self.golden == report.golden
+            && self.recipe == message::digest(&report.recipe).ok()
+    }
+
     /// Somebody has the host try again at once. The time of a failure begins anew.
     pub(crate) const fn urged(&mut self, now: Moment) {
         if self.failed_since.is_some() {

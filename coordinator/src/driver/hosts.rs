@@ -180,6 +180,18 @@ impl Hosts {
         }
     }
 
+    /// Whether a report of an image repeats the one before, but for numbers that are shown once a second.
+    pub(super) fn confirms(
+        &self,
+        host: &HostId,
+        image: &Digest,
+        report: &message::ImageState,
+    ) -> bool {
+        let known = self.hosts.get(host);
+        let progress = known.and_then(|known| known.images.get(image));
+        progress.is_some_and(|progress| progress.confirms(report))
+    }
+
     /// Takes in what a host reports of one image. `total` is the size of the image's contents in bytes, where it is
     /// known. Returns where the image stands on the host, if the plan can act on it.
     pub(super) fn image(

@@ -75,6 +75,49 @@ impl Members {
         known
     }
 
+    /// Whether a report only repeats that the host still holds its images.
+    pub(super) fn confirms(&self, host: &HostId, report: &message::Report) -> bool {
+        let message::Report {
+            images,
+            full,
+            leases,
+            blames,
+            mirror,
+            retractions,
+            roster_wanted,
+            without_source,
+            recipe_doubts,
+            held,
+            // shown once a second, or by what presence makes of it
+            volume: _,
+            load: _,
+            names: _,
+        } = report;
+        let says_more = *full
+            || *roster_wanted
+            || mirror.is_some()
+            || without_source.is_some()
+            || held.is_some()
+            || !leases.is_empty()
+            || !blames.is_empty()
+            || !retractions.is_empty()
+            || !recipe_doubts.is_empty();
+        let repeats = |image: &message::ImageState| {
+            let digest = message::digest(&image.manifest);
+            digest.is_ok_and(|digest| self.hosts.confirms(host, &digest, image))
+        };
+        !says_more && images.iter().all(repeats)
+    }
+
+    /// How many of the images that a host reports are present there, by all that the host said until now.
+    pub(super) fn present_of(&self, host: &HostId, report: &message::Report) -> usize {
+        let images = report.images.iter();
+        let digests = images.filter_map(|image| message::digest(&image.manifest).ok());
+        digests
+            .filter(|image| self.presence.is_present(host, image))
+            .count()
+    }
+
     /// The host isn't part of the fleet any more. Its session ends, because its queue is dropped.
     pub(super) fn left(&mut self, now: Moment, host: &HostId) {
         self.hosts.left(host);

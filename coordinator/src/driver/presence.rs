@@ -237,10 +237,11 @@ impl Presence {
     }
 
     /// Publishes what hosts hold, where that has changed or ages are due.
-    pub(super) fn show(&mut self, now: Moment) {
-        let due = self.changed || (self.heard && self.due <= now);
+    pub(super) fn show(&mut self, now: Moment) -> bool {
+        let changed = self.changed;
+        let due = changed || (self.heard && self.due <= now);
         if !due {
-            return;
+            return false;
         }
         self.changed = false;
         self.heard = false;
@@ -254,6 +255,7 @@ impl Presence {
             Some((host.clone(), presence))
         });
         self.publish.send_replace(Arc::new(view.collect()));
+        changed
     }
 }
 

@@ -20,6 +20,7 @@ mod cluster;
 mod flood;
 mod names;
 mod recipes;
+mod rest;
 mod returns;
 mod words;
 

@@ -49,6 +49,10 @@ impl Host {
         self.quarantined_until.is_none()
     }
 
+    fn is_expected(&self, now: Moment, config: &Config) -> bool {
+        self.is_trusted() && (self.connected || now.since(self.since) < config.absent_after)
+    }
+
     /// Whether the host says how many chunks it holds of each content.
     pub(super) const fn counts(&self) -> bool {
         self.counts
@@ -118,9 +122,15 @@ impl Hosts {
 
     /// Whether peers can get what this host holds: the host is connected or expected back, and isn't shunned.
     pub(super) fn is_expected(&self, id: &HostId, now: Moment, config: &Config) -> bool {
-        self.get(id).is_some_and(|host| {
-            host.is_trusted() && (host.connected || now.since(host.since) < config.absent_after)
-        })
+        self.get(id)
+            .is_some_and(|host| host.is_expected(now, config))
+    }
+
+    /// The hosts from which peers can get what these hosts hold, by id.
+    pub(super) fn expected(&self, now: Moment, config: &Config) -> impl Iterator<Item = &HostId> {
+        let all = self.by_id.iter();
+        all.filter(move |(_, host)| host.is_expected(now, config))
+            .map(|(id, _)| id)
     }
 
     /// Whether the host says how many chunks it holds of each content.

@@ -71,6 +71,8 @@ pub(super) fn count(desk: &mut Desk<'_>, id: &HostId, fresh: bool, contents: &[(
 
 /// Looks at what hosts received since the last look, and checks the hosts that claim to hold a whole content.
 pub(super) fn weigh(desk: &mut Desk<'_>) {
+    // every host is looked up once, and not once for each content
+    let expected: Vec<&HostId> = desk.hosts.expected(desk.now, desk.config).collect();
     for (digest, sight) in sights(desk.view()) {
         let Some(content) = desk.contents.get_mut(&digest) else {
             continue;
@@ -84,7 +86,7 @@ pub(super) fn weigh(desk: &mut Desk<'_>) {
         if !grew.is_empty() && grew.len() >= desk.config.share(of) {
             seen(desk, digest);
         }
-        weigh_claims(desk, digest, sight.wanted_on);
+        weigh_claims(desk, digest, sight.wanted_on, &expected);
     }
 }
 
@@ -167,17 +169,13 @@ fn seen(desk: &mut Desk<'_>, digest: Digest) {
     came(desk, digest, (&registry, &repository), granted_at);
 }
 
-/// Checks the hosts that say that they hold all of a content.
-fn weigh_claims(desk: &mut Desk<'_>, digest: Digest, wanted_on: usize) {
+/// Checks the hosts that say that they hold all of a content. `expected` has the hosts that are expected, by id.
+fn weigh_claims(desk: &mut Desk<'_>, digest: Digest, wanted_on: usize, expected: &[&HostId]) {
     let (now, enough) = (desk.now, desk.config.share(wanted_on));
     let Some(content) = desk.contents.get(&digest) else {
         return;
     };
-    let claims = content
-        .believed()
-        .filter(|id| desk.hosts.is_expected(id, now, desk.config))
-        .take(enough)
-        .count();
+    let claims = in_both(content.believed(), expected).take(enough).count();
     let unseen = {
         let elsewhere = content.tries().asked_at().is_none();
         let elsewhere = elsewhere.then_some(desk.contents.unleased_moved_at());
@@ -210,6 +208,18 @@ fn weigh_claims(desk: &mut Desk<'_>, digest: Digest, wanted_on: usize) {
             false => desk.records.fail(&id),
         }
     }
+}
+
+/// The hosts of `some` that are in `others`, too. Both are in order.
+fn in_both<'a>(
+    some: impl Iterator<Item = &'a HostId>,
+    others: &[&HostId],
+) -> impl Iterator<Item = &'a HostId> {
+    let mut others = others.iter().peekable();
+    some.filter(move |id| {
+        while others.next_if(|other| **other < *id).is_some() {}
+        others.next_if(|other| **other == *id).is_some()
+    })
 }
 
 /// Ends leases from which other hosts have received nothing for too long.
