@@ -7,6 +7,8 @@
 //! holds. That chunk's link remembers where in the blob its last block starts. Only this block comes again, and it has
 //! to match the end of the chunk that is held.
 //!
+//! If a recipe proves the content, the registry is asked for the wanted chunks alone, part by part (`span`).
+//!
 //! If the bytes turn out false, the fetch starts once more from the beginning, and trusts nothing that is held. By then
 //! other hosts have the links that this host made of the false bytes, under this host's name. The others find the links
 //! false when their copies are whole.
@@ -16,8 +18,12 @@ mod end;
 mod job;
 mod persistence;
 mod source;
+mod span;
 
-use std::{sync::atomic::Ordering, time::Instant};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use origin::OriginError;
 use proto::Digest;
@@ -30,6 +36,7 @@ use self::{
     job::Broke,
     persistence::{Next, Persistence},
     source::{OpenError, Part, Pieces, Source},
+    span::{Ends, NEAR_BYTES, SLACK_BYTES},
 };
 pub(crate) use self::{
     end::{Failure, FetchEnd},
@@ -37,13 +44,16 @@ pub(crate) use self::{
 };
 use crate::registries::Access;
 
+/// What little is left of a connection is waited for no longer than a new connection takes at worst.
+const REST_WITHIN: Duration = Duration::from_secs(1);
+
 /// Fetches the missing chunks of a content, one by one, and reports its progress to [`Job::inbox`].
 pub(crate) async fn run(source: &impl Source, job: &mut Job) -> FetchEnd {
     let seed = u64::from_be_bytes(*job.content.as_bytes().first_chunk().unwrap_or(&[0; 8]))
         ^ job.me.key().0;
     let mut persistence = Persistence::new(Instant::now(), seed);
     let mut reading = None;
-    let mut wholes = Wholes::default();
+    let (mut wholes, mut ends) = (Wholes::default(), Ends::default());
     loop {
         let before = job.moved.load(Ordering::Relaxed);
         let access = job.access.borrow_and_update().clone();
@@ -52,6 +62,7 @@ pub(crate) async fn run(source: &impl Source, job: &mut Job) -> FetchEnd {
             access: &access,
             from_start: persistence.distrusts(),
             wholes: &mut wholes,
+            ends: &mut ends,
         };
         let Err(broke) = attempt.run(job, &mut reading).await else {
             return FetchEnd::Done;
@@ -114,19 +125,30 @@ impl Reading {
         }
     }
 
-    /// Whether peers have brought so much meanwhile that it is better to go on behind their chunks.
+    /// Whether the next chunks are here meanwhile, so that it may be better to go on behind them. Without a recipe one
+    /// chunk isn't worth it.
     fn is_behind(&self, job: &Job) -> bool {
-        job.first_missing() > self.assembly.next() + 1
+        let one = u32::from(!job.is_by_recipe());
+        job.first_missing() > self.assembly.next() + one
     }
 
-    /// Goes on behind the chunks that peers have brought, if that is further on in the blob.
-    async fn passed(&mut self, job: &Job) -> Option<Self> {
+    /// Goes on behind the chunks that are here, if that is more than `least` bytes further on in the blob.
+    async fn passed(&self, job: &Job, least: u64) -> Option<Self> {
         let mut ahead = Self::begin(job, false).await;
-        if ahead.at <= self.at {
+        if ahead.at <= self.at.saturating_add(least) {
             return None;
         }
         ahead.assembly.count(self.assembly.unreported());
         Some(ahead)
+    }
+
+    /// Goes on where a connection may begin best: where this one ended, or behind the chunks that are here.
+    async fn go_on(self, job: &Job) -> Self {
+        let ahead = match self.is_behind(job) {
+            true => self.passed(job, 0).await,
+            false => None,
+        };
+        ahead.unwrap_or(self)
     }
 }
 
@@ -178,6 +200,7 @@ struct Attempt<'a, S> {
     /// Nothing that is held is trusted: everything comes again.
     from_start: bool,
     wholes: &'a mut Wholes,
+    ends: &'a mut Ends,
 }
 
 impl<S: Source> Attempt<'_, S> {
@@ -185,17 +208,22 @@ impl<S: Source> Attempt<'_, S> {
     /// came stay in `kept`.
     async fn run(self, job: &mut Job, kept: &mut Option<Reading>) -> Result<(), Broke> {
         let (blob, blob_size) = job.blob();
-        let reading = kept.take();
-        let reading = reading.filter(|reading| self.from_start || !reading.is_behind(job));
-        let mut reading = match reading {
-            Some(reading) => reading,
+        if !self.from_start && job.has_all_by_recipe() {
+            return Ok(());
+        }
+        let mut reading = match kept.take() {
+            Some(reading) if self.from_start => reading,
+            Some(reading) => reading.go_on(job).await,
             None => Reading::begin(job, self.from_start).await,
         };
         let from = reading.at;
+        let may_end = !self.from_start && !self.wholes.no_parts;
+        let wanted = may_end.then(|| self.ends.span(job, reading.assembly.next(), from));
         let part = Part {
             reference: &job.reference,
             blob: &blob,
             from,
+            end: wanted.map_or(blob_size, |span| span.end),
             size: blob_size,
         };
         // the limit is known without asking: bytes that come before the answer's head is read cost too
@@ -212,8 +240,9 @@ impl<S: Source> Attempt<'_, S> {
                 return Err(error.into());
             }
         };
-        let is_whole = from == 0 || pieces.come_from_beginning();
-        self.wholes.no_parts |= from > 0 && is_whole;
+        let from_beginning = pieces.come_from_beginning();
+        let is_whole = from_beginning || (from == 0 && pieces.end() == blob_size);
+        self.wholes.no_parts |= from_beginning;
         if is_whole && !self.wholes.may_go_on(from, blob_size) {
             *kept = Some(reading);
             let what = self.source.name(&part, self.access);
@@ -222,8 +251,17 @@ impl<S: Source> Attempt<'_, S> {
         let may_pass = !self.from_start && !self.wholes.no_parts;
         match read(&mut pieces, job, &mut reading, may_pass).await {
             Ok(()) => Ok(()),
-            Err(Stopped::Passed(ahead)) => {
+            Err(Stopped::Passed(mut ahead)) => {
+                ahead.assembly.count(rest(&mut pieces, reading.at).await);
                 *kept = Some(*ahead);
+                Err(Broke::Passed)
+            }
+            Err(Stopped::PartOver) => {
+                if wanted.is_some_and(|span| reading.assembly.next() <= span.last) {
+                    debug!(content = %job.content, "a part ended before its last chunk: the recipe's places are false");
+                    self.ends.missed();
+                }
+                *kept = Some(reading);
                 Err(Broke::Passed)
             }
             Err(Stopped::Broke(Broke::False(error))) => {
@@ -248,8 +286,10 @@ impl<S: Source> Attempt<'_, S> {
 /// Why the reading of one connection stopped before the content was whole.
 enum Stopped {
     Broke(Broke),
-    /// Peers have brought the next chunks. The fetch goes on behind them with this reading.
+    /// The next chunks are here. The fetch goes on behind them with this reading.
     Passed(Box<Reading>),
+    /// The part that was asked for is over, and the blob isn't.
+    PartOver,
 }
 
 impl From<Broke> for Stopped {
@@ -265,6 +305,7 @@ async fn read(
     reading: &mut Reading,
     may_pass: bool,
 ) -> Result<(), Stopped> {
+    let (_, blob_size) = job.blob();
     while let Some(bytes) = pieces.next().await.map_err(Broke::from)? {
         let length = bytes.len() as u64;
         if let Some(hash) = &mut reading.hash {
@@ -280,15 +321,37 @@ async fn read(
         }
         // the rest was here, or came from peers
         if job.has_all_by_recipe() {
+            rest(pieces, reading.at).await;
             return Ok(());
         }
+        // by a recipe a connection ends soon behind the last wanted chunk
+        let least = if job.is_by_recipe() { SLACK_BYTES } else { 0 };
         if reading.is_behind(job)
-            && let Some(ahead) = reading.passed(job).await
+            && let Some(ahead) = reading.passed(job, least).await
         {
             return Err(Stopped::Passed(Box::new(ahead)));
         }
     }
+    if pieces.end() < blob_size {
+        return Err(Stopped::PartOver);
+    }
     Ok(reading.assembly.finish(job).await?)
+}
+
+/// Reads what little is left of a connection, which the next request then uses. Returns its bytes.
+async fn rest(pieces: &mut impl Pieces, at: u64) -> u64 {
+    let mut bytes = 0;
+    if pieces.end().saturating_sub(at) <= NEAR_BYTES {
+        let reading = async {
+            while let Ok(Some(piece)) = pieces.next().await {
+                bytes += piece.len() as u64;
+            }
+        };
+        if timeout(REST_WITHIN, reading).await.is_err() {
+            debug!("the rest of a connection doesn't come; leaving it");
+        }
+    }
+    bytes
 }
 
 /// Says whether the registry's bytes are damaged or the manifest is wrong. Reads the rest of the blob for that, if

@@ -91,7 +91,7 @@ pub(super) enum Broke {
     /// The bytes don't decode, or don't end in the digest.
     False(String),
     Disk(String),
-    /// Peers have brought the next chunks: going on behind them is worth another request.
+    /// The next chunks are here: going on behind them is worth another request. Or the part that was asked for is over.
     Passed,
     /// The image or the driver is gone.
     Unwanted,
@@ -111,11 +111,16 @@ impl Job {
         missing.map_or(self.geometry.chunks(), |chunk| chunk.0)
     }
 
-    /// Whether no shelf lacks a chunk, and a recipe proves all of them. Without a recipe the rest is read: what peers
-    /// brought of it may be false.
-    pub(super) fn has_all_by_recipe(&self) -> bool {
+    /// Whether a recipe proves each chunk that is held. Without a recipe all of the blob is read: what peers brought of
+    /// it may be false.
+    pub(super) fn is_by_recipe(&self) -> bool {
         let by_recipe = |shelf: &Shelf| shelf.recipe(self.content).is_some();
-        self.first_missing() == self.geometry.chunks() && self.shelves.iter().all(by_recipe)
+        self.shelves.iter().all(by_recipe)
+    }
+
+    /// Whether no shelf lacks a chunk, and a recipe proves all of them.
+    pub(super) fn has_all_by_recipe(&self) -> bool {
+        self.first_missing() == self.geometry.chunks() && self.is_by_recipe()
     }
 
     /// Tells the driver. The error means that the driver doesn't listen any more.

@@ -6,7 +6,7 @@ use proto::{Digest, causes};
 
 use crate::registries::{Access, Origin};
 
-/// A part of a blob: from some byte to its end.
+/// A part of a blob.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Part<'a> {
     /// A reference to the repository.
@@ -14,6 +14,8 @@ pub(crate) struct Part<'a> {
     pub(crate) blob: &'a Digest,
     /// The first byte that is wanted.
     pub(crate) from: u64,
+    /// The byte behind the last wanted byte.
+    pub(crate) end: u64,
     /// Bytes of the whole blob.
     pub(crate) size: u64,
 }
@@ -47,9 +49,12 @@ pub(crate) trait Pieces: Send {
     /// The next piece; `None` after the last.
     fn next(&mut self) -> impl Future<Output = Result<Option<Bytes>, OriginError>> + Send;
 
-    /// Whether the registry gives the blob from its beginning only. Bytes that came earlier come again, and are left
-    /// out.
+    /// Whether the whole blob comes, from its beginning to its end, although a part was asked for. Bytes that came
+    /// earlier come again, and are left out.
     fn come_from_beginning(&self) -> bool;
+
+    /// The byte of the blob behind the last piece. A registry that gives no parts with an end goes on to the blob's end.
+    fn end(&self) -> u64;
 
     /// Bytes that came off the network, including those that were left out.
     fn bytes_received(&self) -> u64;
@@ -62,8 +67,8 @@ impl Source for Origin {
         let repository = self
             .repository(part.reference, access)
             .map_err(|error| OpenError::Settings(causes(&error)))?;
-        let opened = repository.blob(part.blob, part.from, part.size).await;
-        opened.map_err(OpenError::Origin)
+        let opened = repository.blob_part(part.blob, part.from..part.end, part.size);
+        opened.await.map_err(OpenError::Origin)
     }
 
     fn name(&self, part: &Part<'_>, access: &Access) -> String {
@@ -84,6 +89,10 @@ impl Pieces for BlobStream {
 
     fn come_from_beginning(&self) -> bool {
         self.comes_from_beginning()
+    }
+
+    fn end(&self) -> u64 {
+        Self::end(self)
     }
 
     fn bytes_received(&self) -> u64 {

@@ -1,7 +1,6 @@
 //! Tests of fetches from a made-up registry, without sockets. The content lies in a blob cache of the mirror.
 
 use std::{
-    collections::VecDeque,
     io,
     path::Path,
     sync::{
@@ -11,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use proto::{
     ChunkIndex, Geometry, HostId, Link, Resume, Source as LinkSource, State,
     image::{Blob as NamedBlob, ContentKind},
@@ -21,6 +19,7 @@ use swarm::event::ContentId;
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 
+use self::registry::{Act, PIECE, Registry};
 use super::*;
 use crate::{
     lock::lock,
@@ -33,137 +32,8 @@ use crate::{
     transfer::Cache,
 };
 
-const PIECE: usize = 100_000;
-
-/// What happens once a connection has given this many bytes.
-type Meanwhile = (usize, Box<dyn FnOnce() + Send>);
-
-/// The registry's behaviour on one connection.
-#[derive(Clone, Debug)]
-enum Act {
-    Refuse(OriginError),
-    Settings,
-    /// It gives this many bytes, and breaks off.
-    Cut(usize),
-    /// It gives other bytes.
-    Lie(Bytes),
-}
-
-/// A registry that holds one blob, and acts by a script. Then it does what it should.
-struct Registry {
-    blob: Bytes,
-    script: Mutex<VecDeque<Act>>,
-    /// It gives blobs from their beginning only.
-    no_parts: bool,
-    /// Happens before each piece, once.
-    meanwhile: Mutex<Option<Meanwhile>>,
-    /// The questions to the registry: with which access, and from which byte on.
-    asked: Mutex<Vec<(Access, u64)>>,
-}
-
-struct Given {
-    rest: Bytes,
-    error: Option<OriginError>,
-    from_beginning: bool,
-    skip: usize,
-    received: u64,
-    meanwhile: Option<Meanwhile>,
-}
-
-impl Registry {
-    fn new(blob: &[u8], script: impl IntoIterator<Item = Act>) -> Self {
-        Self {
-            blob: Bytes::copy_from_slice(blob),
-            script: Mutex::new(script.into_iter().collect()),
-            no_parts: false,
-            meanwhile: Mutex::default(),
-            asked: Mutex::default(),
-        }
-    }
-
-    fn asked(&self) -> Vec<u64> {
-        lock(&self.asked).iter().map(|(_, from)| *from).collect()
-    }
-}
-
-impl Source for Registry {
-    type Pieces = Given;
-
-    async fn open(&self, part: &Part<'_>, access: &Access) -> Result<Given, OpenError> {
-        lock(&self.asked).push((access.clone(), part.from));
-        let act = lock(&self.script).pop_front();
-        let (mut blob, mut error) = (self.blob.clone(), None);
-        match act {
-            Some(Act::Refuse(error)) => return Err(OpenError::Origin(error)),
-            Some(Act::Settings) => return Err(OpenError::Settings("no password".into())),
-            Some(Act::Lie(other)) => blob = other,
-            Some(Act::Cut(after)) => {
-                let start = if self.no_parts { 0 } else { skip(part.from) };
-                blob.truncate(start + after);
-                error = Some(away());
-            }
-            None => {}
-        }
-        let from = skip(part.from).min(blob.len());
-        Ok(Given {
-            rest: blob.slice(if self.no_parts { 0 } else { from }..),
-            error,
-            from_beginning: self.no_parts && from > 0,
-            skip: if self.no_parts { from } else { 0 },
-            received: 0,
-            meanwhile: lock(&self.meanwhile).take(),
-        })
-    }
-
-    fn name(&self, part: &Part<'_>, _access: &Access) -> String {
-        format!("blob {}", part.blob)
-    }
-}
-
-impl Pieces for Given {
-    async fn next(&mut self) -> Result<Option<Bytes>, OriginError> {
-        loop {
-            if let Some((after, meanwhile)) = self.meanwhile.take() {
-                if self.received >= after as u64 {
-                    meanwhile();
-                } else {
-                    self.meanwhile = Some((after, meanwhile));
-                }
-            }
-            if self.rest.is_empty() {
-                return self.error.take().map_or(Ok(None), Err);
-            }
-            let mut piece = self.rest.split_to(PIECE.min(self.rest.len()));
-            self.received += piece.len() as u64;
-            let known = self.skip.min(piece.len());
-            self.skip -= known;
-            drop(piece.split_to(known));
-            if !piece.is_empty() {
-                return Ok(Some(piece));
-            }
-        }
-    }
-
-    fn come_from_beginning(&self) -> bool {
-        self.from_beginning
-    }
-
-    fn bytes_received(&self) -> u64 {
-        self.received
-    }
-}
-
-fn skip(from: u64) -> usize {
-    usize::try_from(from).unwrap()
-}
-
-fn away() -> OriginError {
-    OriginError::Connection {
-        what: "blob".into(),
-        host: "registry".into(),
-        cause: "gone".into(),
-    }
-}
+mod parts;
+mod registry;
 
 fn roomy(_: &Path) -> io::Result<Space> {
     Ok(Space {
@@ -680,7 +550,8 @@ async fn a_newer_token_is_used_as_soon_as_it_comes() {
     let (end, _) = host.fetch_while(&registry, hand_down).await;
     assert_eq!(end, FetchEnd::Done);
     let asked = lock(&registry.asked).clone();
-    assert_eq!(asked, [(token("old"), 0), (token("new"), 0)]);
+    let all = 0..host.layer.blob.len() as u64;
+    assert_eq!(asked, [(token("old"), all.clone()), (token("new"), all)]);
 }
 
 #[tokio::test]

@@ -31,6 +31,9 @@ const MAX_ENCODED_BYTES: usize = compress_bound(WINDOW_BYTES);
 /// Bytes of the longest header: magic, raw size and encoded size.
 const MAX_HEADER_BYTES: usize = 12;
 
+/// The most bytes that a block takes in the stream, with its header.
+pub const MAX_BLOCK_BYTES: usize = MAX_HEADER_BYTES + MAX_ENCODED_BYTES;
+
 const fn compress_bound(raw: usize) -> usize {
     raw + raw / 255 + 16
 }

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    ops::Range,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -18,10 +19,11 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::error::{OriginError, broken, find, shorten, unexpected};
 
-/// A part of a blob, from the byte that was asked for to the blob's end, in pieces as they arrive.
+/// A part of a blob, from the byte that was asked for to the part's end, in pieces as they arrive.
 ///
 /// The stream ends after exactly the expected bytes, or with an error. Pieces that came before an error are good.
-/// Dropping the stream ends the connection.
+/// Dropping the stream before its end ends the connection. A stream that was read to its end leaves the connection to
+/// the next request, unless the registry went on behind the part.
 #[derive(Debug)]
 pub struct BlobStream {
     what: String,
@@ -33,6 +35,10 @@ pub struct BlobStream {
     start: u64,
     /// Whether the blob arrives from its beginning, although a later part was asked for.
     from_beginning: bool,
+    /// The offset behind the last wanted byte.
+    end: u64,
+    /// Whether the answer goes on behind `end`. What follows isn't read.
+    goes_on: bool,
     size: u64,
     received: u64,
     idle_timeout: Duration,
@@ -40,14 +46,16 @@ pub struct BlobStream {
 }
 
 impl BlobStream {
-    pub(crate) fn empty(what: String, size: u64, idle_timeout: Duration) -> Self {
+    pub(crate) fn empty(what: String, (at, size): (u64, u64), idle_timeout: Duration) -> Self {
         Self {
             what,
             host: String::new(),
             body: None,
-            next: size,
-            start: size,
+            next: at,
+            start: at,
             from_beginning: false,
+            end: at,
+            goes_on: false,
             size,
             received: 0,
             idle_timeout,
@@ -55,23 +63,28 @@ impl BlobStream {
         }
     }
 
-    /// The answer to a request for the bytes from `asked` on. Bytes before `start` are skipped.
+    /// The answer to a request for the bytes from `asked` on. Bytes before the part are skipped. An answer that is the
+    /// whole blob is read to the blob's end.
     pub(crate) fn of(
         what: String,
         host: String,
         response: Response<Incoming>,
-        (asked, start, size): (u64, u64, u64),
+        (asked, part, size): (u64, &Range<u64>, u64),
         idle_timeout: Duration,
     ) -> Result<Self, OriginError> {
         let (parts, body) = response.into_parts();
-        let next = first_byte(&what, &host, parts.status, &parts.headers, asked, size)?;
+        let given = given(&what, &host, parts.status, &parts.headers, asked, size)?;
+        let is_whole = parts.status == StatusCode::OK;
+        let end = if is_whole { size } else { part.end };
         Ok(Self {
             what,
             host,
             body: Some(body),
-            next,
-            start,
-            from_beginning: next < start,
+            next: given.start,
+            start: part.start,
+            from_beginning: is_whole && *part != (0..size),
+            end,
+            goes_on: given.end > end,
             size,
             received: 0,
             idle_timeout,
@@ -94,10 +107,17 @@ impl BlobStream {
         self.received
     }
 
-    /// Whether the registry gives the blob only from its beginning, so that bytes that were fetched before come again.
+    /// Whether the whole blob comes although a part of it was asked for. Bytes that were fetched before come again, and
+    /// the stream goes on to the blob's end.
     #[must_use]
     pub const fn comes_from_beginning(&self) -> bool {
         self.from_beginning
+    }
+
+    /// The offset in the blob behind the last piece.
+    #[must_use]
+    pub const fn end(&self) -> u64 {
+        self.end
     }
 
     /// The offset in the blob of the next piece.
@@ -122,12 +142,17 @@ impl BlobStream {
         self.received += length;
         let skip = self.start.saturating_sub(self.next).min(length);
         self.next += length;
-        if self.next > self.size {
-            return Err(OriginError::TooLarge {
-                what: self.what.clone(),
-                limit: self.size,
-                found: self.next,
-            });
+        if self.next > self.end {
+            if !self.goes_on {
+                return Err(OriginError::TooLarge {
+                    what: self.what.clone(),
+                    limit: self.end,
+                    found: self.next,
+                });
+            }
+            let beyond = usize::try_from(self.next - self.end).unwrap_or(usize::MAX);
+            data.truncate(data.len().saturating_sub(beyond));
+            self.next = self.end;
         }
         // A frame fits into memory, and so does a part of it.
         data.advance(usize::try_from(skip).unwrap_or(usize::MAX));
@@ -138,6 +163,9 @@ impl BlobStream {
         let Some(body) = &mut self.body else {
             return Poll::Ready(None);
         };
+        if self.goes_on && self.next == self.end {
+            return Poll::Ready(None);
+        }
         // Frames without wanted bytes are skipped here, but only one in each poll.
         let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else {
             ready!(self.deadline.as_mut().poll(cx));
@@ -150,7 +178,7 @@ impl BlobStream {
         let deadline = Instant::now() + self.idle_timeout;
         self.deadline.as_mut().reset(deadline);
         match frame {
-            None if self.next == self.size => Poll::Ready(None),
+            None if self.next == self.end => Poll::Ready(None),
             None => Poll::Ready(Some(Err(self.truncated()))),
             // A truncated body usually shows as a connection that breaks inside the body.
             Some(Err(error)) => Poll::Ready(Some(Err(if is_early_end(&error) {
@@ -173,7 +201,7 @@ impl BlobStream {
         OriginError::Truncated {
             what: self.what.clone(),
             received: self.next,
-            expected: self.size,
+            expected: self.end,
         }
     }
 }
@@ -197,15 +225,15 @@ fn is_early_end(error: &hyper::Error) -> bool {
             .is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
 }
 
-/// The offset of an answer's first byte. The answer must be the blob's part from `start` on, or the whole blob.
-fn first_byte(
+/// The part of the blob that an answer has: a part from `start` on, or the whole blob.
+fn given(
     what: &str,
     host: &str,
     status: StatusCode,
     headers: &HeaderMap,
     start: u64,
     size: u64,
-) -> Result<u64, OriginError> {
+) -> Result<Range<u64>, OriginError> {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     let malformed = |cause: String| OriginError::Malformed {
         what: what.to_owned(),
@@ -240,7 +268,7 @@ fn first_byte(
     match status {
         StatusCode::OK => {
             length.map_or(Ok(()), same_size)?;
-            Ok(0)
+            Ok(0..size)
         }
         StatusCode::PARTIAL_CONTENT => {
             let range = text(CONTENT_RANGE).unwrap_or_default();
@@ -258,7 +286,7 @@ fn first_byte(
                     cause: format!("{host} gave {:?}", shorten(range)),
                 });
             }
-            Ok(first)
+            Ok(first..last + 1)
         }
         other => Err(unexpected(what, host, other)),
     }
@@ -298,7 +326,7 @@ mod tests {
             .map(|(name, value)| (name.clone(), HeaderValue::from_static(value)))
             .collect();
         let status = StatusCode::from_u16(status).unwrap();
-        first_byte("blob", "host", status, &headers, start, 100)
+        given("blob", "host", status, &headers, start, 100).map(|given| given.start)
     }
 
     #[test]

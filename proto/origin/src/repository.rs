@@ -1,6 +1,6 @@
 //! A repository of a registry, and requests that read from it.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use http::{
@@ -221,9 +221,7 @@ impl Repository {
         }
     }
 
-    /// Streams a blob from byte `start` to its end. `size` is the whole blob's size by its manifest. The stream never
-    /// gives more bytes, and ends with an error when the registry has another size or breaks off. A registry that
-    /// doesn't give a part is asked once for the whole blob, and bytes before `start` are skipped.
+    /// Streams a blob from byte `start` to its end: [`Self::blob_part`] with an end that is the blob's.
     ///
     /// # Errors
     /// See [`OriginError`].
@@ -233,28 +231,51 @@ impl Repository {
         start: u64,
         size: u64,
     ) -> Result<BlobStream, OriginError> {
+        self.blob_part(digest, start..size.max(start), size).await
+    }
+
+    /// Streams a part of a blob. `size` is the whole blob's size by its manifest. The stream never gives more bytes,
+    /// and ends with an error when the registry has another size or breaks off.
+    ///
+    /// A registry that doesn't give a part with an end is asked for all bytes from the part's start on. A registry that
+    /// gives no part is asked for the whole blob. Bytes before the part are skipped; [`BlobStream::end`] says how far
+    /// the stream goes.
+    ///
+    /// # Errors
+    /// See [`OriginError`]. A part that isn't within the blob is an [`OriginError::Range`].
+    pub async fn blob_part(
+        &self,
+        digest: &Digest,
+        part: Range<u64>,
+        size: u64,
+    ) -> Result<BlobStream, OriginError> {
         let what = self.what_blob(digest);
         let idle = self.0.transport.idle_timeout();
-        if start > size {
+        if part.start > part.end || part.end > size {
             return Err(OriginError::Range {
                 what,
-                start,
+                start: part.start,
                 cause: format!("it has only {size} bytes"),
             });
         }
-        if start == size {
-            return Ok(BlobStream::empty(what, size, idle));
+        if part.is_empty() {
+            return Ok(BlobStream::empty(what, (part.start, size), idle));
         }
-        let asked = self.blob_from(digest, start, start, size).await;
-        match asked {
-            // where the registry gives no part, or a wrong one, it may give the whole blob; bytes before `start` are
-            // skipped
-            Err(error) if start > 0 && error.may_be_about_range() => {
-                tracing::debug!(%error, start, "a part of a blob isn't given; asking for all of it");
-                self.blob_from(digest, 0, start, size).await
+        let mut asked = self.ask_part(digest, &part, &part, size).await;
+        let without_end = (part.end < size).then_some(part.start);
+        let whole = (part.start > 0).then_some(0);
+        for first in [without_end, whole].into_iter().flatten() {
+            match asked {
+                Err(error) if error.may_be_about_range() => {
+                    let start = part.start;
+                    tracing::debug!(%error, start, "a part of a blob isn't given; asking for more of it");
+                    let rest = start..size;
+                    asked = self.ask_part(digest, &(first..size), &rest, size).await;
+                }
+                asked => return asked,
             }
-            asked => asked,
         }
+        asked
     }
 
     /// Reads a small part of a blob: `length` bytes from `start` on. `size` is the whole blob's size. Where the
@@ -269,32 +290,13 @@ impl Repository {
         length: usize,
         size: u64,
     ) -> Result<Bytes, OriginError> {
-        let what = self.what_blob(digest);
         let end = start.checked_add(length as u64).filter(|end| *end <= size);
         let end = end.ok_or_else(|| OriginError::Range {
-            what: what.clone(),
+            what: self.what_blob(digest),
             start,
             cause: format!("it has only {size} bytes"),
         })?;
-        if length == 0 {
-            return Ok(Bytes::new());
-        }
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        headers.insert(RANGE, bytes_between(start, end));
-        let path = format!("blobs/{digest}");
-        let asked = self.ask(&what, Method::GET, &path, &headers).await;
-        let idle = self.0.transport.idle_timeout();
-        let part = asked.and_then(|Answer { response, from }| {
-            let part = (start, start, size);
-            BlobStream::of(what, authority(&from), response, part, idle)
-        });
-        let mut stream = match part {
-            Err(error) if error.may_be_about_range() => {
-                self.blob_from(digest, 0, start, size).await?
-            }
-            part => part?,
-        };
+        let mut stream = self.blob_part(digest, start..end, size).await?;
         let mut bytes = BytesMut::with_capacity(length);
         while bytes.len() < length {
             let Some(piece) = stream.piece().await? else {
@@ -306,25 +308,25 @@ impl Repository {
         Ok(bytes.freeze())
     }
 
-    /// Asks for a blob from byte `asked` on, to get the bytes from `start` on.
-    async fn blob_from(
+    /// Asks for these bytes of a blob, to get those of `wanted`.
+    async fn ask_part(
         &self,
         digest: &Digest,
-        asked: u64,
-        start: u64,
+        asked: &Range<u64>,
+        wanted: &Range<u64>,
         size: u64,
     ) -> Result<BlobStream, OriginError> {
         let what = self.what_blob(digest);
         let mut headers = HeaderMap::new();
         // A compressed answer would have other sizes and ranges.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if asked > 0 {
-            headers.insert(RANGE, bytes_from(asked));
+        if let Some(range) = range(asked, size) {
+            headers.insert(RANGE, range);
         }
         let path = format!("blobs/{digest}");
         let Answer { response, from } = self.ask(&what, Method::GET, &path, &headers).await?;
         let idle = self.0.transport.idle_timeout();
-        let part = (asked, start, size);
+        let part = (asked.start, wanted, size);
         BlobStream::of(what, authority(&from), response, part, idle)
     }
 
@@ -554,14 +556,15 @@ fn manifest_headers(accept: Option<&HeaderValue>) -> HeaderMap {
     headers
 }
 
-fn bytes_from(start: u64) -> HeaderValue {
-    HeaderValue::from_str(&format!("bytes={start}-")).expect("digits are valid in a header")
-}
-
-/// The range from `start` to `end`, without the byte at `end`.
-fn bytes_between(start: u64, end: u64) -> HeaderValue {
-    let last = end - 1;
-    HeaderValue::from_str(&format!("bytes={start}-{last}")).expect("digits are valid in a header")
+/// The `Range` header that asks for these bytes; `None` for the whole blob.
+fn range(part: &Range<u64>, size: u64) -> Option<HeaderValue> {
+    let Range { start, end } = part;
+    let text = match (*start, *end) {
+        (0, end) if end == size => return None,
+        (start, end) if end == size => format!("bytes={start}-"),
+        (start, end) => format!("bytes={start}-{last}", last = end.saturating_sub(1)),
+    };
+    Some(HeaderValue::from_str(&text).expect("digits are valid in a header"))
 }
 
 fn announced(headers: &HeaderMap) -> Option<Digest> {

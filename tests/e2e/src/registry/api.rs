@@ -387,6 +387,13 @@ fn blob(
     for misbehaviour in happens {
         match misbehaviour {
             Misbehaviour::IgnoreRange => range = None,
+            Misbehaviour::IgnoreEnd => {
+                range = range.map(|part| part.map(|(first, _)| (first, size - 1)));
+            }
+            Misbehaviour::ShortRange(by) => {
+                let short = |(first, last): (u64, u64)| (first, last.min(first + by - 1));
+                range = range.map(|part| part.map(short));
+            }
             Misbehaviour::RefuseRange(status) if range.is_some() => {
                 let status = StatusCode::from_u16(*status).map_err(io::Error::other)?;
                 return Ok(refuse(status, "SCRIPTED"));

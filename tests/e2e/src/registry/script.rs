@@ -90,6 +90,10 @@ pub enum Misbehaviour {
     Chunked,
     /// The whole blob comes instead of the range.
     IgnoreRange,
+    /// The range goes on to the blob's end.
+    IgnoreEnd,
+    /// The range ends after so many bytes, and says so.
+    ShortRange(u64),
     /// A request for a range is refused with this status.
     RefuseRange(u16),
     /// A range is answered with this `Content-Range`, or none.

@@ -32,8 +32,8 @@ struct World {
     first: String,
     second: String,
     image: GeneratedImage,
-    /// Raw bytes of chunks of the second release that the first one doesn't have at the same place.
-    changed_bytes: u64,
+    /// Where on the disk the chunks lie that the first release doesn't have at the same place.
+    changed: Vec<u64>,
     // last: everything is kept there
     site: Site,
 }
@@ -53,7 +53,7 @@ impl World {
         let world = Self {
             first: site.registry.hold(REPOSITORY, "1", &old),
             second: site.registry.hold(REPOSITORY, "2", &image),
-            changed_bytes: changed(&old, &image),
+            changed: changed(&old, &image),
             cluster: cluster.unwrap(),
             image,
             site,
@@ -105,6 +105,23 @@ impl World {
         digest
     }
 
+    /// Bytes of the blobs in which the changed chunks lie, by a true recipe.
+    fn spans(&self, recipe: &[u8]) -> u64 {
+        let layout = self.image.layout().unwrap();
+        let recipe = Recipe::parse(recipe, &layout).unwrap();
+        let span = |at: &u64| {
+            let layer = &layout.layers()[usize::try_from(at / spec().layer_bytes).unwrap()];
+            let of = recipe.content(&layer.raw.unwrap()).unwrap();
+            let chunk = u32::try_from(at % spec().layer_bytes >> 20).unwrap();
+            let behind = |chunk: u32| {
+                let place = of.link(ChunkIndex(chunk)).unwrap().resume;
+                place.map_or(layer.blob.size, |place| place.blob_offset)
+            };
+            behind(chunk) - chunk.checked_sub(1).map_or(0, behind)
+        };
+        self.changed.iter().map(span).sum()
+    }
+
     /// Every host's disk is the second release's, bit by bit.
     fn assert_holds(&self) {
         let differs = difference(&self.cluster, &self.second, &self.image);
@@ -127,32 +144,38 @@ impl World {
     }
 }
 
-/// Bytes of the chunks in which two disks differ at the same place.
-fn changed(old: &GeneratedImage, new: &GeneratedImage) -> u64 {
+/// Where the chunks lie in which two disks differ at the same place.
+fn changed(old: &GeneratedImage, new: &GeneratedImage) -> Vec<u64> {
     let (mut one, mut other) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-    let mut differ = 0;
-    for at in (0..spec().disk_bytes).step_by(1 << 20) {
-        old.disk.read(at, &mut one);
-        new.disk.read(at, &mut other);
-        differ += if one == other { 0 } else { 1 << 20 };
-    }
-    differ
+    let all = (0..spec().disk_bytes).step_by(1 << 20);
+    all.filter(|at| {
+        old.disk.read(*at, &mut one);
+        new.disk.read(*at, &mut other);
+        one != other
+    })
+    .collect()
 }
 
 #[test]
 fn a_release_that_changes_little_moves_little() {
     let world = World::new();
     world.recipe(&["--push"]);
+    let recipe = world.made();
+    let spans = world.spans(&recipe);
     world.site.registry.reset_counters();
     world.stage(&world.second);
     world.assert_holds();
-    let (changed, disk) = (world.changed_bytes, spec().disk_bytes);
+    let (changed, disk) = ((world.changed.len() as u64) << 20, spec().disk_bytes);
     assert!(0 < changed && changed < disk / 2, "{changed}");
     let (moved, local) = world.figures();
     println!(
-        "{HOSTS} hosts, {changed} of {disk} bytes changed: {moved} moved, {local} were there, {} left the registry",
+        "{HOSTS} hosts, {changed} of {disk} bytes changed, in {spans} bytes of blobs: {moved} moved, {local} were there, \
+         {} left the registry",
         world.site.served()
     );
+    // the recipe leaves it, too
+    let rest = recipe.len() as u64 + (1 << 10);
+    assert!(100 * (world.site.served() - rest) <= 115 * spans, "{spans}");
     // nvram, config and the recipe move too
     let rest = 3 * (1 << 20);
     let hosts = HOSTS as u64;

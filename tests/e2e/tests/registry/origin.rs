@@ -7,6 +7,7 @@ mod proxies;
 mod trust;
 
 use std::{
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -166,6 +167,89 @@ async fn a_range_starts_where_it_should() {
     assert_eq!(world.registry.counters().requests, before);
     let error = world.fetch(SIZE as u64 + 1).await.unwrap_err();
     assert!(matches!(error, OriginError::Range { .. }), "{error}");
+}
+
+/// Asks for a part, and reads it.
+async fn part(world: &World, part: Range<usize>) -> (Vec<u8>, Option<OriginError>, u64) {
+    let part = part.start as u64..part.end as u64;
+    let stream = world
+        .repository
+        .blob_part(&world.digest, part, SIZE as u64)
+        .await
+        .unwrap();
+    let end = stream.end();
+    let (bytes, error) = rest(stream).await;
+    (bytes, error, end)
+}
+
+#[tokio::test]
+async fn a_part_ends_where_it_should_and_leaves_its_connection_to_the_next() {
+    let world = world(Auth::Open).await;
+    let mut all = 0;
+    for of in [0..1, 5..100_000, 100_000..SIZE - 1, SIZE - 1..SIZE] {
+        let wanted = (world.blob[of.clone()].to_vec(), None, of.end as u64);
+        all += wanted.0.len() as u64;
+        assert!(part(&world, of.clone()).await == wanted, "{of:?}");
+    }
+    let counters = world.registry.counters();
+    assert_eq!((counters.bytes, counters.connections), (all, 1));
+    // nothing is asked for an empty part, and one beyond the blob's end is refused
+    assert_eq!(part(&world, 7..7).await, (Vec::new(), None, 7));
+    assert_eq!(world.registry.counters().blob_requests, 4);
+    for beyond in [0..SIZE as u64 + 1, 9..8] {
+        let asked = world
+            .repository
+            .blob_part(&world.digest, beyond, SIZE as u64);
+        let error = asked.await.unwrap_err();
+        assert!(matches!(error, OriginError::Range { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_ignores_the_end_of_a_part_is_left_there() {
+    let world = world(Auth::Open).await;
+    world.script(Misbehaviour::IgnoreEnd);
+    let (bytes, error, end) = part(&world, 1000..200_000).await;
+    assert!(bytes == world.blob[1000..200_000], "other bytes");
+    assert_eq!((error, end), (None, 200_000));
+}
+
+#[tokio::test]
+async fn a_registry_that_gives_no_parts_gives_the_whole_blob() {
+    for what in [
+        Misbehaviour::IgnoreRange,
+        Misbehaviour::RefuseRange(416),
+        Misbehaviour::RefuseRange(400),
+    ] {
+        for start in [0, 1000] {
+            let world = world(Auth::Open).await;
+            let fault = Fault::always(Target::Blob(world.digest), what.clone());
+            world.registry.script(fault);
+            let (bytes, error, end) = part(&world, start..200_000).await;
+            assert!(bytes == world.blob[start..], "{what:?} {start}");
+            assert_eq!((error, end), (None, SIZE as u64), "{what:?} {start}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_part_that_is_cut_short_is_told() {
+    let world = world(Auth::Open).await;
+    world.script(Misbehaviour::ShortRange(500));
+    let (bytes, error, _) = part(&world, 1000..200_000).await;
+    assert!(bytes == world.blob[1000..1500], "other bytes");
+    let error = error.unwrap();
+    assert!(
+        matches!(
+            error,
+            OriginError::Truncated {
+                received: 1500,
+                expected: 200_000,
+                ..
+            }
+        ),
+        "{error}"
+    );
 }
 
 #[tokio::test]
