@@ -7,6 +7,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod blocks;
 pub mod causes;
 pub mod chain;
 pub mod chunks;
@@ -28,6 +29,7 @@ pub mod secret;
 pub mod statement;
 pub mod tie;
 
+pub use blocks::BlockPrint;
 pub use causes::causes;
 pub use chain::{Link, Resume, State};
 pub use chunks::{CHUNK_BYTES, ChunkIndex, ChunkSet, Geometry};

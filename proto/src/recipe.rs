@@ -14,8 +14,9 @@ use alloc::{collections::BTreeMap, sync::Arc, vec::Vec};
 use prost::Message as _;
 
 use crate::{
+    blocks::{Blocks, BlocksError, Cutter, PAGE_BYTES},
     chain::{Link, Resume, State, step},
-    chunks::{ChunkIndex, Geometry},
+    chunks::{CHUNK_BYTES, ChunkIndex, Geometry},
     digest::{Digest, ParseDigestError},
     fingerprint::Fingerprint,
     image::{ContentKind, ContentSpec, Layout},
@@ -29,7 +30,8 @@ const STATE_BYTES: usize = 32;
 const FINGERPRINT_BYTES: usize = 16;
 const RESUME_BYTES: usize = 12;
 
-/// Bytes of a recipe that each chunk may take: 0.1 % of the chunk. Version 1 uses 60.
+/// Bytes of a recipe that each chunk may take: 0.1 % of the chunk. 60 prove and find the chunk, and up to
+/// [`blocks::MAX_BYTES_PER_CHUNK`](crate::blocks::MAX_BYTES_PER_CHUNK) name its blocks.
 const MAX_BYTES_PER_CHUNK: u64 = 1 << 10;
 /// Bytes that each content may take beside those of its chunks.
 const MAX_BYTES_PER_CONTENT: u64 = 256;
@@ -50,6 +52,7 @@ pub struct ContentRecipe {
     states: Vec<u8>,
     fingerprints: Vec<u8>,
     resumes: Vec<u8>,
+    blocks: Blocks,
 }
 
 /// Why bytes aren't the recipe of an image.
@@ -111,6 +114,15 @@ pub enum ParseRecipeError {
         /// The bytes that the content's chunks need.
         wanted: usize,
     },
+    /// Its blocks aren't those of the content. Like every column it is refused although it is a hint, so that a maker
+    /// that writes nonsense is found when the recipe is verified, and not by what hosts fetch in vain.
+    #[error("recipe has blocks for content {content} that don't fit: {error}")]
+    Blocks {
+        /// The content.
+        content: Digest,
+        /// What is wrong with them.
+        error: BlocksError,
+    },
 }
 
 /// Bytes that aren't the content whose recipe was to be made.
@@ -145,6 +157,8 @@ pub enum Column {
     Fingerprints,
     /// The places in the blob to go on from: a hint.
     Resumes,
+    /// The content's blocks: a hint.
+    Blocks,
 }
 
 /// A place where two recipes of one image differ.
@@ -164,6 +178,7 @@ impl core::fmt::Display for Difference {
             Column::States => "state after",
             Column::Fingerprints => "fingerprint of",
             Column::Resumes => "place to go on from after",
+            Column::Blocks => "blocks of",
         };
         let Self { content, chunk, .. } = self;
         write!(f, "the {what} chunk {chunk} of content {content}")
@@ -267,22 +282,11 @@ impl Recipe {
             });
         }
         let mut rest = bytes;
-        let header: message::RecipeHeader = part(&mut rest)?;
-        let found = digest(&header.image)?;
-        if found != *layout.digest() {
-            return Err(ParseRecipeError::OtherImage {
-                wanted: *layout.digest(),
-                found,
-            });
-        }
-        let wanted = layout.contents().len();
+        let mut reader = Reader::new(layout);
         let mut contents = Vec::new();
+        contents.extend(reader.take(part(&mut rest)?)?);
         while !rest.is_empty() {
-            // checked for each: a million empty contents take few bytes, and much memory
-            if contents.len() == wanted {
-                return Err(ParseRecipeError::TooMany(wanted));
-            }
-            contents.push(parse_content(part(&mut rest)?)?);
+            contents.extend(reader.take(part(&mut rest)?)?);
         }
         Self::new(layout, contents)
     }
@@ -301,6 +305,8 @@ impl Recipe {
                 states: content.states.clone(),
                 fingerprints: content.fingerprints.clone(),
                 resumes: content.resumes.clone(),
+                block_lengths: content.blocks.parts().0.to_vec(),
+                block_prints: content.blocks.parts().1.to_vec(),
             };
             bytes.extend(content.encode_length_delimited_to_vec());
         }
@@ -346,34 +352,98 @@ fn digest(bytes: &[u8]) -> Result<Digest, ParseRecipeError> {
     Ok(Digest::from_bytes(bytes))
 }
 
-/// Reads one message, whose length stands before it.
-fn part<M: prost::Message + Default>(rest: &mut &[u8]) -> Result<M, ParseRecipeError> {
+/// Takes one part of a recipe off, whose length stands before it.
+fn part<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], ParseRecipeError> {
     let length = prost::decode_length_delimiter(&mut *rest).map_err(ParseRecipeError::Protobuf)?;
     let (body, later) = rest
         .split_at_checked(length)
         .ok_or(ParseRecipeError::Truncated)?;
     *rest = later;
-    M::decode(body).map_err(ParseRecipeError::Protobuf)
+    Ok(body)
 }
 
-fn parse_content(content: message::RecipeContent) -> Result<ContentRecipe, ParseRecipeError> {
-    let digest = digest(&content.digest)?;
-    // a size that is too large fits no content of a layout either
-    let geometry = Geometry::new(content.size).map_err(|error| ParseRecipeError::Size {
-        content: digest,
-        says: error.size,
-        is: 0,
-    })?;
-    Ok(ContentRecipe {
-        digest,
-        geometry,
-        states: content.states,
-        fingerprints: content.fingerprints,
-        resumes: content.resumes,
-    })
+/// Reads a recipe part by part, for who can't hold all its blocks at once: a recipe of 140 GB may have 140 MB. A part
+/// is a message of the file, without the length that stands before it.
+#[derive(Clone, Debug)]
+pub struct Reader<'a> {
+    layout: &'a Layout,
+    wanted: usize,
+    /// The parts that came.
+    parts: usize,
+}
+
+impl<'a> Reader<'a> {
+    /// Begins with the file's first byte.
+    #[must_use]
+    pub fn new(layout: &'a Layout) -> Self {
+        Self {
+            layout,
+            wanted: layout.contents().len(),
+            parts: 0,
+        }
+    }
+
+    /// The most bytes that any part may have.
+    #[must_use]
+    pub fn max_part_bytes(&self) -> u64 {
+        let chunks = |content: &ContentSpec| u64::from(content.geometry.chunks());
+        let most = self.layout.contents().iter().map(chunks).max();
+        MAX_BYTES_PER_CONTENT + MAX_BYTES_PER_CHUNK * most.unwrap_or(0)
+    }
+
+    /// Takes the next part. The first one is the header; each other one is the recipe of a content. The content isn't
+    /// compared with the layout yet; [`Recipe::new`] does that.
+    ///
+    /// # Errors
+    /// When it is no such part, the recipe is another image's, or it has more contents than the image.
+    pub fn take(&mut self, part: &[u8]) -> Result<Option<ContentRecipe>, ParseRecipeError> {
+        // checked for each: a million empty contents take few bytes, and much memory
+        if self.parts > self.wanted {
+            return Err(ParseRecipeError::TooMany(self.wanted));
+        }
+        self.parts += 1;
+        if self.parts > 1 {
+            return ContentRecipe::parse(part).map(Some);
+        }
+        let header = message::RecipeHeader::decode(part).map_err(ParseRecipeError::Protobuf)?;
+        let (wanted, found) = (*self.layout.digest(), digest(&header.image)?);
+        if found != wanted {
+            return Err(ParseRecipeError::OtherImage { wanted, found });
+        }
+        Ok(None)
+    }
 }
 
 impl ContentRecipe {
+    /// Reads the part of a recipe that is about one content. It isn't compared with the manifest; [`Recipe::new`] does
+    /// that.
+    ///
+    /// # Errors
+    /// When it is no such part, or its blocks don't fit its size.
+    pub fn parse(part: &[u8]) -> Result<Self, ParseRecipeError> {
+        let content = message::RecipeContent::decode(part).map_err(ParseRecipeError::Protobuf)?;
+        let digest = digest(&content.digest)?;
+        // a size that is too large fits no content of a layout either
+        let geometry = Geometry::new(content.size).map_err(|error| ParseRecipeError::Size {
+            content: digest,
+            says: error.size,
+            is: 0,
+        })?;
+        let blocks = Blocks::parse(content.block_lengths, content.block_prints, geometry);
+        let blocks = blocks.map_err(|error| ParseRecipeError::Blocks {
+            content: digest,
+            error,
+        })?;
+        Ok(Self {
+            digest,
+            geometry,
+            states: content.states,
+            fingerprints: content.fingerprints,
+            resumes: content.resumes,
+            blocks,
+        })
+    }
+
     /// The digest of the content.
     #[must_use]
     pub const fn digest(&self) -> &Digest {
@@ -406,6 +476,17 @@ impl ContentRecipe {
                 == self.state_after(chunk)
     }
 
+    /// The content's blocks; empty where they aren't known.
+    #[must_use]
+    pub const fn blocks(&self) -> &Blocks {
+        &self.blocks
+    }
+
+    /// Takes the blocks out. They are most of a recipe's bytes, and few need them for long.
+    pub fn take_blocks(&mut self) -> Blocks {
+        core::mem::take(&mut self.blocks)
+    }
+
     fn first_difference(&self, true_one: &Self) -> Option<Difference> {
         let has_places = !self.resumes.is_empty() && !true_one.resumes.is_empty();
         let (states, fingerprints) = (&true_one.states, &true_one.fingerprints);
@@ -423,6 +504,7 @@ impl ContentRecipe {
                 first_different::<FINGERPRINT_BYTES>(&self.fingerprints, fingerprints),
             ),
             (Column::Resumes, resumes),
+            (Column::Blocks, self.first_different_block(true_one)),
         ];
         let found = found
             .into_iter()
@@ -434,6 +516,18 @@ impl ContentRecipe {
             chunk,
             column,
         })
+    }
+
+    /// The chunk in which the first block begins that differs. None does where one of the two says nothing of blocks.
+    fn first_different_block(&self, true_one: &Self) -> Option<ChunkIndex> {
+        if self.blocks.is_empty() || true_one.blocks.is_empty() {
+            return None;
+        }
+        let mut pairs = self.blocks.pieces().zip(true_one.blocks.pieces());
+        // both cover the same pages, so neither goes on where the other ends
+        let ((page, _), _) = pairs.find(|(one, other)| one != other)?;
+        let pages_per_chunk = u32::try_from(CHUNK_BYTES / PAGE_BYTES as u64).unwrap_or(1);
+        Some(ChunkIndex(page / pages_per_chunk))
     }
 
     fn state_before(&self, chunk: ChunkIndex) -> State {
@@ -471,6 +565,7 @@ impl ContentRecipe {
                 is: spec.geometry.size(),
             });
         }
+        let (lengths, _) = self.blocks.parts();
         let chunks = spec.geometry.chunks() as usize;
         let inner = chunks.saturating_sub(1);
         let raw = matches!(spec.kind, ContentKind::RawLayer { .. });
@@ -487,6 +582,7 @@ impl ContentRecipe {
                 chunks * FINGERPRINT_BYTES,
             ),
             ("resumes", self.resumes.len(), resumes),
+            ("block_lengths", if raw { 0 } else { lengths.len() }, 0),
         ] {
             if bytes != wanted {
                 return Err(ParseRecipeError::Column {
@@ -534,12 +630,25 @@ pub struct Maker {
     buffer: Vec<u8>,
     /// The raw offset behind the last byte that came.
     came: u64,
-    /// The block that the last byte that came stands in: its offsets in the raw bytes and in the blob.
+    /// The block of the blob that the last byte that came stands in: its offsets in the raw bytes and in the blob.
     block: Option<(u64, u64)>,
+    /// Cuts the raw bytes into blocks, where those are wanted.
+    cutter: Option<Cutter>,
 }
 
 impl Maker {
-    /// Begins with the content's first byte.
+    /// Begins with the content's first byte. A raw layer gets its blocks. Others don't: a blob's bytes are packed, and
+    /// what is packed differs from the first change on.
+    #[must_use]
+    pub fn of(spec: &ContentSpec) -> Self {
+        let raw = matches!(spec.kind, ContentKind::RawLayer { .. });
+        Self {
+            cutter: raw.then(Cutter::default),
+            ..Self::new(spec.digest, spec.geometry)
+        }
+    }
+
+    /// Begins with the content's first byte. The recipe says nothing of blocks.
     #[must_use]
     pub const fn new(digest: Digest, geometry: Geometry) -> Self {
         Self {
@@ -549,12 +658,14 @@ impl Maker {
                 states: Vec::new(),
                 fingerprints: Vec::new(),
                 resumes: Vec::new(),
+                blocks: Blocks::EMPTY,
             },
             state: State::INITIAL,
             next: ChunkIndex(0),
             buffer: Vec::new(),
             came: 0,
             block: None,
+            cutter: None,
         }
     }
 
@@ -580,6 +691,9 @@ impl Maker {
             let (now, later) = raw.split_at(raw.len().min(wanted - self.buffer.len()));
             raw = later;
             self.came += now.len() as u64;
+            if let Some(cutter) = &mut self.cutter {
+                cutter.take(now, &mut |piece| self.recipe.blocks.push(piece));
+            }
             if now.len() == wanted {
                 self.chunk(now);
                 continue;
@@ -615,7 +729,16 @@ impl Maker {
     ///
     /// # Errors
     /// When bytes are missing, or they aren't the content.
-    pub fn finish(self) -> Result<ContentRecipe, NotTheContentError> {
+    pub fn finish(mut self) -> Result<ContentRecipe, NotTheContentError> {
+        let blocks = &mut self.recipe.blocks;
+        if let Some(cutter) = self.cutter.take() {
+            cutter.finish(&mut |piece| blocks.push(piece));
+        }
+        // Pages that belong to files of their own, one after the other, would take 0.14 %. Such a content is found by
+        // whole chunks only.
+        if blocks.bytes() > Blocks::max_bytes(self.recipe.geometry) {
+            *blocks = Blocks::EMPTY;
+        }
         if self.came != self.recipe.geometry.size() {
             return Err(self.size(self.came));
         }

@@ -72,7 +72,7 @@ fn made_as(
 ) -> Result<ContentRecipe, NotTheContentError> {
     let contents = layout.contents();
     let spec = contents.iter().find(|spec| spec.digest == digest).unwrap();
-    let mut maker = Maker::new(spec.digest, spec.geometry);
+    let mut maker = Maker::of(spec);
     let raw = matches!(spec.kind, ContentKind::RawLayer { .. });
     for (at, block) in content.chunks(BLOCK).enumerate() {
         if raw {
@@ -131,15 +131,20 @@ fn a_recipe_reads_back_and_is_the_same_whoever_made_it() {
         .map(|spec| spec.digest)
         .collect();
     assert_eq!(order, wanted);
-    // 60 bytes a chunk, and under a hundred a content
+    // 60 bytes a chunk, under a hundred a content, and the blocks
     let chunks: u32 = recipe
         .contents()
         .map(|content| content.geometry().chunks())
         .sum();
+    let blocks: u64 = recipe
+        .contents()
+        .map(|content| content.blocks().bytes())
+        .sum();
+    assert!(blocks > 0);
+    let rest = bytes.len() - usize::try_from(blocks).unwrap();
     assert!(
-        bytes.len() < 60 * chunks as usize + 100 * (order.len() + 1),
-        "{}",
-        bytes.len()
+        rest < 60 * chunks as usize + 100 * (order.len() + 1),
+        "{rest}"
     );
     assert!((bytes.len() as u64) < Recipe::max_bytes(&image.layout));
 }
@@ -300,7 +305,7 @@ proptest! {
         let raw = bytes(1, 2 * MIB + 64);
         let layout = image(core::slice::from_ref(&raw)).layout;
         let spec = layout.contents().into_iter().find(|spec| spec.digest == Digest::of(&raw)).unwrap();
-        let mut maker = Maker::new(spec.digest, spec.geometry);
+        let mut maker = Maker::of(&spec);
         let mut rest = &raw[..];
         for cut in cuts {
             let (now, later) = rest.split_at(cut.min(rest.len()));
@@ -308,7 +313,7 @@ proptest! {
             rest = later;
         }
         maker.take(rest).unwrap();
-        let mut whole = Maker::new(spec.digest, spec.geometry);
+        let mut whole = Maker::of(&spec);
         whole.take(&raw).unwrap();
         prop_assert_eq!(maker.finish().unwrap(), whole.finish().unwrap());
     }
@@ -366,4 +371,97 @@ fn a_recipe_without_places_is_not_false() {
     });
     assert_eq!(without.first_difference(&whole), None);
     assert_eq!(whole.first_difference(&without), None);
+}
+
+#[test]
+fn a_false_block_is_named_and_a_recipe_without_blocks_is_not_false() {
+    let image = image(&[bytes(1, 4 * MIB)]);
+    let honest = recipe(&image);
+    let disk = Digest::of(&image.contents[2]);
+    let with = |blocks: Vec<crate::blocks::Piece>| {
+        let mut column = Blocks::default();
+        blocks.into_iter().for_each(|piece| column.push(piece));
+        with_a_lie(&honest, disk, |content| content.blocks = column)
+    };
+    let pieces: Vec<_> = honest.content(&disk).unwrap().blocks().pieces().collect();
+    let lie = pieces.iter().position(|(page, _)| *page > 600).unwrap();
+    let mut false_pieces: Vec<_> = pieces.iter().map(|(_, piece)| *piece).collect();
+    let crate::blocks::Piece::Block(block) = &mut false_pieces[lie] else {
+        panic!("random bytes have no zeros");
+    };
+    block.print = crate::blocks::BlockPrint::of(b"something else");
+    let lying = with(false_pieces);
+    let found = lying.first_difference(&honest).unwrap();
+    assert_eq!((found.chunk, found.column), (ChunkIndex(2), Column::Blocks));
+    assert_eq!(Recipe::parse(&lying.encode(), &image.layout), Ok(lying));
+    let without = with(Vec::new());
+    assert!(without.content(&disk).unwrap().blocks().is_empty());
+    assert_eq!(without.first_difference(&honest), None);
+    assert_eq!(honest.first_difference(&without), None);
+    assert_eq!(Recipe::parse(&without.encode(), &image.layout), Ok(without));
+}
+
+#[test]
+fn blocks_of_another_size_and_of_what_is_no_layer_are_refused() {
+    let image = two_disks();
+    let good = recipe(&image);
+    let blocks = |at: usize| {
+        good.content(&Digest::of(&image.contents[at]))
+            .unwrap()
+            .blocks()
+    };
+    let with = |at: usize, blocks: &Blocks| {
+        with_a_lie(&good, Digest::of(&image.contents[at]), |content| {
+            content.blocks = blocks.clone();
+        })
+    };
+    let refused = |recipe: &Recipe| Recipe::parse(&recipe.encode(), &image.layout).unwrap_err();
+    let error = refused(&with(2, blocks(3)));
+    assert!(matches!(error, ParseRecipeError::Blocks { .. }), "{error}");
+    // nvram has 3 MiB and 5 bytes
+    let mut of_nvram = Blocks::default();
+    of_nvram.push(crate::blocks::Piece::Zeros { pages: 769 });
+    let error = refused(&with(1, &of_nvram));
+    assert!(matches!(error, ParseRecipeError::Column { .. }), "{error}");
+}
+
+#[test]
+fn pages_that_all_end_files_take_no_more_than_a_recipe_may() {
+    let mut disk = bytes(1, 2 * MIB);
+    for page in disk.chunks_mut(4096) {
+        page[4080..].fill(0);
+    }
+    let image = image(&[disk]);
+    let recipe = recipe(&image);
+    let content = recipe.content(&Digest::of(&image.contents[2])).unwrap();
+    assert!(content.blocks().is_empty());
+    assert!(recipe.encode().len() as u64 <= Recipe::max_bytes(&image.layout));
+}
+
+#[test]
+fn a_recipe_is_read_part_by_part() {
+    let image = two_disks();
+    let whole = recipe(&image);
+    let bytes = whole.encode();
+    let (mut rest, mut reader) = (&bytes[..], Reader::new(&image.layout));
+    let mut contents = Vec::new();
+    while !rest.is_empty() {
+        let part = part(&mut rest).unwrap();
+        assert!(part.len() as u64 <= reader.max_part_bytes());
+        contents.extend(reader.take(part).unwrap());
+    }
+    assert_eq!(reader.take(&[]), Err(ParseRecipeError::TooMany(4)));
+    let blocks: u64 = contents
+        .iter_mut()
+        .map(|content| content.take_blocks().bytes())
+        .sum();
+    assert!(blocks > 0);
+    let lean = Recipe::new(&image.layout, contents).unwrap();
+    assert!(lean.contents().all(|content| content.blocks().is_empty()));
+    let raw = &image.contents[2];
+    assert!(
+        lean.content(&Digest::of(raw))
+            .unwrap()
+            .proves(ChunkIndex(0), &raw[..MIB])
+    );
 }

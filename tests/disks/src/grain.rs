@@ -1,6 +1,7 @@
 //! Grains: the ways in which a disk is cut into blocks, as pure functions of bytes.
 
 use fastcdc::v2020::FastCDC;
+use proto::blocks::{Cutter, MAX_BLOCK_PAGES};
 use twox_hash::XxHash3_64;
 
 /// The unit in which file systems place files.
@@ -27,6 +28,8 @@ pub(crate) enum Grain {
         /// next file often begins there.
         ends: bool,
     },
+    /// As recipes cut: `Pages` with an average of 16 KiB and `ends`, where pages of zeros are no part of blocks.
+    Recipe,
 }
 
 /// All that is measured, coarsest first.
@@ -47,7 +50,7 @@ pub(crate) const GRAINS: [Grain; 17] = [
     pages(128, true),
     pages(64, true),
     pages(32, true),
-    pages(16, true),
+    Grain::Recipe,
 ];
 
 const fn pages(average_kib: usize, ends: bool) -> Grain {
@@ -76,6 +79,7 @@ impl Grain {
                 average,
                 ends: true,
             } => format!("pages+ends {}", kib(average)),
+            Self::Recipe => "recipe".to_owned(),
         }
     }
 
@@ -98,6 +102,8 @@ impl Grain {
             Self::Gear { .. } => 8 + 5 + 3,
             // both in pages: 4 bytes are 16 terabytes
             Self::Pages { .. } => 8 + 4 + 2,
+            // the index that hosts make, and the recipe has the lengths
+            Self::Recipe => 5 + 4,
         }
     }
 
@@ -108,6 +114,7 @@ impl Grain {
             Self::Fixed(length) => lengths.extend(bytes.chunks(length).map(<[u8]>::len)),
             Self::Gear { average } => cut_gear(average, bytes, last, lengths),
             Self::Pages { average, ends } => cut_pages(average, ends, bytes, last, lengths),
+            Self::Recipe => cut_as_recipes(bytes, last, lengths),
         }
     }
 }
@@ -149,6 +156,22 @@ fn cut_pages(average: usize, ends: bool, bytes: &[u8], last: bool, lengths: &mut
     if last && length > 0 {
         lengths.push(length);
     }
+}
+
+fn cut_as_recipes(bytes: &[u8], last: bool, lengths: &mut Vec<usize>) {
+    let mut left = bytes.len();
+    let mut piece = |piece: proto::blocks::Piece| {
+        let length = left.min(piece.pages() as usize * PAGE);
+        left -= length;
+        lengths.push(length);
+    };
+    let mut cutter = Cutter::default();
+    cutter.take(bytes, &mut piece);
+    // what more bytes could change isn't handed over yet
+    if last {
+        cutter.finish(&mut piece);
+    }
+    const { assert!(MAX_BLOCK_PAGES as usize * PAGE <= LONGEST) };
 }
 
 fn ends_in_zeros(page: &[u8]) -> bool {
@@ -219,7 +242,7 @@ mod tests {
         let mut bytes = crate::made_up::random(9, 64 << 10);
         bytes[(5 << 12) - 16..5 << 12].fill(0);
         let mut lengths = Vec::new();
-        pages(16, true).cut(&bytes, true, &mut lengths);
+        pages(32, true).cut(&bytes, true, &mut lengths);
         let ends = lengths.iter().scan(0, |end, length| {
             *end += length;
             Some(*end)

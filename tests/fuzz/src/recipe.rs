@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use proto::{
     Digest, Layout,
+    blocks::Blocks,
     chunks::ChunkIndex,
     image::{
         CONFIG_TYPE, DISK_TYPE, MANIFEST_TYPE, NVRAM_TYPE, RAW_DIGEST_ANNOTATION,
@@ -40,6 +41,9 @@ pub(crate) fn run(input: &[u8]) {
             assert!(content.link(ChunkIndex(chunk)).is_some());
         }
         assert!(content.link(ChunkIndex(chunks)).is_none());
+        let pieces = content.blocks().pieces();
+        let pages: u64 = pieces.map(|(_, piece)| u64::from(piece.pages())).sum();
+        assert!(content.blocks().is_empty() || pages == Blocks::pages(spec.geometry));
     }
     let again = Recipe::parse(&recipe.encode(), layout).expect("what was read reads back");
     assert!(recipe == again && recipe.first_difference(&again).is_none());
@@ -53,7 +57,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
             let digest = Digest::of(&bytes);
             let contents = layout.contents();
             let spec = contents.iter().find(|spec| spec.digest == digest);
-            let mut maker = Maker::new(digest, spec.expect("it is one").geometry);
+            let mut maker = Maker::of(spec.expect("it is one"));
             let taken = match places && *kind == DISK_TYPE {
                 true => maker.take_block(0, &bytes),
                 false => maker.take(&bytes),

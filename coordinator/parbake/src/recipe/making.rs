@@ -168,7 +168,7 @@ fn take_all(
     spec: &ContentSpec,
     mut coming: mpsc::Receiver<Bytes>,
 ) -> anyhow::Result<ContentRecipe> {
-    let mut maker = Maker::new(spec.digest, spec.geometry);
+    let mut maker = Maker::of(spec);
     let mut decoder = match spec.kind {
         ContentKind::RawLayer { .. } => Some(Decoder::new(spec.geometry.size())),
         ContentKind::Blob => None,

@@ -104,7 +104,7 @@ impl Installed {
             )
         };
         let file = File::open(&path).with_context(reading)?;
-        let mut maker = Maker::new(spec.digest, spec.geometry);
+        let mut maker = Maker::of(spec);
         let mut buffer = vec![0; READ_BYTES];
         let mut at = 0;
         while at < spec.geometry.size() {
