@@ -8,6 +8,7 @@
 //!     status.json                  references, inode of the disk
 //!     manifest.json                raw bytes
 //!     journal                      which chunks are on disk, by which links
+//!     blocks.index                 where blocks lie, by the image's recipe; made again when it is of no use
 //!     blobs/<hex>                  blobs of layers without a raw digest
 //!     image/                       becomes cache/OCIs/<host>/<ns>/sha256:<hex>/
 //!       disk.img config.json nvram.bin
@@ -39,6 +40,7 @@
 //! - *Forgetting*: directories are removed bottom up, `status.json` first, so what a crash leaves is no stage any more.
 
 mod alike;
+mod blocks;
 pub(crate) mod chunks;
 pub(crate) mod claim;
 mod doubt;
@@ -53,6 +55,7 @@ pub(crate) mod place;
 pub(crate) mod recipes;
 mod recover;
 mod references;
+mod reuse;
 mod room;
 mod shared;
 mod stage;
@@ -87,6 +90,7 @@ use self::{
     tree::{ROOT, io_at, remove},
 };
 pub use self::{
+    blocks::{ChunkPart, FillError},
     claim::{HeldChunk, WriteError},
     install::{InstallError, install, install_as},
     layers::DecodeLayerError,
@@ -430,7 +434,7 @@ impl Store {
                     continue;
                 }
                 self.shared.go_on()?;
-                copied += stage.copy_from(&other, content.digest, cloned)?;
+                copied += alike::copy_content(stage, &other, content.digest, cloned)?;
                 // a large image takes minutes: after a restart the copy goes on instead of starting over
                 if flushed_at.elapsed() >= FLUSH_EVERY {
                     stage.flush()?;
@@ -466,16 +470,18 @@ impl Store {
         others.retain(|other| digest(other) != digest(stage));
         // what lies in its place is found before a copy of it is made
         others.sort_by_key(|other| Some(digest(other)) != base);
-        for other in others {
-            let cloned = Some(digest(&other)) == base;
-            let copied = alike::copy(stage, &mut lacking, &other, cloned, &mut go_on)?;
+        for other in &others {
+            let cloned = Some(digest(other)) == base;
+            let copied = alike::copy(stage, &mut lacking, other, cloned, &mut go_on)?;
             found.bytes += copied.bytes;
             found.in_place += copied.in_place;
         }
+        let by_blocks = reuse::copy(stage, &others, &mut go_on)?;
+        found.bytes += by_blocks;
         for content in stage.layout().contents() {
             stage.walk(content.digest)?;
         }
-        tracing::info!(image = %stage.layout().digest(), bytes = found.bytes, in_place = found.in_place, "chunks of the image were on this host already");
+        tracing::info!(image = %stage.layout().digest(), bytes = found.bytes, in_place = found.in_place, by_blocks, "chunks of the image were on this host already");
         Ok(found.bytes)
     }
 
@@ -613,7 +619,7 @@ impl Store {
     fn most_similar(&self, layout: &Layout, by: Option<&NamedRecipe>) -> Option<Arc<Stage>> {
         let common = |stage: &Arc<Stage>| match by {
             Some(by) => alike::common_bytes(layout, &by.recipe, stage),
-            None => Stage::common_bytes(layout, stage),
+            None => alike::common_layers(layout, stage),
         };
         let best = self
             .all()

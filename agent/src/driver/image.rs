@@ -160,7 +160,8 @@ impl From<StageOrder> for Ordered {
 /// The most names of one image in one line of the log: thousands of names may be left that were wanted once.
 const NAMES_SAID: usize = 16;
 
-/// An image's stage waits this long for the image's recipe. A recipe has a MiB for 17 GB of its image.
+/// An image's stage waits this long for the image's recipe. A recipe has up to
+/// 0.1 % of its image: 60 MB for 60 GB.
 const RECIPE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How far the recipe is that an image's stage is to begin by.

@@ -7,12 +7,12 @@
 use std::collections::BTreeMap;
 
 use proto::{
-    CHUNK_BYTES, ChunkIndex, Fingerprint, Layout, Link, Source, image::Place, ledger::Entered,
-    recipe::Recipe,
+    CHUNK_BYTES, ChunkIndex, Digest, Fingerprint, Layout, Link, Source, image::Place,
+    ledger::Entered, recipe::Recipe,
 };
 
 use super::{
-    claim::{Adopted, Claim, WriteError},
+    claim::{Adopted, Claim, Look, WriteError},
     files::Where,
     stage::Stage,
 };
@@ -55,6 +55,91 @@ impl Lacking {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+/// Copies to a stage the chunks of a content that another image of this host holds. Each is compared with its link,
+/// like any other chunk. Returns the number of copied bytes.
+///
+/// `cloned` says that the stage's disk began as a clone of the other one, so that bytes at the same offset are there
+/// already. Those are compared where they are.
+///
+/// # Errors
+/// When the stage can't be written. Chunks that can't be read on the other side are left to be fetched.
+pub(super) fn copy_content(
+    stage: &Stage,
+    other: &Stage,
+    content: Digest,
+    cloned: bool,
+) -> Result<u64, WriteError> {
+    let (our, their) = (stage.chunks(), other.chunks());
+    let (Some(ours), Some(theirs)) = (our.find(&content), their.find(&content)) else {
+        return Ok(0);
+    };
+    let geometry = our.geometry(ours);
+    let their_places = other.files().places(theirs);
+    // a place's number is its index here, because a new stage has one body
+    let in_body = stage.files().places(ours).iter();
+    let there: Vec<bool> = in_body
+        .filter(|place| **place != Where::Blob)
+        .map(|place| cloned && matches!(place, Where::Disk(_)) && their_places.contains(place))
+        .collect();
+    let mut copied = 0;
+    for chunk in (0..geometry.chunks()).map(ChunkIndex) {
+        if our.is_held(ours, chunk) {
+            continue;
+        }
+        let Some(claim) = their.claim(theirs, chunk) else {
+            continue;
+        };
+        if there.contains(&true) {
+            let is_there = |place: usize| there.get(place).copied().unwrap_or(false);
+            match our.adopt(ours, chunk, &claim, &is_there)? {
+                Adopted::Held => continue,
+                Adopted::New { differed } => {
+                    copied += u64::from(geometry.len(chunk));
+                    if !differed {
+                        continue;
+                    }
+                }
+                Adopted::Differs => {}
+            }
+        }
+        // a chunk that is damaged in the other image is dropped there, and reported
+        let Ok(Look::Sound(held)) = their.look(theirs, chunk) else {
+            continue;
+        };
+        let entered = our.write(
+            ours,
+            chunk,
+            &held.bytes,
+            held.link,
+            held.source,
+            (&held.maker, held.answer.statement()),
+        )?;
+        if entered == Entered::New {
+            copied += u64::from(geometry.len(chunk));
+        }
+    }
+    for stage in [stage, other] {
+        if let Err(error) = stage.walk(content).and_then(|_| stage.flush()) {
+            tracing::warn!(%content, image = %stage.layout().digest(), %error, "journaling after a copy failed; it is tried again with the next flush");
+        }
+    }
+    Ok(copied)
+}
+
+/// Bytes of raw layers that both images have at the same offset of their disks, and that `other` holds whole.
+pub(super) fn common_layers(layout: &Layout, other: &Stage) -> u64 {
+    let held = other.chunks();
+    let layers = layout.layers().iter().filter(|layer| {
+        layer.raw.is_some_and(|raw| {
+            held.find(&raw).is_some_and(|at| {
+                let places = other.files().places(at);
+                places.contains(&Where::Disk(layer.offset)) && held.is_closed(at)
+            })
+        })
+    });
+    layers.map(|layer| layer.raw_bytes).sum()
 }
 
 /// Bytes of chunks that both disks have at the same offset, by their fingerprints. A clone of `other`'s disk has them
@@ -205,7 +290,7 @@ fn adopt(stage: &Stage, (at, chunk): At, offsets: &[u64]) -> Result<Option<u64>,
 }
 
 /// Stores these bytes as a chunk, if the recipe says that they are. Returns whether the chunk is new.
-fn write(stage: &Stage, (at, chunk): At, bytes: &[u8]) -> Result<bool, WriteError> {
+pub(super) fn write(stage: &Stage, (at, chunk): At, bytes: &[u8]) -> Result<bool, WriteError> {
     let held = stage.chunks();
     let link: Option<Link> = held.chunks(at).recipe_link(chunk);
     let Some(link) = link.filter(|link| link.holds(held.geometry(at), chunk, bytes)) else {

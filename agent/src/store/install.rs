@@ -241,6 +241,7 @@ impl Installation<'_> {
             self.stage.end_doubt()?;
         }
         self.stage.names().set_installed()?;
+        self.stage.blocks().end();
         // Removes the directory that tart had, if it was exchanged for ours. A twin that waits for tart's lock stays.
         for rest in [IMAGE, REPLACED] {
             remove_any(&self.stage.directory().join(rest))?;

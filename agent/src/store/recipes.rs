@@ -6,15 +6,19 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    io::{self, Read as _},
+    io::{self, BufRead as _, BufReader, Read as _},
+    ops::Range,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
 
 use proto::{
-    Digest, Layout,
+    ContentRecipe, Digest, Layout,
+    blocks::Blocks,
     image::Blob,
-    recipe::{ParseRecipeError, Recipe},
+    recipe::{ParseRecipeError, Reader, Recipe},
 };
+use sha2::{Digest as _, Sha256};
 
 use super::{held::Held, place::Files, tree::ROOT};
 
@@ -48,23 +52,191 @@ pub(crate) fn directory(home: &Path) -> PathBuf {
     home.join(ROOT).join(RECIPES)
 }
 
-/// Reads the recipe with this digest. It has to be of this image.
+/// Reads the recipe with this digest. It has to be of this image. Its blocks are left out: they are most of its bytes,
+/// and [`Columns`] reads them where they are needed.
 ///
 /// # Errors
 /// When it isn't here, its bytes changed, or it is no recipe of the image.
 pub(crate) fn read(home: &Path, name: &Digest, layout: &Layout) -> Result<Recipe, ReadRecipeError> {
-    let path = directory(home).join(name.hex().to_string());
-    let most = Recipe::max_bytes(layout);
-    let mut bytes = Vec::new();
-    File::open(&path)
-        // a byte more than allowed shows that it is too long
-        .and_then(|file| file.take(most + 1).read_to_end(&mut bytes))
-        .map_err(|error| ReadRecipeError::Io { name: *name, error })?;
-    let found = Digest::of(&bytes);
+    let mut contents = Vec::new();
+    each(home, name, layout, &mut |_, mut content| {
+        drop(content.take_blocks());
+        contents.push(content);
+    })?;
+    Recipe::new(layout, contents).map_err(|error| ReadRecipeError::Parse { name: *name, error })
+}
+
+/// Reads the recipe of one content after the other, with one content in memory at a time. Hands each over with the
+/// place of its bytes in the file.
+///
+/// # Errors
+/// As [`read`]. What was handed over before an error doesn't count.
+fn each(
+    home: &Path,
+    name: &Digest,
+    layout: &Layout,
+    take: &mut dyn FnMut(Range<u64>, ContentRecipe),
+) -> Result<File, ReadRecipeError> {
+    let failed = |error| ReadRecipeError::Io { name: *name, error };
+    let file = File::open(directory(home).join(name.hex().to_string())).map_err(failed)?;
+    let bytes = file.metadata().map_err(failed)?.len();
+    let mut from = Hashing {
+        file: BufReader::new(&file),
+        hash: Sha256::new(),
+        at: 0,
+    };
+    let parsed = parts(&mut from, bytes, layout, take).map_err(failed)?;
+    from.rest(Recipe::max_bytes(layout)).map_err(failed)?;
+    let found = Digest::from_bytes(from.hash.finalize().into());
     if found != *name {
         return Err(ReadRecipeError::Digest { name: *name, found });
     }
-    Recipe::parse(&bytes, layout).map_err(|error| ReadRecipeError::Parse { name: *name, error })
+    parsed.map_err(|error| ReadRecipeError::Parse { name: *name, error })?;
+    Ok(file)
+}
+
+fn parts(
+    from: &mut Hashing<'_>,
+    bytes: u64,
+    layout: &Layout,
+    take: &mut dyn FnMut(Range<u64>, ContentRecipe),
+) -> io::Result<Result<(), ParseRecipeError>> {
+    let most = Recipe::max_bytes(layout);
+    if bytes > most {
+        return Ok(Err(ParseRecipeError::TooLarge { bytes, most }));
+    }
+    let mut reader = Reader::new(layout);
+    let mut part = Vec::new();
+    while from.at < bytes {
+        let length = match from.length()? {
+            Ok(length) => length,
+            Err(error) => return Ok(Err(ParseRecipeError::Protobuf(error))),
+        };
+        // checked before anything of this length is allocated
+        if length > bytes - from.at || length > reader.max_part_bytes() {
+            return Ok(Err(ParseRecipeError::Truncated));
+        }
+        let start = from.at;
+        part.clear();
+        from.read(length, &mut part)?;
+        match reader.take(&part) {
+            Ok(content) => {
+                if let Some(content) = content {
+                    take(start..from.at, content);
+                }
+            }
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// A file that is hashed while it is read.
+struct Hashing<'a> {
+    file: BufReader<&'a File>,
+    hash: Sha256,
+    /// The bytes that were read.
+    at: u64,
+}
+
+impl Hashing<'_> {
+    fn read(&mut self, length: u64, into: &mut Vec<u8>) -> io::Result<()> {
+        let before = into.len();
+        let read = (&mut self.file).take(length).read_to_end(into)? as u64;
+        self.hash.update(&into[before..]);
+        self.at += read;
+        match read == length {
+            true => Ok(()),
+            false => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// The length that stands before a part.
+    fn length(&mut self) -> io::Result<Result<u64, prost::DecodeError>> {
+        /// The bytes of the longest varint.
+        const LONGEST: usize = 10;
+        let mut bytes = Vec::with_capacity(LONGEST);
+        loop {
+            let is_there = !self.file.fill_buf()?.is_empty();
+            if is_there {
+                self.read(1, &mut bytes)?;
+            }
+            let ends = bytes.last().is_some_and(|last| last & 0x80 == 0);
+            if ends || !is_there || bytes.len() == LONGEST {
+                let length = prost::decode_length_delimiter(&bytes[..]);
+                return Ok(length.map(|length| length as u64));
+            }
+        }
+    }
+
+    /// Reads what is left, but not more than this: the digest of a longer file can't be the right one.
+    fn rest(&mut self, most: u64) -> io::Result<()> {
+        let mut piece = Vec::new();
+        while self.at <= most {
+            piece.clear();
+            let left = (&mut self.file).take(1 << 16).read_to_end(&mut piece)?;
+            self.hash.update(&piece);
+            self.at += left as u64;
+            if left == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The columns of blocks in the file of a recipe, which stay there: for an image of 140 GB they are 80 MB.
+#[derive(Debug)]
+pub(super) struct Columns {
+    file: File,
+    /// Where the recipe of each of the layout's contents stands, if it has blocks.
+    places: Vec<Option<Range<u64>>>,
+}
+
+impl Columns {
+    /// Finds the columns of a recipe of this image.
+    ///
+    /// # Errors
+    /// As [`read`].
+    pub(super) fn open(
+        home: &Path,
+        name: &Digest,
+        layout: &Layout,
+    ) -> Result<Self, ReadRecipeError> {
+        let contents = layout.contents();
+        let mut places = vec![None; contents.len()];
+        let file = each(home, name, layout, &mut |place, content| {
+            let fits = |spec: &proto::image::ContentSpec| {
+                spec.digest == *content.digest() && spec.geometry == content.geometry()
+            };
+            if let Some(at) = contents.iter().position(fits)
+                && !content.blocks().is_empty()
+            {
+                places[at] = Some(place);
+            }
+        })?;
+        Ok(Self { file, places })
+    }
+
+    /// Whether no content has blocks.
+    pub(super) fn is_empty(&self) -> bool {
+        self.places.iter().all(Option::is_none)
+    }
+
+    /// The blocks of a content, by its number in the layout; none where the recipe has none.
+    ///
+    /// # Errors
+    /// When the file can't be read, or was changed since.
+    pub(super) fn blocks(&self, at: usize) -> io::Result<Blocks> {
+        let Some(place) = self.places.get(at).and_then(Option::as_ref) else {
+            return Ok(Blocks::EMPTY);
+        };
+        let length = usize::try_from(place.end - place.start).map_err(io::Error::other)?;
+        let mut part = vec![0; length];
+        self.file.read_exact_at(&mut part, place.start)?;
+        let mut content = ContentRecipe::parse(&part).map_err(io::Error::other)?;
+        Ok(content.take_blocks())
+    }
 }
 
 /// Removes every file of a recipe that isn't among these.

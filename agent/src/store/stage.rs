@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs, io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard,
@@ -20,10 +21,11 @@ use proto::{
 use swarm::event::Entitled;
 
 use super::{
+    blocks::{Blocks, ChunkPart},
     chunks::Chunks,
-    claim::{Adopted, HeldChunk, Look, WriteError},
+    claim::{HeldChunk, Look, WriteError},
     doubt::Doubt,
-    files::{Body, ImageFiles, Where, needed_bytes},
+    files::{Body, ImageFiles, needed_bytes},
     held::Held,
     journal::{Journal, Record},
     layers::{DecodeLayerError, decode_content},
@@ -63,6 +65,8 @@ pub struct Stage {
     /// The doubt under which the image is read again.
     doubt: Doubt,
     names: Names,
+    /// What other disks here have of chunks that are lacking.
+    blocks: Blocks,
     /// Locked during an installation, so that one runs at a time.
     installing: Mutex<Installing>,
     /// Bytes that a running copy for another repository may take.
@@ -191,6 +195,7 @@ impl Stage {
             directory,
             files,
             held,
+            blocks: Blocks::default(),
             decoded: Mutex::default(),
             links_lost: AtomicBool::new(false),
             installing: Mutex::default(),
@@ -353,6 +358,28 @@ impl Stage {
         }
     }
 
+    /// The byte ranges of a chunk that are nowhere on this host, where the disks of other images have the rest. They
+    /// are in order, start and end at multiples of 4 KiB or with the chunk, and none touches the next. Reads no disk.
+    ///
+    /// `None`: nothing of the chunk is known to be here, or the whole chunk is held. The list says what a look at the
+    /// beginning found; [`part`](Self::part) looks again.
+    #[must_use]
+    pub fn lacking_ranges(&self, content: Digest, chunk: ChunkIndex) -> Option<Vec<Range<u32>>> {
+        self.blocks
+            .lacking(&self.held, self.held.find(&content)?, chunk)
+    }
+
+    /// Reads the bytes of a chunk that lie on the disks of other images here, to be put together with those of
+    /// [`lacking_ranges`](Self::lacking_ranges), which came from elsewhere. A disk may have changed since or be gone:
+    /// then the part lacks more than those ranges. Nothing is stored. Blocks: up to a hundred short reads.
+    ///
+    /// `None`: nothing of the chunk is here any more, or the chunk is held.
+    #[must_use]
+    pub fn part(&self, content: Digest, chunk: ChunkIndex) -> Option<ChunkPart> {
+        self.blocks
+            .part(&self.held, self.held.find(&content)?, chunk)
+    }
+
     /// Walks back from the content's digest and drops the chunks that this proves false ([`proto::Ledger::walk`]). The
     /// drops are journaled before this returns.
     ///
@@ -432,90 +459,6 @@ impl Stage {
     /// tried again.
     pub fn flush(&self) -> io::Result<()> {
         self.held.flush()
-    }
-
-    /// Copies the chunks of a content that another image of this host holds. Each is compared with its link, like any
-    /// other chunk. Returns the number of copied bytes.
-    ///
-    /// `cloned` says that our disk began as a clone of the other one, so that bytes at the same offset are there
-    /// already. Those are compared where they are.
-    ///
-    /// # Errors
-    /// When our side can't be written. Chunks that can't be read on the other side are left to be fetched.
-    pub(super) fn copy_from(
-        &self,
-        other: &Self,
-        content: Digest,
-        cloned: bool,
-    ) -> Result<u64, WriteError> {
-        let (Some(ours), Some(theirs)) = (self.held.find(&content), other.held.find(&content))
-        else {
-            return Ok(0);
-        };
-        let geometry = self.held.geometry(ours);
-        let their_places = other.files.places(theirs);
-        // a place's number is its index here, because a new stage has one body
-        let in_body = self.files.places(ours).iter();
-        let there: Vec<bool> = in_body
-            .filter(|place| **place != Where::Blob)
-            .map(|place| cloned && matches!(place, Where::Disk(_)) && their_places.contains(place))
-            .collect();
-        let mut copied = 0;
-        for chunk in (0..geometry.chunks()).map(ChunkIndex) {
-            if self.held.is_held(ours, chunk) {
-                continue;
-            }
-            let Some(claim) = other.held.claim(theirs, chunk) else {
-                continue;
-            };
-            if there.contains(&true) {
-                let is_there = |place: usize| there.get(place).copied().unwrap_or(false);
-                match self.held.adopt(ours, chunk, &claim, &is_there)? {
-                    Adopted::Held => continue,
-                    Adopted::New { differed } => {
-                        copied += u64::from(geometry.len(chunk));
-                        if !differed {
-                            continue;
-                        }
-                    }
-                    Adopted::Differs => {}
-                }
-            }
-            // a chunk that is damaged in the other image is dropped there, and reported
-            let Ok(Look::Sound(held)) = other.held.look(theirs, chunk) else {
-                continue;
-            };
-            let entered = self.held.write(
-                ours,
-                chunk,
-                &held.bytes,
-                held.link,
-                held.source,
-                (&held.maker, held.answer.statement()),
-            )?;
-            if entered == Entered::New {
-                copied += u64::from(geometry.len(chunk));
-            }
-        }
-        for stage in [self, other] {
-            if let Err(error) = stage.walk(content).and_then(|_| stage.flush()) {
-                tracing::warn!(%content, image = %stage.layout.digest(), %error, "journaling after a copy failed; it is tried again with the next flush");
-            }
-        }
-        Ok(copied)
-    }
-
-    /// Bytes of raw layers that both images have at the same offset of their disks, and that `other` holds whole.
-    pub(super) fn common_bytes(layout: &Layout, other: &Self) -> u64 {
-        let layers = layout.layers().iter().filter(|layer| {
-            layer.raw.is_some_and(|raw| {
-                other.held.find(&raw).is_some_and(|at| {
-                    let places = other.files.places(at);
-                    places.contains(&Where::Disk(layer.offset)) && other.held.is_closed(at)
-                })
-            })
-        });
-        layers.map(|layer| layer.raw_bytes).sum()
     }
 
     /// Decodes the blobs of layers without a raw digest onto the disk, unless this process has done so. What an earlier
@@ -698,6 +641,11 @@ impl Stage {
     /// The chunks of the image's contents.
     pub(super) const fn chunks(&self) -> &Held<Arc<ImageFiles>> {
         &self.held
+    }
+
+    /// What other disks here have of chunks that are lacking.
+    pub(super) const fn blocks(&self) -> &Blocks {
+        &self.blocks
     }
 
     /// The references of the image: where tart finds it, and where it shall find it.

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{platform::Space, tart::cache};
 
+mod blocks;
 mod damage;
 mod model;
 mod recipes;
@@ -189,7 +190,7 @@ pub(crate) fn recipe_with(
 /// The recipe of an image, with places as who reads the registry's blobs finds them.
 pub(crate) fn recipe(sample: &Sample) -> NamedRecipe {
     let made = sample.layout.contents().into_iter().map(|spec| {
-        let mut maker = Maker::new(spec.digest, spec.geometry);
+        let mut maker = Maker::of(&spec);
         let bytes = &sample.contents[&spec.digest];
         if matches!(spec.kind, image::ContentKind::RawLayer { .. }) {
             let blob = apple_lz4::encode(bytes);

@@ -14,6 +14,8 @@ pub(super) const JOURNAL: &str = "journal";
 pub(super) const STATUS: &str = "status.json";
 /// The directory for blobs of layers without a raw digest.
 pub(super) const BLOBS: &str = "blobs";
+/// The index of an image's blocks.
+pub(super) const INDEX: &str = "blocks.index";
 /// A second directory of the image, on its way to another repository.
 pub(super) const TWIN: &str = "twin";
 /// The directory that stood in the image's place in the cache.

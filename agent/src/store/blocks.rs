@@ -1,0 +1,337 @@
+//! Blocks of an image's lacking chunks, found on the disks of other images here.
+//!
+//! An image's recipe names the blocks of each content, and an [`Index`] says where blocks of other images lie. So of a
+//! chunk that lies nowhere as a whole, a part may be here: its bytes moved, or some of them are new. [`Search`] looks
+//! for it. [`Blocks`] is what a stage knows of such parts: 32 bytes for each chunk. Bytes that were found aren't kept;
+//! they are read again when the rest has come.
+//!
+//! What is found is a guess. An entry of an index may be wrong, and a disk may have changed: each block is hashed after
+//! it was read, and whole chunks are compared with their links before anything is stored.
+
+mod index;
+mod part;
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    ops::Range,
+    os::unix::fs::FileExt as _,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use proto::{
+    BlockPrint, CHUNK_BYTES, ChunkIndex, ChunkSet, Geometry,
+    blocks::{self, Piece},
+};
+
+pub(super) use self::index::{EachBlock, Index, Key};
+use self::part::Pages;
+pub use self::part::{ChunkPart, FillError};
+use super::{
+    files::ImageFiles,
+    held::Held,
+    place::{Access, Files},
+    recipes::Columns,
+};
+use crate::lock::lock;
+
+const PAGE: u64 = 4096;
+const PAGES_PER_CHUNK: u32 = 256;
+/// The most disks that are searched. Their indexes have 4 MB in memory.
+pub(super) const MAX_DISKS: usize = 16;
+/// The places on one disk that are looked at for a block. A print is shared by accident by one block in 84,000, and by
+/// purpose by as many as somebody likes.
+const MAX_CANDIDATES: usize = 4;
+/// So many blocks that aren't where an index says, and its disk isn't searched any more: it has changed. By accident
+/// that happens to 160 of the 13 million blocks of 140 GB.
+const MAX_WRONG: u32 = 1024;
+/// The most blocks of a content that are looked for, in 32 MB of memory: those of 16 GB. tart's layers have half a GB.
+const MAX_BLOCKS: usize = 1 << 20;
+/// The most chunks of an image of which parts are remembered, in about 5 MB of memory. Others are asked for as a whole.
+const MAX_PARTS: usize = 1 << 16;
+
+/// The pieces of a content, each with the number of its first page.
+type Pieces = Vec<(u32, Piece)>;
+
+/// The number of the first page of each content, when contents follow each other and each begins with a page. Indexes
+/// count pages so.
+pub(super) fn first_pages(geometries: impl Iterator<Item = Geometry>) -> Vec<u64> {
+    let mut next = 0;
+    let mut first = |geometry| {
+        let page = next;
+        next += blocks::Blocks::pages(geometry);
+        page
+    };
+    geometries.map(&mut first).collect()
+}
+
+/// The disk of another image, with an index of the image's blocks.
+#[derive(Debug)]
+pub(super) struct Disk {
+    /// Gone with the image.
+    files: Weak<ImageFiles>,
+    contents: Vec<(Geometry, ChunkSet)>,
+    first_pages: Vec<u64>,
+    index: Index,
+    path: PathBuf,
+    /// Blocks that weren't where the index says.
+    wrong: AtomicU32,
+}
+
+impl Disk {
+    /// The disk with these files. For each content, its geometry and the chunks that are held now.
+    pub(super) fn new(
+        files: &Arc<ImageFiles>,
+        contents: Vec<(Geometry, ChunkSet)>,
+        index: Index,
+        path: PathBuf,
+    ) -> Self {
+        Self {
+            files: Arc::downgrade(files),
+            first_pages: first_pages(contents.iter().map(|(geometry, _)| *geometry)),
+            contents,
+            index,
+            path,
+            wrong: AtomicU32::new(0),
+        }
+    }
+
+    /// The bytes of a block with this print and length; `None` if the disk doesn't have them where the index says.
+    fn find(&self, print: BlockPrint, length: usize) -> Option<Vec<u8>> {
+        if self.wrong.load(Ordering::Relaxed) >= MAX_WRONG {
+            return None;
+        }
+        let files = self.files.upgrade()?;
+        let Ok(pages) = self.index.find(print, MAX_CANDIDATES) else {
+            self.was_wrong();
+            return None;
+        };
+        for page in pages {
+            match self.read(&files, u64::from(page), length) {
+                Ok(Some(bytes)) if BlockPrint::of(&bytes) == print => return Some(bytes),
+                // a chunk that isn't held says nothing about the index
+                Ok(None) => {}
+                Ok(Some(_)) | Err(_) => self.was_wrong(),
+            }
+        }
+        None
+    }
+
+    fn read(
+        &self,
+        files: &Arc<ImageFiles>,
+        page: u64,
+        length: usize,
+    ) -> io::Result<Option<Vec<u8>>> {
+        let at = self.first_pages.partition_point(|first| *first <= page);
+        let at = at.checked_sub(1).ok_or(io::ErrorKind::InvalidData)?;
+        let (geometry, held) = &self.contents[at];
+        let start = (page - self.first_pages[at]) * PAGE;
+        let end = start + length as u64;
+        if end > geometry.size() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let mut chunks = start / CHUNK_BYTES..end.div_ceil(CHUNK_BYTES);
+        let is_held = |chunk| u32::try_from(chunk).is_ok_and(|at| held.contains(ChunkIndex(at)));
+        if !chunks.all(is_held) {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; length];
+        files.each(at, Access::Read, &mut |place, file, base| match place {
+            0 => file.read_exact_at(&mut bytes, base + start),
+            _ => Ok(()),
+        })?;
+        Ok(Some(bytes))
+    }
+
+    fn was_wrong(&self) {
+        if self.wrong.fetch_add(1, Ordering::Relaxed) + 1 == MAX_WRONG {
+            tracing::warn!(index = %self.path.display(), wrong = MAX_WRONG, "an index of blocks isn't of the disk that is there; it is dropped");
+            // the next stage makes it again
+            if let Err(error) = fs::remove_file(&self.path) {
+                tracing::debug!(index = %self.path.display(), %error, "a useless index stays");
+            }
+        }
+    }
+}
+
+/// A search for the blocks of one image on the disks of others.
+#[derive(Debug)]
+pub(super) struct Search {
+    columns: Columns,
+    disks: Vec<Disk>,
+    /// The pieces of the content that was asked for last. Locked for a look.
+    last: Mutex<Option<(usize, Arc<Pieces>)>>,
+}
+
+impl Search {
+    /// A search by this recipe, on the first of these disks first.
+    pub(super) fn new(columns: Columns, disks: Vec<Disk>) -> Self {
+        Self {
+            columns,
+            disks,
+            last: Mutex::default(),
+        }
+    }
+
+    /// What is here of a chunk: zeros, and blocks that were found. `None` if no block was.
+    ///
+    /// # Errors
+    /// When the recipe can't be read.
+    pub(super) fn part(
+        &self,
+        at: usize,
+        geometry: Geometry,
+        chunk: ChunkIndex,
+    ) -> io::Result<Option<ChunkPart>> {
+        let pieces = self.pieces(at)?;
+        let first = u64::from(chunk.0) * u64::from(PAGES_PER_CHUNK);
+        let chunk_bytes = geometry.len(chunk);
+        let end = first + u64::from(chunk_bytes).div_ceil(PAGE);
+        let behind = |(page, piece): &(u32, Piece)| u64::from(*page) + u64::from(piece.pages());
+        let from = pieces.partition_point(|piece| behind(piece) <= first);
+        let of_chunk = pieces[from..].iter();
+        let mut part = ChunkPart::new(chunk_bytes);
+        let mut found = false;
+        for piece in of_chunk.take_while(|(page, _)| u64::from(*page) < end) {
+            let page = u64::from(piece.0);
+            let within = page.max(first)..behind(piece).min(end);
+            let in_chunk = narrow(within.start - first)..narrow(within.end - first);
+            let block = match piece.1 {
+                Piece::Zeros { .. } => {
+                    part.zeros(in_chunk);
+                    continue;
+                }
+                Piece::Block(block) => block,
+            };
+            let length = (geometry.size() - page * PAGE).min(u64::from(block.pages) * PAGE);
+            let length = narrow(length) as usize;
+            let mut bytes = self
+                .disks
+                .iter()
+                .filter_map(|disk| disk.find(block.print, length));
+            if let Some(bytes) = bytes.next() {
+                let from = narrow((within.start - page) * PAGE) as usize;
+                let to = length.min(narrow((within.end - page) * PAGE) as usize);
+                // whole pages of the chunk, as blocks are
+                found |= part
+                    .fill(narrow(within.start * PAGE - first * PAGE), &bytes[from..to])
+                    .is_ok();
+            }
+        }
+        Ok(found.then_some(part))
+    }
+
+    fn pieces(&self, at: usize) -> io::Result<Arc<Pieces>> {
+        if let Some((last, pieces)) = &*lock(&self.last)
+            && *last == at
+        {
+            return Ok(pieces.clone());
+        }
+        let blocks = self.columns.blocks(at)?;
+        let pieces: Pieces = match blocks.len() <= MAX_BLOCKS {
+            true => blocks.pieces().collect(),
+            false => Vec::new(),
+        };
+        let pieces = Arc::new(pieces);
+        *lock(&self.last) = Some((at, pieces.clone()));
+        Ok(pieces)
+    }
+}
+
+/// A number of bytes or pages of one chunk or block.
+fn narrow(number: u64) -> u32 {
+    u32::try_from(number).expect("a chunk or a block has no more")
+}
+
+/// What a stage knows of parts of its lacking chunks.
+#[derive(Debug, Default)]
+pub(super) struct Blocks(Mutex<Option<Found>>);
+
+#[derive(Debug)]
+struct Found {
+    search: Arc<Search>,
+    /// The pages that were found, by the content's number in the stage.
+    parts: BTreeMap<(usize, ChunkIndex), Pages>,
+}
+
+impl Blocks {
+    /// Looks by this search from now on, and forgets what others found.
+    pub(super) fn begin(&self, search: Arc<Search>) {
+        *lock(&self.0) = Some(Found {
+            search,
+            parts: BTreeMap::new(),
+        });
+    }
+
+    /// Forgets everything: no chunk is lacking any more.
+    pub(super) fn end(&self) {
+        *lock(&self.0) = None;
+    }
+
+    /// Remembers which part of a chunk was found.
+    pub(super) fn note(&self, at: usize, chunk: ChunkIndex, part: &ChunkPart) {
+        if let Some(found) = &mut *lock(&self.0)
+            && found.parts.len() < MAX_PARTS
+        {
+            found.parts.insert((at, chunk), *part.pages());
+        }
+    }
+
+    /// The byte ranges of a chunk that aren't here. `None` if no part of the chunk is known, or nobody needs it.
+    pub(super) fn lacking<F: Files>(
+        &self,
+        held: &Held<F>,
+        at: usize,
+        chunk: ChunkIndex,
+    ) -> Option<Vec<Range<u32>>> {
+        if !is_wanted(held, at, chunk) {
+            return None;
+        }
+        let found = lock(&self.0);
+        let pages = found.as_ref()?.parts.get(&(at, chunk))?;
+        Some(pages.lacking(held.geometry(at).len(chunk)))
+    }
+
+    /// Reads the part of a chunk that is here now. `None` if no part of the chunk was known, or none is here.
+    pub(super) fn part<F: Files>(
+        &self,
+        held: &Held<F>,
+        at: usize,
+        chunk: ChunkIndex,
+    ) -> Option<ChunkPart> {
+        if !is_wanted(held, at, chunk) {
+            return None;
+        }
+        let search = {
+            let found = lock(&self.0);
+            let found = found.as_ref()?;
+            found.parts.get(&(at, chunk))?;
+            found.search.clone()
+        };
+        let part = match search.part(at, held.geometry(at), chunk) {
+            Ok(part) => part.filter(|part| !part.pages().is_empty()),
+            Err(error) => {
+                tracing::warn!(content = %held.digest(at), chunk = chunk.0, %error, "a recipe's blocks can't be read again; the chunk is asked for as a whole");
+                None
+            }
+        };
+        if let Some(found) = &mut *lock(&self.0) {
+            match &part {
+                Some(part) => found.parts.insert((at, chunk), *part.pages()),
+                None => found.parts.remove(&(at, chunk)),
+            };
+        }
+        part
+    }
+}
+
+/// Whether a part of the chunk is of use: the chunk is lacking, and the recipe by which blocks were found is believed.
+fn is_wanted<F: Files>(held: &Held<F>, at: usize, chunk: ChunkIndex) -> bool {
+    let chunks = held.chunks(at);
+    !chunks.held().contains(chunk) && chunks.recipe_link(chunk).is_some()
+}

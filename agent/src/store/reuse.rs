@@ -1,0 +1,140 @@
+//! At a stage's beginning: puts chunks together of blocks that lie on the disks of other images here.
+//!
+//! Whole chunks that lie there at multiples of a MiB were found before, by `alike`. Here follows what moved by less, or
+//! changed in part. Chunks of which some blocks are found nowhere are left to be fetched, with a note of the rest
+//! ([`Stage::lacking_ranges`]).
+
+use std::{io, sync::Arc};
+
+use proto::{ChunkIndex, Digest, blocks::Piece};
+
+use super::{
+    alike,
+    blocks::{Disk, EachBlock, Index, Key, MAX_DISKS, Search, first_pages},
+    claim::WriteError,
+    recipes::Columns,
+    stage::Stage,
+    tree::INDEX,
+};
+
+/// Copies to a stage the chunks that it lacks and whose blocks other images here have. Returns the bytes of these
+/// chunks. `go_on` is asked before each chunk.
+///
+/// # Errors
+/// When the stage can't be written, or `go_on` returns an error. What can't be read on other disks is left to be
+/// fetched.
+pub(super) fn copy<E: From<WriteError>>(
+    stage: &Stage,
+    others: &[Arc<Stage>],
+    go_on: &mut dyn FnMut() -> Result<(), E>,
+) -> Result<u64, E> {
+    stage.blocks().end();
+    let held = stage.chunks();
+    let lacking = |at: &usize| !held.held(*at).is_full();
+    let contents: Vec<usize> = (0..held.len()).filter(lacking).collect();
+    let Some(columns) = columns(stage).filter(|_| !contents.is_empty()) else {
+        return Ok(0);
+    };
+    let mut disks = Vec::new();
+    for other in others {
+        go_on()?;
+        if disks.len() < MAX_DISKS {
+            disks.extend(disk(other));
+        }
+    }
+    if disks.is_empty() {
+        return Ok(0);
+    }
+    let search = Arc::new(Search::new(columns, disks));
+    stage.blocks().begin(search.clone());
+    let mut copied = 0;
+    for at in contents {
+        let geometry = held.geometry(at);
+        let has = held.held(at);
+        let lacks = (0..geometry.chunks()).map(ChunkIndex);
+        for chunk in lacks.filter(|chunk| !has.contains(*chunk)) {
+            go_on()?;
+            if held.chunks(at).recipe_link(chunk).is_none() {
+                // the content goes on without the recipe
+                break;
+            }
+            let part = match search.part(at, geometry, chunk) {
+                Ok(part) => part,
+                Err(error) => {
+                    tracing::warn!(content = %held.digest(at), %error, "a recipe's blocks can't be read; nothing is looked for by them");
+                    break;
+                }
+            };
+            match part.map(|part| part.whole()) {
+                Some(Ok(bytes)) => {
+                    let is_new = alike::write(stage, (at, chunk), &bytes)?;
+                    copied += if is_new { bytes.len() as u64 } else { 0 };
+                }
+                Some(Err(part)) => stage.blocks().note(at, chunk, &part),
+                None => {}
+            }
+        }
+    }
+    Ok(copied)
+}
+
+/// The blocks of a stage's recipe, if it has one with blocks.
+fn columns(stage: &Stage) -> Option<Columns> {
+    let name = stage.recipe()?.digest;
+    match Columns::open(stage.shared().home(), &name, stage.layout()) {
+        Ok(columns) => Some(columns).filter(|columns| !columns.is_empty()),
+        Err(error) => {
+            tracing::warn!(image = %stage.layout().digest(), %error, "nothing is looked for by the blocks of a recipe");
+            None
+        }
+    }
+}
+
+/// Another image's disk, with the index of its blocks, which is made where it is lacking or isn't of the disk any more.
+fn disk(other: &Arc<Stage>) -> Option<Disk> {
+    let name = other.recipe().filter(|_| !other.is_gone())?.digest;
+    match index(other, name) {
+        Ok(index) => {
+            let held = other.chunks();
+            let contents = (0..held.len()).map(|at| (held.geometry(at), held.held(at)));
+            let path = other.directory().join(INDEX);
+            Some(Disk::new(other.files(), contents.collect(), index?, path))
+        }
+        Err(error) => {
+            tracing::warn!(image = %other.layout().digest(), %error, "the blocks of an image here can't be indexed; they aren't found");
+            None
+        }
+    }
+}
+
+fn index(other: &Stage, name: Digest) -> io::Result<Option<Index>> {
+    let bodies = other.files().bodies();
+    let Some(body) = bodies.first() else {
+        return Ok(None);
+    };
+    let key = Key::new(name, &body.disk)?;
+    let path = other.directory().join(INDEX);
+    if let Some(index) = Index::open(&path, &key)? {
+        return Ok(Some(index));
+    }
+    let Some(columns) = columns(other) else {
+        return Ok(None);
+    };
+    let held = other.chunks();
+    let first_pages = first_pages((0..held.len()).map(|at| held.geometry(at)));
+    let each: EachBlock<'_> = &mut |take| {
+        for (at, first) in first_pages.iter().enumerate() {
+            other.shared().go_on()?;
+            for (page, piece) in columns.blocks(at)?.pieces() {
+                if let Piece::Block(block) = piece
+                    // 16 TiB of pages have a number
+                    && let Ok(page) = u32::try_from(first + u64::from(page))
+                {
+                    take(block.print, page);
+                }
+            }
+        }
+        Ok(())
+    };
+    Index::make(&path, &key, each).map(Some)
+}

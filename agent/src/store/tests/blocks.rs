@@ -1,0 +1,291 @@
+//! Stages that find blocks of lacking chunks on other images' disks, and what becomes of that on bad days.
+
+use super::*;
+use crate::store::tree::INDEX;
+
+const MIB: usize = 1 << 20;
+const PAGE: usize = 4096;
+/// The chunk into which a page was inserted.
+const CHANGED: ChunkIndex = ChunkIndex(1);
+
+/// Two releases: the second one's common layer is the first one's with a page inserted in its second chunk.
+struct Releases {
+    home: TempDir,
+    store: Store,
+    old: Sample,
+    new: Sample,
+    by: NamedRecipe,
+    layer: Digest,
+}
+
+impl Releases {
+    /// The first release is here, with its recipe.
+    fn new() -> Self {
+        let raw = noise(6 * MIB + 100_000, 1);
+        let at = MIB + 40 * PAGE;
+        let moved = [&raw[..at], &noise(PAGE, 2), &raw[at..]].concat();
+        let (old, new) = (
+            sample_of(7, &raw, 5_000, None),
+            sample_of(7, &moved, 5_000, None),
+        );
+        let home = tempfile::tempdir().unwrap();
+        let store = open(&home);
+        let by_old = recipe(&old);
+        put(&home, &by_old);
+        let (first, _) = begin_by(&store, &old, &by_old);
+        fill(&first, &old);
+        store.flush().unwrap();
+        let by = recipe(&new);
+        put(&home, &by);
+        let layer = Digest::of(&moved);
+        Self {
+            home,
+            store,
+            old,
+            new,
+            by,
+            layer,
+        }
+    }
+
+    fn begin(&self) -> (Arc<Stage>, u64) {
+        begin_by(&self.store, &self.new, &self.by)
+    }
+
+    fn raw(&self) -> &[u8] {
+        &self.new.contents[&self.layer]
+    }
+
+    fn index(&self) -> PathBuf {
+        ours(&self.home, &self.old).join(INDEX)
+    }
+
+    /// The chunks of the layer that aren't held. What is held is what the disk has to have.
+    fn lacks(&self, stage: &Stage) -> Vec<u32> {
+        let held = stage.held(self.layer);
+        let geometry = Geometry::new(self.raw().len() as u64).unwrap();
+        for chunk in held.iter() {
+            let read = stage.read(self.layer, chunk).unwrap().unwrap().bytes;
+            let from = usize::try_from(geometry.offset(chunk)).unwrap();
+            assert!(read == self.raw()[from..from + read.len()], "chunk {chunk}");
+        }
+        let lacking = |chunk: &u32| !held.contains(ChunkIndex(*chunk));
+        (0..held.chunks()).filter(lacking).collect()
+    }
+}
+
+/// Puts a recipe where the store has recipes.
+fn put(home: &TempDir, by: &NamedRecipe) {
+    let directory = super::super::recipes::directory(home.path());
+    fs::create_dir_all(&directory).unwrap();
+    let name = by.file.digest.hex().to_string();
+    fs::write(directory.join(name), by.recipe.encode()).unwrap();
+}
+
+#[test]
+fn what_moved_by_a_page_is_had_and_only_what_is_new_is_lacking() {
+    let releases = Releases::new();
+    let (stage, copied) = releases.begin();
+    // the last block of the old layer has more behind it in the new one, or not: chunks are large
+    assert_eq!(releases.lacks(&stage), [CHANGED.0]);
+    assert!(copied >= 4 * MIB as u64, "{copied}");
+    assert_eq!(stage.lacking_ranges(releases.layer, ChunkIndex(0)), None);
+
+    let ranges = stage.lacking_ranges(releases.layer, CHANGED).unwrap();
+    let inserted = u32::try_from(40 * PAGE).unwrap();
+    assert!(ranges.iter().any(|range| range.contains(&inserted)));
+    let bytes: u32 = ranges.iter().map(|range| range.end - range.start).sum();
+    // a block of 15 pages at most, which the page was put into, and the page
+    assert!(bytes as usize <= 17 * PAGE, "{ranges:?}");
+
+    let mut part = stage.part(releases.layer, CHANGED).unwrap();
+    assert_eq!(part.lacking(), ranges);
+    assert_eq!(part.lacking_bytes(), u64::from(bytes));
+    let chunk = &releases.raw()[MIB..2 * MIB];
+    for range in ranges {
+        let bytes = &chunk[range.start as usize..range.end as usize];
+        part.fill(range.start, bytes).unwrap();
+    }
+    let whole = part.whole().unwrap();
+    assert!(whole == chunk);
+    let (_, link, _) = links(releases.raw())[1];
+    let arrived = (&host("mac-1"), None);
+    stage
+        .write(
+            releases.layer,
+            CHANGED,
+            &whole,
+            link,
+            source("mac-1"),
+            arrived,
+        )
+        .unwrap();
+    assert_eq!(stage.lacking_ranges(releases.layer, CHANGED), None);
+    assert!(stage.part(releases.layer, CHANGED).is_none());
+    stage.walk(releases.layer).unwrap();
+    assert!(stage.is_closed(releases.layer));
+}
+
+#[test]
+fn wrong_entries_of_an_index_cost_a_fetch_and_never_a_byte() {
+    let releases = Releases::new();
+    drop(releases.begin());
+    releases
+        .store
+        .abandon(*releases.new.layout.digest())
+        .unwrap();
+    // each entry leads to another page
+    let mut index = fs::read(releases.index()).unwrap();
+    let entries = u32::from_le_bytes(index[72..76].try_into().unwrap()) as usize;
+    let start = index.len() - 9 * entries;
+    for entry in index[start..].chunks_mut(9) {
+        entry[8] ^= 1;
+    }
+    fs::write(releases.index(), index).unwrap();
+    let (stage, copied) = releases.begin();
+    // nothing but the chunk before the page, which lies where it lay, and the small layer
+    assert_eq!(releases.lacks(&stage), (1..7).collect::<Vec<_>>());
+    assert!(copied < 2 * MIB as u64, "{copied}");
+    // one page in fifteen is the same by accident: nearly all of the chunk is lacking
+    let lacking = stage.part(releases.layer, ChunkIndex(3));
+    assert!(lacking.is_none_or(|part| part.lacking_bytes() > MIB as u64 / 2));
+}
+
+#[test]
+fn an_index_that_is_lost_or_cut_off_is_made_again() {
+    let releases = Releases::new();
+    drop(releases.begin());
+    let whole = fs::read(releases.index()).unwrap();
+    for damage in [
+        (|path: &Path| fs::remove_file(path).unwrap()) as fn(&Path),
+        |path| fs::write(path, b"").unwrap(),
+        |path| {
+            let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+            file.set_len(1_000).unwrap();
+        },
+    ] {
+        releases
+            .store
+            .abandon(*releases.new.layout.digest())
+            .unwrap();
+        damage(&releases.index());
+        let (stage, _) = releases.begin();
+        assert_eq!(releases.lacks(&stage), [CHANGED.0]);
+        assert!(fs::read(releases.index()).unwrap() == whole);
+    }
+}
+
+#[test]
+fn a_disk_that_is_changed_in_mid_stage_lacks_more_and_lends_no_false_byte() {
+    let releases = Releases::new();
+    let (stage, _) = releases.begin();
+    let ranges = stage.lacking_ranges(releases.layer, CHANGED).unwrap();
+    // somebody writes over a part of the old disk
+    let first = releases.store.stage(releases.old.layout.digest()).unwrap();
+    let disk = &first.files().bodies()[0].disk;
+    let behind = (MIB + 100 * PAGE) as u64;
+    disk.write_all_at(&noise(20 * PAGE, 9), behind).unwrap();
+    let part = stage.part(releases.layer, CHANGED).unwrap();
+    let more = part.lacking();
+    assert!(part.lacking_bytes() >= 19 * PAGE as u64, "{more:?}");
+    assert!(ranges.iter().all(|range| {
+        (range.start..range.end)
+            .step_by(PAGE)
+            .all(|page| more.iter().any(|range| range.contains(&page)))
+    }));
+    assert_eq!(stage.lacking_ranges(releases.layer, CHANGED), Some(more));
+    // what the part has is true
+    let mut part = part;
+    let chunk = &releases.raw()[MIB..2 * MIB];
+    for range in part.lacking() {
+        let bytes = &chunk[range.start as usize..range.end as usize];
+        part.fill(range.start, bytes).unwrap();
+    }
+    assert!(part.whole().unwrap() == chunk);
+    // all of it is overwritten
+    let length = usize::try_from(releases.old.layout.disk_bytes()).unwrap();
+    disk.write_all_at(&noise(length, 10), 0).unwrap();
+    assert!(stage.part(releases.layer, CHANGED).is_none());
+    assert_eq!(stage.lacking_ranges(releases.layer, CHANGED), None);
+}
+
+#[test]
+fn a_disk_that_changed_before_gets_a_new_index_and_lends_no_false_byte() {
+    let releases = Releases::new();
+    drop(releases.begin());
+    releases
+        .store
+        .abandon(*releases.new.layout.digest())
+        .unwrap();
+    let before = fs::read(releases.index()).unwrap();
+    let first = releases.store.stage(releases.old.layout.digest()).unwrap();
+    let disk = &first.files().bodies()[0].disk;
+    disk.write_all_at(&noise(2 * MIB, 9), 3 * MIB as u64)
+        .unwrap();
+    disk.set_modified(std::time::SystemTime::UNIX_EPOCH)
+        .unwrap();
+    let (stage, _) = releases.begin();
+    let lacks = releases.lacks(&stage);
+    assert!(
+        [1, 3, 4].iter().all(|chunk| lacks.contains(chunk)),
+        "{lacks:?}"
+    );
+    assert!(!lacks.contains(&6), "{lacks:?}");
+    assert!(fs::read(releases.index()).unwrap() != before);
+}
+
+#[test]
+fn an_image_that_goes_in_mid_stage_lends_nothing_more() {
+    let releases = Releases::new();
+    let (stage, _) = releases.begin();
+    assert!(stage.part(releases.layer, CHANGED).is_some());
+    releases
+        .store
+        .abandon(*releases.old.layout.digest())
+        .unwrap();
+    assert!(!releases.index().exists());
+    assert!(stage.part(releases.layer, CHANGED).is_none());
+    assert_eq!(stage.lacking_ranges(releases.layer, CHANGED), None);
+    assert_eq!(releases.lacks(&stage), [CHANGED.0]);
+}
+
+#[test]
+fn a_recipe_that_is_lost_or_has_no_blocks_costs_their_use() {
+    let releases = Releases::new();
+    let name = releases.by.file.digest.hex().to_string();
+    let path = super::super::recipes::directory(releases.home.path()).join(name);
+    fs::remove_file(path).unwrap();
+    let (stage, _) = releases.begin();
+    assert_eq!(releases.lacks(&stage), (1..7).collect::<Vec<_>>());
+    releases
+        .store
+        .abandon(*releases.new.layout.digest())
+        .unwrap();
+
+    let without = recipe_with(&releases.new, releases.layer, |content| {
+        content.block_lengths.clear();
+        content.block_prints.clear();
+    });
+    put(&releases.home, &without);
+    let (stage, _) = begin_by(&releases.store, &releases.new, &without);
+    assert_eq!(releases.lacks(&stage), (1..7).collect::<Vec<_>>());
+    assert_eq!(stage.lacking_ranges(releases.layer, CHANGED), None);
+}
+
+#[test]
+fn blocks_that_lie_are_refused_by_the_states() {
+    let releases = Releases::new();
+    // each block is said to be another one of the same layer
+    let lying = recipe_with(&releases.new, releases.layer, |content| {
+        content.block_prints.rotate_left(5 * 7);
+    });
+    put(&releases.home, &lying);
+    let (stage, _) = begin_by(&releases.store, &releases.new, &lying);
+    assert_eq!(releases.lacks(&stage), (1..7).collect::<Vec<_>>());
+    // a doubted recipe's blocks aren't used either
+    let known = || stage.known(releases.layer).unwrap();
+    known().leave_recipe();
+    for chunk in 0..7 {
+        assert!(stage.part(releases.layer, ChunkIndex(chunk)).is_none());
+    }
+}
