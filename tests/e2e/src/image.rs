@@ -44,7 +44,7 @@ use proto::{
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-pub use self::disk::{Change, Disk, Mix};
+pub use self::disk::{Change, Disk, Insertion, Mix};
 use self::encode::Encoder;
 use crate::interrupt;
 
@@ -74,6 +74,8 @@ pub struct ImageSpec {
     pub flaws: Vec<Flaw>,
     /// The releases that led here from the first one; see [`ImageSpec::changed`].
     pub changes: Vec<Change>,
+    /// What the last release put between the bytes of the one before.
+    pub inserted: Option<Insertion>,
 }
 
 /// What is wrong with an image. Layers are counted from 0 among the disk layers, and their copies share the flaw.
@@ -146,6 +148,7 @@ impl Default for ImageSpec {
             layers_without_digest: 1,
             flaws: Vec::new(),
             changes: Vec::new(),
+            inserted: None,
         }
     }
 }
@@ -199,6 +202,15 @@ impl ImageSpec {
         next
     }
 
+    /// The next release, with so many new bytes at this offset, so that everything behind them has moved.
+    #[must_use]
+    pub fn with_inserted(&self, at: u64, bytes: u64) -> Self {
+        Self {
+            inserted: Some(Insertion { at, bytes }),
+            ..self.clone()
+        }
+    }
+
     /// The same image with something wrong.
     #[must_use]
     pub fn flawed(&self, flaw: Flaw) -> Self {
@@ -218,6 +230,7 @@ impl ImageSpec {
             seed: self.seed,
             mix: self.mix,
             repeated_layers: self.repeated_layers,
+            inserted: self.inserted,
         };
         Disk::new(&parts, &self.changes).map_err(GenerateError::Spec)
     }

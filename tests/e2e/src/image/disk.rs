@@ -24,6 +24,15 @@ pub struct Change {
     pub within_percent: u8,
 }
 
+/// Bytes that a release puts between others. What lay behind them lies later, and the disk's last bytes fall off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Insertion {
+    /// Where they begin.
+    pub at: u64,
+    /// How many.
+    pub bytes: u64,
+}
+
 /// Parts of a disk by kind, in percent; what is missing from 100 is incompressible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mix {
@@ -51,6 +60,7 @@ pub(super) struct Parts {
     pub(super) seed: u64,
     pub(super) mix: Mix,
     pub(super) repeated_layers: usize,
+    pub(super) inserted: Option<Insertion>,
 }
 
 /// A disk whose every byte can be made at any time.
@@ -61,6 +71,7 @@ pub struct Disk {
     seed: u64,
     mix: Mix,
     repeated: usize,
+    inserted: Option<Insertion>,
     /// By layer: the releases that changed it, with the percentage of its groups.
     changed: Vec<Vec<(u64, u8)>>,
     words: Box<[[u8; WORD_BYTES]]>,
@@ -99,6 +110,9 @@ impl Disk {
         {
             return Err("more than 100 % of the disk are given away");
         }
+        if parts.inserted.is_some() && parts.repeated_layers > 0 {
+            return Err("what is inserted moves copies of layers away from layers' starts");
+        }
         let layers = parts.disk_bytes.div_ceil(parts.layer_bytes);
         let Ok(layers) = usize::try_from(layers) else {
             return Err("too many layers");
@@ -124,6 +138,7 @@ impl Disk {
             seed: parts.seed,
             mix: parts.mix,
             repeated,
+            inserted: parts.inserted,
             changed: vec![Vec::new(); layers],
             words,
         };
@@ -179,7 +194,33 @@ impl Disk {
     }
 
     /// Makes the bytes from `offset` on; zeros behind the disk's end.
-    pub fn read(&self, offset: u64, mut bytes: &mut [u8]) {
+    pub fn read(&self, offset: u64, bytes: &mut [u8]) {
+        let Some(Insertion {
+            at,
+            bytes: inserted,
+        }) = self.inserted
+        else {
+            return self.read_own(offset, bytes);
+        };
+        // as many of `length` bytes from `from` on as lie before `end`
+        let before =
+            |end: u64, from: u64, length: usize| in_memory(end.saturating_sub(from)).min(length);
+        let (old, bytes) = bytes.split_at_mut(before(at, offset, bytes.len()));
+        self.read_own(offset, old);
+        let offset = offset + old.len() as u64;
+        let (new, moved) = bytes.split_at_mut(before(at + inserted, offset, bytes.len()));
+        for (place, byte) in (offset..).zip(&mut *new) {
+            let random = Random::new(&[self.seed, 0x696e_7365_7274, place / 8]).next();
+            *byte = random.to_le_bytes()[in_memory(place % 8)];
+        }
+        let offset = offset + new.len() as u64;
+        if !moved.is_empty() {
+            self.read_own(offset - inserted, moved);
+        }
+    }
+
+    /// Makes bytes as if nothing were inserted.
+    fn read_own(&self, offset: u64, mut bytes: &mut [u8]) {
         let mut offset = offset;
         let mut cell = None;
         while !bytes.is_empty() {
@@ -213,6 +254,10 @@ impl Disk {
 
     /// Whether nothing would make the cell at this offset smaller.
     pub(super) fn is_noise(&self, offset: u64) -> bool {
+        if self.inserted.is_some() {
+            // a cell may have bytes of two kinds
+            return self.mix.zero_percent + self.mix.compressible_percent == 0;
+        }
         self.place(offset / CELL_BYTES)
             .is_some_and(|place| matches!(self.kind(&place), Kind::Incompressible))
     }

@@ -291,3 +291,38 @@ fn a_disk_smaller_than_a_cell_works() {
     assert_eq!(image.compare(&path).unwrap(), None);
     assert_eq!(image.layout().unwrap().layers().len(), 1);
 }
+
+#[test]
+fn what_is_inserted_moves_what_lies_behind_it() {
+    let spec = ImageSpec::incompressible(4 << 20, 1 << 20, 3);
+    let read = |spec: &ImageSpec, offset: u64, length: usize| {
+        let mut bytes = vec![0; length];
+        spec.disk().unwrap().read(offset, &mut bytes);
+        bytes
+    };
+    let (at, by) = (1_000_000, 8_192);
+    let next = spec.with_inserted(at, by);
+    let (old, new) = (read(&spec, 0, 4 << 20), read(&next, 0, 4 << 20));
+    let (from, to) = (1_000_000, 1_008_192);
+    assert!(new[..from] == old[..from]);
+    assert!(new[to..] == old[from..old.len() - 8_192]);
+    assert!(new[from..to] != old[from..to]);
+    for (offset, length) in [
+        (0, 70),
+        (999_990, 20),
+        (999_990, 9_000),
+        (1_004_000, 90_000),
+        (1_100_001, 7),
+    ] {
+        let start = usize::try_from(offset).unwrap();
+        assert!(
+            read(&next, offset, length) == new[start..start + length],
+            "{offset}"
+        );
+    }
+    let repeated = ImageSpec {
+        repeated_layers: 1,
+        ..next
+    };
+    assert!(repeated.disk().is_err());
+}

@@ -46,21 +46,26 @@ fn spec() -> ImageSpec {
 impl World {
     /// Every layer of the second release has changed, in a tenth of its bytes.
     fn new() -> Self {
+        let world = Self::of(&spec().changed_within(100, 10));
+        world.stage(&world.first);
+        world.site.registry.reset_counters();
+        world
+    }
+
+    /// The second release is this one. No host has any yet.
+    fn of(second: &ImageSpec) -> Self {
         let site = Site::new(registry::Options::default()).unwrap();
         let old = site.image(&spec()).unwrap();
-        let image = site.image(&spec().changed_within(100, 10)).unwrap();
+        let image = site.image(second).unwrap();
         let cluster = site.fleet(env!("CARGO_BIN_EXE_demo"), HOSTS, "", "");
-        let world = Self {
+        Self {
             first: site.registry.hold(REPOSITORY, "1", &old),
             second: site.registry.hold(REPOSITORY, "2", &image),
             changed: changed(&old, &image),
             cluster: cluster.unwrap(),
             image,
             site,
-        };
-        world.stage(&world.first);
-        world.site.registry.reset_counters();
-        world
+        }
     }
 
     fn stage(&self, reference: &str) {
@@ -72,8 +77,12 @@ impl World {
     }
 
     fn recipe(&self, arguments: &[&str]) {
+        self.recipe_of(&self.second, arguments);
+    }
+
+    fn recipe_of(&self, image: &str, arguments: &[&str]) {
         let host = self.site.registry.addr().to_string();
-        let command = ["recipe", &self.second, "--plain-http", &host];
+        let command = ["recipe", image, "--plain-http", &host];
         let ended = self.cluster.parbake(&[&command[..], arguments].concat());
         let ended = ended.unwrap();
         assert!(ended.status.success(), "{}", said(&ended));
@@ -188,6 +197,45 @@ fn a_release_that_changes_little_moves_little() {
     );
     let status = world.cluster.status(&world.second).unwrap();
     assert!(status["recipe"]["digest"].is_string(), "{status}");
+}
+
+#[test]
+fn what_an_insertion_moved_is_found_on_the_hosts_by_blocks() {
+    let second = spec().with_inserted((1 << 20) + 8192, 4096);
+    let figures = [true, false].map(|with_blocks| {
+        let world = World::of(&second);
+        world.recipe_of(&world.first, &["--push"]);
+        world.stage(&world.first);
+        let bytes = world.made();
+        let layout = world.image.layout().unwrap();
+        let recipe = Recipe::parse(&bytes, &layout).unwrap();
+        if with_blocks {
+            world.put(bytes);
+        } else {
+            let lean = recipe.contents().cloned().map(|mut content| {
+                drop(content.take_blocks());
+                content
+            });
+            world.put(Recipe::new(&layout, lean).unwrap().encode());
+        }
+        world.stage(&world.second);
+        world.assert_holds();
+        world.figures()
+    });
+    let [(moved, local), (moved_without, local_without)] = figures;
+    println!(
+        "by blocks: {moved} moved, {local} were there; without: {moved_without} and {local_without}"
+    );
+    let disk = HOSTS as u64 * spec().disk_bytes;
+    // a chunk with the page, and two for each layer, whose first and last blocks are cut by the layer's ends
+    let lacking = HOSTS as u64 * (1 + 2 * 4) * (1 << 20);
+    assert!(local >= disk - lacking, "{local} of {disk}");
+    assert!(moved <= 2 * lacking, "{moved}");
+    // only what lies before the page is where it was
+    assert!(
+        moved_without > disk / 2 && local_without < disk / 4,
+        "{moved_without}, {local_without}"
+    );
 }
 
 #[test]
