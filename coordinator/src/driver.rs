@@ -367,8 +367,7 @@ impl Driver {
     fn carry_out(&mut self, now: Moment, action: Action) {
         match action {
             Action::Neighbours { host, neighbours } => {
-                let rosters = self.members.rosters_mut();
-                let orders = rosters.follow(now, &host, neighbours);
+                let orders = self.members.rosters_mut().follow(now, &host, neighbours);
                 self.send(now, orders);
             }
             // In the plan, an image stands for each blob of a mirror. Hosts don't know these images.
@@ -377,8 +376,7 @@ impl Driver {
             | Action::Stage { image, .. }
                 if self.mirror.is_blob(&image) => {}
             Action::Stage { host, image } => {
-                let hosts = self.members.hosts();
-                if let Some(order) = self.staging.stage(hosts, &host, image) {
+                if let Some(order) = self.staging.stage(self.members.hosts(), &host, image) {
                     self.send_to(now, &host, &order);
                 }
             }
@@ -418,6 +416,10 @@ impl Driver {
                 cause,
             } => {
                 let effects = self.staging.lose_recipe(now, (image, recipe), cause);
+                self.carry(now, effects);
+            }
+            Action::LeaveRecipe(left) => {
+                let effects = self.staging.leave_recipe(now, left);
                 self.carry(now, effects);
             }
             Action::Retract {

@@ -6,7 +6,7 @@ pub mod event;
 mod plan;
 pub mod status;
 
-pub use action::{Action, RecipeLoss, RevokeCause};
+pub use action::{Action, RecipeLeft, RecipeLoss, RevokeCause};
 pub use config::Config;
 pub use event::Event;
 pub use plan::Plan;

@@ -48,11 +48,6 @@ impl Effects {
         self.0.push(Effect::Write(write));
     }
 
-    /// All of these effects, after those that are here.
-    pub(super) fn extend(&mut self, effects: Self) {
-        self.0.extend(effects.0);
-    }
-
     pub(super) fn names_changed(&mut self) {
         self.0.push(Effect::NamesChanged);
     }

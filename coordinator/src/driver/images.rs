@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proto::{
-    Digest, Geometry, HostId, Moment,
+    ChunkIndex, Digest, Geometry, HostId, Moment,
     image::{Blob, ContentKind},
     recipe::Doubt,
 };
 use rollout::{
     names::{Claims, NotAsked, Placement, Wanted as Sum},
-    stage::{Event, event as word},
+    stage::{Event, RecipeLeft, event as word},
 };
 use tracing::{error, info, warn};
 
@@ -508,34 +508,51 @@ impl Images {
         }
     }
 
-    /// A host that has the lease of a content says that the image's recipe doesn't fit the content's bytes.
-    ///
-    /// # Errors
-    /// When the word changes nothing.
-    pub(super) fn doubt(&mut self, doubt: &Doubt) -> Result<Changes, Heard> {
-        let wanted = self.wants.get_mut(&doubt.image).ok_or(Heard::Nonsense)?;
-        let want = &mut wanted.want;
+    /// What a word is worth of a host that has the lease of a content, and says that the image's recipe doesn't fit the
+    /// content's bytes.
+    pub(super) fn may_doubt(&self, doubt: &Doubt) -> Heard {
+        let Some(Wanted { want, .. }) = self.wants.get(&doubt.image) else {
+            return Heard::Nonsense;
+        };
         let contents = want.layout.contents();
         let content = contents.iter().find(|of| of.digest == doubt.content);
         if !content.is_some_and(|of| of.geometry.contains(doubt.chunk)) {
-            return Err(Heard::Nonsense);
+            return Heard::Nonsense;
         }
         let named = want.recipe.is_some_and(|of| of.digest == doubt.recipe);
         if !named || want.recipe_doubts.contains_key(&doubt.content) {
-            return Err(Heard::Known);
+            return Heard::Known;
+        }
+        Heard::News
+    }
+
+    /// The image's recipe isn't used for a content any more, whose bytes don't fit it from this chunk on. Returns what
+    /// hosts are told. `None` where the image has no recipe, or this is known.
+    pub(super) fn leave_recipe(&mut self, left: RecipeLeft) -> Option<(Doubt, Changes)> {
+        let RecipeLeft { image, content, .. } = left;
+        let chunk = ChunkIndex(left.chunk);
+        let want = &mut self.wants.get_mut(&image)?.want;
+        let doubt = Doubt {
+            image,
+            recipe: want.recipe?.digest,
+            content,
+            chunk,
+        };
+        if want.recipe_doubts.contains_key(&content) {
+            return None;
         }
         if want.recipe_doubts.len() >= MAX_DOUBTED {
             // nothing is left of it that is worth an order
-            return self
-                .lose_recipe(&doubt.image, &doubt.recipe)
-                .ok_or(Heard::Known);
+            let changes = self.lose_recipe(&doubt.image, &doubt.recipe)?;
+            return Some((doubt, changes));
         }
-        want.recipe_doubts.insert(doubt.content, doubt.chunk);
-        Ok(Changes {
-            ordered: vec![doubt.image],
-            asked: self.if_asked(&doubt.image),
+        want.recipe_doubts.insert(content, chunk);
+        let changes = Changes {
+            ordered: vec![image],
+            asked: self.if_asked(&image),
             ..Changes::default()
-        })
+        };
+        Some((doubt, changes))
     }
 
     /// The image, where operators want it: what is kept of it is to be written to disk.

@@ -2,7 +2,7 @@
 
 use proto::{Digest, HostId, recipe::Doubt};
 use rollout::stage::{RecipeLoss, event::Fault};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 /// An image goes on without its recipe. `said` is what a holder of the recipe's lease found wrong.
 pub(super) fn lost(image: Digest, recipe: Digest, cause: RecipeLoss, said: Option<&str>) {
@@ -29,7 +29,7 @@ pub(super) fn lost(image: Digest, recipe: Digest, cause: RecipeLoss, said: Optio
 /// What became of a host's word that a recipe doesn't fit the registry's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Heard {
-    /// It is new, and believed.
+    /// It is new: the plan decides whether it is enough.
     News,
     /// It was known, or the recipe isn't the image's any more.
     Known,
@@ -51,8 +51,26 @@ pub(super) fn doubted(host: &HostId, doubt: &Doubt, heard: Heard) {
         debug!(%host, %image, %recipe, %content, ?heard, "word about a recipe changes nothing");
         return;
     }
-    warn!(
+    info!(
         %host,
+        %image,
+        %recipe,
+        %content,
+        chunk = chunk.0,
+        "a host says that a recipe doesn't fit the registry's bytes of a content; unless nobody else can, another host \
+         reads them before it is believed"
+    );
+}
+
+/// Enough hosts say so: the recipe isn't used for the content any more.
+pub(super) fn left(doubt: &Doubt) {
+    let Doubt {
+        image,
+        recipe,
+        content,
+        chunk,
+    } = doubt;
+    warn!(
         %image,
         %recipe,
         %content,

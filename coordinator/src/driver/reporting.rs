@@ -27,7 +27,7 @@ impl Reporting<'_> {
     /// Takes in a report of the host's session. Returns what follows from it at once.
     pub(super) fn take(&mut self, report: &message::Report) -> Effects {
         let (now, host) = (self.now, self.host);
-        // a host that says at the same time that its lease has ended had it when it read the bytes
+        // before the leases: a host that says at the same time that its lease has ended had it when it read the bytes
         let doubts = self.doubts(report);
         self.members.hosts_mut().report(host, report);
         self.images((&report.images, report.full), report.names);
@@ -43,6 +43,9 @@ impl Reporting<'_> {
         // Leases that ended come first: they ended before any new want. Leases that run come after the wants, because
         // such a lease may be for a new want.
         let runs = |lease: &&message::LeaseState| lease.end() == message::LeaseEnd::Unspecified;
+        // the plan hears of a recipe while the host has the lease by which it read the bytes
+        let (known, other): (Vec<_>, Vec<_>) = doubts.into_iter().partition(|(_, leased)| *leased);
+        self.doubted(known);
         for lease in report.leases.iter().filter(|lease| !runs(lease)) {
             self.lease(lease);
         }
@@ -52,12 +55,8 @@ impl Reporting<'_> {
         for lease in report.leases.iter().filter(runs) {
             self.lease(lease);
         }
-        for (doubt, leased) in doubts {
-            // after a start of the coordinator, a lease is known only from the host's report
-            let leased = leased || self.holds_lease(&doubt.content);
-            let doubt = (host, &doubt);
-            effects.extend(self.staging.doubt(now, doubt, leased));
-        }
+        // after a start of the coordinator, a lease is known only from the host's report
+        self.doubted(other);
         for retraction in &report.retractions {
             if let Some(content) = self.meant(&retraction.content) {
                 let from = retraction.from_chunk;
@@ -82,6 +81,17 @@ impl Reporting<'_> {
         doubts
             .map(|doubt| (doubt, self.holds_lease(&doubt.content)))
             .collect()
+    }
+
+    /// Tells the plan what the host doubts of recipes.
+    fn doubted(&mut self, doubts: Vec<(Doubt, bool)>) {
+        for (doubt, leased) in doubts {
+            let leased = leased || self.holds_lease(&doubt.content);
+            let event = self.staging.doubt((self.host, &doubt), leased);
+            if let Some(event) = event {
+                self.plan.handle(self.now, event);
+            }
+        }
     }
 
     fn holds_lease(&self, content: &Digest) -> bool {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use proto::{Digest, HostId, Moment, limits::MAX_IMAGES, message, recipe::Doubt};
-use rollout::stage::{Event, Plan, RecipeLoss};
+use rollout::stage::{Event, Plan, RecipeLeft, RecipeLoss};
 use tracing::warn;
 
 use super::{
@@ -304,28 +304,31 @@ impl Staging {
     }
 
     /// A host says that an image's recipe doesn't fit the registry's bytes of a content. `leased`: the host has the
-    /// content's lease, so it read them. All hosts that were ordered to stage the image are told.
-    pub(super) fn doubt(
-        &mut self,
-        now: Moment,
-        (host, doubt): (&HostId, &Doubt),
-        leased: bool,
-    ) -> Effects {
+    /// content's lease, so it read them. Returns what the plan is told, which decides whose word is enough.
+    pub(super) fn doubt(&self, (host, doubt): (&HostId, &Doubt), leased: bool) -> Option<Event> {
         let heard = match leased {
-            true => self.images.doubt(doubt),
-            false => Err(Heard::NotLeased),
+            true => self.images.may_doubt(doubt),
+            false => Heard::NotLeased,
         };
-        recipe_words::doubted(
-            host,
-            doubt,
-            heard.as_ref().err().copied().unwrap_or(Heard::News),
-        );
-        let Ok(changes) = heard else {
+        recipe_words::doubted(host, doubt, heard);
+        (heard == Heard::News).then(|| Event::RecipeDoubted {
+            host: host.clone(),
+            image: doubt.image,
+            content: doubt.content,
+            chunk: doubt.chunk.0,
+        })
+    }
+
+    /// Enough hosts say that an image's recipe doesn't fit the registry's bytes of a content. All hosts that were
+    /// ordered to stage the image are told.
+    pub(super) fn leave_recipe(&mut self, now: Moment, left: RecipeLeft) -> Effects {
+        let Some((doubt, changes)) = self.images.leave_recipe(left) else {
             return Effects::default();
         };
+        recipe_words::left(&doubt);
         self.metrics.recipe_doubts.inc();
         let mut effects = self.follow(now, changes);
-        let told = Arc::new(order::recipe_doubt(doubt));
+        let told = Arc::new(order::recipe_doubt(&doubt));
         let hosts = self.orders.hosts(&doubt.image).into_iter();
         effects.send(hosts.map(|host| (host, told.clone())));
         effects

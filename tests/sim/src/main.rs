@@ -103,6 +103,9 @@ struct Cli {
     /// The image has a recipe, which every host has from the start: chunks are proved when they arrive.
     #[arg(long, env = "SIM_RECIPE")]
     recipe: bool,
+    /// Share of the chunks that changed since the release that hosts hold, in scenario `release`, in percent.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100), env = "SIM_CHANGE")]
+    change: u32,
     /// Exit with 1 if the makespan is more than this many times its lower bound. [default: no limit]
     #[arg(
         long,
@@ -199,7 +202,8 @@ fn main() -> ExitCode {
     setup.zones = cli.zones.max(1);
     setup.trace = cli.trace;
     setup.manner = manner;
-    setup.recipe = cli.recipe;
+    setup.recipe |= cli.recipe;
+    setup.change_percent = cli.change;
     let swarm = &mut setup.swarm;
     swarm.uploads = cli.uploads;
     swarm.incoming = cli.incoming;

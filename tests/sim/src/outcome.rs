@@ -15,6 +15,8 @@ pub struct Outcome {
     pub hosts: usize,
     /// Bytes of the image.
     pub image_bytes: u64,
+    /// Bytes of the image that no host held at the beginning: all of it, unless it is a release.
+    pub changed_bytes: u64,
     /// Bytes of a chunk.
     pub chunk_bytes: u64,
     /// Whether the image had a recipe.
@@ -116,10 +118,10 @@ impl Outcome {
         self.makespan_s / self.first_s
     }
 
-    /// Bytes from the registry over the image's.
+    /// Bytes from the registry over those of the image that no host held at the beginning.
     #[must_use]
     pub fn origin_over_image(&self) -> f64 {
-        ratio(self.origin_bytes, self.image_bytes)
+        ratio(self.origin_bytes, self.changed_bytes)
     }
 
     /// Whether nothing was violated and every wanted host ended complete.
@@ -137,6 +139,8 @@ impl Outcome {
             "hosts": self.hosts,
             "complete": self.complete,
             "image_bytes": self.image_bytes,
+            "changed_bytes": self.changed_bytes,
+            "network_bytes_per_host": (self.origin_bytes + self.peer_bytes) / (self.hosts.max(1) as u64),
             "chunk_bytes": self.chunk_bytes,
             "recipe": self.recipe,
             "passed": self.passed(),

@@ -61,11 +61,13 @@ pub enum Scenario {
     /// The coordinator stands still for 5 and 12 s, then falls behind what it is told, and last stands still for so
     /// long that all sessions are lost. What it is told meanwhile it hears afterwards.
     Starved,
+    /// Every host holds the release before, and of the image's chunks a share changed. The image has a recipe.
+    Release,
 }
 
 impl Scenario {
     /// Every scenario.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Fanout,
         Self::Faults,
         Self::Liars,
@@ -91,6 +93,7 @@ impl Scenario {
         Self::MirrorSlow,
         Self::MirrorAlone,
         Self::Starved,
+        Self::Release,
     ];
 
     /// Its name on the command line.
@@ -122,6 +125,7 @@ impl Scenario {
             Self::MirrorSlow => "mirror-slow",
             Self::MirrorAlone => "mirror-alone",
             Self::Starved => "starved",
+            Self::Release => "release",
         }
     }
 
@@ -166,6 +170,9 @@ impl Scenario {
             }
             Self::Starved => {
                 "the coordinator stands still for seconds, falls behind, and stands still until all sessions are lost"
+            }
+            Self::Release => {
+                "every host holds the release before; --change percent of the chunks changed, and there is a recipe"
             }
             Self::MissingLayer => {
                 "one image lacks a layer for ever; another comes at the same time, a third a minute later"
@@ -212,6 +219,8 @@ pub enum Rogue {
     Adopt,
     /// It accuses honest hosts.
     Blame,
+    /// It says of each content that it is leased that the registry's bytes don't fit the recipe.
+    Doubt,
     /// It sends false chunks, as in [`Scenario::Liars`].
     Lie,
     /// It announces everything again and again, and has nothing of what it is asked for.
@@ -228,7 +237,7 @@ pub enum Rogue {
 
 impl Rogue {
     /// Every way.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Done,
         Self::Present,
         Self::Whole,
@@ -237,6 +246,7 @@ impl Rogue {
         Self::Missing,
         Self::Adopt,
         Self::Blame,
+        Self::Doubt,
         Self::Lie,
         Self::Announce,
         Self::NotSent,
@@ -257,6 +267,7 @@ impl Rogue {
             Self::Missing => "missing",
             Self::Adopt => "adopt",
             Self::Blame => "blame",
+            Self::Doubt => "doubt",
             Self::Lie => "lie",
             Self::Announce => "announce",
             Self::NotSent => "not-sent",
@@ -278,6 +289,9 @@ impl Rogue {
             Self::Missing => "says that the registry lacks what it is leased",
             Self::Adopt => "claims leases that nobody gave it",
             Self::Blame => "accuses honest hosts",
+            Self::Doubt => {
+                "says of what it is leased that it doesn't fit the recipe, where there is one"
+            }
             Self::Lie => "sends false chunks, as in liars",
             Self::Announce => "announces everything, and has nothing of what it is asked for",
             Self::NotSent => "offers and answers, and what it sends never comes",
@@ -298,7 +312,8 @@ impl Rogue {
             | Self::Throttle
             | Self::Missing
             | Self::Adopt
-            | Self::Blame => Party::Coordinator,
+            | Self::Blame
+            | Self::Doubt => Party::Coordinator,
             Self::Lie
             | Self::Announce
             | Self::NotSent
@@ -334,6 +349,8 @@ pub struct Setup {
     pub manner: Option<Rogue>,
     /// Whether the image has a recipe, which every host has from the start.
     pub recipe: bool,
+    /// Percent of the chunks that changed in [`Scenario::Release`].
+    pub change_percent: u32,
     /// Without the image that lacks a layer.
     pub spared: bool,
     /// The registry's rate, bytes per second.
@@ -368,7 +385,8 @@ impl Setup {
             chunk_bytes: proto::CHUNK_BYTES,
             seed,
             manner: None,
-            recipe: false,
+            recipe: scenario == Scenario::Release,
+            change_percent: 5,
             spared: false,
             origin_rate: GIGABIT,
             up_rate: GIGABIT,

@@ -102,10 +102,12 @@ impl World {
                 begin_life(&mut self.state, index(host));
             }
         }
-        let first = if self.state.mirrors_first() {
-            ORDERED_AFTER
-        } else {
-            0
+        let first = match self.state.setup.scenario {
+            _ if self.state.mirrors_first() => ORDERED_AFTER,
+            // a release comes to a fleet that has been up for long: a coordinator that has just started waits for hosts
+            // that hold something
+            Scenario::Release => seconds(self.state.setup.plan.settle.as_secs_f64()),
+            _ => 0,
         };
         if self.state.setup.scenario != Scenario::MirrorAlone {
             self.state.at(WARM_UP + first, Due::Order);
@@ -282,6 +284,7 @@ impl World {
             seed: self.state.setup.seed,
             hosts: self.state.nodes.iter().filter(|node| node.wanted).count(),
             image_bytes: self.state.setup.image_bytes,
+            changed_bytes: self.state.changed_bytes * self.state.scale,
             chunk_bytes: self.state.setup.chunk_bytes,
             recipe: self.state.setup.recipe,
             makespan_s: last,

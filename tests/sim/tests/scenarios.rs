@@ -1,7 +1,7 @@
 //! Every scenario, small and with a fixed seed: promises hold at each step, every wanted host completes after the
 //! faults have healed, and the cost stays near the bound.
 
-use sim::{Goals, Outcome, Scenario, Setup, run};
+use sim::{Goals, Outcome, Rogue, Scenario, Setup, run};
 
 /// Bytes per second of a 100 Mbit/s link: the lab's.
 const LAB_RATE: u64 = 12_500_000;
@@ -241,6 +241,48 @@ fn what_is_paused_for_a_while_is_moved_once() {
         "{}",
         outcome.to_text()
     );
+}
+
+/// One copy of the changed chunks leaves the registry, and for each single chunk the block before it.
+#[test]
+fn a_release_moves_what_changed() {
+    for (seed, change) in [(1, 1), (2, 5), (3, 20)] {
+        let mut setup = Setup::new(Scenario::Release, 20, 4_000_000_000, seed);
+        setup.change_percent = change;
+        let outcome = run(&setup);
+        assert!(outcome.passed(), "{}", outcome.to_text());
+        assert!(outcome.changed_bytes < setup.image_bytes / 2);
+        let moved = (outcome.origin_bytes + outcome.peer_bytes) / 20;
+        assert!(10 * moved <= 11 * outcome.changed_bytes, "{moved}");
+        assert!(outcome.origin_over_image() <= 1.07, "{}", outcome.to_text());
+        // what begins and ends a stage takes seconds, whatever its size
+        assert!(
+            outcome.makespan_s <= outcome.bound_s * 1.1 + 3.0,
+            "{}",
+            outcome.to_text()
+        );
+    }
+}
+
+/// Hosts that say false things of the recipe take it from next to no content, whatever else they lie about.
+#[test]
+fn who_lies_about_the_recipe_costs_little() {
+    for (scenario, manner) in [
+        (Scenario::Liars, None),
+        (Scenario::Rogues, Some(Rogue::Doubt)),
+    ] {
+        let mut setup = Setup::new(scenario, 30, 4_000_000_000, 1);
+        (setup.manner, setup.recipe) = (manner, true);
+        let outcome = run(&setup);
+        assert!(outcome.passed(), "{}", outcome.to_text());
+        assert_eq!(outcome.shunned_honest, 0, "{}", outcome.to_text());
+        assert!(
+            outcome.makespan_over_bound() <= 1.1,
+            "{}",
+            outcome.to_text()
+        );
+        assert!(outcome.origin_over_image() <= 1.05, "{}", outcome.to_text());
+    }
 }
 
 #[test]

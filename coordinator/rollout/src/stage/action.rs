@@ -26,6 +26,17 @@ pub enum RecipeLoss {
     Size,
 }
 
+/// A content for which an image's recipe isn't used any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecipeLeft {
+    /// The image.
+    pub image: Digest,
+    /// The content.
+    pub content: Digest,
+    /// The first chunk that doesn't fit.
+    pub chunk: u32,
+}
+
 /// An action for the shell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -66,6 +77,9 @@ pub enum Action {
         /// Why.
         cause: RecipeLoss,
     },
+    /// Tell every host of the image to leave the image's recipe for a content: the registry's bytes don't fit it, as
+    /// enough hosts say.
+    LeaveRecipe(RecipeLeft),
     /// Lease a content to this host.
     Grant {
         /// The host.

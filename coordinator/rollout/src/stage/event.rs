@@ -241,6 +241,18 @@ pub enum Event {
         /// The first false chunk.
         from: u32,
     },
+    /// The holder of a content's lease says that the registry's bytes don't fit an image's recipe, which the shell
+    /// found to be the image's. Others go by that when another host says the same, or no other can.
+    RecipeDoubted {
+        /// The holder.
+        host: HostId,
+        /// The image.
+        image: Digest,
+        /// The content.
+        content: Digest,
+        /// The first chunk that doesn't fit.
+        chunk: u32,
+    },
     /// From now on, this many contents may be leased at one time. Running leases go on.
     Limited {
         /// The number of contents, at least one.

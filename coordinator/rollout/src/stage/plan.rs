@@ -1,12 +1,13 @@
 //! The plan gives each event to its parts, always in the same order, and hands out the actions that follow.
 //!
-//! Each part owns one kind of state: `hosts`, `images`, `contents` (with `receipts` and `tries`), `leases`, `origins`
+//! Each part owns one kind of state: `hosts`, `images`, `contents` (with `receipts`, `tries` and `words`), `leases`, `origins`
 //! (with `wishes`), `records` (how each host's leases ended), `neighbours`, and the `clock`. `view` answers questions
 //! that need several parts, and changes none of them.
 //!
 //! Each decision takes only the parts that it needs. `grants` chooses the next leases. `leasing` follows leases until
 //! they end. `trouble` handles registries that fail or recover. `witness` decides whose word about progress is
-//! believed. `audit` looks for contents that may be nowhere. `report` describes where everything stands.
+//! believed, and `recipes` whose word against a recipe is. `audit` looks for contents that may be nowhere. `report`
+//! describes where everything stands.
 
 mod audit;
 mod chance;
@@ -24,6 +25,7 @@ mod leasing;
 mod neighbours;
 mod origins;
 mod receipts;
+mod recipes;
 mod records;
 mod report;
 #[cfg(test)]
@@ -33,6 +35,7 @@ mod trouble;
 mod view;
 mod wishes;
 mod witness;
+mod words;
 
 use alloc::{collections::BTreeSet, string::String, vec::Vec};
 use core::time::Duration;
@@ -43,7 +46,7 @@ use rand_core::SeedableRng as _;
 
 use self::{
     clock::Clock,
-    contents::Contents,
+    contents::{ContentState, Contents},
     desk::Desk,
     effects::Effects,
     hosts::{Hosts, Known},
@@ -338,6 +341,12 @@ impl Plan {
                 content,
                 from,
             } => self.retracted(host, content, from),
+            Event::RecipeDoubted {
+                host,
+                image,
+                content,
+                chunk,
+            } => recipes::doubted(&mut self.desk(), &host, image, content, chunk),
             Event::Limited { origin_streams } => {
                 self.config.origin_streams = origin_streams.max(1);
                 self.effects.ask_for_grants();
@@ -551,6 +560,11 @@ impl Plan {
 
     /// Forgets what was this image's recipe, and ends its lease, unless another image has the same content.
     fn forget_recipe(&mut self, image: &Digest, recipe: &Digest) {
+        if let Some(of) = self.images.get(image) {
+            let contents = of.contents().iter().copied();
+            let forget = |content: &mut ContentState| content.words_mut().forget_image(image);
+            self.contents.each(contents, forget);
+        }
         let used = self.images.iter().any(|image| image.has(recipe));
         self.desk().revoke_pointless();
         self.contents.forget_recipe(recipe, used, image);

@@ -264,20 +264,20 @@ fn a_recipe_that_is_there_stays_until_nothing_of_it_is_believed() {
     };
     let contents = image.layout.contents();
     for content in &contents[1..] {
-        world.images.doubt(&doubt(content.digest, 0)).unwrap();
+        leave(&mut world, &doubt(content.digest, 0)).unwrap();
     }
     world.enter(with("second"));
     assert_eq!(has(&world), Some(recipe("first")), "a content is left");
     let last = doubt(contents[0].digest, 0);
-    let changes = world.images.doubt(&last).unwrap();
+    let changes = leave(&mut world, &last).unwrap();
     assert_eq!(
         (changes.ordered, changes.asked),
         (vec![digest], vec![digest])
     );
-    assert_eq!(world.images.doubt(&last).unwrap_err(), Heard::Known);
+    assert_eq!(leave(&mut world, &last).unwrap_err(), Heard::Known);
     // the same one again brings nothing
     world.enter(with("first"));
-    assert_eq!(world.images.doubt(&last).unwrap_err(), Heard::Known);
+    assert_eq!(leave(&mut world, &last).unwrap_err(), Heard::Known);
     assert_eq!(world.enter(with("second")).news, [digest]);
     assert_eq!(has(&world), Some(recipe("second")));
     assert!(
@@ -324,6 +324,22 @@ fn a_recipe_that_was_lost_comes_back_when_somebody_asks_and_not_because_the_clus
     assert_eq!((has(&world), asked), (true, vec![digest]));
 }
 
+/// The plan believes a doubt, if it is worth telling the plan.
+fn leave(world: &mut World, doubt: &Doubt) -> Result<Changes, Heard> {
+    match world.images.may_doubt(doubt) {
+        Heard::News => {}
+        heard => return Err(heard),
+    }
+    let left = RecipeLeft {
+        image: doubt.image,
+        content: doubt.content,
+        chunk: doubt.chunk.0,
+    };
+    let (told, changes) = world.images.leave_recipe(left).ok_or(Heard::Known)?;
+    assert_eq!(told, *doubt);
+    Ok(changes)
+}
+
 #[test]
 fn a_recipe_that_is_false_for_a_thousand_contents_is_given_up_with_the_next() {
     let mut world = World::new(&["a"]);
@@ -335,12 +351,13 @@ fn a_recipe_that_is_false_for_a_thousand_contents_is_given_up_with_the_next() {
     world.enter(image.clone());
     let contents = image.layout.contents();
     let mut doubt = |content: usize| {
-        world.images.doubt(&Doubt {
+        let doubt = Doubt {
             image: digest,
             recipe: recipe("one").digest,
             content: contents[content].digest,
             chunk: ChunkIndex(0),
-        })
+        };
+        leave(&mut world, &doubt)
     };
     for content in 0..MAX_DOUBTED {
         assert!(doubt(content).unwrap().news.is_empty());

@@ -95,7 +95,10 @@ impl Staged {
                     }
                     Kind::Revoke(revoke) => {
                         let content = message::digest(&revoke.content).unwrap();
-                        self.leases.remove(&content);
+                        // the next holder may have been heard of before
+                        if self.leases.get(&content) == Some(&host) {
+                            self.leases.remove(&content);
+                        }
                     }
                     _ => {}
                 }
@@ -250,7 +253,7 @@ async fn a_recipe_that_the_registry_doesnt_have_goes_and_the_image_stays() {
 }
 
 #[tokio::test]
-async fn who_has_the_lease_is_heard_about_a_recipe_and_everybody_is_told() {
+async fn two_hosts_with_the_lease_are_heard_about_a_recipe_and_everybody_is_told() {
     let mut staged = Staged::new();
     staged.stage_orders();
     let (content, doubt) = (staged.content(), staged.doubt());
@@ -287,12 +290,20 @@ async fn who_has_the_lease_is_heard_about_a_recipe_and_everybody_is_told() {
         (0, 0)
     );
 
+    // one word has another host read the same; the liar may be the first
+    staged.report(holder, doubting([doubt, doubt]));
+    assert_eq!((staged.doubts_sent(), staged.counted()), (none.clone(), 0));
+    let second = staged.leases[&content];
+    assert_ne!(second, holder);
+    staged.report(holder, doubting([doubt]));
+    assert_eq!(staged.doubts_sent(), none);
+
     // the lease ends in the same report
     let report = Report {
         leases: vec![ends(content, LeaseEnd::Done, OriginFault::Unspecified)],
         ..doubting([doubt, doubt])
     };
-    staged.report(holder, report);
+    staged.report(second, report);
     assert_eq!(
         staged.doubts_sent(),
         vec![vec![doubt.to_message()]; HOSTS.len()]

@@ -16,7 +16,7 @@ use super::{
     node::{Fetching, JOURNAL_LAG},
     origin::{new_run, pump_origin},
     registry::Registry,
-    rogue::blame,
+    rogue::{blame, doubt_recipe},
     state::State,
     transfers::Kind,
 };
@@ -147,7 +147,7 @@ fn take_from_origin(world: &mut State, host: u32, content: u32, chunk: u32) {
     };
     // false bytes don't fit the recipe; a liar says so of true ones
     if false_link.is_some() || world.node(host).liar {
-        world.doubt_recipe(content);
+        doubt_recipe(world, host, content, chunk);
     }
     if false_link.is_some() && last {
         let run = new_run(world, host, content);

@@ -1,6 +1,8 @@
 //! What is distributed: contents, and the images that they make.
 
-use proto::{Digest, Geometry};
+use proto::{ChunkIndex, ChunkSet, Digest, Geometry};
+use rand_chacha::ChaCha8Rng;
+use rand_core::Rng as _;
 
 use crate::{
     network::Nanos,
@@ -89,6 +91,34 @@ pub(super) fn specs(image_bytes: u64, content_bytes: u64) -> Vec<Spec> {
         specs.push(Spec::new(&name, size, 0));
     }
     specs
+}
+
+/// The chunks that a release takes over from the one before: all but about this share, at random.
+pub(super) fn unchanged(
+    specs: &[Spec],
+    change_percent: u32,
+    rng: &mut ChaCha8Rng,
+) -> Vec<ChunkSet> {
+    let mut changes = || (u64::from(rng.next_u32()) * 100) >> 32 < u64::from(change_percent);
+    let sets = specs.iter().map(|spec| {
+        let mut set = ChunkSet::empty(spec.geometry.chunks());
+        for chunk in (0..spec.geometry.chunks()).map(ChunkIndex) {
+            if !changes() {
+                set.insert(chunk);
+            }
+        }
+        set
+    });
+    sets.collect()
+}
+
+/// The bytes of these chunks.
+pub(super) fn bytes(specs: &[Spec], chunks: &[ChunkSet]) -> u64 {
+    let of = |(spec, set): (&Spec, &ChunkSet)| {
+        let lengths = set.iter().map(|chunk| u64::from(spec.geometry.len(chunk)));
+        lengths.sum::<u64>()
+    };
+    specs.iter().zip(chunks).map(of).sum()
 }
 
 /// The images that these contents make.

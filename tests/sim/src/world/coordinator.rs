@@ -299,7 +299,12 @@ fn plan_act(world: &mut State, action: stage::Action) {
         }
         stage::Action::Grant { host, content, .. } => grant(world, host, content),
         stage::Action::Revoke { host, content, .. } => revoke(world, &host, content),
-        // images have no recipes here
+        stage::Action::LeaveRecipe(left) => {
+            if let Some(content) = world.content_of(left.content) {
+                world.leave_recipe(content);
+            }
+        }
+        // no recipe moves here: every host has it
         stage::Action::DropRecipe { .. } => {}
         stage::Action::Retract {
             maker,

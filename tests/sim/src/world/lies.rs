@@ -93,7 +93,7 @@ pub(super) fn refuted(
         return Some(Failure::Bad);
     }
     // a link that isn't the recipe's; its sender doesn't say that it is, and so isn't blamed
-    if world.has_recipe(content) && (lie != Lie::None || false_link.is_some()) {
+    if world.has_recipe(to, content) && (lie != Lie::None || false_link.is_some()) {
         return Some(Failure::Disproved);
     }
     let run = run.filter(|_| world.lies)?;

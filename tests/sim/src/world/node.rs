@@ -1,6 +1,6 @@
 //! A host: its swarm, what it holds, and what the agent around the swarm knows.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proto::{ChunkSet, HostId, HostKey};
 use rollout::stage;
@@ -64,6 +64,8 @@ pub(super) struct Node {
     pub(super) pit: Option<Pit>,
     /// How it lies otherwise.
     pub(super) rogues: Vec<Rogue>,
+    /// Contents for which it uses no recipe any more: it found, or says, that the registry's bytes don't fit.
+    pub(super) left_recipe: BTreeSet<u32>,
     /// Leases that it keeps and does nothing with, and since when.
     pub(super) hoarded: BTreeMap<u32, Nanos>,
     /// As a liar: how it covers up.
@@ -126,6 +128,7 @@ impl Node {
             liar: false,
             pit: None,
             rogues: Vec::new(),
+            left_recipe: BTreeSet::new(),
             hoarded: BTreeMap::new(),
             manner: Manner::Plain,
             connected: vec![false; setup.hosts],
@@ -169,6 +172,14 @@ impl Node {
         }
     }
 
+    /// It holds these chunks of each content from the start: its disks have them.
+    pub(super) fn hold(&mut self, chunks: &[ChunkSet]) {
+        for (held, chunks) in self.held.iter_mut().zip(chunks) {
+            self.missing -= u64::from(chunks.count());
+            held.clone_from(chunks);
+        }
+    }
+
     /// Whether it lies in this way.
     pub(super) fn is_rogue(&self, rogue: Rogue) -> bool {
         self.rogues.contains(&rogue)
@@ -186,6 +197,8 @@ pub(super) struct Fetching {
     pub(super) next: u32,
     pub(super) until: u32,
     pub(super) under_way: u32,
+    /// The chunk that it asked for last.
+    pub(super) asked: Option<u32>,
     /// Its blob is being answered: chunks come without new requests.
     pub(super) open: bool,
     pub(super) refused: Option<Refused>,

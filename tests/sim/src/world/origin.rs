@@ -27,6 +27,8 @@ const FETCH_AHEAD: u32 = 2;
 const RETRY: (Nanos, Nanos) = (500_000_000, 10_000_000_000);
 /// Requests that are on their way when the first is told to stay away, and reports of it.
 const WORD_SPREADS: Nanos = 1_000_000_000;
+/// A part of a blob begins with the compressed block that has the last byte of the chunk before.
+const BLOCK_BYTES: u64 = 64 << 10;
 const CONNECTION_BYTES: u64 = 300_000;
 
 /// A host fetches a content from the registry, or goes on with that, up to this chunk.
@@ -45,6 +47,7 @@ pub(super) fn fetch(world: &mut State, host: u32, content: u32, until: u32) {
             next: 0,
             until: 0,
             under_way: 0,
+            asked: None,
             open: false,
             refused: None,
             slow: None,
@@ -63,6 +66,8 @@ pub(super) fn fetch(world: &mut State, host: u32, content: u32, until: u32) {
 pub(super) fn pump_origin(world: &mut State, host: u32, content: u32) {
     let chunks = world.specs[content as usize].geometry.chunks();
     let origin = index(world.nodes.len());
+    // by a recipe nothing is read behind the last missing chunk
+    let by_recipe = world.has_recipe(host, content);
     loop {
         let node = &mut world.nodes[host as usize];
         let Some(fetching) = node.fetches.get_mut(&content) else {
@@ -74,7 +79,8 @@ pub(super) fn pump_origin(world: &mut State, host: u32, content: u32) {
         {
             fetching.next += 1;
         }
-        if fetching.next >= chunks && fetching.under_way == 0 {
+        let all = by_recipe && !fetching.again && node.held[content as usize].is_full();
+        if (fetching.next >= chunks || all) && fetching.under_way == 0 {
             node.fetches.remove(&content);
             node.leases.remove(&content);
             world.tell(
@@ -116,7 +122,11 @@ pub(super) fn pump_origin(world: &mut State, host: u32, content: u32) {
         };
         fetching.next += 1;
         fetching.under_way += 1;
+        let goes_on = fetching.asked.replace(chunk) == chunk.checked_sub(1);
         let id = new_transfer(world, origin, host, content, chunk, Kind::Origin, None);
+        if !goes_on && world.has_recipe(host, content) {
+            world.transfers[id].bytes += BLOCK_BYTES / world.scale;
+        }
         begin_transfer(world, id);
     }
 }

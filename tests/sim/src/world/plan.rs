@@ -59,6 +59,7 @@ pub(super) fn plan_faults(world: &mut State) {
     match world.setup.scenario {
         // nothing does, or what their registry gives is slow from the beginning
         Scenario::Fanout
+        | Scenario::Release
         | Scenario::Mirror
         | Scenario::MirrorSlow
         | Scenario::SlowRegistry
@@ -299,7 +300,9 @@ fn make_liar(world: &mut State, host: usize) {
 fn make_rogues(world: &mut State, hosts: &[usize]) {
     let of = |party: Party| -> Vec<Rogue> {
         let all = Rogue::ALL.into_iter();
-        all.filter(|rogue| rogue.party() == party).collect()
+        let recipe = world.setup.recipe;
+        let fits = |rogue: &Rogue| rogue.party() == party && (recipe || *rogue != Rogue::Doubt);
+        all.filter(fits).collect()
     };
     let (coordinator, peers) = (of(Party::Coordinator), of(Party::Peers));
     let turn = usize::try_from(world.setup.seed).unwrap_or(0);

@@ -49,10 +49,37 @@ pub(super) fn abuses_lease(world: &mut State, host: u32, content: u32) -> bool {
         claim_lease(world, host, content, now);
         return true;
     } else {
+        // it fetches all the same
+        if is(Rogue::Doubt) {
+            doubt_recipe(world, host, content, 0);
+        }
         return false;
     };
     world.tell_lease_ended(host, content, end);
     true
+}
+
+/// A holder of a lease goes on without the recipe for a content, and says that the registry's bytes don't fit it. Liars
+/// agree on the chunk.
+pub(super) fn doubt_recipe(world: &mut State, host: u32, content: u32, chunk: u32) {
+    if !world.has_recipe(host, content) {
+        return;
+    }
+    world.node_mut(host).left_recipe.insert(content);
+    let chunk = if world.node(host).is_honest() {
+        chunk
+    } else {
+        0
+    };
+    world.tell_plan_from(host, |world| {
+        let spec = &world.specs[content as usize];
+        stage::Event::RecipeDoubted {
+            host: world.node(host).id.clone(),
+            image: world.images[spec.image].digest,
+            content: spec.digest,
+            chunk,
+        }
+    });
 }
 
 /// What a rogue says of a lease that it does nothing with.

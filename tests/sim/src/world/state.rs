@@ -67,7 +67,9 @@ pub(super) struct State {
     pub(super) cut: bool,
     /// Somebody may lie: who made what is noted.
     pub(super) lies: bool,
-    /// Contents for which the recipe isn't used any more.
+    /// Bytes of what hosts are to end with that no host holds at the beginning.
+    pub(super) changed_bytes: u64,
+    /// Contents for which no host uses the recipe any more.
     doubted: BTreeSet<u32>,
     /// All runs.
     pub(super) runs: Vec<Run>,
@@ -131,6 +133,18 @@ impl State {
             .collect();
         uplinks.push(Uplink::new(rate(setup.origin_rate)));
         let office = Office::new(setup.plan.clone(), rng.next_u64());
+        let mut changed_bytes = specs
+            .iter()
+            .filter(|spec| images[spec.image].is_staged())
+            .map(|spec| spec.geometry.size())
+            .sum();
+        if setup.scenario == Scenario::Release {
+            let old = contents::unchanged(&specs, setup.change_percent, &mut rng);
+            changed_bytes -= contents::bytes(&specs, &old);
+            for node in &mut nodes {
+                node.hold(&old);
+            }
+        }
         Self {
             scale,
             pieces,
@@ -152,6 +166,7 @@ impl State {
             mirrors: Mirrors::default(),
             cut: false,
             lies: false,
+            changed_bytes,
             doubted: BTreeSet::new(),
             runs: Vec::new(),
             tickets: 0,
@@ -167,14 +182,16 @@ impl State {
         }
     }
 
-    /// Whether every host proves the chunks of a content when they arrive.
-    pub(super) fn has_recipe(&self, content: u32) -> bool {
-        self.setup.recipe && self.is_staged(content) && !self.doubted.contains(&content)
+    /// Whether a host proves the chunks of a content when they arrive.
+    pub(super) fn has_recipe(&self, host: u32, content: u32) -> bool {
+        self.setup.recipe
+            && self.is_staged(content)
+            && !self.doubted.contains(&content)
+            && !self.node(host).left_recipe.contains(&content)
     }
 
-    /// The holder of a lease says that the registry's bytes don't fit the recipe: no host uses it for this content any
-    /// more.
-    pub(super) fn doubt_recipe(&mut self, content: u32) {
+    /// Enough hosts say that the registry's bytes don't fit the recipe: no host uses it for this content any more.
+    pub(super) fn leave_recipe(&mut self, content: u32) {
         self.doubted.insert(content);
     }
 
@@ -259,15 +276,9 @@ impl State {
         self.images[self.specs[content as usize].image].kind == ImageKind::Mirrored
     }
 
-    /// The contents that can be had.
-    pub(super) fn had(&self) -> impl Iterator<Item = &Spec> {
-        let had = |spec: &&Spec| self.images[spec.image].is_staged();
-        self.specs.iter().filter(had)
-    }
-
     /// The time that no schedule can beat, in seconds.
     pub(super) fn bound_s(&self) -> f64 {
-        let image: u64 = self.had().map(|spec| spec.geometry.size()).sum();
+        let image = self.changed_bytes;
         let wanted: Vec<usize> = (0..self.nodes.len())
             .filter(|at| self.nodes[*at].wanted)
             .collect();

@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use proto::{Digest, HostId, Moment, pause::doubled};
 
-use super::{receipts::Receipts, tries::Tries};
+use super::{receipts::Receipts, tries::Tries, words::Words};
 use crate::stage::event::Content;
 
 /// A killed agent may lose chunks that it verified within this time before its last report. It flushes every half
@@ -38,6 +38,7 @@ pub(super) struct ContentState {
     moved_at: Moment,
     receipts: Receipts,
     tries: Tries,
+    words: Words,
 }
 
 impl ContentState {
@@ -53,6 +54,7 @@ impl ContentState {
             moved_at: now,
             receipts: Receipts::new(now, content),
             tries: Tries::default(),
+            words: Words::default(),
         }
     }
 
@@ -91,6 +93,15 @@ impl ContentState {
 
     pub(super) const fn tries_mut(&mut self) -> &mut Tries {
         &mut self.tries
+    }
+
+    /// What hosts say against the recipes of the content's images.
+    pub(super) const fn words(&self) -> &Words {
+        &self.words
+    }
+
+    pub(super) const fn words_mut(&mut self) -> &mut Words {
+        &mut self.words
     }
 
     /// Hosts that say that they hold all of the content, and since when.
@@ -159,6 +170,7 @@ impl ContentState {
         self.done.remove(id);
         self.doubted.remove(id);
         self.tries.forget_host(id);
+        self.words.forget_host(id);
         self.receipts.forget_host(id);
     }
 
@@ -267,6 +279,7 @@ impl Contents {
         self.by_digest.retain(|digest, _| used.contains(digest));
         for content in self.by_digest.values_mut() {
             content.tries.forgive(without);
+            content.words.forget_image(without);
         }
     }
 

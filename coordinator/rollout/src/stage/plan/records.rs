@@ -118,6 +118,13 @@ impl Records {
         record.failures = record.failures.saturating_add(1);
     }
 
+    /// Takes one failure back: what looked like the host's failure wasn't.
+    pub(super) fn excuse(&mut self, id: &HostId) {
+        if let Some(record) = self.by_host.get_mut(id) {
+            record.failures = record.failures.saturating_sub(1);
+        }
+    }
+
     // ---- leases for mirrors -----------------------------------------------------------------------------------------
 
     /// How far the host goes behind other hosts that want the same blob: its barren leases for mirrors.

@@ -194,6 +194,7 @@ fn weigh_claims(desk: &mut Desk<'_>, digest: Digest, wanted_on: usize, expected:
         // so many hosts have verified the whole content that any word against it was wrong
         content.receipts_mut().verified();
         content.tries_mut().succeed();
+        content.words_mut().settle();
     } else if doubtful {
         content.disbelieve();
         desk.effects.ask_for_grants();

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::stage::action::RecipeLeft;
 
 fn any_event() -> impl Strategy<Value = Event> {
     let any_host = || (0usize..6).prop_map(host);
@@ -61,6 +62,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         5 => (any_host(), prop::collection::vec((any_content(), 0u32..120), 0..4)).prop_map(|(host, contents)| Event::Holds { host, contents }),
         2 => (any_host(), any_host(), any_content(), any::<bool>()).prop_map(|(by, maker, content, vouched)| Event::FalseLink { by, maker, content, vouched }),
         1 => (any_host(), any_content(), any::<u32>()).prop_map(|(host, content, from)| Event::Retracted { host, content, from }),
+        2 => (any_host(), any_image(), any_content(), 0u32..3).prop_map(|(host, image, content, chunk)| Event::RecipeDoubted { host, image, content, chunk }),
         1 => (any_host(), any::<bool>()).prop_map(|(maker, lie)| Event::Contradicted { maker, says: if lie { Contradiction::Lie } else { Contradiction::False } }),
         3 => Just(Event::Tick),
     ]
@@ -74,8 +76,13 @@ proptest! {
         let mut plan = Plan::new(Config { origin_streams: 2, ..Config::default() }, seed);
         let mut now = 0;
         let mut leases: BTreeMap<Digest, HostId> = BTreeMap::new();
+        let mut left: BTreeSet<(Digest, Digest)> = BTreeSet::new();
         for (event, wait) in events {
             now += wait;
+            // another recipe, another life of the image, or another size of the content
+            if matches!(event, Event::Wanted { .. } | Event::Cancelled(_) | Event::LeaseEnded { end: LeaseEnd::Faulty(Fault::Bad), .. }) {
+                left.clear();
+            }
             if let Event::LeaseEnded { host, content, .. } = &event
                 && leases.get(content) == Some(host)
             {
@@ -103,6 +110,14 @@ proptest! {
                         if leases.get(&content) == Some(&host) {
                             leases.remove(&content);
                         }
+                    }
+                    Action::LeaveRecipe(RecipeLeft { image, content, chunk }) => {
+                        prop_assert!(chunk < 3);
+                        let of = plan.images.get(&image);
+                        prop_assert!(of.is_some_and(|of| of.contents().contains(&content)));
+                        // the recipe is left once, and only where one of those who said so has the lease
+                        prop_assert!(left.insert((image, content)), "left twice");
+                        prop_assert!(plan.leases.contains(&content));
                     }
                     Action::Neighbours { host, neighbours } => {
                         prop_assert!(neighbours.len() <= 24);

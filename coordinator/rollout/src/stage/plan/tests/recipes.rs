@@ -232,3 +232,125 @@ fn a_recipe_that_contradicts_what_an_image_needs_is_the_one_to_go() {
     assert_eq!(contents(&grants(&granted)), [RECIPE, 1].map(digest));
     assert_eq!(plan.size_of(&digest(RECIPE)), Some(100 << 20));
 }
+
+/// The host says that the registry's bytes of content 0 don't fit the recipe.
+fn doubts(plan: &mut Plan, millis: u64, by: &HostId, chunk: u32) -> Vec<Action> {
+    let event = Event::RecipeDoubted {
+        host: by.clone(),
+        image: image(0),
+        content: digest(0),
+        chunk,
+    };
+    feed(plan, millis, event)
+}
+
+/// What hosts are told to leave the recipe for.
+fn left(actions: &[Action]) -> Vec<(Digest, Digest, u32)> {
+    let left = actions.iter().filter_map(|action| match action {
+        Action::LeaveRecipe(of) => Some((of.image, of.content, of.chunk)),
+        _ => None,
+    });
+    left.collect()
+}
+
+/// The host that was granted content 0.
+fn reader(actions: &[Action]) -> Option<HostId> {
+    let mut grants = grants(actions).into_iter();
+    let found = grants.find(|(_, content)| *content == digest(0))?;
+    Some(found.0)
+}
+
+#[test]
+fn a_recipe_is_left_when_a_second_host_reads_the_same() {
+    let mut plan = fleet(6);
+    let first = reader(&want(&mut plan, 2_000, order([0]))).unwrap();
+    let asked = doubts(&mut plan, 2_500, &first, 7);
+    assert_eq!(left(&asked), []);
+    // another host has the lease at once, and who had it is behind others until somebody says the same
+    let second = reader(&asked).unwrap();
+    assert_ne!(second, first);
+    assert_eq!(plan.records.failures(&first), 1);
+    // who has no lease isn't heard, nor a word about a chunk that isn't there
+    for other in (0..6).map(host).filter(|other| *other != second) {
+        assert_eq!(doubts(&mut plan, 2_600, &other, 7), []);
+    }
+    assert_eq!(doubts(&mut plan, 2_600, &second, 100), []);
+    let said = doubts(&mut plan, 2_700, &second, 7);
+    assert_eq!(left(&said), [(image(0), digest(0), 7)]);
+    // the lease goes on
+    assert_eq!(plan.leases.holder(&digest(0)), Some(&second));
+    let failures = [&first, &second].map(|id| plan.records.failures(id));
+    assert_eq!(failures, [0, 0]);
+    // once
+    assert_eq!(doubts(&mut plan, 2_800, &second, 8), []);
+}
+
+#[test]
+fn a_word_that_nobody_confirms_takes_the_recipe_from_nobody() {
+    let mut plan = fleet(6);
+    let liar = reader(&want(&mut plan, 2_000, order(0..6))).unwrap();
+    let honest = reader(&doubts(&mut plan, 2_500, &liar, 3)).unwrap();
+    for number in 0..6 {
+        let contents = vec![(digest(0), 100)];
+        let host = host(number);
+        feed(&mut plan, 3_000, Event::Holds { host, contents });
+    }
+    feed(&mut plan, 4_000, Event::Tick);
+    let done = ended(&honest, digest(0), LeaseEnd::Done);
+    feed(&mut plan, 4_000, done);
+    // the word is over, and its speaker is behind the others
+    let content = plan.contents.get(&digest(0)).unwrap();
+    assert!(!content.words().spoke(&image(0), &liar));
+    assert_eq!(plan.records.failures(&liar), 1);
+}
+
+#[test]
+fn words_about_different_chunks_dont_agree() {
+    let mut plan = fleet(6);
+    let mut by = reader(&want(&mut plan, 2_000, order([0]))).unwrap();
+    let mut spoke = Vec::new();
+    for chunk in 0..5 {
+        let said = doubts(&mut plan, 2_500, &by, chunk);
+        assert_eq!(left(&said), [], "{chunk}");
+        assert!(!spoke.contains(&by));
+        spoke.push(by);
+        by = reader(&said).unwrap();
+    }
+    // nobody is left who could say anything
+    let said = doubts(&mut plan, 2_600, &by, 9);
+    assert_eq!(left(&said), [(image(0), digest(0), 9)]);
+}
+
+#[test]
+fn where_no_other_host_can_read_it_one_word_is_enough() {
+    let said = [(image(0), digest(0), 4)];
+    // a host alone, and one whose peers hold the content, have the image or are away
+    let mut alone = fleet(1);
+    let by = reader(&want(&mut alone, 2_000, order([0]))).unwrap();
+    assert_eq!(left(&doubts(&mut alone, 2_500, &by, 4)), said);
+    let mut plan = fleet(4);
+    let by = reader(&want(&mut plan, 2_000, order([0]))).unwrap();
+    let mut others = (0..4).filter(|at| host(*at) != by);
+    let [holds, has, away] = [(); 3].map(|()| others.next().unwrap());
+    let contents = vec![(digest(0), 100)];
+    let host = host(holds);
+    feed(&mut plan, 2_100, Event::Holds { host, contents });
+    feed(
+        &mut plan,
+        2_100,
+        report(has, 0, Standing::Present, 100 << 20),
+    );
+    feed(&mut plan, 2_100, Event::HostDisconnected(super::host(away)));
+    assert_eq!(left(&doubts(&mut plan, 2_500, &by, 4)), said);
+}
+
+#[test]
+fn another_recipe_is_doubted_anew() {
+    let mut plan = fleet(1);
+    let by = reader(&want(&mut plan, 2_000, order([0]))).unwrap();
+    assert_eq!(left(&doubts(&mut plan, 2_500, &by, 4)).len(), 1);
+    assert_eq!(left(&doubts(&mut plan, 2_600, &by, 4)).len(), 0);
+    let other = with_recipe(wanted(0, [0], Selection::All), 51);
+    want(&mut plan, 3_000, other);
+    assert_eq!(left(&doubts(&mut plan, 3_500, &by, 4)).len(), 1);
+}

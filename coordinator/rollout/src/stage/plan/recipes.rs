@@ -1,0 +1,88 @@
+//! Whose word against a recipe counts.
+//!
+//! The holder of a content's lease reads the registry's bytes, and may say from which chunk on they don't fit the
+//! recipe. A liar with a lease could say the same, so one word changes nothing for others: the content's lease goes to
+//! another host, which reads the same chunk. When two hosts name the same chunk, all hosts leave the recipe for that
+//! content. Where no other host can say anything, one word is enough.
+//!
+//! Whoever speaks goes behind other hosts for leases, as a host does that lets a lease fail, until another host says
+//! the same.
+
+use proto::{Digest, HostId};
+
+use super::{contents::ContentState, desk::Desk, view::View};
+use crate::stage::{
+    Action,
+    action::{RecipeLeft, RevokeCause},
+    event::{Purpose, Standing},
+};
+
+/// The hosts that have to name the same chunk.
+const WORDS: usize = 2;
+
+/// The holder of a content's lease says that the registry's bytes don't fit the recipe of this image from a chunk on.
+pub(super) fn doubted(desk: &mut Desk<'_>, id: &HostId, image: Digest, digest: Digest, chunk: u32) {
+    if desk.leases.holder(&digest) != Some(id) {
+        return;
+    }
+    let others = others(desk.view(), &image, &digest, id);
+    let Some(content) = doubtable(desk, &image, &digest) else {
+        return;
+    };
+    if chunk >= content.chunks() {
+        return;
+    }
+    let words = content.words_mut();
+    let again = words.spoke(&image, id);
+    let same = words.hear(image, id, chunk);
+    if others && same.len() < WORDS {
+        if !again {
+            desk.records.fail(id);
+        }
+        desk.note_failed(digest, id);
+        desk.revoke(digest, RevokeCause::Ended);
+        return;
+    }
+    words.leave(&image);
+    for id in same.iter().filter(|of| again || *of != id) {
+        desk.records.excuse(id);
+    }
+    desk.effects.push(Action::LeaveRecipe(RecipeLeft {
+        image,
+        content: digest,
+        chunk,
+    }));
+}
+
+/// The content, if this image has it and its recipe wasn't left for it.
+fn doubtable<'a>(
+    desk: &'a mut Desk<'_>,
+    image: &Digest,
+    digest: &Digest,
+) -> Option<&'a mut ContentState> {
+    let of = desk.images.get(image)?;
+    let content = desk.contents.get_mut(digest);
+    let content = content.filter(|_| of.contents().contains(digest))?;
+    (!content.words().are_heard(image)).then_some(content)
+}
+
+/// Whether a host that hasn't spoken could read the content under a lease.
+fn others(view: View<'_>, image: &Digest, content: &Digest, speaker: &HostId) -> bool {
+    let (Some(of), Some(content)) = (view.images.get(image), view.contents.get(content)) else {
+        return false;
+    };
+    let could = |id: &HostId| {
+        let stages = matches!(
+            of.standing(id),
+            None | Some(Standing::Staging | Standing::Queued)
+        );
+        id != speaker
+            && stages
+            && of.purpose() == Purpose::Stage
+            && view.hosts.is_here(id)
+            && !content.is_done_on(id)
+            && !content.words().spoke(image, id)
+            && !view.records.is_unable(view.now, id, of.registry())
+    };
+    of.selected(view.hosts).iter().any(could)
+}
