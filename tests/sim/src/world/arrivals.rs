@@ -4,7 +4,10 @@ use proto::ChunkIndex;
 use rollout::stage::event::{Fault, LeaseEnd};
 use swarm::event::{ContentId, Delivery, Failure, OriginEnd};
 
-use crate::network::{Nanos, TransferId};
+use crate::{
+    network::{Nanos, TransferId},
+    scenario::Rogue,
+};
 
 use super::{
     act::{drop_chunk, feed},
@@ -146,7 +149,8 @@ fn take_from_origin(world: &mut State, host: u32, content: u32, chunk: u32) {
         (false, None) => None,
     };
     // false bytes don't fit the recipe; a liar says so of true ones
-    if false_link.is_some() || world.node(host).liar {
+    let node = world.node(host);
+    if false_link.is_some() || node.liar || node.is_rogue(Rogue::Doubt) {
         doubt_recipe(world, host, content, chunk);
     }
     if false_link.is_some() && last {

@@ -49,10 +49,6 @@ pub(super) fn abuses_lease(world: &mut State, host: u32, content: u32) -> bool {
         claim_lease(world, host, content, now);
         return true;
     } else {
-        // it fetches all the same
-        if is(Rogue::Doubt) {
-            doubt_recipe(world, host, content, 0);
-        }
         return false;
     };
     world.tell_lease_ended(host, content, end);
