@@ -53,7 +53,8 @@ pub(crate) trait Pieces: Send {
     /// earlier come again, and are left out.
     fn come_from_beginning(&self) -> bool;
 
-    /// The byte of the blob behind the last piece. A registry that gives no parts with an end goes on to the blob's end.
+    /// The byte of the blob behind the last piece. A registry that gives no parts with an end goes on to the blob's
+    /// end.
     fn end(&self) -> u64;
 
     /// Bytes that came off the network, including those that were left out.

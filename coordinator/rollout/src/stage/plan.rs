@@ -1,8 +1,8 @@
 //! The plan gives each event to its parts, always in the same order, and hands out the actions that follow.
 //!
-//! Each part owns one kind of state: `hosts`, `images`, `contents` (with `receipts`, `tries` and `words`), `leases`, `origins`
-//! (with `wishes`), `records` (how each host's leases ended), `neighbours`, and the `clock`. `view` answers questions
-//! that need several parts, and changes none of them.
+//! Each part owns one kind of state: `hosts`, `images`, `contents` (with `receipts`, `tries` and `words`), `leases`,
+//! `origins` (with `wishes`), `records` (how each host's leases ended), `neighbours`, and the `clock`. `view` answers
+//! questions that need several parts, and changes none of them.
 //!
 //! Each decision takes only the parts that it needs. `grants` chooses the next leases. `leasing` follows leases until
 //! they end. `trouble` handles registries that fail or recover. `witness` decides whose word about progress is
