@@ -176,16 +176,18 @@ impl World {
                 }
                 let head = String::from_utf8(head).unwrap().to_lowercase();
                 let range = head.split_once("range: bytes=");
-                let from = range.map_or(0, |(_, range)| {
-                    range.split_once('-').unwrap().0.parse().unwrap()
+                let range = range.map(|(_, range)| {
+                    let (from, to) = range.lines().next().unwrap().split_once('-').unwrap();
+                    let last = to.parse().unwrap_or(usize::MAX).min(blob.len() - 1);
+                    (from.parse().unwrap(), last)
                 });
-                let (size, rest) = (blob.len(), blob.slice(from..));
-                let status = match from {
-                    0 => "200 OK".to_owned(),
-                    _ => format!(
-                        "206 Partial Content\r\nContent-Range: bytes {from}-{}/{size}",
-                        size - 1
-                    ),
+                let (from, last) = range.unwrap_or((0, blob.len() - 1));
+                let (size, rest) = (blob.len(), blob.slice(from..=last));
+                let status = match range {
+                    None => "200 OK".to_owned(),
+                    Some(_) => {
+                        format!("206 Partial Content\r\nContent-Range: bytes {from}-{last}/{size}")
+                    }
                 };
                 let length = rest.len();
                 let answer = format!(
