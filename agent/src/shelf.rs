@@ -1,6 +1,6 @@
 //! A shelf: one place of a content's bytes on this host, either an image's stage or a blob in the mirror's cache.
 
-use std::{collections::BTreeSet, io, sync::Arc};
+use std::{collections::BTreeSet, io, ops::Range, sync::Arc};
 
 use proto::{
     Answer, ChunkIndex, ChunkSet, Digest, HostId, HostKey, Link, Source, Statement,
@@ -9,7 +9,7 @@ use proto::{
 
 use crate::{
     mirror::blob::Blob,
-    store::{DecodeLayerError, HeldChunk, Look, Stage, WriteError},
+    store::{ChunkPart, DecodeLayerError, HeldChunk, Look, Stage, WriteError},
 };
 
 /// A chunk that arrived. Its bytes were found to fit its link.
@@ -181,6 +181,34 @@ impl Shelf {
         match self {
             Self::Stage(stage) => stage.link(content, chunk),
             Self::Blob(blob) => blob.link(chunk),
+        }
+    }
+
+    /// The ranges of a chunk that the host lacks, where the disks of other images here have the rest.
+    pub(crate) fn lacking_ranges(
+        &self,
+        content: Digest,
+        chunk: ChunkIndex,
+    ) -> Option<Vec<Range<u32>>> {
+        match self {
+            Self::Stage(stage) => stage.lacking_ranges(content, chunk),
+            Self::Blob(_) => None,
+        }
+    }
+
+    /// Reads the part of a chunk that lies on the disks of other images here. Blocks.
+    pub(crate) fn part(&self, content: Digest, chunk: ChunkIndex) -> Option<ChunkPart> {
+        match self {
+            Self::Stage(stage) => stage.part(content, chunk),
+            Self::Blob(_) => None,
+        }
+    }
+
+    /// Forgets the part of a chunk: with what came, it isn't the chunk.
+    pub(crate) fn forget_part(&self, content: Digest, chunk: ChunkIndex) {
+        match self {
+            Self::Stage(stage) => stage.forget_part(content, chunk),
+            Self::Blob(_) => {}
         }
     }
 

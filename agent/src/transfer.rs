@@ -10,7 +10,8 @@ use proto::{
     ledger::RejectLinkError,
     message::{
         ChunkHeader, ChunkPush, ChunkReply, ChunkRequest, Encoding, FieldError, Link as WireLink,
-        PeerOpen, PushOutcome, PushReply, Refusal, Spread as WireSpread, chunk_reply, peer_open,
+        PartHeader, PeerOpen, PushOutcome, PushReply, Ranges, Refusal, Spread as WireSpread,
+        chunk_reply, peer_open,
     },
     statement::StatementError,
 };
@@ -24,9 +25,10 @@ use tokio::time::timeout;
 use tracing::debug;
 
 mod packed;
+mod part;
 
-use self::packed::unpack;
 pub(crate) use self::packed::{Cache, Packed, pack};
+use self::{packed::unpack, part::Lacking};
 
 use crate::{
     notary::Notary,
@@ -77,6 +79,8 @@ impl Subject {
 pub(crate) struct Receipt {
     pub(crate) result: Result<(), Failure>,
     pub(crate) wire_bytes: u64,
+    /// The bytes of the chunk that were here already, where only the rest came.
+    pub(crate) local_bytes: u64,
     /// The bytes or the link were false: the sender lies.
     pub(crate) false_bytes: bool,
     /// The chain proves this link false.
@@ -105,6 +109,7 @@ impl Receipt {
         Self {
             result: Err(failure),
             wire_bytes: 0,
+            local_bytes: 0,
             false_bytes: false,
             false_link: None,
             contradiction: None,
@@ -127,9 +132,11 @@ pub(crate) async fn request(connection: Connection, subject: Subject) -> Receipt
     let Ok((mut sender, mut receiver)) = connection.open().await else {
         return Receipt::failed(Failure::Broken);
     };
+    let lacking = Lacking::of(&subject);
     let request = ChunkRequest {
         content: subject.content.as_bytes().to_vec(),
         index: subject.chunk.0,
+        lacking: lacking.as_ref().map(Lacking::to_message),
     };
     let open = PeerOpen {
         kind: Some(peer_open::Kind::Request(request)),
@@ -140,7 +147,17 @@ pub(crate) async fn request(connection: Connection, subject: Subject) -> Receipt
     match receiver.receive::<ChunkReply>().await {
         Ok(Some(ChunkReply {
             kind: Some(chunk_reply::Kind::Chunk(header)),
-        })) => take(connection.host().key(), &header, receiver, subject).await,
+        })) => {
+            // an agent of an older version sends the whole chunk, whatever it is asked for
+            let lacking = lacking.filter(|_| header.lacking_only);
+            take(
+                connection.host().key(),
+                (&header, lacking),
+                receiver,
+                subject,
+            )
+            .await
+        }
         Ok(Some(ChunkReply {
             kind: Some(chunk_reply::Kind::Refusal(refusal)),
         })) => Receipt::failed(match Refusal::try_from(refusal) {
@@ -153,21 +170,34 @@ pub(crate) async fn request(connection: Connection, subject: Subject) -> Receipt
     }
 }
 
-/// Takes a pushed chunk, checks and stores it, and tells the sender the outcome.
+/// Takes a pushed chunk, checks and stores it, and tells the sender the outcome. `sends_parts`: the sender sends only
+/// what this host lacks of the chunk, if this host says so.
 pub(crate) async fn accept_push(
     peer: HostKey,
-    header: ChunkHeader,
+    (mut header, sends_parts): (ChunkHeader, bool),
     mut sender: Sender,
-    receiver: Receiver,
+    mut receiver: Receiver,
     subject: Subject,
 ) -> Receipt {
+    let lacking = if sends_parts {
+        Lacking::of(&subject)
+    } else {
+        None
+    };
     let accepted = PushReply {
         outcome: PushOutcome::Accepted.into(),
+        lacking: lacking.as_ref().map(Lacking::to_message),
     };
     if sender.send(&accepted).await.is_err() {
         return Receipt::failed(Failure::Broken);
     }
-    let receipt = take(peer, &header, receiver, subject).await;
+    if lacking.is_some() {
+        match timeout(STUCK, receiver.receive::<PartHeader>()).await {
+            Ok(Ok(Some(part))) => header = part::instead(&header, &part),
+            _ => return Receipt::failed(Failure::Broken),
+        }
+    }
+    let receipt = take(peer, (&header, lacking), receiver, subject).await;
     let outcome = match receipt.result {
         Ok(()) => PushOutcome::Stored,
         Err(Failure::Bad | Failure::Disproved) => PushOutcome::Bad,
@@ -195,6 +225,7 @@ pub(crate) async fn decline_push(sender: Sender, mut receiver: Receiver, why: De
 async fn say_how_a_push_ended(mut sender: Sender, outcome: PushOutcome) {
     let reply = PushReply {
         outcome: outcome.into(),
+        lacking: None,
     };
     if sender.send(&reply).await.is_ok() {
         drop(sender.finish());
@@ -217,9 +248,9 @@ pub(crate) async fn refuse(mut sender: Sender, why: Declined) {
     }
 }
 
-/// Answers a request with the chunk, and waits until the peer has it.
-pub(crate) async fn serve(sender: Sender, subject: Subject) -> Shipment {
-    in_time(answer(sender, subject)).await
+/// Answers a request with the chunk, or with the ranges of it that the peer lacks, and waits until the peer has it.
+pub(crate) async fn serve(sender: Sender, lacking: Option<Ranges>, subject: Subject) -> Shipment {
+    in_time(answer(sender, lacking, subject)).await
 }
 
 async fn in_time(upload: impl Future<Output = Shipment>) -> Shipment {
@@ -230,24 +261,40 @@ async fn in_time(upload: impl Future<Output = Shipment>) -> Shipment {
     timeout(UPLOAD_TIMEOUT, upload).await.unwrap_or(late)
 }
 
-async fn answer(mut sender: Sender, subject: Subject) -> Shipment {
+async fn answer(mut sender: Sender, lacking: Option<Ranges>, subject: Subject) -> Shipment {
     let failed = |wire_bytes| Shipment {
         delivery: Delivery::Broken,
         wire_bytes,
     };
     let recipe = subject.recipe();
     let content = (subject.content, subject.chunk);
+    let length = subject.geometry.len(subject.chunk) as usize;
+    let lacking = lacking.map(|ranges| Lacking::parse(&subject, &ranges));
+    let Ok(lacking) = lacking.transpose() else {
+        refuse(sender, Declined::Unwanted).await;
+        return failed(0);
+    };
     let Some(packed) = load(subject).await else {
         refuse(sender, Declined::Missing).await;
         return failed(0);
     };
-    let wire_bytes = packed.bytes.len() as u64;
+    let mut header = header(content, &packed, recipe);
+    let mut bytes = packed.bytes.clone();
+    if let Some(lacking) = lacking {
+        let Some((encoding, part)) = cut(lacking, packed, length).await else {
+            refuse(sender, Declined::Missing).await;
+            return failed(0);
+        };
+        header = part::instead(&header, &part::header(encoding, &part));
+        bytes = part;
+    }
+    let wire_bytes = bytes.len() as u64;
     let reply = ChunkReply {
-        kind: Some(chunk_reply::Kind::Chunk(header(content, &packed, recipe))),
+        kind: Some(chunk_reply::Kind::Chunk(header)),
     };
     let sent = async {
         sender.send(&reply).await.ok()?;
-        write(&mut sender, packed.bytes).await?;
+        write(&mut sender, bytes).await?;
         sender.finish().ok()
     };
     if sent.await.is_none() {
@@ -278,6 +325,7 @@ async fn offer(connection: Connection, subject: Subject, spread: Option<Spread>)
     };
     let (content, chunk) = (subject.content, subject.chunk);
     let recipe = subject.recipe();
+    let whole = subject.clone();
     let Some(packed) = load(subject).await else {
         return failed(0);
     };
@@ -298,8 +346,9 @@ async fn offer(connection: Connection, subject: Subject, spread: Option<Spread>)
                 targets: targets.into_iter().map(|target| target.0).collect(),
             },
         }),
+        sends_parts: true,
     };
-    let wire_bytes = packed.bytes.len() as u64;
+    let mut wire_bytes = packed.bytes.len() as u64;
     let offer = PeerOpen {
         kind: Some(peer_open::Kind::Push(push)),
     };
@@ -308,17 +357,30 @@ async fn offer(connection: Connection, subject: Subject, spread: Option<Spread>)
     }
     // the bytes wait for the receiver's word: a declined push whose bytes were sent at once would fill the line for
     // nothing
-    let mut outcome = reply(&mut receiver).await;
-    if outcome == Some(PushOutcome::Accepted) {
-        // a receiver that gives up stops the bytes, and its reply says why: so a failed send isn't the end yet
-        if write(&mut sender, packed.bytes).await.is_some() {
-            drop(sender.finish());
-        }
-        outcome = reply(&mut receiver).await;
-    }
-    let Some(outcome) = outcome else {
+    let Some((mut outcome, lacking)) = reply(&mut receiver).await else {
         return failed(wire_bytes);
     };
+    if outcome == PushOutcome::Accepted {
+        let bytes = match lacking {
+            None => packed.bytes,
+            Some(ranges) => {
+                let Some(part) = send_part_header(&mut sender, &whole, &ranges, packed).await
+                else {
+                    return failed(0);
+                };
+                wire_bytes = part.len() as u64;
+                part
+            }
+        };
+        // a receiver that gives up stops the bytes, and its reply says why: so a failed send isn't the end yet
+        if write(&mut sender, bytes).await.is_some() {
+            drop(sender.finish());
+        }
+        match reply(&mut receiver).await {
+            Some((said, _)) => outcome = said,
+            None => return failed(wire_bytes),
+        }
+    }
     match outcome {
         PushOutcome::Stored => Shipment {
             delivery: Delivery::Stored,
@@ -346,9 +408,32 @@ async fn offer(connection: Connection, subject: Subject, spread: Option<Spread>)
     }
 }
 
-async fn reply(receiver: &mut Receiver) -> Option<PushOutcome> {
+async fn reply(receiver: &mut Receiver) -> Option<(PushOutcome, Option<Ranges>)> {
     let reply = timeout(STUCK, receiver.receive::<PushReply>()).await;
-    PushOutcome::try_from(reply.ok()?.ok()??.outcome).ok()
+    let reply = reply.ok()?.ok()??;
+    Some((PushOutcome::try_from(reply.outcome).ok()?, reply.lacking))
+}
+
+/// Says which part of the chunk follows in place of the whole, and returns the part's bytes. `None`: the receiver named
+/// no ranges of the chunk, or is gone.
+async fn send_part_header(
+    sender: &mut Sender,
+    subject: &Subject,
+    ranges: &Ranges,
+    packed: Packed,
+) -> Option<Bytes> {
+    let lacking = Lacking::parse(subject, ranges).ok()?;
+    let length = subject.geometry.len(subject.chunk) as usize;
+    let (encoding, part) = cut(lacking, packed, length).await?;
+    let header = part::header(encoding, &part);
+    sender.send(&header).await.ok()?;
+    Some(part)
+}
+
+/// Cuts a part out of a packed chunk, beside the driver's threads.
+async fn cut(lacking: Lacking, packed: Packed, length: usize) -> Option<(Encoding, Bytes)> {
+    let cut = tokio::task::spawn_blocking(move || lacking.cut(&packed, length));
+    cut.await.ok().flatten()
 }
 
 /// Sends a chunk's bytes, as long as the receiver goes on taking them.
@@ -387,6 +472,7 @@ fn header(
         link: Some(link),
         encoding: packed.encoding.into(),
         wire_bytes: u32::try_from(packed.bytes.len()).unwrap_or(u32::MAX),
+        lacking_only: false,
     }
 }
 
@@ -516,14 +602,16 @@ fn check_signed(subject: &Subject, link: &WireLink) -> Result<Signed, Box<Receip
     }
 }
 
-/// Reads the chunk that this header announces, checks it against the link that came with it, and stores it.
+/// Reads the chunk that this header announces, or the ranges of it that this host lacks, checks the chunk against the
+/// link that came with it, and stores it.
 async fn take(
     peer: HostKey,
-    header: &ChunkHeader,
+    (header, lacking): (&ChunkHeader, Option<Lacking>),
     mut receiver: Receiver,
     subject: Subject,
 ) -> Receipt {
-    let length = subject.geometry.len(subject.chunk) as usize;
+    let whole = subject.geometry.len(subject.chunk) as usize;
+    let length = lacking.as_ref().map_or(whole, Lacking::bytes);
     let checked = match check(&subject, header.link.as_ref()) {
         Ok(checked) => checked,
         Err(receipt) => {
@@ -531,7 +619,11 @@ async fn take(
             return *receipt;
         }
     };
-    let Ok(encoding) = Encoding::try_from(header.encoding) else {
+    let encoding = Encoding::try_from(header.encoding);
+    let Some(encoding) = encoding
+        .ok()
+        .filter(|_| header.lacking_only == lacking.is_some())
+    else {
         receiver.stop(StreamCode::CANCELLED);
         return Receipt {
             false_bytes: true,
@@ -543,7 +635,7 @@ async fn take(
         receiver.stop(StreamCode::CANCELLED);
         return Receipt {
             false_bytes: true,
-            other_size: true,
+            other_size: lacking.is_none(),
             ..Receipt::failed(Failure::Bad)
         };
     }
@@ -558,14 +650,9 @@ async fn take(
         Err(_) => return Receipt::failed(Failure::Broken),
     }
     let wire_bytes = wire.len() as u64;
-    let stored = tokio::task::spawn_blocking(move || {
-        let by_recipe = checked.by_recipe;
-        store(
-            &subject,
-            peer,
-            checked.packed(encoding, wire.into()),
-            by_recipe,
-        )
+    let stored = tokio::task::spawn_blocking(move || match lacking {
+        Some(lacking) => part::store(&subject, peer, (checked, &lacking), (encoding, wire.into())),
+        None => store(&subject, peer, checked, (encoding, wire.into())),
     });
     let mut receipt = stored
         .await
@@ -574,7 +661,13 @@ async fn take(
     receipt
 }
 
-fn store(subject: &Subject, peer: HostKey, packed: Packed, by_recipe: bool) -> Receipt {
+/// Stores a chunk that came as a whole, if it fits its link.
+fn store(
+    subject: &Subject,
+    peer: HostKey,
+    checked: Checked,
+    (encoding, packed): (Encoding, Bytes),
+) -> Receipt {
     let last = subject.chunk.0 + 1 == subject.geometry.chunks();
     let bad = || Receipt {
         false_bytes: true,
@@ -582,33 +675,51 @@ fn store(subject: &Subject, peer: HostKey, packed: Packed, by_recipe: bool) -> R
         ..Receipt::failed(Failure::Bad)
     };
     let length = subject.geometry.len(subject.chunk) as usize;
-    let Some(bytes) = unpack(packed.encoding, packed.bytes.clone(), length) else {
+    let Some(bytes) = unpack(encoding, packed.clone(), length) else {
         return Receipt {
             other_size: true,
             ..bad()
         };
     };
-    let link = packed.link;
-    if !link.holds(subject.geometry, subject.chunk, &bytes) {
+    if !checked.link.holds(subject.geometry, subject.chunk, &bytes) {
         return bad();
     }
+    let receipt = store_bytes(subject, peer, &checked, &bytes);
+    if receipt.result.is_ok() {
+        let packed = checked.packed(encoding, packed);
+        subject.cache.keep(subject.content, subject.chunk, packed);
+    }
+    receipt
+}
+
+/// Stores the bytes of a chunk that fit its link.
+fn store_bytes(subject: &Subject, peer: HostKey, checked: &Checked, bytes: &[u8]) -> Receipt {
+    let link = checked.link;
     let source = Source {
         sender: peer,
-        maker: packed.maker.key(),
+        maker: checked.maker.key(),
     };
-    if subject.retracted == Some(source.maker) && !by_recipe {
+    if subject.retracted == Some(source.maker) && !checked.by_recipe {
         return Receipt::failed(Failure::Refused);
     }
     let arrival = Arrival {
         content: subject.content,
         chunk: subject.chunk,
-        bytes: &bytes,
+        bytes,
         link,
         source,
-        maker: &packed.maker,
-        statement: packed.statement.as_ref(),
+        maker: &checked.maker,
+        statement: checked.statement.as_ref(),
     };
-    let signed = || packed.signed(subject.content, subject.chunk);
+    let signed = || {
+        let statement = checked.statement.clone()?;
+        Some(Signed {
+            content: subject.content,
+            chunk: subject.chunk,
+            link,
+            statement,
+        })
+    };
     let unwritable = match shelf::write_all(&subject.shelves, arrival) {
         Ok(unwritable) => unwritable,
         // only a host that holds the next chunk can know that
@@ -642,7 +753,13 @@ fn store(subject: &Subject, peer: HostKey, packed: Packed, by_recipe: bool) -> R
         Err(WriteError::Rejected(RejectLinkError::AgainstRecipe(_))) => {
             return Receipt::failed(Failure::Disproved);
         }
-        Err(WriteError::Rejected(_)) => return bad(),
+        Err(WriteError::Rejected(_)) => {
+            return Receipt {
+                false_bytes: true,
+                other_size: subject.chunk.0 + 1 == subject.geometry.chunks(),
+                ..Receipt::failed(Failure::Bad)
+            };
+        }
         Err(WriteError::Gone | WriteError::UnknownContent(_)) => {
             return Receipt::failed(Failure::NotStored);
         }
@@ -653,10 +770,10 @@ fn store(subject: &Subject, peer: HostKey, packed: Packed, by_recipe: bool) -> R
             };
         }
     };
-    subject.cache.keep(subject.content, subject.chunk, packed);
     Receipt {
         result: Ok(()),
         wire_bytes: 0,
+        local_bytes: 0,
         false_bytes: false,
         false_link: None,
         contradiction: None,

@@ -26,7 +26,8 @@ framed! {
     PeerOpen: 32 << 10, "A push to 1,000 targets names each by eight bytes.";
     PeerUpdate: 1 << 20, "Runs of every content of several images.";
     ChunkReply: 4 << 10, "One link, with its ticket, and the link that its maker went on from.";
-    PushReply: 64, "One outcome.";
+    PushReply: 1 << 10, "One outcome, and 128 ranges of a chunk.";
+    PartHeader: 64, "Two numbers.";
     CoordinatorOpen: 256 << 10, "The state of every image on the host.";
     Report: 256 << 10, "The state of every image on the host.";
     Order: (4 << 20) + (256 << 10), "A manifest of 4 MiB with its references, or a roster of 1,000 hosts with long names.";
@@ -155,15 +156,15 @@ mod tests {
 
     #[test]
     fn a_message_at_its_limit_passes_and_one_byte_more_does_not() {
-        let limit = message::PushReply::MAX_BYTES;
-        assert_eq!(prefix::<message::PushReply>(&[64]), Ok(Some((limit, 1))));
+        let limit = message::PartHeader::MAX_BYTES;
+        assert_eq!(prefix::<message::PartHeader>(&[64]), Ok(Some((limit, 1))));
         assert_eq!(
-            prefix::<message::PushReply>(&[65]),
+            prefix::<message::PartHeader>(&[65]),
             Err(DecodeError::TooLong { length: 65, limit })
         );
-        assert_eq!(prefix::<message::PushReply>(&[0x80]), Ok(None));
+        assert_eq!(prefix::<message::PartHeader>(&[0x80]), Ok(None));
         assert_eq!(
-            prefix::<message::PushReply>(&[0xff; 10]),
+            prefix::<message::PartHeader>(&[0xff; 10]),
             Err(DecodeError::Length)
         );
     }

@@ -12,6 +12,7 @@
 )]
 
 use alloc::{string::ToString as _, vec::Vec};
+use core::ops::Range;
 
 use crate::{
     chain::{Resume, State},
@@ -40,6 +41,9 @@ pub enum FieldError {
     /// A statement, or its ticket or base, is malformed.
     #[error("link's statement is malformed")]
     Statement,
+    /// Ranges of a chunk aren't in order, don't lie in the chunk, or cut pages.
+    #[error("ranges of a chunk are malformed")]
+    Ranges,
     /// A host field isn't a host id.
     #[error(transparent)]
     Host(#[from] ParseHostIdError),
@@ -90,10 +94,117 @@ impl Link {
     }
 }
 
+impl Ranges {
+    /// The multiples of bytes at which ranges start and end.
+    pub const PAGE_BYTES: u32 = 4096;
+    /// The most ranges: every other page of a chunk.
+    pub const MAX: usize = 128;
+
+    /// Ranges as a message. They have to be as [`parse`](Self::parse) takes them.
+    #[must_use]
+    pub fn new(ranges: &[Range<u32>]) -> Self {
+        let bounds = ranges.iter().flat_map(|range| [range.start, range.end]);
+        Self {
+            bounds: bounds.collect(),
+        }
+    }
+
+    /// The ranges of a chunk with this many bytes. There is at least one.
+    ///
+    /// # Errors
+    /// When they are none or more than [`MAX`](Self::MAX), one is empty, lies behind the chunk or cuts a page, or they
+    /// touch or aren't in order.
+    pub fn parse(&self, chunk_bytes: u32) -> Result<Vec<Range<u32>>, FieldError> {
+        let (pairs, rest) = self.bounds.as_chunks::<2>();
+        if pairs.is_empty() || pairs.len() > Self::MAX || !rest.is_empty() {
+            return Err(FieldError::Ranges);
+        }
+        let ascending = self.bounds.windows(2).all(|pair| pair[0] < pair[1]);
+        let cuts = |bound: &u32| !bound.is_multiple_of(Self::PAGE_BYTES) && *bound != chunk_bytes;
+        let beyond = self.bounds.last().is_some_and(|end| *end > chunk_bytes);
+        if !ascending || beyond || self.bounds.iter().any(cuts) {
+            return Err(FieldError::Ranges);
+        }
+        Ok(pairs.iter().map(|[start, end]| *start..*end).collect())
+    }
+}
+
 /// Reads a digest field.
 ///
 /// # Errors
 /// When the field isn't 32 bytes.
 pub fn digest(bytes: &[u8]) -> Result<Digest, FieldError> {
     Ok(Digest::try_from(bytes)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(bounds: &[u32], chunk_bytes: u32) -> Result<Vec<Range<u32>>, FieldError> {
+        let bounds = bounds.to_vec();
+        Ranges { bounds }.parse(chunk_bytes)
+    }
+
+    #[test]
+    fn ranges_are_pages_of_the_chunk_in_order() {
+        assert_eq!(
+            parse(&[0, 4096, 8192, 12_288], 1 << 20),
+            Ok(vec![0..4096, 8192..12_288])
+        );
+        assert_eq!(
+            parse(&[4096, 8192, 12_288, 12_300], 12_300),
+            Ok(vec![4096..8192, 12_288..12_300])
+        );
+        for (bounds, chunk_bytes) in [
+            (&[][..], 1 << 20),
+            (&[0], 1 << 20),
+            (&[0, 0], 1 << 20),
+            (&[4096, 0], 1 << 20),
+            (&[0, 4096, 4096, 8192], 1 << 20),
+            (&[0, 8192, 4096, 12_288], 1 << 20),
+            (&[1, 4096], 1 << 20),
+            (&[0, 4095], 1 << 20),
+            (&[0, 8192], 4096),
+            (&[0, 300], 4096),
+        ] {
+            assert_eq!(
+                parse(bounds, chunk_bytes),
+                Err(FieldError::Ranges),
+                "{bounds:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_other_page_of_a_chunk_fits_a_message_and_more_ranges_are_refused() {
+        let every_other: Vec<_> = (0..128u32).map(|at| at * 8192..at * 8192 + 4096).collect();
+        let message = Ranges::new(&every_other);
+        assert_eq!(message.parse(1 << 20), Ok(every_other.clone()));
+        let reply = PushReply {
+            outcome: PushOutcome::Accepted.into(),
+            lacking: Some(message),
+        };
+        assert!(crate::codec::encode(&reply).is_ok());
+        let more: Vec<_> = (0..129u32).map(|at| at * 8192..at * 8192 + 4096).collect();
+        assert_eq!(Ranges::new(&more).parse(2 << 20), Err(FieldError::Ranges));
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_ranges_lie_in_the_chunk_or_are_refused(
+            bounds in prop::collection::vec(prop_oneof![0u32..1 << 21, (0u32..512).prop_map(|at| at * 4096)], 0..300),
+            chunk_bytes in 1u32..=1 << 20,
+        ) {
+            if let Ok(ranges) = parse(&bounds, chunk_bytes) {
+                let bytes: u32 = ranges.iter().map(|range| range.end - range.start).sum();
+                prop_assert!(bytes > 0 && bytes <= chunk_bytes);
+                prop_assert_eq!(Ranges::new(&ranges).bounds, bounds);
+            }
+        }
+    }
 }

@@ -29,7 +29,7 @@ use super::{
     image_news::ImageNews,
     input::Input,
     origins::{self, FetchWanted, Origins},
-    streams::{self, Job, Offer, PeerTransfers, Streams},
+    streams::{self, Asked, Job, Offer, PeerTransfers, Streams},
     transfers::Transfer,
     walk::{self, Walked},
 };
@@ -184,8 +184,8 @@ impl Exchange {
             }
             Action::Serve(ticket) => self.serve(ticket),
             Action::Refuse(ticket, why) => {
-                if let Some((_, sender)) = self.transfers.take_request(ticket) {
-                    self.run(streams::refuse(sender, why));
+                if let Some((_, asked)) = self.transfers.take_request(ticket) {
+                    self.run(streams::refuse(asked.sender, why));
                 }
             }
             Action::Announce {
@@ -308,7 +308,11 @@ impl Exchange {
                 match self.contents.locate(&request.content, request.index) {
                     Some((id, chunk)) => {
                         let transfer = Transfer { peer, id, chunk };
-                        let event = self.transfers.requested(transfer, sender);
+                        let asked = Asked {
+                            lacking: request.lacking,
+                            sender,
+                        };
+                        let event = self.transfers.requested(transfer, asked);
                         self.tell(event);
                     }
                     None => self.run(streams::refuse(sender, Declined::Missing)),
@@ -323,6 +327,7 @@ impl Exchange {
                     let transfer = Transfer { peer, id, chunk };
                     let offer = Offer {
                         header: Box::new(header),
+                        sends_parts: push.sends_parts,
                         sender,
                         receiver,
                     };
@@ -393,11 +398,11 @@ impl Exchange {
     }
 
     fn serve(&mut self, ticket: Ticket) {
-        let Some((transfer, sender)) = self.transfers.take_request(ticket) else {
+        let Some((transfer, asked)) = self.transfers.take_request(ticket) else {
             return;
         };
         match self.subject(&transfer) {
-            Some(subject) => self.run(streams::serve(transfer, ticket, sender, subject)),
+            Some(subject) => self.run(streams::serve(transfer, ticket, asked, subject)),
             None => self.tell(transfer.not_sent(Some(ticket))),
         }
     }
@@ -445,7 +450,11 @@ impl Exchange {
         }
         self.count_source(From::Peers, receipt.wire_bytes);
         let first = self.first_image(transfer.id);
-        self.tell_images(first, ImageNews::FromPeers(receipt.wire_bytes));
+        self.tell_images(first.clone(), ImageNews::FromPeers(receipt.wire_bytes));
+        if receipt.local_bytes > 0 {
+            self.count_local(receipt.local_bytes);
+            self.tell_images(first, ImageNews::FromHere(receipt.local_bytes));
+        }
         let effects = match receipt.result {
             Ok(()) => self.contents.arrived(transfer, receipt.wire_bytes),
             Err(failure) => self.contents.not_arrived(transfer, failure, receipt),

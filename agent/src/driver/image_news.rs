@@ -15,6 +15,8 @@ pub(super) enum ImageNews {
     FromOrigin(u64),
     /// This many bytes came from peers.
     FromPeers(u64),
+    /// This many bytes were here already, and a peer sent the rest of their chunk.
+    FromHere(u64),
     /// This many bytes went to peers.
     Uploaded(u64),
     /// The registry makes trouble.

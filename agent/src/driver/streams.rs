@@ -4,7 +4,7 @@ use std::{pin::Pin, sync::Arc};
 
 use proto::{
     ChunkIndex, HostId, HostKey,
-    message::{self, ChunkHeader},
+    message::{self, ChunkHeader, Ranges},
 };
 use swarm::{
     action::Declined,
@@ -36,12 +36,22 @@ pub(super) type Job = Pin<Box<dyn Future<Output = Input> + Send>>;
 #[derive(Debug)]
 pub(super) struct Offer {
     pub(super) header: Box<ChunkHeader>,
+    /// The peer sends only what this host lacks of the chunk, if this host says so.
+    pub(super) sends_parts: bool,
     pub(super) sender: Sender,
     pub(super) receiver: Receiver,
 }
 
+/// A chunk that a peer asks for: the stream for the answer.
+#[derive(Debug)]
+pub(super) struct Asked {
+    /// What the peer lacks of the chunk; `None`: the whole.
+    pub(super) lacking: Option<Ranges>,
+    pub(super) sender: Sender,
+}
+
 /// Transfers over connections.
-pub(super) type PeerTransfers = Transfers<Sender, Offer>;
+pub(super) type PeerTransfers = Transfers<Asked, Offer>;
 
 /// The parts of this host that the jobs need.
 #[derive(Debug)]
@@ -185,10 +195,12 @@ pub(super) fn accept(
 ) -> Job {
     let Offer {
         header,
+        sends_parts,
         sender,
         receiver,
     } = offer;
-    let taken = transfer::accept_push(transfer.peer, *header, sender, receiver, subject);
+    let header = (*header, sends_parts);
+    let taken = transfer::accept_push(transfer.peer, header, sender, receiver, subject);
     Box::pin(receive(transfer, receiving, taken))
 }
 
@@ -210,12 +222,12 @@ async fn receive(
 }
 
 /// Answers a request with the chunk.
-pub(super) fn serve(transfer: Transfer, ticket: Ticket, sender: Sender, subject: Subject) -> Job {
+pub(super) fn serve(transfer: Transfer, ticket: Ticket, asked: Asked, subject: Subject) -> Job {
     Box::pin(async move {
         Input::Sent {
             transfer,
             ticket: Some(ticket),
-            shipment: transfer::serve(sender, subject).await,
+            shipment: transfer::serve(asked.sender, asked.lacking, subject).await,
         }
     })
 }

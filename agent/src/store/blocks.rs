@@ -282,6 +282,13 @@ impl Blocks {
         }
     }
 
+    /// Forgets the part of a chunk.
+    pub(super) fn forget(&self, at: usize, chunk: ChunkIndex) {
+        if let Some(found) = &mut *lock(&self.0) {
+            found.parts.remove(&(at, chunk));
+        }
+    }
+
     /// The byte ranges of a chunk that aren't here. `None` if no part of the chunk is known, or nobody needs it.
     pub(super) fn lacking<F: Files>(
         &self,

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{platform::Space, tart::cache};
 
-mod blocks;
+pub(crate) mod blocks;
 mod damage;
 mod model;
 mod recipes;

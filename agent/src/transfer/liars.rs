@@ -55,8 +55,7 @@ pub(super) fn take_packed(
     match check(subject, Some(link)) {
         Ok(checked) => {
             let (encoding, bytes) = pack(bytes.to_vec());
-            let by_recipe = checked.by_recipe;
-            store(subject, peer, checked.packed(encoding, bytes), by_recipe)
+            store(subject, peer, checked, (encoding, bytes))
         }
         Err(receipt) => *receipt,
     }

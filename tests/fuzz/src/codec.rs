@@ -8,8 +8,8 @@ use proto::{
     codec::{Framed, decode, encode, prefix},
     message::{
         ChunkHeader, ChunkPush, ChunkReply, ChunkRequest, CoordinatorOpen, Have, Hello, Load,
-        Order, PeerOpen, PeerUpdate, PushReply, Renewed, Report, Spread, chunk_reply,
-        coordinator_open, peer_open,
+        Order, PartHeader, PeerOpen, PeerUpdate, PushReply, Ranges, Renewed, Report, Spread,
+        chunk_reply, coordinator_open, peer_open,
     },
 };
 
@@ -41,11 +41,29 @@ pub(crate) fn run(input: &[u8]) {
             reads_as_a_link(&link);
         }
     });
-    framed::<PushReply>(input, drop);
+    framed::<PushReply>(input, |reply| {
+        if let Some(ranges) = reply.lacking {
+            reads_as_ranges(&ranges);
+        }
+    });
+    framed::<PartHeader>(input, drop);
     framed::<CoordinatorOpen>(input, drop);
     framed::<Report>(input, drop);
     framed::<Order>(input, drop);
     framed::<Renewed>(input, drop);
+}
+
+/// Ranges of a chunk: they lie in it, or are refused.
+fn reads_as_ranges(ranges: &Ranges) {
+    const CHUNK_BYTES: u32 = 1 << 20;
+    if let Ok(parsed) = ranges.parse(CHUNK_BYTES) {
+        assert!(
+            parsed
+                .iter()
+                .all(|range| range.start < range.end && range.end <= CHUNK_BYTES)
+        );
+        assert_eq!(Ranges::new(&parsed), *ranges);
+    }
 }
 
 /// As a stream's reader takes it: the length first, then so many bytes; and as bare bytes of a message.
@@ -115,6 +133,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         open(peer_open::Kind::Request(ChunkRequest {
             content: content.clone(),
             index: 7,
+            lacking: Some(Ranges::new(&[0..4096, 8192..12_288])),
         })),
         open(peer_open::Kind::Push(ChunkPush {
             content: content.clone(),
@@ -124,7 +143,16 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
                 everyone: false,
                 targets: vec![1, 2, u64::MAX],
             }),
+            sends_parts: true,
         })),
+        wire(&PartHeader {
+            encoding: 1,
+            wire_bytes: 4096,
+        }),
+        wire(&PushReply {
+            outcome: 7,
+            lacking: Some(Ranges::new(&[0..4096, 8192..8196])),
+        }),
         wire(&PeerUpdate {
             have: vec![Have {
                 content,

@@ -101,6 +101,7 @@ impl<S: OnDisk> Catalogue<S> {
             ImageNews::Lost(bytes) => self.lost(images, bytes),
             ImageNews::FromOrigin(bytes) => self.came_from_origin(images, bytes),
             ImageNews::FromPeers(bytes) => self.came_from_peers(images, bytes),
+            ImageNews::FromHere(bytes) => self.was_here(images, bytes),
             ImageNews::Uploaded(bytes) => self.uploaded(images, bytes),
             ImageNews::OriginTrouble(trouble) => self.origin_troubles(images, &trouble),
             ImageNews::OriginIsFine => self.origin_is_well(images),
@@ -129,6 +130,11 @@ impl<S: OnDisk> Catalogue<S> {
     /// This many bytes came from peers. They count for the first of these images.
     fn came_from_peers(&mut self, images: &[Digest], bytes: u64) {
         self.add(first(images), |counts| counts.peers += bytes);
+    }
+
+    /// This many bytes of chunks were here, whose rest came from peers. They count for the first of these images.
+    fn was_here(&mut self, images: &[Digest], bytes: u64) {
+        self.add(first(images), |counts| counts.local += bytes);
     }
 
     /// This many bytes went to peers. They count for the first of these images.

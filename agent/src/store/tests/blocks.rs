@@ -6,21 +6,21 @@ use crate::store::tree::INDEX;
 const MIB: usize = 1 << 20;
 const PAGE: usize = 4096;
 /// The chunk into which a page was inserted.
-const CHANGED: ChunkIndex = ChunkIndex(1);
+pub(crate) const CHANGED: ChunkIndex = ChunkIndex(1);
 
 /// Two releases: the second one's common layer is the first one's with a page inserted in its second chunk.
-struct Releases {
+pub(crate) struct Releases {
     home: TempDir,
-    store: Store,
-    old: Sample,
-    new: Sample,
-    by: NamedRecipe,
-    layer: Digest,
+    pub(crate) store: Store,
+    pub(crate) old: Sample,
+    pub(crate) new: Sample,
+    pub(crate) by: NamedRecipe,
+    pub(crate) layer: Digest,
 }
 
 impl Releases {
     /// The first release is here, with its recipe.
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let raw = noise(6 * MIB + 100_000, 1);
         let at = MIB + 40 * PAGE;
         let moved = [&raw[..at], &noise(PAGE, 2), &raw[at..]].concat();
@@ -48,11 +48,11 @@ impl Releases {
         }
     }
 
-    fn begin(&self) -> (Arc<Stage>, u64) {
+    pub(crate) fn begin(&self) -> (Arc<Stage>, u64) {
         begin_by(&self.store, &self.new, &self.by)
     }
 
-    fn raw(&self) -> &[u8] {
+    pub(crate) fn raw(&self) -> &[u8] {
         &self.new.contents[&self.layer]
     }
 

@@ -79,6 +79,7 @@ impl Stolen {
             let request = ChunkRequest {
                 content: content.as_bytes().to_vec(),
                 index: 0,
+                lacking: None,
             };
             let open = PeerOpen {
                 kind: Some(peer_open::Kind::Request(request)),

@@ -121,7 +121,7 @@ impl World {
         let span = |at: &u64| {
             let layer = &layout.layers()[usize::try_from(at / spec().layer_bytes).unwrap()];
             let of = recipe.content(&layer.raw.unwrap()).unwrap();
-            let chunk = u32::try_from(at % spec().layer_bytes >> 20).unwrap();
+            let chunk = u32::try_from((at % spec().layer_bytes) >> 20).unwrap();
             let behind = |chunk: u32| {
                 let place = of.link(ChunkIndex(chunk)).unwrap().resume;
                 place.map_or(layer.blob.size, |place| place.blob_offset)
@@ -230,7 +230,8 @@ fn what_an_insertion_moved_is_found_on_the_hosts_by_blocks() {
     // a chunk with the page, and two for each layer, whose first and last blocks are cut by the layer's ends
     let lacking = HOSTS as u64 * (1 + 2 * 4) * (1 << 20);
     assert!(local >= disk - lacking, "{local} of {disk}");
-    assert!(moved <= 2 * lacking, "{moved}");
+    // one host gets such a chunk from the registry, and each other one the part of it that it lacks
+    assert!(moved <= lacking / 2, "{moved}");
     // only what lies before the page is where it was
     assert!(
         moved_without > disk / 2 && local_without < disk / 4,

@@ -140,6 +140,7 @@ impl Rogue {
             link: Some(link),
             encoding: Encoding::Raw.into(),
             wire_bytes: u32::try_from(length).unwrap(),
+            lacking_only: false,
         };
         (header, bytes.into())
     }
@@ -196,6 +197,7 @@ impl Rogue {
                 };
                 let reply = PushReply {
                     outcome: outcome.into(),
+                    lacking: None,
                 };
                 sender.send(&reply).await?;
                 if outcome == PushOutcome::Accepted {
@@ -221,6 +223,7 @@ impl Rogue {
             index: chunk.0,
             header: Some(header),
             spread: None,
+            sends_parts: false,
         };
         let open = PeerOpen {
             kind: Some(peer_open::Kind::Push(push)),

@@ -1,0 +1,274 @@
+use std::time::{Duration, SystemTime};
+
+use proto::{ChunkIndex, HostId};
+use tempfile::TempDir;
+use wire::{Authorised, Endpoint, Settings};
+
+use super::*;
+use crate::{
+    identity::tests::Authority,
+    notary::tests::notary,
+    shelf::Shelf,
+    store::{
+        Stage,
+        tests::{
+            begin_by,
+            blocks::{CHANGED, Releases},
+            fill, open,
+        },
+    },
+    transfer::{self, check, header as whole_header, load},
+};
+
+/// A host with the new release, and one that has the old release and a part of the chunk that changed.
+struct World {
+    authority: Authority,
+    releases: Releases,
+    holder: Subject,
+    to: Subject,
+    _home: TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let (authority, releases) = (Authority::new(), Releases::new());
+        let home = tempfile::tempdir().unwrap();
+        let (holds, _) = begin_by(&open(&home), &releases.new, &releases.by);
+        fill(&holds, &releases.new);
+        let (lacks, _) = releases.begin();
+        Self {
+            holder: subject(&authority, &releases, "mac-1", holds),
+            to: subject(&authority, &releases, "mac-2", lacks),
+            authority,
+            releases,
+            _home: home,
+        }
+    }
+
+    fn chunk(&self) -> &[u8] {
+        &self.releases.raw()[1 << 20..2 << 20]
+    }
+
+    fn is_held(&self) -> bool {
+        let mut shelves = self.to.shelves.iter();
+        shelves.all(|shelf| shelf.held(self.releases.layer).contains(CHANGED))
+    }
+
+    /// The chunk as the holder sends it, with its header.
+    async fn packed(&self) -> (ChunkHeader, Packed) {
+        let packed = load(self.holder.clone()).await.unwrap();
+        let recipe = self.holder.recipe();
+        let header = whole_header((self.releases.layer, CHANGED), &packed, recipe);
+        (header, packed)
+    }
+
+    /// The other host gets these bytes in place of the part that it lacks.
+    async fn take(&self, lacking: &Lacking, came: (Encoding, Bytes)) -> Receipt {
+        let (header, _) = self.packed().await;
+        let checked = check(&self.to, header.link.as_ref()).unwrap();
+        let peer: HostId = "mac-1".parse().unwrap();
+        store(&self.to, peer.key(), (checked, lacking), came)
+    }
+
+    /// Two connected endpoints: the holder's, and the other host's.
+    async fn connected(&self) -> ([Endpoint; 2], [wire::Connection; 2]) {
+        let endpoints = ["mac-1", "mac-2"].map(|name| {
+            let later = SystemTime::now() + Duration::from_hours(1);
+            let credentials = self.authority.identity(name, later).credentials().unwrap();
+            let loopback = "127.0.0.1:0".parse().unwrap();
+            let endpoint = Endpoint::bind(loopback, credentials, &Settings::default()).unwrap();
+            endpoint.authorise(Authorised::Anyone);
+            endpoint
+        });
+        let address = endpoints[0].local_addr().unwrap();
+        let name = "mac-1".parse().unwrap();
+        let (dialled, accepted) = tokio::join!(endpoints[1].connect(address, &name), async {
+            endpoints[0].accept().await.unwrap().establish().await
+        });
+        let connections = [accepted.unwrap(), dialled.unwrap()];
+        (endpoints, connections)
+    }
+}
+
+fn subject(authority: &Authority, releases: &Releases, name: &str, stage: Arc<Stage>) -> Subject {
+    Subject {
+        content: releases.layer,
+        geometry: proto::Geometry::new(releases.raw().len() as u64).unwrap(),
+        chunk: CHANGED,
+        shelves: vec![Shelf::Stage(stage)],
+        cache: Arc::default(),
+        notary: Arc::new(notary(authority, name, releases.layer)),
+        retracted: None,
+        suspects: Arc::default(),
+    }
+}
+
+#[tokio::test]
+async fn a_request_for_what_is_lacking_moves_that_alone() {
+    let world = World::new();
+    let lacking = Lacking::of(&world.to).unwrap();
+    let (_endpoints, [holder, to]) = world.connected().await;
+    let served = async {
+        let (sender, mut receiver) = holder.accept().await.unwrap();
+        let open: proto::message::PeerOpen = receiver.receive().await.unwrap().unwrap();
+        let Some(proto::message::peer_open::Kind::Request(request)) = open.kind else {
+            panic!("{open:?}");
+        };
+        transfer::serve(sender, request.lacking, world.holder.clone()).await
+    };
+    let (receipt, shipment) = tokio::join!(transfer::request(to, world.to.clone()), served);
+    assert_eq!(receipt.result, Ok(()));
+    assert!(world.is_held());
+    // noise doesn't pack
+    assert_eq!(receipt.wire_bytes, lacking.bytes() as u64);
+    assert_eq!(shipment.wire_bytes, receipt.wire_bytes);
+    assert!(receipt.wire_bytes < 80_000, "{}", receipt.wire_bytes);
+    assert_eq!(receipt.local_bytes, (1 << 20) - receipt.wire_bytes);
+}
+
+#[tokio::test]
+async fn a_push_moves_only_what_the_receiver_says_it_lacks() {
+    let world = World::new();
+    let lacking = Lacking::of(&world.to).unwrap();
+    let (_endpoints, [holder, to]) = world.connected().await;
+    let taken = async {
+        let (sender, mut receiver) = to.accept().await.unwrap();
+        let open: proto::message::PeerOpen = receiver.receive().await.unwrap().unwrap();
+        let Some(proto::message::peer_open::Kind::Push(push)) = open.kind else {
+            panic!("{open:?}");
+        };
+        let offered = (push.header.unwrap(), push.sends_parts);
+        let peer = to.host().key();
+        transfer::accept_push(peer, offered, sender, receiver, world.to.clone()).await
+    };
+    let pushed = transfer::push(holder, world.holder.clone(), None);
+    let (shipment, receipt) = tokio::join!(pushed, taken);
+    assert_eq!(receipt.result, Ok(()));
+    assert_eq!(shipment.delivery, swarm::event::Delivery::Stored);
+    assert!(world.is_held());
+    assert_eq!(receipt.wire_bytes, lacking.bytes() as u64);
+    assert_eq!(shipment.wire_bytes, receipt.wire_bytes);
+}
+
+#[tokio::test]
+async fn hosts_of_the_version_before_get_and_send_whole_chunks() {
+    let world = World::new();
+    let (_endpoints, [holder, to]) = world.connected().await;
+    // it knows no ranges, neither in a request nor in a push
+    let served = async {
+        let (sender, mut receiver) = holder.accept().await.unwrap();
+        let _open: proto::message::PeerOpen = receiver.receive().await.unwrap().unwrap();
+        transfer::serve(sender, None, world.holder.clone()).await
+    };
+    let (receipt, _) = tokio::join!(transfer::request(to.clone(), world.to.clone()), served);
+    assert_eq!(receipt.result, Ok(()));
+    assert_eq!((receipt.wire_bytes, receipt.local_bytes), (1 << 20, 0));
+
+    let world = World::new();
+    let (_endpoints, [holder, to]) = world.connected().await;
+    let taken = async {
+        let (sender, mut receiver) = to.accept().await.unwrap();
+        let open: proto::message::PeerOpen = receiver.receive().await.unwrap().unwrap();
+        let Some(proto::message::peer_open::Kind::Push(push)) = open.kind else {
+            panic!("{open:?}");
+        };
+        let offered = (push.header.unwrap(), false);
+        let peer = to.host().key();
+        transfer::accept_push(peer, offered, sender, receiver, world.to.clone()).await
+    };
+    let pushed = transfer::push(holder, world.holder.clone(), None);
+    let (_, receipt) = tokio::join!(pushed, taken);
+    assert_eq!(receipt.result, Ok(()));
+    assert_eq!((receipt.wire_bytes, receipt.local_bytes), (1 << 20, 0));
+}
+
+#[tokio::test]
+async fn a_part_that_makes_another_chunk_blames_nobody_and_the_whole_is_asked_for() {
+    let world = World::new();
+    let lacking = Lacking::of(&world.to).unwrap();
+    let (_, packed) = world.packed().await;
+    let (encoding, part) = lacking.cut(&packed, 1 << 20).unwrap();
+    assert_eq!((encoding, part.len()), (Encoding::Raw, lacking.bytes()));
+    let mut other = part.to_vec();
+    other[7] ^= 1;
+    let receipt = world.take(&lacking, (Encoding::Raw, other.into())).await;
+    assert_eq!(receipt.result, Err(Failure::Cancelled));
+    assert!(!receipt.false_bytes && receipt.false_link.is_none() && !world.is_held());
+    // what was here may be what is false, so it isn't built upon again
+    assert_eq!(Lacking::of(&world.to), None);
+    let receipt = world.take(&lacking, (encoding, part)).await;
+    assert_eq!(receipt.result, Err(Failure::Cancelled));
+
+    let (header, packed) = world.packed().await;
+    let checked = check(&world.to, header.link.as_ref()).unwrap();
+    let peer: HostId = "mac-1".parse().unwrap();
+    let whole = (packed.encoding, packed.bytes);
+    let receipt = transfer::store(&world.to, peer.key(), checked, whole);
+    assert_eq!(receipt.result, Ok(()));
+    assert!(world.is_held());
+}
+
+#[tokio::test]
+async fn a_part_of_another_length_is_its_senders_lie() {
+    let world = World::new();
+    let lacking = Lacking::of(&world.to).unwrap();
+    for bytes in [lacking.bytes() - 1, 0] {
+        let receipt = world
+            .take(&lacking, (Encoding::Raw, vec![1; bytes].into()))
+            .await;
+        assert_eq!(receipt.result, Err(Failure::Bad));
+        assert!(receipt.false_bytes && !receipt.other_size);
+    }
+    assert_eq!(
+        Lacking::of(&world.to),
+        Some(lacking),
+        "and what is here stays of use"
+    );
+}
+
+#[tokio::test]
+async fn a_base_that_went_while_the_rest_came_costs_the_transfer_and_nothing_else() {
+    let world = World::new();
+    let lacking = Lacking::of(&world.to).unwrap();
+    let (_, packed) = world.packed().await;
+    let came = lacking.cut(&packed, 1 << 20).unwrap();
+    let old = *world.releases.old.layout.digest();
+    world.releases.store.abandon(old).unwrap();
+    let receipt = world.take(&lacking, came).await;
+    assert_eq!(receipt.result, Err(Failure::Cancelled));
+    assert!(!world.is_held());
+    assert_eq!(
+        Lacking::of(&world.to),
+        None,
+        "nothing of the chunk is here any more"
+    );
+}
+
+#[tokio::test]
+async fn ranges_that_a_chunk_doesnt_have_are_refused_and_most_of_a_chunk_is_asked_for_whole() {
+    let world = World::new();
+    for bounds in [vec![], vec![0, 2 << 20], vec![4096, 0], vec![1, 4096]] {
+        let ranges = Ranges { bounds };
+        assert_eq!(
+            Lacking::parse(&world.holder, &ranges),
+            Err(()),
+            "{ranges:?}"
+        );
+    }
+    let (_, packed) = world.packed().await;
+    let pages = [0..8192u32, 12_288..16_384];
+    let some = Lacking::parse(&world.holder, &Ranges::new(&pages)).unwrap();
+    let (_, bytes) = some.cut(&packed, 1 << 20).unwrap();
+    let expected = [&world.chunk()[..8192], &world.chunk()[12_288..16_384]].concat();
+    assert_eq!(bytes, expected);
+    // a holder whose chunk is shorter than it says sends nothing
+    assert_eq!(some.cut(&packed, 4096), None);
+    // nothing is asked of a chunk that is here
+    assert_eq!(
+        Lacking::of(&Subject {
+            chunk: ChunkIndex(0),
+            ..world.to.clone()
+        }),
+        None
+    );
+}
