@@ -265,3 +265,49 @@ fn of_two_sizes_of_a_content_the_bytes_decide() {
         assert!(tries <= 10, "{tries}");
     }
 }
+
+#[test]
+fn another_name_of_an_image_that_a_thousand_hosts_hold_is_one_round_of_orders_and_no_lease() {
+    const HOSTS: usize = 1_000;
+    let mut plan = fleet(HOSTS);
+    feed(&mut plan, 2_000, wanted(0, [0, 1, 2], Selection::All));
+    let present = |plan: &mut Plan, millis| -> Vec<Action> {
+        let each = 0..HOSTS;
+        each.flat_map(|host| feed(plan, millis, report(host, 0, Standing::Present, 300 << 20)))
+            .collect()
+    };
+    present(&mut plan, 3_000);
+    let before = plan.status(at(3_500));
+    assert!(before.leases.is_empty());
+    let mut renamed = wanted(0, [0, 1, 2], Selection::All);
+    if let Event::Wanted { references, .. } = &mut renamed {
+        references.push("registry.example/image:again".into());
+    }
+    // all orders come with the event itself: none waits for a turn or for time to pass
+    let orders = feed(&mut plan, 4_000, renamed);
+    let mut ordered: Vec<&HostId> = orders
+        .iter()
+        .map(|action| match action {
+            Action::Stage { host, .. } => host,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    ordered.sort();
+    ordered.dedup();
+    assert_eq!((orders.len(), ordered.len()), (HOSTS, HOSTS));
+    // hosts that link the name say that they install, and then that they have it
+    let each = 0..HOSTS;
+    let rest: Vec<Action> = each
+        .flat_map(|host| {
+            feed(
+                &mut plan,
+                4_100,
+                report(host, 0, Standing::Installing, 300 << 20),
+            )
+        })
+        .collect();
+    assert_eq!(rest, []);
+    assert_eq!(present(&mut plan, 4_200), []);
+    assert_eq!(feed(&mut plan, 9_000, Event::Tick), []);
+    assert!(plan.status(at(9_000)).leases.is_empty());
+}
