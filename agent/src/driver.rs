@@ -491,6 +491,7 @@ impl Driver {
             free_bytes: measured.free_bytes,
             floor_bytes: measured.floor_bytes,
             path: self.config.tart_home.display().to_string(),
+            clones: Some(measured.clones),
         }
     }
 

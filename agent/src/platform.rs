@@ -74,6 +74,20 @@ pub(crate) fn clone_file(from: &Path, to: &Path) -> Result<(), CloneError> {
     }
 }
 
+/// Whether files in a directory can be cloned, found out by cloning one. False when that can't be tried.
+pub(crate) fn can_clone(directory: &Path) -> bool {
+    let (from, to) = (
+        directory.join(".clone-from.tmp"),
+        directory.join(".clone-to.tmp"),
+    );
+    let remove = || [&from, &to].map(std::fs::remove_file);
+    drop(remove());
+    // of an empty file some volumes clone nothing, and say that all went well
+    let cloned = std::fs::write(&from, &ZEROS[..4096]).is_ok() && clone_file(&from, &to).is_ok();
+    drop(remove());
+    cloned
+}
+
 fn is_unsupported(error: &io::Error) -> bool {
     use rustix::io::Errno;
     [
@@ -326,6 +340,9 @@ mod tests {
             Err(CloneError::Unsupported) => assert!(!to.exists()),
             Err(error) => panic!("{error}"),
         }
+        assert_eq!(can_clone(dir.path()), to.exists());
+        assert!(!can_clone(&dir.path().join("none")));
+        assert!(fs::read_dir(dir.path()).unwrap().count() <= 2);
         fs::write(&to, "there").unwrap();
         assert!(clone_file(&from, &to).is_err());
         assert_eq!(fs::read(&to).unwrap(), b"there");

@@ -632,7 +632,10 @@ impl Store {
     /// The room on tart's volume. All zeros if it can't be read, so that nothing is begun.
     #[must_use]
     pub fn volume(&self) -> Volume {
-        self.shared.room().volume()
+        Volume {
+            clones: self.shared.clones(),
+            ..self.shared.room().volume()
+        }
     }
 
     /// Takes the system's estimate of the bytes that the volume could hold after purging what it can. For the next 5

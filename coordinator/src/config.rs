@@ -120,26 +120,22 @@ pub struct Credentials {
     pub password_file: PathBuf,
 }
 
-/// Rates for predictions, in bytes per second. No rate changes how bytes move.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Rates for predictions, in bytes per second, where the fleet file sets them. No rate changes how bytes move.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rates {
     /// The rate at which the registry gives to the whole fleet.
-    pub origin_bytes_per_second: u64,
+    pub origin_bytes_per_second: Option<u64>,
     /// The download rate of a host that sets no other.
-    pub download_bytes_per_second: u64,
+    pub download_bytes_per_second: Option<u64>,
     /// The upload rate of a host that sets or reports no other.
-    pub upload_bytes_per_second: u64,
+    pub upload_bytes_per_second: Option<u64>,
 }
 
-impl Default for Rates {
-    fn default() -> Self {
-        // 1 GbE moves 117 MB/s; a public registry gives one host 50–125 MB/s.
-        Self {
-            origin_bytes_per_second: 100_000_000,
-            download_bytes_per_second: 117_000_000,
-            upload_bytes_per_second: 117_000_000,
-        }
-    }
+impl Rates {
+    /// What is assumed of a registry where nothing else is known: a public registry gives one host 50–125 MB/s.
+    pub const ASSUMED_ORIGIN: u64 = 100_000_000;
+    /// What is assumed of a host's network where nothing else is known: 1 GbE moves 117 MB/s.
+    pub const ASSUMED_LINK: u64 = 117_000_000;
 }
 
 /// Which hosts belong to the fleet, by the fleet file.
@@ -515,26 +511,22 @@ fn rates(
     file: &RatesFile,
     value: &impl Fn(&str, String) -> ConfigError,
 ) -> Result<Rates, ConfigError> {
-    let defaults = Rates::default();
-    let rate = |key: &str, given: Option<u64>, default: u64| match given {
+    let rate = |key: &str, given: Option<u64>| match given {
         Some(0) => Err(value(key, "is 0; leave it out for the default".into())),
-        given => Ok(given.unwrap_or(default)),
+        given => Ok(given),
     };
     Ok(Rates {
         origin_bytes_per_second: rate(
             "rates.origin_bytes_per_second",
             file.origin_bytes_per_second,
-            defaults.origin_bytes_per_second,
         )?,
         download_bytes_per_second: rate(
             "rates.download_bytes_per_second",
             file.download_bytes_per_second,
-            defaults.download_bytes_per_second,
         )?,
         upload_bytes_per_second: rate(
             "rates.upload_bytes_per_second",
             file.upload_bytes_per_second,
-            defaults.upload_bytes_per_second,
         )?,
     })
 }

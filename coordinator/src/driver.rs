@@ -40,6 +40,7 @@ use self::{
     show::{Facts, Views},
     staging::Staging,
     tickets::Tickets,
+    took::unix_ms,
     writer::Answer,
 };
 use crate::{
@@ -66,6 +67,7 @@ mod lines;
 mod members;
 mod mirror;
 mod order;
+mod paces;
 mod presence;
 mod preview;
 mod pull_tokens;
@@ -636,6 +638,7 @@ impl Driver {
                 self.limit(now, limits);
                 let effects = self.staging.place(at(now, &self.members), wants);
                 self.carry(now, effects);
+                self.predict();
                 if whole {
                     self.staging.placed();
                 }
@@ -650,14 +653,24 @@ impl Driver {
                 self.show(now);
             }
             Ask::Preview { want, reply } => {
-                let preview = Preview {
-                    membership: self.members.membership(),
-                    hosts: self.members.hosts(),
-                    sessions: self.members.sessions(),
-                    images: self.staging.images(),
-                };
-                drop(reply.send(preview.of(&self.config, &want)));
+                drop(reply.send(self.preview().of(&want)));
             }
+        }
+    }
+
+    fn preview(&self) -> Preview<'_> {
+        Preview {
+            members: &self.members,
+            staging: &self.staging,
+            rates: self.config.rates,
+            limits: self.limited.bandwidth().unwrap_or_default(),
+        }
+    }
+
+    /// Keeps with each want whose staging has just begun what it is predicted to move.
+    fn predict(&mut self) {
+        for (image, predicted) in self.preview().of_new() {
+            self.staging.predicted(&image, predicted);
         }
     }
 
@@ -680,6 +693,7 @@ impl Driver {
         let reference = want.references.first().map_or("", String::as_str);
         info!(%image, reference, hosts = selected.len(), "image is wanted");
         self.enter(now, want);
+        self.predict();
         self.urge(now, image);
         Ok((image, short))
     }
@@ -743,6 +757,7 @@ impl Driver {
         self.send(now, orders);
         let mut view = self.facts(now).view(&status);
         self.note_staged(now, &mut view);
+        self.staging.look(now, self.members.hosts());
         self.facts(now).measure(&self.metrics, &view, &status);
         self.views.publish(view);
     }
@@ -798,12 +813,6 @@ fn at(now: Moment, members: &Members) -> At<'_> {
         hosts: members.hosts(),
         presence: members.presence(),
     }
-}
-
-/// The wall clock, in Unix milliseconds: only for what is kept over restarts.
-fn unix_ms() -> u64 {
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    u64::try_from(since_1970.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The input that a job produced; `None` when the job died. The program ends then, because whoever needs the answer

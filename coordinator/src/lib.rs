@@ -21,6 +21,7 @@ mod fleet;
 mod intake;
 mod metrics;
 pub mod network;
+mod predicted;
 pub mod program;
 mod progress;
 mod random;

@@ -14,7 +14,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::view::{HostState, ImageState};
+use crate::view::{HostState, ImageState, StagingBytes};
 
 /// A state of a closed set.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -34,7 +34,7 @@ pub(crate) struct OutcomeLabel {
     pub(crate) outcome: &'static str,
 }
 
-/// The kind of a blame.
+/// The kind of a blame, or of bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct KindLabel {
     pub(crate) kind: &'static str,
@@ -65,6 +65,10 @@ pub(crate) struct Metrics {
     /// Bytes that hosts reported, by source. The value falls when the coordinator restarts, when an image is cancelled
     /// or is staged anew on a host, and when a host leaves the fleet.
     pub(crate) bytes: Family<SourceLabel, Gauge<u64, AtomicU64>>,
+    /// Bytes that the stagings of wanted images were predicted to move when they began, by kind.
+    pub(crate) predicted: Family<KindLabel, Gauge<u64, AtomicU64>>,
+    /// Bytes that they moved since, by kind.
+    pub(crate) measured: Family<KindLabel, Gauge<u64, AtomicU64>>,
     /// Bytes that leave the registry when each blob of the wanted images is fetched once.
     pub(crate) wanted_bytes: Gauge<u64, AtomicU64>,
     /// Seconds from the request of an image until every selected host has it.
@@ -98,6 +102,8 @@ impl Metrics {
             granted: Counter::default(),
             lease_ends: Family::default(),
             bytes: Family::default(),
+            predicted: Family::default(),
+            measured: Family::default(),
             wanted_bytes: Gauge::default(),
             // 1 s to 2.3 h: an image that is there already, and a 60 GB one on a slow line.
             stage_seconds: Histogram::new(exponential_buckets(1.0, 2.0, 14)),
@@ -141,6 +147,18 @@ impl Metrics {
              the hosts",
             Unit::Bytes,
             this.bytes.clone(),
+        );
+        r.register_with_unit(
+            "predicted",
+            "Bytes that the stagings of the wanted images were predicted to move when they began, by kind",
+            Unit::Bytes,
+            this.predicted.clone(),
+        );
+        r.register_with_unit(
+            "measured",
+            "Bytes that the stagings of the wanted images moved since the prediction, by kind",
+            Unit::Bytes,
+            this.measured.clone(),
         );
         r.register_with_unit(
             "wanted",
@@ -203,6 +221,11 @@ impl Metrics {
         }
         for source in ["origin", "peers", "local"] {
             self.bytes.get_or_create(&SourceLabel { source }).set(0);
+        }
+        for (kind, _) in StagingBytes::default().parts() {
+            for family in [&self.predicted, &self.measured] {
+                family.get_or_create(&KindLabel { kind }).set(0);
+            }
         }
         for kind in BlameKind::ALL.map(BlameKind::as_str) {
             drop(self.blames.get_or_create(&KindLabel { kind }));
@@ -477,7 +500,7 @@ mod tests {
                 compared += 1;
             }
         }
-        assert_eq!(compared, 9);
+        assert_eq!(compared, 11);
     }
 
     #[test]

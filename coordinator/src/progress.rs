@@ -40,7 +40,11 @@ pub(crate) struct Progress {
     peers: Counter,
     local: Counter,
     upload: Counter,
+    written: Counter,
     rate: Rate,
+    /// What came from the registry, and from the network in all.
+    from_origin: Rate,
+    from_network: Rate,
     presence: Option<(Moment, u64)>,
     golden: bool,
     /// The recipe by which the host proves chunks.
@@ -70,6 +74,13 @@ impl Rate {
             Some((at, last)) if many && now.since(*at) < SAMPLE_EVERY => *last = held,
             _ => self.samples.push_back((now, held)),
         }
+    }
+
+    /// As [`bytes_per_second`](Self::bytes_per_second), once the samples fill the window: of less time, a burst would
+    /// pass for a rate.
+    fn steady(&self, now: Moment) -> Option<u64> {
+        let (first, _) = self.samples.front()?;
+        (now.since(*first) >= WINDOW).then(|| self.bytes_per_second(now))
     }
 
     /// Bytes per second within the window that ends now; 0 when nothing came.
@@ -135,6 +146,9 @@ impl Progress {
             peers: Counter::default(),
             local: Counter::default(),
             upload: Counter::default(),
+            written: Counter::default(),
+            from_origin: Rate::default(),
+            from_network: Rate::default(),
             rate: Rate::default(),
             presence: None,
             golden: false,
@@ -203,10 +217,15 @@ impl Progress {
         self.peers.report(report.peer_bytes);
         self.local.report(report.local_bytes);
         self.upload.report(report.upload_bytes);
+        self.written.report(report.written_bytes);
         self.golden = report.golden;
         self.recipe = message::digest(&report.recipe).ok();
         self.presence = (state == HostState::Present).then_some((now, report.presence_age_ms));
         self.rate.sample(now, self.held_bytes);
+        let origin = self.origin.value();
+        self.from_origin.sample(now, origin);
+        let network = origin.saturating_add(self.peers.value());
+        self.from_network.sample(now, network);
     }
 
     /// Whether a report says that the image is still present as it was.
@@ -228,9 +247,17 @@ impl Progress {
     /// The host's session is lost. What the host holds stays on show, and what it was doing doesn't.
     pub(crate) fn disconnected(&mut self) {
         self.rate = Rate::default();
+        self.from_origin = Rate::default();
+        self.from_network = Rate::default();
         self.still = None;
         self.reason = None;
         self.message.clear();
+    }
+
+    /// Bytes per second from the registry and from the network in all, if they have come for long enough to tell.
+    pub(crate) fn network_rates(&self, now: Moment) -> Option<(u64, u64)> {
+        let origin = self.from_origin.steady(now)?;
+        Some((origin, self.from_network.steady(now)?))
     }
 
     pub(crate) const fn held_bytes(&self) -> u64 {
@@ -266,6 +293,9 @@ impl Progress {
                 local: self.local.value(),
             },
             upload_bytes: self.upload.value(),
+            written_bytes: self.written.value(),
+            predicted: None,
+            measured: None,
             bytes_per_second: rate,
             eta_seconds: left.checked_div(rate),
             began_at: (self.begun_at_ms > 0).then_some(self.begun_at_ms / 1_000),

@@ -327,6 +327,7 @@ impl Registries {
             recipe,
             recipe_doubts: BTreeMap::new(),
             wanted_at: unix(SystemTime::now()),
+            predicted: None,
             timing: Timing::New,
         })
     }

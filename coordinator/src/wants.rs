@@ -24,7 +24,10 @@ use proto::{
 use serde::{Deserialize, Serialize};
 use tracing::error;
 
-use crate::view::{BandwidthRequest, RecipeView};
+use crate::{
+    predicted::Predicted,
+    view::{BandwidthRequest, RecipeView},
+};
 
 /// An image that is wanted.
 #[derive(Clone, Debug)]
@@ -52,6 +55,8 @@ pub(crate) struct Want {
     pub(crate) wanted_at: u64,
     /// What is known of the time that it takes to bring the image everywhere.
     pub(crate) timing: Timing,
+    /// What was predicted when the staging began.
+    pub(crate) predicted: Option<Arc<Predicted>>,
 }
 
 /// What is known of the time that it takes to bring an image everywhere.
@@ -170,6 +175,8 @@ struct WantFile {
     timed: Option<Timed>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     recipe: Option<KeptRecipe>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    predicted: Option<Predicted>,
     manifest: String,
 }
 
@@ -221,6 +228,8 @@ struct AskedFile {
     wanted_at: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     timed: Option<Timed>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    predicted: Option<Predicted>,
 }
 
 /// An image that operators asked another replica for, and whose manifest this replica lacks.
@@ -233,6 +242,7 @@ pub(crate) struct Asked {
     pub(crate) asked_ms: BTreeMap<String, u64>,
     pub(crate) wanted_at: u64,
     pub(crate) timing: Timing,
+    pub(crate) predicted: Option<Arc<Predicted>>,
 }
 
 impl Files {
@@ -334,6 +344,7 @@ impl Files {
             asked_ms: want.asked_ms.clone(),
             wanted_at: want.wanted_at,
             timed: want.timing.timed(),
+            predicted: want.predicted.as_ref().map(|predicted| predicted.summary()),
         };
         self.write(&self.asked.join(want.digest().hex().to_string()), &asked)?;
         let file = WantFile {
@@ -346,6 +357,7 @@ impl Files {
             wanted_at: want.wanted_at,
             timed: want.timing.timed(),
             recipe: KeptRecipe::of(want),
+            predicted: want.predicted.as_deref().cloned(),
             manifest: STANDARD.encode(&want.manifest),
         };
         self.write(&self.wants.join(want.digest().hex().to_string()), &file)
@@ -467,6 +479,7 @@ fn parse_asked(name: &str, bytes: &[u8]) -> Result<Asked, String> {
         asked_ms: file.asked_ms,
         wanted_at: file.wanted_at,
         timing: Timing::kept(file.timed),
+        predicted: file.predicted.map(Arc::new),
     })
 }
 
@@ -492,6 +505,7 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Want, String> {
         recipe_doubts,
         wanted_at: file.wanted_at,
         timing: Timing::kept(file.timed),
+        predicted: file.predicted.map(Arc::new),
     })
 }
 
@@ -558,6 +572,7 @@ pub(crate) mod tests {
             recipe_doubts: BTreeMap::new(),
             wanted_at: 5,
             timing: Timing::New,
+            predicted: None,
         }
     }
 
@@ -586,6 +601,15 @@ pub(crate) mod tests {
         };
         two.timing = Timing::Known(timed);
         two.recipe = Some(recipe("two"));
+        let predicted = Predicted {
+            hosts: [(
+                "mini-1".to_owned(),
+                crate::predicted::PredictedHost::default(),
+            )]
+            .into(),
+            ..Predicted::default()
+        };
+        two.predicted = Some(Arc::new(predicted));
         two.recipe_doubts = [(two.layout.config().digest, ChunkIndex(0))].into();
         files.keep(&one).unwrap();
         files.keep(&two).unwrap();
@@ -607,6 +631,8 @@ pub(crate) mod tests {
         assert_eq!(digests, [two.digest(), one.digest()]);
         assert_eq!(kept.wants[0].hosts, two.hosts);
         assert_eq!(kept.wants[0].timing, two.timing);
+        assert_eq!(kept.wants[0].predicted, two.predicted);
+        assert_eq!(kept.wants[1].predicted, None);
         assert_eq!(
             (kept.wants[0].recipe, &kept.wants[0].recipe_doubts),
             (two.recipe, &two.recipe_doubts)
@@ -636,6 +662,8 @@ pub(crate) mod tests {
             (asked[0].hosts.clone(), asked[0].timing),
             (two.hosts.clone(), two.timing)
         );
+        let predicted = asked[0].predicted.as_ref().unwrap();
+        assert!(predicted.hosts.is_empty(), "replicas share the sum");
         assert_eq!(asked[1].narrowed, one.narrowed);
         assert_eq!(asked[1].asked_ms, one.asked_ms);
         assert_eq!(files.asked(&[two.clone()]).unwrap().len(), 1);

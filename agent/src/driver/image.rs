@@ -41,6 +41,8 @@ pub(super) trait OnDisk: Clone + Debug {
     fn has_to_be_read(&self) -> bool;
     /// Bytes of an image that are there.
     fn held_bytes(&self, layout: &Layout) -> u64;
+    /// Bytes that this process wrote to the image's files, without zeros.
+    fn written_bytes(&self) -> u64;
     /// When the staging began; a restart of the agent doesn't change that.
     fn begun_at(&self) -> Option<SystemTime>;
     /// The recipe by which the image's chunks are proved.
@@ -85,6 +87,10 @@ impl OnDisk for Arc<Stage> {
             bytes.map(u64::from).sum::<u64>()
         };
         layout.contents().iter().map(held).sum()
+    }
+
+    fn written_bytes(&self) -> u64 {
+        self.files().written_bytes()
     }
 
     fn begun_at(&self) -> Option<SystemTime> {

@@ -86,6 +86,7 @@ pub(super) fn of<S: OnDisk>(
             u64::try_from(still.since.as_millis()).unwrap_or(u64::MAX)
         }),
         begun_at_ms: image.begun_at_ms,
+        written_bytes: image.stage().map_or(0, OnDisk::written_bytes),
     }
 }
 

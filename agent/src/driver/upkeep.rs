@@ -397,6 +397,7 @@ mod tests {
             total_bytes: 1_000_000,
             free_bytes,
             floor_bytes: 150_000,
+            clones: true,
         };
         assert_eq!(upkeep.measured(volume(150_000)), None);
         let trouble = upkeep.measured(volume(149_999)).unwrap();

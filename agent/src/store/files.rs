@@ -10,7 +10,10 @@ use std::{
     io,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use proto::{
@@ -193,6 +196,8 @@ pub(crate) struct ImageFiles {
     contents: Vec<(Digest, Vec<Where>)>,
     /// The first body is the one that is read. Never empty.
     bodies: RwLock<Vec<Arc<Body>>>,
+    /// Bytes that were written in this process.
+    written: AtomicU64,
 }
 
 impl ImageFiles {
@@ -217,6 +222,7 @@ impl ImageFiles {
                 .map(|spec| (spec.digest, places_of(spec)))
                 .collect(),
             bodies: RwLock::new(bodies.into_iter().map(Arc::new).collect()),
+            written: AtomicU64::new(0),
         }
     }
 
@@ -277,6 +283,11 @@ impl ImageFiles {
         self.directory
             .join(BLOBS)
             .join(self.contents[content].0.hex().to_string())
+    }
+
+    /// Bytes that were written in this process, without zeros.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     /// Bytes that the first body and the blobs take from the volume.
@@ -359,6 +370,10 @@ impl Files for Arc<ImageFiles> {
             platform::sync_directory(&self.directory.join(BLOBS))?;
         }
         Ok(())
+    }
+
+    fn wrote(&self, bytes: u64) {
+        self.written.fetch_add(bytes, Ordering::Relaxed);
     }
 
     fn rotted(&self, content: usize, chunk: ChunkIndex) {

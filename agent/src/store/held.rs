@@ -274,7 +274,11 @@ impl<F: Files> Held<F> {
         };
         let zero = is_zero(bytes);
         let offset = geometry.offset(chunk);
-        let put = &mut |_, file: &File, base| put(file, base + offset, bytes, zero);
+        let put = &mut |_, file: &File, base| {
+            put(file, base + offset, bytes, zero)?;
+            self.wrote(bytes, zero);
+            Ok(())
+        };
         let written = self.files.each(at, Access::Write, put);
         let claim = Claim {
             link,
@@ -285,6 +289,12 @@ impl<F: Files> Held<F> {
             unread: false,
         };
         self.end_turn(&turn, written, &claim)
+    }
+
+    fn wrote(&self, bytes: &[u8], zero: bool) {
+        if !zero {
+            self.files.wrote(bytes.len() as u64);
+        }
     }
 
     /// Takes a chunk whose bytes should already lie at the places for which `there` is true. Compares those bytes with
@@ -336,7 +346,9 @@ impl<F: Files> Held<F> {
                     }
                     differed = true;
                 }
-                put(file, base + offset, &bytes, claim.zero)
+                put(file, base + offset, &bytes, claim.zero)?;
+                self.wrote(&bytes, claim.zero);
+                Ok(())
             });
         Ok(match self.end_turn(&turn, written, claim)? {
             Entered::Held => Adopted::Held,

@@ -25,6 +25,11 @@ pub(crate) trait Files: fmt::Debug {
     /// A chunk was dropped because its bytes don't fit its link or can't be read. Called without a lock.
     fn rotted(&self, content: usize, chunk: ChunkIndex);
 
+    /// This many bytes of the volume were written to one of a content's places. Zeros aren't written.
+    fn wrote(&self, bytes: u64) {
+        let _ = bytes;
+    }
+
     /// Chunks came or were compared, or the chunk `lost` was dropped. Called under the content's lock, so it has to be
     /// quick.
     fn changed(&self, content: usize, chunks: &Chunks, lost: Option<ChunkIndex>) {

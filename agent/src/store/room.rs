@@ -25,6 +25,8 @@ pub struct Volume {
     pub free_bytes: u64,
     /// Bytes that have to stay free.
     pub floor_bytes: u64,
+    /// Whether files on the volume can share blocks.
+    pub clones: bool,
 }
 
 /// The volume has no room above its floor.
@@ -103,6 +105,7 @@ impl Room {
             total_bytes: space.total_bytes,
             free_bytes: free_bytes.min(space.total_bytes),
             floor_bytes: space.total_bytes / 100 * percent,
+            clones: false,
         }
     }
 
@@ -185,6 +188,7 @@ mod tests {
             total_bytes: 1000,
             free_bytes,
             floor_bytes: 150,
+            clones: false,
         };
         assert!(has_room(volume(450), 200, 100));
         assert!(!has_room(volume(449), 200, 100));

@@ -52,6 +52,8 @@ pub(crate) struct Shared {
     news: NewsBox,
     /// Whether long operations shall end early.
     stopping: AtomicBool,
+    /// Whether files on the volume can share blocks, once that was tried.
+    clones: OnceLock<bool>,
     /// This host's id, if it was set. Links that are made here name it as their maker.
     host: OnceLock<HostId>,
 }
@@ -65,6 +67,7 @@ impl Shared {
             hosts: Arc::default(),
             news: NewsBox::default(),
             stopping: AtomicBool::new(false),
+            clones: OnceLock::new(),
             host: OnceLock::new(),
         }
     }
@@ -90,6 +93,13 @@ impl Shared {
 
     pub(super) const fn room(&self) -> &Room {
         &self.room
+    }
+
+    /// Whether files on the volume can share blocks. The first call tries it. Blocks.
+    pub(super) fn clones(&self) -> bool {
+        *self
+            .clones
+            .get_or_init(|| platform::can_clone(&self.home.join(ROOT)))
     }
 
     pub(super) fn tell(&self, news: News) {

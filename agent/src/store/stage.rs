@@ -642,7 +642,7 @@ impl Stage {
         &self.directory
     }
 
-    pub(super) const fn files(&self) -> &Arc<ImageFiles> {
+    pub(crate) const fn files(&self) -> &Arc<ImageFiles> {
         &self.files
     }
 

@@ -93,6 +93,13 @@ pub struct ImageView {
     pub wanted_at: u64,
     /// Seconds from the last change of what was wanted until the image was present everywhere. `null` until then.
     pub staged_seconds: Option<f64>,
+    /// What was predicted when the staging began. Absent where nobody knows when that was, and from a coordinator that
+    /// predicts nothing.
+    #[serde(default)]
+    pub prediction: Option<PredictionView>,
+    /// What all hosts moved since the prediction.
+    #[serde(default)]
+    pub measured: Option<StagingBytes>,
     /// Each selected host, in the order of ids.
     pub hosts: Vec<HostProgress>,
     /// Contents that a host is fetching from the registry now.
@@ -153,6 +160,74 @@ pub struct SourceBytes {
     pub local: u64,
 }
 
+/// Bytes that a staging moves, on one host or on all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StagingBytes {
+    /// From the registry, compressed.
+    pub origin: u64,
+    /// From peers, as on the wire.
+    pub peers: u64,
+    /// From the host's own disk, raw.
+    pub local: u64,
+    /// Written to the disk, raw. Zeros aren't written, nor is what a clone shares with another image: so this is also
+    /// the space that is taken.
+    pub written: u64,
+}
+
+impl StagingBytes {
+    /// The sum of both, part by part.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self {
+            origin: self.origin.saturating_add(other.origin),
+            peers: self.peers.saturating_add(other.peers),
+            local: self.local.saturating_add(other.local),
+            written: self.written.saturating_add(other.written),
+        }
+    }
+
+    /// The parts by their names in JSON and metrics.
+    #[must_use]
+    pub const fn parts(self) -> [(&'static str, u64); 4] {
+        [
+            ("origin", self.origin),
+            ("peers", self.peers),
+            ("local", self.local),
+            ("written", self.written),
+        ]
+    }
+
+    /// The difference, part by part; 0 where the other is more.
+    #[must_use]
+    pub const fn less(self, other: Self) -> Self {
+        Self {
+            origin: self.origin.saturating_sub(other.origin),
+            peers: self.peers.saturating_sub(other.peers),
+            local: self.local.saturating_sub(other.local),
+            written: self.written.saturating_sub(other.written),
+        }
+    }
+}
+
+/// What staging an image was predicted to move. Bytes from the network and bytes to write are predicted at most, local
+/// bytes at least: hosts find more on their disks than the coordinator knows of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PredictionView {
+    /// When the prediction was made, in Unix milliseconds.
+    pub at_ms: u64,
+    /// The bytes of all selected hosts.
+    pub bytes: StagingBytes,
+    /// The least time by the rates that are known. Absent when none is known, or nothing has to move.
+    pub milliseconds: Option<u64>,
+    /// What limits that time: `registry`, `link` (the slowest host's network), `uploads` (of all hosts together) or
+    /// `disk`.
+    pub bound_by: Option<String>,
+    /// What may take longer, because nobody knows its rate: of the same words.
+    pub unknown: Vec<String>,
+}
+
 /// An image on one host. The counts of bytes never fall while one staging lasts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostProgress {
@@ -172,6 +247,16 @@ pub struct HostProgress {
     pub held_bytes: u64,
     /// Bytes that the host received, by source.
     pub bytes: SourceBytes,
+    /// Raw bytes that the host wrote to the image's files, which is also the space that the image took. 0 from a host
+    /// that doesn't say.
+    #[serde(default)]
+    pub written_bytes: u64,
+    /// What was predicted for this host when the staging began.
+    #[serde(default)]
+    pub predicted: Option<StagingBytes>,
+    /// What this host moved since the prediction.
+    #[serde(default)]
+    pub measured: Option<StagingBytes>,
     /// Bytes that the host sent to peers, as on the wire.
     pub upload_bytes: u64,
     /// Raw bytes per second, averaged over the last five seconds. 0 when nothing came, and while the host is away.
@@ -281,6 +366,9 @@ pub struct VolumeView {
     pub free_bytes: u64,
     /// The bytes that staging leaves free.
     pub floor_bytes: u64,
+    /// Whether files there can share blocks. Absent where the host doesn't say.
+    #[serde(default)]
+    pub clones: Option<bool>,
 }
 
 /// An image on a host.
@@ -435,8 +523,25 @@ pub struct PlanReply {
     pub bound_by: Option<String>,
     /// The rate of the registry that was assumed.
     pub origin_bytes_per_second: u64,
+    /// What the whole staging is predicted to move, and its time by the rates that are known. Absent from a coordinator
+    /// that doesn't say. `predicted_seconds` and `bound_by` assume the rates that nobody knows.
+    #[serde(default)]
+    pub prediction: Option<PredictionView>,
+    /// The rate that limits the predicted time.
+    #[serde(default)]
+    pub rate: Option<RateView>,
     /// Each selected host.
     pub hosts: Vec<PlannedHost>,
+}
+
+/// A rate, and how it is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateView {
+    /// The rate.
+    pub bytes_per_second: u64,
+    /// How it is known: `set` (in the fleet file), `limited` (by an operator or an ImagePrePull), `measured` (the most
+    /// that was seen) or `reported` (by the host).
+    pub known_by: String,
 }
 
 /// What an image would move to one host.
@@ -453,6 +558,9 @@ pub struct PlannedHost {
     pub missing_bytes: u64,
     /// The same in compressed bytes, approximately. Compressed bytes are what moves.
     pub move_bytes: u64,
+    /// What the host is predicted to move.
+    #[serde(default)]
+    pub bytes: StagingBytes,
     /// The download rate that was assumed.
     pub download_bytes_per_second: u64,
     /// The upload rate that was assumed.

@@ -352,6 +352,9 @@ mod tests {
             total_bytes: 1_000_000_000,
             held_bytes,
             bytes: SourceBytes::default(),
+            written_bytes: 0,
+            predicted: None,
+            measured: None,
             upload_bytes: 0,
             bytes_per_second: 0,
             eta_seconds: None,
@@ -381,6 +384,8 @@ mod tests {
             hosts_failed: 0,
             wanted_at: 0,
             staged_seconds: None,
+            prediction: None,
+            measured: None,
             hosts,
             leases: Vec::new(),
         }

@@ -9,6 +9,7 @@ mod ended;
 mod follow;
 pub mod frame;
 mod pauses;
+mod prediction;
 pub mod recipe;
 mod roll;
 mod say;

@@ -12,6 +12,8 @@ use client::view::{
     PoolView, RecipeView, ShortOfRoom,
 };
 
+use crate::prediction;
+
 /// What a cancellation ended, which references stay wanted, and by whom. `name` is what the operator typed.
 pub fn cancelled(name: &str, reply: &CancelReply) -> String {
     let typed = [name.to_owned()];
@@ -84,8 +86,8 @@ pub fn host_words(host: &HostProgress, fresh: bool) -> String {
     text
 }
 
-/// The bytes that hosts received, by source. `None` when there are none. Bytes from the network are counted compressed,
-/// local bytes raw.
+/// The bytes that hosts received over the network, by source, and those that were here. `None` when there are none.
+/// Bytes from the network are counted compressed, local bytes raw.
 pub fn received(hosts: &[HostProgress]) -> Option<String> {
     let sum = |of: fn(&HostProgress) -> u64| hosts.iter().map(of).fold(0, u64::saturating_add);
     let origin = sum(|host| host.bytes.origin);
@@ -144,6 +146,7 @@ pub fn image(image: &ImageView) -> String {
     }
     let reference = image.references.first().unwrap_or(&image.digest);
     _ = writeln!(text, "  {}", recipe(reference, image.recipe.as_ref()));
+    text.push_str(&prediction::beside_fact(image));
     // after a cancellation nothing moves, and the last reports of hosts are stale
     let hosts = match image.state {
         ImageState::Cancelled => &[],
@@ -359,49 +362,18 @@ pub fn pod(pod: &PodView) -> String {
 /// The bytes that staging an image would move, and the predicted time.
 pub fn plan(plan: &PlanReply) -> String {
     let mut text = format!(
-        "{}\n  {}\n  {} raw, {} in the registry (compressed), of which {} would leave it\n",
+        "{}\n  {}\n  {} raw, {} in the registry (compressed)\n  {}\n{}",
         plan.reference,
         plan.digest,
         Bytes(plan.raw_bytes),
         Bytes(plan.registry_bytes),
-        Bytes(plan.origin_bytes)
+        recipe(&plan.reference, plan.recipe.as_ref()),
+        prediction::plan(plan)
     );
-    let recipe = recipe(&plan.reference, plan.recipe.as_ref());
-    _ = writeln!(text, "  {recipe}");
-    match &plan.bound_by {
-        None => text.push_str("  nothing has to move\n"),
-        Some(bound) => {
-            _ = writeln!(
-                text,
-                "  at best in {:.1} s, bound by {bound} (registry {}/s)",
-                plan.predicted_seconds,
-                Bytes(plan.origin_bytes_per_second)
-            );
-        }
-    }
-    for host in &plan.hosts {
-        let what = if host.present {
-            "present".to_owned()
-        } else {
-            format!(
-                "{} to move ({} raw)",
-                Bytes(host.move_bytes),
-                Bytes(host.missing_bytes)
-            )
-        };
-        let away = if host.connected { "" } else { ", away" };
-        let short = host
-            .short_of_room
-            .as_ref()
-            .map_or_else(String::new, |short| {
-                format!(
-                    ", lacks room: {} to store, {} free of which {} have to stay free",
-                    Bytes(short.needed_bytes),
-                    Bytes(short.free_bytes),
-                    Bytes(short.floor_bytes)
-                )
-            });
-        _ = writeln!(text, "  {:<24} {what}{away}{short}", host.host);
+    let short = plan.hosts.iter();
+    let short = short.filter_map(|host| host.short_of_room.clone());
+    for line in short_of_room(&short.collect::<Vec<_>>()).lines() {
+        _ = writeln!(text, "  {line}");
     }
     text
 }

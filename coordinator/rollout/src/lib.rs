@@ -1,9 +1,9 @@
 //! Every decision of the coordinator, without I/O: which hosts stage what and when, who may fetch from the registry,
 //! who are neighbours, and which Pods may drain.
 //!
-//! [`names`] keeps who wants what, [`stage`] plans what moves, [`presence`] remembers what is where, [`prediction`] says
-//! what a staging will move, and [`gate`] lets Pods drain. The shell (the coordinator's drivers, or the simulator) feeds
-//! events and carries out actions. Any event is legal in any state. Time and the seed are arguments.
+//! [`names`] keeps who wants what, [`stage`] plans what moves, [`presence`] remembers what is where, and [`gate`] lets
+//! Pods drain. [`prediction`] says what a staging will move. The shell (the coordinator's drivers, or the simulator)
+//! feeds events and carries out actions. Any event is legal in any state. Time and the seed are arguments.
 #![no_std]
 
 extern crate alloc;

@@ -53,6 +53,8 @@ pub struct Moved {
     pub registry: u64,
     /// From peers, packed.
     pub peers: u64,
+    /// Raw bytes that these two become. With `local` and what a stage holds they are the whole image.
+    pub missing: u64,
     /// Raw bytes that are on the host already, in other images.
     pub local: u64,
     /// Raw bytes that are written to the disk. They are also the space that is taken: what a clone shares isn't
@@ -71,6 +73,7 @@ impl Moved {
         Self {
             registry: self.registry.saturating_add(other.registry),
             peers: self.peers.saturating_add(other.peers),
+            missing: self.missing.saturating_add(other.missing),
             local: self.local.saturating_add(other.local),
             written: self.written.saturating_add(other.written),
         }
@@ -203,6 +206,7 @@ fn moved(contents: &[Content], host: &Host, share: impl Fn(&Content) -> u64) -> 
     of.registry = scale(of.registry, left, missing);
     of.peers = scale(packed, left, missing) - of.registry;
     of.local -= held_local;
+    of.missing = left;
     of.written = left.saturating_add(copied.min(of.local));
     of
 }
@@ -228,13 +232,13 @@ fn time(
         all.fold(0, u64::saturating_add)
     };
     let slowest = |bytes: fn(&Moved) -> u64, rate: fn(&Host) -> Option<u64>| {
-        let times = connected().map(|(host, moved)| seconds(bytes(moved), rate(host)));
-        times.fold(Some(Duration::ZERO), |longest, one| {
-            Some(longest?.max(one?))
-        })
+        let mut times = connected().map(|(host, moved)| seconds(bytes(moved), rate(host)));
+        times.try_fold(Duration::ZERO, |longest, one| Some(longest.max(one?)))
     };
-    let uploads = connected().fold(registry, |sum, (host, _)| {
-        Some(sum?.saturating_add(host.upload?))
+    let uploads = registry.and_then(|registry| {
+        connected().try_fold(registry, |sum, (host, _)| {
+            Some(sum.saturating_add(host.upload?))
+        })
     });
     let bounds = [
         (Bound::Registry, seconds(sum(|of| of.registry), registry)),

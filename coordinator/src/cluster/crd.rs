@@ -280,6 +280,11 @@ pub struct ImagePrePullStatus {
     pub hosts: HostCounts,
     /// Bytes of the image that all hosts received, by source. For one digest, the numbers never fall.
     pub bytes: ByteCounts,
+    /// What staging the image was predicted to move when it began, and what it moved since.
+    /// It counts every host that shall hold the image, also those that other objects select.
+    /// The field is absent when nobody knows when the staging began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<PredictionStatus>,
     /// Seconds until the last host will be staged, as predicted. The field is absent when nothing can be predicted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eta_seconds: Option<i64>,
@@ -352,6 +357,26 @@ pub struct ByteCounts {
     pub peers: i64,
     /// Bytes that the hosts had on their own disks.
     pub local: i64,
+    /// Bytes that the hosts wrote, which is also the space that the image took.
+    pub written: i64,
+}
+
+/// What a staging was predicted to move, and what it moved.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PredictionStatus {
+    /// Predicted bytes. Hosts find more on their disks than the coordinator knows of.
+    /// So `local` is predicted at least, and the others at most.
+    pub bytes: ByteCounts,
+    /// Bytes that were moved since the prediction.
+    pub measured: ByteCounts,
+    // absent values are sent as null, so that a merge patch removes earlier ones
+    /// Predicted seconds, at least. The field is absent when no rate is known, or nothing has to move.
+    pub seconds: Option<i64>,
+    /// What limits these seconds: `registry`, `link`, `uploads` or `disk`.
+    pub bound_by: Option<String>,
+    /// Seconds that the staging took. The field is absent until all hosts hold the image.
+    pub took_seconds: Option<i64>,
 }
 
 /// A host that failed to stage the image.

@@ -323,6 +323,7 @@ fn volume(volume: &message::Volume) -> VolumeView {
         total_bytes: volume.total_bytes,
         free_bytes: volume.free_bytes.min(volume.total_bytes),
         floor_bytes: volume.floor_bytes,
+        clones: volume.clones,
     }
 }
 

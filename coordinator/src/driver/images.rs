@@ -1,7 +1,10 @@
 //! Wanted images: who wants each image, under which names and on which hosts. An image is staged when operators or the
 //! cluster's objects want it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use proto::{
     ChunkIndex, Digest, Geometry, HostId, Moment,
@@ -23,6 +26,7 @@ use super::{
     took::Took,
 };
 use crate::{
+    predicted::Predicted,
     view::{CancelReply, StillWanted},
     wants::{Timing, Want},
 };
@@ -660,6 +664,25 @@ impl Images {
         image: &Digest,
     ) -> Option<std::time::Duration> {
         self.wants.get_mut(image)?.took.everywhere(now)
+    }
+
+    /// Images whose staging began, each with the time of that in Unix milliseconds, and for which nothing was predicted
+    /// since.
+    pub(super) fn unpredicted(&self) -> Vec<(Digest, u64)> {
+        let wants = self.wants.iter().filter_map(|(image, wanted)| {
+            let since = wanted.took.begun_here()?;
+            let before = wanted.want.predicted.as_ref();
+            let is_new = before.is_none_or(|before| before.view.at_ms != since);
+            is_new.then_some((*image, since))
+        });
+        wants.collect()
+    }
+
+    /// Keeps what was predicted when an image's staging began.
+    pub(super) fn predicted(&mut self, image: &Digest, predicted: Predicted) {
+        if let Some(wanted) = self.wants.get_mut(image) {
+            wanted.want.predicted = Some(Arc::new(predicted));
+        }
     }
 
     /// A new number, greater than those of all earlier asks.

@@ -1,229 +1,393 @@
-//! What staging an image would move, and how fast it can be at best.
+//! What staging an image would move, and how fast it can be at best: the facts for a prediction, and the prediction's
+//! words. [`prediction`](rollout::prediction) decides.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use proto::{Digest, image::ContentKind};
+use proto::{Digest, HostId, image::ContentKind};
+use rollout::prediction::{self, Bound, Content, Moved, Prediction};
 
 use super::{
     ask::StageError,
-    hosts::{Host, Hosts},
-    images::{Images, Wanted},
+    hosts::Host,
+    images::Wanted,
+    members::Members,
+    paces::registry_of,
     selection::{selected, short_of_room},
-    sessions::Sessions,
+    staging::Staging,
 };
 use crate::{
-    config::Config,
-    fleet::Membership,
+    config::Rates,
+    predicted::{Predicted, PredictedHost},
     progress::Progress,
-    view::{PlanReply, PlannedHost},
+    view::{
+        BandwidthRequest, HostState, PlanReply, PlannedHost, PredictionView, RateView, StagingBytes,
+    },
     wants::Want,
 };
 
 /// The facts from which a prediction is made.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Preview<'a> {
-    pub(super) membership: &'a Membership,
-    pub(super) hosts: &'a Hosts,
-    pub(super) sessions: &'a Sessions,
-    pub(super) images: &'a Images,
+    pub(super) members: &'a Members,
+    pub(super) staging: &'a Staging,
+    pub(super) rates: Rates,
+    /// What each host may use; 0: no limit.
+    pub(super) limits: BandwidthRequest,
 }
 
+/// A rate, and how it is known.
+type Known = (u64, &'static str);
+
 impl Preview<'_> {
-    /// What staging this image would move, and how fast it can be at best. The least time is max(F / origin, F /
-    /// slowest download, N·F / (origin + Σ uploads)), where each host counts only the bytes that it lacks in place of
-    /// F.
-    pub(super) fn of(&self, config: &Config, want: &Want) -> Result<PlanReply, StageError> {
-        let selected = selected(self.hosts, self.membership, want.hosts.as_ref())?;
-        let short = match short_of_room(self.hosts, want, &selected) {
+    /// What staging this image would move, and how fast it can be at best.
+    pub(super) fn of(&self, want: &Want) -> Result<PlanReply, StageError> {
+        let selected = selected(
+            self.members.hosts(),
+            self.members.membership(),
+            want.hosts.as_ref(),
+        )?;
+        let short = match short_of_room(self.members.hosts(), want, &selected) {
             Ok(short) => short,
             Err(StageError::NowhereFits { hosts, .. }) => hosts,
             Err(error) => return Err(error),
         };
-        let origin_rate = config.rates.origin_bytes_per_second;
-        let hosts: Vec<PlannedHost> = selected
-            .iter()
-            .filter_map(|host| {
-                let known = self.hosts.get(host)?;
-                let (missing_bytes, move_bytes, present) = self.missing(want, known);
-                let named = self.membership.fleet.hosts.get(host);
-                let rates = config.rates;
-                let reported = Some(known.upload_bytes_per_second).filter(|rate| *rate > 0);
-                Some(PlannedHost {
-                    host: host.to_string(),
-                    connected: self.sessions.is_open(host),
-                    present,
-                    missing_bytes,
-                    move_bytes,
-                    download_bytes_per_second: named
-                        .and_then(|entry| entry.download_bytes_per_second)
-                        .unwrap_or(rates.download_bytes_per_second),
-                    upload_bytes_per_second: named
-                        .and_then(|entry| entry.upload_bytes_per_second)
-                        .or(reported)
-                        .unwrap_or(rates.upload_bytes_per_second),
-                    short_of_room: short
-                        .iter()
-                        .find(|short| short.host == host.as_str())
-                        .cloned(),
-                })
-            })
-            .collect();
-        let origin_bytes = self.origin_bytes(want);
-        let (predicted, bound_by) = bound(origin_bytes, origin_rate, &hosts);
+        let facts = self.facts(want, &selected);
+        let registry = self.registry(want);
+        let predicted = facts.predict(registry.map(|(rate, _)| rate));
+        // hosts and registries whose rates nobody knows
+        let mut assumed = facts.clone();
+        let or_assumed = |rate: &mut Option<u64>| *rate.get_or_insert(Rates::ASSUMED_LINK);
+        let hosts = assumed
+            .hosts
+            .iter_mut()
+            .zip(&selected)
+            .zip(&predicted.hosts);
+        let hosts = hosts.map(|((host, id), moved)| PlannedHost {
+            host: id.to_string(),
+            connected: host.connected,
+            present: host.present,
+            missing_bytes: moved.missing,
+            move_bytes: moved.network(),
+            bytes: bytes(*moved),
+            download_bytes_per_second: or_assumed(&mut host.link),
+            upload_bytes_per_second: or_assumed(&mut host.upload),
+            short_of_room: short
+                .iter()
+                .find(|short| short.host == id.as_str())
+                .cloned(),
+        });
+        let hosts = hosts.collect();
+        let origin_rate = registry.map_or(Rates::ASSUMED_ORIGIN, |(rate, _)| rate);
+        let assumed = assumed.predict(Some(origin_rate));
         Ok(PlanReply {
             digest: want.digest().to_string(),
             reference: want.references.first().cloned().unwrap_or_default(),
             raw_bytes: want.layout.content_bytes(),
             registry_bytes: want.layout.blob_bytes(),
-            origin_bytes,
+            origin_bytes: predicted.total.registry,
             recipe: self.recipe(want).recipe_view(),
-            predicted_seconds: predicted.as_secs_f64(),
-            bound_by: bound_by.map(ToOwned::to_owned),
+            predicted_seconds: assumed.time.map_or(0.0, |(time, _)| time.as_secs_f64()),
+            bound_by: assumed
+                .time
+                .map(|(_, bound)| earlier_word(bound).to_owned()),
             origin_bytes_per_second: origin_rate,
+            rate: self.binding(&predicted, &selected, registry),
+            prediction: Some(shown(0, &predicted)),
             hosts,
+        })
+    }
+
+    /// What is kept for each want whose staging has just begun.
+    pub(super) fn of_new(&self) -> Vec<(Digest, Predicted)> {
+        let new = self.staging.images().unpredicted().into_iter();
+        let predicted = new.filter_map(|(image, at_ms)| {
+            let want = self.staging.images().get(&image)?.want();
+            Some((image, self.kept(want, at_ms)?))
+        });
+        predicted.collect()
+    }
+
+    /// What is kept of the prediction for a staging that begins at this time, in Unix milliseconds. `None` while no
+    /// host is selected.
+    fn kept(&self, want: &Want, at_ms: u64) -> Option<Predicted> {
+        let selected = selected(
+            self.members.hosts(),
+            self.members.membership(),
+            want.hosts.as_ref(),
+        )
+        .ok()?;
+        let facts = self.facts(want, &selected);
+        let registry = self.registry(want);
+        let predicted = facts.predict(registry.map(|(rate, _)| rate));
+        let image = want.digest();
+        let hosts = selected.iter().zip(&predicted.hosts);
+        let hosts = hosts.map(|(id, moved)| {
+            let known = self
+                .members
+                .hosts()
+                .get(id)
+                .and_then(|known| known.images.get(&image));
+            let now = known.map(|progress| progress.view(proto::Moment::START, id.as_str(), true));
+            // the counts of an image that is gone are its last life's
+            let now = now.filter(|now| now.state != HostState::Gone);
+            let host = PredictedHost::new(bytes(*moved), now.as_ref());
+            (id.to_string(), host)
+        });
+        Some(Predicted {
+            view: shown(at_ms, &predicted),
+            hosts: hosts.collect(),
+        })
+    }
+
+    /// What is known of the image and of these hosts.
+    fn facts(&self, want: &Want, selected: &[HostId]) -> Facts {
+        let contents = want.layout.contents().into_iter();
+        let contents = contents.map(|content| Content {
+            digest: content.digest,
+            raw_bytes: content.geometry.size(),
+            packed_bytes: match content.kind {
+                ContentKind::RawLayer { blob } => blob.size,
+                ContentKind::Blob => content.geometry.size(),
+            },
+        });
+        let contents: Vec<Content> = contents.collect();
+        let ours: BTreeSet<Digest> = contents.iter().map(|content| content.digest).collect();
+        let image = want.digest();
+        // most hosts hold the same images
+        let mut shared = BTreeMap::new();
+        let mut available = BTreeSet::new();
+        for (_, known) in self
+            .members
+            .hosts()
+            .iter()
+            .filter(|(id, _)| self.members.sessions().is_open(id))
+        {
+            if known.is_present(&image) {
+                available.clone_from(&ours);
+                break;
+            }
+            available.extend(self.shared(want, &ours, known, &mut shared).0);
+        }
+        let hosts = selected.iter().map(|id| {
+            let connected = self.members.sessions().is_open(id);
+            let Some(known) = self.members.hosts().get(id) else {
+                return prediction::Host::default();
+            };
+            let (here, common) = self.shared(want, &ours, known, &mut shared);
+            let clones = known.volume.as_ref().and_then(|volume| volume.clones);
+            prediction::Host {
+                connected,
+                present: known.is_present(&image),
+                held_bytes: known.images.get(&image).map_or(0, Progress::held_bytes),
+                here,
+                in_place_bytes: if clones == Some(true) { common } else { 0 },
+                link: self.link(id).map(|(rate, _)| rate),
+                upload: self.upload(id, known).map(|(rate, _)| rate),
+                // no host measures its disk
+                disk: None,
+            }
+        });
+        Facts {
+            hosts: hosts.collect(),
+            contents,
+            available,
+        }
+    }
+
+    /// The contents of the image that other images on a host have, and the most raw bytes that lie in their place on
+    /// the disk of one of those. Images whose manifests the coordinator doesn't know are left out.
+    fn shared(
+        &self,
+        want: &Want,
+        ours: &BTreeSet<Digest>,
+        known: &Host,
+        of: &mut BTreeMap<Digest, (BTreeSet<Digest>, u64)>,
+    ) -> (BTreeSet<Digest>, u64) {
+        let image = want.digest();
+        let (mut here, mut most) = (BTreeSet::new(), 0);
+        let others = known.images.keys();
+        for other in others.filter(|other| **other != image && known.is_present(other)) {
+            let Some(wanted) = self.staging.images().get(other) else {
+                continue;
+            };
+            let (contents, in_place) = of
+                .entry(*other)
+                .or_insert_with(|| common(want, ours, wanted.want()));
+            here.extend(contents.iter().copied());
+            most = most.max(*in_place);
+        }
+        (here, most)
+    }
+
+    // ---- rates ------------------------------------------------------------------------------------------------------
+
+    /// The rate of the registry that an image comes from.
+    fn registry(&self, want: &Want) -> Option<Known> {
+        let set = self.rates.origin_bytes_per_second.map(|rate| (rate, "set"));
+        let registry = || registry_of(want.references.first()?);
+        let measured = || Some((self.staging.paces().of_registry(&registry()?)?, "measured"));
+        set.or_else(measured)
+    }
+
+    /// The rate at which a host takes bytes.
+    fn link(&self, host: &HostId) -> Option<Known> {
+        let named = self.members.membership().fleet.hosts.get(host);
+        let set = named.and_then(|entry| entry.download_bytes_per_second);
+        let set = set.or(self.rates.download_bytes_per_second);
+        let known = match set {
+            Some(rate) => Some((rate, "set")),
+            None => self
+                .staging
+                .paces()
+                .of_host(host)
+                .map(|rate| (rate, "measured")),
+        };
+        limited(known, self.limits.download_bytes_per_second)
+    }
+
+    /// The rate at which a host sends.
+    fn upload(&self, host: &HostId, known: &Host) -> Option<Known> {
+        let named = self.members.membership().fleet.hosts.get(host);
+        let set = named.and_then(|entry| entry.upload_bytes_per_second);
+        let reported = Some(known.upload_bytes_per_second).filter(|rate| *rate > 0);
+        let known = match (set, reported, self.rates.upload_bytes_per_second) {
+            (Some(rate), _, _) | (None, None, Some(rate)) => Some((rate, "set")),
+            (None, Some(rate), _) => Some((rate, "reported")),
+            (None, None, None) => None,
+        };
+        limited(known, self.limits.upload_bytes_per_second)
+    }
+
+    /// The rate that limits the predicted time. That of all uploads together has many sources, and isn't shown.
+    fn binding(
+        &self,
+        predicted: &Prediction,
+        selected: &[HostId],
+        registry: Option<Known>,
+    ) -> Option<RateView> {
+        let known = match predicted.time?.1 {
+            Bound::Registry => registry,
+            Bound::Link => {
+                let hosts = selected.iter().zip(&predicted.hosts);
+                let open = hosts.filter(|(host, _)| self.members.sessions().is_open(host));
+                let rated = open.filter_map(|(host, moved)| {
+                    let (rate, by) = self.link(host)?;
+                    Some((moved.network() / rate.max(1), Reverse(rate), by))
+                });
+                let slowest = rated.max_by_key(|(seconds, rate, _)| (*seconds, *rate));
+                slowest.map(|(_, Reverse(rate), by)| (rate, by))
+            }
+            Bound::Uploads | Bound::Disk => None,
+        };
+        known.map(|(bytes_per_second, by)| RateView {
+            bytes_per_second,
+            known_by: by.to_owned(),
         })
     }
 
     /// The want with the recipe: that of the image where it is wanted already, because it stays.
     fn recipe<'b>(&'b self, want: &'b Want) -> &'b Want {
-        let wanted = self.images.get(&want.digest());
+        let wanted = self.staging.images().get(&want.digest());
         let wanted = wanted.map(Wanted::want);
         wanted
             .filter(|wanted| wanted.recipe.is_some())
             .unwrap_or(want)
     }
+}
 
-    /// The raw and the compressed bytes of the contents that no image on the host has, and whether the image is
-    /// present.
-    fn missing(&self, want: &Want, known: &Host) -> (u64, u64, bool) {
-        if known.is_present(&want.digest()) {
-            return (0, 0, true);
-        }
-        let here = self.contents_on(known);
-        let mut sums = (0u64, 0u64);
-        for content in want.layout.contents() {
-            if here.contains(&content.digest) {
-                continue;
-            }
-            sums.0 = sums.0.saturating_add(content.geometry.size());
-            sums.1 = sums.1.saturating_add(match content.kind {
-                ContentKind::RawLayer { blob } => blob.size,
-                ContentKind::Blob => content.geometry.size(),
-            });
-        }
-        // Subtract what the host holds of the image already. Only the host knows which chunks those are, so the bytes
-        // are spread evenly over the contents.
-        let held = known.images.get(&want.digest());
-        let held = held.map_or(0, Progress::held_bytes).min(sums.0);
-        let left = sums.0 - held;
-        let moved = u128::from(sums.1) * u128::from(left) / u128::from(sums.0.max(1));
-        (left, u64::try_from(moved).unwrap_or(u64::MAX), false)
-    }
+/// The arguments of a prediction.
+#[derive(Clone, Debug)]
+struct Facts {
+    contents: Vec<Content>,
+    hosts: Vec<prediction::Host>,
+    available: BTreeSet<Digest>,
+}
 
-    /// The contents of the images that are present on a host. Images whose manifests the coordinator doesn't know are
-    /// left out.
-    fn contents_on(&self, known: &Host) -> BTreeSet<Digest> {
-        let present = known.images.keys().filter(|image| known.is_present(image));
-        present
-            .filter_map(|image| self.images.get(image))
-            .flat_map(|wanted| wanted.want().layout.contents())
-            .map(|content| content.digest)
-            .collect()
-    }
-
-    /// The compressed bytes of the contents that no connected host has: these have to come from the registry.
-    fn origin_bytes(&self, want: &Want) -> u64 {
-        let hosts = self.hosts.iter();
-        let connected = hosts.filter(|(host, _)| self.sessions.is_open(host));
-        let mut here = BTreeSet::new();
-        for (_, known) in connected {
-            if known.is_present(&want.digest()) {
-                return 0;
-            }
-            here.extend(self.contents_on(known));
-        }
-        let contents = want.layout.contents();
-        let missing = contents
-            .iter()
-            .filter(|content| !here.contains(&content.digest));
-        missing
-            .map(|content| match content.kind {
-                ContentKind::RawLayer { blob } => blob.size,
-                ContentKind::Blob => content.geometry.size(),
-            })
-            .fold(0, u64::saturating_add)
+impl Facts {
+    fn predict(&self, registry: Option<u64>) -> Prediction {
+        prediction::predict(&self.contents, &self.hosts, &self.available, registry)
     }
 }
 
-/// The least time in which the connected hosts can get what they lack, and the name of what bounds it.
-fn bound(
-    origin_bytes: u64,
-    origin_rate: u64,
-    hosts: &[PlannedHost],
-) -> (Duration, Option<&'static str>) {
-    let lacking = hosts.iter().filter(|host| host.connected);
-    let sum = |of: fn(&PlannedHost) -> u64| lacking.clone().map(of).fold(0, u64::saturating_add);
-    let moved = sum(|host| host.move_bytes);
-    let uploads = sum(|host| host.upload_bytes_per_second);
-    let seconds = |bytes: u64, rate: u64| {
-        let millis = u128::from(bytes) * 1_000 / u128::from(rate.max(1));
-        Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
+/// The contents that another image has in common with this one, and the raw bytes of those layers that both have at the
+/// same offset of their disks.
+fn common(want: &Want, ours: &BTreeSet<Digest>, other: &Want) -> (BTreeSet<Digest>, u64) {
+    let theirs = other.layout.contents().into_iter();
+    let theirs = theirs.map(|content| content.digest);
+    let contents = theirs.filter(|content| ours.contains(content)).collect();
+    let raw = |want: &Want| -> BTreeMap<u64, Digest> {
+        let layers = want.layout.layers().iter();
+        layers
+            .filter_map(|layer| Some((layer.offset, layer.raw?)))
+            .collect()
     };
-    let download = lacking
-        .map(|host| seconds(host.move_bytes, host.download_bytes_per_second))
-        .max()
-        .unwrap_or_default();
-    let bounds = [
-        (seconds(origin_bytes.min(moved), origin_rate), "origin"),
-        (download, "download"),
-        (
-            seconds(moved, origin_rate.saturating_add(uploads)),
-            "upload",
-        ),
-    ];
-    let (longest, name) = bounds
-        .into_iter()
-        .max_by_key(|(time, _)| *time)
-        .unwrap_or_default();
-    (longest, (!longest.is_zero()).then_some(name))
+    let their_layers = raw(other);
+    let layers = want.layout.layers().iter();
+    let in_place = layers.filter(|layer| {
+        let raw = layer.raw.as_ref();
+        raw.is_some() && their_layers.get(&layer.offset) == raw
+    });
+    (contents, in_place.map(|layer| layer.raw_bytes).sum())
+}
+
+/// A rate under a limit; 0 is no limit.
+fn limited(known: Option<Known>, limit: u64) -> Option<Known> {
+    match (known, limit) {
+        (known, 0) => known,
+        (Some((rate, by)), limit) if rate <= limit => Some((rate, by)),
+        (_, limit) => Some((limit, "limited")),
+    }
+}
+
+fn bytes(moved: Moved) -> StagingBytes {
+    StagingBytes {
+        origin: moved.registry,
+        peers: moved.peers,
+        local: moved.local,
+        written: moved.written,
+    }
+}
+
+fn shown(at_ms: u64, predicted: &Prediction) -> PredictionView {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    PredictionView {
+        at_ms,
+        bytes: bytes(predicted.total),
+        milliseconds: predicted.time.map(|(time, _)| millis(time)),
+        bound_by: predicted.time.map(|(_, bound)| bound.as_str().to_owned()),
+        unknown: predicted
+            .unknown
+            .iter()
+            .map(|bound| bound.as_str().to_owned())
+            .collect(),
+    }
+}
+
+/// The word of an earlier version for what limits the time.
+const fn earlier_word(bound: Bound) -> &'static str {
+    match bound {
+        Bound::Registry => "origin",
+        Bound::Link => "download",
+        Bound::Uploads => "upload",
+        Bound::Disk => "disk",
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn planned(move_bytes: u64, download: u64, upload: u64) -> PlannedHost {
-        PlannedHost {
-            host: "h".into(),
-            connected: true,
-            present: false,
-            missing_bytes: move_bytes,
-            move_bytes,
-            download_bytes_per_second: download,
-            upload_bytes_per_second: upload,
-            short_of_room: None,
-        }
-    }
-
     #[test]
-    fn the_bound_is_the_slowest_of_origin_download_and_all_uploads() {
-        let equal = vec![planned(100, 10, 10); 4];
-        assert_eq!(
-            bound(100, 10, &equal),
-            (Duration::from_secs(10), Some("download"))
-        );
-        assert_eq!(
-            bound(100, 5, &equal),
-            (Duration::from_secs(20), Some("origin"))
-        );
-        let weak = vec![planned(100, 10, 1); 4];
-        assert_eq!(bound(100, 12, &weak).1, Some("upload"));
-        assert_eq!(bound(0, 10, &[planned(0, 10, 10)]), (Duration::ZERO, None));
-        // hosts and registries may say any number
-        let most = vec![planned(u64::MAX, u64::MAX, u64::MAX); 3];
-        assert_eq!(bound(u64::MAX, u64::MAX, &most).0, Duration::from_secs(1));
-        let mut gone = planned(100, 1, 1);
-        gone.connected = false;
-        assert_eq!(bound(0, 10, &[gone]).1, None);
+    fn a_limit_counts_where_it_is_less_or_all_that_is_known() {
+        let measured = Some((10, "measured"));
+        assert_eq!(limited(measured, 0), measured);
+        assert_eq!(limited(measured, 10), measured);
+        assert_eq!(limited(measured, 9), Some((9, "limited")));
+        assert_eq!(limited(None, 9), Some((9, "limited")));
+        assert_eq!(limited(None, 0), None);
     }
 }

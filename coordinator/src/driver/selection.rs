@@ -125,6 +125,7 @@ mod tests {
                     free_bytes: *free_bytes,
                     floor_bytes: *floor_bytes,
                     path: "/".into(),
+                    clones: None,
                 }),
                 ..message::Report::default()
             };

@@ -26,10 +26,11 @@ use super::{
 };
 use crate::{
     fleet::Membership,
-    metrics::{HOST_STATES, Metrics, SourceLabel, StateLabel, image_state},
+    metrics::{HOST_STATES, KindLabel, Metrics, SourceLabel, StateLabel, image_state},
     progress::Progress,
     view::{
-        HostImage, HostProgress, HostState, HostView, ImageState, ImageView, LeaseView, SourceBytes,
+        HostImage, HostProgress, HostState, HostView, ImageState, ImageView, LeaseView,
+        SourceBytes, StagingBytes,
     },
 };
 
@@ -175,8 +176,21 @@ impl Facts<'_> {
         let hosts: Vec<HostProgress> = image
             .hosts
             .iter()
-            .map(|host| self.placement(&image.image, host))
+            .map(|host| {
+                let mut shown = self.placement(&image.image, host);
+                if let Some(predicted) = &want.predicted {
+                    let of = predicted.hosts.get(&shown.host);
+                    shown.predicted = of.map(|of| of.bytes);
+                    shown.measured = Some(predicted.measured(&shown));
+                }
+                shown
+            })
             .collect();
+        let predicted = want.predicted.as_deref();
+        let measured = predicted.is_some().then(|| {
+            let each = hosts.iter().filter_map(|host| host.measured);
+            each.fold(StagingBytes::default(), StagingBytes::and)
+        });
         let count = |state| hosts.iter().filter(|host| host.state == state).count() as u64;
         let hosts_present = count(HostState::Present);
         let state = match image.reason {
@@ -232,6 +246,8 @@ impl Facts<'_> {
             hosts_failed: count(HostState::Failed),
             wanted_at: want.wanted_at,
             staged_seconds: wanted.took().map(|took| took.as_secs_f64()),
+            prediction: predicted.map(|predicted| predicted.view.clone()),
+            measured,
             hosts,
             leases: leases
                 .map(|lease| LeaseView {
@@ -455,6 +471,18 @@ impl Facts<'_> {
                 .bytes
                 .get_or_create(&SourceLabel { source })
                 .set(value);
+        }
+        let predictions = view.images.values().filter_map(|image| {
+            let predicted = image.prediction.as_ref()?.bytes;
+            Some((predicted, image.measured.unwrap_or_default()))
+        });
+        let sums = predictions.fold(<(StagingBytes, StagingBytes)>::default(), |sums, of| {
+            (sums.0.and(of.0), sums.1.and(of.1))
+        });
+        for (family, bytes) in [(&metrics.predicted, sums.0), (&metrics.measured, sums.1)] {
+            for (kind, value) in bytes.parts() {
+                family.get_or_create(&KindLabel { kind }).set(value);
+            }
         }
     }
 }

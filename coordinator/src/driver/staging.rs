@@ -16,6 +16,7 @@ use super::{
     images::{At, Changes, Credentials, Images},
     leases::{Leases, Token},
     order,
+    paces::Paces,
     pull_tokens::{Given, PullTokens, TokenAsk},
     recipe_words::{self, Heard},
     restages::Restages,
@@ -24,6 +25,7 @@ use super::{
 };
 use crate::{
     metrics::Metrics,
+    predicted::Predicted,
     resolve::{Granted, Registries},
     view::{CancelReply, HostState},
     wants::Want,
@@ -37,6 +39,7 @@ pub(super) struct Staging {
     restages: Restages,
     tokens: PullTokens,
     leases: Leases,
+    paces: Paces,
     /// Knows which images' pull tokens are handed down to hosts.
     registries: Arc<Registries>,
     metrics: Metrics,
@@ -51,6 +54,7 @@ impl Staging {
             restages: Restages::default(),
             tokens: PullTokens::default(),
             leases: Leases::new(metrics.clone()),
+            paces: Paces::default(),
             registries,
             metrics,
         }
@@ -411,6 +415,21 @@ impl Staging {
     pub(super) fn due(&self) -> Option<Moment> {
         let dues = [self.tokens.due(), self.restages.due()];
         dues.into_iter().flatten().min()
+    }
+
+    /// Looks at how fast bytes come now.
+    pub(super) fn look(&mut self, now: Moment, hosts: &Hosts) {
+        self.paces.look(now, hosts, &self.images);
+    }
+
+    /// How fast bytes came so far.
+    pub(super) const fn paces(&self) -> &Paces {
+        &self.paces
+    }
+
+    /// Keeps what was predicted when an image's staging began.
+    pub(super) fn predicted(&mut self, image: &Digest, predicted: Predicted) {
+        self.images.predicted(image, predicted);
     }
 
     pub(super) const fn images(&self) -> &Images {

@@ -19,6 +19,7 @@ mod blames;
 mod cluster;
 mod flood;
 mod names;
+mod predictions;
 mod recipes;
 mod rest;
 mod returns;
@@ -105,6 +106,7 @@ impl World {
                 free_bytes: 1 << 39,
                 floor_bytes: 0,
                 path: "/".into(),
+                clones: None,
             }),
             ..message::Hello::default()
         }

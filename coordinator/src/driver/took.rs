@@ -1,7 +1,7 @@
 //! How long it took to bring an image to every selected host. This time is counted and logged once, and survives a
 //! restart of the coordinator.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use proto::Moment;
 
@@ -84,6 +84,18 @@ impl Took {
         }
     }
 
+    /// When what is wanted changed in this process, in Unix milliseconds, while the image isn't everywhere since then.
+    pub(super) const fn begun_here(&self) -> Option<u64> {
+        match self {
+            Self::Open {
+                before: Duration::ZERO,
+                asked_at_ms,
+                ..
+            } => Some(*asked_at_ms),
+            Self::Open { .. } | Self::Done { .. } | Self::Untold => None,
+        }
+    }
+
     /// The time in the form in which it is kept on disk.
     pub(super) fn timing(&self) -> Timing {
         match self {
@@ -100,6 +112,12 @@ impl Took {
     }
 }
 
+/// The wall clock, in Unix milliseconds: only for what is kept over restarts.
+pub(super) fn unix_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    u64::try_from(since_1970.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,9 +129,10 @@ mod tests {
     #[test]
     fn a_time_is_told_once_and_outlives_the_coordinator() {
         let mut took = Took::of(Timing::New, at(100), 1_000_000, false);
-        assert_eq!(took.told(), None);
+        assert_eq!((took.told(), took.begun_here()), (None, Some(1_000_000)));
         // a restart ten seconds later: this process's clock begins anew
         let mut took_after = Took::of(took.timing(), at(0), 1_010_000, false);
+        assert_eq!(took_after.begun_here(), None);
         assert_eq!(took_after.everywhere(at(3)), Some(Duration::from_secs(13)));
         assert_eq!(took_after.everywhere(at(4)), None);
         let exact = at(127) + Duration::from_micros(81);

@@ -59,6 +59,7 @@ pub(super) async fn recall(
                 asked_ms: asked.asked_ms,
                 wanted_at: asked.wanted_at,
                 timing: asked.timing,
+                predicted: asked.predicted,
                 ..want
             });
             // nobody waits for the answer

@@ -380,6 +380,7 @@ impl Agent {
                 free_bytes: 1 << 39,
                 floor_bytes: 1 << 30,
                 path: "/".into(),
+                clones: None,
             }),
             images: images.to_vec(),
             takes_names: true,

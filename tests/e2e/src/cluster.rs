@@ -91,6 +91,8 @@ pub struct Cluster {
     /// Where hosts reach it.
     udp: SocketAddr,
     api: SocketAddr,
+    /// Of the coordinator's metrics.
+    admin: SocketAddr,
     pin: String,
     agents: Vec<Agent>,
 }
@@ -121,6 +123,7 @@ impl Cluster {
             coordinator: None,
             udp,
             api,
+            admin,
             pin: String::new(),
             agents: Vec::new(),
         };
@@ -323,6 +326,13 @@ impl Cluster {
     #[must_use]
     pub const fn hosts_connect_to(&self) -> SocketAddr {
         self.udp
+    }
+
+    /// A value of the coordinator's metrics, by name and labels as they are printed; `None` while it doesn't answer or
+    /// has none.
+    #[must_use]
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        agent::metric(self.admin, name)
     }
 
     /// The coordinator's process, while it runs.

@@ -259,6 +259,7 @@ fn volume() -> Volume {
         free_bytes: 1_200_000_000_000,
         floor_bytes: 300_000_000_000,
         path: "/Users/m1/.tart".into(),
+        clones: Some(true),
     }
 }
 

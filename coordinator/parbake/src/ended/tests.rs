@@ -38,6 +38,9 @@ fn host(name: &str, state: HostState, failed_seconds: Option<u64>) -> HostProgre
         total_bytes: 10,
         held_bytes: 0,
         bytes: SourceBytes::default(),
+        written_bytes: 0,
+        predicted: None,
+        measured: None,
         upload_bytes: 0,
         bytes_per_second: 0,
         eta_seconds: None,
@@ -67,6 +70,8 @@ fn image(hosts: Vec<HostProgress>) -> ImageView {
         hosts_failed: 0,
         wanted_at: 0,
         staged_seconds: None,
+        prediction: None,
+        measured: None,
         hosts,
         leases: Vec::new(),
     }

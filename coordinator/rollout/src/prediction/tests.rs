@@ -251,6 +251,9 @@ proptest! {
         prop_assert_eq!(sum, predicted.total);
         for (host, of) in hosts.iter().zip(&predicted.hosts) {
             prop_assert!(of.network() <= packed && of.written <= raw && of.local <= raw, "{}", format!("{of:?}"));
+            if !host.present {
+                prop_assert_eq!(of.missing + of.local + host.held_bytes.min(raw), raw);
+            }
             let here = |content: &&Content| host.here.contains(&content.digest);
             let local: u64 = contents.iter().filter(here).map(|of| of.raw_bytes).sum();
             if host.present {

@@ -24,11 +24,11 @@ use crate::{
         clock::Now,
         crd::{
             ByteCounts, CompletionPolicy, FailingHost, GateMemory, ImagePrePullStatus, MAX_FAILING,
-            OnDeadline, RecipeStatus,
+            OnDeadline, PredictionStatus, RecipeStatus,
         },
         index::{NodeFacts, PrePullFacts},
     },
-    view::{HostState, ImageView, RecipeView},
+    view::{HostState, ImageView, RecipeView, StagingBytes},
 };
 
 /// An owner's lag becomes a trouble after this long. A template that is patched a moment after the object is no
@@ -158,6 +158,7 @@ fn measured(facts: &Facts<'_>) -> ImagePrePullStatus {
         .and_then(|digest| facts.hosts.view().images.get(digest));
     if let Some(shown) = shown {
         status.recipe = shown.recipe.as_ref().map(recipe);
+        status.prediction = prediction(shown, status.prediction.take());
     }
     if let Some(want) = image.known() {
         status.size_bytes = i64::try_from(want.layout.blob_bytes()).ok();
@@ -189,6 +190,7 @@ fn carry_over(
     }
     status.bytes = larger(status.bytes, before.bytes);
     status.recipe.clone_from(&before.recipe);
+    status.prediction.clone_from(&before.prediction);
     (status.size_bytes, status.disk_bytes) = (before.size_bytes, before.disk_bytes);
     if unheard && prepull.standing_status().is_some() {
         let most = count(usable);
@@ -227,6 +229,7 @@ fn count_hosts(
             add(&mut status.bytes.origin, host.bytes.origin);
             add(&mut status.bytes.peers, host.bytes.peers);
             add(&mut status.bytes.local, host.bytes.local);
+            add(&mut status.bytes.written, host.written_bytes);
         }
         if name.parse().is_ok_and(holds) {
             status.hosts.staged += 1;
@@ -529,11 +532,40 @@ fn count(many: usize) -> i32 {
     i32::try_from(many).unwrap_or(i32::MAX)
 }
 
+/// The prediction as the driver shows it. A coordinator that took over has none; then `before` stays.
+fn prediction(shown: &ImageView, before: Option<PredictionStatus>) -> Option<PredictionStatus> {
+    let Some((predicted, measured)) = shown.prediction.as_ref().zip(shown.measured) else {
+        return before;
+    };
+    let seconds = |millis: u64| i64::try_from(millis.div_ceil(1_000)).unwrap_or(i64::MAX);
+    let took = shown.staged_seconds;
+    let took = took.and_then(|took| Duration::try_from_secs_f64(took).ok());
+    let took = took.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+    Some(PredictionStatus {
+        bytes: counts(predicted.bytes),
+        measured: counts(measured),
+        seconds: predicted.milliseconds.map(seconds),
+        bound_by: predicted.bound_by.clone(),
+        took_seconds: took.map(seconds),
+    })
+}
+
+fn counts(bytes: StagingBytes) -> ByteCounts {
+    let count = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    ByteCounts {
+        origin: count(bytes.origin),
+        peers: count(bytes.peers),
+        local: count(bytes.local),
+        written: count(bytes.written),
+    }
+}
+
 fn larger(a: ByteCounts, b: ByteCounts) -> ByteCounts {
     ByteCounts {
         origin: a.origin.max(b.origin),
         peers: a.peers.max(b.peers),
         local: a.local.max(b.local),
+        written: a.written.max(b.written),
     }
 }
 

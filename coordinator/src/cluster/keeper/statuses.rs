@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::writes::Writes;
 use crate::cluster::{
-    crd::{ByteCounts, GateMemory, ImagePrePullStatus},
+    crd::{ByteCounts, GateMemory, ImagePrePullStatus, PredictionStatus},
     index::ObjectKey,
     write::WriteError,
 };
@@ -120,6 +120,13 @@ fn masked(status: &ImagePrePullStatus) -> ImagePrePullStatus {
     let gate = status.gate.map(|gate| GateMemory { awaited: 0, ..gate });
     let mut status = ImagePrePullStatus {
         bytes: ByteCounts::default(),
+        prediction: status
+            .prediction
+            .clone()
+            .map(|prediction| PredictionStatus {
+                measured: ByteCounts::default(),
+                ..prediction
+            }),
         eta_seconds: None,
         gate: gate.filter(|gate| *gate != GateMemory::default()),
         ..status.clone()
@@ -148,6 +155,7 @@ fn patch_of(status: &ImagePrePullStatus) -> Value {
             "sizeBytes",
             "diskBytes",
             "recipe",
+            "prediction",
             "etaSeconds",
             "failing",
             "startedAt",

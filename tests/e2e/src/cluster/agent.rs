@@ -116,15 +116,7 @@ impl Agent {
     /// A value of its metrics, by name and labels as they are printed; `None` while it doesn't answer or has none.
     #[must_use]
     pub fn metric(&self, name: &str) -> Option<f64> {
-        let mut stream = TcpStream::connect(self.admin).ok()?;
-        // 1.0: the answer ends with the connection
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        answer.lines().find_map(|line| {
-            let value = line.strip_prefix(name)?.strip_prefix(' ')?;
-            value.parse().ok()
-        })
+        metric(self.admin, name)
     }
 
     /// The log lines so far, as objects.
@@ -201,4 +193,17 @@ impl Agent {
         });
         now.unwrap_or(0).max(self.peak_rss_bytes)
     }
+}
+
+/// A value of the metrics of the program whose door for them is here.
+pub(super) fn metric(admin: SocketAddr, name: &str) -> Option<f64> {
+    let mut stream = TcpStream::connect(admin).ok()?;
+    // 1.0: the answer ends with the connection
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    answer.lines().find_map(|line| {
+        let value = line.strip_prefix(name)?.strip_prefix(' ')?;
+        value.parse().ok()
+    })
 }

@@ -12,6 +12,7 @@ mod impostor;
 mod names;
 mod peers;
 mod recipes;
+mod releases;
 mod rogues;
 mod staging;
 mod words;

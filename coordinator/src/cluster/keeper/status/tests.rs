@@ -144,6 +144,7 @@ impl Stand {
                 "total_bytes": 100,
                 "held_bytes": 10,
                 "bytes": { "origin": 10, "peers": 0, "local": 0 },
+                "written_bytes": 30,
                 "upload_bytes": 0,
                 "bytes_per_second": 1,
                 "eta_seconds": 7,
@@ -161,6 +162,12 @@ impl Stand {
             "registry_bytes": 50,
             "contents": 1,
             "contents_done": 0,
+            "prediction": {
+                "bytes": { "origin": 50, "peers": 50, "local": 0, "written": 200 },
+                "milliseconds": 1_001,
+                "bound_by": "link",
+            },
+            "measured": { "origin": 20, "peers": 1, "local": 0, "written": 60 },
             "hosts_selected": 2,
             "hosts_present": 0,
             "hosts_failed": 0,
@@ -307,6 +314,27 @@ fn hosts_that_stage_and_hosts_that_fail_are_counted_with_their_bytes() {
     stand.is(Type::Staged, "False", "HostsFailed");
     assert_eq!(stand.word(), ("Failed".into(), Some("HostsFailed".into())));
     assert_eq!(stand.stands().stage, Stage::Failed);
+}
+
+#[test]
+fn a_prediction_stands_beside_the_fact_also_under_another_coordinator() {
+    let mut stand = Stand::resolved();
+    assert_eq!(stand.stands().status.prediction, None);
+    stand.progress(&[("mac-0", HostState::Staging), ("mac-1", HostState::Staging)]);
+    let status = stand.stands().status;
+    assert_eq!(status.bytes.written, 60);
+    let prediction = status.prediction.unwrap();
+    assert_eq!((prediction.bytes.peers, prediction.measured.peers), (50, 1));
+    assert_eq!(
+        (prediction.seconds, prediction.took_seconds),
+        (Some(2), None)
+    );
+    assert_eq!(prediction.bound_by.as_deref(), Some("link"));
+    stand.write();
+    // the next coordinator predicted nothing
+    stand.hosts = Hosts::default();
+    stand.view(|_| {});
+    assert_eq!(stand.stands().status.prediction, Some(prediction));
 }
 
 #[test]
