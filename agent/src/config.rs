@@ -40,6 +40,8 @@ pub struct Config {
     pub floor_percent: u8,
     /// Whether space that macOS would purge on demand counts as free.
     pub count_purgeable: bool,
+    /// How many images of a repository stay, the wanted ones among them; `None`: all.
+    pub keep_images: Option<usize>,
     /// Name prefix of the goldens that are made after an install; `None`: no golden is made.
     pub golden_prefix: Option<String>,
     /// tart's binary.
@@ -108,6 +110,9 @@ pub enum ConfigError {
     /// The floor has to leave room for something.
     #[error("floor_percent is {0}; it has to be from 0 to 90")]
     Floor(u8),
+    /// The newest image can't be removed.
+    #[error("keep_images is 0; leave it out and all images stay, or set it to 1 or more")]
+    KeepNone,
     /// The mirror's settings can't work.
     #[error(transparent)]
     Mirror(#[from] MirrorConfigError),
@@ -125,6 +130,7 @@ struct File {
     zone: String,
     floor_percent: Option<u8>,
     count_purgeable: bool,
+    keep_images: Option<u32>,
     golden_prefix: Option<String>,
     tart_binary: Option<PathBuf>,
     upload_bytes_per_second: u64,
@@ -162,6 +168,9 @@ impl Config {
         if floor_percent > 90 {
             return Err(ConfigError::Floor(floor_percent));
         }
+        if file.keep_images == Some(0) {
+            return Err(ConfigError::KeepNone);
+        }
         let state_dir = shared
             .state_dir
             .clone()
@@ -190,6 +199,9 @@ impl Config {
             zone: file.zone,
             floor_percent,
             count_purgeable: file.count_purgeable,
+            keep_images: file
+                .keep_images
+                .map(|keep| usize::try_from(keep).unwrap_or(usize::MAX)),
             golden_prefix: file.golden_prefix.filter(|prefix| !prefix.is_empty()),
             tart_binary: file
                 .tart_binary
@@ -297,6 +309,18 @@ mod tests {
         assert_eq!(told.proxy.no_proxy, Some(vec!["a".to_owned()]));
         let wrong = load("[origin.proxy]\nurll = ''", &["run", "--tart-home", "/a"]);
         assert!(wrong.unwrap_err().to_string().contains("urll"));
+    }
+
+    #[test]
+    fn images_are_retired_only_where_it_is_said_how_many_stay() {
+        let keep =
+            |file| load(file, &["run", "--tart-home", "/a"]).map(|config| config.keep_images);
+        assert_eq!(keep("").unwrap(), None);
+        assert_eq!(keep("keep_images = 2").unwrap(), Some(2));
+        assert!(matches!(
+            keep("keep_images = 0"),
+            Err(ConfigError::KeepNone)
+        ));
     }
 
     #[test]

@@ -131,6 +131,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         mirror.blobs().cloned(),
         parts.tart,
         parts.config.tart_home.clone(),
+        parts.config.keep_images,
     );
     let mut wishes = parts.mirror.map(|ears| ears.wishes);
     let now = Instant::now();

@@ -55,6 +55,7 @@ pub(crate) mod place;
 pub(crate) mod recipes;
 mod recover;
 mod references;
+pub(crate) mod retire;
 mod reuse;
 mod room;
 mod shared;

@@ -8,7 +8,8 @@ use std::{
     io,
     ops::Range,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant, SystemTime},
 };
 
 use proto::{ChunkIndex, Digest, Geometry, image::Layout};
@@ -22,14 +23,19 @@ use super::{
 };
 use crate::{
     golden::Goldens,
+    lock::lock,
     mirror::{blobs::Blobs, outside},
     platform,
     shelf::Shelf,
     store::{
         BeginError, InstallError, Look, Stage, Store, install_as,
         recipes::{self, NamedRecipe},
+        retire::retire,
     },
 };
+
+/// Old images are looked after this often, with a look at the disk.
+const RETIRE_EVERY: Duration = Duration::from_mins(1);
 
 /// The store, and what shares its volume. Cloning shares them.
 #[derive(Clone, Debug)]
@@ -41,20 +47,24 @@ pub(super) struct Disk {
     goldens: Option<Arc<Goldens>>,
     /// tart's home.
     home: PathBuf,
+    /// How many images of a repository stay, if any are retired, and when that was last looked after.
+    keep: Option<(usize, Arc<Mutex<Option<Instant>>>)>,
 }
 
 impl Disk {
-    pub(super) const fn new(
+    pub(super) fn new(
         store: Arc<Store>,
         blobs: Option<Arc<Blobs>>,
         goldens: Option<Arc<Goldens>>,
         home: PathBuf,
+        keep_images: Option<usize>,
     ) -> Self {
         Self {
             store,
             blobs,
             goldens,
             home,
+            keep: keep_images.map(|keep| (keep, Arc::default())),
         }
     }
 
@@ -226,10 +236,25 @@ impl Disk {
     /// Looks which images and names are on the disk, and measures how busy the host is. Ends in [`Input::Presence`].
     pub(super) fn look(&self) -> Work {
         let disk = self.clone();
-        Work::blocking(move || Input::Presence {
-            seen: disk.see(),
-            load_percent: platform::load_percent(),
+        Work::blocking(move || {
+            disk.retire();
+            Input::Presence {
+                seen: disk.see(),
+                load_percent: platform::load_percent(),
+            }
         })
+    }
+
+    /// Retires old images, once a minute.
+    fn retire(&self) {
+        let Some((keep, last)) = &self.keep else {
+            return;
+        };
+        let mut last = lock(last);
+        if last.is_none_or(|last| last.elapsed() >= RETIRE_EVERY) {
+            *last = Some(Instant::now());
+            retire(&self.store, *keep, SystemTime::now());
+        }
     }
 
     /// Measures the volume's room. Ends in [`Input::Measured`].

@@ -667,7 +667,7 @@ mod tests {
             let swarm = Swarm::new(me.key(), swarm::Config::default(), 1);
             let exchange = Exchange::new(swarm, now, streams, metrics.clone());
             let path = home.path().to_owned();
-            let disk = Disk::new(Arc::new(open(&home)), None, None, path);
+            let disk = Disk::new(Arc::new(open(&home)), None, None, path, None);
             let manifest = manifest("a");
             let image = Digest::of(&manifest);
             Self {

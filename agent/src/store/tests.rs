@@ -26,6 +26,7 @@ pub(crate) mod blocks;
 mod damage;
 mod model;
 mod recipes;
+mod retire;
 mod tarts_cache;
 
 /// An image with all features that matter: a raw layer used twice, zeros, noise, and (`encoded`) a layer that travels
