@@ -36,7 +36,13 @@ async fn messages_and_bytes_arrive_in_order() {
         .write(Bytes::from_static(b"raw bytes"))
         .await
         .unwrap();
-    sender.send(&PushReply { outcome: 3 }).await.unwrap();
+    sender
+        .send(&PushReply {
+            outcome: 3,
+            ..PushReply::default()
+        })
+        .await
+        .unwrap();
     sender.finish().unwrap();
 
     let (mut replies, mut receiver) = pair.connections.1.accept().await.unwrap();
@@ -50,15 +56,27 @@ async fn messages_and_bytes_arrive_in_order() {
     assert_eq!(&raw, b"raw bytes");
     assert_eq!(
         receiver.receive().await.unwrap(),
-        Some(PushReply { outcome: 3 })
+        Some(PushReply {
+            outcome: 3,
+            ..PushReply::default()
+        })
     );
     assert_eq!(receiver.receive::<PushReply>().await.unwrap(), None);
 
-    replies.send(&PushReply { outcome: 1 }).await.unwrap();
+    replies
+        .send(&PushReply {
+            outcome: 1,
+            ..PushReply::default()
+        })
+        .await
+        .unwrap();
     replies.finish().unwrap();
     assert_eq!(
         answers.receive().await.unwrap(),
-        Some(PushReply { outcome: 1 })
+        Some(PushReply {
+            outcome: 1,
+            ..PushReply::default()
+        })
     );
     assert_eq!(replies.stopped().await.unwrap(), None);
     assert_eq!(replies.finish(), Err(SendError::Ended));
@@ -237,7 +255,10 @@ async fn two_hosts_exchange_64_mib_both_ways() {
                 let bytes = bytes.slice(index..index + PIECE);
                 sending.spawn(async move {
                     let outcome = i32::try_from(index).unwrap();
-                    let header = PushReply { outcome };
+                    let header = PushReply {
+                        outcome,
+                        ..PushReply::default()
+                    };
                     sender.send(&header).await.unwrap();
                     sender.write(bytes).await.unwrap();
                     sender.finish().unwrap();
