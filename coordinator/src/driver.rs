@@ -200,7 +200,7 @@ impl Driver {
             let next = tokio::select! {
                 () = shutdown.cancelled() => return,
                 input = inbox.recv() => input,
-                Some(job) = self.jobs.join_next() => finished(job),
+                Some(job) = self.jobs.join_next() => Input::finished(job),
                 Ok(()) = membership.changed() => {
                     let fresh = membership.borrow_and_update().clone();
                     let now = self.now();
@@ -246,7 +246,7 @@ impl Driver {
     pub(crate) fn apply(&mut self, input: Input) {
         let now = self.now();
         let began = Instant::now();
-        let mut news = self.is_news(&input);
+        let mut news = self.members.is_news(&input);
         let mut waits = None;
         match input {
             Input::Opened(opened) => self.open(now, *opened),
@@ -293,21 +293,6 @@ impl Driver {
         if let Some(handled) = waits {
             // the session may have ended meanwhile; nobody waits then
             handled.send(began.elapsed()).ok();
-        }
-    }
-
-    /// Whether the view may differ after this input by more than ages, which it shows once a second in any case. Most
-    /// inputs of a fleet at rest are hosts' words that they still hold what they held.
-    fn is_news(&self, input: &Input) -> bool {
-        match input {
-            Input::Reported { host, report, .. } => !self.members.confirms(host, report),
-            Input::Tick => false,
-            Input::Opened(_)
-            | Input::Closed { .. }
-            | Input::Refused(_)
-            | Input::Asked(_)
-            | Input::Recalled
-            | Input::Token { .. } => true,
         }
     }
 
@@ -726,7 +711,7 @@ impl Driver {
             let origin_streams = streams.unwrap_or(self.config.plan.origin_streams);
             info!(
                 origin_streams,
-                "the cluster changes how many read from the registry"
+                "cluster changes how many read from the registry"
             );
             self.plan.handle(now, Event::Limited { origin_streams });
         }
@@ -813,11 +798,4 @@ fn at(now: Moment, members: &Members) -> At<'_> {
         hosts: members.hosts(),
         presence: members.presence(),
     }
-}
-
-/// The input that a job produced; `None` when the job died. The program ends then, because whoever needs the answer
-/// would wait for ever. A new start asks again.
-fn finished(job: Result<Input, tokio::task::JoinError>) -> Option<Input> {
-    job.map_err(|error| error!(%error, "a job of the driver died; the coordinator ends"))
-        .ok()
 }

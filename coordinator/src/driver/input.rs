@@ -3,7 +3,8 @@
 use std::{net::SocketAddr, time::Duration};
 
 use proto::{Digest, HostId, message};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, task::JoinError};
+use tracing::error;
 
 use super::{ask::Ask, order::Orders, refusals::Refused};
 use crate::resolve::Granted;
@@ -41,6 +42,15 @@ pub(crate) enum Input {
     },
     /// Time passed.
     Tick,
+}
+
+impl Input {
+    /// The input that a job produced; `None` when the job died. The program ends then, because whoever needs the answer
+    /// would wait for ever. A new start asks again.
+    pub(super) fn finished(job: Result<Self, JoinError>) -> Option<Self> {
+        job.map_err(|error| error!(%error, "a job of the driver died; the coordinator ends"))
+            .ok()
+    }
 }
 
 /// A new session.

@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 use super::{
     effect::Effects,
     hosts::{self, Hosts, Known},
+    input::Input,
     order::{Addressed, Orders},
     presence::Presence,
     refusals::{Refusals, Refused},
@@ -75,8 +76,23 @@ impl Members {
         known
     }
 
+    /// Whether the view may differ after this input by more than ages, which it shows once a second in any case. Most
+    /// inputs of a fleet at rest are hosts' words that they still hold what they held.
+    pub(super) fn is_news(&self, input: &Input) -> bool {
+        match input {
+            Input::Reported { host, report, .. } => !self.confirms(host, report),
+            Input::Tick => false,
+            Input::Opened(_)
+            | Input::Closed { .. }
+            | Input::Refused(_)
+            | Input::Asked(_)
+            | Input::Recalled
+            | Input::Token { .. } => true,
+        }
+    }
+
     /// Whether a report only repeats that the host still holds its images.
-    pub(super) fn confirms(&self, host: &HostId, report: &message::Report) -> bool {
+    fn confirms(&self, host: &HostId, report: &message::Report) -> bool {
         let message::Report {
             images,
             full,

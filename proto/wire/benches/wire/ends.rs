@@ -155,6 +155,7 @@ async fn fetch_link_chunk(connection: Connection) -> anyhow::Result<()> {
     let request = ChunkRequest {
         content: vec![7; 32],
         index: 5,
+        lacking: None,
     };
     let kind = Some(Kind::Request(request));
     sender.send(&PeerOpen { kind }).await?;
