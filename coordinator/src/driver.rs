@@ -1,14 +1,13 @@
 //! The one task that owns the plan and everything that the coordinator knows of the fleet.
 //!
 //! `run` selects the next [`Input`]. `apply` changes the state without waiting, and turns the plan's actions into
-//! orders. Orders go into each session's bounded queue. The state is divided into parts, each in a file of its own. A
+//! orders, which go into each session's bounded queue. The state is divided into parts, each in a file of its own. A
 //! part takes the time as an argument, and returns what follows from a change: events for the plan, and orders to
-//! hosts. This file is the loop over the parts. The loop hands each part what the part needs of the others, and carries
-//! out what the parts return.
+//! hosts. The loop in this file hands each part what the part needs of the others, and carries out what parts return.
 //!
 //! The driver publishes what it shows as a [`View`]: at once after an ask that changes something, else at most four
-//! times a second. One writer writes the files, in the order in which the driver asks for the writes. Waits for the
-//! network are jobs of one set.
+//! times a second, and once a second where nothing is news. One writer writes the files, in the order in which the
+//! driver asks for the writes. Waits for the network are jobs of one set.
 
 use std::{
     sync::Arc,
