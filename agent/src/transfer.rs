@@ -2,18 +2,16 @@
 //!
 //! The crate `swarm` decides which host sends which chunk to which peer. This module carries that out.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use proto::{
-    Answer, ChunkIndex, Digest, Geometry, HostId, HostKey, Link, Signed, Source, Statement,
-    ledger::RejectLinkError,
+    ChunkIndex, Digest, HostKey, Link,
     message::{
-        ChunkHeader, ChunkPush, ChunkReply, ChunkRequest, Encoding, FieldError, Link as WireLink,
-        PartHeader, PeerOpen, PushOutcome, PushReply, Ranges, Refusal, Spread as WireSpread,
-        chunk_reply, peer_open,
+        ChunkHeader, ChunkPush, ChunkReply, ChunkRequest, Encoding, Link as WireLink, PartHeader,
+        PeerOpen, PushOutcome, PushReply, Ranges, Refusal, Spread as WireSpread, chunk_reply,
+        peer_open,
     },
-    statement::StatementError,
 };
 use swarm::{
     action::Declined,
@@ -22,20 +20,19 @@ use swarm::{
 use wire::{Connection, Receiver, Sender, StreamCode};
 
 use tokio::time::timeout;
-use tracing::debug;
 
+mod arrival;
 mod packed;
 mod part;
 
+pub(crate) use self::arrival::{Receipt, Subject};
 pub(crate) use self::packed::{Cache, Packed, pack};
-use self::{packed::unpack, part::Lacking};
-
-use crate::{
-    notary::Notary,
-    shelf::{self, Arrival, Shelf, Unwritable},
-    store::WriteError,
-    suspects::Suspects,
+use self::{
+    arrival::{check, store, store_part},
+    part::Lacking,
 };
+
+use crate::shelf::Shelf;
 
 /// An upload that takes longer is given up. A MiB in this time is 280 kbit/s, far below a chunk's share of a fleet's
 /// links. Receivers don't wait longer either.
@@ -45,80 +42,6 @@ const UPLOAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// sends a byte a second must not hold a place. The least rate is 13 kbit/s.
 const PIECE_BYTES: usize = 16 << 10;
 const STUCK: Duration = Duration::from_secs(10);
-
-/// A chunk of a content that this host holds or wants, and the parts that are needed to move it.
-#[derive(Clone, Debug)]
-pub(crate) struct Subject {
-    pub(crate) content: Digest,
-    pub(crate) geometry: Geometry,
-    pub(crate) chunk: ChunkIndex,
-    /// The shelves where the chunk's bytes are or shall be. The first shelf that has the bytes is read; all shelves are
-    /// written.
-    pub(crate) shelves: Vec<Shelf>,
-    pub(crate) cache: Arc<Cache>,
-    pub(crate) notary: Arc<Notary>,
-    /// Links of this maker aren't taken. The maker is this host itself, which has just dropped its links.
-    pub(crate) retracted: Option<HostKey>,
-    /// The links of the content that were proved false: they decide which runs are refused.
-    pub(crate) suspects: Arc<Suspects>,
-}
-
-impl Subject {
-    /// The recipe that gives the content's links here, and the link that it gives the chunk.
-    fn recipe(&self) -> Option<(Digest, Link)> {
-        let of_shelf = |shelf: &Shelf| {
-            let name = shelf.recipe(self.content)?;
-            Some((name, shelf.recipe_link(self.content, self.chunk)?))
-        };
-        self.shelves.iter().find_map(of_shelf)
-    }
-}
-
-/// How the transfer of a chunk to this host ended.
-#[derive(Debug)]
-pub(crate) struct Receipt {
-    pub(crate) result: Result<(), Failure>,
-    pub(crate) wire_bytes: u64,
-    /// The bytes of the chunk that were here already, where only the rest came.
-    pub(crate) local_bytes: u64,
-    /// The bytes or the link were false: the sender lies.
-    pub(crate) false_bytes: bool,
-    /// The chain proves this link false.
-    pub(crate) false_link: Option<Box<Signed>>,
-    /// Links that one host signed and that contradict each other.
-    pub(crate) contradiction: Option<Box<[Signed; 2]>>,
-    /// The bytes may be true of a content of another size than this host was told.
-    pub(crate) other_size: bool,
-    /// The volume failed; the text says how.
-    pub(crate) storage_error: Option<String>,
-    /// Images that couldn't take the chunk, although others did.
-    pub(crate) unwritable: Vec<Unwritable>,
-}
-
-impl Receipt {
-    pub(crate) const fn cancelled() -> Self {
-        Self::failed(Failure::Cancelled)
-    }
-
-    /// Whether the transfer ended without an answer from the peer or the disk.
-    pub(crate) const fn is_lost(&self) -> bool {
-        matches!(self.result, Err(Failure::Broken | Failure::Cancelled))
-    }
-
-    const fn failed(failure: Failure) -> Self {
-        Self {
-            result: Err(failure),
-            wire_bytes: 0,
-            local_bytes: 0,
-            false_bytes: false,
-            false_link: None,
-            contradiction: None,
-            other_size: false,
-            storage_error: None,
-            unwritable: Vec::new(),
-        }
-    }
-}
 
 /// What the receiver made of a chunk that we sent.
 #[derive(Debug)]
@@ -132,7 +55,7 @@ pub(crate) async fn request(connection: Connection, subject: Subject) -> Receipt
     let Ok((mut sender, mut receiver)) = connection.open().await else {
         return Receipt::failed(Failure::Broken);
     };
-    let lacking = Lacking::of(&subject);
+    let lacking = subject.lacking();
     let request = ChunkRequest {
         content: subject.content.as_bytes().to_vec(),
         index: subject.chunk.0,
@@ -179,11 +102,7 @@ pub(crate) async fn accept_push(
     mut receiver: Receiver,
     subject: Subject,
 ) -> Receipt {
-    let lacking = if sends_parts {
-        Lacking::of(&subject)
-    } else {
-        None
-    };
+    let lacking = if sends_parts { subject.lacking() } else { None };
     let accepted = PushReply {
         outcome: PushOutcome::Accepted.into(),
         lacking: lacking.as_ref().map(Lacking::to_message),
@@ -269,7 +188,8 @@ async fn answer(mut sender: Sender, lacking: Option<Ranges>, subject: Subject) -
     let recipe = subject.recipe();
     let content = (subject.content, subject.chunk);
     let length = subject.geometry.len(subject.chunk) as usize;
-    let lacking = lacking.map(|ranges| Lacking::parse(&subject, &ranges));
+    let lacking =
+        lacking.map(|ranges| Lacking::parse(&ranges, subject.geometry.len(subject.chunk)));
     let Ok(lacking) = lacking.transpose() else {
         refuse(sender, Declined::Unwanted).await;
         return failed(0);
@@ -422,7 +342,7 @@ async fn send_part_header(
     ranges: &Ranges,
     packed: Packed,
 ) -> Option<Bytes> {
-    let lacking = Lacking::parse(subject, ranges).ok()?;
+    let lacking = Lacking::parse(ranges, subject.geometry.len(subject.chunk)).ok()?;
     let length = subject.geometry.len(subject.chunk) as usize;
     let (encoding, part) = cut(lacking, packed, length).await?;
     let header = part::header(encoding, &part);
@@ -511,97 +431,6 @@ async fn load(subject: Subject) -> Option<Packed> {
     loaded.await.ok().flatten()
 }
 
-/// A link that came, and what is known of it before its bytes come.
-#[derive(Debug)]
-struct Checked {
-    link: Link,
-    maker: HostId,
-    statement: Option<Statement>,
-    /// The sender says that it compared the chunk with this host's recipe, which gives this link.
-    by_recipe: bool,
-}
-
-impl Checked {
-    fn packed(self, encoding: Encoding, bytes: Bytes) -> Packed {
-        Packed {
-            link: self.link,
-            maker: self.maker,
-            statement: self.statement,
-            encoding,
-            bytes,
-        }
-    }
-}
-
-/// Checks a link that came. Returns the link with the host that answers for it, or else how the transfer ends.
-fn check(subject: &Subject, message: Option<&WireLink>) -> Result<Checked, Box<Receipt>> {
-    let bad = || {
-        Box::new(Receipt {
-            false_bytes: true,
-            ..Receipt::failed(Failure::Bad)
-        })
-    };
-    let message = message.ok_or_else(bad)?;
-    let (link, maker) = message.parse().map_err(|_| bad())?;
-    let same = |(name, _): &(Digest, Link)| message.recipe == name.as_bytes();
-    let by_recipe = match subject.recipe().filter(same) {
-        // the sender would have seen that
-        Some((_, given)) if !link.is_alike(&given) => return Err(bad()),
-        found => found.is_some(),
-    };
-    let unsigned = message.statement.is_none();
-    let statement = match check_signed(subject, message) {
-        Ok(signed) => Some(signed.statement),
-        // whoever answers for the link, the recipe proves it
-        Err(receipt) if by_recipe && (unsigned || !receipt.false_bytes) => None,
-        // the sender may vouch for the chunk later
-        Err(_) if unsigned && !message.recipe.is_empty() => {
-            return Err(Box::new(Receipt::failed(Failure::Disproved)));
-        }
-        Err(receipt) => return Err(receipt),
-    };
-    Ok(Checked {
-        link,
-        maker,
-        statement,
-        by_recipe,
-    })
-}
-
-/// Checks that the host that signed a link answers for it.
-fn check_signed(subject: &Subject, link: &WireLink) -> Result<Signed, Box<Receipt>> {
-    let bad = || {
-        Box::new(Receipt {
-            false_bytes: true,
-            ..Receipt::failed(Failure::Bad)
-        })
-    };
-    let failed = |failure| Box::new(Receipt::failed(failure));
-    let signed = match Signed::parse(subject.content, subject.chunk, link) {
-        Ok(signed) => signed,
-        // an agent of an older version: the coordinator names it
-        Err(FieldError::Unsigned) => return Err(failed(Failure::Refused)),
-        Err(_) => return Err(bad()),
-    };
-    // the link may be true: it is taken when a host vouches for it
-    if subject.suspects.refuse(&signed.statement.run) {
-        return Err(failed(Failure::Disproved));
-    }
-    match subject.notary.check(&signed) {
-        Ok(()) => Ok(signed),
-        // the link may be good by another clock, for a host that was without a coordinator, or for one that trusts
-        // another authority too
-        Err(
-            error @ (StatementError::Expired | StatementError::Unleased | StatementError::Ticket),
-        ) => {
-            debug!(chunk = subject.chunk.0, maker = %signed.maker(), %error, "a chunk isn't taken");
-            Err(failed(Failure::Disproved))
-        }
-        // the sender of this has checked nothing, or made it up
-        Err(StatementError::Base | StatementError::Signature) => Err(bad()),
-    }
-}
-
 /// Reads the chunk that this header announces, or the ranges of it that this host lacks, checks the chunk against the
 /// link that came with it, and stores it.
 async fn take(
@@ -651,7 +480,7 @@ async fn take(
     }
     let wire_bytes = wire.len() as u64;
     let stored = tokio::task::spawn_blocking(move || match lacking {
-        Some(lacking) => part::store(&subject, peer, (checked, &lacking), (encoding, wire.into())),
+        Some(lacking) => store_part(&subject, peer, (checked, &lacking), (encoding, wire.into())),
         None => store(&subject, peer, checked, (encoding, wire.into())),
     });
     let mut receipt = stored
@@ -661,129 +490,9 @@ async fn take(
     receipt
 }
 
-/// Stores a chunk that came as a whole, if it fits its link.
-fn store(
-    subject: &Subject,
-    peer: HostKey,
-    checked: Checked,
-    (encoding, packed): (Encoding, Bytes),
-) -> Receipt {
-    let last = subject.chunk.0 + 1 == subject.geometry.chunks();
-    let bad = || Receipt {
-        false_bytes: true,
-        other_size: last,
-        ..Receipt::failed(Failure::Bad)
-    };
-    let length = subject.geometry.len(subject.chunk) as usize;
-    let Some(bytes) = unpack(encoding, packed.clone(), length) else {
-        return Receipt {
-            other_size: true,
-            ..bad()
-        };
-    };
-    if !checked.link.holds(subject.geometry, subject.chunk, &bytes) {
-        return bad();
-    }
-    let receipt = store_bytes(subject, peer, &checked, &bytes);
-    if receipt.result.is_ok() {
-        let packed = checked.packed(encoding, packed);
-        subject.cache.keep(subject.content, subject.chunk, packed);
-    }
-    receipt
-}
-
-/// Stores the bytes of a chunk that fit its link.
-fn store_bytes(subject: &Subject, peer: HostKey, checked: &Checked, bytes: &[u8]) -> Receipt {
-    let link = checked.link;
-    let source = Source {
-        sender: peer,
-        maker: checked.maker.key(),
-    };
-    if subject.retracted == Some(source.maker) && !checked.by_recipe {
-        return Receipt::failed(Failure::Refused);
-    }
-    let arrival = Arrival {
-        content: subject.content,
-        chunk: subject.chunk,
-        bytes,
-        link,
-        source,
-        maker: &checked.maker,
-        statement: checked.statement.as_ref(),
-    };
-    let signed = || {
-        let statement = checked.statement.clone()?;
-        Some(Signed {
-            content: subject.content,
-            chunk: subject.chunk,
-            link,
-            statement,
-        })
-    };
-    let unwritable = match shelf::write_all(&subject.shelves, arrival) {
-        Ok(unwritable) => unwritable,
-        // only a host that holds the next chunk can know that
-        Err(WriteError::Rejected(RejectLinkError::Disproved(_))) => {
-            return Receipt {
-                false_link: signed().map(Box::new),
-                ..Receipt::failed(Failure::Disproved)
-            };
-        }
-        Err(WriteError::Rejected(RejectLinkError::Contradicts(other))) => {
-            let other = subject.shelves.iter().find_map(|shelf| {
-                let (link, _) = shelf.link(subject.content, other)?;
-                let Answer::Maker(statement) = shelf.answer(subject.content, other) else {
-                    return None;
-                };
-                Some(Signed {
-                    content: subject.content,
-                    chunk: other,
-                    link,
-                    statement,
-                })
-            });
-            return Receipt {
-                contradiction: signed()
-                    .zip(other)
-                    .map(|(signed, other)| Box::new([signed, other])),
-                ..Receipt::failed(Failure::Disproved)
-            };
-        }
-        // the recipe is false, or the link: nobody is blamed before that is known
-        Err(WriteError::Rejected(RejectLinkError::AgainstRecipe(_))) => {
-            return Receipt::failed(Failure::Disproved);
-        }
-        Err(WriteError::Rejected(_)) => {
-            return Receipt {
-                false_bytes: true,
-                other_size: subject.chunk.0 + 1 == subject.geometry.chunks(),
-                ..Receipt::failed(Failure::Bad)
-            };
-        }
-        Err(WriteError::Gone | WriteError::UnknownContent(_)) => {
-            return Receipt::failed(Failure::NotStored);
-        }
-        Err(error) => {
-            return Receipt {
-                storage_error: Some(error.to_string()),
-                ..Receipt::failed(Failure::NotStored)
-            };
-        }
-    };
-    Receipt {
-        result: Ok(()),
-        wire_bytes: 0,
-        local_bytes: 0,
-        false_bytes: false,
-        false_link: None,
-        contradiction: None,
-        other_size: false,
-        storage_error: None,
-        unwritable,
-    }
-}
-
 #[cfg(test)]
 mod liars;
+#[cfg(test)]
+mod parts;
 #[cfg(test)]
 mod recipes;

@@ -94,11 +94,12 @@ impl Link {
     }
 }
 
+/// The most ranges of a chunk that one message names: every other page of the chunk.
+pub const MAX_RANGES: usize = 128;
+
 impl Ranges {
     /// The multiples of bytes at which ranges start and end.
     pub const PAGE_BYTES: u32 = 4096;
-    /// The most ranges: every other page of a chunk.
-    pub const MAX: usize = 128;
 
     /// Ranges as a message. They have to be as [`parse`](Self::parse) takes them.
     #[must_use]
@@ -112,11 +113,11 @@ impl Ranges {
     /// The ranges of a chunk with this many bytes. There is at least one.
     ///
     /// # Errors
-    /// When they are none or more than [`MAX`](Self::MAX), one is empty, lies behind the chunk or cuts a page, or they
+    /// When they are none or more than [`MAX_RANGES`], one is empty, lies behind the chunk or cuts a page, or they
     /// touch or aren't in order.
     pub fn parse(&self, chunk_bytes: u32) -> Result<Vec<Range<u32>>, FieldError> {
         let (pairs, rest) = self.bounds.as_chunks::<2>();
-        if pairs.is_empty() || pairs.len() > Self::MAX || !rest.is_empty() {
+        if pairs.is_empty() || pairs.len() > MAX_RANGES || !rest.is_empty() {
             return Err(FieldError::Ranges);
         }
         let ascending = self.bounds.windows(2).all(|pair| pair[0] < pair[1]);

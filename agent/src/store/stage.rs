@@ -380,8 +380,8 @@ impl Stage {
             .part(&self.held, self.held.find(&content)?, chunk)
     }
 
-    /// Forgets that a part of a chunk is here: with what came from elsewhere, it wasn't the chunk. The whole chunk has to
-    /// come then.
+    /// Forgets that a part of a chunk is here: with what came from elsewhere, it wasn't the chunk. The whole chunk has
+    /// to come then.
     pub(crate) fn forget_part(&self, content: Digest, chunk: ChunkIndex) {
         if let Some(at) = self.held.find(&content) {
             self.blocks.forget(at, chunk);

@@ -3,12 +3,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use origin::ProxySettings;
 use proto::{
-    Link, Resume, State,
+    Link, Resume, Signed, State,
     image::{ContentKind, ContentSpec},
     statement::judge,
 };
@@ -26,7 +29,7 @@ use crate::{
     config::OriginConfig,
     fetch::{self, FetchEnd, News},
     identity::tests::Authority,
-    notary::tests::notary,
+    notary::{Notary, tests::notary},
     registries::{Access, Origin},
     shelf,
     store::{
@@ -34,6 +37,7 @@ use crate::{
         recipes::NamedRecipe,
         tests::{Sample, begin, begin_by, noise, open, sample_of},
     },
+    suspects::Suspects,
 };
 
 /// A host of the fleet, with a stage of the image.

@@ -1,6 +1,6 @@
 //! Tests of chunks that travel by a recipe: what is believed, what is blamed, and how a false recipe is left.
 
-use proto::State;
+use proto::{HostId, Source, State};
 
 use super::{
     liars::{Host, World, take_packed},
@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     fetch::FetchEnd,
+    shelf::Arrival,
     store::tests::{recipe, recipe_with},
 };
 

@@ -284,7 +284,10 @@ impl World {
             seed: self.state.setup.seed,
             hosts: self.state.nodes.iter().filter(|node| node.wanted).count(),
             image_bytes: self.state.setup.image_bytes,
-            changed_bytes: self.state.changed_bytes * self.state.scale,
+            changed_bytes: {
+                let unchanged = self.state.unchanged_bytes * self.state.scale;
+                self.state.setup.image_bytes.saturating_sub(unchanged)
+            },
             chunk_bytes: self.state.setup.chunk_bytes,
             recipe: self.state.setup.recipe,
             makespan_s: last,

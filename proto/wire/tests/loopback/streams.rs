@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use proto::{
     codec::{DecodeError, Framed},
-    message::{PeerOpen, PeerUpdate, PushReply, Updates, peer_open::Kind},
+    message::{PartHeader, PeerOpen, PeerUpdate, PushReply, Updates, peer_open::Kind},
 };
 use tokio::task::JoinSet;
 use wire::{Connection, ReceiveError, Receiver, SendError, Sender, StreamCode};
@@ -123,7 +123,7 @@ async fn an_oversized_message_is_an_error_not_an_allocation() {
         b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
     ] {
         let (_keep, (_replies, mut receiver)) = stream(&pair.connections, prefix).await;
-        let error = receiver.receive::<PushReply>().await.unwrap_err();
+        let error = receiver.receive::<PartHeader>().await.unwrap_err();
         assert!(
             matches!(
                 error,

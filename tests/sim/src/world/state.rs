@@ -69,6 +69,8 @@ pub(super) struct State {
     pub(super) lies: bool,
     /// Bytes of what hosts are to end with that no host holds at the beginning.
     pub(super) changed_bytes: u64,
+    /// Bytes of the image that every host has from the beginning.
+    pub(super) unchanged_bytes: u64,
     /// Contents for which no host uses the recipe any more.
     doubted: BTreeSet<u32>,
     /// All runs.
@@ -133,14 +135,16 @@ impl State {
             .collect();
         uplinks.push(Uplink::new(rate(setup.origin_rate)));
         let office = Office::new(setup.plan.clone(), rng.next_u64());
-        let mut changed_bytes = specs
+        let mut unchanged_bytes = 0;
+        let mut changed_bytes: u64 = specs
             .iter()
             .filter(|spec| images[spec.image].is_staged())
             .map(|spec| spec.geometry.size())
             .sum();
         if setup.scenario == Scenario::Release {
             let old = contents::unchanged(&specs, setup.change_percent, &mut rng);
-            changed_bytes -= contents::bytes(&specs, &old);
+            unchanged_bytes = contents::bytes(&specs, &old);
+            changed_bytes -= unchanged_bytes;
             for node in &mut nodes {
                 node.hold(&old);
             }
@@ -167,6 +171,7 @@ impl State {
             cut: false,
             lies: false,
             changed_bytes,
+            unchanged_bytes,
             doubted: BTreeSet::new(),
             runs: Vec::new(),
             tickets: 0,

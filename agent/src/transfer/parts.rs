@@ -1,6 +1,8 @@
-use std::time::{Duration, SystemTime};
+//! Tests of chunks of which a host lacks a part, over real connections.
 
-use proto::{ChunkIndex, HostId};
+use std::{sync::Arc, time::SystemTime};
+
+use proto::{ChunkIndex, Geometry, HostId};
 use tempfile::TempDir;
 use wire::{Authorised, Endpoint, Settings};
 
@@ -17,7 +19,7 @@ use crate::{
             fill, open,
         },
     },
-    transfer::{self, check, header as whole_header, load},
+    transfer::header as whole_header,
 };
 
 /// A host with the new release, and one that has the old release and a part of the chunk that changed.
@@ -67,11 +69,11 @@ impl World {
         let (header, _) = self.packed().await;
         let checked = check(&self.to, header.link.as_ref()).unwrap();
         let peer: HostId = "mac-1".parse().unwrap();
-        store(&self.to, peer.key(), (checked, lacking), came)
+        store_part(&self.to, peer.key(), (checked, lacking), came)
     }
 
     /// Two connected endpoints: the holder's, and the other host's.
-    async fn connected(&self) -> ([Endpoint; 2], [wire::Connection; 2]) {
+    async fn connected(&self) -> ([Endpoint; 2], [Connection; 2]) {
         let endpoints = ["mac-1", "mac-2"].map(|name| {
             let later = SystemTime::now() + Duration::from_hours(1);
             let credentials = self.authority.identity(name, later).credentials().unwrap();
@@ -93,7 +95,7 @@ impl World {
 fn subject(authority: &Authority, releases: &Releases, name: &str, stage: Arc<Stage>) -> Subject {
     Subject {
         content: releases.layer,
-        geometry: proto::Geometry::new(releases.raw().len() as u64).unwrap(),
+        geometry: Geometry::new(releases.raw().len() as u64).unwrap(),
         chunk: CHANGED,
         shelves: vec![Shelf::Stage(stage)],
         cache: Arc::default(),
@@ -106,17 +108,17 @@ fn subject(authority: &Authority, releases: &Releases, name: &str, stage: Arc<St
 #[tokio::test]
 async fn a_request_for_what_is_lacking_moves_that_alone() {
     let world = World::new();
-    let lacking = Lacking::of(&world.to).unwrap();
+    let lacking = world.to.lacking().unwrap();
     let (_endpoints, [holder, to]) = world.connected().await;
     let served = async {
         let (sender, mut receiver) = holder.accept().await.unwrap();
-        let open: proto::message::PeerOpen = receiver.receive().await.unwrap().unwrap();
-        let Some(proto::message::peer_open::Kind::Request(request)) = open.kind else {
+        let open: PeerOpen = receiver.receive().await.unwrap().unwrap();
+        let Some(peer_open::Kind::Request(request)) = open.kind else {
             panic!("{open:?}");
         };
-        transfer::serve(sender, request.lacking, world.holder.clone()).await
+        serve(sender, request.lacking, world.holder.clone()).await
     };
-    let (receipt, shipment) = tokio::join!(transfer::request(to, world.to.clone()), served);
+    let (receipt, shipment) = tokio::join!(request(to, world.to.clone()), served);
     assert_eq!(receipt.result, Ok(()));
     assert!(world.is_held());
     // noise doesn't pack
@@ -129,22 +131,22 @@ async fn a_request_for_what_is_lacking_moves_that_alone() {
 #[tokio::test]
 async fn a_push_moves_only_what_the_receiver_says_it_lacks() {
     let world = World::new();
-    let lacking = Lacking::of(&world.to).unwrap();
+    let lacking = world.to.lacking().unwrap();
     let (_endpoints, [holder, to]) = world.connected().await;
     let taken = async {
         let (sender, mut receiver) = to.accept().await.unwrap();
-        let open: proto::message::PeerOpen = receiver.receive().await.unwrap().unwrap();
-        let Some(proto::message::peer_open::Kind::Push(push)) = open.kind else {
+        let open: PeerOpen = receiver.receive().await.unwrap().unwrap();
+        let Some(peer_open::Kind::Push(push)) = open.kind else {
             panic!("{open:?}");
         };
         let offered = (push.header.unwrap(), push.sends_parts);
         let peer = to.host().key();
-        transfer::accept_push(peer, offered, sender, receiver, world.to.clone()).await
+        accept_push(peer, offered, sender, receiver, world.to.clone()).await
     };
-    let pushed = transfer::push(holder, world.holder.clone(), None);
+    let pushed = push(holder, world.holder.clone(), None);
     let (shipment, receipt) = tokio::join!(pushed, taken);
     assert_eq!(receipt.result, Ok(()));
-    assert_eq!(shipment.delivery, swarm::event::Delivery::Stored);
+    assert_eq!(shipment.delivery, Delivery::Stored);
     assert!(world.is_held());
     assert_eq!(receipt.wire_bytes, lacking.bytes() as u64);
     assert_eq!(shipment.wire_bytes, receipt.wire_bytes);
@@ -157,10 +159,10 @@ async fn hosts_of_the_version_before_get_and_send_whole_chunks() {
     // it knows no ranges, neither in a request nor in a push
     let served = async {
         let (sender, mut receiver) = holder.accept().await.unwrap();
-        let _open: proto::message::PeerOpen = receiver.receive().await.unwrap().unwrap();
-        transfer::serve(sender, None, world.holder.clone()).await
+        let _open: PeerOpen = receiver.receive().await.unwrap().unwrap();
+        serve(sender, None, world.holder.clone()).await
     };
-    let (receipt, _) = tokio::join!(transfer::request(to.clone(), world.to.clone()), served);
+    let (receipt, _) = tokio::join!(request(to.clone(), world.to.clone()), served);
     assert_eq!(receipt.result, Ok(()));
     assert_eq!((receipt.wire_bytes, receipt.local_bytes), (1 << 20, 0));
 
@@ -168,15 +170,15 @@ async fn hosts_of_the_version_before_get_and_send_whole_chunks() {
     let (_endpoints, [holder, to]) = world.connected().await;
     let taken = async {
         let (sender, mut receiver) = to.accept().await.unwrap();
-        let open: proto::message::PeerOpen = receiver.receive().await.unwrap().unwrap();
-        let Some(proto::message::peer_open::Kind::Push(push)) = open.kind else {
+        let open: PeerOpen = receiver.receive().await.unwrap().unwrap();
+        let Some(peer_open::Kind::Push(push)) = open.kind else {
             panic!("{open:?}");
         };
         let offered = (push.header.unwrap(), false);
         let peer = to.host().key();
-        transfer::accept_push(peer, offered, sender, receiver, world.to.clone()).await
+        accept_push(peer, offered, sender, receiver, world.to.clone()).await
     };
-    let pushed = transfer::push(holder, world.holder.clone(), None);
+    let pushed = push(holder, world.holder.clone(), None);
     let (_, receipt) = tokio::join!(pushed, taken);
     assert_eq!(receipt.result, Ok(()));
     assert_eq!((receipt.wire_bytes, receipt.local_bytes), (1 << 20, 0));
@@ -185,7 +187,7 @@ async fn hosts_of_the_version_before_get_and_send_whole_chunks() {
 #[tokio::test]
 async fn a_part_that_makes_another_chunk_blames_nobody_and_the_whole_is_asked_for() {
     let world = World::new();
-    let lacking = Lacking::of(&world.to).unwrap();
+    let lacking = world.to.lacking().unwrap();
     let (_, packed) = world.packed().await;
     let (encoding, part) = lacking.cut(&packed, 1 << 20).unwrap();
     assert_eq!((encoding, part.len()), (Encoding::Raw, lacking.bytes()));
@@ -195,7 +197,7 @@ async fn a_part_that_makes_another_chunk_blames_nobody_and_the_whole_is_asked_fo
     assert_eq!(receipt.result, Err(Failure::Cancelled));
     assert!(!receipt.false_bytes && receipt.false_link.is_none() && !world.is_held());
     // what was here may be what is false, so it isn't built upon again
-    assert_eq!(Lacking::of(&world.to), None);
+    assert_eq!(world.to.lacking(), None);
     let receipt = world.take(&lacking, (encoding, part)).await;
     assert_eq!(receipt.result, Err(Failure::Cancelled));
 
@@ -203,7 +205,7 @@ async fn a_part_that_makes_another_chunk_blames_nobody_and_the_whole_is_asked_fo
     let checked = check(&world.to, header.link.as_ref()).unwrap();
     let peer: HostId = "mac-1".parse().unwrap();
     let whole = (packed.encoding, packed.bytes);
-    let receipt = transfer::store(&world.to, peer.key(), checked, whole);
+    let receipt = store(&world.to, peer.key(), checked, whole);
     assert_eq!(receipt.result, Ok(()));
     assert!(world.is_held());
 }
@@ -211,7 +213,7 @@ async fn a_part_that_makes_another_chunk_blames_nobody_and_the_whole_is_asked_fo
 #[tokio::test]
 async fn a_part_of_another_length_is_its_senders_lie() {
     let world = World::new();
-    let lacking = Lacking::of(&world.to).unwrap();
+    let lacking = world.to.lacking().unwrap();
     for bytes in [lacking.bytes() - 1, 0] {
         let receipt = world
             .take(&lacking, (Encoding::Raw, vec![1; bytes].into()))
@@ -220,7 +222,7 @@ async fn a_part_of_another_length_is_its_senders_lie() {
         assert!(receipt.false_bytes && !receipt.other_size);
     }
     assert_eq!(
-        Lacking::of(&world.to),
+        world.to.lacking(),
         Some(lacking),
         "and what is here stays of use"
     );
@@ -229,7 +231,7 @@ async fn a_part_of_another_length_is_its_senders_lie() {
 #[tokio::test]
 async fn a_base_that_went_while_the_rest_came_costs_the_transfer_and_nothing_else() {
     let world = World::new();
-    let lacking = Lacking::of(&world.to).unwrap();
+    let lacking = world.to.lacking().unwrap();
     let (_, packed) = world.packed().await;
     let came = lacking.cut(&packed, 1 << 20).unwrap();
     let old = *world.releases.old.layout.digest();
@@ -238,7 +240,7 @@ async fn a_base_that_went_while_the_rest_came_costs_the_transfer_and_nothing_els
     assert_eq!(receipt.result, Err(Failure::Cancelled));
     assert!(!world.is_held());
     assert_eq!(
-        Lacking::of(&world.to),
+        world.to.lacking(),
         None,
         "nothing of the chunk is here any more"
     );
@@ -249,15 +251,11 @@ async fn ranges_that_a_chunk_doesnt_have_are_refused_and_most_of_a_chunk_is_aske
     let world = World::new();
     for bounds in [vec![], vec![0, 2 << 20], vec![4096, 0], vec![1, 4096]] {
         let ranges = Ranges { bounds };
-        assert_eq!(
-            Lacking::parse(&world.holder, &ranges),
-            Err(()),
-            "{ranges:?}"
-        );
+        assert_eq!(Lacking::parse(&ranges, 1 << 20), Err(()), "{ranges:?}");
     }
     let (_, packed) = world.packed().await;
     let pages = [0..8192u32, 12_288..16_384];
-    let some = Lacking::parse(&world.holder, &Ranges::new(&pages)).unwrap();
+    let some = Lacking::parse(&Ranges::new(&pages), 1 << 20).unwrap();
     let (_, bytes) = some.cut(&packed, 1 << 20).unwrap();
     let expected = [&world.chunk()[..8192], &world.chunk()[12_288..16_384]].concat();
     assert_eq!(bytes, expected);
@@ -265,10 +263,11 @@ async fn ranges_that_a_chunk_doesnt_have_are_refused_and_most_of_a_chunk_is_aske
     assert_eq!(some.cut(&packed, 4096), None);
     // nothing is asked of a chunk that is here
     assert_eq!(
-        Lacking::of(&Subject {
+        Subject {
             chunk: ChunkIndex(0),
             ..world.to.clone()
-        }),
+        }
+        .lacking(),
         None
     );
 }
