@@ -341,6 +341,12 @@ impl Cluster {
         self.coordinator.as_ref().map(Child::id)
     }
 
+    /// Where all processes keep their files.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.options.dir
+    }
+
     /// The agents.
     #[must_use]
     pub fn agents(&self) -> &[Agent] {

@@ -2,31 +2,33 @@
 
 use std::{
     io::Write as _,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     path::{Path, PathBuf},
     process::{ExitCode, Stdio},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 use clap::Parser;
 use proto::figure::Bytes;
 use serde_json::{Value, json};
 
 mod process;
 mod releases;
+mod source;
 mod tell;
 
+pub use self::source::RegistryCli;
 use self::{
     process::{Ended, wait_for},
     releases::Stand,
+    source::Source,
     tell::{round, round4, say},
 };
 use crate::{
     cluster::{self, Cluster, Place},
-    image::{GeneratedImage, ImageSpec},
-    interrupt,
-    registry::{self, Registry},
+    image::ImageSpec,
+    interrupt, tart_home,
 };
 
 /// Stages an image onto a fleet of processes on this machine, and compares every byte with the source.
@@ -63,7 +65,7 @@ pub struct Cli {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Number of releases, 1 to 9. Each is staged after the one before, and differs from it in --change of its bytes.
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=9), conflicts_with_all = ["image", "lab"])]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=9), conflicts_with = "image")]
     releases: u8,
     /// Percentage of each layer's bytes that a later release changes, 1 to 100.
     #[arg(long, default_value = "5%", value_name = "PERCENT", value_parser = percent)]
@@ -89,17 +91,6 @@ pub struct Cli {
     /// Rate of every link of the lab, in bytes per second.
     #[arg(long, hide = true, default_value_t = 0)]
     lab_rate: u64,
-}
-
-/// Serves a directory of blobs that `demo` made, for the lab.
-#[derive(Debug, Parser)]
-#[command(name = "demo registry", max_term_width = 100)]
-pub struct RegistryCli {
-    /// Directory of the blobs.
-    dir: PathBuf,
-    /// TCP address (IP:PORT) on which the registry listens.
-    #[arg(long, value_name = "IP:PORT")]
-    listen: SocketAddr,
 }
 
 /// `64KiB`, `2GiB`, `512MB` or plain bytes.
@@ -172,6 +163,14 @@ impl Cli {
         let default = if self.image.is_some() { 0 } else { ORIGIN_RATE };
         self.origin_rate.unwrap_or(default)
     }
+
+    /// Of the registry's link, or of every link of the lab; 0 where nobody knows it.
+    fn rate(&self) -> u64 {
+        match self.lab_rate {
+            0 => self.origin_rate(),
+            rate => rate,
+        }
+    }
 }
 
 /// Runs the demo.
@@ -220,22 +219,6 @@ fn end(work: impl Future<Output = anyhow::Result<bool>>) -> ExitCode {
     }
 }
 
-/// Where the image comes from.
-enum Source {
-    /// A registry in this process.
-    Own(Registry, Box<GeneratedImage>, String),
-    /// A registry process in the lab.
-    Lab {
-        /// Held so that it ends with this.
-        _process: Ended,
-        counters: PathBuf,
-        image: Box<GeneratedImage>,
-        reference: String,
-    },
-    /// Somebody else's.
-    Foreign(String),
-}
-
 fn demo(cli: &Cli) -> anyhow::Result<bool> {
     let temporary = cli
         .dir
@@ -266,14 +249,8 @@ fn demo(cli: &Cli) -> anyhow::Result<bool> {
 
 fn stage(cli: &Cli, dir: &Path) -> anyhow::Result<bool> {
     let source = source(cli, dir)?;
-    let (reference, registry) = match &source {
-        Source::Own(_, _, reference)
-        | Source::Lab { reference, .. }
-        | Source::Foreign(reference) => (
-            reference.clone(),
-            reference.split('/').next().unwrap_or_default().to_owned(),
-        ),
-    };
+    let reference = source.reference();
+    let registry = reference.split('/').next().unwrap_or_default().to_owned();
     say(&format!("starting a coordinator and {} agents", cli.hosts));
     let place = |namespace: &str, ip: String| -> anyhow::Result<Place> {
         match &cli.lab {
@@ -296,8 +273,8 @@ fn stage(cli: &Cli, dir: &Path) -> anyhow::Result<bool> {
         hosts: hosts.collect::<Result<_, _>>()?,
         coordinator: place("ctl", "10.77.200.1".into())?,
         // a real registry speaks TLS
-        registry: match &source {
-            Source::Foreign(_) if !cli.plain_http && !is_loopback(&registry) => String::new(),
+        registry: match source.first() {
+            None if !cli.plain_http && !is_loopback(&registry) => String::new(),
             _ => registry,
         },
         agent_settings: String::new(),
@@ -310,24 +287,22 @@ fn stage(cli: &Cli, dir: &Path) -> anyhow::Result<bool> {
     cluster.wait_sessions(Duration::from_secs(30))?;
     say(&format!("staging {reference}"));
     let started = SystemTime::now();
-    let waiting = cluster.spawn_parbake(&["stage", &reference, "--wait"], Stdio::null())?;
+    let waiting = cluster.spawn_parbake(&["stage", reference, "--wait"], Stdio::null())?;
     let mut waiting = Ended(waiting);
     // what it shows is its own until it has ended
     wait_for(&mut waiting.0, Duration::from_secs(cli.timeout))?;
     drop(waiting);
-    let mut answer = measure(cli, &source, &cluster, started, &reference)?;
-    if let Source::Own(registry, image, _) = &source
-        && cli.releases > 1
-    {
+    let mut answer = measure(cli, &source, &cluster, started)?;
+    if cli.releases > 1 {
         let stand = Stand {
             cluster: &cluster,
-            registry,
-            directory: &dir.join("registry"),
+            source: &source,
             patience: Duration::from_secs(cli.timeout),
             percent: cli.change,
             recipe: cli.recipe,
+            rate: cli.rate(),
         };
-        let later = releases::stage(&stand, spec(cli), image, cli.releases)?;
+        let later = releases::stage(&stand, spec(cli), cli.releases)?;
         answer["all_verified"] = (answer["all_verified"] == true
             && later.iter().all(|release| release["all_verified"] == true))
         .into();
@@ -366,68 +341,20 @@ fn spec(cli: &Cli) -> ImageSpec {
 
 fn source(cli: &Cli, dir: &Path) -> anyhow::Result<Source> {
     if let Some(image) = &cli.image {
-        return Ok(Source::Foreign(image.clone()));
+        return Ok(Source::foreign(image.clone()));
     }
-    let blobs = dir.join("registry");
-    std::fs::create_dir_all(&blobs)?;
-    let spec = spec(cli);
-    say(&format!(
-        "making an image with a disk of {}",
-        Bytes(cli.size)
-    ));
-    let began = Instant::now();
-    let image = spec.generate(&blobs)?;
-    say(&format!(
-        "made {} of blobs (compressed) in {:.1} s",
-        Bytes(image.blob_bytes()),
-        began.elapsed().as_secs_f64()
-    ));
-    let Some(lab) = &cli.lab else {
-        let runtime = tokio::runtime::Handle::current();
-        let options = registry::Options {
-            rate_bytes_per_s: (cli.origin_rate() > 0).then(|| cli.origin_rate()),
-            ..registry::Options::default()
-        };
-        let registry = runtime.block_on(Registry::start(options))?;
-        let reference = registry.hold("demo/macos", "latest", &image);
-        return Ok(Source::Own(registry, Box::new(image), reference));
-    };
-    std::fs::write(blobs.join("manifest.json"), &image.manifest)?;
-    let mut command = std::process::Command::new("ip");
-    command
-        .args(["netns", "exec", &format!("{lab}registry")])
-        .arg(std::env::current_exe()?);
-    let child = command
-        .arg("registry")
-        .arg(&blobs)
-        .args(["--listen", "10.77.0.1:5000"])
-        .stdin(Stdio::null())
-        .spawn()?;
-    Ok(Source::Lab {
-        _process: Ended(child),
-        counters: blobs.join("counters.json"),
-        image: Box::new(image),
-        reference: "10.77.0.1:5000/demo/macos:latest".into(),
-    })
+    let rate = (cli.origin_rate() > 0).then(|| cli.origin_rate());
+    tokio::runtime::Handle::current().block_on(Source::generated(
+        &spec(cli),
+        &dir.join("registry"),
+        rate,
+        cli.lab.as_deref(),
+    ))
 }
 
-/// Serves a directory of blobs until it is killed, and keeps `counters.json` in it current.
+/// Serves a directory of blobs until it is killed.
 pub fn registry(cli: RegistryCli) -> ExitCode {
-    end(async move {
-        let registry = Registry::start(registry::Options {
-            listen: cli.listen,
-            ..registry::Options::default()
-        })
-        .await?;
-        let manifest = std::fs::read(cli.dir.join("manifest.json"))?;
-        registry.hold_directory("demo/macos", "latest", &cli.dir, manifest.into());
-        loop {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            let counters = json!({"bytes": registry.counters().bytes}).to_string();
-            std::fs::write(cli.dir.join("counters.new"), counters)?;
-            std::fs::rename(cli.dir.join("counters.new"), cli.dir.join("counters.json"))?;
-        }
-    })
+    end(source::serve(cli))
 }
 
 fn measure(
@@ -435,33 +362,28 @@ fn measure(
     source: &Source,
     cluster: &Cluster,
     started: SystemTime,
-    reference: &str,
 ) -> anyhow::Result<Value> {
     // what it waited for is in the hosts' logs, or comes any moment
     let patience = HEARD_WITHIN;
-    let (present, image_bytes, raw_bytes, origin) = match source {
-        Source::Own(registry, image, _) => {
+    let reference = source.reference();
+    let (present, image_bytes, raw_bytes) = match source.first() {
+        Some(image) => {
             let present = cluster.wait_present(&image.digest.to_string(), patience)?;
-            let origin = registry.counters().bytes;
-            (present, image.blob_bytes(), cli.size, origin)
+            (present, image.blob_bytes(), cli.size)
         }
-        Source::Lab {
-            counters, image, ..
-        } => {
-            let present = cluster.wait_present(&image.digest.to_string(), patience)?;
-            (present, image.blob_bytes(), cli.size, last_count(counters)?)
-        }
-        Source::Foreign(_) => {
+        None => {
             let present = cluster.wait_any_present(reference, patience)?;
-            let origin = present.iter().map(|present| present.bytes[0]).sum();
-            // nobody counts there but the hosts; how large the image is says its manifest, by the coordinator
+            // how large the image is says its manifest, by the coordinator
             let status = cluster.parbake(&["status", reference, "--json"])?;
             let image: Value = serde_json::from_slice(&status.stdout)
                 .context("the coordinator doesn't know the image")?;
             let bytes = |name: &str| image[name].as_u64().unwrap_or(0);
-            (present, bytes("registry_bytes"), bytes("raw_bytes"), origin)
+            (present, bytes("registry_bytes"), bytes("raw_bytes"))
         }
     };
+    let total = |at: usize| present.iter().map(|present| present.bytes[at]).sum::<u64>();
+    // somebody else's registry is counted by the hosts alone
+    let origin = source.sent()?.unwrap_or_else(|| total(0));
     let elapsed: Vec<f64> = present
         .iter()
         .map(|present| {
@@ -485,18 +407,12 @@ fn measure(
     ));
     let mut verified = 0;
     for agent in cluster.agents() {
-        if verify(source, cluster, agent, reference)? {
+        if verify(source, cluster, agent)? {
             verified += 1;
         }
     }
-    // the registry's link, or every link of the lab, whichever is the narrower
-    let rate = if cli.lab_rate > 0 {
-        cli.lab_rate
-    } else {
-        cli.origin_rate()
-    };
+    let rate = cli.rate();
     let bound = (rate > 0 && image_bytes > 0).then(|| image_bytes as f64 / rate as f64);
-    let total = |at: usize| present.iter().map(|present| present.bytes[at]).sum::<u64>();
     Ok(json!({
         "hosts": cli.hosts,
         "all_verified": verified == cli.hosts,
@@ -513,59 +429,15 @@ fn measure(
     }))
 }
 
-fn last_count(counters: &Path) -> anyhow::Result<u64> {
-    // the registry writes it five times a second; two looks that agree are the end
-    let read = || -> anyhow::Result<u64> {
-        let value: Value = serde_json::from_slice(&std::fs::read(counters)?)?;
-        value["bytes"].as_u64().context("counters without bytes")
+fn verify(source: &Source, cluster: &Cluster, agent: &cluster::Agent) -> anyhow::Result<bool> {
+    let reference = source.reference();
+    let Some(image) = source.first() else {
+        return cluster.verify(agent, reference);
     };
-    let mut before = read()?;
-    loop {
-        let until = Instant::now() + Duration::from_millis(500);
-        while Instant::now() < until {
-            cluster::pause();
-        }
-        let now = read()?;
-        if now == before {
-            return Ok(now);
-        }
-        before = now;
-    }
-}
-
-fn verify(
-    source: &Source,
-    cluster: &Cluster,
-    agent: &cluster::Agent,
-    reference: &str,
-) -> anyhow::Result<bool> {
-    let image = match source {
-        Source::Own(_, image, _) | Source::Lab { image, .. } => image,
-        Source::Foreign(_) => return cluster.verify(agent, reference),
-    };
-    let (name, tag) = reference
-        .rsplit_once(':')
-        .context("reference without a tag")?;
-    let (host, path) = name
-        .split_once('/')
-        .context("reference without a registry")?;
-    let tag = agent
-        .tart_home()
-        .join("cache/OCIs")
-        .join(host.replace(':', "%3A"))
-        .join(path)
-        .join(tag);
-    let difference = image
-        .compare(&tag.join("disk.img"))
-        .with_context(|| format!("disk of {}", agent.host))?;
-    let manifest = std::fs::read(tag.join("manifest.json"))?;
-    ensure!(
-        manifest == image.manifest,
-        "{}: manifest.json isn't the registry's",
-        agent.host
-    );
-    if let Some(offset) = difference {
-        say(&format!("{}: disk differs at byte {offset}", agent.host));
+    let difference = tart_home::difference(&agent.tart_home(), reference, image);
+    let difference = difference.with_context(|| format!("disk of {}", agent.host))?;
+    if let Some(difference) = &difference {
+        say(&format!("{}: not the registry's: {difference}", agent.host));
     }
     Ok(difference.is_none())
 }

@@ -7,18 +7,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use proto::figure::Bytes;
 use serde_json::{Value, json};
 
 use super::{
     process::{Ended, wait_for},
+    source::Source,
     tell::{round, say},
 };
 use crate::{
-    cluster::{Cluster, said},
+    cluster::Cluster,
     image::{GeneratedImage, ImageSpec},
-    registry::Registry,
     tart_home,
 };
 
@@ -30,27 +30,28 @@ const HEARD_WITHIN: Duration = Duration::from_secs(10);
 /// Where releases are staged, and what each changes.
 pub(super) struct Stand<'a> {
     pub(super) cluster: &'a Cluster,
-    pub(super) registry: &'a Registry,
-    /// Of the registry's blobs.
-    pub(super) directory: &'a Path,
+    pub(super) source: &'a Source,
     pub(super) patience: Duration,
     pub(super) percent: u8,
     pub(super) recipe: bool,
+    /// Of the registry's link, or of every link; 0 where nobody knows it.
+    pub(super) rate: u64,
 }
 
 /// Stages the releases after the first one, and measures each.
 pub(super) fn stage(
     stand: &Stand<'_>,
     first: ImageSpec,
-    image: &GeneratedImage,
     releases: u8,
 ) -> anyhow::Result<Vec<Value>> {
+    let (image, directory) = (stand.source.first(), stand.source.directory());
+    let (image, directory) = image.zip(directory).context("releases are generated")?;
     let (mut spec, mut before) = (first, image.clone());
     let mut measured = Vec::new();
     for number in 2..=releases {
         spec = spec.changed_within(100, stand.percent);
         say(&format!("making release {number}"));
-        let image = spec.generate(stand.directory)?;
+        let image = spec.generate(directory)?;
         measured.push(release(stand, number, (&before, &image), spec.disk_bytes)?);
         before = image;
     }
@@ -64,33 +65,34 @@ fn release(
     disk_bytes: u64,
 ) -> anyhow::Result<Value> {
     let Stand {
-        cluster, registry, ..
+        cluster, source, ..
     } = stand;
     let changed = Changed::between(before, image, disk_bytes);
-    let reference = registry.hold("demo/macos", &format!("release-{number}"), image);
+    let reference = source.offer(&format!("release-{number}"), image)?;
     if stand.recipe {
-        let host = registry.addr().to_string();
-        let made = cluster.parbake(&["recipe", &reference, "--push", "--plain-http", &host])?;
-        ensure!(made.status.success(), "{}", said(&made));
+        source.push_recipe(&reference)?;
     }
-    registry.reset_counters();
+    let sent_before = source.sent()?.unwrap_or(0);
+    let free_before = free(cluster.directory())?;
     say(&format!("staging {reference}"));
     let began = Instant::now();
     let waiting = cluster.spawn_parbake(&["stage", &reference, "--wait"], Stdio::null())?;
     let mut waiting = Ended(waiting);
     wait_for(&mut waiting.0, stand.patience)?;
-    let makespan = began.elapsed();
+    let makespan = began.elapsed().as_secs_f64();
     drop(waiting);
     let present = cluster.wait_present(&image.digest.to_string(), HEARD_WITHIN)?;
+    let taken = free_before.saturating_sub(free(cluster.directory())?);
     let hosts = present.len() as u64;
     let total = |at: usize| present.iter().map(|present| present.bytes[at]).sum::<u64>();
     let mut verified = true;
     for agent in cluster.agents() {
-        let disk = tart_home::directory(&agent.tart_home(), &reference).join("disk.img");
-        let difference = image.compare(&disk);
+        let difference = tart_home::difference(&agent.tart_home(), &reference, image);
         let difference = difference.with_context(|| format!("disk of {}", agent.host))?;
         verified &= difference.is_none();
     }
+    let bound = (stand.rate > 0 && changed.compressed > 0)
+        .then(|| changed.compressed as f64 / stand.rate as f64);
     Ok(json!({
         "release": number,
         "recipe": stand.recipe,
@@ -100,9 +102,30 @@ fn release(
         "changed_bytes_compressed": changed.compressed,
         "network_bytes_per_host": (total(0) + total(1)) / hosts.max(1),
         "local_bytes_per_host": total(2) / hosts.max(1),
-        "origin_bytes": registry.counters().bytes,
-        "makespan_s": round(makespan.as_secs_f64()),
+        "origin_bytes": source.sent()?.unwrap_or(0).saturating_sub(sent_before),
+        "bytes_written": written(cluster, &reference)?,
+        "space_taken": taken,
+        "makespan_s": round(makespan),
+        "bound_s": bound.map(round),
+        "makespan_over_bound": bound.map(|bound| round(makespan / bound)),
     }))
+}
+
+/// The free bytes of the volume with this directory, once all that was written is on it.
+fn free(directory: &Path) -> anyhow::Result<u64> {
+    rustix::fs::sync();
+    let volume = rustix::fs::statvfs(directory)
+        .with_context(|| format!("looking at the volume of {}", directory.display()))?;
+    Ok(volume.f_bfree.saturating_mul(volume.f_frsize))
+}
+
+/// The bytes that all hosts together wrote for an image, by their own count.
+fn written(cluster: &Cluster, reference: &str) -> anyhow::Result<u64> {
+    let status = cluster.status(reference)?;
+    let hosts = status["hosts"].as_array();
+    let hosts = hosts.with_context(|| format!("the coordinator doesn't know {reference}"))?;
+    let written = hosts.iter().map(|host| host["written_bytes"].as_u64());
+    Ok(written.map(Option::unwrap_or_default).sum())
 }
 
 /// Bytes of the chunks in which two disks differ at the same place.
@@ -137,17 +160,22 @@ pub(super) fn line(release: &Value) -> String {
         true => "with its recipe",
         false => "without a recipe",
     };
+    let full = release["image_bytes"].as_u64().unwrap_or(0);
+    let moved = release["network_bytes_per_host"].as_u64().unwrap_or(0);
+    let saved = 100.0 * full.saturating_sub(moved) as f64 / full.max(1) as f64;
     format!(
         "release {} {with}: {:.1} s. Chunks of {} changed ({} compressed).\n          \
-         Each host received {}, and had {} already. The registry sent {}.\n          \
-         A full pull is {} a host.",
+         Each host received {} and had {} already; a full pull is {}: {saved:.0} % saved.\n          \
+         The registry sent {}. All hosts wrote {}; their volume has {} less room.",
         release["release"],
         release["makespan_s"].as_f64().unwrap_or(0.0),
         bytes("changed_bytes"),
         bytes("changed_bytes_compressed"),
         bytes("network_bytes_per_host"),
         bytes("local_bytes_per_host"),
-        bytes("origin_bytes"),
         bytes("image_bytes"),
+        bytes("origin_bytes"),
+        bytes("bytes_written"),
+        bytes("space_taken"),
     )
 }
