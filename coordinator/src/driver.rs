@@ -282,13 +282,14 @@ impl Driver {
             }
         }
         let effects = self.staging.place_waiting(at(now, &self.members));
-        self.carry(now, effects);
+        if !effects.is_empty() {
+            self.carry(now, effects);
+            self.predict();
+        }
         news |= self.act(now);
         self.tell_names(now);
         news |= self.members.presence_mut().show(now);
-        if news {
-            self.views.outdate();
-        }
+        self.views.outdate_if(news);
         if let Some(handled) = waits {
             // the session may have ended meanwhile; nobody waits then
             handled.send(began.elapsed()).ok();
@@ -310,6 +311,7 @@ impl Driver {
         self.ask_for_tokens(now);
         let effects = self.members.tell_tickets(now, SystemTime::now());
         self.carry(now, effects);
+        self.views.outdate_if(self.members.rosters().owed() > 0);
         if self.views.take_due(now) {
             let suspects = self.blames.take_suspects();
             self.send(now, suspects);
@@ -474,7 +476,7 @@ impl Driver {
             self.know(now, host, entry.map_or("", |entry| &entry.zone));
         }
         self.members.belong(now, membership);
-        self.views.outdate();
+        self.views.outdate_if(true);
     }
 
     /// Makes a host known, and returns whether the host is known now.
@@ -643,12 +645,8 @@ impl Driver {
     }
 
     fn preview(&self) -> Preview<'_> {
-        Preview {
-            members: &self.members,
-            staging: &self.staging,
-            rates: self.config.rates,
-            limits: self.limited.bandwidth().unwrap_or_default(),
-        }
+        let limits = self.limited.bandwidth().unwrap_or_default();
+        Preview::new(&self.members, &self.staging, self.config.rates, limits)
     }
 
     /// Keeps with each want whose staging has just begun what it is predicted to move.

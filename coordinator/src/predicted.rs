@@ -16,6 +16,13 @@ pub(crate) struct Predicted {
     /// Each host. Replicas share the prediction without it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) hosts: BTreeMap<String, PredictedHost>,
+    /// What all hosts together had moved already, where the hosts aren't said.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    before: StagingBytes,
+}
+
+fn is_nothing(bytes: &StagingBytes) -> bool {
+    *bytes == StagingBytes::default()
 }
 
 /// A prediction for one host.
@@ -50,23 +57,46 @@ impl PredictedHost {
 }
 
 impl Predicted {
-    /// The same without the hosts.
-    pub(crate) fn summary(&self) -> Self {
+    /// A prediction for these hosts.
+    pub(crate) const fn new(view: PredictionView, hosts: BTreeMap<String, PredictedHost>) -> Self {
         Self {
-            view: self.view.clone(),
-            hosts: BTreeMap::new(),
+            view,
+            hosts,
+            before: StagingBytes {
+                origin: 0,
+                peers: 0,
+                local: 0,
+                written: 0,
+            },
         }
     }
 
-    /// What the host moved since the prediction.
-    pub(crate) fn measured(&self, host: &HostProgress) -> StagingBytes {
-        let now = moved(host);
-        let before = self.hosts.get(&host.host).and_then(|host| host.before);
-        match before.filter(|before| before.began_at == host.began_at) {
-            Some(before) => now.less(before.bytes),
-            // another staging, which began at zero
-            None => now,
+    /// The same without the hosts.
+    pub(crate) fn summary(&self) -> Self {
+        let before = self.hosts.values().filter_map(|host| host.before);
+        Self {
+            view: self.view.clone(),
+            hosts: BTreeMap::new(),
+            before: before.fold(self.before, |sum, before| sum.and(before.bytes)),
         }
+    }
+
+    /// What the host moved since the prediction. `None` for a host that the prediction knows nothing of: its bytes
+    /// would stand beside a figure without it.
+    pub(crate) fn measured(&self, host: &HostProgress) -> Option<StagingBytes> {
+        let now = moved(host);
+        if self.hosts.is_empty() {
+            return Some(now);
+        }
+        let before = self.hosts.get(&host.host)?.before;
+        let same = before.filter(|before| before.began_at == host.began_at);
+        // another staging began at zero
+        Some(same.map_or(now, |before| now.less(before.bytes)))
+    }
+
+    /// What all hosts moved since the prediction, by what [`measured`](Self::measured) says of each.
+    pub(crate) fn measured_by_all(&self, sum: StagingBytes) -> StagingBytes {
+        sum.less(self.before)
     }
 }
 
@@ -102,7 +132,7 @@ mod tests {
         let of = PredictedHost::new(StagingBytes::default(), Some(&before));
         predicted.hosts.insert("mini-1".into(), of);
         let measured = |host: &HostProgress| {
-            let bytes = predicted.measured(host);
+            let bytes = predicted.measured(host).unwrap();
             (bytes.peers, bytes.written)
         };
         assert_eq!(measured(&before), (0, 0));
@@ -110,9 +140,33 @@ mod tests {
         // the host's counts began at zero because its agent was started again
         assert_eq!(measured(&host(Some(7), 0, 0)), (0, 0));
         assert_eq!(measured(&host(Some(9), 40, 50)), (40, 50));
-        // replicas that share no hosts count everything
-        let bytes = predicted.summary().measured(&before);
-        assert_eq!((bytes.peers, bytes.written), (100, 300));
+        // a host that came later has no part in the prediction
+        let later = HostProgress {
+            host: "mini-2".into(),
+            ..host(Some(7), 105, 310)
+        };
+        assert_eq!(predicted.measured(&later), None);
+    }
+
+    #[test]
+    fn a_replica_that_takes_over_leaves_out_what_had_moved_before_the_prediction() {
+        let mut predicted = Predicted::default();
+        for name in ["mini-1", "mini-2"] {
+            let before = HostProgress {
+                host: name.into(),
+                ..host(Some(7), 100, 300)
+            };
+            let of = PredictedHost::new(StagingBytes::default(), Some(&before));
+            predicted.hosts.insert(name.into(), of);
+        }
+        let text = serde_json::to_string(&predicted.summary()).unwrap();
+        let shared: Predicted = serde_json::from_str(&text).unwrap();
+        assert_eq!(shared.summary(), shared);
+        let now = [host(Some(7), 105, 310), host(Some(7), 120, 300)];
+        let each = now.iter().map(|now| shared.measured(now).unwrap());
+        let sum = each.fold(StagingBytes::default(), StagingBytes::and);
+        let measured = shared.measured_by_all(sum);
+        assert_eq!((measured.peers, measured.written), (25, 10));
     }
 
     #[test]
@@ -121,16 +175,16 @@ mod tests {
             origin: 1,
             ..StagingBytes::default()
         };
-        let predicted = Predicted {
-            view: PredictionView {
+        let predicted = Predicted::new(
+            PredictionView {
                 at_ms: 5,
                 bytes,
                 milliseconds: Some(7),
                 bound_by: Some("link".into()),
                 unknown: vec!["disk".into()],
             },
-            hosts: [("h".to_owned(), PredictedHost::new(bytes, None))].into(),
-        };
+            [("h".to_owned(), PredictedHost::new(bytes, None))].into(),
+        );
         let text = serde_json::to_string(&predicted).unwrap();
         let read: Predicted = serde_json::from_str(&text).unwrap();
         assert_eq!(read, predicted);

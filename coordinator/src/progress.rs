@@ -83,17 +83,18 @@ impl Rate {
         (now.since(*first) >= WINDOW).then(|| self.bytes_per_second(now))
     }
 
-    /// Bytes per second within the window that ends now; 0 when nothing came.
+    /// Bytes per second within the window that ends now; 0 when nothing came. Where a host was silent, the bytes count
+    /// over the time since its report before.
     fn bytes_per_second(&self, now: Moment) -> u64 {
-        let Some((first, _)) = self.samples.front() else {
+        let Some(first) = self.samples.front() else {
             return 0;
         };
         let (_, last) = self.samples.back().copied().unwrap_or_default();
         let begins = now - WINDOW;
         let before = self.samples.iter().take_while(|(at, _)| *at <= begins);
-        let before = before.last().or(self.samples.front());
-        let came = last.saturating_sub(before.map_or(0, |(_, held)| *held));
-        let span = now.since(*first).min(WINDOW).max(SHORTEST);
+        let (since, held) = before.last().copied().unwrap_or(*first);
+        let came = last.saturating_sub(held);
+        let span = now.since(since).max(SHORTEST);
         let rate = u128::from(came) * 1_000_000 / span.as_micros();
         u64::try_from(rate).unwrap_or(u64::MAX)
     }
@@ -438,6 +439,20 @@ mod tests {
         let now = Moment::START + Duration::from_secs(25);
         let rate = progress.view(now, "h", true).bytes_per_second;
         assert!((9_500..=10_500).contains(&rate), "{rate}");
+    }
+
+    #[test]
+    fn what_came_while_a_host_was_silent_counts_over_all_of_that_time() {
+        let mut progress = Progress::new();
+        let staging = message::StageState::Staging;
+        progress.report(at(0), &report(staging, 0, 0), Some(100_000));
+        progress.report(at(5), &report(staging, 500, 500), Some(100_000));
+        assert_eq!(progress.network_rates(at(5)), Some((100, 100)));
+        // its reports were held up for 20 s, and its bytes weren't
+        progress.report(at(25), &report(staging, 2_500, 2_500), Some(100_000));
+        assert_eq!(progress.network_rates(at(25)), Some((100, 100)));
+        assert_eq!(progress.view(at(25), "h", true).bytes_per_second, 100);
+        assert_eq!(progress.network_rates(at(31)), Some((0, 0)));
     }
 
     #[test]

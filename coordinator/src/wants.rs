@@ -601,14 +601,9 @@ pub(crate) mod tests {
         };
         two.timing = Timing::Known(timed);
         two.recipe = Some(recipe("two"));
-        let predicted = Predicted {
-            hosts: [(
-                "mini-1".to_owned(),
-                crate::predicted::PredictedHost::default(),
-            )]
-            .into(),
-            ..Predicted::default()
-        };
+        let host = crate::predicted::PredictedHost::default();
+        let hosts = [("mini-1".to_owned(), host)].into();
+        let predicted = Predicted::new(Predicted::default().view, hosts);
         two.predicted = Some(Arc::new(predicted));
         two.recipe_doubts = [(two.layout.config().digest, ChunkIndex(0))].into();
         files.keep(&one).unwrap();

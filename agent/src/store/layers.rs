@@ -10,7 +10,7 @@ use proto::{
 use super::{
     files::{Body, ImageFiles},
     held::Held,
-    place::{is_zero, put},
+    place::{Files as _, is_zero, put},
 };
 use apple_lz4::{DecodeError, Decoder};
 
@@ -75,20 +75,31 @@ pub(super) fn decode_content<'a, 'b>(
         }
         let blob = File::open(held.files().blob_path(at)).map_err(failed)?;
         for body in bodies.clone() {
-            changed |= decode_layer(&blob, spec.geometry.size(), &body.disk, layer)?;
+            let written = decode_layer(&blob, spec.geometry.size(), &body.disk, layer)?;
+            held.files().wrote(written.bytes);
+            changed |= written.differed;
         }
         last = Some(layer);
     }
     Ok(last.map(|layer| (layer, changed)))
 }
 
-/// Decodes a blob onto the disk at its layer's place. Writes only what differs, and returns whether something did.
+/// What decoding a layer wrote.
+#[derive(Clone, Copy, Debug, Default)]
+struct Written {
+    /// Whether anything on the disk differed.
+    differed: bool,
+    /// Bytes that the volume was given. Zeros are none.
+    bytes: u64,
+}
+
+/// Decodes a blob onto the disk at its layer's place. Writes only what differs.
 fn decode_layer(
     blob: &File,
     blob_bytes: u64,
     disk: &File,
     layer: &DiskLayer,
-) -> Result<bool, DecodeLayerError> {
+) -> Result<Written, DecodeLayerError> {
     let failed = |error| DecodeLayerError::Io {
         layer: Layout::name(layer),
         error,
@@ -96,13 +107,15 @@ fn decode_layer(
     let mut offset = layer.offset;
     let mut raw = Vec::with_capacity(DECODE_BYTES);
     let mut there = Vec::new();
-    let mut changed = false;
+    let mut written = Written::default();
     let mut flush = |raw: &mut Vec<u8>, offset: &mut u64| {
         there.resize(raw.len(), 0);
         disk.read_exact_at(&mut there, *offset)?;
         if there != *raw {
-            changed = true;
-            put(disk, *offset, raw, is_zero(raw))?;
+            let zero = is_zero(raw);
+            put(disk, *offset, raw, zero)?;
+            written.differed = true;
+            written.bytes += if zero { 0 } else { raw.len() as u64 };
         }
         *offset += raw.len() as u64;
         raw.clear();
@@ -121,7 +134,7 @@ fn decode_layer(
         error,
     })?;
     flush(&mut raw, &mut offset).map_err(failed)?;
-    Ok(changed)
+    Ok(written)
 }
 
 /// Decodes a blob and hands `take` one decoded block after the other.

@@ -22,6 +22,8 @@ pub struct Content {
     pub raw_bytes: u64,
     /// Its bytes in the registry. Peers send about as many.
     pub packed_bytes: u64,
+    /// Bytes of the disk into which a host decodes the content, where it holds the content as the registry stores it.
+    pub decoded_bytes: u64,
 }
 
 /// What is known of a selected host. Rates are in bytes a second; `None`: nobody knows.
@@ -188,8 +190,9 @@ fn moved(contents: &[Content], host: &Host, share: impl Fn(&Content) -> u64) -> 
         return Moved::default();
     }
     let mut of = Moved::default();
-    let (mut missing, mut packed) = (0u64, 0u64);
+    let (mut missing, mut packed, mut decoded) = (0u64, 0u64, 0u64);
     for content in contents {
+        decoded = decoded.saturating_add(content.decoded_bytes);
         if host.here.contains(&content.digest) {
             of.local = of.local.saturating_add(content.raw_bytes);
             continue;
@@ -207,7 +210,8 @@ fn moved(contents: &[Content], host: &Host, share: impl Fn(&Content) -> u64) -> 
     of.peers = scale(packed, left, missing) - of.registry;
     of.local -= held_local;
     of.missing = left;
-    of.written = left.saturating_add(copied.min(of.local));
+    let copied = copied.min(of.local);
+    of.written = left.saturating_add(copied).saturating_add(decoded);
     of
 }
 

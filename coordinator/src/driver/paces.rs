@@ -1,5 +1,6 @@
 //! How fast bytes came so far: from each registry to the whole fleet, and from the network to each host. Predictions
-//! are made by the most that was seen, because a rate that was seen is no guess.
+//! are made by the most that was seen, because a rate that was seen is no guess. A host's word counts up to what the
+//! fastest network interface of a Mac carries, so that no host makes a registry look faster for all.
 
 use std::collections::BTreeMap;
 
@@ -9,6 +10,8 @@ use super::{hosts::Hosts, images::Images};
 
 /// The most registries whose rates are remembered.
 const MAX_REGISTRIES: usize = 64;
+/// The most bytes a second that one host is believed to get: 10 Gbit/s.
+const MAX_HOST_RATE: u64 = 1_250_000_000;
 
 /// The most that was seen, in bytes a second. See the [module](self).
 #[derive(Debug, Default)]
@@ -24,6 +27,7 @@ impl Paces {
         let mut registries: BTreeMap<String, u64> = BTreeMap::new();
         for (host, known) in hosts.iter() {
             let mut network = 0u64;
+            let mut origins: BTreeMap<String, u64> = BTreeMap::new();
             for (image, progress) in &known.images {
                 let Some((from_origin, from_network)) = progress.network_rates(now) else {
                     continue;
@@ -32,9 +36,14 @@ impl Paces {
                 if from_origin > 0
                     && let Some(registry) = registry(images, image)
                 {
-                    let sum = registries.entry(registry).or_default();
-                    *sum = sum.saturating_add(from_origin);
+                    let of_host = origins.entry(registry).or_default();
+                    *of_host = from_origin.saturating_add(*of_host);
                 }
+            }
+            network = network.min(MAX_HOST_RATE);
+            for (registry, of_host) in origins {
+                let sum = registries.entry(registry).or_default();
+                *sum = sum.saturating_add(of_host.min(MAX_HOST_RATE));
             }
             if network > 0 {
                 let most = self.hosts.entry(host.clone()).or_default();
@@ -104,6 +113,8 @@ mod tests {
         assert_eq!(at(5, 500), Some(100));
         assert_eq!(at(10, 1_500), Some(200));
         assert_eq!(at(20, 1_600), Some(200), "less comes now");
+        // a host that says what no network carries
+        assert_eq!(at(26, u64::MAX), Some(MAX_HOST_RATE));
         // the registry of an image that nobody wants isn't known
         assert_eq!(paces.of_registry("127.0.0.1:5000"), None);
         let gone = Hosts::default();

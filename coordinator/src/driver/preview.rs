@@ -32,17 +32,32 @@ use crate::{
 /// The facts from which a prediction is made.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Preview<'a> {
-    pub(super) members: &'a Members,
-    pub(super) staging: &'a Staging,
-    pub(super) rates: Rates,
+    members: &'a Members,
+    staging: &'a Staging,
+    rates: Rates,
     /// What each host may use; 0: no limit.
-    pub(super) limits: BandwidthRequest,
+    limits: BandwidthRequest,
 }
 
 /// A rate, and how it is known.
 type Known = (u64, &'static str);
 
-impl Preview<'_> {
+impl<'a> Preview<'a> {
+    /// From what the driver's parts know, and from rates and limits that operators set.
+    pub(super) const fn new(
+        members: &'a Members,
+        staging: &'a Staging,
+        rates: Rates,
+        limits: BandwidthRequest,
+    ) -> Self {
+        Self {
+            members,
+            staging,
+            rates,
+            limits,
+        }
+    }
+
     /// What staging this image would move, and how fast it can be at best.
     pub(super) fn of(&self, want: &Want) -> Result<PlanReply, StageError> {
         let selected = selected(
@@ -137,14 +152,19 @@ impl Preview<'_> {
             let host = PredictedHost::new(bytes(*moved), now.as_ref());
             (id.to_string(), host)
         });
-        Some(Predicted {
-            view: shown(at_ms, &predicted),
-            hosts: hosts.collect(),
-        })
+        Some(Predicted::new(shown(at_ms, &predicted), hosts.collect()))
     }
 
     /// What is known of the image and of these hosts.
     fn facts(&self, want: &Want, selected: &[HostId]) -> Facts {
+        // a layer whose raw bytes have no digest is held as the registry stores it, and decoded onto the disk beside it
+        let mut decoded: BTreeMap<Digest, u64> = BTreeMap::new();
+        for layer in want.layout.layers() {
+            if layer.raw.is_none() {
+                let bytes = decoded.entry(layer.blob.digest).or_default();
+                *bytes = layer.raw_bytes.saturating_add(*bytes);
+            }
+        }
         let contents = want.layout.contents().into_iter();
         let contents = contents.map(|content| Content {
             digest: content.digest,
@@ -153,6 +173,7 @@ impl Preview<'_> {
                 ContentKind::RawLayer { blob } => blob.size,
                 ContentKind::Blob => content.geometry.size(),
             },
+            decoded_bytes: decoded.get(&content.digest).copied().unwrap_or(0),
         });
         let contents: Vec<Content> = contents.collect();
         let ours: BTreeSet<Digest> = contents.iter().map(|content| content.digest).collect();

@@ -133,7 +133,6 @@ impl Rosters {
     }
 
     /// How many hosts wait for a whole roster.
-    #[cfg(test)]
     pub(super) fn owed(&self) -> usize {
         self.owed.len()
     }

@@ -75,9 +75,9 @@ impl Views {
         }
     }
 
-    /// Something happened, so the next view will differ.
-    pub(super) const fn outdate(&mut self) {
-        self.stale = true;
+    /// Where something happened, the next view will differ.
+    pub(super) const fn outdate_if(&mut self, happened: bool) {
+        self.stale |= happened;
     }
 
     /// The next view may be published at once.
@@ -96,7 +96,7 @@ impl Views {
 
     /// Whether a view may be published now. After `true`, the view counts as published.
     pub(super) fn take_due(&mut self, now: Moment) -> bool {
-        let due = self.next <= now;
+        let due = self.due() <= now;
         if due {
             self.next = now + PUBLISH_EVERY;
             self.stale = false;
@@ -181,15 +181,15 @@ impl Facts<'_> {
                 if let Some(predicted) = &want.predicted {
                     let of = predicted.hosts.get(&shown.host);
                     shown.predicted = of.map(|of| of.bytes);
-                    shown.measured = Some(predicted.measured(&shown));
+                    shown.measured = predicted.measured(&shown);
                 }
                 shown
             })
             .collect();
         let predicted = want.predicted.as_deref();
-        let measured = predicted.is_some().then(|| {
+        let measured = predicted.map(|predicted| {
             let each = hosts.iter().filter_map(|host| host.measured);
-            each.fold(StagingBytes::default(), StagingBytes::and)
+            predicted.measured_by_all(each.fold(StagingBytes::default(), StagingBytes::and))
         });
         let count = |state| hosts.iter().filter(|host| host.state == state).count() as u64;
         let hosts_present = count(HostState::Present);
@@ -499,7 +499,7 @@ mod tests {
         assert!(views.take_due(at(0)));
         assert!(!views.take_due(at(249)));
         assert_eq!(views.due(), at(1_250));
-        views.outdate();
+        views.outdate_if(true);
         assert_eq!(views.due(), at(250));
         assert!(views.take_due(at(250)));
         assert_eq!(views.due(), at(1_500));

@@ -300,7 +300,10 @@ fn what_rots_in_a_decoded_layer_is_found_and_written_anew() {
             flip(&disk.join(cache::DISK), layer.offset + at);
         }
     }
+    let before = stage.files().written_bytes();
     assert!(stage.mend_decoded(content).unwrap());
+    let written = stage.files().written_bytes() - before;
+    assert_eq!(written, 2 * layer.raw_bytes, "it counts as written");
     assert_installed(&directory, &sample);
     assert_installed(&twin, &sample);
     assert!(!stage.mend_decoded(content).unwrap());

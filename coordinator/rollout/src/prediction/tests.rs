@@ -9,6 +9,7 @@ fn content(name: u8, raw_bytes: u64, packed_bytes: u64) -> Content {
         digest: Digest::of(&[name]),
         raw_bytes,
         packed_bytes,
+        decoded_bytes: 0,
     }
 }
 
@@ -47,6 +48,22 @@ fn each(hosts: &[Host], available: &[u8]) -> Vec<(u64, u64, u64, u64)> {
     hosts
         .map(|of| (of.registry, of.peers, of.local, of.written))
         .collect()
+}
+
+#[test]
+fn a_layer_that_is_held_packed_is_also_written_unpacked() {
+    let packed = Content {
+        decoded_bytes: 90,
+        ..content(b'a', 40, 40)
+    };
+    let contents = [packed, content(b'b', 200, 100)];
+    let written = |host: Host| {
+        let of = predict(&contents, &[host], &BTreeSet::new(), None).total;
+        (of.local, of.missing, of.written)
+    };
+    assert_eq!(written(host(b"")), (0, 240, 40 + 90 + 200));
+    assert_eq!(written(host(b"a")), (40, 200, 40 + 90 + 200));
+    assert_eq!(written(present()), (0, 0, 0));
 }
 
 #[test]

@@ -446,13 +446,16 @@ fn no_more_names_are_wanted_than_hosts_can_report() {
     };
     assert!(world.ask(again).is_ok());
     // the cluster's want waits for room
-    place(&mut world, vec![next(61)], Limits::default());
+    let late = next(61);
+    let image = late.digest();
+    place(&mut world, vec![late], Limits::default());
     let waiting = |world: &World| world.view.borrow().waiting.len();
     assert_eq!(waiting(&world), 1);
     world.cancel(&long_name(2)).unwrap();
     let now = world.driver.now();
     world.driver.show(now);
     assert_eq!(waiting(&world), 0);
+    assert!(world.view.borrow().images[&image].prediction.is_some());
 }
 
 #[test]

@@ -117,6 +117,18 @@ fn a_prediction_stands_beside_the_fact_and_outlives_the_coordinator() {
     );
     assert_eq!(later.measured, Some(moved));
 
+    // a host that enrolled later has no part in the prediction, so its bytes don't stand beside it
+    let (c, _c) = world.open("c", World::hello());
+    reports(
+        &mut world,
+        ("c", c),
+        state(&new, StageState::Staging, moved),
+    );
+    show(&mut world);
+    let later = shown(&world, &new.digest());
+    assert_eq!(later.hosts.len(), 3);
+    assert_eq!(later.measured, Some(moved));
+
     // another coordinator goes on with what was written down
     let kept = Kept {
         wants: vec![kept],
