@@ -39,6 +39,43 @@ pub(crate) fn spread_bytes(ground: &Ground, id: ContentId, chunk: ChunkIndex) ->
     ground.contents.len(id, chunk) * sends as u64
 }
 
+/// How much work a host may have when it is handed a chunk for everyone, in bytes, if one spread is `work`.
+fn allowed(ground: &Ground, (id, chunk): (ContentId, ChunkIndex), work: u64, percent: u64) -> u64 {
+    let slack = ground.contents.len(id, chunk) * ground.config.spread_backlog_chunks;
+    work.saturating_mul(percent) / 100 + slack
+}
+
+/// Whether spreaders reach every host by themselves. Where they don't, spreads are made of parts, and work comes from
+/// many hosts: no host knows beforehand how much it will have.
+fn is_direct(ground: &Ground) -> bool {
+    ground.fleet.roster().len() <= ground.config.direct_targets
+}
+
+/// Whether this host has too much work to spread one more chunk to everyone. `backlog_bytes`: the pushes that we have
+/// yet to send.
+pub(crate) fn is_loaded(
+    ground: &Ground,
+    id: ContentId,
+    chunk: ChunkIndex,
+    backlog_bytes: u64,
+) -> bool {
+    let content = ground.contents.get(id);
+    let known = content.is_some_and(|content| content.geometry.contains(chunk));
+    let work = spread_bytes(ground, id, chunk);
+    let percent = ground.config.spread_taken_percent;
+    known && is_direct(ground) && backlog_bytes > allowed(ground, (id, chunk), work, percent)
+}
+
+/// A peer declined to spread a chunk to everyone, because it is busy. It isn't chosen again before it has had time for
+/// a chunk, or says something else.
+pub(crate) fn declined(ground: &mut Ground, peer: PeerIndex, id: ContentId, chunk: ChunkIndex) {
+    let (now, work) = (ground.now, spread_bytes(ground, id, chunk));
+    let percent = ground.config.spread_taken_percent;
+    let taken = allowed(ground, (id, chunk), work, percent);
+    let more = ground.contents.len(id, chunk);
+    ground.fleet[peer].is_busy(now, taken + more);
+}
+
 /// Chooses the spreader of a chunk for everyone: the host with the least to do among some random connected hosts and
 /// ourselves. `backlog_bytes`: the pushes that we have yet to send.
 pub(crate) fn choose(
@@ -61,16 +98,21 @@ pub(crate) fn choose(
     let (length, rate) = (ground.contents.len(id, chunk), ground.pace.rate());
     let own_work = work + length;
     let own_score = micros(backlog_bytes + own_work, rate);
-    let slack = length * ground.config.spread_backlog_chunks;
-    let allowed = work.saturating_mul(ground.config.spread_backlog_percent) / 100 + slack;
+    let of = (id, chunk);
+    let hoped = allowed(ground, of, work, ground.config.spread_backlog_percent);
+    let taken = allowed(ground, of, work, ground.config.spread_taken_percent);
     match best {
         Some((score, index)) if score <= own_score => {
-            match ground.fleet[index].excess_us(ground.now, allowed) {
+            let peer = &ground.fleet[index];
+            // a host that has just said how much it has to do would decline
+            let told = is_direct(ground) && peer.spoke_within(ground.now, ground.config.load_every);
+            let most = if told { taken.min(hoped) } else { hoped };
+            match peer.excess_us(ground.now, most) {
                 0 => Choice::Peer(index),
                 excess => Choice::Wait(excess),
             }
         }
-        _ => match backlog_bytes.saturating_sub(allowed) {
+        _ => match backlog_bytes.saturating_sub(hoped) {
             0 => Choice::Me,
             excess => Choice::Wait(micros(excess, rate)),
         },

@@ -50,7 +50,13 @@ pub struct Config {
     /// The work that a spreader may have before it, in percent of one spread. Beyond, the chunk waits at the lease
     /// holder instead.
     pub spread_backlog_percent: u64,
-    /// The work that a spreader may have on top of that percentage, in chunks. In a small fleet a spread is short, and
+    /// The work with which a host takes one more spread over, in percent of one spread. With more work it declines and
+    /// says how much it has, and the chunk goes to another host. The lease holder's own bound is
+    /// [`spread_backlog_percent`](Self::spread_backlog_percent), as long as it has no fresh word of the host: what it
+    /// knows of most hosts is as old as a spread (simulator, `release`, 200 hosts, 5 % of 60 GB: makespan over bound
+    /// 1.46 without this bound, 1.29 · 1.23 · 1.25 with 100 · 30 · 15).
+    pub spread_taken_percent: u64,
+    /// The work that a spreader may have on top of these percentages, in chunks. In a small fleet a spread is short, and
     /// the next one has to be there when it ends.
     pub spread_backlog_chunks: u64,
     /// The most chunks of a lease that are ordered from the origin and haven't come, or that came and weren't handed
@@ -120,6 +126,7 @@ impl Default for Config {
             fan_out: 8,
             candidates: 8,
             spread_backlog_percent: 100,
+            spread_taken_percent: 30,
             spread_backlog_chunks: 8,
             lease_window: 16,
             assumed_rate_bytes_per_second: 117_000_000,

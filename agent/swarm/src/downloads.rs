@@ -246,14 +246,15 @@ impl Downloads {
 
     // ---- offered pushes -------------------------------------------------------------------------------------------
 
-    /// Decides on an offered push. A push that is taken is noted as under way.
+    /// Decides on an offered push. A push that is taken is noted as under way. `loaded`: this host lacks the chunk, and
+    /// has too much work to pass it on.
     pub(crate) fn judge(
         &mut self,
         ground: &mut Ground,
         key: HostKey,
-        id: ContentId,
-        chunk: ChunkIndex,
+        (id, chunk): (ContentId, ChunkIndex),
         spread: Option<Spread>,
+        loaded: bool,
     ) -> Offer {
         let now = ground.now;
         let peer = ground.fleet.find(key);
@@ -266,6 +267,9 @@ impl Downloads {
         };
         content.pushed_at = Some(now);
         let paused = content.is_paused(now);
+        if loaded {
+            return Offer::Declined(Declined::Busy);
+        }
         if content.held.contains(chunk) {
             // this host asked for the chunk before the push came
             if spread.is_none() {

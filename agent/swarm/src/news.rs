@@ -188,7 +188,8 @@ impl News {
     }
 }
 
-fn tell_load(ground: &mut Ground, index: PeerIndex, backlog_bytes: u64) {
+/// Tells a peer how much push work we have.
+pub(crate) fn tell_load(ground: &mut Ground, index: PeerIndex, backlog_bytes: u64) {
     let (peer, rate) = (ground.fleet[index].key, ground.pace.rate());
     ground.act(Action::AnnounceLoad {
         peer,

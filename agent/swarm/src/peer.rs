@@ -273,6 +273,17 @@ impl Peer {
         self.load.at = now;
     }
 
+    /// Whether we heard of its load within this time.
+    pub(crate) fn spoke_within(&self, now: Moment, time: Duration) -> bool {
+        self.load.at > Moment::START && now.since(self.load.at) < time
+    }
+
+    /// The peer has at least this much push work: it declined more.
+    pub(crate) fn is_busy(&mut self, now: Moment, least_bytes: u64) {
+        self.load.backlog_bytes = self.aged(now).max(least_bytes).min(MOST_BACKLOG);
+        self.load.at = now;
+    }
+
     pub(crate) fn assign(&mut self, bytes: u64) {
         self.load.assigned_bytes = self.load.assigned_bytes.saturating_add(bytes);
     }

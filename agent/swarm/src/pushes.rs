@@ -8,7 +8,7 @@ use proto::{ChunkIndex, HostKey};
 use crate::{
     Action,
     agenda::TICK,
-    choose::{Choice, choose, choose_among, spread_bytes},
+    choose::{Choice, choose, choose_among, declined, spread_bytes},
     event::{ContentId, Delivery, Spread},
     ground::Ground,
     jobs::{Jobs, LOOK_LEAST, Target},
@@ -373,6 +373,9 @@ impl Pushes {
                     }
                 }
                 Delivery::Busy | Delivery::Unwanted | Delivery::Bad | Delivery::Broken => {
+                    if delivery == Delivery::Busy && handover.part.is_none() {
+                        declined(ground, handover.peer, handover.id, handover.chunk);
+                    }
                     self.hand_elsewhere(ground, handover, 1);
                 }
             },

@@ -14,6 +14,7 @@ use crate::{
     Action, Config, Event, Status,
     action::Declined,
     agenda::TICK,
+    choose,
     content::{Content, Grantor},
     downloads::{self, Downloads, Offer},
     event::{ContentId, Delivery, Entitled, Failure, OriginEnd, Peer as Entry, Spread, Ticket},
@@ -333,9 +334,19 @@ impl Swarm {
         (id, chunk): (ContentId, ChunkIndex),
         spread: Option<Spread>,
     ) {
+        let backlog_bytes = self.pushes.backlog_bytes();
+        let loaded = spread == Some(Spread::Everyone)
+            && !self.ground.contents.holds(id, chunk)
+            && choose::is_loaded(&self.ground, id, chunk, backlog_bytes);
         let offer = self
             .downloads
-            .judge(&mut self.ground, key, id, chunk, spread);
+            .judge(&mut self.ground, key, (id, chunk), spread, loaded);
+        let peer = self.ground.fleet.find(key);
+        let peer = peer.filter(|peer| loaded && self.ground.fleet[*peer].is_up());
+        if let Some(peer) = peer {
+            // who chose us knows too little of our load
+            news::tell_load(&mut self.ground, peer, backlog_bytes);
+        }
         let answer = match offer {
             Offer::Taken => Action::Accept(ticket),
             Offer::Declined(reason) => Action::Decline(ticket, reason),

@@ -82,7 +82,10 @@ struct Cli {
     /// The work that may wait at a spreader, in percent of one spread.
     #[arg(long, default_value_t = swarm().spread_backlog_percent, env = "SIM_SPREAD_BACKLOG_PERCENT", help_heading = SWARM)]
     spread_backlog_percent: u64,
-    /// The work that may wait at a spreader on top of that percentage, in chunks.
+    /// The work with which a host takes one more spread over, in percent of one spread.
+    #[arg(long, default_value_t = swarm().spread_taken_percent, env = "SIM_SPREAD_TAKEN_PERCENT", help_heading = SWARM)]
+    spread_taken_percent: u64,
+    /// The work that may wait at a spreader on top of these percentages, in chunks.
     #[arg(long, default_value_t = swarm().spread_backlog_chunks, env = "SIM_SPREAD_BACKLOG_CHUNKS", help_heading = SWARM)]
     spread_backlog_chunks: u64,
     /// The most chunks of a lease that a host has ordered from the registry, or received and not yet passed on.
@@ -209,6 +212,7 @@ fn main() -> ExitCode {
     swarm.incoming = cli.incoming;
     swarm.busy_wait_chunks = cli.busy_wait_chunks;
     swarm.spread_backlog_percent = cli.spread_backlog_percent;
+    swarm.spread_taken_percent = cli.spread_taken_percent;
     swarm.spread_backlog_chunks = cli.spread_backlog_chunks;
     swarm.lease_window = cli.lease_window;
     swarm.direct_targets = cli.direct_targets;

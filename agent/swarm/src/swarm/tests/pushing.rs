@@ -34,6 +34,65 @@ fn a_chunk_is_handed_to_the_host_with_the_least_to_do() {
     assert_eq!(pushes(&actions), [(key(1), 0, true)]);
 }
 
+fn load(peer: u64, chunks: u64) -> Event {
+    Event::Load {
+        peer: key(peer),
+        backlog_bytes: chunks * CHUNK,
+        upload_bytes_per_second: 117_000_000,
+    }
+}
+
+/// Lease holders chose by loads that were as old as a spread: of 200 hosts, 40 idled while others had 12 s of work.
+#[test]
+fn a_host_with_much_work_takes_no_further_spread_and_says_how_much_it_has() {
+    // 30 percent of a spread of 10 chunks, and 8 chunks
+    for (chunks, taken) in [(11, true), (12, false)] {
+        let mut swarm = among(10, Config::default());
+        feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+        swarm.pushes.jobs().add_backlog(chunks * CHUNK);
+        let actions = feed(&mut swarm, 1, offered(1, 0, 5, Some(Spread::Everyone)));
+        let told = |action: &Action| {
+            matches!(action, Action::AnnounceLoad { peer, backlog_bytes, .. }
+                if *peer == key(0) && *backlog_bytes == chunks * CHUNK)
+        };
+        let declined = actions.contains(&Action::Decline(Ticket(1), Declined::Busy));
+        assert_eq!(declined, !taken, "{chunks}");
+        assert_eq!(actions.iter().any(told), !taken, "{chunks}");
+        // a chunk for this host alone, or for a part of the hosts, is work of another kind
+        let alone = feed(&mut swarm, 1, offered(2, 1, 6, None));
+        assert_eq!(alone, [Action::Accept(Ticket(2))]);
+        let part = Spread::To(vec![key(7)]);
+        let part = feed(&mut swarm, 1, offered(3, 2, 7, Some(part)));
+        assert_eq!(part, [Action::Accept(Ticket(3))]);
+    }
+}
+
+#[test]
+fn a_spread_that_is_declined_goes_to_another_host_and_waits_when_all_are_busy() {
+    let mut swarm = among(3, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    for peer in 0..3 {
+        feed(&mut swarm, 0, load(peer, peer));
+    }
+    swarm.pushes.jobs().add_backlog(500 * CHUNK);
+    feed(&mut swarm, 1, Event::Leased(ContentId(0)));
+    let came = Event::OriginChunk {
+        id: ContentId(0),
+        chunk: ChunkIndex(0),
+        wire_bytes: CHUNK,
+    };
+    let mut actions = feed(&mut swarm, 1, came);
+    for peer in 0..3 {
+        assert_eq!(pushes(&actions), [(key(peer), 0, true)]);
+        actions = feed(&mut swarm, 2, sent(key(peer), 0, Delivery::Busy));
+    }
+    assert_eq!(pushes(&actions), []);
+    // a host has had time for a chunk, which takes 9 ms
+    assert_eq!(pushes(&feed(&mut swarm, 10, Event::Tick)), []);
+    let actions = feed(&mut swarm, 12, Event::Tick);
+    assert_eq!(pushes(&actions).len(), 1);
+}
+
 #[test]
 fn a_boaster_isnt_handed_every_chunk() {
     let mut swarm = among(2, Config::default());
