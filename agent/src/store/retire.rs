@@ -5,8 +5,8 @@
 //! - it is wanted under any name, or it is among the newest of its repository that are to stay,
 //! - it was wanted, or cloned from, within the last hour ([`REST`]),
 //! - one of its goldens runs as a VM,
-//! - a local VM was made while the image was in use. A clone carries no note of its image, so any such VM may be one,
-//!   and whoever starts it again (a Pod, say) may need the golden.
+//! - a local VM was made while the image was in use, or soon after ([`Old::may_have_made`]). A clone carries no note of
+//!   its image, so any such VM may be one, and whoever starts it again (a Pod, say) may need the golden.
 //!
 //! Only files that we made are removed: those with our inodes, and goldens with our marks. What tart pulled itself, and
 //! VMs, are never touched.
@@ -53,8 +53,23 @@ struct Old {
     since: SystemTime,
     /// When it was last wanted, or cloned from.
     used: SystemTime,
+    /// tart set the note of the last clone back: it pulled another image under the same tag. So clones may be younger
+    /// than `used` says.
+    outdated: bool,
     /// A golden of it that runs.
     running: Option<String>,
+}
+
+impl Old {
+    /// Whether a VM that was made at this moment may be a clone of the image.
+    ///
+    /// The last clone is younger than `used`: tart notes the use first, in whole seconds, and then makes the VM's
+    /// directory. Where the times contradict each other, nothing is known of the beginning.
+    fn may_have_made(&self, made: SystemTime) -> bool {
+        let until = self.used.checked_add(REST).filter(|_| !self.outdated);
+        let began = self.since > self.used || made >= self.since;
+        began && until.is_none_or(|until| made <= until)
+    }
 }
 
 /// Why an image stays.
@@ -119,7 +134,7 @@ fn needed(old: &Old, machines: &[(String, SystemTime)], now: SystemTime) -> Opti
     {
         let clone = machines
             .iter()
-            .find(|(_, made)| (old.since..=old.used).contains(made));
+            .find(|(_, made)| old.may_have_made(*made));
         return clone.map(|(name, _)| Stays::MayBeCloned(name.clone()));
     }
     Some(Stays::UsedLately)
@@ -174,9 +189,12 @@ fn look(home: &Path, stage: &Stage, goldens: &BTreeMap<Digest, Vec<String>>) -> 
     let names = goldens.get(&image).map_or(&[][..], Vec::as_slice);
     let machines = names.iter().map(|name| cache::vm_directory(home, name));
     let machines: Vec<PathBuf> = machines.filter(|machine| machine.is_dir()).collect();
+    let mut outdated = false;
     // tart notes in the directory's access time when it was cloned from
     for path in directories.iter().chain(&machines) {
-        used = used.max(fs::metadata(path).and_then(|found| found.accessed()).ok()?);
+        let cloned = fs::metadata(path).and_then(|found| found.accessed()).ok()?;
+        used = used.max(cloned);
+        outdated |= cloned == SystemTime::UNIX_EPOCH;
     }
     let runs = machines.iter().find(|machine| is_running(machine));
     let repositories = directories.iter().filter_map(|found| found.parent());
@@ -186,6 +204,7 @@ fn look(home: &Path, stage: &Stage, goldens: &BTreeMap<Digest, Vec<String>>) -> 
         wanted: !stage.names().wanted().is_empty(),
         since: stage.begun_at()?,
         used,
+        outdated,
         running: runs.map(|machine| machine.display().to_string()),
     })
 }
@@ -312,6 +331,7 @@ mod tests {
             wanted,
             since: at(since),
             used: at(used),
+            outdated: false,
             running: None,
         }
     }
@@ -375,10 +395,23 @@ mod tests {
         assert_eq!(of(&lately, &[]), Some(Stays::UsedLately));
         // the clock was set back
         assert_eq!(of(&one(10, 101), &[]), Some(Stays::UsedLately));
-        // a VM that was made while the image was in use may be its clone, and others aren't
+        // a VM that was made while the image was in use, or within an hour after, may be its clone; others aren't
         let clone = Some(Stays::MayBeCloned("vm".into()));
-        for (made, expected) in [(9, None), (10, clone.clone()), (20, clone), (21, None)] {
+        for (made, stays) in [(9, false), (10, true), (20, true), (21, true), (22, false)] {
+            let expected = clone.clone().filter(|_| stays);
             assert_eq!(of(&one(10, 20), &[("vm", made)]), expected, "{made}");
+        }
+        // tart set the access time back: how old clones are isn't known
+        let mut outdated = one(10, 20);
+        outdated[0].outdated = true;
+        for (made, stays) in [(9, false), (10, true), (90, true)] {
+            let expected = clone.clone().filter(|_| stays);
+            assert_eq!(of(&outdated, &[("vm", made)]), expected, "{made}");
+        }
+        // the times contradict each other
+        for (made, stays) in [(1, true), (21, true), (22, false)] {
+            let expected = clone.clone().filter(|_| stays);
+            assert_eq!(of(&one(30, 20), &[("vm", made)]), expected, "{made}");
         }
         let mut running = one(10, 20);
         running[0].running = Some("golden".into());

@@ -280,12 +280,14 @@ impl Stage {
             .is_some_and(|at| self.held.is_closed(at))
     }
 
-    /// When this stage was made, also in an earlier process: the manifest's time, since the manifest is written once,
-    /// at the beginning. `None` if the volume doesn't tell.
+    /// When this stage was made, also in an earlier process: the manifest was written then, in a new directory. A
+    /// damaged manifest was written again later. `None` if the volume doesn't tell.
     #[must_use]
     pub(crate) fn begun_at(&self) -> Option<SystemTime> {
         let manifest = fs::metadata(self.directory.join(cache::MANIFEST));
-        manifest.and_then(|found| found.modified()).ok()
+        let manifest = manifest.and_then(|found| found.modified()).ok();
+        let directory = fs::metadata(&self.directory).and_then(|found| found.created());
+        manifest.into_iter().chain(directory).min()
     }
 
     /// Whether every content is closed, so that the image can be installed.

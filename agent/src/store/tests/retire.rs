@@ -116,6 +116,77 @@ fn an_old_image_goes_with_its_golden_and_its_space_is_back() {
     assert!(!stage.is_installed());
 }
 
+/// Makes a VM as tart does: notes the use of its source in whole seconds, and makes the VM's directory then.
+fn clone(home: &TempDir, source: &Path, name: &str) -> PathBuf {
+    let second = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let second = Duration::from_secs(second.unwrap().as_secs());
+    set_accessed(source, SystemTime::UNIX_EPOCH + second);
+    machine(home, name)
+}
+
+fn set_accessed(directory: &Path, at: SystemTime) {
+    let times = fs::FileTimes::new().set_accessed(at);
+    let directory = fs::File::open(directory).unwrap();
+    directory.set_times(times).unwrap();
+}
+
+#[test]
+fn the_last_clone_of_a_golden_keeps_its_image() {
+    let home = tempfile::tempdir().unwrap();
+    let store = open(&home);
+    let (old, _) = installed(&home, &store, 1);
+    installed(&home, &store, 2);
+    store.want(old.layout.digest(), &[]).unwrap();
+    let golden = cache::vm_directory(home.path(), "golden-1");
+    let clone = clone(&home, &golden, "vm");
+    let later = SystemTime::now() + LATER;
+    assert_eq!(retire(&store, 1, later), []);
+    fs::remove_dir_all(clone).unwrap();
+    assert_eq!(retire(&store, 1, later), [*old.layout.digest()]);
+    assert!(!golden.exists());
+}
+
+#[test]
+fn a_clone_keeps_its_image_whose_access_time_tart_set_back() {
+    let home = tempfile::tempdir().unwrap();
+    let store = open(&home);
+    let (old, _) = installed(&home, &store, 1);
+    installed(&home, &store, 2);
+    store.want(old.layout.digest(), &[]).unwrap();
+    let directory = image_dir(&home, "ghcr.io/org/image", &old);
+    // long after the image was last wanted
+    let status = ours(&home, &old).join(STATUS);
+    let long_ago = SystemTime::now() - 2 * LATER;
+    let status = fs::File::options().write(true).open(status).unwrap();
+    status.set_modified(long_ago).unwrap();
+    set_accessed(&cache::vm_directory(home.path(), "golden-1"), long_ago);
+    let clone = clone(&home, &directory, "vm");
+    // tart pulls another image under the tag
+    set_accessed(&directory, SystemTime::UNIX_EPOCH);
+    let later = SystemTime::now() + LATER;
+    assert_eq!(retire(&store, 1, later), []);
+    fs::remove_dir_all(clone).unwrap();
+    assert_eq!(retire(&store, 1, later), [*old.layout.digest()]);
+}
+
+#[test]
+fn a_manifest_that_is_made_again_forgets_no_clone() {
+    let home = tempfile::tempdir().unwrap();
+    let store = open(&home);
+    let (old, _) = installed(&home, &store, 1);
+    installed(&home, &store, 2);
+    let clone = machine(&home, "vm");
+    store.want(old.layout.digest(), &[]).unwrap();
+    drop(store);
+    let manifest = ours(&home, &old).join(cache::MANIFEST);
+    fs::write(manifest, b"damaged").unwrap();
+    let store = open(&home);
+    let later = SystemTime::now() + LATER;
+    assert_eq!(retire(&store, 1, later), []);
+    fs::remove_dir_all(clone).unwrap();
+    assert_eq!(retire(&store, 1, later), [*old.layout.digest()]);
+}
+
 /// The file that the child process of a test locks.
 const LOCKED: &str = "PARBAKE_TEST_LOCKED";
 
