@@ -245,6 +245,12 @@ pub enum BlocksError {
         /// The pages of the content.
         wanted: u64,
     },
+    /// Two runs of zeros follow each other. A maker makes one of them; many would cost a reader memory for nothing.
+    #[error("a run of zeros ends at page {page}, and another one follows")]
+    Runs {
+        /// The page between them.
+        page: u64,
+    },
     /// There is another number of prints than of blocks.
     #[error("there are {bytes} bytes of prints, not {wanted}")]
     Prints {
@@ -278,7 +284,8 @@ impl Blocks {
     /// Reads the column of a content.
     ///
     /// # Errors
-    /// When the lengths don't add up to the content's size, blocks and prints aren't as many, or there are too many.
+    /// When the lengths don't add up to the content's size, blocks and prints aren't as many, runs of zeros follow each
+    /// other, or there are too many. So there are at most one more runs of zeros than blocks.
     pub fn parse(
         lengths: Vec<u8>,
         prints: Vec<u8>,
@@ -298,14 +305,22 @@ impl Blocks {
         }
         let wanted = Self::pages(geometry);
         let (mut pages, mut blocks) = (0, 0);
+        let mut after_zeros = false;
         let mut lengths = HalfBytes::new(&read.lengths);
         while pages < wanted {
             match lengths.length() {
                 Some(Length::Block(length)) => {
                     pages += u64::from(length);
                     blocks += 1;
+                    after_zeros = false;
                 }
-                Some(Length::Zeros(length)) if length > 0 => pages += u64::from(length),
+                Some(Length::Zeros(length)) if length > 0 => {
+                    if after_zeros {
+                        return Err(BlocksError::Runs { page: pages });
+                    }
+                    pages += u64::from(length);
+                    after_zeros = true;
+                }
                 _ => return Err(BlocksError::Lengths { pages, wanted }),
             }
         }

@@ -164,6 +164,8 @@ reasons! {
     Removed = "removed",
     /// No name of the image is wanted any more, and none is left on the host.
     Superseded = "superseded",
+    /// The image was old, nobody wanted it, and the host took it out of tart's cache.
+    Retired = "retired",
 
     // ---- why a Pod may drain, or may not: the gate says so ----
 

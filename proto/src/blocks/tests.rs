@@ -184,6 +184,22 @@ fn the_end_of_a_file_ends_a_block_and_zeros_are_no_part_of_one() {
 }
 
 #[test]
+fn runs_of_zeros_that_follow_each_other_are_refused() {
+    let zeros = |pages| Piece::Zeros { pages };
+    let block = cut(&noise(3, PAGE_BYTES), &[])[0];
+    let of = |pieces: &[Piece]| {
+        let pages: u32 = pieces.iter().map(Piece::pages).sum();
+        read(&column(pieces), pages as usize * PAGE_BYTES)
+    };
+    assert!(of(&[zeros(2), block, zeros(1), block, zeros(250)]).is_ok());
+    let runs = |page| Err(BlocksError::Runs { page });
+    assert_eq!(of(&[zeros(2), zeros(1)]), runs(2));
+    assert_eq!(of(&[zeros(1), block, zeros(3), zeros(1), block]), runs(5));
+    // a lie in as few bytes as there can be: a page, and again a page
+    assert_eq!(of(&[zeros(1); 512]), runs(1));
+}
+
+#[test]
 fn columns_that_do_not_fit_their_content_are_refused_by_name() {
     let bytes = noise(4, MIB + 5);
     let good = column(&cut(&bytes, &[]));
