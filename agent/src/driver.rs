@@ -273,6 +273,9 @@ impl Driver {
             Chore::Flush => self.disk.flush(),
             Chore::Look => {
                 self.supply.images_mut().look_begins();
+                if let Some(work) = self.disk.retire() {
+                    self.jobs.start(work);
+                }
                 self.disk.look()
             }
             Chore::Measure => self.disk.measure(),

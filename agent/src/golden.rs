@@ -2,17 +2,60 @@
 //! them.
 //!
 //! The reference alone decides a golden's name. So a tag that moved leaves a golden of the old image under the name.
-//! The file `TART_HOME/.parbake/goldens/<name>` holds the digest of the image that a golden of ours was made from.
+//! The file `TART_HOME/.parbake/goldens/<name>`, the golden's mark, holds the digest of the image that a golden of ours
+//! was made from, and on the next line the reference. Marks of earlier versions have the digest alone.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use proto::{Digest, image::golden_name};
 use tracing::info;
 
 use crate::{
     metrics::{Metrics, OperationLabel},
-    tart::{Tart, TartError, cache},
+    tart::{Reference, Tart, TartError, cache},
 };
+
+/// What is noted of a golden of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// The image that it was made from.
+    pub(crate) image: Digest,
+    /// The reference that it was made of. `None` if an earlier version made it.
+    pub(crate) reference: Option<Reference>,
+}
+
+impl Mark {
+    fn parse(text: &str) -> Option<Self> {
+        let mut lines = text.lines().map(str::trim);
+        let image = lines.next()?.parse().ok()?;
+        let reference = lines.next().and_then(|line| line.parse().ok());
+        Some(Self { image, reference })
+    }
+}
+
+/// The path of a golden's mark, in this home of tart.
+pub(crate) fn mark_path(home: &Path, golden: &str) -> PathBuf {
+    home.join(".parbake/goldens").join(golden)
+}
+
+/// The marks of all goldens of ours, by the goldens' names.
+pub(crate) fn marks(home: &Path) -> BTreeMap<String, Mark> {
+    let entries = fs::read_dir(mark_path(home, "")).into_iter();
+    let marks = entries.flatten().flatten().filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        // a mark that is being written
+        if name.starts_with('.') {
+            return None;
+        }
+        let text = fs::read_to_string(entry.path()).ok()?;
+        Some((name, Mark::parse(&text)?))
+    });
+    marks.collect()
+}
 
 /// Makes goldens, if the agent is configured to.
 #[derive(Debug)]
@@ -78,7 +121,8 @@ impl Goldens {
             });
         }
         // after a crash before this line, the next start makes the golden again
-        self.mark(&name, Some(image)).await?;
+        let mark = format!("{image}\n{reference}\n");
+        self.mark(&name, Some(mark)).await?;
         info!(reference, golden = name, "golden is made");
         Ok(())
     }
@@ -89,8 +133,8 @@ impl Goldens {
         if !cache::is_complete(&cache::vm_directory(&self.home, &name)) {
             return false;
         }
-        match fs::read_to_string(self.mark_path(&name)) {
-            Ok(mark) => mark.trim().parse() == Ok(image),
+        match fs::read_to_string(mark_path(&self.home, &name)) {
+            Ok(mark) => Mark::parse(&mark).is_some_and(|mark| mark.image == image),
             // without our file: the golden of a reference by digest can only be of that image
             Err(_) => reference.ends_with(&image.to_string()),
         }
@@ -110,18 +154,14 @@ impl Goldens {
         result
     }
 
-    fn mark_path(&self, name: &str) -> PathBuf {
-        self.home.join(".parbake/goldens").join(name)
-    }
-
     /// Says of which image a golden is, for good; `None`: nothing is known of it.
-    async fn mark(&self, name: &str, image: Option<Digest>) -> Result<(), GoldenError> {
-        let path = self.mark_path(name);
-        let mark = move || match image {
-            Some(image) => {
+    async fn mark(&self, name: &str, mark: Option<String>) -> Result<(), GoldenError> {
+        let path = mark_path(&self.home, name);
+        let mark = move || match mark {
+            Some(mark) => {
                 fs::create_dir_all(path.parent().unwrap_or(&path))?;
                 durable::sweep_of(&path)?;
-                durable::write(&path, image.to_string().as_bytes(), durable::PUBLIC)
+                durable::write(&path, mark.as_bytes(), durable::PUBLIC)
             }
             None => match durable::remove(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

@@ -52,6 +52,7 @@ mod layers;
 mod names;
 mod news;
 pub(crate) mod place;
+mod presence;
 pub(crate) mod recipes;
 mod recover;
 mod references;
@@ -96,6 +97,7 @@ pub use self::{
     install::{InstallError, install, install_as},
     layers::DecodeLayerError,
     news::News,
+    presence::{Presence, Recovered},
     references::ReferenceError,
     room::{NoRoomError, Volume},
     shared::Options,
@@ -124,34 +126,6 @@ pub struct Store {
     changing: Mutex<()>,
     /// The hosts that may have what each image holds, by the latest order. Locked for a look only.
     entitled: Mutex<BTreeMap<Digest, Entitled>>,
-}
-
-/// An image that a process before this one left here.
-#[derive(Clone, Debug)]
-pub struct Recovered {
-    /// The image.
-    pub layout: Layout,
-    /// The manifest's bytes.
-    pub manifest: Vec<u8>,
-    /// The references that shall name the image. Empty if the image was cancelled and is still in tart's cache.
-    pub references: Vec<String>,
-    /// What is held of it.
-    pub stage: Arc<Stage>,
-    /// Whether the image is installed and tart finds it under every reference.
-    pub present: bool,
-}
-
-/// A verified image in tart's cache, as the last look at the disk found it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Presence {
-    /// The image.
-    pub digest: Digest,
-    /// The references under which tart finds the image now, without those that are gone. Empty while the image is
-    /// doubted.
-    pub references: Vec<String>,
-    /// Tags of this image that now name another image, which tart has whole. Nobody means this image by them any more.
-    /// To link them again would take them from the other image.
-    pub moved: Vec<String>,
 }
 
 /// Why the store isn't open.
@@ -515,6 +489,16 @@ impl Store {
         }
     }
 
+    /// Nobody waits for an image any more: a beginning that looks for its bytes ends early. Doesn't block.
+    pub(crate) fn give_up(&self, image: Digest) {
+        self.shared.set_given_up(image, true);
+    }
+
+    /// An image is waited for (again). Doesn't block.
+    pub(crate) fn take_up(&self, image: &Digest) {
+        self.shared.set_given_up(*image, false);
+    }
+
     /// Bytes that images under construction will still take from the volume's free space.
     #[must_use]
     pub(crate) fn outstanding_bytes(&self) -> u64 {
@@ -693,6 +677,9 @@ impl Store {
         let kept = self.stage(&image);
         if kept.is_some_and(|kept| std::ptr::eq(&*kept, stage)) {
             self.let_go(&image);
+            if stage.names().wanted().is_empty() {
+                self.forget_recipe(stage);
+            }
             if let Err(error) = remove(&self.shared.directory(&image)) {
                 tracing::warn!(%image, %error, "removing what is left of an image failed; the next start does it");
             }
@@ -762,7 +749,20 @@ impl Store {
         if stage.is_installed() {
             return Ok(());
         }
-        self.drop_stage(&image)
+        self.drop_stage(&image)?;
+        self.forget_recipe(&stage);
+        Ok(())
+    }
+
+    /// Removes the recipe of a stage that was let go, unless another stage goes by it.
+    fn forget_recipe(&self, of: &Stage) {
+        let recipe = |stage: &Stage| stage.recipe().map(|file| file.digest);
+        let named = self.all().iter().any(|other| recipe(other) == recipe(of));
+        if let Some(name) = recipe(of).filter(|_| !named)
+            && let Err(error) = recipes::remove(self.shared.home(), &name)
+        {
+            tracing::warn!(recipe = %name, %error, "a recipe that no image needs any more can't be removed; the next start does it");
+        }
     }
 
     fn drop_stage(&self, image: &Digest) -> io::Result<()> {

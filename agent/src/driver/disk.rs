@@ -30,11 +30,11 @@ use crate::{
     store::{
         BeginError, InstallError, Look, Stage, Store, install_as,
         recipes::{self, NamedRecipe},
-        retire::retire,
+        retire::{empty, retire},
     },
 };
 
-/// Old images are looked after this often, with a look at the disk.
+/// Old images are looked after this often, beside a look at the disk.
 const RETIRE_EVERY: Duration = Duration::from_mins(1);
 
 /// The store, and what shares its volume. Cloning shares them.
@@ -47,8 +47,10 @@ pub(super) struct Disk {
     goldens: Option<Arc<Goldens>>,
     /// tart's home.
     home: PathBuf,
-    /// How many images of a repository stay, if any are retired, and when that was last looked after.
-    keep: Option<(usize, Arc<Mutex<Option<Instant>>>)>,
+    /// How many images of a repository stay, if any are retired.
+    keep: Option<usize>,
+    /// When old images were last looked after. Locked while they are.
+    retired: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Disk {
@@ -57,14 +59,15 @@ impl Disk {
         blobs: Option<Arc<Blobs>>,
         goldens: Option<Arc<Goldens>>,
         home: PathBuf,
-        keep_images: Option<usize>,
+        keep: Option<usize>,
     ) -> Self {
         Self {
             store,
             blobs,
             goldens,
             home,
-            keep: keep_images.map(|keep| (keep, Arc::default())),
+            keep,
+            retired: Arc::default(),
         }
     }
 
@@ -86,6 +89,7 @@ impl Disk {
         names: Vec<String>,
         by: (Option<Arc<NamedRecipe>>, BTreeSet<Digest>),
     ) -> Work {
+        self.store.take_up(layout.digest());
         let disk = self.clone();
         Work::long(Long::Read, move || Input::Begun {
             image: *layout.digest(),
@@ -236,25 +240,33 @@ impl Disk {
     /// Looks which images and names are on the disk, and measures how busy the host is. Ends in [`Input::Presence`].
     pub(super) fn look(&self) -> Work {
         let disk = self.clone();
-        Work::blocking(move || {
-            disk.retire();
-            Input::Presence {
-                seen: disk.see(),
-                load_percent: platform::load_percent(),
-            }
+        Work::blocking(move || Input::Presence {
+            seen: disk.see(),
+            load_percent: platform::load_percent(),
         })
     }
 
-    /// Retires old images, once a minute.
-    fn retire(&self) {
-        let Some((keep, last)) = &self.keep else {
-            return;
-        };
-        let mut last = lock(last);
-        if last.is_none_or(|last| last.elapsed() >= RETIRE_EVERY) {
-            *last = Some(Instant::now());
-            retire(&self.store, *keep, SystemTime::now());
+    /// Retires old images, and removes what was retired before. `None` if that was done within the last minute, or is
+    /// under way. It isn't a part of [`look`](Self::look), because removing whole disks takes a while, and presence is
+    /// waited for. Ends in [`Input::Nothing`]; the store has the news.
+    pub(super) fn retire(&self) -> Option<Work> {
+        let due = |last: &Option<Instant>| last.is_none_or(|last| last.elapsed() >= RETIRE_EVERY);
+        if !self.retired.try_lock().is_ok_and(|last| due(&last)) {
+            return None;
         }
+        let disk = self.clone();
+        Some(Work::blocking(move || {
+            let mut last = lock(&disk.retired);
+            // another job may have been started before the lock was taken
+            if due(&last) {
+                if let Some(keep) = disk.keep {
+                    retire(&disk.store, keep, SystemTime::now());
+                }
+                empty(&disk.store);
+                *last = Some(Instant::now());
+            }
+            Input::Nothing
+        }))
     }
 
     /// Measures the volume's room. Ends in [`Input::Measured`].

@@ -597,9 +597,18 @@ impl<S: OnDisk> Image<S> {
 
     /// The image was installed, and its files or its last name are gone.
     pub(super) fn vanish(&mut self, reason: Reason) {
+        let image = self.digest();
         let message = match reason {
-            Reason::Superseded => "no name of it is wanted, and none is left",
-            _ => "image was removed from tart's cache by tart or somebody else",
+            Reason::Superseded => {
+                info!(%image, "nothing names the image any more, and nobody wants it");
+                "no name of it is wanted, and none is left"
+            }
+            // the store has logged it
+            Reason::Retired => "nobody wants it, and as many newer ones stay as keep_images says",
+            _ => {
+                warn!(%image, "image was removed; presence is withdrawn");
+                "image was removed from tart's cache by tart or somebody else"
+            }
         };
         self.life = Life::Gone;
         self.counts = Counts::default();

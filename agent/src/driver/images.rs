@@ -221,7 +221,7 @@ impl<S: OnDisk> Images<S> {
         info!(image = %digest, held_bytes = image.counts.held, "staging is paused; what is here is kept");
         self.put_down(digest, Life::Queued);
         self.catalogue.remove(&digest);
-        self.effect(Effect::ReportAll);
+        self.effect(Effect::GiveUp(digest));
     }
 
     /// A session with the coordinator began, and has its own numbers of orders.
@@ -238,7 +238,7 @@ impl<S: OnDisk> Images<S> {
         info!(image = %digest, "staging is cancelled");
         self.put_down(digest, Life::Queued);
         self.catalogue.remove(&digest);
-        self.effect(Effect::ReportAll);
+        self.effect(Effect::GiveUp(digest));
     }
 
     /// The order to stage the image isn't valid any more: if the image is wanted again, the coordinator has to order it
@@ -285,14 +285,15 @@ impl<S: OnDisk> Images<S> {
             return;
         };
         image.life = Life::Queued;
-        let effect = Effect::Begin {
-            layout: image.layout.clone(),
-            manifest: image.manifest.clone(),
+        let (layout, manifest) = (image.layout.clone(), image.manifest.clone());
+        let (recipe, in_doubt) = (image.take_recipe(), image.ordered.in_doubt.clone());
+        self.effect(Effect::Begin {
+            layout,
+            manifest,
             names,
-            recipe: image.take_recipe(),
-            in_doubt: image.ordered.in_doubt.clone(),
-        };
-        self.effect(effect);
+            recipe,
+            in_doubt,
+        });
     }
 
     /// Making a stage ready ended: with the stage and the number of bytes that were here already, or with a failure.
@@ -568,15 +569,16 @@ impl<S: OnDisk> Images<S> {
         self.effect(Effect::ReportNow);
     }
 
-    /// The files of an image aren't there any more. The news may be about an earlier stage of the image.
-    pub(super) fn removed(&mut self, now: Moment, digest: Digest) {
+    /// The files of an image aren't there any more, for this reason. The news may be about an earlier stage of it.
+    pub(super) fn removed(&mut self, now: Moment, digest: Digest, reason: Reason) {
         let image = self.catalogue.find(&digest);
         let Some(image) = image.filter(|image| image.stage().is_some_and(OnDisk::is_gone)) else {
             return;
         };
-        if image.is_at(Step::Present) {
-            warn!(image = %digest, "image was removed; presence is withdrawn");
-            self.gone(digest, Reason::Removed);
+        if reason == Reason::Retired && !self.reconciler.is_wanted(&digest) {
+            self.gone(digest, reason);
+        } else if reason == Reason::Removed && image.is_at(Step::Present) {
+            self.gone(digest, reason);
         } else if image.is_at(Step::Failed) {
             // the image begins anew when its pause is over
             self.put_down(digest, Life::Failed);
@@ -659,7 +661,6 @@ impl<S: OnDisk> Images<S> {
         }
         let busy = self.reconciler.is_running(&digest);
         if image.is_installed() && image.seen.ready.is_empty() && !wanted && !busy {
-            info!(image = %digest, "nothing names the image any more, and nobody wants it");
             self.gone(digest, Reason::Superseded);
         }
     }

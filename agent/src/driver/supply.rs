@@ -244,6 +244,10 @@ impl Supply {
             images::Effect::Failed { after } => self.observe_staging("failed", after),
             images::Effect::ReportSoon => self.effects.push_back(Effect::ReportSoon),
             images::Effect::ReportNow => self.effects.push_back(Effect::ReportNow),
+            images::Effect::GiveUp(image) => {
+                self.disk.store().give_up(image);
+                self.effects.push_back(Effect::ReportAll);
+            }
             images::Effect::ReportAll => self.effects.push_back(Effect::ReportAll),
         }
     }
@@ -409,7 +413,12 @@ impl Supply {
                     chunk,
                 } => rotted.entry((image, content)).or_default().push(chunk),
                 store::News::Doubted { image } => self.images.doubted(self.now(), image),
-                store::News::Removed { image } => self.images.removed(self.now(), image),
+                store::News::Removed { image } => {
+                    self.images.removed(self.now(), image, Reason::Removed);
+                }
+                store::News::Retired { image } => {
+                    self.images.removed(self.now(), image, Reason::Retired);
+                }
             }
             self.follow_images();
         }

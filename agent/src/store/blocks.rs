@@ -18,7 +18,7 @@ use std::{
     os::unix::fs::FileExt as _,
     path::PathBuf,
     sync::{
-        Arc, Mutex, Weak,
+        Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -49,8 +49,9 @@ const MAX_CANDIDATES: usize = 4;
 /// So many blocks that aren't where an index says, and its disk isn't searched any more: it has changed. By accident
 /// that happens to 160 of the 13 million blocks of 140 GB.
 const MAX_WRONG: u32 = 1024;
-/// The most blocks of a content that are looked for, in 32 MB of memory: those of 16 GB. tart's layers have half a GB.
-const MAX_BLOCKS: usize = 1 << 20;
+/// The most pieces of a content that are looked for, blocks and runs of zeros, in 32 MB of memory: those of 10 GB and
+/// more. tart's layers have half a GB.
+const MAX_PIECES: usize = 1 << 20;
 /// The most chunks of an image of which parts are remembered, in about 5 MB of memory. Others are asked for as a whole.
 const MAX_PARTS: usize = 1 << 16;
 
@@ -232,14 +233,22 @@ impl Search {
         {
             return Ok(pieces.clone());
         }
-        let blocks = self.columns.blocks(at)?;
-        let pieces: Pieces = match blocks.len() <= MAX_BLOCKS {
-            true => blocks.pieces().collect(),
-            false => Vec::new(),
-        };
-        let pieces = Arc::new(pieces);
+        let pieces = Arc::new(bounded(&self.columns.blocks(at)?));
         *lock(&self.last) = Some((at, pieces.clone()));
         Ok(pieces)
+    }
+}
+
+/// The pieces of a content; none where there are too many.
+fn bounded(blocks: &blocks::Blocks) -> Pieces {
+    // counted first: a list that grows has room for twice as many
+    match blocks.pieces().nth(MAX_PIECES) {
+        Some(_) => Pieces::new(),
+        None => {
+            let mut pieces = Pieces::with_capacity(blocks.pieces().count());
+            pieces.extend(blocks.pieces());
+            pieces
+        }
     }
 }
 
@@ -250,7 +259,11 @@ fn narrow(number: u64) -> u32 {
 
 /// What a stage knows of parts of its lacking chunks.
 #[derive(Debug, Default)]
-pub(super) struct Blocks(Mutex<Option<Found>>);
+pub(super) struct Blocks {
+    found: Mutex<Option<Found>>,
+    /// Locked while the index of the stage's own blocks is made.
+    indexing: Mutex<()>,
+}
 
 #[derive(Debug)]
 struct Found {
@@ -262,20 +275,25 @@ struct Found {
 impl Blocks {
     /// Looks by this search from now on, and forgets what others found.
     pub(super) fn begin(&self, search: Arc<Search>) {
-        *lock(&self.0) = Some(Found {
+        *lock(&self.found) = Some(Found {
             search,
             parts: BTreeMap::new(),
         });
     }
 
+    /// Waits until no other thread makes the index of the stage's own blocks, and keeps others from it.
+    pub(super) fn indexing(&self) -> MutexGuard<'_, ()> {
+        lock(&self.indexing)
+    }
+
     /// Forgets everything: no chunk is lacking any more.
     pub(super) fn end(&self) {
-        *lock(&self.0) = None;
+        *lock(&self.found) = None;
     }
 
     /// Remembers which part of a chunk was found.
     pub(super) fn note(&self, at: usize, chunk: ChunkIndex, part: &ChunkPart) {
-        if let Some(found) = &mut *lock(&self.0)
+        if let Some(found) = &mut *lock(&self.found)
             && found.parts.len() < MAX_PARTS
         {
             found.parts.insert((at, chunk), *part.pages());
@@ -284,7 +302,7 @@ impl Blocks {
 
     /// Forgets the part of a chunk.
     pub(super) fn forget(&self, at: usize, chunk: ChunkIndex) {
-        if let Some(found) = &mut *lock(&self.0) {
+        if let Some(found) = &mut *lock(&self.found) {
             found.parts.remove(&(at, chunk));
         }
     }
@@ -299,7 +317,7 @@ impl Blocks {
         if !is_wanted(held, at, chunk) {
             return None;
         }
-        let found = lock(&self.0);
+        let found = lock(&self.found);
         let pages = found.as_ref()?.parts.get(&(at, chunk))?;
         Some(pages.lacking(held.geometry(at).len(chunk)))
     }
@@ -315,7 +333,7 @@ impl Blocks {
             return None;
         }
         let search = {
-            let found = lock(&self.0);
+            let found = lock(&self.found);
             let found = found.as_ref()?;
             found.parts.get(&(at, chunk))?;
             found.search.clone()
@@ -327,7 +345,7 @@ impl Blocks {
                 None
             }
         };
-        if let Some(found) = &mut *lock(&self.0) {
+        if let Some(found) = &mut *lock(&self.found) {
             match &part {
                 Some(part) => found.parts.insert((at, chunk), *part.pages()),
                 None => found.parts.remove(&(at, chunk)),
@@ -341,4 +359,28 @@ impl Blocks {
 fn is_wanted<F: Files>(held: &Held<F>, at: usize, chunk: ChunkIndex) -> bool {
     let chunks = held.chunks(at);
     !chunks.held().contains(chunk) && chunks.recipe_link(chunk).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::blocks::Block;
+
+    use super::*;
+
+    #[test]
+    fn pieces_are_counted_and_not_only_blocks() {
+        const { assert!(size_of::<(u32, Piece)>() * MAX_PIECES <= 32 << 20) };
+        let block = Piece::Block(Block {
+            pages: 1,
+            print: BlockPrint::default(),
+        });
+        let mut blocks = blocks::Blocks::default();
+        for _ in 0..MAX_PIECES / 2 {
+            blocks.push(Piece::Zeros { pages: 1 });
+            blocks.push(block);
+        }
+        assert_eq!(bounded(&blocks).len(), MAX_PIECES);
+        blocks.push(Piece::Zeros { pages: 1 });
+        assert_eq!(bounded(&blocks).len(), 0);
+    }
 }

@@ -16,7 +16,10 @@ use super::{
     room::NoRoomError,
     stage::{Installing, Stage},
     steps::{going_on, step},
-    tree::{GUARD, IMAGE, REPLACED, TWIN, create_directories, io_at, remove_any, write_new},
+    tree::{
+        GUARD, IMAGE, Marker, OURS, REPLACED, TWIN, create_directories, io_at, marker, remove_any,
+        write_new,
+    },
     twin::{self, TwinError},
 };
 use crate::{
@@ -285,9 +288,8 @@ impl Installation<'_> {
             LockError::Busy { .. } => InstallError::Busy(error),
             LockError::Io { path, error } => io_at("locking", &path, error).into(),
         })?;
-        let mut keep_marker = keep_marker;
+        let before = self.marker_before(&target, source.is_some());
         if let Some(source) = source {
-            keep_marker |= fs::symlink_metadata(target.join(cache::MARKER)).is_ok();
             self.move_in(&source, &target)?;
             platform::sync_directory(&repository)?;
             step("moved")?;
@@ -297,17 +299,37 @@ impl Installation<'_> {
             platform::sync_directory(&repository)?;
             step("linked")?;
         }
-        let marker = target.join(cache::MARKER);
-        let is_guard = fs::read(&marker).is_ok_and(|bytes| bytes == GUARD);
-        if keep_marker && (is_guard || !marker.exists()) {
-            write_new(&marker, b"")?;
-            platform::sync_directory(&target)?;
-        } else if is_guard {
-            fs::remove_file(&marker).map_err(|error| io_at("removing", &marker, error))?;
-            platform::sync_directory(&target)?;
+        let path = target.join(cache::MARKER);
+        let bytes = match before {
+            // tart's own are empty
+            Marker::Theirs => Some(&b""[..]),
+            Marker::Ours => Some(OURS),
+            Marker::Missing | Marker::Guard => keep_marker.then_some(OURS),
+        };
+        match (marker(&path), bytes) {
+            (Marker::Guard | Marker::Missing, Some(bytes)) => write_new(&path, bytes)?,
+            (Marker::Guard, None) => {
+                fs::remove_file(&path).map_err(|error| io_at("removing", &path, error))?;
+            }
+            _ => {}
         }
+        platform::sync_directory(&target)?;
         step("marked")?;
         Ok(())
+    }
+
+    /// The marker that stood in the image's place before ours came there. What it named by digest goes on to have a
+    /// name. `comes`: ours comes there now.
+    fn marker_before(self, target: &Path, comes: bool) -> Marker {
+        let found = marker(&target.join(cache::MARKER));
+        if comes || found != Marker::Guard {
+            return found;
+        }
+        // a crash came before the marker; what stood there was moved to one of these
+        let rests = [IMAGE, REPLACED, TWIN].map(|rest| self.stage.directory().join(rest));
+        let mut markers = rests.iter().map(|rest| marker(&rest.join(cache::MARKER)));
+        let theirs = markers.any(|rest| rest == Marker::Theirs);
+        if theirs { Marker::Theirs } else { found }
     }
 
     /// The directory to move into the cache. It is the stage's own directory, or a twin if that one has moved to

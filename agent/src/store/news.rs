@@ -32,6 +32,11 @@ pub enum News {
         /// The image.
         image: Digest,
     },
+    /// The image was old, and was taken out of tart's cache ([`retire`](super::retire)). Its stage is gone.
+    Retired {
+        /// The image.
+        image: Digest,
+    },
 }
 
 /// News that nobody has taken yet, in order.

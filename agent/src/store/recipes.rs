@@ -13,7 +13,7 @@ use std::{
 };
 
 use proto::{
-    ContentRecipe, Digest, Layout,
+    BlockPrint, ContentRecipe, Digest, Layout,
     blocks::Blocks,
     image::Blob,
     recipe::{ParseRecipeError, Reader, Recipe},
@@ -218,6 +218,13 @@ impl Columns {
         Ok(Self { file, places })
     }
 
+    /// The most blocks that they may name.
+    pub(super) fn max_blocks(&self) -> u64 {
+        let places = self.places.iter().flatten();
+        let bytes: u64 = places.map(|place| place.end - place.start).sum();
+        bytes / BlockPrint::BYTES as u64
+    }
+
     /// Whether no content has blocks.
     pub(super) fn is_empty(&self) -> bool {
         self.places.iter().all(Option::is_none)
@@ -239,11 +246,24 @@ impl Columns {
     }
 }
 
+/// Removes the files of this recipe, if there are any.
+///
+/// # Errors
+/// When the directory can't be read, or a file not removed.
+pub(super) fn remove(home: &Path, name: &Digest) -> io::Result<()> {
+    remove_where(home, |of| of == Some(*name))
+}
+
 /// Removes every file of a recipe that isn't among these.
 ///
 /// # Errors
 /// When the directory can't be read, or a file not removed.
 pub(crate) fn keep_only(home: &Path, names: &BTreeSet<Digest>) -> io::Result<()> {
+    remove_where(home, |of| of.is_none_or(|of| !names.contains(&of)))
+}
+
+/// Removes files by the recipe that they belong to.
+fn remove_where(home: &Path, goes: impl Fn(Option<Digest>) -> bool) -> io::Result<()> {
     let directory = directory(home);
     let entries = match fs::read_dir(&directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -255,7 +275,7 @@ pub(crate) fn keep_only(home: &Path, names: &BTreeSet<Digest>) -> io::Result<()>
         // files on their way have more behind the name of the recipe
         let stem = name.to_str().and_then(|name| name.split('.').next());
         let of = stem.and_then(|stem| format!("sha256:{stem}").parse::<Digest>().ok());
-        if of.is_none_or(|of| !names.contains(&of)) {
+        if goes(of) {
             fs::remove_file(entry.path())?;
         }
     }

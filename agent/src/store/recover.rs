@@ -11,6 +11,7 @@ use std::{
 use proto::{Digest, Layout};
 
 use super::{
+    blocks::Index,
     doubt,
     files::Body,
     journal::{Journal, Record},
@@ -108,6 +109,9 @@ pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io:
     let Some(first) = bodies.first() else {
         return Ok(Loaded::Leftover);
     };
+    if let Err(error) = Index::sweep(directory) {
+        tracing::warn!(%image, %error, "what a crash left of an index can't be removed");
+    }
     let (journal, records, damaged) = open_journal(directory, &layout, installed)?;
     let status = Status {
         disk_inode: first.inode,

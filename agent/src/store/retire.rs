@@ -4,15 +4,20 @@
 //! [`decide`] is a function of facts. An image stays while
 //! - it is wanted under any name, or it is among the newest of its repository that are to stay,
 //! - it was wanted, or cloned from, within the last hour ([`REST`]),
+//! - somebody else named it, too: by a tag, or by a marker,
 //! - one of its goldens runs as a VM,
 //! - a local VM was made while the image was in use, or soon after ([`Old::may_have_made`]). A clone carries no note of
 //!   its image, so any such VM may be one, and whoever starts it again (a Pod, say) may need the golden.
 //!
 //! Only files that we made are removed: those with our inodes, and goldens with our marks. What tart pulled itself, and
-//! VMs, are never touched.
+//! VMs, are never touched. Where somebody else named our files, by a tag or a marker, the image stays, too.
 //!
-//! **What a crash leaves**, step by step: links are removed first, so tart may collect what they named; then the
-//! directories move into ours, and the next start removes ours, because the image isn't in the cache any more.
+//! A golden of ours goes by the same rule if its image isn't here any more, because tart or somebody else removed it.
+//!
+//! **What a crash leaves**, step by step: goldens are moved away first, and their marks removed. The image is still
+//! installed, and the next call goes on with it. Then the tags are removed, so tart may collect what they named. The
+//! image's directories are moved away next. From then on the next start removes our notes, because the image isn't in
+//! the cache any more. What was moved away is removed last, outside of all locks ([`empty`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,19 +28,21 @@ use std::{
 };
 
 use proto::Digest;
-use rustix::fs::FlockOperation;
+use rustix::process::{Flock, FlockType, fcntl_getlk};
 use tracing::{info, warn};
 
 use super::{
     Store,
     news::News,
     stage::Stage,
-    tree::{ROOT, STATUS, remove_any},
+    steps::step,
+    tree::{Marker, RETIRED, ROOT, STATUS, io_at, marker, remove_any},
 };
 use crate::{
+    golden,
     lock::lock,
-    platform::{self, LockError},
-    tart::cache,
+    platform::{self, DirectoryLock, LockError},
+    tart::{Reference, cache},
 };
 
 /// An image rests this long after it was wanted or cloned from. Whoever cancels the wrong image has this long to stage
@@ -56,6 +63,8 @@ struct Old {
     /// tart set the note of the last clone back: it pulled another image under the same tag. So clones may be younger
     /// than `used` says.
     outdated: bool,
+    /// A link or a marker of somebody else in tart's cache that names it.
+    elsewhere: Option<String>,
     /// A golden of it that runs.
     running: Option<String>,
 }
@@ -70,6 +79,17 @@ impl Old {
         let began = self.since > self.used || made >= self.since;
         began && until.is_none_or(|until| made <= until)
     }
+
+    /// With the clones of these directories that tart noted in their access times. `None` if one can't be looked at.
+    fn used_by<'a>(mut self, directories: impl Iterator<Item = &'a PathBuf>) -> Option<Self> {
+        for path in directories {
+            let found = fs::metadata(path).and_then(|found| found.accessed());
+            let cloned = found.ok()?;
+            self.used = self.used.max(cloned);
+            self.outdated |= cloned == SystemTime::UNIX_EPOCH;
+        }
+        Some(self)
+    }
 }
 
 /// Why an image stays.
@@ -81,6 +101,8 @@ pub(crate) enum Stays {
     Newest,
     /// It was used within the last hour.
     UsedLately,
+    /// Somebody else named it by this link or marker in tart's cache.
+    NamedElsewhere(String),
     /// This golden of it runs.
     Runs(String),
     /// This VM may be a clone of it.
@@ -124,6 +146,9 @@ fn decide(
 
 /// Why an image stays that isn't wanted and isn't among the newest.
 fn needed(old: &Old, machines: &[(String, SystemTime)], now: SystemTime) -> Option<Stays> {
+    if let Some(name) = &old.elsewhere {
+        return Some(Stays::NamedElsewhere(name.clone()));
+    }
     if let Some(golden) = &old.running {
         return Some(Stays::Runs(golden.clone()));
     }
@@ -132,115 +157,197 @@ fn needed(old: &Old, machines: &[(String, SystemTime)], now: SystemTime) -> Opti
         .duration_since(old.used)
         .is_ok_and(|rested| rested >= REST)
     {
-        let clone = machines
-            .iter()
-            .find(|(_, made)| old.may_have_made(*made));
+        let clone = machines.iter().find(|(_, made)| old.may_have_made(*made));
         return clone.map(|(name, _)| Stays::MayBeCloned(name.clone()));
     }
     Some(Stays::UsedLately)
 }
 
-/// Retires the images that may go, if `keep` images of each repository stay. Returns those that went. What can't be
-/// looked at, or is locked by tart, is tried again with the next call.
+/// Retires the images that may go, if `keep` images of each repository stay. Returns those that went. Their files are
+/// only moved away; [`empty`] removes them. What can't be looked at, or is locked by tart, is tried again with the next
+/// call.
 pub(crate) fn retire(store: &Store, keep: usize, now: SystemTime) -> Vec<Digest> {
-    let home = store.shared.home();
-    let goldens = goldens(home);
-    let stages = store.all();
-    let stages = stages
-        .iter()
-        .filter(|stage| stage.is_installed() && !stage.is_gone());
-    let images: Vec<Old> = stages
-        .filter_map(|stage| look(home, stage, &goldens))
-        .collect();
-    if images.iter().all(|old| old.wanted) {
-        return Vec::new();
-    }
-    let verdicts = match machines(home, &goldens) {
-        Ok(machines) => decide(&images, &machines, keep, now),
+    // without any lock: nearly always there is nothing to retire, and nobody is kept waiting
+    let verdicts = match verdicts(store, keep, now) {
+        Ok((verdicts, _)) => verdicts,
         Err(error) => {
             warn!(%error, "old images stay, because local VMs can't be listed");
             return Vec::new();
         }
     };
     let go = verdicts.into_iter().filter(|(_, stays)| stays.is_none());
-    let go = go.filter_map(|(image, _)| {
-        let names = goldens.get(&image).map_or(&[][..], Vec::as_slice);
-        match remove(store, &image, names) {
-            Ok(true) => {
-                info!(%image, "an old image is retired: nobody wants it, and enough newer ones stay");
-                Some(image)
-            }
-            Ok(false) => None,
-            Err(error) => {
-                warn!(%image, %error, "an old image couldn't be retired; it is tried again");
-                None
-            }
+    let go = go.filter_map(|(image, _)| match remove(store, &image, keep, now) {
+        Ok(true) => {
+            info!(%image, "an old image is retired: nobody wants it, and enough newer ones stay");
+            Some(image)
+        }
+        Ok(false) => None,
+        Err(error) => {
+            warn!(%image, %error, "an old image couldn't be retired; it is tried again");
+            None
         }
     });
     go.collect()
 }
 
+/// Removes the files of what was retired, also by a process before this one. Blocks for as long as the volume takes for
+/// whole disks.
+pub(crate) fn empty(store: &Store) {
+    let retired = store.shared.home().join(ROOT).join(RETIRED);
+    for entry in fs::read_dir(retired).into_iter().flatten().flatten() {
+        if let Err(error) = remove_any(&entry.path()) {
+            warn!(%error, "files of a retired image can't be removed; it is tried again");
+        }
+    }
+}
+
+pub(super) type Goldens = BTreeMap<Digest, Vec<(String, Option<Reference>)>>;
+type Verdicts = BTreeMap<Digest, Option<Stays>>;
+
+/// Looks at everything, and decides.
+fn verdicts(store: &Store, keep: usize, now: SystemTime) -> io::Result<(Verdicts, Goldens)> {
+    let home = store.shared.home();
+    let goldens = goldens(home);
+    let stages = store.all();
+    let installed = stages
+        .iter()
+        .filter(|stage| stage.is_installed() && !stage.is_gone());
+    let mut images: Vec<Old> = installed
+        .filter_map(|stage| look(home, stage, &goldens))
+        .collect();
+    let is_here = |image: &Digest| stages.iter().any(|stage| stage.layout().digest() == image);
+    let orphans = goldens.iter().filter(|(image, _)| !is_here(image));
+    images.extend(orphans.filter_map(|(image, of)| look_at_orphans(home, *image, of)));
+    if images.iter().all(|old| old.wanted) {
+        return Ok((Verdicts::new(), goldens));
+    }
+    let machines = machines(home, &goldens)?;
+    Ok((decide(&images, &machines, keep, now), goldens))
+}
+
 /// What is known of an installed image. `None` where the disk doesn't tell all of it, so that the image stays.
-fn look(home: &Path, stage: &Stage, goldens: &BTreeMap<Digest, Vec<String>>) -> Option<Old> {
+fn look(home: &Path, stage: &Stage, goldens: &Goldens) -> Option<Old> {
     let image = *stage.layout().digest();
     let directories = stage.names().installed_directories();
     let note = fs::metadata(stage.shared().directory(&image).join(STATUS));
-    let mut used = note.and_then(|note| note.modified()).ok()?;
-    let names = goldens.get(&image).map_or(&[][..], Vec::as_slice);
-    let machines = names.iter().map(|name| cache::vm_directory(home, name));
-    let machines: Vec<PathBuf> = machines.filter(|machine| machine.is_dir()).collect();
-    let mut outdated = false;
-    // tart notes in the directory's access time when it was cloned from
-    for path in directories.iter().chain(&machines) {
-        let cloned = fs::metadata(path).and_then(|found| found.accessed()).ok()?;
-        used = used.max(cloned);
-        outdated |= cloned == SystemTime::UNIX_EPOCH;
-    }
-    let runs = machines.iter().find(|machine| is_running(machine));
+    let noted = note.and_then(|note| note.modified()).ok()?;
+    let machines = machines_of(home, goldens.get(&image).map_or(&[][..], Vec::as_slice));
     let repositories = directories.iter().filter_map(|found| found.parent());
-    Some(Old {
+    let old = Old {
         image,
         repositories: repositories.map(Path::to_owned).collect(),
         wanted: !stage.names().wanted().is_empty(),
         since: stage.begun_at()?,
-        used,
-        outdated,
-        running: runs.map(|machine| machine.display().to_string()),
-    })
+        used: noted,
+        outdated: false,
+        elsewhere: named_elsewhere(home, stage, &directories).ok()?,
+        running: running(&machines),
+    };
+    old.used_by(directories.iter().chain(&machines))
 }
 
-/// Whether tart runs this VM: it then holds a lock on the VM's configuration. What can't be tried counts as running.
-fn is_running(machine: &Path) -> bool {
-    let config = File::options()
-        .read(true)
-        .write(true)
-        .open(machine.join(cache::CONFIG));
-    let exclusive = FlockOperation::NonBlockingLockExclusive;
-    // the lock ends with the file
-    !config.is_ok_and(|config| rustix::fs::fcntl_lock(&config, exclusive).is_ok())
+/// What is known of goldens of ours whose image isn't here any more: tart or somebody else removed it.
+fn look_at_orphans(
+    home: &Path,
+    image: Digest,
+    goldens: &[(String, Option<Reference>)],
+) -> Option<Old> {
+    let machines = machines_of(home, goldens);
+    let mut times = Vec::new();
+    for (name, _) in goldens {
+        let mark = fs::metadata(golden::mark_path(home, name)).and_then(|mark| mark.modified());
+        times.push(mark.ok()?);
+    }
+    let made = machines.iter().map(|path| fs::metadata(path)?.created());
+    let since = times.iter().copied().chain(made.flatten()).min()?;
+    // marks of an earlier version don't name the repository: these goldens have their places among themselves
+    let repository = |reference: &Option<Reference>| match reference {
+        Some(reference) => cache::repository_directory(home, reference),
+        None => home.join("vms"),
+    };
+    let old = Old {
+        image,
+        repositories: goldens.iter().map(|(_, of)| repository(of)).collect(),
+        wanted: false,
+        since,
+        used: times.into_iter().max()?,
+        outdated: false,
+        elsewhere: None,
+        running: running(&machines),
+    };
+    old.used_by(machines.iter())
+}
+
+/// A link or a marker in tart's cache by which somebody else named the image.
+///
+/// # Errors
+/// When the cache can't be read.
+fn named_elsewhere(
+    home: &Path,
+    stage: &Stage,
+    directories: &[PathBuf],
+) -> io::Result<Option<String>> {
+    let known = stage.names().known();
+    let known: BTreeSet<PathBuf> = known
+        .iter()
+        .filter_map(|reference| cache::tag_link(home, reference))
+        .collect();
+    for directory in directories {
+        let links = cache::links(directory)?;
+        let path = directory.join(cache::MARKER);
+        let theirs = (marker(&path) == Marker::Theirs).then_some(path);
+        let mut others = links.into_iter().filter(|link| !known.contains(link));
+        if let Some(other) = others.next().or(theirs) {
+            return Ok(Some(other.display().to_string()));
+        }
+    }
+    Ok(None)
+}
+
+/// The directories of these goldens that are there.
+fn machines_of(home: &Path, goldens: &[(String, Option<Reference>)]) -> Vec<PathBuf> {
+    let machines = goldens
+        .iter()
+        .map(|(name, _)| cache::vm_directory(home, name));
+    machines.filter(|machine| machine.is_dir()).collect()
+}
+
+/// The first of these VMs that runs.
+fn running(machines: &[PathBuf]) -> Option<String> {
+    let runs = machines.iter().find(|machine| is_running(machine));
+    runs.map(|machine| machine.display().to_string())
+}
+
+/// Whether tart runs this VM: it then holds a lock on the VM's configuration. The lock is only asked for, as tart does:
+/// to hold it for an instant would end a `tart run` that begins in that instant. What can't be tried counts as running.
+pub(super) fn is_running(machine: &Path) -> bool {
+    let config = match File::open(machine.join(cache::CONFIG)) {
+        // nobody can run it
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
+        Err(_) => return true,
+        Ok(config) => config,
+    };
+    !matches!(
+        fcntl_getlk(&config, &Flock::from(FlockType::WriteLock)),
+        Ok(None)
+    )
 }
 
 /// The goldens that we made, by their images.
-fn goldens(home: &Path) -> BTreeMap<Digest, Vec<String>> {
-    let mut goldens: BTreeMap<Digest, Vec<String>> = BTreeMap::new();
-    let marks = fs::read_dir(home.join(ROOT).join("goldens"));
-    for mark in marks.into_iter().flatten().flatten() {
-        let image = fs::read_to_string(mark.path());
-        if let Some(image) = image.ok().and_then(|image| image.trim().parse().ok())
-            && let Ok(name) = mark.file_name().into_string()
-        {
-            goldens.entry(image).or_default().push(name);
-        }
+pub(super) fn goldens(home: &Path) -> Goldens {
+    let mut goldens = Goldens::new();
+    for (name, mark) in golden::marks(home) {
+        goldens
+            .entry(mark.image)
+            .or_default()
+            .push((name, mark.reference));
     }
     goldens
 }
 
 /// Local VMs that aren't goldens of ours, with the times when they were made.
-fn machines(
-    home: &Path,
-    goldens: &BTreeMap<Digest, Vec<String>>,
-) -> io::Result<Vec<(String, SystemTime)>> {
-    let ours: BTreeSet<&String> = goldens.values().flatten().collect();
+fn machines(home: &Path, goldens: &Goldens) -> io::Result<Vec<(String, SystemTime)>> {
+    let ours: BTreeSet<&String> = goldens.values().flatten().map(|(name, _)| name).collect();
     let entries = match fs::read_dir(home.join("vms")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
@@ -259,40 +366,46 @@ fn machines(
     Ok(machines)
 }
 
-/// Takes an image out of tart's cache with these goldens, and removes our notes of it. Returns whether it went: not
-/// while tart holds a lock, and not if it is wanted again.
-fn remove(store: &Store, image: &Digest, goldens: &[String]) -> io::Result<bool> {
+/// Takes an image out of tart's cache with its goldens, and drops our notes of it. Returns whether it went: not while
+/// tart holds a lock, and not if what is seen under the locks keeps it.
+///
+/// Goldens go first: while the image is there, the next call finds what is left of them.
+pub(super) fn remove(
+    store: &Store,
+    image: &Digest,
+    keep: usize,
+    now: SystemTime,
+) -> io::Result<bool> {
     let _changing = lock(&store.changing);
-    let Some(stage) = store.stage(image) else {
+    let stage = store.stage(image);
+    // an installation may take minutes
+    let installing = match stage.as_deref().map(Stage::try_installing) {
+        Some(None) => return Ok(false),
+        Some(Some(installing)) => Some(installing),
+        None => None,
+    };
+    let home = store.shared.home();
+    let known = stage
+        .as_ref()
+        .map_or(Vec::new(), |stage| stage.names().known());
+    let Some(_locks) = lock_places(home, &known)? else {
         return Ok(false);
     };
-    let installing = stage.installing();
-    let home = store.shared.home();
-    let known = stage.names().known();
-    if !stage.names().wanted().is_empty() {
+    // somebody may have cloned it, run a golden or wanted it since it was looked at without the locks
+    let (verdicts, goldens) = verdicts(store, keep, now)?;
+    if verdicts.get(image) != Some(&None) {
         return Ok(false);
     }
-    // tart holds these while it pulls, and while a new VM gets its name
-    let mut places: BTreeSet<PathBuf> = known
-        .iter()
-        .map(|reference| cache::host_directory(home, reference))
-        .filter(|place| place.is_dir())
-        .collect();
-    places.insert(home.to_owned());
-    let mut locks = Vec::new();
-    for place in &places {
-        match platform::lock_directory(place, Duration::ZERO) {
-            Ok(locked) => locks.push(locked),
-            Err(LockError::Busy { .. }) => return Ok(false),
-            Err(LockError::Io { error, .. }) => return Err(error),
-        }
+    let goldens = goldens.get(image).map_or(&[][..], Vec::as_slice);
+    for (name, _) in goldens {
+        move_out(home, &cache::vm_directory(home, name))?;
+        step("golden moved")?;
+        remove_any(&golden::mark_path(home, name))?;
     }
-    let ours = store.shared.directory(image);
-    let machines = goldens.iter().map(|name| cache::vm_directory(home, name));
-    let machines: Vec<PathBuf> = machines.filter(|machine| machine.is_dir()).collect();
-    if machines.iter().any(|machine| is_running(machine)) {
-        return Ok(false);
-    }
+    step("goldens retired")?;
+    let Some(stage) = &stage else {
+        return Ok(true);
+    };
     let directories = stage.names().installed_directories();
     for reference in &known {
         if let Some(link) = cache::tag_link(home, reference)
@@ -301,19 +414,52 @@ fn remove(store: &Store, image: &Digest, goldens: &[String]) -> io::Result<bool>
             fs::remove_file(&link)?;
         }
     }
-    for (number, from) in directories.iter().chain(&machines).enumerate() {
-        let to = ours.join(format!("retired-{number}"));
-        remove_any(&to)?;
-        fs::rename(from, &to)?;
+    step("unlinked")?;
+    for directory in &directories {
+        move_out(home, directory)?;
+        step("image moved")?;
     }
-    for name in goldens {
-        remove_any(&home.join(ROOT).join("goldens").join(name))?;
-    }
-    drop(locks);
+    store.let_go(image);
+    stage.set_gone();
     drop(installing);
-    store.drop_stage(image)?;
-    store.shared.tell(News::Removed { image: *image });
+    store.forget_recipe(stage);
+    store.shared.tell(News::Retired { image: *image });
+    move_out(home, &store.shared.directory(image))?;
     Ok(true)
+}
+
+/// Takes the locks that tart holds while it pulls, while a new VM gets its name, and until a VM that begins to run is
+/// locked itself. `None` if tart has one of them.
+fn lock_places(home: &Path, known: &[Reference]) -> io::Result<Option<Vec<DirectoryLock>>> {
+    let hosts = known
+        .iter()
+        .map(|reference| cache::host_directory(home, reference));
+    let mut places: BTreeSet<PathBuf> = hosts.filter(|place| place.is_dir()).collect();
+    places.insert(home.to_owned());
+    let mut locks = Vec::new();
+    for place in &places {
+        match platform::lock_directory(place, Duration::ZERO) {
+            Ok(locked) => locks.push(locked),
+            Err(LockError::Busy { .. }) => return Ok(None),
+            Err(LockError::Io { error, .. }) => return Err(error),
+        }
+    }
+    Ok(Some(locks))
+}
+
+/// Moves a directory to where [`empty`] removes it, if it is there. The caller holds `changing`.
+fn move_out(home: &Path, directory: &Path) -> io::Result<()> {
+    let retired = home.join(ROOT).join(RETIRED);
+    match fs::create_dir(&retired) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made?,
+    }
+    let mut free = (0_u64..).map(|number| retired.join(number.to_string()));
+    let to = free.find(|to| fs::symlink_metadata(to).is_err());
+    match fs::rename(directory, to.unwrap_or(retired)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        renamed => renamed.map_err(|error| io_at("retiring", directory, error)),
+    }
 }
 
 #[cfg(test)]
@@ -332,6 +478,7 @@ mod tests {
             since: at(since),
             used: at(used),
             outdated: false,
+            elsewhere: None,
             running: None,
         }
     }
@@ -416,6 +563,10 @@ mod tests {
         let mut running = one(10, 20);
         running[0].running = Some("golden".into());
         assert_eq!(of(&running, &[]), Some(Stays::Runs("golden".into())));
+        let mut elsewhere = one(10, 20);
+        elsewhere[0].elsewhere = Some("stable".into());
+        let named = Stays::NamedElsewhere("stable".into());
+        assert_eq!(of(&elsewhere, &[]), Some(named));
         // what stays for such a reason leaves the place to the newest
         let images = [
             old("a", false, 10, 20),

@@ -4,7 +4,7 @@
 //! changed in part. Chunks of which some blocks are found nowhere are left to be fetched, with a note of the rest
 //! ([`Stage::lacking_ranges`]).
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Instant};
 
 use proto::{ChunkIndex, Digest, blocks::Piece};
 
@@ -18,7 +18,7 @@ use super::{
 };
 
 /// Copies to a stage the chunks that it lacks and whose blocks other images here have. Returns the bytes of these
-/// chunks. `go_on` is asked before each chunk.
+/// chunks. `go_on` is asked before each chunk. Ends early when its time is over, or nobody waits for the image.
 ///
 /// # Errors
 /// When the stage can't be written, or `go_on` returns an error. What can't be read on other disks is left to be
@@ -48,12 +48,20 @@ pub(super) fn copy<E: From<WriteError>>(
     let search = Arc::new(Search::new(columns, disks));
     stage.blocks().begin(search.clone());
     let mut copied = 0;
+    let (shared, image, began) = (stage.shared(), stage.layout().digest(), Instant::now());
     for at in contents {
         let geometry = held.geometry(at);
         let has = held.held(at);
         let lacks = (0..geometry.chunks()).map(ChunkIndex);
         for chunk in lacks.filter(|chunk| !has.contains(*chunk)) {
             go_on()?;
+            if shared.is_given_up(image) {
+                return Ok(copied);
+            }
+            if began.elapsed() >= shared.search() {
+                tracing::info!(%image, bytes = copied, "the time for the search for blocks is over; the rest of the image is fetched");
+                return Ok(copied);
+            }
             if held.chunks(at).recipe_link(chunk).is_none() {
                 // the content goes on without the recipe
                 break;
@@ -108,6 +116,8 @@ fn disk(other: &Arc<Stage>) -> Option<Disk> {
 }
 
 fn index(other: &Stage, name: Digest) -> io::Result<Option<Index>> {
+    // of stages that begin at the same time one makes it, and the others find it
+    let _indexing = other.blocks().indexing();
     let bodies = other.files().bodies();
     let Some(body) = bodies.first() else {
         return Ok(None);
@@ -120,6 +130,12 @@ fn index(other: &Stage, name: Digest) -> io::Result<Option<Index>> {
     let Some(columns) = columns(other) else {
         return Ok(None);
     };
+    let room = other.shared().room();
+    room.admit(
+        Index::max_bytes(columns.max_blocks()),
+        other.layout().digest(),
+    )
+    .map_err(|error| io::Error::new(io::ErrorKind::StorageFull, error))?;
     let held = other.chunks();
     let first_pages = first_pages((0..held.len()).map(|at| held.geometry(at)));
     let each: EachBlock<'_> = &mut |take| {

@@ -1,10 +1,11 @@
 //! What a store shares with all its stages.
 
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -18,7 +19,13 @@ use super::{
     room::Room,
     tree::ROOT,
 };
-use crate::platform::{self, Space};
+use crate::{
+    lock::lock,
+    platform::{self, Space},
+};
+
+/// A beginning looks for blocks this long.
+const MAX_SEARCH: Duration = Duration::from_mins(1);
 
 /// The store's settings.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +35,9 @@ pub struct Options {
     /// How long one installation waits for tart to release the lock on a registry's directory. A longer pull is waited
     /// for by installing again.
     pub lock_wait: Duration,
+    /// How long a stage's beginning looks for blocks on other disks here, at most. Meanwhile nothing of the image comes
+    /// from elsewhere. Chunks that weren't looked for by then are fetched.
+    pub search: Duration,
     /// Reads the volume's room. Tests replace it.
     pub space: fn(&Path) -> io::Result<Space>,
 }
@@ -37,6 +47,7 @@ impl Default for Options {
         Self {
             floor_percent: 15,
             lock_wait: Duration::from_secs(30),
+            search: MAX_SEARCH,
             space: platform::space,
         }
     }
@@ -47,6 +58,9 @@ impl Default for Options {
 pub(crate) struct Shared {
     home: PathBuf,
     lock_wait: Duration,
+    search: Duration,
+    /// Images for which nobody waits any more. Locked for a look.
+    given_up: Mutex<BTreeSet<Digest>>,
     hosts: Arc<Hosts>,
     room: Room,
     news: NewsBox,
@@ -64,6 +78,8 @@ impl Shared {
             room: Room::new(home.clone(), options.floor_percent, options.space),
             home,
             lock_wait: options.lock_wait,
+            search: options.search,
+            given_up: Mutex::default(),
             hosts: Arc::default(),
             news: NewsBox::default(),
             stopping: AtomicBool::new(false),
@@ -85,6 +101,25 @@ impl Shared {
     /// How long an installation waits for tart's lock.
     pub(super) const fn lock_wait(&self) -> Duration {
         self.lock_wait
+    }
+
+    /// How long a beginning looks for blocks.
+    pub(super) const fn search(&self) -> Duration {
+        self.search
+    }
+
+    /// Notes whether anybody waits for an image. Where nobody does, its beginning ends early.
+    pub(super) fn set_given_up(&self, image: Digest, given_up: bool) {
+        let mut images = lock(&self.given_up);
+        match given_up {
+            true => images.insert(image),
+            false => images.remove(&image),
+        };
+    }
+
+    /// Whether nobody waits for an image any more.
+    pub(super) fn is_given_up(&self, image: &Digest) -> bool {
+        lock(&self.given_up).contains(image)
     }
 
     pub(super) const fn hosts(&self) -> &Arc<Hosts> {

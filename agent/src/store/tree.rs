@@ -6,6 +6,8 @@ use crate::platform;
 
 /// Our directory in tart's home.
 pub(super) const ROOT: &str = ".parbake";
+/// The directory for files of retired images, until they are removed.
+pub(super) const RETIRED: &str = "retired";
 /// The directory that becomes the image's, inside the stage's own.
 pub(super) const IMAGE: &str = "image";
 /// The file that says which chunks are on the disk, and by which links.
@@ -24,6 +26,32 @@ pub(super) const REPLACED: &str = "replaced";
 /// The content of a marker that guards an image only until its tag is linked. tart's own markers are empty. tart looks
 /// only at a marker's existence.
 pub(super) const GUARD: &[u8] = b"placed by parbake until the tag is linked\n";
+
+/// The content of a marker that guards an image for a reference by digest, which has no link.
+pub(super) const OURS: &[u8] = b"placed by parbake for a reference by digest\n";
+
+/// Whose a marker in a directory of tart's cache is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Marker {
+    /// There is none.
+    Missing,
+    /// Ours, until the tag is linked.
+    Guard,
+    /// Ours, for a reference by digest.
+    Ours,
+    /// tart's, or somebody else's. Earlier versions made such ones for references by digest, too.
+    Theirs,
+}
+
+/// Whose the marker at this path is. One that can't be read may be anybody's.
+pub(super) fn marker(path: &Path) -> Marker {
+    match fs::read(path) {
+        Ok(bytes) if bytes == GUARD => Marker::Guard,
+        Ok(bytes) if bytes == OURS => Marker::Ours,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Marker::Missing,
+        _ => Marker::Theirs,
+    }
+}
 
 /// The same error, with the action and the path in its text.
 pub(super) fn io_at(action: &str, path: &Path, error: io::Error) -> io::Error {

@@ -88,18 +88,36 @@ pub(crate) fn installed(home: &Path, image: &Digest) -> io::Result<Vec<PathBuf>>
     Ok(found)
 }
 
+/// The links in an image's repository that lead to the image's directory.
+///
+/// # Errors
+/// When the repository can't be read.
+pub(crate) fn links(installed: &Path) -> io::Result<Vec<PathBuf>> {
+    let Some(repository) = installed.parent() else {
+        return Ok(Vec::new());
+    };
+    let place = fs::canonicalize(installed)?;
+    let mut links = Vec::new();
+    for entry in fs::read_dir(repository)? {
+        let path = entry?.path();
+        if fs::read_link(&path).is_ok() && fs::canonicalize(&path).is_ok_and(|to| to == place) {
+            links.push(path);
+        }
+    }
+    Ok(links)
+}
+
 /// The tags that name an image's directory, as references.
 pub(crate) fn tags(home: &Path, installed: &Path) -> Vec<Reference> {
     let named = || -> Option<Vec<Reference>> {
         let repository = installed.parent()?;
         let path = repository.strip_prefix(home.join("cache/OCIs")).ok()?;
         let path = path.to_str()?.replacen("%3A", ":", 1);
-        let entries = fs::read_dir(repository).ok()?.flatten();
-        let mut tags: Vec<Reference> = entries
-            .filter(|entry| fs::read_link(entry.path()).is_ok())
-            .filter(|entry| fs::canonicalize(entry.path()).ok() == fs::canonicalize(installed).ok())
-            .filter_map(|entry| {
-                format!("{path}:{}", entry.file_name().to_str()?)
+        let links = links(installed).ok()?;
+        let mut tags: Vec<Reference> = links
+            .iter()
+            .filter_map(|link| {
+                format!("{path}:{}", link.file_name()?.to_str()?)
                     .parse()
                     .ok()
             })

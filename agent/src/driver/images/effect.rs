@@ -36,6 +36,8 @@ pub(in crate::driver) enum Effect<S> {
         stage: S,
         names: Vec<String>,
     },
+    /// Nobody waits for an image any more: its beginning ends early, if it is under way. Report everything at once.
+    GiveUp(Digest),
     /// Remove an image's files from the disk. Ends in [`Images::abandoned`](super::Images::abandoned).
     Abandon(Digest),
     /// Read the bytes that an earlier process left in a stage. Ends in [`Images::was_read`](super::Images::was_read).

@@ -276,6 +276,7 @@ impl World {
                 Effect::Present { .. } => "present",
                 Effect::Failed { .. } => "failed",
                 Effect::ReportNow => "report",
+                Effect::GiveUp(_) => "give up",
                 Effect::ReportAll => "report all",
                 Effect::Renew { .. } | Effect::ReportSoon => return None,
             })
@@ -459,7 +460,7 @@ fn a_manifest_that_this_version_cant_stage_is_declined_by_name_until_it_is_cance
 fn a_cancelled_image_leaves_the_swarm_and_then_the_disk() {
     let mut world = World::filling();
     world.images.cancel(world.now, world.image);
-    assert_eq!(world.drain(), ["withdraw", "report all"]);
+    assert_eq!(world.drain(), ["withdraw", "give up"]);
     assert_eq!(world.jobs(), ["abandon"]);
     world.images.abandoned(world.image);
     assert_eq!(world.jobs(), [] as [&str; 0]);
@@ -500,7 +501,7 @@ fn a_cancel_during_the_beginning_takes_nothing_up() {
 fn an_image_that_is_paused_leaves_the_swarm_and_stays_on_the_disk() {
     let mut world = World::filling();
     world.images.pause(world.image);
-    assert_eq!(world.drain(), ["withdraw", "report all"]);
+    assert_eq!(world.drain(), ["withdraw", "give up"]);
     assert_eq!(world.jobs(), [] as [&str; 0]);
     // and goes on when it is ordered again
     world.order(9);
@@ -525,7 +526,7 @@ fn an_image_whose_last_name_another_one_takes_is_given_up() {
         names: BTreeMap::from([(NAME.to_owned(), other)]),
     };
     world.images.order_names(world.now, order);
-    assert_eq!(world.drain(), ["withdraw", "report all"]);
+    assert_eq!(world.drain(), ["withdraw", "give up"]);
     assert_eq!(world.jobs(), ["abandon"]);
 }
 
@@ -629,7 +630,9 @@ fn a_reading_of_a_stage_of_before_says_nothing_and_this_one_is_read_after_it() {
     world.jobs();
     world.begun();
     before.0.gone.set(true);
-    world.images.removed(world.now, world.image);
+    world
+        .images
+        .removed(world.now, world.image, Reason::Removed);
     world.drain();
     world.disk = Disk::default();
     world.disk.0.unread.set(true);

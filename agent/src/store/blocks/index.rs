@@ -1,8 +1,9 @@
 //! An index of the blocks of one image on this host: a file beside the image's journal, by which a block's print leads
 //! to pages of the image's contents. It is made of the image's recipe, and the disk isn't read for that.
 //!
-//! Nothing is trusted because of it: an entry that is wrong costs a read. So the file isn't synced, and one that is
-//! lost, cut off, or of another recipe or disk is made again.
+//! Nothing is trusted because of it: an entry that is wrong costs a read. One that is lost, cut off, or of another
+//! recipe or disk is made again. Its bytes are on the disk before it gets its name, so that a crash leaves none whose
+//! length alone is right.
 //!
 //! The file, with all numbers in little-endian order but prints and pages, so that entries sort as bytes:
 //!
@@ -23,9 +24,15 @@ use std::{
     io::{self, BufWriter, Read as _, Write as _},
     os::unix::fs::{FileExt as _, MetadataExt as _},
     path::Path,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use proto::{BlockPrint, Digest};
+
+use crate::platform;
+
+/// Ends the names of indexes that are being made.
+const NEW: &str = "new";
 
 const MAGIC: [u8; 8] = *b"pbblk\0\0\x01";
 const HEADER_BYTES: usize = 8 + 32 + 4 * 8 + 2 * 4;
@@ -115,9 +122,29 @@ impl Index {
         Ok(sound.then_some(Self { file, bits, starts }))
     }
 
+    /// The most bytes that [`make`](Self::make) writes for so many blocks.
+    pub(in crate::store) const fn max_bytes(blocks: u64) -> u64 {
+        let buckets = (1 << MAX_BUCKET_BITS) + 1;
+        HEADER_BYTES as u64 + 4 * buckets + ENTRY_BYTES as u64 * blocks
+    }
+
+    /// Removes what crashes left of indexes that were being made in this directory. The caller makes none there.
+    pub(in crate::store) fn sweep(directory: &Path) -> io::Result<()> {
+        for entry in fs::read_dir(directory)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == NEW) {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the index of these blocks in a file, and opens it. Its memory doesn't grow with the number of blocks.
     pub(in crate::store) fn make(path: &Path, key: &Key, each: EachBlock<'_>) -> io::Result<Self> {
-        let new = path.with_extension("new");
+        // stages that begin at the same time may make the same index
+        static SEQUENCE: AtomicU64 = AtomicU64::new(0);
+        let number = SEQUENCE.fetch_add(1, Ordering::Relaxed);
+        let new = path.with_extension(format!("{number}.{NEW}"));
         let written = write(&new, key, each).and_then(|()| fs::rename(&new, path));
         if let Err(error) = written {
             // the file is of no use; what can't be removed is written over by the next try
@@ -225,8 +252,8 @@ fn write(path: &Path, key: &Key, each: EachBlock<'_>) -> io::Result<()> {
         file.write_all(part.as_flattened())?;
         start = end;
     }
-    file.into_inner().map_err(io::IntoInnerError::into_error)?;
-    Ok(())
+    let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+    platform::sync_data(&file)
 }
 
 #[cfg(test)]
@@ -349,6 +376,49 @@ mod tests {
             .set_modified(std::time::SystemTime::UNIX_EPOCH)
             .unwrap();
         assert!(world.reopen().is_none());
+    }
+
+    #[test]
+    fn two_that_make_one_index_spoil_nothing() {
+        let world = World::new();
+        let mut begun = false;
+        let mut rounds = 0;
+        let mut each = |take: &mut dyn FnMut(BlockPrint, u32)| {
+            rounds += 1;
+            // the first one is writing already
+            if rounds == 2 {
+                drop(world.make(5_000));
+                begun = true;
+            }
+            for page in 0..5_000 {
+                take(print(page), 3 * page);
+            }
+            Ok(())
+        };
+        let index = Index::make(&world.path(), &world.key(), &mut each).unwrap();
+        assert!(begun);
+        for index in [index, world.reopen().unwrap()] {
+            for at in 0..5_000 {
+                assert_eq!(index.find(print(at), 4).unwrap(), [3 * at]);
+            }
+        }
+        // neither leaves anything beside it
+        let names = fs::read_dir(world.home.path()).unwrap();
+        assert_eq!(names.count(), 2);
+        fs::write(world.home.path().join("index.7.new"), b"half").unwrap();
+        Index::sweep(world.home.path()).unwrap();
+        assert!(world.reopen().is_some());
+        assert_eq!(fs::read_dir(world.home.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn an_index_has_no_more_bytes_than_it_is_admitted_with() {
+        for blocks in [0, 1, 64, 5_000, 70_000] {
+            let world = World::new();
+            drop(world.make(blocks));
+            let bytes = fs::metadata(world.path()).unwrap().len();
+            assert!(bytes <= Index::max_bytes(u64::from(blocks)), "{blocks}");
+        }
     }
 
     /// `PARBAKE_INDEX_BLOCKS=13000000 cargo test --release -p agent --lib blocks::index -- --nocapture` prints what an

@@ -21,6 +21,10 @@ pub(crate) struct Releases {
 impl Releases {
     /// The first release is here, with its recipe.
     pub(crate) fn new() -> Self {
+        Self::with(options())
+    }
+
+    fn with(options: Options) -> Self {
         let raw = noise(6 * MIB + 100_000, 1);
         let at = MIB + 40 * PAGE;
         let moved = [&raw[..at], &noise(PAGE, 2), &raw[at..]].concat();
@@ -29,7 +33,7 @@ impl Releases {
             sample_of(7, &moved, 5_000, None),
         );
         let home = tempfile::tempdir().unwrap();
-        let store = open(&home);
+        let store = Store::open(home.path(), options).unwrap();
         let by_old = recipe(&old);
         put(&home, &by_old);
         let (first, _) = begin_by(&store, &old, &by_old);
@@ -54,6 +58,13 @@ impl Releases {
 
     pub(crate) fn raw(&self) -> &[u8] {
         &self.new.contents[&self.layer]
+    }
+
+    /// The second release is cancelled, and its recipe comes again with the next order.
+    fn abandon(&self) {
+        let image = *self.new.layout.digest();
+        self.store.abandon(image).unwrap();
+        put(&self.home, &self.by);
     }
 
     fn index(&self) -> PathBuf {
@@ -130,10 +141,7 @@ fn what_moved_by_a_page_is_had_and_only_what_is_new_is_lacking() {
 fn wrong_entries_of_an_index_cost_a_fetch_and_never_a_byte() {
     let releases = Releases::new();
     drop(releases.begin());
-    releases
-        .store
-        .abandon(*releases.new.layout.digest())
-        .unwrap();
+    releases.abandon();
     // each entry leads to another page
     let mut index = fs::read(releases.index()).unwrap();
     let entries = u32::from_le_bytes(index[72..76].try_into().unwrap()) as usize;
@@ -164,10 +172,7 @@ fn an_index_that_is_lost_or_cut_off_is_made_again() {
             file.set_len(1_000).unwrap();
         },
     ] {
-        releases
-            .store
-            .abandon(*releases.new.layout.digest())
-            .unwrap();
+        releases.abandon();
         damage(&releases.index());
         let (stage, _) = releases.begin();
         assert_eq!(releases.lacks(&stage), [CHANGED.0]);
@@ -213,10 +218,7 @@ fn a_disk_that_is_changed_in_mid_stage_lacks_more_and_lends_no_false_byte() {
 fn a_disk_that_changed_before_gets_a_new_index_and_lends_no_false_byte() {
     let releases = Releases::new();
     drop(releases.begin());
-    releases
-        .store
-        .abandon(*releases.new.layout.digest())
-        .unwrap();
+    releases.abandon();
     let before = fs::read(releases.index()).unwrap();
     let first = releases.store.stage(releases.old.layout.digest()).unwrap();
     let disk = &first.files().bodies()[0].disk;
@@ -257,10 +259,7 @@ fn a_recipe_that_is_lost_or_has_no_blocks_costs_their_use() {
     fs::remove_file(path).unwrap();
     let (stage, _) = releases.begin();
     assert_eq!(releases.lacks(&stage), (1..7).collect::<Vec<_>>());
-    releases
-        .store
-        .abandon(*releases.new.layout.digest())
-        .unwrap();
+    releases.abandon();
 
     let without = recipe_with(&releases.new, releases.layer, |content| {
         content.block_lengths.clear();
@@ -288,4 +287,98 @@ fn blocks_that_lie_are_refused_by_the_states() {
     for chunk in 0..7 {
         assert!(stage.part(releases.layer, ChunkIndex(chunk)).is_none());
     }
+}
+
+#[test]
+fn a_recipe_goes_with_the_last_image_that_needs_it() {
+    let releases = Releases::new();
+    let directory = super::super::recipes::directory(releases.home.path());
+    let names = || {
+        let found = fs::read_dir(&directory).unwrap();
+        let names = found.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.collect::<BTreeSet<String>>()
+    };
+    let name = |by: &NamedRecipe| by.file.digest.hex().to_string();
+    let first = releases.store.stage(releases.old.layout.digest()).unwrap();
+    let old = first.recipe().unwrap().digest.hex().to_string();
+    drop(releases.begin());
+    let both = [old.clone(), name(&releases.by)].into();
+    assert_eq!(names(), both);
+    // it comes with the next order
+    fs::write(directory.join(format!("{old}.part")), b"coming").unwrap();
+    releases
+        .store
+        .abandon(*releases.new.layout.digest())
+        .unwrap();
+    assert_eq!(names(), [old.clone(), format!("{old}.part")].into());
+    // the files of an image that is wanted are removed by somebody: the image is begun again by its recipe
+    put(&releases.home, &releases.by);
+    drop(releases.begin());
+    fs::remove_dir_all(ours(&releases.home, &releases.new)).unwrap();
+    assert_eq!(releases.store.presence(), []);
+    assert!(names().contains(&name(&releases.by)));
+    releases
+        .store
+        .abandon(*releases.old.layout.digest())
+        .unwrap();
+    assert_eq!(names(), [name(&releases.by)].into());
+}
+
+#[test]
+fn an_index_that_has_no_room_is_not_made() {
+    static ADMITTED: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    let Releases {
+        home,
+        store,
+        old,
+        new,
+        by,
+        layer,
+    } = Releases::new();
+    drop(store);
+    // others fill the volume after the image has its room
+    let space = |_: &Path| {
+        let before = ADMITTED.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let free_bytes = if before == 0 { 1 << 40 } else { 0 };
+        Ok(Space {
+            total_bytes: 1 << 40,
+            free_bytes,
+        })
+    };
+    let with = Options { space, ..options() };
+    let store = Store::open(home.path(), with).unwrap();
+    let releases = Releases {
+        home,
+        store,
+        old,
+        new,
+        by,
+        layer,
+    };
+    let (stage, _) = releases.begin();
+    assert!(!releases.index().exists());
+    assert_eq!(releases.lacks(&stage), (1..7).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_search_for_blocks_ends_in_time_or_when_nobody_wants_the_image() {
+    let releases = Releases::new();
+    let image = *releases.new.layout.digest();
+    let all = (1..7).collect::<Vec<_>>();
+    releases.store.give_up(image);
+    let (stage, _) = releases.begin();
+    assert_eq!(releases.lacks(&stage), all, "nobody wants it");
+    releases.abandon();
+    releases.store.take_up(&image);
+    let (stage, _) = releases.begin();
+    assert_eq!(releases.lacks(&stage), [CHANGED.0]);
+    releases.abandon();
+
+    let releases = Releases::with(Options {
+        search: Duration::ZERO,
+        ..options()
+    });
+    let (stage, _) = releases.begin();
+    assert_eq!(releases.lacks(&stage), all, "there was no time");
+    assert_eq!(stage.lacking_ranges(releases.layer, CHANGED), None);
 }

@@ -3,7 +3,10 @@
 use std::time::SystemTime;
 
 use super::*;
-use crate::store::retire::retire;
+use crate::store::{
+    retire::{empty, remove, retire},
+    tree::RETIRED,
+};
 
 /// Beside any image's hour of rest.
 const LATER: Duration = Duration::from_hours(3);
@@ -17,10 +20,14 @@ fn installed(home: &TempDir, store: &Store, own: u64) -> (Sample, String) {
     stage.flush().unwrap();
     let digest = sample.layout.digest();
     machine(home, &format!("golden-{own}"));
-    let marks = home.path().join(".parbake/goldens");
-    fs::create_dir_all(&marks).unwrap();
-    fs::write(marks.join(format!("golden-{own}")), digest.to_string()).unwrap();
+    fs::create_dir_all(marks(home)).unwrap();
+    let mark = format!("{digest}\n{name}\n");
+    fs::write(marks(home).join(format!("golden-{own}")), mark).unwrap();
     (sample, name)
+}
+
+fn marks(home: &TempDir) -> PathBuf {
+    home.path().join(".parbake/goldens")
 }
 
 /// A local VM.
@@ -81,7 +88,11 @@ fn an_old_image_goes_with_its_golden_and_its_space_is_back() {
     drop(lock);
     let gone = retire(&store, 2, now());
     assert_eq!(gone, [*old.layout.digest()]);
-    assert_eq!(store.take_news(), [News::Removed { image: gone[0] }]);
+    assert_eq!(store.take_news(), [News::Retired { image: gone[0] }]);
+    // the files are removed by a job of their own
+    assert!(!disk.exists() && open_disk.metadata().unwrap().nlink() == 1);
+    empty(&store);
+    assert!(!marks(&home).join("golden-1").exists());
 
     // the disk has no name, and nobody but this test has it open
     assert!(!disk.exists() && open_disk.metadata().unwrap().nlink() == 0);
@@ -97,6 +108,7 @@ fn an_old_image_goes_with_its_golden_and_its_space_is_back() {
     assert!(two > before, "two images take more than one");
     store.want(next.layout.digest(), &[]).unwrap();
     assert_eq!(retire(&store, 1, now()), [*current.layout.digest()]);
+    empty(&store);
     assert!(blocks(home.path()) + before / 2 < two, "{before} {two}");
     assert!(!cache::vm_directory(home.path(), "golden-1").exists());
     assert!(cache::vm_directory(home.path(), "golden-3").exists());
@@ -114,6 +126,163 @@ fn an_old_image_goes_with_its_golden_and_its_space_is_back() {
     assert_eq!(store.recovered().len(), 1);
     let (stage, _) = begin(&store, &current, &[&name]);
     assert!(!stage.is_installed());
+}
+
+#[test]
+fn an_image_that_somebody_else_named_stays() {
+    let home = tempfile::tempdir().unwrap();
+    let store = open(&home);
+    let (old, _) = installed(&home, &store, 1);
+    installed(&home, &store, 2);
+    let image = *old.layout.digest();
+    store.want(&image, &[]).unwrap();
+    let later = || SystemTime::now() + LATER;
+    let directory = image_dir(&home, "ghcr.io/org/image", &old);
+    // `tart pull` of another tag of a cached image makes a link, and nothing else
+    let stable = directory.with_file_name("stable");
+    symlink(&directory, &stable).unwrap();
+    assert_eq!(retire(&store, 1, later()), []);
+    fs::remove_file(&stable).unwrap();
+    // and `tart pull` by digest makes a marker
+    fs::write(directory.join(cache::MARKER), b"").unwrap();
+    assert_eq!(retire(&store, 1, later()), []);
+    assert!(directory.join(cache::DISK).exists());
+    fs::remove_file(directory.join(cache::MARKER)).unwrap();
+    assert_eq!(retire(&store, 1, later()), [image]);
+}
+
+#[test]
+fn an_image_by_digest_goes_unless_tart_pulled_it_too() {
+    let home = tempfile::tempdir().unwrap();
+    let store = open(&home);
+    let old = sample(1);
+    let digest = *old.layout.digest();
+    let name = format!("ghcr.io/org/image@{digest}");
+    let (stage, _) = begin(&store, &old, &[&name]);
+    fill(&stage, &old);
+    let directory = image_dir(&home, "ghcr.io/org/image", &old);
+    let marker = directory.join(cache::MARKER);
+    // what tart pulled by digest is exchanged for ours, and stays tart's
+    fs::create_dir_all(&directory).unwrap();
+    for part in cache::PARTS.iter().chain(&[cache::MARKER]) {
+        fs::write(directory.join(part), "").unwrap();
+    }
+    install(&stage, &[]).unwrap();
+    installed(&home, &store, 2);
+    store.want(&digest, &[]).unwrap();
+    let later = || SystemTime::now() + LATER;
+    assert_eq!(retire(&store, 1, later()), []);
+    // without that the marker is ours
+    fs::remove_file(&marker).unwrap();
+    store.want(&digest, std::slice::from_ref(&name)).unwrap();
+    install(&stage, &[&name]).unwrap();
+    assert!(marker.exists() && store.presence().len() == 2);
+    store.want(&digest, &[]).unwrap();
+    assert_eq!(retire(&store, 1, later()), [digest]);
+}
+
+#[test]
+fn a_crash_amid_retiring_leaves_neither_a_golden_nor_half_an_image() {
+    for steps in 0.. {
+        let home = tempfile::tempdir().unwrap();
+        let store = open(&home);
+        let (old, _) = installed(&home, &store, 1);
+        installed(&home, &store, 2);
+        let image = *old.layout.digest();
+        store.want(&image, &[]).unwrap();
+        let later = SystemTime::now() + LATER;
+        STEPS_LEFT.set(steps);
+        let died = retire(&store, 1, later).is_empty();
+        STEPS_LEFT.set(usize::MAX);
+        drop(store);
+        let store = open(&home);
+        retire(&store, 1, later);
+        empty(&store);
+        let directory = image_dir(&home, "ghcr.io/org/image", &old);
+        let gone = [
+            cache::vm_directory(home.path(), "golden-1"),
+            marks(&home).join("golden-1"),
+            directory.with_file_name("1"),
+            directory,
+            ours(&home, &old),
+        ];
+        for path in gone {
+            let left = fs::symlink_metadata(&path).is_ok();
+            assert!(!left, "step {steps}: {}", path.display());
+        }
+        let retired = fs::read_dir(home.path().join(ROOT).join(RETIRED));
+        assert_eq!(retired.map_or(0, Iterator::count), 0);
+        assert!(store.stage(&image).is_none());
+        assert!(cache::vm_directory(home.path(), "golden-2").exists());
+        if !died {
+            assert!(steps >= 4, "{steps} steps");
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_golden_whose_image_tart_pruned_goes_by_the_same_rule() {
+    let home = tempfile::tempdir().unwrap();
+    let store = open(&home);
+    let (old, _) = installed(&home, &store, 1);
+    let (pruned, _) = installed(&home, &store, 2);
+    installed(&home, &store, 3);
+    for sample in [&old, &pruned] {
+        store.want(sample.layout.digest(), &[]).unwrap();
+        fs::remove_dir_all(image_dir(&home, "ghcr.io/org/image", sample)).unwrap();
+    }
+    assert_eq!(store.presence().len(), 1);
+    let golden = |number: u32| cache::vm_directory(home.path(), &format!("golden-{number}"));
+    let now = SystemTime::now();
+    assert_eq!(retire(&store, 1, now), [], "they rest for an hour");
+    // an older clone than any of the others
+    set_accessed(&golden(1), now - LATER);
+    for (number, age) in [(1, 3), (2, 2)] {
+        let mark = marks(&home).join(format!("golden-{number}"));
+        let mark = fs::File::options().write(true).open(mark).unwrap();
+        mark.set_modified(now - age * LATER).unwrap();
+    }
+    let later = now + LATER;
+    // the wanted one and the newest of the others
+    let clone = clone(&home, &golden(1), "vm");
+    assert_eq!(retire(&store, 1, later), [], "the VM may be a clone");
+    fs::remove_dir_all(clone).unwrap();
+    set_accessed(&golden(1), now - 3 * LATER);
+    set_accessed(&golden(2), now - 2 * LATER);
+    assert_eq!(retire(&store, 2, later), [*old.layout.digest()]);
+    assert!(!golden(1).exists() && !marks(&home).join("golden-1").exists());
+    assert!(golden(2).exists() && golden(3).exists());
+    assert_eq!(retire(&store, 1, later), [*pruned.layout.digest()]);
+    assert!(!golden(2).exists() && golden(3).exists());
+}
+
+#[test]
+fn what_keeps_an_image_is_looked_for_again_under_the_locks() {
+    let home = tempfile::tempdir().unwrap();
+    let store = open(&home);
+    let (old, _) = installed(&home, &store, 1);
+    installed(&home, &store, 2);
+    let image = *old.layout.digest();
+    store.want(&image, &[]).unwrap();
+    let later = SystemTime::now() + LATER;
+    // a VM was made after the look by which the image was to go
+    let golden = cache::vm_directory(home.path(), "golden-1");
+    let clone = clone(&home, &golden, "vm");
+    assert!(!remove(&store, &image, 1, later).unwrap());
+    fs::remove_dir_all(clone).unwrap();
+    // a pull by tart
+    let host = home.path().join("cache/OCIs/ghcr.io");
+    let lock = platform::lock_directory(&host, Duration::ZERO).unwrap();
+    assert!(!remove(&store, &image, 1, later).unwrap());
+    drop(lock);
+    // an installation
+    let stage = store.stage(&image).unwrap();
+    let installing = stage.installing();
+    assert!(!remove(&store, &image, 1, later).unwrap());
+    drop(installing);
+    assert!(golden.exists() && stage.is_named("ghcr.io/org/image:1"));
+    assert!(remove(&store, &image, 1, later).unwrap());
 }
 
 /// Makes a VM as tart does: notes the use of its source in whole seconds, and makes the VM's directory then.
@@ -201,9 +370,61 @@ fn run_machine(config: &Path) {
     io::stdin().read_line(&mut String::new()).unwrap();
 }
 
+/// Runs a VM again and again as `tart run` does: tries its lock, which nobody else may hold.
+fn run_again_and_again(config: &Path) {
+    println!("locked");
+    for _ in 0..20_000 {
+        let config = fs::File::options().read(true).write(true).open(config);
+        let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+        rustix::fs::fcntl_lock(config.unwrap(), exclusive).unwrap();
+    }
+}
+
+/// Starts the test of this name once more, with a file to lock, and returns when that has locked it: a lock holds
+/// between processes only.
+fn start_again(name: &str, config: &Path) -> std::process::Child {
+    let name = format!("store::tests::retire::{name}");
+    let mut runs = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture", &name])
+        .env(LOCKED, config)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // read to the line, and kept open: the rest of the output goes there
+    let mut said = io::BufReader::new(runs.stdout.as_mut().unwrap());
+    let mut line = String::new();
+    while !line.contains("locked") {
+        line.clear();
+        let read = io::BufRead::read_line(&mut said, &mut line).unwrap();
+        assert!(read > 0, "it ended before it locked the file");
+    }
+    runs
+}
+
+#[test]
+fn a_look_at_a_golden_refuses_no_run() {
+    if let Some(config) = std::env::var_os(LOCKED) {
+        return run_again_and_again(Path::new(&config));
+    }
+    let home = tempfile::tempdir().unwrap();
+    let store = open(&home);
+    let (old, _) = installed(&home, &store, 1);
+    installed(&home, &store, 2);
+    store.want(old.layout.digest(), &[]).unwrap();
+    let config = cache::vm_directory(home.path(), "golden-1").join(cache::CONFIG);
+    let mut runs = start_again("a_look_at_a_golden_refuses_no_run", &config);
+    // it rests, so each call is a look
+    let mut looks = 0;
+    while runs.try_wait().unwrap().is_none() {
+        assert_eq!(retire(&store, 1, SystemTime::now()), []);
+        looks += 1;
+    }
+    assert!(runs.wait().unwrap().success() && looks > 0);
+}
+
 #[test]
 fn an_image_whose_golden_runs_stays() {
-    // a lock holds between processes only, so this test starts itself once more
     if let Some(config) = std::env::var_os(LOCKED) {
         return run_machine(Path::new(&config));
     }
@@ -213,17 +434,7 @@ fn an_image_whose_golden_runs_stays() {
     installed(&home, &store, 2);
     store.want(old.layout.digest(), &[]).unwrap();
     let config = cache::vm_directory(home.path(), "golden-1").join(cache::CONFIG);
-    let name = "store::tests::retire::an_image_whose_golden_runs_stays";
-    let mut runs = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "--nocapture", name])
-        .env(LOCKED, &config)
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let said = io::BufReader::new(runs.stdout.take().unwrap());
-    let mut said = io::BufRead::lines(said).map_while(Result::ok);
-    assert!(said.any(|line| line.contains("locked")));
+    let mut runs = start_again("an_image_whose_golden_runs_stays", &config);
     let later = SystemTime::now() + LATER;
     assert_eq!(retire(&store, 1, later), []);
     drop(runs.stdin.take());

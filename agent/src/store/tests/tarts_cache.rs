@@ -2,6 +2,7 @@
 //! image help the next.
 
 use super::*;
+use crate::store::tree::{Marker, marker};
 
 #[test]
 fn a_complete_stage_becomes_an_image_that_tart_finds() {
@@ -56,8 +57,7 @@ fn a_further_reference_is_only_a_link() {
     assert!(again.is_installed() && again.is_complete() && copied == 0);
     install(&again, &[&digest_form, "ghcr.io/org/image:two", elsewhere]).unwrap();
     let directory = image_dir(&home, "ghcr.io/org/image", &sample);
-    assert!(directory.join(cache::MARKER).exists());
-    assert_eq!(fs::read(directory.join(cache::MARKER)).unwrap(), b"");
+    assert_eq!(marker(&directory.join(cache::MARKER)), Marker::Ours);
     let twin = image_dir(&home, "127.0.0.1%3A5000/mirror", &sample);
     assert_installed(&twin, &sample);
     // an edit of one directory edits no other
@@ -266,6 +266,35 @@ fn an_installation_that_dies_at_any_step_is_finished_by_the_next() {
             steps += 1;
         }
         assert!(steps >= 4, "{steps} steps");
+    }
+}
+
+#[test]
+fn tarts_marker_survives_a_crash_amid_the_exchange() {
+    for steps in 0.. {
+        let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+        let store = open(&home);
+        let (stage, _) = begin(&store, &sample, &[TAG]);
+        fill(&stage, &sample);
+        let directory = image_dir(&home, "ghcr.io/org/image", &sample);
+        fs::create_dir_all(&directory).unwrap();
+        for part in cache::PARTS.iter().chain(&[cache::MARKER]) {
+            fs::write(directory.join(part), "").unwrap();
+        }
+        STEPS_LEFT.set(steps);
+        let died = install(&stage, &[]).is_err();
+        STEPS_LEFT.set(usize::MAX);
+        drop((stage, store));
+        let store = open(&home);
+        let (stage, _) = begin(&store, &sample, &[TAG]);
+        install(&stage, &[]).unwrap();
+        assert_installed(&directory, &sample);
+        let path = directory.join(cache::MARKER);
+        assert_eq!(marker(&path), Marker::Theirs, "step {steps}");
+        if !died {
+            assert!(steps >= 4, "{steps} steps");
+            break;
+        }
     }
 }
 

@@ -209,14 +209,18 @@ fn an_install_of_a_stage_of_before_changes_nothing() {
 fn files_that_are_removed_amid_staging_are_staged_anew_at_once_and_then_after_a_pause() {
     let mut world = World::filling();
     world.disk.0.gone.set(true);
-    world.images.removed(world.now, world.image);
+    world
+        .images
+        .removed(world.now, world.image, Reason::Removed);
     assert_eq!(world.drain(), ["withdraw", "report"]);
     assert_eq!(world.state(), StageState::Queued);
     world.disk = Disk::default();
     assert_eq!(world.jobs(), ["begin"]);
     world.begun();
     world.disk.0.gone.set(true);
-    world.images.removed(world.now, world.image);
+    world
+        .images
+        .removed(world.now, world.image, Reason::Removed);
     assert_eq!(world.drain(), ["withdraw", "failed", "report"]);
     assert_eq!(
         (world.state(), world.reason()),
@@ -233,7 +237,9 @@ fn an_image_that_was_present_in_between_is_staged_anew_at_once_again() {
     let content = world.layout.contents()[0].digest;
     world.images.content_opened(world.now, world.image, content);
     world.disk.0.gone.set(true);
-    world.images.removed(world.now, world.image);
+    world
+        .images
+        .removed(world.now, world.image, Reason::Removed);
     assert_eq!(world.drain(), ["report", "withdraw", "report"]);
     assert_eq!(world.state(), StageState::Queued);
 }
@@ -242,7 +248,9 @@ fn an_image_that_was_present_in_between_is_staged_anew_at_once_again() {
 fn a_present_image_that_is_removed_is_gone_and_comes_back_when_it_is_ordered() {
     let mut world = World::present();
     world.disk.0.gone.set(true);
-    world.images.removed(world.now, world.image);
+    world
+        .images
+        .removed(world.now, world.image, Reason::Removed);
     assert_eq!(world.drain(), ["withdraw", "report"]);
     assert_eq!(
         (world.state(), world.reason()),
@@ -256,9 +264,39 @@ fn a_present_image_that_is_removed_is_gone_and_comes_back_when_it_is_ordered() {
 }
 
 #[test]
+fn an_image_that_was_retired_is_gone_unless_it_was_ordered_meanwhile() {
+    let mut world = World::present();
+    world.images.cancel(world.now, world.image);
+    world.drain();
+    world.disk.0.gone.set(true);
+    let retire = |world: &mut World| {
+        world
+            .images
+            .removed(world.now, world.image, Reason::Retired);
+    };
+    retire(&mut world);
+    assert_eq!(world.drain(), ["withdraw", "report"]);
+    assert_eq!(
+        (world.state(), world.reason()),
+        (StageState::Gone, "retired")
+    );
+    assert_eq!(world.jobs(), [] as [&str; 0]);
+
+    let mut world = World::present();
+    world.disk.0.gone.set(true);
+    retire(&mut world);
+    assert_eq!(world.drain(), ["withdraw", "report"]);
+    assert_eq!(world.state(), StageState::Queued);
+    world.disk = Disk::default();
+    assert_eq!(world.jobs(), ["begin"]);
+}
+
+#[test]
 fn a_word_about_files_of_a_stage_of_before_is_nothing() {
     let mut world = World::present();
-    world.images.removed(world.now, world.image);
+    world
+        .images
+        .removed(world.now, world.image, Reason::Removed);
     assert_eq!(world.drain(), [] as [&str; 0]);
     assert_eq!(world.state(), StageState::Present);
 }

@@ -147,7 +147,7 @@ fn a_recipe_that_is_larger_than_any_is_left_alone() {
 fn an_image_that_is_cancelled_takes_its_recipe_along() {
     let mut world = waiting();
     world.images.cancel(world.now, world.image);
-    assert_eq!(world.drain(), ["withdraw", "report all"]);
+    assert_eq!(world.drain(), ["withdraw", "give up"]);
 }
 
 #[test]
