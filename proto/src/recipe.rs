@@ -8,13 +8,19 @@
 //! all fit their states *are* the content. A false recipe has at least one pair of states that the content's bytes
 //! don't fit. Whoever reads the registry's bytes finds that pair. So a false recipe costs time, and never a false byte
 //! in an image. Fingerprints and resume places are hints, as in a [`Link`].
+//!
+//! A recipe that was made of the registry's bytes also has the states of each raw layer's blob, as the registry stores
+//! the blob. Mirrors need these, because their clients get blobs ([`Recipe::blob`]).
 
-use alloc::{collections::BTreeMap, sync::Arc, vec::Vec};
+mod error;
+
+use alloc::{boxed::Box, collections::BTreeMap, sync::Arc, vec::Vec};
 
 use prost::Message as _;
 
+pub use self::error::{NotTheContentError, ParseRecipeError};
 use crate::{
-    blocks::{Blocks, BlocksError, Cutter, PAGE_BYTES},
+    blocks::{Blocks, Cutter, PAGE_BYTES},
     chain::{Link, Resume, State, step},
     chunks::{CHUNK_BYTES, ChunkIndex, Geometry},
     digest::{Digest, ParseDigestError},
@@ -31,7 +37,7 @@ const FINGERPRINT_BYTES: usize = 16;
 const RESUME_BYTES: usize = 12;
 
 /// Bytes of a recipe that each chunk may take: 0.1 % of the chunk. 60 prove and find the chunk, and up to
-/// [`blocks::MAX_BYTES_PER_CHUNK`](crate::blocks::MAX_BYTES_PER_CHUNK) name its blocks.
+/// [`blocks::MAX_BYTES_PER_CHUNK`](crate::blocks::MAX_BYTES_PER_CHUNK) prove the blob and name the chunk's blocks.
 const MAX_BYTES_PER_CHUNK: u64 = 1 << 10;
 /// Bytes that each content may take beside those of its chunks.
 const MAX_BYTES_PER_CONTENT: u64 = 256;
@@ -42,6 +48,8 @@ pub struct Recipe {
     image: Digest,
     contents: BTreeMap<Digest, Arc<ContentRecipe>>,
     order: Vec<Digest>,
+    /// The blobs of raw layers: the size of each, and the content that it decodes to.
+    blobs: BTreeMap<Digest, (Geometry, Digest)>,
 }
 
 /// The recipe of one content.
@@ -53,99 +61,8 @@ pub struct ContentRecipe {
     fingerprints: Vec<u8>,
     resumes: Vec<u8>,
     blocks: Blocks,
-}
-
-/// Why bytes aren't the recipe of an image.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ParseRecipeError {
-    /// It has more bytes than any recipe of this image.
-    #[error("recipe has {bytes} bytes; a recipe of this image has {most} at most")]
-    TooLarge {
-        /// The recipe's bytes.
-        bytes: u64,
-        /// The most that are read.
-        most: u64,
-    },
-    /// It isn't a sequence of messages of these types.
-    #[error("recipe doesn't decode: {0}")]
-    Protobuf(prost::DecodeError),
-    /// It was cut off.
-    #[error("recipe is cut off")]
-    Truncated,
-    /// It is the recipe of another image.
-    #[error("recipe is of image {found}, not of {wanted}")]
-    OtherImage {
-        /// The image whose recipe is read.
-        wanted: Digest,
-        /// The image that the recipe names.
-        found: Digest,
-    },
-    /// A digest isn't 32 bytes.
-    #[error("recipe has a digest of {0} bytes")]
-    Digest(usize),
-    /// It has more contents than the image.
-    #[error("recipe has more than the {0} contents of the image")]
-    TooMany(usize),
-    /// It has a content that the image doesn't have, or has one twice.
-    #[error("recipe has content {0}, which the image doesn't have there")]
-    Unexpected(Digest),
-    /// It lacks a content.
-    #[error("recipe lacks content {0}")]
-    Lacks(Digest),
-    /// It gives a content another size than the manifest.
-    #[error("recipe says that content {content} has {says} bytes; the manifest says {is}")]
-    Size {
-        /// The content.
-        content: Digest,
-        /// The size in the recipe.
-        says: u64,
-        /// The size in the manifest.
-        is: u64,
-    },
-    /// A column has another number of entries than the content has chunks.
-    #[error("recipe has {bytes} bytes of {column} for content {content}, not {wanted}")]
-    Column {
-        /// The content.
-        content: Digest,
-        /// The column's name.
-        column: &'static str,
-        /// The column's bytes.
-        bytes: usize,
-        /// The bytes that the content's chunks need.
-        wanted: usize,
-    },
-    /// Its blocks aren't those of the content. Like every column it is refused although it is a hint, so that a maker
-    /// that writes nonsense is found when the recipe is verified, and not by what hosts fetch in vain.
-    #[error("recipe has blocks for content {content} that don't fit: {error}")]
-    Blocks {
-        /// The content.
-        content: Digest,
-        /// What is wrong with them.
-        error: BlocksError,
-    },
-}
-
-/// Bytes that aren't the content whose recipe was to be made.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotTheContentError {
-    /// They are fewer or more.
-    #[error("content {content} has {came} bytes instead of {size}")]
-    Size {
-        /// The content.
-        content: Digest,
-        /// The bytes that the manifest gives the content.
-        size: u64,
-        /// The bytes that came. One too many stands for all that would have followed.
-        came: u64,
-    },
-    /// They have another digest.
-    #[error("content {content} isn't what its digest says: its bytes have the digest {found}")]
-    Digest {
-        /// The content.
-        content: Digest,
-        /// The digest of the bytes.
-        found: Digest,
-    },
+    /// The states of the blob that the content is decoded from.
+    blob_states: Vec<u8>,
 }
 
 /// A column of a recipe.
@@ -159,6 +76,8 @@ pub enum Column {
     Resumes,
     /// The content's blocks: a hint.
     Blocks,
+    /// SHA-256's inner states of the blob that the content is decoded from: the blob's proof. The chunks are the blob's.
+    BlobStates,
 }
 
 /// A place where two recipes of one image differ.
@@ -179,6 +98,7 @@ impl core::fmt::Display for Difference {
             Column::Fingerprints => "fingerprint of",
             Column::Resumes => "place to go on from after",
             Column::Blocks => "blocks of",
+            Column::BlobStates => "state of the blob after",
         };
         let Self { content, chunk, .. } = self;
         write!(f, "the {what} chunk {chunk} of content {content}")
@@ -250,12 +170,15 @@ impl Recipe {
                 return Err(ParseRecipeError::Unexpected(twice.digest));
             }
         }
-        let mut contents = BTreeMap::new();
+        let (mut contents, mut blobs) = (BTreeMap::new(), BTreeMap::new());
         let mut order = Vec::new();
         for spec in layout.contents() {
             let content = given.remove(&spec.digest);
             let content = content.ok_or(ParseRecipeError::Lacks(spec.digest))?;
             content.fits(&spec)?;
+            if let Some((digest, geometry)) = blob_of(&spec) {
+                blobs.insert(digest, (geometry, spec.digest));
+            }
             order.push(spec.digest);
             contents.insert(spec.digest, Arc::new(content));
         }
@@ -266,6 +189,7 @@ impl Recipe {
             image: *layout.digest(),
             contents,
             order,
+            blobs,
         })
     }
 
@@ -307,6 +231,7 @@ impl Recipe {
                 resumes: content.resumes.clone(),
                 block_lengths: content.blocks.parts().0.to_vec(),
                 block_prints: content.blocks.parts().1.to_vec(),
+                blob_states: content.blob_states.clone(),
             };
             bytes.extend(content.encode_length_delimited_to_vec());
         }
@@ -338,11 +263,38 @@ impl Recipe {
         self.contents.get(digest)
     }
 
+    /// The recipe of a blob of the image, as the registry stores the blob. It has no hints. `None` if the image has no
+    /// such blob, or the recipe's maker didn't read it. Where several blobs decode to one content, the first has one.
+    #[must_use]
+    pub fn blob(&self, digest: &Digest) -> Option<Arc<ContentRecipe>> {
+        if let Some(content) = self.contents.get(digest) {
+            return Some(content.clone());
+        }
+        let (geometry, content) = self.blobs.get(digest)?;
+        let states = &self.contents.get(content)?.blob_states;
+        let mut recipe = ContentRecipe::bare(*digest, *geometry);
+        recipe.states.clone_from(states);
+        (states.len() == inner_states(*geometry)).then(|| Arc::new(recipe))
+    }
+
     /// The recipes of all contents, in the manifest's order.
     pub fn contents(&self) -> impl Iterator<Item = &ContentRecipe> {
         let content = |digest| self.contents.get(digest).map(Arc::as_ref);
         self.order.iter().filter_map(content)
     }
+}
+
+/// The blob that a raw layer is decoded from. `None` for a content that is a blob.
+fn blob_of(spec: &ContentSpec) -> Option<(Digest, Geometry)> {
+    let ContentKind::RawLayer { blob } = spec.kind else {
+        return None;
+    };
+    Some((blob.digest, Geometry::new(blob.size).ok()?))
+}
+
+/// Bytes of the states after all chunks but the last.
+const fn inner_states(geometry: Geometry) -> usize {
+    (geometry.chunks() as usize).saturating_sub(1) * STATE_BYTES
 }
 
 fn digest(bytes: &[u8]) -> Result<Digest, ParseRecipeError> {
@@ -441,7 +393,21 @@ impl ContentRecipe {
             fingerprints: content.fingerprints,
             resumes: content.resumes,
             blocks,
+            blob_states: content.blob_states,
         })
+    }
+
+    /// A recipe that says nothing yet.
+    const fn bare(digest: Digest, geometry: Geometry) -> Self {
+        Self {
+            digest,
+            geometry,
+            states: Vec::new(),
+            fingerprints: Vec::new(),
+            resumes: Vec::new(),
+            blocks: Blocks::EMPTY,
+            blob_states: Vec::new(),
+        }
     }
 
     /// The digest of the content.
@@ -510,7 +476,13 @@ impl ContentRecipe {
             .into_iter()
             .filter_map(|(column, chunk)| Some((chunk?, column)));
         // of equal chunks the first is taken: the state
-        let (chunk, column) = found.min_by_key(|(chunk, _)| *chunk)?;
+        let found = found.min_by_key(|(chunk, _)| *chunk);
+        let has_states = !self.blob_states.is_empty() && !true_one.blob_states.is_empty();
+        let of_blob = || {
+            let chunk = first_different::<STATE_BYTES>(&self.blob_states, &true_one.blob_states)?;
+            has_states.then_some((chunk, Column::BlobStates))
+        };
+        let (chunk, column) = found.or_else(of_blob)?;
         Some(Difference {
             content: self.digest,
             chunk,
@@ -568,6 +540,8 @@ impl ContentRecipe {
         let (lengths, _) = self.blocks.parts();
         let chunks = spec.geometry.chunks() as usize;
         let inner = chunks.saturating_sub(1);
+        let blob = blob_of(spec).filter(|_| !self.blob_states.is_empty());
+        let blob_states = blob.map_or(0, |(_, geometry)| inner_states(geometry));
         let raw = matches!(spec.kind, ContentKind::RawLayer { .. });
         let resumes = if raw && !self.resumes.is_empty() {
             inner * RESUME_BYTES
@@ -583,6 +557,7 @@ impl ContentRecipe {
             ),
             ("resumes", self.resumes.len(), resumes),
             ("block_lengths", if raw { 0 } else { lengths.len() }, 0),
+            ("blob_states", self.blob_states.len(), blob_states),
         ] {
             if bytes != wanted {
                 return Err(ParseRecipeError::Column {
@@ -634,6 +609,10 @@ pub struct Maker {
     block: Option<(u64, u64)>,
     /// Cuts the raw bytes into blocks, where those are wanted.
     cutter: Option<Cutter>,
+    /// Makes the states of the blob that the content is decoded from, if its bytes come too.
+    blob: Option<Box<Self>>,
+    /// Whether fingerprints are made. They cost about as much as the states.
+    prints: bool,
 }
 
 impl Maker {
@@ -642,8 +621,13 @@ impl Maker {
     #[must_use]
     pub fn of(spec: &ContentSpec) -> Self {
         let raw = matches!(spec.kind, ContentKind::RawLayer { .. });
+        let blob = blob_of(spec).map(|(digest, geometry)| Self {
+            prints: false,
+            ..Self::new(digest, geometry)
+        });
         Self {
             cutter: raw.then(Cutter::default),
+            blob: blob.map(Box::new),
             ..Self::new(spec.digest, spec.geometry)
         }
     }
@@ -652,20 +636,15 @@ impl Maker {
     #[must_use]
     pub const fn new(digest: Digest, geometry: Geometry) -> Self {
         Self {
-            recipe: ContentRecipe {
-                digest,
-                geometry,
-                states: Vec::new(),
-                fingerprints: Vec::new(),
-                resumes: Vec::new(),
-                blocks: Blocks::EMPTY,
-            },
+            recipe: ContentRecipe::bare(digest, geometry),
             state: State::INITIAL,
             next: ChunkIndex(0),
             buffer: Vec::new(),
             came: 0,
             block: None,
             cutter: None,
+            blob: None,
+            prints: true,
         }
     }
 
@@ -676,6 +655,16 @@ impl Maker {
     pub fn take_block(&mut self, blob_offset: u64, raw: &[u8]) -> Result<(), NotTheContentError> {
         self.block = Some((self.came, blob_offset));
         self.take(raw)
+    }
+
+    /// Takes the next bytes of the blob that a raw layer is decoded from, as the registry stores the blob. The recipe has
+    /// the blob's states if all of the blob comes. Bytes of other contents' blobs are left out.
+    ///
+    /// # Errors
+    /// When the blob has fewer bytes.
+    pub fn take_blob(&mut self, packed: &[u8]) -> Result<(), NotTheContentError> {
+        let blob = self.blob.as_mut();
+        blob.map_or(Ok(()), |blob| blob.take(packed))
     }
 
     /// Takes the next raw bytes.
@@ -712,8 +701,10 @@ impl Maker {
     fn chunk(&mut self, bytes: &[u8]) {
         let recipe = &mut self.recipe;
         self.state = step(recipe.geometry, self.next, self.state, bytes);
-        let Fingerprint(fingerprint) = Fingerprint::of(bytes);
-        recipe.fingerprints.extend_from_slice(&fingerprint);
+        if self.prints {
+            let Fingerprint(fingerprint) = Fingerprint::of(bytes);
+            recipe.fingerprints.extend_from_slice(&fingerprint);
+        }
         if !recipe.geometry.is_last(self.next) {
             recipe.states.extend_from_slice(&self.state.to_bytes());
             if let Some((raw_offset, blob_offset)) = self.block {
@@ -728,15 +719,24 @@ impl Maker {
     /// The recipe of the content, whose bytes have all come.
     ///
     /// # Errors
-    /// When bytes are missing, or they aren't the content.
+    /// When bytes are missing, or they aren't the content, or the blob's bytes that came aren't the blob.
     pub fn finish(mut self) -> Result<ContentRecipe, NotTheContentError> {
+        let mut room = Blocks::max_bytes(self.recipe.geometry);
+        if let Some(blob) = self.blob.take().filter(|blob| blob.came > 0) {
+            let states = blob.finish()?.states;
+            // a blob that is many times its content is no compressed layer, and mirrors do without the states
+            if states.len() as u64 <= room {
+                room -= states.len() as u64;
+                self.recipe.blob_states = states;
+            }
+        }
         let blocks = &mut self.recipe.blocks;
         if let Some(cutter) = self.cutter.take() {
             cutter.finish(&mut |piece| blocks.push(piece));
         }
         // Pages that belong to files of their own, one after the other, would take 0.14 %. Such a content is found by
         // whole chunks only.
-        if blocks.bytes() > Blocks::max_bytes(self.recipe.geometry) {
+        if blocks.bytes() > room {
             *blocks = Blocks::EMPTY;
         }
         if self.came != self.recipe.geometry.size() {

@@ -33,6 +33,11 @@ struct Image {
     contents: Vec<Vec<u8>>,
 }
 
+/// The blob of a layer. Nothing here decodes it.
+fn blob(at: usize, raw: &[u8]) -> Vec<u8> {
+    [&[u8::try_from(at).unwrap()], raw].concat()
+}
+
 fn image(disks: &[Vec<u8>]) -> Image {
     let (config, nvram) = (bytes(100, 700), bytes(101, 3 * MIB + 5));
     let small = |kind: &str, bytes: &[u8]| json!({"mediaType": kind, "digest": Digest::of(bytes).to_string(), "size": bytes.len()});
@@ -40,8 +45,8 @@ fn image(disks: &[Vec<u8>]) -> Image {
     for (at, raw) in disks.iter().enumerate() {
         layers.push(json!({
             "mediaType": DISK_TYPE,
-            "digest": Digest::of(format!("blob {at}").as_bytes()).to_string(),
-            "size": raw.len(),
+            "digest": Digest::of(&blob(at, raw)).to_string(),
+            "size": blob(at, raw).len(),
             "annotations": {
                 RAW_SIZE_ANNOTATION: raw.len().to_string(),
                 RAW_DIGEST_ANNOTATION: Digest::of(raw).to_string(),
@@ -286,6 +291,121 @@ fn columns_that_do_not_fit_their_content_are_refused() {
     let recipe = Recipe::new(&image.layout, contents).unwrap();
     let content = recipe.content(&Digest::of(&image.contents[2])).unwrap();
     assert_eq!(content.link(ChunkIndex(0)).unwrap().resume, None);
+}
+
+/// The recipe as who reads the blobs makes it.
+fn recipe_of_blobs(image: &Image) -> Recipe {
+    let specs = image.layout.contents();
+    let made = image.contents.iter().enumerate().map(|(at, content)| {
+        let digest = Digest::of(content);
+        let spec = specs.iter().find(|spec| spec.digest == digest).unwrap();
+        let mut maker = Maker::of(spec);
+        // config and nvram come first
+        let blob = blob(at.saturating_sub(2), content);
+        for piece in blob.chunks(70_000) {
+            maker.take_blob(piece).unwrap();
+        }
+        maker.take(content).unwrap();
+        maker.finish().unwrap()
+    });
+    Recipe::new(&image.layout, made).unwrap()
+}
+
+#[test]
+fn a_recipe_of_the_registrys_bytes_proves_blobs_and_is_a_recipe_to_readers_of_before() {
+    let image = two_disks();
+    let (whole, without) = (recipe_of_blobs(&image), recipe(&image));
+    let bytes = whole.encode();
+    assert_eq!(Recipe::parse(&bytes, &image.layout).as_ref(), Ok(&whole));
+    for (at, raw) in image.contents[2..].iter().enumerate() {
+        let blob = blob(at, raw);
+        let (digest, geometry) = (Digest::of(&blob), Geometry::new(blob.len() as u64).unwrap());
+        let of = whole.blob(&digest).unwrap();
+        assert_eq!((of.digest(), of.geometry()), (&digest, geometry));
+        for (chunk, bytes) in (0..).map(ChunkIndex).zip(blob.chunks(MIB)) {
+            assert!(of.proves(chunk, bytes));
+            assert!(of.link(chunk).unwrap().holds(geometry, chunk, bytes));
+            let mut lie = bytes.to_vec();
+            lie[0] ^= 1;
+            assert!(!of.proves(chunk, &lie));
+        }
+        assert!(without.blob(&digest).is_none());
+    }
+    // a blob that travels as it is is a content, whoever made the recipe
+    let nvram = Digest::of(&image.contents[1]);
+    assert_eq!(without.blob(&nvram).as_ref(), without.content(&nvram));
+    assert_eq!(whole.blob(&Digest::of(b"no blob")), None);
+    // 32 bytes for each MiB of a blob but its last
+    let more = bytes.len() - without.encode().len();
+    let resumes = 2 * 12;
+    assert!((3 * 32..3 * 32 + 16).contains(&(more + resumes)), "{more}");
+    // neither says anything false of the other
+    assert_eq!(whole.first_difference(&without), None);
+    assert_eq!(without.first_difference(&whole), None);
+}
+
+#[test]
+fn false_states_of_a_blob_are_named_and_a_column_of_another_length_is_refused() {
+    let image = two_disks();
+    let honest = recipe_of_blobs(&image);
+    let disk = Digest::of(&image.contents[2]);
+    let lie = with_a_lie(&honest, disk, |content| content.blob_states[32 + 5] ^= 1);
+    assert_eq!(
+        Recipe::parse(&lie.encode(), &image.layout).as_ref(),
+        Ok(&lie)
+    );
+    let found = lie.first_difference(&honest).unwrap();
+    assert_eq!(
+        found.to_string(),
+        format!("the state of the blob after chunk 1 of content {disk}")
+    );
+    for (content, bytes) in [(disk, 32), (disk, 96), (Digest::of(&image.contents[1]), 32)] {
+        let other = with_a_lie(&honest, content, |of| of.blob_states.resize(bytes, 0));
+        let error = Recipe::parse(&other.encode(), &image.layout).unwrap_err();
+        let column = "blob_states";
+        assert!(
+            matches!(error, ParseRecipeError::Column { column: of, .. } if of == column),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn bytes_that_are_not_the_blob_make_no_recipe_and_a_huge_blob_has_no_states() {
+    let raw = bytes(1, MIB);
+    let spec = |blob: &[u8]| ContentSpec {
+        digest: Digest::of(&raw),
+        geometry: Geometry::new(raw.len() as u64).unwrap(),
+        kind: ContentKind::RawLayer {
+            blob: crate::image::Blob {
+                digest: Digest::of(blob),
+                size: blob.len() as u64,
+            },
+        },
+        places: Vec::new(),
+    };
+    let made = |spec: &ContentSpec, blob: &[u8]| {
+        let mut maker = Maker::of(spec);
+        maker.take_blob(blob)?;
+        maker.take(&raw)?;
+        maker.finish()
+    };
+    let blob = bytes(9, 2 * MIB);
+    let spec_of = spec(&blob);
+    let error = made(&spec_of, &blob[1..]).unwrap_err();
+    assert!(matches!(error, NotTheContentError::Size { .. }), "{error}");
+    let mut other = blob.clone();
+    other[7] ^= 1;
+    let error = made(&spec_of, &other).unwrap_err();
+    assert!(
+        matches!(error, NotTheContentError::Digest { .. }),
+        "{error}"
+    );
+    // what a chunk may take: 960 bytes, which are 30 states
+    for (chunks, states) in [(31, 30 * 32), (32, 0)] {
+        let blob = bytes(3, chunks * MIB);
+        assert_eq!(made(&spec(&blob), &blob).unwrap().blob_states.len(), states);
+    }
 }
 
 proptest! {

@@ -178,6 +178,7 @@ fn take_all(
             maker.take(&piece)?;
             continue;
         };
+        maker.take_blob(&piece)?;
         let mut input = &piece[..];
         while let Some(block) = decoder.feed(&mut input)? {
             maker.take_block(block.start.blob_offset, block.raw)?;
