@@ -10,6 +10,7 @@ mod answer;
 pub(crate) mod blob;
 pub(crate) mod blobs;
 mod browser;
+mod leaving;
 mod listen;
 pub(crate) mod outside;
 mod proof;

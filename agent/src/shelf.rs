@@ -216,7 +216,7 @@ impl Shelf {
     pub(crate) fn recipe(&self, content: Digest) -> Option<Digest> {
         match self {
             Self::Stage(stage) => stage.known(content)?.recipe(),
-            Self::Blob(_) => None,
+            Self::Blob(blob) => blob.recipe(),
         }
     }
 
@@ -224,14 +224,15 @@ impl Shelf {
     pub(crate) fn recipe_link(&self, content: Digest, chunk: ChunkIndex) -> Option<Link> {
         match self {
             Self::Stage(stage) => stage.known(content)?.recipe_link(chunk),
-            Self::Blob(_) => None,
+            Self::Blob(blob) => blob.recipe_link(chunk),
         }
     }
 
     /// Goes on without the content's recipe. Returns the recipe's digest, if there was one.
     pub(crate) fn leave_recipe(&self, content: Digest) -> Option<Digest> {
-        let Self::Stage(stage) = self else {
-            return None;
+        let stage = match self {
+            Self::Stage(stage) => stage,
+            Self::Blob(blob) => return blob.leave_recipe(),
         };
         let mut known = stage.known(content)?;
         let recipe = known.recipe();

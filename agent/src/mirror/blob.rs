@@ -4,46 +4,43 @@
 //! the end. This module decides which bytes may leave before that ([`Blob::ready`]):
 //! - all bytes of a whole blob;
 //! - bytes that this host itself got from the registry in an unbroken run from the first byte, except the last chunk;
-//! - bytes from peers only after the chain is closed.
+//! - in the same run, bytes from peers that the blob's recipe proves ([`Blob::take_recipe`]);
+//! - other bytes from peers only after the chain is closed.
 //!
 //! So no client ever gets all bytes of a wrong blob, and a lying peer can't make one byte wrong. If bytes of the second
-//! kind turn out false, the connections that got some are broken, and resuming the blob is refused for an hour
+//! or third kind turn out false, the connections that got some are broken, and resuming the blob is refused for an hour
 //! (`docs/decisions/0004-bytes-before-the-end.md`).
 
 use std::{
-    collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::FileExt as _,
     path::PathBuf,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
 };
 
 use proto::{
-    Answer, ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Link, Source, State,
+    Answer, ChunkIndex, ChunkSet, ContentRecipe, Digest, Geometry, HostId, HostKey, Link, Source,
     Statement,
     ledger::{Entered, Verdict},
 };
 use tokio::sync::watch;
-use tracing::warn;
+use tracing::{info, warn};
 
-use super::taints::Taints;
+use super::{leaving::BlobFile, taints::Taints};
 pub(crate) use super::trouble::{News, Trouble};
 use crate::{
     lock::lock,
     platform,
     store::{
         HeldChunk, WriteError,
-        chunks::Chunks,
         claim::{Hosts, Look},
         held::Held,
         journal::Journal,
-        place::{Access, Files},
-        sync::sync_data,
     },
 };
 
@@ -68,9 +65,11 @@ pub(crate) struct Blob {
     life: Mutex<Life>,
     /// The end of the bytes that may have left before the chain proved them.
     given: AtomicU64,
-    /// The registry from which the chunks of `run` came. None if they came from several registries, or the registry
-    /// isn't known.
+    /// The registry from which the chunks came that are ours. None if they came from several registries, or the
+    /// registry isn't known.
     registry: Mutex<Option<String>>,
+    /// The registry's bytes didn't fit the blob's recipe. The blob takes no recipe any more.
+    left_recipe: AtomicBool,
     readers: AtomicUsize,
     wanted: AtomicBool,
     /// When it was last asked for or read. The least recently used blob is evicted first.
@@ -135,71 +134,6 @@ impl Life {
     fn end(&mut self) {
         let (was_whole, chunks) = (self.is_whole(), self.chunks());
         *self = Self::Gone { was_whole, chunks };
-    }
-}
-
-/// A blob's file, and how many of its bytes may leave before the chain is closed.
-#[derive(Debug)]
-struct BlobFile {
-    geometry: Geometry,
-    me: HostKey,
-    resting: PathBuf,
-    /// The file of a whole blob is opened when it is needed.
-    file: Mutex<Option<Arc<File>>>,
-    /// The number of chunks, from the first on, that we got from the registry in an unbroken run: each link begins with
-    /// the state in which the last one ended. Changed only under the lock of the content's chunks.
-    run: AtomicU32,
-    /// A chunk changed on disk after it was verified.
-    rotten: AtomicBool,
-}
-
-impl BlobFile {
-    fn open(&self) -> io::Result<Arc<File>> {
-        let mut file = lock(&self.file);
-        if let Some(file) = &*file {
-            return Ok(file.clone());
-        }
-        Ok(file.insert(Arc::new(File::open(&self.resting)?)).clone())
-    }
-}
-
-impl Files for Arc<BlobFile> {
-    fn each(
-        &self,
-        _content: usize,
-        _access: Access,
-        run: &mut dyn FnMut(usize, &File, u64) -> io::Result<()>,
-    ) -> io::Result<()> {
-        run(0, &*self.open()?, 0)
-    }
-
-    fn sync(&self, _contents: &BTreeSet<usize>) -> io::Result<()> {
-        sync_data(&*self.open()?)
-    }
-
-    fn rotted(&self, _content: usize, _chunk: ChunkIndex) {
-        self.rotten.store(true, Ordering::Release);
-    }
-
-    fn changed(&self, _content: usize, chunks: &Chunks, lost: Option<ChunkIndex>) {
-        let mut run = self.run.load(Ordering::Acquire);
-        if let Some(lost) = lost {
-            // bytes from the lost chunk on can't be relied on any more
-            run = run.min(lost.0);
-        }
-        let mut before = match run.checked_sub(1).map(ChunkIndex) {
-            None => Some(State::INITIAL),
-            Some(last) => chunks.read_link(last).map(|(link, _)| link.after),
-        };
-        while run < self.geometry.chunks()
-            && let Some((link, source)) = chunks.read_link(ChunkIndex(run))
-            && source.sender == self.me
-            && Some(link.before) == before
-        {
-            before = Some(link.after);
-            run += 1;
-        }
-        self.run.store(run, Ordering::Release);
     }
 }
 
@@ -273,7 +207,7 @@ impl Blob {
             .truncate(opened.is_none())
             .open(&blob.arriving)?;
         file.set_len(geometry.size())?;
-        *lock(&blob.file.file) = Some(Arc::new(file));
+        blob.file.set_open(Some(Arc::new(file)));
         let (journal, records) = match opened {
             Some(opened) => {
                 if let Some(reason) = &opened.damage {
@@ -311,14 +245,7 @@ impl Blob {
         common: &Arc<Common>,
         life: Life,
     ) -> Self {
-        let file = BlobFile {
-            geometry,
-            me: common.me.key(),
-            resting: paths.resting,
-            file: Mutex::default(),
-            run: AtomicU32::new(0),
-            rotten: AtomicBool::new(false),
-        };
+        let file = BlobFile::new(geometry, common.me.key(), paths.resting);
         Self {
             digest,
             common: common.clone(),
@@ -327,6 +254,7 @@ impl Blob {
             life: Mutex::new(life),
             given: AtomicU64::new(0),
             registry: Mutex::default(),
+            left_recipe: AtomicBool::new(false),
             readers: AtomicUsize::new(0),
             wanted: AtomicBool::new(false),
             used: Mutex::new(Instant::now()),
@@ -403,7 +331,7 @@ impl Blob {
     /// chunks from another source, the run's registry becomes unknown.
     pub(crate) fn comes_from(&self, registry: Option<&str>) {
         let mut source = lock(&self.registry);
-        let begun = self.file.run.load(Ordering::Acquire) > 0;
+        let begun = self.file.ours() > 0;
         if !begun || source.as_deref() != registry {
             *source = registry.filter(|_| !begun).map(str::to_owned);
         }
@@ -414,9 +342,7 @@ impl Blob {
         if lock(&self.registry).as_deref() != Some(registry) {
             return offset;
         }
-        let run = u64::from(self.file.run.load(Ordering::Acquire));
-        let end = run * proto::CHUNK_BYTES;
-        self.ready(offset).min(end.max(offset))
+        self.ready(offset).min(self.file.ours().max(offset))
     }
 
     /// The end of the bytes from `offset` on that may leave now. `offset` itself if no byte may.
@@ -425,12 +351,7 @@ impl Blob {
         if self.is_whole() {
             return size;
         }
-        // the last chunk is held back: with it, a client would have every byte before anybody knows that the blob is
-        // true
-        let last = self.geometry().chunks().saturating_sub(1);
-        let run = self.file.run.load(Ordering::Acquire);
-        let end = u64::from(run.min(last)) * proto::CHUNK_BYTES;
-        end.max(offset).min(size)
+        self.file.may_leave().max(offset).min(size)
     }
 
     /// Whether this part may leave now. Notes that unproved bytes leave. The caller asks [`Reading::is_misled`] before
@@ -462,7 +383,7 @@ impl Blob {
 
     /// The file to read from. It stays readable when the blob is evicted.
     pub(crate) fn file(&self) -> io::Result<Arc<File>> {
-        if self.is_gone() && lock(&self.file.file).is_none() {
+        if self.is_gone() && !self.file.is_open() {
             return Err(io::Error::from(io::ErrorKind::NotFound));
         }
         self.file.open()
@@ -471,7 +392,7 @@ impl Blob {
     /// Closes the file of a whole blob that nobody reads, because a process on macOS may have few files open.
     pub(super) fn rest(&self) {
         if self.is_whole() && self.readers.load(Ordering::Acquire) == 0 {
-            *lock(&self.file.file) = None;
+            self.file.set_open(None);
         }
     }
 
@@ -482,7 +403,7 @@ impl Blob {
         // if data aren't flushed yet, the next tick flushes them, and parks the blob later
         if matches!(&*life, Life::Coming(chunks) if chunks.is_flushed()) {
             *life = Life::Parked;
-            *lock(&self.file.file) = None;
+            self.file.set_open(None);
         }
     }
 
@@ -559,6 +480,49 @@ impl Blob {
         chunks.map_or(Answer::Nobody, |chunks| chunks.answer(0, chunk))
     }
 
+    /// Takes only the links of this recipe from now on, which is part of the recipe with the digest `name`. What it
+    /// proves leaves at once. Does nothing if the blob is whole, has a recipe or left one, if the recipe gives it
+    /// another size, or if what is held contradicts the recipe.
+    pub(crate) fn take_recipe(&self, name: Digest, recipe: &Arc<ContentRecipe>) {
+        let of = (*recipe.digest(), recipe.geometry());
+        let fits = of == (self.digest, self.geometry());
+        let Some(chunks) = self.chunks().filter(|_| fits && !self.is_whole()) else {
+            return;
+        };
+        if self.left_recipe.load(Ordering::Acquire) || chunks.chunks(0).recipe().is_some() {
+            return;
+        }
+        match chunks.change(0, |chunks| chunks.take_recipe(name, recipe.clone())) {
+            Ok(()) => self.promise(),
+            Err(error) => {
+                info!(content = %self.digest, recipe = %name, %error, "a recipe isn't used for a blob of the mirror");
+            }
+        }
+    }
+
+    /// The digest of the recipe that gives the links, as long as there is one.
+    pub(crate) fn recipe(&self) -> Option<Digest> {
+        self.chunks()?.chunks(0).recipe()
+    }
+
+    /// The link that the recipe gives a chunk.
+    pub(crate) fn recipe_link(&self, chunk: ChunkIndex) -> Option<Link> {
+        self.chunks()?.chunks(0).recipe_link(chunk)
+    }
+
+    /// Goes on without the recipe: bytes from peers leave when the chain is closed. Returns the recipe's digest, if
+    /// there was one.
+    pub(crate) fn leave_recipe(&self) -> Option<Digest> {
+        let chunks = self.chunks()?;
+        let name = chunks.change(0, |chunks| {
+            let name = chunks.recipe();
+            name.filter(|_| chunks.leave_recipe())
+        })?;
+        self.left_recipe.store(true, Ordering::Release);
+        warn!(content = %self.digest, recipe = %name, "a recipe doesn't fit the registry's bytes of a blob; the mirror goes on without it");
+        Some(name)
+    }
+
     /// Whether this host got the chunk at this offset from the registry, rather than from a peer.
     pub(super) fn is_ours(&self, offset: u64) -> bool {
         let chunk = u32::try_from(offset / proto::CHUNK_BYTES).map(ChunkIndex);
@@ -574,7 +538,7 @@ impl Blob {
 
     /// Whether a chunk changed on disk after it was verified.
     pub(crate) fn is_rotten(&self) -> bool {
-        self.file.rotten.load(Ordering::Acquire)
+        self.file.is_rotten()
     }
 
     /// Whether some chunk is held only by the word of an earlier process. Such a chunk doesn't leave this host.

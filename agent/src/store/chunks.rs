@@ -57,7 +57,7 @@ impl Chunks {
     ///
     /// # Errors
     /// When a held link contradicts the recipe, which isn't taken then.
-    pub(super) fn take_recipe(
+    pub(crate) fn take_recipe(
         &mut self,
         name: Digest,
         recipe: Arc<ContentRecipe>,

@@ -762,8 +762,16 @@ impl<F: Files> Held<F> {
         }
     }
 
+    /// Changes what is known of a content's chunks, and lets the files hear of it.
+    pub(crate) fn change<T>(&self, at: usize, change: impl FnOnce(&mut Chunks) -> T) -> T {
+        let mut chunks = self.chunks(at);
+        let changed = change(&mut chunks);
+        self.files.changed(at, &chunks, None);
+        changed
+    }
+
     /// What is known of a content's chunks. Locked for a comparison, never during disk I/O.
-    pub(super) fn chunks(&self, at: usize) -> MutexGuard<'_, Chunks> {
+    pub(crate) fn chunks(&self, at: usize) -> MutexGuard<'_, Chunks> {
         lock(&self.contents[at].chunks)
     }
 }

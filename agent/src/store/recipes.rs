@@ -58,12 +58,29 @@ pub(crate) fn directory(home: &Path) -> PathBuf {
 /// # Errors
 /// When it isn't here, its bytes changed, or it is no recipe of the image.
 pub(crate) fn read(home: &Path, name: &Digest, layout: &Layout) -> Result<Recipe, ReadRecipeError> {
+    read_file(&open(home, name)?, name, layout)
+}
+
+/// As [`read`], from a file that lies elsewhere.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn read_file(
+    file: &File,
+    name: &Digest,
+    layout: &Layout,
+) -> Result<Recipe, ReadRecipeError> {
     let mut contents = Vec::new();
-    each(home, name, layout, &mut |_, mut content| {
+    each(file, name, layout, &mut |_, mut content| {
         drop(content.take_blocks());
         contents.push(content);
     })?;
     Recipe::new(layout, contents).map_err(|error| ReadRecipeError::Parse { name: *name, error })
+}
+
+fn open(home: &Path, name: &Digest) -> Result<File, ReadRecipeError> {
+    let path = directory(home).join(name.hex().to_string());
+    File::open(path).map_err(|error| ReadRecipeError::Io { name: *name, error })
 }
 
 /// Reads the recipe of one content after the other, with one content in memory at a time. Hands each over with the
@@ -72,16 +89,15 @@ pub(crate) fn read(home: &Path, name: &Digest, layout: &Layout) -> Result<Recipe
 /// # Errors
 /// As [`read`]. What was handed over before an error doesn't count.
 fn each(
-    home: &Path,
+    file: &File,
     name: &Digest,
     layout: &Layout,
     take: &mut dyn FnMut(Range<u64>, ContentRecipe),
-) -> Result<File, ReadRecipeError> {
+) -> Result<(), ReadRecipeError> {
     let failed = |error| ReadRecipeError::Io { name: *name, error };
-    let file = File::open(directory(home).join(name.hex().to_string())).map_err(failed)?;
     let bytes = file.metadata().map_err(failed)?.len();
     let mut from = Hashing {
-        file: BufReader::new(&file),
+        file: BufReader::new(file),
         hash: Sha256::new(),
         at: 0,
     };
@@ -91,8 +107,7 @@ fn each(
     if found != *name {
         return Err(ReadRecipeError::Digest { name: *name, found });
     }
-    parsed.map_err(|error| ReadRecipeError::Parse { name: *name, error })?;
-    Ok(file)
+    parsed.map_err(|error| ReadRecipeError::Parse { name: *name, error })
 }
 
 fn parts(
@@ -205,7 +220,8 @@ impl Columns {
     ) -> Result<Self, ReadRecipeError> {
         let contents = layout.contents();
         let mut places = vec![None; contents.len()];
-        let file = each(home, name, layout, &mut |place, content| {
+        let file = open(home, name)?;
+        each(&file, name, layout, &mut |place, content| {
             let fits = |spec: &proto::image::ContentSpec| {
                 spec.digest == *content.digest() && spec.geometry == content.geometry()
             };

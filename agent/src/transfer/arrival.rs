@@ -293,7 +293,10 @@ fn store_bytes(subject: &Subject, peer: HostKey, checked: &Checked, bytes: &[u8]
         }
         // the recipe is false, or the link: nobody is blamed before that is known
         Err(WriteError::Rejected(RejectLinkError::AgainstRecipe(_))) => {
-            return Receipt::failed(Failure::Disproved);
+            return match goes_on_without_recipe(subject, checked) {
+                true => store_bytes(subject, peer, checked, bytes),
+                false => Receipt::failed(Failure::Disproved),
+            };
         }
         Err(WriteError::Rejected(_)) => {
             return Receipt {
@@ -323,6 +326,20 @@ fn store_bytes(subject: &Subject, peer: HostKey, checked: &Checked, bytes: &[u8]
         storage_error: None,
         unwritable,
     }
+}
+
+/// Whether the mirror's blob goes on without its recipe from now on. It does if the host that has the blob's lease signed
+/// other states than the recipe's. No coordinator says of a blob that its recipe is in doubt, as it does for images: the
+/// blob would wait until each host has read the registry's bytes itself. If the signed link is false, it costs the
+/// recipe's use, and the chain convicts its maker at the blob's end.
+fn goes_on_without_recipe(subject: &Subject, checked: &Checked) -> bool {
+    let made = |statement: &Statement| !statement.run.is_vouched();
+    if !checked.statement.as_ref().is_some_and(made) {
+        return false;
+    }
+    let blobs = subject.shelves.iter();
+    let mut blobs = blobs.filter(|shelf| matches!(shelf, Shelf::Blob(_)));
+    blobs.any(|shelf| shelf.leave_recipe(subject.content).is_some())
 }
 
 /// Puts a part that came together with what is here, and stores the chunk if it fits its link. Blocks.
