@@ -154,6 +154,8 @@ pub(crate) struct MirrorMetrics {
     pub(crate) blobs: Family<OutcomeLabel, Counter>,
     /// Bytes that blobs take in the mirror's cache.
     pub(crate) cache_bytes: Gauge,
+    /// Looks for recipes of images whose manifests passed, by their end.
+    pub(crate) recipes: Family<OutcomeLabel, Counter>,
 }
 
 /// Loopback answers in milliseconds; a client breaks off after a minute.
@@ -260,7 +262,13 @@ impl MirrorMetrics {
             stall_seconds: Histogram::new(MIRROR_BUCKETS),
             blobs: Family::default(),
             cache_bytes: Gauge::default(),
+            recipes: Family::default(),
         };
+        registry.register(
+            "mirror_recipes",
+            "Looks for the recipe of an image whose manifest passed to a client of the mirror, by their end",
+            metrics.recipes.clone(),
+        );
         registry.register(
             "mirror_requests",
             "Requests to the mirror that were answered, by what they asked for and by result",
@@ -365,6 +373,8 @@ mod tests {
         };
         metrics.mirror.sent_bytes.get_or_create(&source).inc();
         metrics.mirror.count_hit(true);
+        let label = OutcomeLabel { outcome: "found" };
+        metrics.mirror.recipes.get_or_create(&label).inc();
         let encoded = encode(&registry).unwrap();
         assert!(encoded.ends_with("\n# EOF\n"), "{encoded}");
         let kinds: std::collections::BTreeMap<_, _> = encoded

@@ -15,7 +15,9 @@ mod listen;
 pub(crate) mod outside;
 mod proof;
 mod range;
+mod recipes;
 mod request;
+mod seek;
 mod serve;
 mod stream;
 mod taints;
@@ -42,6 +44,7 @@ use wire::LocalNames;
 
 use self::{
     blobs::{Blobs, Limits},
+    seek::{LOOKS, Passing, Seeker},
     serve::Service,
     upstream::Upstreams,
 };
@@ -170,12 +173,20 @@ pub(crate) async fn open(
     let bound = bound.map_err(|error| OpenMirrorError::Listen { address, error })?;
     let local = bound.ip().is_loopback();
     let names = settings.names.iter().cloned();
+    let (passing, looks) = mpsc::channel(LOOKS);
+    let seeker = Seeker {
+        upstreams: Arc::new(Upstreams::new(origin)),
+        blobs: blobs.clone(),
+        wishes: wishes.clone(),
+        metrics: metrics.clone(),
+    };
     let service = Service {
         names: local.then(|| LocalNames::new(names)),
         settings,
-        upstreams: Arc::new(Upstreams::new(origin)),
+        upstreams: seeker.upstreams.clone(),
         blobs,
         wishes,
+        passing: Passing::new(passing),
         metrics,
         token,
     };
@@ -183,6 +194,8 @@ pub(crate) async fn open(
         listener,
         acceptor,
         service: Arc::new(service),
+        seeker,
+        looks,
     };
     Ok(Some((mirror, ears)))
 }

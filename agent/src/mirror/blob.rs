@@ -31,8 +31,8 @@ use proto::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{leaving::BlobFile, taints::Taints};
 pub(crate) use super::trouble::{News, Trouble};
+use super::{leaving::BlobFile, taints::Taints};
 use crate::{
     lock::lock,
     platform,
@@ -615,8 +615,9 @@ impl Blob {
             return Ok(Vec::new());
         };
         let verdicts = chunks.drop_false(0);
-        if let Some(first) = verdicts.first() {
-            self.mislead(first.chunk);
+        // the highest chunk is surely false, and those below it that were dropped with it may be
+        if let Some(lowest) = verdicts.iter().map(|verdict| verdict.chunk).min() {
+            self.mislead(lowest);
             self.flush()?;
         }
         if self.is_closed() && self.is_unread() {

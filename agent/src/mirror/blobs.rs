@@ -23,11 +23,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use proto::{Digest, Geometry, HostId, figure::Bytes};
+use proto::{Digest, Geometry, HostId, Layout, Recipe, figure::Bytes};
 use tracing::{info, warn};
 
 use super::{
     blob::{Blob, Common, Paths, Reading},
+    recipes::Recipes,
     taints::Taints,
 };
 use crate::{
@@ -51,6 +52,8 @@ pub(crate) struct Blobs {
     /// Changed by connections and by the driver's jobs. Locked for look-ups, and while a blob's files are made or
     /// removed.
     inner: Mutex<Inner>,
+    /// Learnt by connections and by the driver. Locked for look-ups.
+    recipes: Mutex<Recipes>,
     /// Free bytes of the volume that images under construction will take.
     spoken_for_bytes: AtomicU64,
 }
@@ -137,6 +140,7 @@ impl Blobs {
             space: limits.space,
             _lock: locked,
             inner: Mutex::default(),
+            recipes: Mutex::default(),
             spoken_for_bytes: AtomicU64::new(0),
         };
         this.load().map_err(at)?;
@@ -208,8 +212,33 @@ impl Blobs {
         !self.common.taints.covers(digest)
     }
 
-    /// Begins to read a blob, and makes it if it isn't here. Evicts other blobs if it needs their room. Blocks.
+    /// Learns an image's recipe, whose digest is `name`. It proves the image's blobs from now on: those that arrive, and
+    /// those that begin later.
+    pub(crate) fn learn(&self, layout: &Layout, name: Digest, recipe: &Recipe) {
+        let learnt = lock(&self.recipes).learn(layout, (name, recipe));
+        for digest in learnt {
+            if let Some(blob) = self.find(&digest) {
+                self.prove(&blob);
+            }
+        }
+    }
+
+    fn prove(&self, blob: &Blob) {
+        let known = lock(&self.recipes).of(&blob.digest());
+        if let Some((name, recipe)) = known {
+            blob.take_recipe(name, &recipe);
+        }
+    }
+
+    /// Begins to read a blob, and makes it if it isn't here. If its recipe is known, the recipe proves it. Evicts other
+    /// blobs if it needs their room. Blocks.
     pub(crate) fn begin(&self, digest: Digest, size: u64) -> Result<Reading, BeginError> {
+        let reading = self.begin_unproved(digest, size)?;
+        self.prove(&reading.blob);
+        Ok(reading)
+    }
+
+    fn begin_unproved(&self, digest: Digest, size: u64) -> Result<Reading, BeginError> {
         let geometry = Geometry::new(size).map_err(|_| BeginError::TooLarge(size))?;
         let mut inner = lock(&self.inner);
         if let Some(blob) = inner.blobs.get(&digest) {
@@ -413,5 +442,7 @@ impl Inner {
     }
 }
 
+#[cfg(test)]
+mod proved;
 #[cfg(test)]
 pub(crate) mod tests;

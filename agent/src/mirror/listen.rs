@@ -11,6 +11,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
+    sync::mpsc,
     task::JoinSet,
     time::sleep,
 };
@@ -19,7 +20,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use wire::{Crowd, Place};
 
-use super::{serve::Service, stream::Pulse};
+use super::{
+    seek::{LOOKS, Look, Seeker},
+    serve::Service,
+    stream::Pulse,
+};
 
 /// The number of connections at one time. tart opens four, a busy containerd a dozen. When all places are taken, a
 /// client that asks for nothing gives way. If every client is being answered or has just come, the next one waits.
@@ -41,6 +46,9 @@ pub(crate) struct Mirror {
     pub(super) listener: TcpListener,
     pub(super) acceptor: Option<TlsAcceptor>,
     pub(super) service: Arc<Service>,
+    pub(super) seeker: Seeker,
+    /// Manifests that passed.
+    pub(super) looks: mpsc::Receiver<Look>,
 }
 
 impl Mirror {
@@ -50,9 +58,10 @@ impl Mirror {
     }
 
     /// Serves until `stop` is cancelled.
-    pub(crate) async fn serve(self, stop: CancellationToken) {
+    pub(crate) async fn serve(mut self, stop: CancellationToken) {
         let crowd = Crowd::new(CONNECTIONS, 0, GRACE);
         let mut connections = JoinSet::new();
+        let mut seeking = JoinSet::new();
         loop {
             tokio::select! {
                 biased;
@@ -61,6 +70,14 @@ impl Mirror {
                     if let Err(error) = ended {
                         debug!(%error, "a client's connection was cut short");
                     }
+                }
+                Some(ended) = seeking.join_next() => {
+                    if let Err(error) = ended {
+                        debug!(%error, "a look for a recipe was cut short");
+                    }
+                }
+                Some(look) = self.looks.recv(), if seeking.len() < LOOKS => {
+                    seeking.spawn(self.seeker.clone().look(look));
                 }
                 accepted = self.listener.accept() => {
                     let (stream, remote) = match accepted {

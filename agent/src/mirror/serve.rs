@@ -36,6 +36,7 @@ use super::{
     proof::Proof,
     range::{self, Wanted},
     request::{self, Asked, Refused, Repository},
+    seek::Passing,
     stream::{Pulse, Stream, Terms, count, sample},
     token::carries,
     upstream::{Client, Found, Upstreams, is_away},
@@ -63,6 +64,7 @@ pub(super) struct Service {
     pub(super) upstreams: Arc<Upstreams>,
     pub(super) blobs: Arc<Blobs>,
     pub(super) wishes: mpsc::Sender<Wish>,
+    pub(super) passing: Passing,
     pub(super) metrics: Metrics,
     /// The token that a client has to send, if other machines may connect.
     pub(super) token: Option<Secret>,
@@ -303,6 +305,10 @@ impl Service {
             Ok(found) => found,
             Err(response) => return Ok(response),
         };
+        // others' recipes are of no use: their clients get nothing from elsewhere before the end
+        if stale.is_none() && self.settings.names(&repository.registry) {
+            self.passing.pass(repository, client, &manifest);
+        }
         let mut response = Response::new(whole(manifest.bytes.clone()));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, browser::media_type(&manifest.media_type));
@@ -474,8 +480,8 @@ impl Service {
                 }
                 None => {}
             }
-            // Chunks come, but none that may leave yet: chunks from peers leave when the whole blob is here. Each new
-            // chunk extends the wait of a client that can go elsewhere. Any other client has a timeout of its own,
+            // Chunks come, but none that may leave yet: without a recipe, chunks from peers leave when the whole blob is
+            // here. Each new chunk extends the wait of a client that can go elsewhere. Any other client has a timeout of its own,
             // which the wait must not exceed.
             if goes_elsewhere && revision.replace(news.revision) != Some(news.revision) {
                 until = Instant::now() + patience;

@@ -126,7 +126,7 @@ impl Upstreams {
     }
 
     /// A client for the upstream's repository. An error means that this host's settings don't allow one.
-    fn handle(
+    pub(super) fn handle(
         &self,
         repository: &Repository,
         client: &Client,
