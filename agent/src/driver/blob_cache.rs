@@ -13,7 +13,8 @@ use crate::{
         blob::{Blob, Trouble},
         blobs::Blobs,
     },
-    store::{Look, Stage, Store},
+    shelf::Shelf,
+    store::{Look, Store},
 };
 
 /// Chunks that are read again at a time, every 5 s. Images have the same number.
@@ -114,20 +115,20 @@ fn scrub(blobs: &Blobs, at: Option<Digest>, chunk: u32) -> Input {
     }
 }
 
-/// Copies a blob from a stage, chunk by chunk. Each chunk is compared with its link.
-pub(super) fn copy(stage: &Stage, blob: &Blob) -> Input {
+/// Copies a blob from where an image has it, chunk by chunk. Each chunk is compared with its link.
+pub(super) fn copy(from: &Shelf, blob: &Blob) -> Input {
     let digest = blob.digest();
-    if let Err(error) = copy_chunks(stage, blob) {
+    if let Err(error) = copy_chunks(from, blob) {
         warn!(content = %digest, error, "copying a blob from an image failed");
         blob.set_trouble(Some(Trouble::Disk(error)));
     }
     Input::Copied(digest)
 }
 
-fn copy_chunks(stage: &Stage, blob: &Blob) -> Result<(), String> {
+fn copy_chunks(from: &Shelf, blob: &Blob) -> Result<(), String> {
     let digest = blob.digest();
     for chunk in (0..blob.geometry().chunks()).map(ChunkIndex) {
-        let held = match stage.look(digest, chunk) {
+        let held = match from.look(digest, chunk) {
             Ok(Look::Sound(held)) => held,
             Ok(Look::Rotten) => return Err("a chunk changed on disk".into()),
             Ok(Look::Missing) => return Err("the image is gone".into()),

@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, path::Path, sync::Arc, time::Instant};
 
 use proto::{
-    Digest,
+    Digest, Layout,
     message::{MirrorQueue, MirrorWants},
 };
 use swarm::{Event, event::ContentId};
@@ -22,7 +22,7 @@ use crate::{
     mirror::{Ears, Wish, blob::Blob, blobs::Blobs},
     registries::Access,
     shelf::Shelf,
-    store::Store,
+    store::{Store, recipes::NamedRecipe},
 };
 
 /// Work for the driver, after this part heard something.
@@ -188,8 +188,8 @@ impl Mirror {
 
     // ---- blobs that are contents of images too --------------------------------------------------------------------
 
-    /// An image that is staged here has this content. The mirror's blob leaves the swarm, and gets its bytes from the
-    /// image's stage.
+    /// An image that is staged here has this content, or this recipe. The mirror's blob leaves the swarm, and gets its
+    /// bytes from the image.
     pub(super) fn follow_image(&mut self, contents: &Contents, content: &Digest) -> Vec<Effect> {
         match known(contents, content, |_| false) {
             Known::Mirrored => {
@@ -200,27 +200,33 @@ impl Mirror {
         }
     }
 
-    /// Copies a blob from a stage, if a client wants the blob and it is verified there.
+    /// Copies a blob from an image's stage, or from the file of an image's recipe, if a client wants the blob and it is
+    /// verified there.
     pub(super) fn copy_from_image(
         &mut self,
         contents: &Contents,
         content: &Digest,
     ) -> Option<Effect> {
-        let shelves = contents.by_digest(content)?.shelves();
-        let stage = shelves.into_iter().find_map(|shelf| match shelf {
-            Shelf::Stage(stage) if stage.is_closed(*content) => Some(stage),
-            _ => None,
-        })?;
+        let of_image = contents.by_digest(content)?;
+        let mut shelves = of_image.shelves().into_iter();
+        let from = shelves.find(|shelf| !of_image.is_mirrored() && shelf.is_closed(*content))?;
         let blob = self.wants.copy(content)?;
         // no client may have these bytes on its registry's word: the image may have come from another one
         blob.comes_from(None);
-        let copy = move || blob_cache::copy(&stage, &blob);
+        let copy = move || blob_cache::copy(&from, &blob);
         Some(Effect::RunBlocking(Box::new(copy)))
     }
 
     /// Copying a blob from an image ended.
     pub(super) fn copied(&mut self, content: &Digest) {
         self.wants.copied(content);
+    }
+
+    /// An image's recipe was read. It proves the image's blobs, too.
+    pub(super) fn learn(&self, layout: &Layout, by: &NamedRecipe) {
+        if let Some(blobs) = self.blobs() {
+            blobs.learn(layout, by.file.digest, &by.recipe);
+        }
     }
 
     // ---- the cache ------------------------------------------------------------------------------------------------

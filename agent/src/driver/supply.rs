@@ -310,6 +310,9 @@ impl Supply {
         if self.images.catalogue().layout(&image).is_none() {
             return;
         }
+        let contents = self.exchange.contents();
+        let effects = self.mirror.follow_image(contents, &blob.digest());
+        self.act_for_mirror(effects);
         let (id, new) = self.exchange.add_recipe(image, &blob);
         if new {
             self.introduce(id, 0);
@@ -327,6 +330,10 @@ impl Supply {
 
     /// An image's recipe was read, or can't be.
     pub(super) fn recipe_read(&mut self, image: Digest, result: Result<Arc<NamedRecipe>, String>) {
+        let layout = self.images.catalogue().layout(&image);
+        if let (Some(layout), Ok(recipe)) = (layout, &result) {
+            self.mirror.learn(layout, recipe);
+        }
         self.images.recipe_read(self.now(), image, result);
         self.follow_images();
     }

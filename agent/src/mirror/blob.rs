@@ -167,7 +167,7 @@ impl Reading {
     }
 
     /// As [`Blob::ready`], for this reader.
-    pub(super) fn ready(&self, offset: u64) -> u64 {
+    pub(crate) fn ready(&self, offset: u64) -> u64 {
         match &self.limited_to {
             None => self.blob.ready(offset),
             Some(registry) => self.blob.ready_of(registry, offset),

@@ -29,6 +29,7 @@ use crate::{
     config::OriginConfig,
     fetch::{self, FetchEnd, News},
     identity::tests::Authority,
+    mirror::{blob::Reading, blobs},
     notary::{Notary, tests::notary},
     registries::{Access, Origin},
     shelf,
@@ -117,6 +118,24 @@ impl World {
             shelf: Shelf::Stage(stage),
             _home: home,
         }
+    }
+
+    /// A host whose mirror wants the layer as a blob, proved by this recipe.
+    pub(super) fn mirror_by(&self, name: &'static str, by: &NamedRecipe) -> (Host, Reading) {
+        let home = tempfile::tempdir().unwrap();
+        let blobs = blobs::tests::open(home.path(), 1 << 30);
+        let reading = blobs.begin(self.spec.digest, self.spec.geometry.size());
+        let reading = reading.unwrap();
+        let of = by.recipe.content(&self.spec.digest).unwrap();
+        reading.blob.take_recipe(by.file.digest, of);
+        let host = Host {
+            name,
+            notary: Arc::new(notary(&self.authority, name, self.spec.digest)),
+            cache: Arc::default(),
+            shelf: Shelf::Blob(reading.blob.clone()),
+            _home: home,
+        };
+        (host, reading)
     }
 
     pub(super) fn chunks(&self) -> impl Iterator<Item = ChunkIndex> + use<> {

@@ -125,6 +125,63 @@ async fn nobody_is_blamed_for_a_link_that_a_false_recipe_contradicts() {
 }
 
 #[tokio::test]
+async fn a_mirror_with_the_recipe_refuses_false_chunks_and_passes_on_true_ones() {
+    let world = World::new(4);
+    let by = recipe(&world.sample());
+    let holder = world.host_by("mac-1", &by);
+    let (mirror, reading) = world.mirror_by("mac-2", &by);
+    hold(&world, &holder);
+    let header = sent(&world, &holder).await.unwrap();
+    let lie = take(&world, &mirror, &header, &vec![7; 1 << 20]);
+    assert_eq!(lie.result, Err(Failure::Bad));
+    assert!(lie.false_bytes, "the sender is blamed at once");
+    let came = take(&world, &mirror, &header, world.bytes(AT));
+    assert_eq!(came.result, Ok(()));
+    // named again for the next host with the recipe
+    assert_eq!(sent(&world, &mirror).await, Some(header));
+    assert_eq!(reading.ready(0), 0, "the first chunk isn't here");
+}
+
+#[tokio::test]
+async fn a_mirror_leaves_a_recipe_that_the_holder_of_the_lease_contradicts() {
+    let world = World::new(4);
+    let by = recipe_with(&world.sample(), world.spec.digest, |of| of.states[40] ^= 1);
+    let without = world.host("mac-3");
+    let (mirror, reading) = world.mirror_by("mac-2", &by);
+    let (_, _, signed, _) = world.fetch(&without).await;
+    let take = |at: usize| {
+        let signed = &signed[at];
+        let (bytes, maker) = (world.bytes(signed.chunk), signed.maker().key());
+        let subject = world.subject(&mirror, signed.chunk);
+        take_packed(&subject, maker, &signed.to_message(), bytes).result
+    };
+    assert_eq!(take(0), Ok(()));
+    assert_eq!(reading.ready(0), 1 << 20);
+    assert_eq!(take(1), Ok(()));
+    assert_eq!(mirror.shelf.recipe(world.spec.digest), None);
+    // from here on as without a recipe
+    assert_eq!(reading.ready(0), 0);
+    for at in 2..4 {
+        assert_eq!(take(at), Ok(()));
+    }
+    reading.blob.walk().unwrap();
+    assert!(reading.blob.is_whole() && !reading.is_misled());
+}
+
+#[tokio::test]
+async fn a_mirror_that_reads_the_registrys_bytes_leaves_a_false_recipe() {
+    let world = World::new(4);
+    let by = recipe_with(&world.sample(), world.spec.digest, |of| of.states[40] ^= 1);
+    let (mirror, reading) = world.mirror_by("mac-1", &by);
+    // as the driver fetches the layer: what comes is decoded, which a mirror's blob isn't
+    let (end, doubts, signed, _) = world.fetch(&mirror).await;
+    assert_eq!((end, doubts, signed.len()), (FetchEnd::Done, 0, 4));
+    assert_eq!(mirror.shelf.recipe(world.spec.digest), None);
+    reading.blob.walk().unwrap();
+    assert!(reading.blob.is_whole());
+}
+
+#[tokio::test]
 async fn whoever_reads_the_registrys_bytes_leaves_a_false_recipe_and_goes_on() {
     let world = World::new(4);
     let content = world.spec.digest;

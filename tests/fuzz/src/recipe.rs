@@ -45,8 +45,22 @@ pub(crate) fn run(input: &[u8]) {
         let pages: u64 = pieces.map(|(_, piece)| u64::from(piece.pages())).sum();
         assert!(content.blocks().is_empty() || pages == Blocks::pages(spec.geometry));
     }
+    let blob = contents_blob(layout);
+    if let Some(of) = recipe.blob(&blob.digest) {
+        assert_eq!(of.geometry().size(), blob.size);
+        let last = ChunkIndex(of.geometry().chunks() - 1);
+        assert!(
+            of.link(last)
+                .is_some_and(|link| link.after == blob.digest.into())
+        );
+    }
     let again = Recipe::parse(&recipe.encode(), layout).expect("what was read reads back");
     assert!(recipe == again && recipe.first_difference(&again).is_none());
+}
+
+/// The blob of the disk.
+fn contents_blob(layout: &Layout) -> proto::image::Blob {
+    layout.layers()[0].blob
 }
 
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
@@ -59,7 +73,10 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
             let spec = contents.iter().find(|spec| spec.digest == digest);
             let mut maker = Maker::of(spec.expect("it is one"));
             let taken = match places && *kind == DISK_TYPE {
-                true => maker.take_block(0, &bytes),
+                true => {
+                    let blob = maker.take_blob(&blob(*size));
+                    blob.and_then(|()| maker.take_block(0, &bytes))
+                }
                 false => maker.take(&bytes),
             };
             taken.and_then(|()| maker.finish()).expect("its bytes")
@@ -68,6 +85,11 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         recipe.encode()
     };
     vec![make(true), make(false)]
+}
+
+/// The blob of the disk layer. Nothing decodes it.
+fn blob(size: usize) -> Vec<u8> {
+    bytes("blob", size)
 }
 
 fn bytes(kind: &str, size: usize) -> Vec<u8> {
@@ -82,7 +104,7 @@ fn layout() -> Layout {
         let digest = Digest::of(&bytes(kind, *size)).to_string();
         json!({
             "mediaType": kind,
-            "digest": if *kind == DISK_TYPE { Digest::of(b"blob").to_string() } else { digest.clone() },
+            "digest": if *kind == DISK_TYPE { Digest::of(&blob(*size)).to_string() } else { digest.clone() },
             "size": size,
             "annotations": { RAW_SIZE_ANNOTATION: size.to_string(), RAW_DIGEST_ANNOTATION: digest },
         })

@@ -120,11 +120,13 @@ fn a_blob_is_copied_from_an_image_chunk_by_chunk() {
         reading.blob.clone()
     };
     // before the image has it
-    assert!(matches!(copy(&stage, &blob), Input::Copied(content) if content == nvram.digest));
+    assert!(
+        matches!(copy(&Shelf::Stage(stage.clone()), &blob), Input::Copied(content) if content == nvram.digest)
+    );
     assert!(matches!(blob.trouble(), Some(Trouble::Disk(_))) && !blob.is_whole());
     stages::fill(&stage, &sample);
     blob.set_trouble(None);
-    copy(&stage, &blob);
+    copy(&Shelf::Stage(stage.clone()), &blob);
     assert_eq!(blob.trouble(), None);
     assert!(blob.is_whole());
 }
@@ -141,7 +143,7 @@ fn a_byte_that_rotted_in_an_image_doesnt_reach_the_cache() {
     file.write_all_at(b"?", 7).unwrap();
     let nvram = sample.layout.nvram();
     let reading = blobs.begin(nvram.digest, nvram.size).unwrap();
-    copy(&stage, &reading.blob);
+    copy(&Shelf::Stage(stage.clone()), &reading.blob);
     let trouble = reading.blob.trouble();
     assert!(
         matches!(&trouble, Some(Trouble::Disk(why)) if why.contains("changed on disk")),

@@ -13,6 +13,7 @@ mod interrupted;
 mod memory;
 mod other_client;
 mod parts;
+mod recipes;
 mod trouble;
 
 use std::{
@@ -51,7 +52,7 @@ impl World {
         Self::set("")
     }
 
-    /// The same, with further lines of the agent's settings.
+    /// The same, with further lines of the agent's settings, where `REGISTRY` stands for the registry's name.
     fn set(settings: &str) -> Self {
         let options = registry::Options::default();
         Self::of(1, &ImageSpec::plain(8, 8), options, settings)
@@ -80,7 +81,7 @@ impl World {
         let all = std::iter::once(site.registry.addr()).chain(others);
         let all: Vec<_> = all.map(|address| address.to_string()).collect();
         let cluster = site::start(Options {
-            agent_settings: settings.into(),
+            agent_settings: settings.replace("REGISTRY", &all[0]),
             registry: all.join(","),
             ..site.options(env!("CARGO_BIN_EXE_demo"), hosts)
         });

@@ -1,0 +1,168 @@
+//! Images with a recipe behind mirrors: peers' bytes leave as they arrive, and a false recipe costs its use alone.
+
+use std::{fs, os::unix::fs::FileExt as _};
+
+use e2e::cluster::said;
+use proto::{
+    ChunkIndex,
+    image::MANIFEST_TYPE,
+    recipe::{ARTIFACT_TYPE, Recipe},
+};
+use serde_json::json;
+
+use super::*;
+
+/// Mirrors believe the registries that their settings name.
+const NAMED: &str = "[mirror]\nlisten = '127.0.0.1:0'\nupstreams = ['REGISTRY']";
+const BLOB_BYTES: u64 = 12 << 20;
+/// What the registry gives of a blob in a second.
+const RATE: u64 = 1 << 20;
+const FOUND: &str = "parbake_agent_mirror_recipes_total{outcome=\"found\"}";
+const LEFT: &str =
+    "a recipe doesn't fit the registry's bytes of a blob; the mirror goes on without it";
+
+/// Hosts and an image of one layer that no packing makes smaller.
+fn world(hosts: usize) -> World {
+    let spec = ImageSpec::incompressible(BLOB_BYTES, BLOB_BYTES, 11);
+    World::of(hosts, &spec, registry::Options::default(), NAMED)
+}
+
+impl World {
+    /// The true recipe's bytes.
+    fn recipe(&self) -> Vec<u8> {
+        let (host, path) = (self.site.registry.addr().to_string(), self.site.dir());
+        let path = path.join("recipe");
+        let out = path.to_str().unwrap();
+        let image = format!("{host}/{NAME}:1");
+        let command = ["recipe", &image, "--plain-http", &host, "--out", out];
+        let ended = self.cluster.parbake(&command).unwrap();
+        assert!(ended.status.success(), "{}", said(&ended));
+        fs::read(path).unwrap()
+    }
+
+    /// Puts a recipe beside the image.
+    fn put_recipe(&self, bytes: Vec<u8>) -> Digest {
+        let size = bytes.len();
+        let digest = self.put(&Bytes::from(bytes));
+        let layer = json!({"mediaType": ARTIFACT_TYPE, "digest": digest.to_string(), "size": size});
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "artifactType": ARTIFACT_TYPE,
+            "layers": [layer],
+            "subject": {"digest": self.image.digest.to_string()},
+        });
+        let manifest = Bytes::from(manifest.to_string());
+        let version = Digest::of(&manifest).to_string();
+        let registry = &self.site.registry;
+        registry.put_manifest_as(NAME, &version, MANIFEST_TYPE, manifest);
+        digest
+    }
+
+    /// A client of this host pulls the image's layer as tart does: first the manifest. Returns the bytes, and how long
+    /// the first of them took since the pull began.
+    async fn pull_layer(&self, host: usize) -> (Vec<u8>, Duration) {
+        let (layer, _) = self.image.largest_blob();
+        let (manifest, blob) = (self.at(host, "manifests/1"), self.blob(host, &layer));
+        let began = Instant::now();
+        assert_eq!(get(&manifest).await.status, StatusCode::OK);
+        let response = request(Method::GET, &blob, &[]).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let (mut body, mut bytes) = (response.into_body(), Vec::new());
+        let mut first = None;
+        while let Some(frame) = body.frame().await {
+            bytes.extend_from_slice(frame.unwrap().data_ref().unwrap());
+            first.get_or_insert_with(|| began.elapsed());
+        }
+        (bytes, first.unwrap())
+    }
+
+    /// One host's client pulls the layer, and when its first bytes are there, another host's client does. Returns how
+    /// long each waited for its first byte.
+    fn pull_after_another(&self) -> [Duration; 2] {
+        let (layer, _) = self.image.largest_blob();
+        let good = self.image.blob(&layer).unwrap();
+        self.site.registry.limit_each(Some(RATE));
+        let under_way = || self.sent(&layer) >= 2 << 20;
+        let (one, other) = self.run(async {
+            let late = async {
+                while !under_way() {
+                    tokio::task::yield_now().await;
+                }
+                self.pull_layer(1).await
+            };
+            tokio::join!(self.pull_layer(0), late)
+        });
+        assert!(one.0 == good && other.0 == good);
+        let sent = self.sent(&layer);
+        assert!(sent * 100 <= BLOB_BYTES * 102, "{sent} left the registry");
+        [one.1, other.1]
+    }
+
+    fn found(&self, host: usize) -> f64 {
+        self.cluster.agents()[host].metric(FOUND).unwrap_or(0.0)
+    }
+}
+
+#[test]
+fn with_a_recipe_a_host_without_the_lease_has_its_first_byte_within_a_second() {
+    let waited = [true, false].map(|with| {
+        let world = world(2);
+        if with {
+            let recipe = world.recipe();
+            world.put_recipe(recipe);
+            world.site.registry.reset_counters();
+        }
+        let [_, other] = world.pull_after_another();
+        let found = if with { 1.0 } else { 0.0 };
+        assert_eq!((world.found(0), world.found(1)), (found, found));
+        other
+    });
+    println!(
+        "{BLOB_BYTES} bytes at {RATE} in a second, without the lease: first byte after {:?} with a recipe, {:?} without",
+        waited[0], waited[1]
+    );
+    assert!(waited[0] < Duration::from_secs(1), "{:?}", waited[0]);
+    assert!(waited[1] > Duration::from_secs(5), "{:?}", waited[1]);
+}
+
+#[test]
+fn a_false_recipe_costs_its_use_and_no_byte() {
+    let world = world(2);
+    let mut bytes = world.recipe();
+    let recipe = Recipe::parse(&bytes, &world.image.layout().unwrap()).unwrap();
+    let (layer, _) = world.image.largest_blob();
+    let of = recipe.blob(&layer).unwrap();
+    let state = of.link(ChunkIndex(5)).unwrap().after.to_bytes();
+    let at = bytes.windows(32).position(|window| window == state);
+    bytes[at.unwrap() + 3] ^= 1;
+    world.put_recipe(bytes);
+    world.site.registry.reset_counters();
+    let [_, other] = world.pull_after_another();
+    println!("the recipe is false in the sixth chunk: first byte after {other:?}");
+    assert_eq!((world.found(0), world.found(1)), (1.0, 1.0));
+    // who has the lease reads it, and the other host takes its word
+    let left = world.cluster.agents().iter();
+    assert_eq!(left.filter(|agent| agent.logged(LEFT)).count(), 2);
+}
+
+#[test]
+fn with_a_recipe_no_chunk_that_went_bad_on_a_peer_leaves() {
+    let mut world = world(2);
+    let recipe = world.recipe();
+    world.put_recipe(recipe);
+    let (layer, _) = world.image.largest_blob();
+    let good = world.image.blob(&layer).unwrap();
+    assert!(world.run(world.pull_layer(0)).0 == good);
+    world.cluster.kill_agent(0).unwrap();
+    let kept = world.cluster.agents()[0]
+        .dir
+        .join(format!("state/mirror/whole/{}", layer.hex()));
+    let file = fs::File::options().write(true).open(kept).unwrap();
+    for chunk in 0..good.len() >> 20 {
+        let at = (chunk << 20) + 7;
+        file.write_all_at(&[!good[at]], at as u64).unwrap();
+    }
+    world.cluster.start_agent(0).unwrap();
+    assert!(world.run(world.pull_layer(1)).0 == good);
+}
