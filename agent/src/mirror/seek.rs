@@ -102,13 +102,13 @@ impl Passing {
 #[derive(Debug, thiserror::Error)]
 enum LookError {
     #[error(transparent)]
-    Find(#[from] FindRecipeError),
+    Find(Box<FindRecipeError>),
     #[error("the registry can't be asked: {0}")]
     Settings(String),
     #[error(transparent)]
     Keep(#[from] BeginError),
     #[error("it doesn't come: {0}")]
-    Trouble(Trouble),
+    Trouble(Box<Trouble>),
     #[error(transparent)]
     Read(#[from] ReadRecipeError),
     #[error("its file can't be opened: {0}")]
@@ -190,7 +190,7 @@ impl Seeker {
                     debug!(image = %look.image, %error, "the upstream doesn't say whether there is a recipe");
                     sleep(backoff.delay(error.retry_after())).await;
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(LookError::Find(error.into())),
             }
         }
     }
@@ -220,7 +220,7 @@ impl Seeker {
                 return Ok(reading);
             }
             if let Some(trouble) = trouble {
-                return Err(LookError::Trouble(trouble));
+                return Err(LookError::Trouble(trouble.into()));
             }
             let changed = reading.news.changed().await;
             changed.map_err(|_| LookError::Ends)?;

@@ -488,8 +488,8 @@ fn at_once(ground: &Ground, content: &Content) -> bool {
     }
 }
 
-/// The chunks to ask for next. Contents come in their order, and the rarest chunks of a content come first. A hash that
-/// differs between hosts breaks ties.
+/// The chunks to ask for next. Contents come in their order. In a content the chunks come first that a reader needs
+/// next, and then the rarest ones. A hash that differs between hosts breaks ties.
 fn wishes(ground: &Ground) -> Vec<Wish> {
     let mut wishes: Vec<(u32, usize, u64, Wish)> = Vec::new();
     for (order, id) in ground.contents.incomplete() {
@@ -502,10 +502,14 @@ fn wishes(ground: &Ground) -> Vec<Wish> {
         // more chunks are looked at than are taken, so that rarity has a say
         let most = WISHES * 8;
         let at_once = at_once(ground, content);
+        let read_to = content.next_read().last();
         let mut seen = 0;
         content.visit_askable(at_once, |chunk| {
             let rarity = content.rarity(chunk);
-            if rarity > 0 {
+            if rarity > 0 && read_to.is_some_and(|last| chunk <= last) {
+                wishes.push((order, 0, chunk.0.into(), Wish { id, chunk }));
+                seen += 1;
+            } else if rarity > 0 {
                 let tie = mix(ground.me.0 ^ content.key, u64::from(chunk.0));
                 wishes.push((order, rarity, tie, Wish { id, chunk }));
                 seen += 1;

@@ -243,6 +243,7 @@ impl Swarm {
         self.news.ask_for_vouchers(ground);
         self.watch_uploads();
         downloads::turn_grace(&mut self.ground);
+        self.hurry();
         for id in self.leases.watch_coordinator(&mut self.ground) {
             self.grant(id, Grantor::Headless);
         }
@@ -472,14 +473,38 @@ impl Swarm {
         let ground = &mut self.ground;
         if ground.contents.get(id).is_some() {
             self.wants.begin(ground.now, id, alone_after, admitted);
+            self.set_read(id, true);
+            let ground = &mut self.ground;
             ground.agenda.wake(ground.now);
             self.fetch_alone();
+        }
+    }
+
+    fn set_read(&mut self, id: ContentId, read: bool) {
+        let now = self.ground.now;
+        if let Some(content) = self.ground.contents.get_mut(id) {
+            content.set_read(now, read);
+        }
+    }
+
+    /// Asks sooner for what clients read next.
+    fn hurry(&mut self) {
+        if self.wants.is_empty() {
+            return;
+        }
+        let ground = &mut self.ground;
+        let incomplete: Vec<ContentId> = ground.contents.incomplete().map(|(_, id)| id).collect();
+        for id in incomplete {
+            if let Some(content) = ground.contents.get_mut(id) {
+                content.hurry(ground.now);
+            }
         }
     }
 
     /// No client waits for the content any more: a fetch for clients alone ends.
     fn unwant(&mut self, id: ContentId) {
         self.wants.end(id);
+        self.set_read(id, false);
         let ground = &mut self.ground;
         let lease = ground.contents.lease_mut(id);
         if lease.is_some_and(|lease| lease.grantor == Grantor::Client) {

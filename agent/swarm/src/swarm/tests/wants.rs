@@ -56,6 +56,53 @@ fn ended(end: OriginEnd) -> Event {
     }
 }
 
+/// Chunks that are asked for, in order, until all that peers announced is.
+fn asked(swarm: &mut Swarm, from: u64, until: u64) -> Vec<(u64, u32)> {
+    let mut asked = Vec::new();
+    for millis in (from..until).step_by(50) {
+        let actions = feed(swarm, millis, Event::Tick);
+        asked.extend(requests(&actions).iter().map(|(_, chunk)| (millis, *chunk)));
+    }
+    asked
+}
+
+#[test]
+fn what_a_client_reads_next_is_asked_for_before_the_grace_and_in_order() {
+    let half = || announced(0, 0, set(64, 0..32));
+    // a host that comes late: nobody pushes what was announced before
+    let mut late = among(2, Config::default());
+    feed(&mut late, 0, content(0, 64, ChunkSet::empty(64)));
+    feed(&mut late, 0, half());
+    let first = feed(&mut late, 100, wanted(0));
+    let first: Vec<_> = requests(&first).iter().map(|(_, chunk)| *chunk).collect();
+    // as many as one peer is asked for at a time
+    assert_eq!(first, [0, 1]);
+    // a host that waits already: the chunk is most likely being pushed
+    let mut early = among(2, Config::default());
+    feed(&mut early, 0, content(0, 64, ChunkSet::empty(64)));
+    feed(&mut early, 0, wanted(0));
+    feed(&mut early, 100, half());
+    let all = asked(&mut early, 100, 1_500);
+    let chunks: Vec<_> = all.iter().map(|(_, chunk)| *chunk).collect();
+    assert_eq!(chunks, [0, 1], "{all:?}");
+    let at = all[0].0;
+    assert!((350..=750).contains(&at), "{at}");
+    // nobody reads any more: what isn't due yet waits for the grace
+    feed(&mut early, 1_500, Event::Unwanted(ContentId(0)));
+    let mut chunks = Vec::new();
+    for chunk in 0..2 {
+        let actions = feed(&mut early, 1_500, arrived(0, chunk));
+        chunks.extend(requests(&actions).iter().map(|(_, chunk)| *chunk));
+    }
+    chunks.extend(
+        asked(&mut early, 1_500, 1_900)
+            .iter()
+            .map(|(_, chunk)| *chunk),
+    );
+    chunks.sort_unstable();
+    assert_eq!(chunks, [2, 3]);
+}
+
 #[test]
 fn a_client_that_nobody_serves_is_served_after_the_patience_and_not_before() {
     let mut swarm = with_a_want();

@@ -105,7 +105,7 @@ impl World {
 }
 
 #[test]
-fn with_a_recipe_a_host_without_the_lease_has_bytes_while_the_blob_comes() {
+fn with_a_recipe_a_host_without_the_lease_has_its_first_byte_within_a_second() {
     let waited = [true, false].map(|with| {
         let world = world(2);
         if with {
@@ -122,7 +122,8 @@ fn with_a_recipe_a_host_without_the_lease_has_bytes_while_the_blob_comes() {
         "{BLOB_BYTES} bytes at {RATE} in a second, without the lease: first byte after {:?} with a recipe, {:?} without",
         waited[0], waited[1]
     );
-    assert!(waited[0] * 2 < waited[1], "{waited:?}");
+    assert!(waited[0] < Duration::from_secs(1), "{waited:?}");
+    assert!(waited[1] > Duration::from_secs(5), "{waited:?}");
 }
 
 #[test]
