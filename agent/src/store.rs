@@ -489,7 +489,7 @@ impl Store {
         }
     }
 
-    /// Nobody waits for an image any more: a beginning that looks for its bytes ends early. Doesn't block.
+    /// Nobody waits for an image any more: a beginning that copies what is here ends early. Doesn't block.
     pub(crate) fn give_up(&self, image: Digest) {
         self.shared.set_given_up(image, true);
     }

@@ -89,7 +89,6 @@ impl Disk {
         names: Vec<String>,
         by: (Option<Arc<NamedRecipe>>, BTreeSet<Digest>),
     ) -> Work {
-        self.store.take_up(layout.digest());
         let disk = self.clone();
         Work::long(Long::Read, move || Input::Begun {
             image: *layout.digest(),

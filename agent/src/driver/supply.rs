@@ -226,6 +226,7 @@ impl Supply {
             } => self.take_up(image, &layout, &stage, local_bytes),
             images::Effect::Withdraw { image, layout } => self.withdraw(image, &layout),
             images::Effect::Entitle { image, entitled } => {
+                self.disk.store().take_up(&image);
                 self.disk.store().entitle(image, entitled);
             }
             images::Effect::Retell { image, layout } => {

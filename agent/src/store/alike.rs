@@ -85,6 +85,9 @@ pub(super) fn copy_content(
         .collect();
     let mut copied = 0;
     for chunk in (0..geometry.chunks()).map(ChunkIndex) {
+        if stage.is_given_up() {
+            break;
+        }
         if our.is_held(ours, chunk) {
             continue;
         }
@@ -223,6 +226,9 @@ pub(super) fn copy<E: From<WriteError>>(
                 continue;
             };
             go_on()?;
+            if stage.is_given_up() {
+                return Ok(copied);
+            }
             let mut left = wanted.clone();
             if cloned {
                 let places = other.files().places(at).iter();

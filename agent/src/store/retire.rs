@@ -229,6 +229,10 @@ fn verdicts(store: &Store, keep: usize, now: SystemTime) -> io::Result<(Verdicts
 fn look(home: &Path, stage: &Stage, goldens: &Goldens) -> Option<Old> {
     let image = *stage.layout().digest();
     let directories = stage.names().installed_directories();
+    if directories.is_empty() {
+        // somebody removed it, as the next look at the disk will find; what is left of it are orphans then
+        return None;
+    }
     let note = fs::metadata(stage.shared().directory(&image).join(STATUS));
     let noted = note.and_then(|note| note.modified()).ok()?;
     let machines = machines_of(home, goldens.get(&image).map_or(&[][..], Vec::as_slice));
@@ -265,9 +269,13 @@ fn look_at_orphans(
         Some(reference) => cache::repository_directory(home, reference),
         None => home.join("vms"),
     };
+    // a mark whose golden was removed takes no place from an image
+    let there = goldens
+        .iter()
+        .filter(|(name, _)| cache::vm_directory(home, name).is_dir());
     let old = Old {
         image,
-        repositories: goldens.iter().map(|(_, of)| repository(of)).collect(),
+        repositories: there.map(|(_, of)| repository(of)).collect(),
         wanted: false,
         since,
         used: times.into_iter().max()?,

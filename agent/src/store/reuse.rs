@@ -35,10 +35,13 @@ pub(super) fn copy<E: From<WriteError>>(
     let Some(columns) = columns(stage).filter(|_| !contents.is_empty()) else {
         return Ok(0);
     };
+    let (shared, image, began) = (stage.shared(), stage.layout().digest(), Instant::now());
+    let is_over = || stage.is_given_up() || began.elapsed() >= shared.search();
     let mut disks = Vec::new();
     for other in others {
         go_on()?;
-        if disks.len() < MAX_DISKS {
+        // an index that is lacking takes a while to make
+        if disks.len() < MAX_DISKS && !is_over() {
             disks.extend(disk(other));
         }
     }
@@ -48,18 +51,14 @@ pub(super) fn copy<E: From<WriteError>>(
     let search = Arc::new(Search::new(columns, disks));
     stage.blocks().begin(search.clone());
     let mut copied = 0;
-    let (shared, image, began) = (stage.shared(), stage.layout().digest(), Instant::now());
     for at in contents {
         let geometry = held.geometry(at);
         let has = held.held(at);
         let lacks = (0..geometry.chunks()).map(ChunkIndex);
         for chunk in lacks.filter(|chunk| !has.contains(*chunk)) {
             go_on()?;
-            if shared.is_given_up(image) {
-                return Ok(copied);
-            }
-            if began.elapsed() >= shared.search() {
-                tracing::info!(%image, bytes = copied, "the time for the search for blocks is over; the rest of the image is fetched");
+            if is_over() {
+                tracing::info!(%image, bytes = copied, "the search for blocks ends early; the rest of the image is fetched if it is wanted");
                 return Ok(copied);
             }
             if held.chunks(at).recipe_link(chunk).is_none() {

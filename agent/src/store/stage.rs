@@ -621,6 +621,11 @@ impl Stage {
         Ok(())
     }
 
+    /// Whether nobody waits for the image any more, so that its beginning ends early.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.shared.is_given_up(self.layout.digest())
+    }
+
     /// Syncs every file of the image to the disk.
     pub(super) fn sync_files(&self) -> io::Result<()> {
         let bodies = self.files.bodies();

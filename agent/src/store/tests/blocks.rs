@@ -367,7 +367,8 @@ fn a_search_for_blocks_ends_in_time_or_when_nobody_wants_the_image() {
     let all = (1..7).collect::<Vec<_>>();
     releases.store.give_up(image);
     let (stage, _) = releases.begin();
-    assert_eq!(releases.lacks(&stage), all, "nobody wants it");
+    let nothing = (0..7).collect::<Vec<_>>();
+    assert_eq!(releases.lacks(&stage), nothing, "nobody wants it");
     releases.abandon();
     releases.store.take_up(&image);
     let (stage, _) = releases.begin();

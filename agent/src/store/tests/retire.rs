@@ -258,6 +258,28 @@ fn a_golden_whose_image_tart_pruned_goes_by_the_same_rule() {
 }
 
 #[test]
+fn a_mark_without_a_golden_takes_no_place_from_an_image() {
+    let home = tempfile::tempdir().unwrap();
+    let store = open(&home);
+    let (previous, _) = installed(&home, &store, 1);
+    let (pruned, _) = installed(&home, &store, 2);
+    installed(&home, &store, 3);
+    for sample in [&previous, &pruned] {
+        store.want(sample.layout.digest(), &[]).unwrap();
+    }
+    // somebody removes an image with its golden
+    fs::remove_dir_all(image_dir(&home, "ghcr.io/org/image", &pruned)).unwrap();
+    fs::remove_dir_all(cache::vm_directory(home.path(), "golden-2")).unwrap();
+    let later = SystemTime::now() + LATER;
+    assert_eq!(retire(&store, 2, later), [], "no look has found that");
+    assert_eq!(store.presence().len(), 2);
+    assert_eq!(retire(&store, 2, later), [*pruned.layout.digest()]);
+    assert!(!marks(&home).join("golden-2").exists());
+    assert!(store.stage(previous.layout.digest()).is_some());
+    assert!(cache::vm_directory(home.path(), "golden-1").exists());
+}
+
+#[test]
 fn what_keeps_an_image_is_looked_for_again_under_the_locks() {
     let home = tempfile::tempdir().unwrap();
     let store = open(&home);
