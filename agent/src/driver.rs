@@ -146,6 +146,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         origin: parts.origin,
         notary: parts.notary.clone(),
         cache: Arc::default(),
+        unfit: Arc::default(),
         peer_inbox,
         fetch_inbox,
     };

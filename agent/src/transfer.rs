@@ -24,9 +24,11 @@ use tokio::time::timeout;
 mod arrival;
 mod packed;
 mod part;
+mod unfit;
 
 pub(crate) use self::arrival::{Receipt, Subject};
 pub(crate) use self::packed::{Cache, Packed, pack};
+pub(crate) use self::unfit::Unfit;
 use self::{
     arrival::{check, store, store_part},
     part::Lacking,
@@ -50,12 +52,32 @@ pub(crate) struct Shipment {
     pub(crate) wire_bytes: u64,
 }
 
-/// Asks a peer for a chunk, checks the chunk and stores it.
+/// Asks a peer for a chunk, or for what this host lacks of it, checks the chunk and stores it. If what comes doesn't
+/// fit what is here, the peer is asked for the whole chunk at once.
 pub(crate) async fn request(connection: Connection, subject: Subject) -> Receipt {
+    let lacking = subject.lacking(connection.host().key());
+    let receipt = ask(&connection, lacking, subject.clone()).await;
+    if receipt.result != Err(Failure::Unfit) {
+        return receipt;
+    }
+    let mut whole = ask(&connection, None, subject).await;
+    whole.wire_bytes += receipt.wire_bytes;
+    // who sends a part that fits nothing and then no chunk has brought nothing, whatever it says
+    if let Err(failure) = &mut whole.result
+        && !matches!(
+            failure,
+            Failure::Bad | Failure::Disproved | Failure::NotStored
+        )
+    {
+        *failure = Failure::Unfit;
+    }
+    whole
+}
+
+async fn ask(connection: &Connection, lacking: Option<Lacking>, subject: Subject) -> Receipt {
     let Ok((mut sender, mut receiver)) = connection.open().await else {
         return Receipt::failed(Failure::Broken);
     };
-    let lacking = subject.lacking();
     let request = ChunkRequest {
         content: subject.content.as_bytes().to_vec(),
         index: subject.chunk.0,
@@ -102,7 +124,7 @@ pub(crate) async fn accept_push(
     mut receiver: Receiver,
     subject: Subject,
 ) -> Receipt {
-    let lacking = if sends_parts { subject.lacking() } else { None };
+    let lacking = sends_parts.then(|| subject.lacking(peer)).flatten();
     let accepted = PushReply {
         outcome: PushOutcome::Accepted.into(),
         lacking: lacking.as_ref().map(Lacking::to_message),

@@ -285,6 +285,27 @@ impl<S: Proving> Contents<S> {
 
     // ---- chunks come ----------------------------------------------------------------------------------------------
 
+    /// A chunk from a peer is stored. Peers that sent a false part of it before, as the chunk now shows, are blamed.
+    pub(super) fn came(&mut self, of: Transfer, receipt: &Receipt) -> Vec<Effect<S>> {
+        let mut out = self.arrived(of, receipt.wire_bytes);
+        for peer in receipt.liars.iter().copied() {
+            let lie = Transfer { peer, ..of };
+            let Transfer { id, chunk, .. } = lie;
+            out.push(Effect::CountFalse {
+                source: From::Peers,
+                chunks: 1,
+            });
+            out.push(Effect::BlameBytes(lie));
+            out.push(Effect::Tell(Event::NotArrived {
+                peer,
+                id,
+                chunk,
+                failure: Failure::Bad,
+            }));
+        }
+        out
+    }
+
     /// A chunk from a peer is verified against its link and stored.
     pub(super) fn arrived(&mut self, of: Transfer, wire_bytes: u64) -> Vec<Effect<S>> {
         let Transfer { peer, id, chunk } = of;

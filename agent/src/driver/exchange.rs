@@ -456,7 +456,7 @@ impl Exchange {
             self.tell_images(first, ImageNews::FromHere(receipt.local_bytes));
         }
         let effects = match receipt.result {
-            Ok(()) => self.contents.arrived(transfer, receipt.wire_bytes),
+            Ok(()) => self.contents.came(transfer, &receipt),
             Err(failure) => self.contents.not_arrived(transfer, failure, receipt),
         };
         self.follow_contents(effects);

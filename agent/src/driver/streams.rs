@@ -26,7 +26,7 @@ use crate::{
     peer::{self, Brought},
     registries::Origin,
     shelf::Shelf,
-    transfer::{self, Cache, Receipt, Subject},
+    transfer::{self, Cache, Receipt, Subject, Unfit},
 };
 
 /// Work that runs beside the driver.
@@ -63,6 +63,7 @@ pub(super) struct Streams {
     pub(super) origin: Origin,
     pub(super) notary: Arc<Notary>,
     pub(super) cache: Arc<Cache>,
+    pub(super) unfit: Arc<Unfit>,
     pub(super) peer_inbox: mpsc::Sender<(HostKey, Brought)>,
     pub(super) fetch_inbox: mpsc::Sender<(ContentId, News)>,
 }
@@ -127,6 +128,7 @@ impl Streams {
             notary: self.notary.clone(),
             retracted: dropped_lately.then(|| self.me.key()),
             suspects: content.suspects(),
+            unfit: self.unfit.clone(),
         }
     }
 

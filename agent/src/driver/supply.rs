@@ -677,6 +677,7 @@ mod tests {
                 origin: Origin::new(&origin).unwrap(),
                 notary,
                 cache: Arc::default(),
+                unfit: Arc::default(),
                 peer_inbox: mpsc::channel(1).0,
                 fetch_inbox: mpsc::channel(1).0,
             };

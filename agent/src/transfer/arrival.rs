@@ -2,8 +2,8 @@
 //! is stored.
 //!
 //! Of a chunk that came as a part, the rest was found on this host by short hashes. So if what was put together doesn't
-//! fit the link, that says nothing about the sender: the part may be false, or what was here. Nobody is blamed, and the
-//! whole chunk is asked for.
+//! fit the link, that says nothing about the sender yet: the part may be false, or what was here. The whole chunk is
+//! asked for, and tells ([`Unfit`]).
 
 use std::sync::Arc;
 
@@ -20,6 +20,7 @@ use tracing::debug;
 use super::{
     packed::{Cache, Packed, unpack},
     part::Lacking,
+    unfit::{Unfit, UnfitPart},
 };
 use crate::{
     notary::Notary,
@@ -43,6 +44,8 @@ pub(crate) struct Subject {
     pub(crate) retracted: Option<HostKey>,
     /// The links of the content that were proved false: they decide which runs are refused.
     pub(crate) suspects: Arc<Suspects>,
+    /// Parts of chunks that came and didn't fit: they decide which peer is asked for a part.
+    pub(crate) unfit: Arc<Unfit>,
 }
 
 impl Subject {
@@ -55,8 +58,12 @@ impl Subject {
         self.shelves.iter().find_map(of_shelf)
     }
 
-    /// The ranges of the chunk that this host lacks, where it has the rest; `None` where it needs the whole chunk.
-    pub(super) fn lacking(&self) -> Option<Lacking> {
+    /// The ranges of the chunk that this host lacks, where it has the rest; `None` where it needs the whole chunk, or
+    /// this peer's part of the chunk didn't fit.
+    pub(super) fn lacking(&self, peer: HostKey) -> Option<Lacking> {
+        if self.unfit.is_of(peer, self.content, self.chunk) {
+            return None;
+        }
         let mut shelves = self.shelves.iter();
         let ranges = shelves.find_map(|shelf| shelf.lacking_ranges(self.content, self.chunk))?;
         Lacking::new(ranges, self.geometry.len(self.chunk))
@@ -72,6 +79,8 @@ pub(crate) struct Receipt {
     pub(crate) local_bytes: u64,
     /// The bytes or the link were false: the sender lies.
     pub(crate) false_bytes: bool,
+    /// Peers that sent a false part of the chunk before, as the whole chunk shows.
+    pub(crate) liars: Vec<HostKey>,
     /// The chain proves this link false.
     pub(crate) false_link: Option<Box<Signed>>,
     /// Links that one host signed and that contradict each other.
@@ -100,6 +109,7 @@ impl Receipt {
             wire_bytes: 0,
             local_bytes: 0,
             false_bytes: false,
+            liars: Vec::new(),
             false_link: None,
             contradiction: None,
             other_size: false,
@@ -226,8 +236,9 @@ pub(super) fn store(
     if !checked.link.holds(subject.geometry, subject.chunk, &bytes) {
         return bad();
     }
-    let receipt = store_bytes(subject, peer, &checked, &bytes);
+    let mut receipt = store_bytes(subject, peer, &checked, &bytes);
     if receipt.result.is_ok() {
+        settle(subject, &checked.link, &bytes, &mut receipt);
         let packed = checked.packed(encoding, packed);
         subject.cache.keep(subject.content, subject.chunk, packed);
     }
@@ -320,6 +331,7 @@ fn store_bytes(subject: &Subject, peer: HostKey, checked: &Checked, bytes: &[u8]
         wire_bytes: 0,
         local_bytes: 0,
         false_bytes: false,
+        liars: Vec::new(),
         false_link: None,
         contradiction: None,
         other_size: false,
@@ -342,6 +354,12 @@ fn goes_on_without_recipe(subject: &Subject, checked: &Checked) -> bool {
     blobs.any(|shelf| shelf.leave_recipe(subject.content).is_some())
 }
 
+/// Judges the parts of this chunk that came before and didn't fit.
+fn settle(subject: &Subject, link: &Link, bytes: &[u8], receipt: &mut Receipt) {
+    let of = (subject.content, subject.chunk);
+    receipt.liars = subject.unfit.settle(of, link, bytes).liars;
+}
+
 /// Puts a part that came together with what is here, and stores the chunk if it fits its link. Blocks.
 pub(super) fn store_part(
     subject: &Subject,
@@ -355,16 +373,33 @@ pub(super) fn store_part(
             ..Receipt::failed(Failure::Bad)
         };
     };
+    // what is here was found by the recipe, and makes its chunk: with another link it says nothing
+    if let Some((_, given)) = subject.recipe()
+        && !given.is_alike(&checked.link)
+    {
+        return Receipt::failed(Failure::Disproved);
+    }
     let Some(whole) = whole(subject, lacking, &came) else {
         return Receipt::failed(Failure::Cancelled);
     };
     if !checked.link.holds(subject.geometry, subject.chunk, &whole) {
-        forget(subject);
-        return Receipt::failed(Failure::Cancelled);
+        let part = UnfitPart {
+            content: subject.content,
+            chunk: subject.chunk,
+            sender: peer,
+            link: checked.link,
+            lacking: lacking.clone(),
+            came: Digest::of(&came),
+        };
+        if subject.unfit.note(part) {
+            forget(subject);
+        }
+        return Receipt::failed(Failure::Unfit);
     }
     let local_bytes = (whole.len() - came.len()) as u64;
     let mut receipt = store_bytes(subject, peer, &checked, &whole);
     if receipt.result.is_ok() {
+        settle(subject, &checked.link, &whole, &mut receipt);
         receipt.local_bytes = local_bytes;
     }
     receipt

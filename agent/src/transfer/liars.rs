@@ -169,6 +169,7 @@ impl World {
             notary: host.notary.clone(),
             retracted: None,
             suspects: Arc::default(),
+            unfit: Arc::default(),
         }
     }
 

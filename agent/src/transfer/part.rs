@@ -31,6 +31,15 @@ impl Lacking {
         parsed.map(|ranges| Self(ranges.into())).map_err(drop)
     }
 
+    /// The bytes of the ranges, one behind the other. `None` if these bytes are too few to be the chunk.
+    pub(super) fn of(&self, chunk: &[u8]) -> Option<Vec<u8>> {
+        let mut part = Vec::with_capacity(self.bytes());
+        for range in &*self.0 {
+            part.extend_from_slice(chunk.get(range.start as usize..range.end as usize)?);
+        }
+        Some(part)
+    }
+
     pub(super) fn ranges(&self) -> &[Range<u32>] {
         &self.0
     }
@@ -48,11 +57,7 @@ impl Lacking {
     /// Cuts the ranges out of a packed chunk of this many bytes, and packs them. `None` if the bytes aren't the chunk.
     pub(super) fn cut(&self, chunk: &Packed, chunk_bytes: usize) -> Option<(Encoding, Bytes)> {
         let whole = unpack(chunk.encoding, chunk.bytes.clone(), chunk_bytes)?;
-        let mut part = Vec::with_capacity(self.bytes());
-        for range in &*self.0 {
-            part.extend_from_slice(whole.get(range.start as usize..range.end as usize)?);
-        }
-        Some(pack(part))
+        Some(pack(self.of(&whole)?))
     }
 }
 

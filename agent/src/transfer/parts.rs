@@ -33,7 +33,16 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let (authority, releases) = (Authority::new(), Releases::new());
+        Self::of(Releases::new())
+    }
+
+    /// Where the other host looks for the part by false blocks: what it has of the chunk isn't the chunk's.
+    fn with_false_blocks() -> Self {
+        Self::of(Releases::with_false_blocks())
+    }
+
+    fn of(releases: Releases) -> Self {
+        let authority = Authority::new();
         let home = tempfile::tempdir().unwrap();
         let (holds, _) = begin_by(&open(&home), &releases.new, &releases.by);
         fill(&holds, &releases.new);
@@ -68,8 +77,7 @@ impl World {
     async fn take(&self, lacking: &Lacking, came: (Encoding, Bytes)) -> Receipt {
         let (header, _) = self.packed().await;
         let checked = check(&self.to, header.link.as_ref()).unwrap();
-        let peer: HostId = "mac-1".parse().unwrap();
-        store_part(&self.to, peer.key(), (checked, lacking), came)
+        store_part(&self.to, peer("mac-1"), (checked, lacking), came)
     }
 
     /// Two connected endpoints: the holder's, and the other host's.
@@ -92,6 +100,11 @@ impl World {
     }
 }
 
+fn peer(name: &str) -> HostKey {
+    let host: HostId = name.parse().unwrap();
+    host.key()
+}
+
 fn subject(authority: &Authority, releases: &Releases, name: &str, stage: Arc<Stage>) -> Subject {
     Subject {
         content: releases.layer,
@@ -102,13 +115,14 @@ fn subject(authority: &Authority, releases: &Releases, name: &str, stage: Arc<St
         notary: Arc::new(notary(authority, name, releases.layer)),
         retracted: None,
         suspects: Arc::default(),
+        unfit: Arc::default(),
     }
 }
 
 #[tokio::test]
 async fn a_request_for_what_is_lacking_moves_that_alone() {
     let world = World::new();
-    let lacking = world.to.lacking().unwrap();
+    let lacking = world.to.lacking(peer("mac-1")).unwrap();
     let (_endpoints, [holder, to]) = world.connected().await;
     let served = async {
         let (sender, mut receiver) = holder.accept().await.unwrap();
@@ -131,7 +145,7 @@ async fn a_request_for_what_is_lacking_moves_that_alone() {
 #[tokio::test]
 async fn a_push_moves_only_what_the_receiver_says_it_lacks() {
     let world = World::new();
-    let lacking = world.to.lacking().unwrap();
+    let lacking = world.to.lacking(peer("mac-1")).unwrap();
     let (_endpoints, [holder, to]) = world.connected().await;
     let taken = async {
         let (sender, mut receiver) = to.accept().await.unwrap();
@@ -184,36 +198,117 @@ async fn hosts_of_the_version_before_get_and_send_whole_chunks() {
     assert_eq!((receipt.wire_bytes, receipt.local_bytes), (1 << 20, 0));
 }
 
+/// The peer sends this as the part that the other host lacks.
+async fn took(world: &World, sender: &str, came: (Encoding, Bytes)) -> Receipt {
+    let lacking = world.to.lacking(peer("mac-9")).unwrap();
+    let (header, _) = world.packed().await;
+    let checked = check(&world.to, header.link.as_ref()).unwrap();
+    store_part(&world.to, peer(sender), (checked, &lacking), came)
+}
+
+/// The peer sends the whole chunk.
+async fn took_whole(world: &World, sender: &str) -> Receipt {
+    let (header, packed) = world.packed().await;
+    let checked = check(&world.to, header.link.as_ref()).unwrap();
+    let whole = (packed.encoding, packed.bytes);
+    store(&world.to, peer(sender), checked, whole)
+}
+
 #[tokio::test]
-async fn a_part_that_makes_another_chunk_blames_nobody_and_the_whole_is_asked_for() {
+async fn nobody_strips_a_host_of_its_part_by_sending_nothing_and_the_whole_chunk_names_who_tried() {
     let world = World::new();
-    let lacking = world.to.lacking().unwrap();
+    let lacking = world.to.lacking(peer("mac-1"));
+    assert!(lacking.is_some());
+    for _ in 0..3 {
+        let receipt = took(&world, "mac-3", (Encoding::Zero, Bytes::new())).await;
+        assert_eq!(receipt.result, Err(Failure::Unfit));
+        assert!(!receipt.false_bytes && !world.is_held(), "nobody knows yet");
+    }
+    // the peer itself is asked for the whole, and all others for the part
+    assert_eq!(world.to.lacking(peer("mac-3")), None);
+    assert_eq!(world.to.lacking(peer("mac-1")), lacking);
+    let (_, packed) = world.packed().await;
+    let came = lacking.unwrap().cut(&packed, 1 << 20).unwrap();
+    let receipt = took(&world, "mac-1", came).await;
+    assert_eq!(receipt.result, Ok(()));
+    assert!(world.is_held() && receipt.local_bytes > 900_000);
+    assert_eq!(receipt.liars, [peer("mac-3")]);
+}
+
+#[tokio::test]
+async fn a_part_that_two_peers_cannot_complete_is_forgotten_and_who_sent_the_chunks_bytes_is_not_blamed()
+ {
+    let world = World::with_false_blocks();
+    let lacking = world.to.lacking(peer("mac-1")).unwrap();
     let (_, packed) = world.packed().await;
     let (encoding, part) = lacking.cut(&packed, 1 << 20).unwrap();
     assert_eq!((encoding, part.len()), (Encoding::Raw, lacking.bytes()));
     let mut other = part.to_vec();
     other[7] ^= 1;
-    let receipt = world.take(&lacking, (Encoding::Raw, other.into())).await;
-    assert_eq!(receipt.result, Err(Failure::Cancelled));
-    assert!(!receipt.false_bytes && receipt.false_link.is_none() && !world.is_held());
+    let receipt = took(&world, "mac-3", (Encoding::Raw, other.into())).await;
+    assert_eq!(receipt.result, Err(Failure::Unfit));
+    let receipt = world.take(&lacking, (encoding, part.clone())).await;
+    assert_eq!(receipt.result, Err(Failure::Unfit));
+    assert!(receipt.liars.is_empty() && !world.is_held());
     // what was here may be what is false, so it isn't built upon again
-    assert_eq!(world.to.lacking(), None);
+    assert_eq!(world.to.lacking(peer("mac-9")), None);
     let receipt = world.take(&lacking, (encoding, part)).await;
     assert_eq!(receipt.result, Err(Failure::Cancelled));
 
-    let (header, packed) = world.packed().await;
-    let checked = check(&world.to, header.link.as_ref()).unwrap();
-    let peer: HostId = "mac-1".parse().unwrap();
-    let whole = (packed.encoding, packed.bytes);
-    let receipt = store(&world.to, peer.key(), checked, whole);
-    assert_eq!(receipt.result, Ok(()));
+    let receipt = took_whole(&world, "mac-2").await;
+    assert_eq!(
+        (receipt.result, &receipt.liars[..]),
+        (Ok(()), &[peer("mac-3")][..])
+    );
     assert!(world.is_held());
+}
+
+#[tokio::test]
+async fn a_request_whose_part_fits_nothing_asks_the_same_peer_for_the_whole_at_once() {
+    let world = World::new();
+    let (_endpoints, [holder, to]) = world.connected().await;
+    let (header, _) = world.packed().await;
+    let served = async {
+        let (mut sender, mut receiver) = holder.accept().await.unwrap();
+        let _open: PeerOpen = receiver.receive().await.unwrap().unwrap();
+        let zeros = part::header(Encoding::Zero, &Bytes::new());
+        let reply = ChunkReply {
+            kind: Some(chunk_reply::Kind::Chunk(part::instead(&header, &zeros))),
+        };
+        sender.send(&reply).await.unwrap();
+        sender.finish().unwrap();
+        let (sender, mut receiver) = holder.accept().await.unwrap();
+        let open: PeerOpen = receiver.receive().await.unwrap().unwrap();
+        let Some(peer_open::Kind::Request(request)) = open.kind else {
+            panic!("{open:?}");
+        };
+        assert_eq!(request.lacking, None);
+        serve(sender, request.lacking, world.holder.clone()).await
+    };
+    let (receipt, _) = tokio::join!(request(to, world.to.clone()), served);
+    assert_eq!((receipt.result, receipt.wire_bytes), (Ok(()), 1 << 20));
+    assert_eq!(receipt.liars, [peer("mac-1")]);
+}
+
+#[tokio::test]
+async fn a_link_that_is_not_the_recipes_says_nothing_about_what_is_here() {
+    let world = World::new();
+    let lacking = world.to.lacking(peer("mac-1")).unwrap();
+    let (header, packed) = world.packed().await;
+    // another host signed another link than the recipe's, and one of the two is false
+    let mut checked = check(&world.to, header.link.as_ref()).unwrap();
+    let geometry = Geometry::new(world.releases.raw().len() as u64).unwrap();
+    checked.link = Link::forge(geometry, CHANGED, packed.link.before, &vec![7; 1 << 20]);
+    let came = lacking.cut(&packed, 1 << 20).unwrap();
+    let receipt = store_part(&world.to, peer("mac-1"), (checked, &lacking), came);
+    assert_eq!(receipt.result, Err(Failure::Disproved));
+    assert_eq!(world.to.lacking(peer("mac-1")), Some(lacking));
 }
 
 #[tokio::test]
 async fn a_part_of_another_length_is_its_senders_lie() {
     let world = World::new();
-    let lacking = world.to.lacking().unwrap();
+    let lacking = world.to.lacking(peer("mac-1")).unwrap();
     for bytes in [lacking.bytes() - 1, 0] {
         let receipt = world
             .take(&lacking, (Encoding::Raw, vec![1; bytes].into()))
@@ -222,7 +317,7 @@ async fn a_part_of_another_length_is_its_senders_lie() {
         assert!(receipt.false_bytes && !receipt.other_size);
     }
     assert_eq!(
-        world.to.lacking(),
+        world.to.lacking(peer("mac-1")),
         Some(lacking),
         "and what is here stays of use"
     );
@@ -231,7 +326,7 @@ async fn a_part_of_another_length_is_its_senders_lie() {
 #[tokio::test]
 async fn a_base_that_went_while_the_rest_came_costs_the_transfer_and_nothing_else() {
     let world = World::new();
-    let lacking = world.to.lacking().unwrap();
+    let lacking = world.to.lacking(peer("mac-1")).unwrap();
     let (_, packed) = world.packed().await;
     let came = lacking.cut(&packed, 1 << 20).unwrap();
     let old = *world.releases.old.layout.digest();
@@ -240,7 +335,7 @@ async fn a_base_that_went_while_the_rest_came_costs_the_transfer_and_nothing_els
     assert_eq!(receipt.result, Err(Failure::Cancelled));
     assert!(!world.is_held());
     assert_eq!(
-        world.to.lacking(),
+        world.to.lacking(peer("mac-1")),
         None,
         "nothing of the chunk is here any more"
     );
@@ -267,7 +362,7 @@ async fn ranges_that_a_chunk_doesnt_have_are_refused_and_most_of_a_chunk_is_aske
             chunk: ChunkIndex(0),
             ..world.to.clone()
         }
-        .lacking(),
+        .lacking(peer("mac-1")),
         None
     );
 }

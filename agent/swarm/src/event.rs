@@ -45,6 +45,9 @@ pub enum Failure {
     /// The link can't be true, or another link of the same maker can't. The sender may believe the link. Once the
     /// sender has verified its copy, it may vouch for the chunk itself.
     Disproved,
+    /// A part came, and with what this host has it isn't the chunk: the peer's bytes are false, or this host's. The
+    /// chunk tells which, when it comes.
+    Unfit,
     /// The peer has too many uploads under way.
     Busy,
     /// The peer doesn't hold the chunk, or no longer does.

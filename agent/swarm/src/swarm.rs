@@ -409,7 +409,8 @@ impl Swarm {
                 self.news.disproved(now, id);
             }
             Failure::Refused => ground.fleet[peer].not_asked_before = now + REFUSED_FOR,
-            Failure::Broken => ground.silent(peer),
+            // the transfer brought nothing, whoever is to blame
+            Failure::Broken | Failure::Unfit => ground.silent(peer),
             Failure::NotStored => {
                 if let Some(content) = ground.contents.get_mut(id) {
                     content.was_not_stored(now);

@@ -385,6 +385,34 @@ fn bytes_that_do_not_fit_their_link_are_blamed_on_who_sent_them() {
 }
 
 #[test]
+fn who_sent_a_false_part_is_blamed_when_the_chunk_comes_from_another() {
+    let (mut all, id, _) = empty();
+    let receipt = Receipt {
+        result: Ok(()),
+        liars: vec![HostKey(77)],
+        ..failed(Failure::Cancelled)
+    };
+    let effects = all.came(of(id, 2), &receipt);
+    let liar = Transfer {
+        peer: HostKey(77),
+        ..of(id, 2)
+    };
+    let blamed = |effect: &Effect<_>| matches!(effect, Effect::BlameBytes(who) if *who == liar);
+    assert_eq!(effects.iter().filter(|effect| blamed(effect)).count(), 1);
+    assert!(matches!(
+        told(&effects)[..],
+        [
+            Event::Arrived { .. },
+            Event::NotArrived {
+                peer: HostKey(77),
+                failure: Failure::Bad,
+                ..
+            }
+        ]
+    ));
+}
+
+#[test]
 fn a_peer_that_was_told_another_size_of_a_mirrors_blob_is_not_blamed() {
     let (mut all, id) = mirrored();
     let receipt = || Receipt {

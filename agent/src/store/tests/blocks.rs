@@ -21,10 +21,34 @@ pub(crate) struct Releases {
 impl Releases {
     /// The first release is here, with its recipe.
     pub(crate) fn new() -> Self {
-        Self::with(options())
+        Self::with(options(), |_| {})
     }
 
-    fn with(options: Options) -> Self {
+    /// The same, and by the second one's recipe two blocks of the changed chunk, which are on the first one's disk, lie
+    /// in each other's place. Its states are true.
+    pub(crate) fn with_false_blocks() -> Self {
+        Self::with(options(), |content| {
+            let halves = content.block_lengths.iter();
+            let halves = halves.flat_map(|byte| [byte & 15, byte >> 4]);
+            // noise has no zeros: each half byte is a block
+            let (mut page, mut blocks) = (0, Vec::new());
+            for (at, pages) in halves.enumerate() {
+                if (330..480).contains(&page) {
+                    blocks.push((at, pages));
+                }
+                page += u32::from(pages);
+            }
+            let (first, pages) = blocks[0];
+            let (second, _) = blocks[1..].iter().find(|(_, of)| *of == pages).unwrap();
+            for byte in 0..5 {
+                content
+                    .block_prints
+                    .swap(first * 5 + byte, second * 5 + byte);
+            }
+        })
+    }
+
+    fn with(options: Options, change: impl Fn(&mut RecipeContent)) -> Self {
         let raw = noise(6 * MIB + 100_000, 1);
         let at = MIB + 40 * PAGE;
         let moved = [&raw[..at], &noise(PAGE, 2), &raw[at..]].concat();
@@ -39,9 +63,9 @@ impl Releases {
         let (first, _) = begin_by(&store, &old, &by_old);
         fill(&first, &old);
         store.flush().unwrap();
-        let by = recipe(&new);
-        put(&home, &by);
         let layer = Digest::of(&moved);
+        let by = recipe_with(&new, layer, change);
+        put(&home, &by);
         Self {
             home,
             store,
@@ -375,10 +399,13 @@ fn a_search_for_blocks_ends_in_time_or_when_nobody_wants_the_image() {
     assert_eq!(releases.lacks(&stage), [CHANGED.0]);
     releases.abandon();
 
-    let releases = Releases::with(Options {
-        search: Duration::ZERO,
-        ..options()
-    });
+    let releases = Releases::with(
+        Options {
+            search: Duration::ZERO,
+            ..options()
+        },
+        |_| {},
+    );
     let (stage, _) = releases.begin();
     assert_eq!(releases.lacks(&stage), all, "there was no time");
     assert_eq!(stage.lacking_ranges(releases.layer, CHANGED), None);

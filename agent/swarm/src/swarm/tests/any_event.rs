@@ -55,6 +55,7 @@ fn any_event() -> impl Strategy<Value = Event> {
     let failure = prop_oneof![
         Just(Failure::Bad),
         Just(Failure::Disproved),
+        Just(Failure::Unfit),
         Just(Failure::Busy),
         Just(Failure::Missing),
         Just(Failure::Refused),

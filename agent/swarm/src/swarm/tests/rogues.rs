@@ -286,6 +286,32 @@ fn who_offers_and_sends_nothing_finds_no_room_for_more() {
 }
 
 #[test]
+fn who_sends_parts_that_fit_nothing_is_listened_to_ever_more_rarely() {
+    let mut swarm = among(1, Config::default());
+    feed(&mut swarm, 0, content(0, 512, ChunkSet::empty(512)));
+    let mut accepted = 0;
+    for now in (0..60_000).step_by(50) {
+        feed(&mut swarm, now, Event::Tick);
+        let actions = feed(&mut swarm, now, offered(1, 0, accepted, None));
+        if actions.contains(&Action::Accept(Ticket(1))) {
+            let unfit = Event::NotArrived {
+                peer: key(0),
+                id: ID,
+                chunk: ChunkIndex(accepted),
+                failure: Failure::Unfit,
+            };
+            feed(&mut swarm, now, unfit);
+            accepted += 1;
+        }
+    }
+    assert!(
+        (2..=7).contains(&accepted),
+        "{accepted} accepted in a minute"
+    );
+    assert!(swarm.status(at(60_000)).quarantined.is_empty());
+}
+
+#[test]
 fn who_takes_nothing_of_what_it_is_sent_takes_no_place_from_others() {
     let mut swarm = among(30, Config::default());
     feed(&mut swarm, 0, content(0, 64, ChunkSet::full(64)));
