@@ -303,7 +303,12 @@ fn what_rots_in_a_decoded_layer_is_found_and_written_anew() {
     let before = stage.files().written_bytes();
     assert!(stage.mend_decoded(content).unwrap());
     let written = stage.files().written_bytes() - before;
-    assert_eq!(written, 2 * layer.raw_bytes, "it counts as written");
+    // in both directories: the last 300,000 bytes with what is decoded along with them, and zeros are none
+    let counted = 2 * 300_000..2 * layer.raw_bytes;
+    assert!(
+        counted.contains(&written),
+        "it counts as written: {written}"
+    );
     assert_installed(&directory, &sample);
     assert_installed(&twin, &sample);
     assert!(!stage.mend_decoded(content).unwrap());
