@@ -575,9 +575,11 @@ impl<S: OnDisk> Images<S> {
         let Some(image) = image.filter(|image| image.stage().is_some_and(OnDisk::is_gone)) else {
             return;
         };
-        if reason == Reason::Retired && !self.reconciler.is_wanted(&digest) {
-            self.gone(digest, reason);
-        } else if reason == Reason::Removed && image.is_at(Step::Present) {
+        let stays_away = match reason {
+            Reason::Retired => !self.reconciler.is_wanted(&digest),
+            _ => reason == Reason::Removed && image.is_at(Step::Present),
+        };
+        if stays_away {
             self.gone(digest, reason);
         } else if image.is_at(Step::Failed) {
             // the image begins anew when its pause is over
