@@ -156,6 +156,18 @@ impl<S: Proving> Contents<S> {
     }
 
     /// The images that a content is part of.
+    /// The contents of an image that are known, and its recipe, each with its order.
+    pub(super) fn with_recipe(&self, layout: &Layout) -> Vec<(ContentId, u32)> {
+        let specs = layout.contents().into_iter();
+        let contents = specs.filter_map(|spec| self.by_digest(&spec.digest));
+        let recipes = self
+            .contents
+            .values()
+            .filter(|content| content.is_recipe() && content.images().contains(layout.digest()));
+        let all = contents.chain(recipes);
+        all.map(|content| (content.id(), content.order())).collect()
+    }
+
     fn images(&self, id: ContentId) -> Vec<Digest> {
         self.find(id).map(Content::images).unwrap_or_default()
     }

@@ -605,17 +605,14 @@ impl Exchange {
         self.follow_contents(effects);
     }
 
-    /// Tells the swarm anew of an image's contents: the hosts that may have them may have changed.
+    /// Tells the swarm anew of an image's contents and its recipe: the hosts that may have them may have changed.
     pub(super) fn retell(
         &mut self,
         layout: &Layout,
         of_image: impl Fn(&Digest) -> Option<Entitled>,
     ) {
-        for spec in layout.contents() {
-            let content = self.contents.by_digest(&spec.digest);
-            if let Some((id, order)) = content.map(|content| (content.id(), content.order())) {
-                self.introduce(id, order, &of_image);
-            }
+        for (id, order) in self.contents.with_recipe(layout) {
+            self.introduce(id, order, &of_image);
         }
     }
 
