@@ -21,6 +21,7 @@ mod input;
 mod jobs;
 mod leases;
 mod look;
+mod making;
 mod mirror;
 mod orders;
 mod origins;
@@ -351,6 +352,7 @@ impl Driver {
             Input::Begun { image, result } => supply.begun(image, result),
             Input::RecipeOpened { image, result } => supply.recipe_opened(image, result),
             Input::RecipeRead { image, result } => supply.recipe_read(image, result),
+            Input::RecipeMade { image, result } => supply.recipe_made(image, result),
             Input::Walked { id, walked } => supply.exchange_mut().walked(id, walked),
             Input::Recorded { image, result } => {
                 let now = supply.now();
@@ -440,6 +442,7 @@ impl Driver {
                 .map(|address| address.to_string())
                 .unwrap_or_default(),
             takes_names: true,
+            makes_recipes: true,
             roster_epoch: Some(self.supply.exchange().hosts().epoch()),
             link_key: self.notary.key().to_vec(),
         });
@@ -601,6 +604,7 @@ impl Driver {
             Order::Doubt(doubt) => {
                 supply.images_mut().doubt_recipe(&doubt);
             }
+            Order::MakeRecipe(image) => supply.make_recipe(image),
             Order::Recheck(chunks) => {
                 for (content, chunk) in chunks {
                     self.look_at(&content, chunk);

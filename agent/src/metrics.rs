@@ -129,6 +129,8 @@ pub(crate) struct Metrics {
     pub(crate) stage_seconds: Family<OutcomeLabel, Histogram, fn() -> Histogram>,
     /// From the last chunk to presence.
     pub(crate) install_seconds: Histogram,
+    /// Recipes of images that this host made of its own disk, by outcome.
+    pub(crate) recipes_made: Family<OutcomeLabel, Counter>,
     /// The volume that holds tart's home.
     pub(crate) volume_bytes: Family<PartLabel, Gauge>,
     /// Peers, by state.
@@ -181,6 +183,7 @@ impl Metrics {
             tart_operations: Family::default(),
             stage_seconds: Family::new_with_constructor(stage_buckets as fn() -> Histogram),
             install_seconds: Histogram::new([0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0]),
+            recipes_made: Family::default(),
             volume_bytes: Family::default(),
             peers: Family::default(),
             images: Family::default(),
@@ -238,6 +241,11 @@ impl Metrics {
              leaves alone",
             Unit::Bytes,
             metrics.volume_bytes.clone(),
+        );
+        registry.register(
+            "recipes_made",
+            "Recipes of images that this host made of its own disk, because the registry has none, by outcome",
+            metrics.recipes_made.clone(),
         );
         registry.register(
             "peers",
@@ -351,6 +359,10 @@ mod tests {
             .stage_seconds
             .get_or_create(&OutcomeLabel { outcome: "present" })
             .observe(1.0);
+        metrics
+            .recipes_made
+            .get_or_create(&OutcomeLabel { outcome: "made" })
+            .inc();
         metrics
             .volume_bytes
             .get_or_create(&PartLabel { part: "free" })

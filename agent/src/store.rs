@@ -49,6 +49,7 @@ pub(crate) mod held;
 mod install;
 pub(crate) mod journal;
 mod layers;
+pub(crate) mod making;
 mod names;
 mod news;
 pub(crate) mod place;

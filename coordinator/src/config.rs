@@ -59,6 +59,8 @@ pub struct Config {
     pub token_lifetime: Duration,
     /// The plan's settings.
     pub plan: rollout::stage::Config,
+    /// Whether hosts are asked to make the recipes that registries lack.
+    pub makes_recipes: bool,
     /// How to reach registries.
     pub origin: Origin,
     /// Rates for predictions.
@@ -222,6 +224,7 @@ struct CoordinatorFile {
     certificate_lifetime_seconds: Option<u64>,
     renewal_grace_seconds: Option<u64>,
     token_lifetime_seconds: Option<u64>,
+    make_recipes: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -350,6 +353,7 @@ impl Config {
                 30 * 86_400,
             )?,
             plan,
+            makes_recipes: given.make_recipes.unwrap_or(true),
             origin: origin(file.origin, &value)?,
             rates: rates(&file.rates, &value)?,
             fleet: fleet(

@@ -55,6 +55,7 @@ use crate::{
 mod ask;
 mod blames;
 mod effect;
+mod fleet_recipes;
 #[cfg(test)]
 mod histories;
 mod hosts;
@@ -148,9 +149,9 @@ impl Driver {
         let mut this = Self {
             started: Instant::now(),
             plan: Plan::new(parts.config.plan.clone(), parts.seed),
+            staging: Staging::new(images, registries.clone(), metrics.clone(), &parts.config),
             config: parts.config,
             members: Members::new(presence, tickets),
-            staging: Staging::new(images, registries.clone(), metrics.clone()),
             mirror: Mirrored::default(),
             blames: Blames::new(signatures, metrics.clone()),
             limited: Limited::new(parts.kept.bandwidth),
@@ -483,11 +484,8 @@ impl Driver {
     fn know(&mut self, now: Moment, host: &HostId, zone: &str) -> bool {
         let known = self.members.know(host, zone);
         if known == Known::New || known == Known::Moved {
-            let event = Event::HostKnown {
-                host: host.clone(),
-                zone: zone.to_owned(),
-            };
-            self.plan.handle(now, event);
+            let (host, zone) = (host.clone(), zone.to_owned());
+            self.plan.handle(now, Event::HostKnown { host, zone });
         }
         if known == Known::New {
             let effects = self.staging.fleet_changed(at(now, &self.members));
@@ -739,7 +737,8 @@ impl Driver {
         self.send(now, orders);
         let mut view = self.facts(now).view(&status);
         self.note_staged(now, &mut view);
-        self.staging.look(now, self.members.hosts());
+        let effects = self.staging.look(now, &self.members);
+        self.carry(now, effects);
         self.facts(now).measure(&self.metrics, &view, &status);
         self.views.publish(view);
     }

@@ -77,6 +77,8 @@ pub(crate) struct Metrics {
     pub(crate) blames: Family<KindLabel, Counter>,
     /// Contents for which a recipe was found not to fit the registry's bytes.
     pub(crate) recipe_doubts: Counter,
+    /// Hosts that were asked to make a recipe.
+    pub(crate) recipes_asked: Counter,
     /// Enrolment tokens by outcome.
     pub(crate) tokens: Family<OutcomeLabel, Counter>,
     /// Certificates by outcome.
@@ -109,6 +111,7 @@ impl Metrics {
             stage_seconds: Histogram::new(exponential_buckets(1.0, 2.0, 14)),
             blames: Family::default(),
             recipe_doubts: Counter::default(),
+            recipes_asked: Counter::default(),
             tokens: Family::default(),
             certificates: Family::default(),
             requests: Family::default(),
@@ -181,6 +184,11 @@ impl Metrics {
             "recipe_doubts",
             "Contents for which an image's recipe doesn't fit the registry's bytes",
             this.recipe_doubts.clone(),
+        );
+        r.register(
+            "recipes_asked",
+            "Hosts that were asked to make the recipe of an image of which the registry has none",
+            this.recipes_asked.clone(),
         );
         r.register(
             "enrolment_tokens",

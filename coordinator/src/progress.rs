@@ -8,7 +8,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use proto::{Digest, Moment, ToldReason, figure::standing_still, message};
+use proto::{Digest, Moment, ToldReason, figure::standing_still, image::Blob, message};
 
 use crate::view::{HostProgress, HostState, SourceBytes};
 
@@ -47,8 +47,10 @@ pub(crate) struct Progress {
     from_network: Rate,
     presence: Option<(Moment, u64)>,
     golden: bool,
-    /// The recipe by which the host proves chunks.
-    recipe: Option<Digest>,
+    /// The recipe by which the host proves chunks, with its bytes, where the host says how many they are.
+    recipe: Option<(Digest, Option<u64>)>,
+    /// The recipe that the host found not to fit its copy of the image.
+    refused: Option<Digest>,
     failed_since: Option<Moment>,
 }
 
@@ -121,6 +123,11 @@ impl Counter {
 }
 
 /// The state in a message. A state that this version doesn't know, from a newer host, counts as waiting.
+fn recipe(report: &message::ImageState) -> Option<(Digest, Option<u64>)> {
+    let digest = message::digest(&report.recipe).ok()?;
+    Some((digest, Some(report.recipe_bytes).filter(|bytes| *bytes > 0)))
+}
+
 pub(crate) fn state(raw: i32) -> HostState {
     match message::StageState::try_from(raw) {
         Ok(message::StageState::Queued) => HostState::Queued,
@@ -154,6 +161,7 @@ impl Progress {
             presence: None,
             golden: false,
             recipe: None,
+            refused: None,
             failed_since: None,
         }
     }
@@ -220,7 +228,8 @@ impl Progress {
         self.upload.report(report.upload_bytes);
         self.written.report(report.written_bytes);
         self.golden = report.golden;
-        self.recipe = message::digest(&report.recipe).ok();
+        self.recipe = recipe(report);
+        self.refused = message::digest(&report.recipe_refused).ok();
         self.presence = (state == HostState::Present).then_some((now, report.presence_age_ms));
         self.rate.sample(now, self.held_bytes);
         let origin = self.origin.value();
@@ -235,7 +244,22 @@ impl Progress {
             && state(report.state) == HostState::Present
             && self.begun_at_ms == report.begun_at_ms
             && self.golden == report.golden
-            && self.recipe == message::digest(&report.recipe).ok()
+            && self.recipe == recipe(report)
+            && self.refused == message::digest(&report.recipe_refused).ok()
+    }
+
+    /// The recipe that the host has of the image, if it says how many bytes that has.
+    pub(crate) fn recipe(&self) -> Option<Blob> {
+        let (digest, size) = self.recipe?;
+        Some(Blob {
+            digest,
+            size: size?,
+        })
+    }
+
+    /// The recipe that the host found not to fit its copy of the image.
+    pub(crate) const fn refused_recipe(&self) -> Option<Digest> {
+        self.refused
     }
 
     /// Somebody has the host try again at once. The time of a failure begins anew.
@@ -304,7 +328,7 @@ impl Progress {
                 age.saturating_add(u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX))
             }),
             golden: self.golden,
-            recipe: self.recipe.map(|recipe| recipe.to_string()),
+            recipe: self.recipe.map(|(recipe, _)| recipe.to_string()),
             failed_seconds: self
                 .failed_since
                 .filter(|_| self.state == HostState::Failed)

@@ -325,6 +325,7 @@ impl Registries {
             asked_ms: BTreeMap::new(),
             plain_http: self.speaks_plainly(parsed.registry()),
             recipe,
+            recipe_of_fleet: false,
             recipe_doubts: BTreeMap::new(),
             wanted_at: unix(SystemTime::now()),
             predicted: None,

@@ -47,8 +47,10 @@ pub(crate) struct Want {
     /// When each reference was last asked for, in Unix milliseconds, where that is known.
     pub(crate) asked_ms: BTreeMap<String, u64>,
     pub(crate) plain_http: bool,
-    /// The recipe that was found beside the image, if there is one.
+    /// The image's recipe, if there is one.
     pub(crate) recipe: Option<Blob>,
+    /// Whether hosts made the recipe. Else it was found beside the image in the registry.
+    pub(crate) recipe_of_fleet: bool,
     /// Contents for which the recipe isn't used, each with the first chunk that doesn't fit it.
     pub(crate) recipe_doubts: BTreeMap<Digest, ChunkIndex>,
     /// When the image was first wanted, in Unix seconds.
@@ -109,6 +111,7 @@ impl Want {
         self.recipe.map(|recipe| RecipeView {
             digest: recipe.digest.to_string(),
             size: recipe.size,
+            made_by_fleet: self.recipe_of_fleet,
             doubted_contents: doubted.map(ToString::to_string).collect(),
         })
     }
@@ -185,6 +188,9 @@ struct WantFile {
 struct KeptRecipe {
     digest: String,
     size: u64,
+    /// Hosts made it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    of_fleet: bool,
     /// By content, the first chunk that doesn't fit.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     doubts: BTreeMap<String, u32>,
@@ -197,6 +203,7 @@ impl KeptRecipe {
         Some(Self {
             digest: digest.to_string(),
             size,
+            of_fleet: want.recipe_of_fleet,
             doubts: doubts
                 .map(|(content, chunk)| (content.to_string(), chunk.0))
                 .collect(),
@@ -488,6 +495,7 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Want, String> {
     let file: WantFile = serde_json::from_slice(bytes).map_err(text)?;
     let manifest = STANDARD.decode(&file.manifest).map_err(text)?;
     let layout = Layout::parse(&manifest, &digest).map_err(text)?;
+    let recipe_of_fleet = file.recipe.as_ref().is_some_and(|recipe| recipe.of_fleet);
     let recipe = file.recipe.map(|recipe| recipe.parse()).transpose()?;
     let (recipe, recipe_doubts) =
         recipe.map_or_else(Default::default, |(recipe, doubts)| (Some(recipe), doubts));
@@ -502,6 +510,7 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Want, String> {
         asked_ms: file.asked_ms,
         plain_http: file.plain_http,
         recipe,
+        recipe_of_fleet,
         recipe_doubts,
         wanted_at: file.wanted_at,
         timing: Timing::kept(file.timed),
@@ -569,6 +578,7 @@ pub(crate) mod tests {
             asked_ms: BTreeMap::new(),
             plain_http: true,
             recipe: None,
+            recipe_of_fleet: false,
             recipe_doubts: BTreeMap::new(),
             wanted_at: 5,
             timing: Timing::New,

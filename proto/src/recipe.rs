@@ -218,24 +218,21 @@ impl Recipe {
     /// The bytes of the recipe. Recipes that are equal have equal bytes, whoever made them.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let header = message::RecipeHeader {
-            image: self.image.as_bytes().to_vec(),
-        };
-        let mut bytes = header.encode_length_delimited_to_vec();
+        let mut bytes = Self::encode_header(&self.image);
         for content in self.contents() {
-            let content = message::RecipeContent {
-                digest: content.digest.as_bytes().to_vec(),
-                size: content.geometry.size(),
-                states: content.states.clone(),
-                fingerprints: content.fingerprints.clone(),
-                resumes: content.resumes.clone(),
-                block_lengths: content.blocks.parts().0.to_vec(),
-                block_prints: content.blocks.parts().1.to_vec(),
-                blob_states: content.blob_states.clone(),
-            };
-            bytes.extend(content.encode_length_delimited_to_vec());
+            bytes.extend(content.encode());
         }
         bytes
+    }
+
+    /// The first bytes of a recipe of this image. The bytes of each content follow, in the manifest's order
+    /// ([`ContentRecipe::encode`]): so a recipe is written by who can't hold all of it at once.
+    #[must_use]
+    pub fn encode_header(image: &Digest) -> Vec<u8> {
+        let header = message::RecipeHeader {
+            image: image.as_bytes().to_vec(),
+        };
+        header.encode_length_delimited_to_vec()
     }
 
     /// The first place where this recipe differs from `true_one`, which somebody made of the image's own bytes:
@@ -408,6 +405,23 @@ impl ContentRecipe {
             blocks: Blocks::EMPTY,
             blob_states: Vec::new(),
         }
+    }
+
+    /// The bytes of the content's part of a recipe, with their length before them.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let (block_lengths, block_prints) = self.blocks.parts();
+        let content = message::RecipeContent {
+            digest: self.digest.as_bytes().to_vec(),
+            size: self.geometry.size(),
+            states: self.states.clone(),
+            fingerprints: self.fingerprints.clone(),
+            resumes: self.resumes.clone(),
+            block_lengths: block_lengths.to_vec(),
+            block_prints: block_prints.to_vec(),
+            blob_states: self.blob_states.clone(),
+        };
+        content.encode_length_delimited_to_vec()
     }
 
     /// The digest of the content.

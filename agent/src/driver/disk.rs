@@ -16,9 +16,11 @@ use proto::{ChunkIndex, Digest, Geometry, image::Layout};
 use tracing::{debug, warn};
 
 use super::{
+    image::NoRecipe,
     input::Input,
     jobs::{Long, Work},
     look::Seen,
+    making,
     trouble::Trouble,
 };
 use crate::{
@@ -115,16 +117,45 @@ impl Disk {
         })
     }
 
-    /// Reads an image's recipe. Ends in [`Input::RecipeRead`].
-    pub(super) fn read_recipe(&self, layout: Arc<Layout>, file: proto::image::Blob) -> Work {
+    /// Reads an image's recipe. A recipe that comes when the image is whole is compared with the image, and noted with
+    /// it. Ends in [`Input::RecipeRead`].
+    pub(super) fn read_recipe(
+        &self,
+        layout: Arc<Layout>,
+        file: proto::image::Blob,
+        stage: Option<Arc<Stage>>,
+    ) -> Work {
         let home = self.home.clone();
         Work::blocking(move || {
             let read = recipes::read(&home, &file.digest, &layout);
+            let read = read.and_then(|recipe| {
+                if let Some(stage) = stage {
+                    stage.adopt_recipe(file, &recipe)?;
+                }
+                Ok(Arc::new(NamedRecipe { file, recipe }))
+            });
             Input::RecipeRead {
                 image: *layout.digest(),
-                result: read
-                    .map(|recipe| Arc::new(NamedRecipe { file, recipe }))
-                    .map_err(|error| error.to_string()),
+                result: read.map_err(|error| NoRecipe {
+                    is_false: error.is_false(),
+                    error: error.to_string(),
+                }),
+            }
+        })
+    }
+
+    /// Makes the recipe of an image that is whole here, at half the speed of a thread: so the host's own work, and
+    /// others that are served, lose little. Ends in [`Input::RecipeMade`].
+    pub(super) fn make_recipe(&self, image: Digest, stage: Arc<Stage>) -> Work {
+        let (home, me) = (self.home.clone(), self.store.host());
+        Work::waiting(async move {
+            let made = making::make(stage, home, me).await;
+            if let Err(error) = &made {
+                warn!(%image, %error, "the image's recipe can't be made; another host is asked");
+            }
+            Input::RecipeMade {
+                image,
+                result: made.map(Arc::new).map_err(|error| error.to_string()),
             }
         })
     }

@@ -120,6 +120,8 @@ pub(super) struct Ordered {
     pub(super) entitled: Entitled,
     /// The bytes of the image's recipe.
     pub(super) recipe: Option<Blob>,
+    /// Whether no registry has the recipe, because hosts made it.
+    pub(super) made_by_hosts: bool,
     /// The contents for which the recipe isn't used, because it may be false there.
     pub(super) in_doubt: BTreeSet<Digest>,
 }
@@ -158,6 +160,7 @@ impl From<StageOrder> for Ordered {
                 .filter(of_recipe)
                 .map(|doubt| doubt.content)
                 .collect(),
+            made_by_hosts: order.recipe.is_some_and(|file| file.made_by_hosts),
             recipe,
         }
     }
@@ -170,6 +173,24 @@ const NAMES_SAID: usize = 16;
 /// 0.1 % of its image: 60 MB for 60 GB.
 const RECIPE_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Why an image goes without a recipe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NoRecipe {
+    pub(super) error: String,
+    /// It isn't the recipe of the image. Otherwise it can't be read now.
+    pub(super) is_false: bool,
+}
+
+impl NoRecipe {
+    /// It can't be read now.
+    pub(super) const fn unread(error: String) -> Self {
+        Self {
+            error,
+            is_false: false,
+        }
+    }
+}
+
 /// How far the recipe is that an image's stage is to begin by.
 #[derive(Debug, Default)]
 pub(super) enum RecipeAt {
@@ -180,6 +201,8 @@ pub(super) enum RecipeAt {
     Coming { file: Blob, until: Moment },
     /// It was read.
     Here(Arc<NamedRecipe>),
+    /// The image is installed, and has none. Its bytes come, and nothing waits for them.
+    Sought(Blob),
 }
 
 /// How far an image is.
@@ -263,8 +286,10 @@ pub(super) struct Image<S> {
     pub(super) reading: bool,
     /// The image's files were removed once, and its staging began anew at once. The next time there is a pause.
     pub(super) restaged: bool,
-    /// The recipe for the stage's beginning.
+    /// The recipe for the stage's beginning, or for the installed image.
     recipe: RecipeAt,
+    /// The last recipe that was compared with the installed image, and found false.
+    pub(super) refused: Option<Digest>,
 }
 
 impl<S: OnDisk> Image<S> {
@@ -288,6 +313,7 @@ impl<S: OnDisk> Image<S> {
             reading: false,
             restaged: false,
             recipe: RecipeAt::Nowhere,
+            refused: None,
         }
     }
 
@@ -366,20 +392,34 @@ impl<S: OnDisk> Image<S> {
 
     // ---- its recipe -------------------------------------------------------------------------------------------------
 
-    /// The bytes of the recipe that is to be had before the image's stage begins, if they have to be asked for now.
+    /// The bytes of the recipe that is to be had before the image's stage begins, if they have to be asked for now. An
+    /// image that is installed without a recipe takes one that hosts made.
     pub(super) fn seek_recipe(&mut self, now: Moment) -> Option<Blob> {
-        let wanted = self.ordered.recipe.filter(|_| self.stage().is_none());
+        let begins = self.stage().is_none();
+        let wanted = self
+            .ordered
+            .recipe
+            .filter(|file| begins || self.lacks(file));
         match &self.recipe {
-            RecipeAt::Coming { file, .. } if wanted == Some(*file) => return None,
-            RecipeAt::Here(recipe) if wanted == Some(recipe.file) => return None,
+            RecipeAt::Coming { file, .. } if begins && wanted == Some(*file) => return None,
+            RecipeAt::Here(recipe) if begins && wanted == Some(recipe.file) => return None,
+            RecipeAt::Sought(file) if !begins && wanted == Some(*file) => return None,
             _ => self.recipe = RecipeAt::Nowhere,
         }
         let file = wanted.filter(|file| file.size <= Recipe::max_bytes(&self.layout))?;
-        self.recipe = RecipeAt::Coming {
-            file,
-            until: now + RECIPE_PATIENCE,
+        let until = now + RECIPE_PATIENCE;
+        self.recipe = match begins {
+            true => RecipeAt::Coming { file, until },
+            false => RecipeAt::Sought(file),
         };
         Some(file)
+    }
+
+    /// Whether the image is installed without a recipe, and may take this one.
+    fn lacks(&self, file: &Blob) -> bool {
+        let has_none = || self.stage().is_some_and(|stage| stage.recipe().is_none());
+        let refused = self.refused == Some(file.digest);
+        self.ordered.made_by_hosts && !refused && self.is_installed() && has_none()
     }
 
     /// How much longer the stage waits for the recipe; `None` when it doesn't wait.
@@ -390,10 +430,12 @@ impl<S: OnDisk> Image<S> {
         }
     }
 
-    /// Whether these are the bytes of the recipe that the stage waits for.
+    /// Whether these are the bytes of the recipe that the stage waits for, or that the installed image lacks.
     pub(super) fn awaits(&self, content: &Digest) -> Option<Blob> {
         match &self.recipe {
-            RecipeAt::Coming { file, .. } if file.digest == *content => Some(*file),
+            RecipeAt::Coming { file, .. } | RecipeAt::Sought(file) if file.digest == *content => {
+                Some(*file)
+            }
             _ => None,
         }
     }
@@ -410,9 +452,17 @@ impl<S: OnDisk> Image<S> {
 
     /// The recipe was read, or can't be: the stage begins by it, or without one. Returns whether the stage waited for
     /// it.
-    pub(super) fn found_recipe(&mut self, result: Result<Arc<NamedRecipe>, String>) -> bool {
+    pub(super) fn found_recipe(&mut self, result: Result<Arc<NamedRecipe>, NoRecipe>) -> bool {
         let image = self.digest();
-        if let Err(error) = &result {
+        if let RecipeAt::Sought(file) = &self.recipe {
+            if let Err(NoRecipe { error, is_false }) = result {
+                self.refused = is_false.then_some(file.digest).or(self.refused);
+                warn!(%image, recipe = %file.digest, error, "a recipe that another host made isn't kept");
+            }
+            self.recipe = RecipeAt::Nowhere;
+            return false;
+        }
+        if let Err(NoRecipe { error, .. }) = &result {
             warn!(%image, error, "an image is staged without its recipe");
         }
         let waited = self.has_recipe() && self.stage().is_none();
@@ -426,7 +476,7 @@ impl<S: OnDisk> Image<S> {
     pub(super) fn take_recipe(&mut self) -> Option<Arc<NamedRecipe>> {
         match &self.recipe {
             RecipeAt::Here(recipe) => Some(recipe.clone()),
-            RecipeAt::Coming { .. } | RecipeAt::Nowhere => {
+            RecipeAt::Coming { .. } | RecipeAt::Sought(_) | RecipeAt::Nowhere => {
                 self.recipe = RecipeAt::Nowhere;
                 None
             }

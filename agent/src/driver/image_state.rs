@@ -57,6 +57,7 @@ pub(super) fn of<S: OnDisk>(
         image.state(),
         StageState::Present | StageState::Installing | StageState::Failed
     );
+    let recipe = image.stage().and_then(OnDisk::recipe);
     ImageState {
         manifest: image.digest().as_bytes().to_vec(),
         reference: image.reference().to_owned(),
@@ -74,10 +75,11 @@ pub(super) fn of<S: OnDisk>(
         }),
         golden: image.seen.golden,
         order: Some(image.ordered.number),
-        recipe: image
-            .stage()
-            .and_then(OnDisk::recipe)
-            .map_or_else(Vec::new, |file| file.digest.as_bytes().to_vec()),
+        recipe: recipe.map_or_else(Vec::new, |file| file.digest.as_bytes().to_vec()),
+        recipe_bytes: recipe.map_or(0, |file| file.size),
+        recipe_refused: image
+            .refused
+            .map_or_else(Vec::new, |of| of.as_bytes().to_vec()),
         ready_references: match names {
             true => image.seen.ready.clone(),
             false => Vec::new(),

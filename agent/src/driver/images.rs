@@ -28,7 +28,7 @@ pub(super) use self::{
     effect::{Effect, Left},
 };
 use super::{
-    image::{Image, Life, OnDisk, Ordered, Step},
+    image::{Image, Life, NoRecipe, OnDisk, Ordered, Step},
     image_news::ImageNews,
     orders::Names,
     trouble::Trouble,
@@ -150,7 +150,7 @@ impl<S: OnDisk> Images<S> {
         &mut self,
         now: Moment,
         digest: Digest,
-        result: Result<Arc<NamedRecipe>, String>,
+        result: Result<Arc<NamedRecipe>, NoRecipe>,
     ) {
         let image = self.catalogue.find_mut(&digest);
         if image.is_some_and(|image| image.found_recipe(result)) {
@@ -510,8 +510,8 @@ impl<S: OnDisk> Images<S> {
             return;
         };
         if let Some(file) = image.awaits(content) {
-            let layout = image.layout.clone();
-            self.effect(Effect::ReadRecipe { layout, file });
+            let (layout, stage) = (image.layout.clone(), image.stage().cloned());
+            self.effect(Effect::ReadRecipe(layout, file, stage));
         } else if image.close(content) {
             self.advance(now, digest);
         }
@@ -711,9 +711,8 @@ impl<S: OnDisk> Images<S> {
             }
         }
         news |= !present.is_empty();
-        for digest in present {
-            self.become_present(now, &digest);
-        }
+        let each = present.iter();
+        each.for_each(|digest| self.become_present(now, digest));
         if news {
             self.effect(Effect::ReportNow);
         }
@@ -724,6 +723,7 @@ impl<S: OnDisk> Images<S> {
             return;
         };
         let (staged_in, installed_in) = image.become_present(now);
+        self.seek_recipe(now, *digest);
         self.effect(Effect::Present {
             staged_in,
             installed_in,

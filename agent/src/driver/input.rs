@@ -6,7 +6,7 @@ use proto::{ChunkIndex, Digest, HostKey};
 use swarm::event::{ContentId, Ticket};
 use wire::Connection;
 
-use super::{look::Seen, transfers::Transfer, trouble::Trouble, walk::Walked};
+use super::{image::NoRecipe, look::Seen, transfers::Transfer, trouble::Trouble, walk::Walked};
 use crate::{
     fetch::{self, FetchEnd},
     mirror::{Wish, blob::Blob},
@@ -80,7 +80,12 @@ pub(crate) enum Input {
     /// An image's recipe was read, or can't be.
     RecipeRead {
         image: Digest,
-        result: Result<Arc<NamedRecipe>, String>,
+        result: Result<Arc<NamedRecipe>, NoRecipe>,
+    },
+    /// The recipe of an image was made here, and its file noted with the image, or can't be.
+    RecipeMade {
+        image: Digest,
+        result: Result<Arc<Blob>, String>,
     },
     /// A content's chain was walked.
     Walked { id: ContentId, walked: Walked },

@@ -67,6 +67,8 @@ pub(super) enum Order {
     Queue(message::MirrorQueue),
     /// The registry's bytes don't fit a recipe: the content goes on without it.
     Doubt(Doubt),
+    /// The recipe of this image is to be made here.
+    MakeRecipe(Digest),
     /// Peers blame this host for these chunks.
     Recheck(Vec<(Digest, ChunkIndex)>),
 }
@@ -141,6 +143,7 @@ pub(super) fn read(order: message::Order) -> Result<Order, ReadOrderError> {
         Kind::Bandwidth(bandwidth) => Order::Bandwidth(bandwidth),
         Kind::Queue(queue) => Order::Queue(queue),
         Kind::RecipeDoubt(doubt) => Order::Doubt(Doubt::parse(&doubt)?),
+        Kind::MakeRecipe(order) => Order::MakeRecipe(digest(&order.manifest_digest)?),
         Kind::Recheck(recheck) => {
             let chunks = recheck.chunks.iter();
             let chunks = chunks.filter_map(|one| {

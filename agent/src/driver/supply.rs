@@ -18,13 +18,14 @@ use proto::{
     recipe::Doubt,
 };
 use swarm::event::ContentId;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::{
     blob_cache,
     contents::Content,
     disk::{self, Disk},
     exchange::{self, Exchange},
+    image::NoRecipe,
     image_news::ImageNews,
     images::{self, Images, Left},
     input::Input,
@@ -78,6 +79,8 @@ pub(super) struct Supply {
     mirror: Mirror,
     disk: Disk,
     metrics: Metrics,
+    /// The image whose recipe is being made.
+    making: Option<Digest>,
     epoch: Instant,
     /// The time of everything that is heard now.
     now: Instant,
@@ -98,6 +101,7 @@ impl Supply {
             mirror,
             disk,
             metrics,
+            making: None,
             epoch,
             now: epoch,
             effects: VecDeque::new(),
@@ -207,8 +211,8 @@ impl Supply {
             images::Effect::OpenRecipe { image, file } => {
                 self.run(self.disk.open_recipe(image, file));
             }
-            images::Effect::ReadRecipe { layout, file } => {
-                self.run(self.disk.read_recipe(layout, file));
+            images::Effect::ReadRecipe(layout, file, stage) => {
+                self.run(self.disk.read_recipe(layout, file, stage));
             }
             images::Effect::Record { image, names } => self.run(self.disk.record(image, names)),
             images::Effect::Install {
@@ -305,7 +309,7 @@ impl Supply {
     pub(super) fn recipe_opened(&mut self, image: Digest, result: Result<Arc<Blob>, String>) {
         let blob = match result {
             Ok(blob) => blob,
-            Err(error) => return self.recipe_read(image, Err(error)),
+            Err(error) => return self.recipe_read(image, Err(NoRecipe::unread(error))),
         };
         // forgotten meanwhile
         if self.images.catalogue().layout(&image).is_none() {
@@ -329,13 +333,38 @@ impl Supply {
         self.exchange.take_early_leases();
     }
 
+    /// The coordinator wants the recipe of an image, which is present here. One is made at a time.
+    pub(super) fn make_recipe(&mut self, image: Digest) {
+        let stage = self.images.catalogue().installed(&image).cloned();
+        let Some(stage) = stage.filter(|stage| self.making.is_none() && stage.recipe().is_none())
+        else {
+            return debug!(%image, "no recipe is made: another one is being made, or the image has one or isn't here");
+        };
+        info!(%image, "making the image's recipe, because the registry has none");
+        self.making = Some(image);
+        self.run(self.disk.make_recipe(image, stage));
+    }
+
+    /// The recipe of an image was made, or can't be.
+    pub(super) fn recipe_made(&mut self, image: Digest, result: Result<Arc<Blob>, String>) {
+        self.making = None;
+        let outcome = if result.is_ok() { "made" } else { "failed" };
+        let made = &self.metrics.recipes_made;
+        made.get_or_create(&OutcomeLabel { outcome }).inc();
+        if result.is_ok() {
+            self.recipe_opened(image, result);
+            self.effects.push_back(Effect::ReportNow);
+        }
+    }
+
     /// An image's recipe was read, or can't be.
-    pub(super) fn recipe_read(&mut self, image: Digest, result: Result<Arc<NamedRecipe>, String>) {
+    pub(super) fn recipe_read(&mut self, image: Digest, read: Result<Arc<NamedRecipe>, NoRecipe>) {
         let layout = self.images.catalogue().layout(&image);
-        if let (Some(layout), Ok(recipe)) = (layout, &result) {
+        if let (Some(layout), Ok(recipe)) = (layout, &read) {
             self.mirror.learn(layout, recipe);
         }
-        self.images.recipe_read(self.now(), image, result);
+        self.images.recipe_read(self.now(), image, read);
+        self.effects.push_back(Effect::ReportSoon);
         self.follow_images();
     }
 

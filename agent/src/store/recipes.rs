@@ -13,7 +13,7 @@ use std::{
 };
 
 use proto::{
-    BlockPrint, ContentRecipe, Digest, Layout,
+    BlockPrint, ChunkIndex, ContentRecipe, Digest, Layout,
     blocks::Blocks,
     image::Blob,
     recipe::{ParseRecipeError, Reader, Recipe},
@@ -45,6 +45,21 @@ pub(crate) enum ReadRecipeError {
         name: Digest,
         error: ParseRecipeError,
     },
+    #[error(
+        "recipe {name} is false: chunk {chunk} of content {content} of the image has another state"
+    )]
+    Contradicts {
+        name: Digest,
+        content: Digest,
+        chunk: ChunkIndex,
+    },
+}
+
+impl ReadRecipeError {
+    /// Whether the recipe isn't the image's. Otherwise it can't be read now.
+    pub(crate) const fn is_false(&self) -> bool {
+        matches!(self, Self::Parse { .. } | Self::Contradicts { .. })
+    }
 }
 
 /// The directory of all recipes below tart's home.
@@ -298,6 +313,36 @@ fn remove_where(home: &Path, goes: impl Fn(Option<Digest>) -> bool) -> io::Resul
     Ok(())
 }
 
+/// Compares a recipe with the links of all chunks that are held.
+///
+/// # Errors
+/// [`ReadRecipeError::Contradicts`] with the first chunk whose link is another one.
+pub(super) fn compare<F: Files>(
+    held: &Held<F>,
+    name: &Digest,
+    recipe: &Recipe,
+) -> Result<(), ReadRecipeError> {
+    for at in 0..held.len() {
+        let content = held.digest(at);
+        let of = recipe.content(&content);
+        for chunk in held.held(at).iter() {
+            let link = held.link(at, chunk).map(|(link, _)| link);
+            let says = of.and_then(|of| of.link(chunk));
+            let alike = link
+                .zip(says)
+                .is_some_and(|(link, says)| link.is_alike(&says));
+            if !alike {
+                return Err(ReadRecipeError::Contradicts {
+                    name: *name,
+                    content,
+                    chunk,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Makes the contents take only the links of this recipe from now on, except those in doubt. A content with a held link
 /// that contradicts the recipe goes on without the recipe.
 pub(super) fn take<F: Files>(
@@ -373,11 +418,16 @@ mod tests {
             matches!(changed, ReadRecipeError::Digest { .. }),
             "{changed}"
         );
+        assert!(
+            !missing.is_false() && !changed.is_false(),
+            "the file may be at fault"
+        );
         fs::write(&path, b"nonsense").unwrap();
         let nonsense = read(home.path(), &name, &layout).unwrap_err();
         assert!(
             matches!(nonsense, ReadRecipeError::Parse { .. }),
             "{nonsense}"
         );
+        assert!(nonsense.is_false());
     }
 }

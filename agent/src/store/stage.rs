@@ -30,7 +30,7 @@ use super::{
     journal::{Journal, Record},
     layers::{DecodeLayerError, decode_content},
     names::Names,
-    recipes::{self, NamedRecipe},
+    recipes::{self, NamedRecipe, ReadRecipeError},
     room::{Builder, NoRoomError},
     shared::Shared,
     status::Status,
@@ -230,6 +230,28 @@ impl Stage {
     ) -> io::Result<()> {
         recipes::take(&self.held, of.file.digest, &of.recipe, in_doubt);
         self.names.note_recipe(of.file)
+    }
+
+    /// Notes a recipe that was made of this image's own bytes. The chunks are proved already, so they keep the links
+    /// that they came with until the next start. The note survives a crash.
+    pub(crate) fn keep_recipe(&self, file: Blob) -> io::Result<()> {
+        self.names.note_recipe(file)
+    }
+
+    /// Notes a recipe that another host made, if it says of each chunk that is here what the chunk's link says. So
+    /// nothing of it is believed. As [`keep_recipe`](Self::keep_recipe) otherwise.
+    ///
+    /// # Errors
+    /// When a link is another one, or the volume fails.
+    pub(crate) fn adopt_recipe(
+        &self,
+        file: Blob,
+        recipe: &proto::recipe::Recipe,
+    ) -> Result<(), ReadRecipeError> {
+        recipes::compare(&self.held, &file.digest, recipe)?;
+        let name = file.digest;
+        let noted = self.keep_recipe(file);
+        noted.map_err(|error| ReadRecipeError::Io { name, error })
     }
 
     /// What is known of a content's chunks; `None` for a content of another image.

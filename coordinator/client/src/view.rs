@@ -76,7 +76,7 @@ pub struct ImageView {
     pub raw_bytes: u64,
     /// Bytes that leave the registry when each blob is fetched once. They are compressed.
     pub registry_bytes: u64,
-    /// The image's recipe, if one was found beside the image.
+    /// The image's recipe, if there is one: beside the image in the registry, or on hosts that made it.
     #[serde(default)]
     pub recipe: Option<RecipeView>,
     /// The number of contents.
@@ -144,6 +144,9 @@ pub struct RecipeView {
     pub digest: String,
     /// The recipe's bytes.
     pub size: u64,
+    /// Whether hosts made it. Else it was found beside the image in the registry.
+    #[serde(default)]
+    pub made_by_fleet: bool,
     /// Contents that are staged without the recipe, because the registry's bytes didn't fit it.
     #[serde(default)]
     pub doubted_contents: Vec<String>,
@@ -514,7 +517,7 @@ pub struct PlanReply {
     pub registry_bytes: u64,
     /// Bytes that would leave the registry.
     pub origin_bytes: u64,
-    /// The image's recipe, if one was found beside the image.
+    /// The image's recipe, if there is one: beside the image in the registry, or on hosts that made it.
     #[serde(default)]
     pub recipe: Option<RecipeView>,
     /// The least time in seconds in which staging can be done at these rates.

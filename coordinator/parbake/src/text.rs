@@ -165,11 +165,11 @@ fn recipe(reference: &str, recipe: Option<&RecipeView>) -> String {
     let Some(recipe) = recipe else {
         return format!("no recipe: parbake recipe {reference} --push makes one");
     };
-    let mut text = format!(
-        "recipe {} ({}), from the registry",
-        recipe.digest,
-        Bytes(recipe.size)
-    );
+    let whose = match recipe.made_by_fleet {
+        true => "made by the fleet",
+        false => "from the registry",
+    };
+    let mut text = format!("recipe {} ({}), {whose}", recipe.digest, Bytes(recipe.size));
     match recipe.doubted_contents.len() {
         0 => {}
         doubted => {
@@ -392,8 +392,12 @@ mod tests {
         let mut found = RecipeView {
             digest: "sha256:x".into(),
             size: 3_400_000,
+            made_by_fleet: true,
             doubted_contents: Vec::new(),
         };
+        let made = "recipe sha256:x (3.4 MB), made by the fleet";
+        assert_eq!(recipe("r.test/i:1", Some(&found)), made);
+        found.made_by_fleet = false;
         let fine = "recipe sha256:x (3.4 MB), from the registry";
         assert_eq!(recipe("r.test/i:1", Some(&found)), fine);
         found.doubted_contents.push("sha256:y".into());

@@ -2,8 +2,9 @@
 //! who are neighbours, and which Pods may drain.
 //!
 //! [`names`] keeps who wants what, [`stage`] plans what moves, [`presence`] remembers what is where, and [`gate`] lets
-//! Pods drain. [`prediction`] says what a staging will move. The shell (the coordinator's drivers, or the simulator)
-//! feeds events and carries out actions. Any event is legal in any state. Time and the seed are arguments.
+//! Pods drain. [`prediction`] says what a staging will move, [`recipes`] who makes the recipes that registries lack.
+//! The shell (the coordinator's drivers, or the simulator) feeds events and carries out actions. Any event is legal in
+//! any state. Time and the seed are arguments.
 #![no_std]
 
 extern crate alloc;
@@ -14,4 +15,5 @@ pub mod gate;
 pub mod names;
 pub mod prediction;
 pub mod presence;
+pub mod recipes;
 pub mod stage;

@@ -273,7 +273,7 @@ pub struct ImagePrePullStatus {
     /// Size of the image's disk after the installation, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_bytes: Option<i64>,
-    /// The image's recipe, which proves each MiB of the image. The field is absent when none stands beside the image.
+    /// The image's recipe, which proves each MiB of the image. The field is absent when there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recipe: Option<RecipeStatus>,
     /// Number of hosts in each state.
@@ -316,6 +316,9 @@ pub struct RecipeStatus {
     /// Size of the recipe, in bytes.
     #[serde(default)]
     pub size: i64,
+    /// Whether hosts made the recipe, because the registry has none.
+    #[serde(default)]
+    pub made_by_fleet: bool,
     /// Number of contents that are staged without the recipe, because the registry's bytes don't fit it.
     #[serde(default)]
     pub doubted_contents: i32,

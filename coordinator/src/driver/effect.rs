@@ -44,6 +44,11 @@ impl Effects {
         self.0.extend(orders);
     }
 
+    /// Adds these effects behind those that are there.
+    pub(super) fn append(&mut self, more: Self) {
+        self.0.extend(more.0);
+    }
+
     pub(super) fn write(&mut self, write: Write) {
         self.0.push(Effect::Write(write));
     }

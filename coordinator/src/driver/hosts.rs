@@ -32,6 +32,8 @@ pub(super) struct Host {
     /// Where peers reach the host.
     pub(super) place: Option<Place>,
     pub(super) version: String,
+    /// Whether the host's version makes recipes of images that it holds.
+    pub(super) makes_recipes: bool,
     pub(super) volume: Option<VolumeView>,
     /// The bytes that wait to be uploaded, by the host's own word.
     pub(super) backlog_bytes: u64,
@@ -48,6 +50,7 @@ impl Host {
             zone,
             place: None,
             version: String::new(),
+            makes_recipes: false,
             volume: None,
             backlog_bytes: 0,
             upload_bytes_per_second: 0,
@@ -138,6 +141,7 @@ impl Hosts {
             return false;
         };
         known.version = progress::clean(&hello.version);
+        known.makes_recipes = hello.makes_recipes;
         known.volume = hello.volume.as_ref().map(volume);
         let advertised = peer_address(remote, hello, networks);
         match &advertised {

@@ -51,6 +51,8 @@ pub(super) struct Wanted {
     other_recipe: bool,
     /// A recipe that couldn't be had since somebody last asked for the image.
     lost_recipe: Option<Digest>,
+    /// Whether a host with a session has the recipe. Only asked of the fleet's own recipe.
+    held: bool,
 }
 
 impl Wanted {
@@ -63,6 +65,7 @@ impl Wanted {
             took,
             other_recipe: false,
             lost_recipe: None,
+            held: false,
             want,
         }
     }
@@ -90,12 +93,13 @@ impl Wanted {
     }
 
     /// Takes a recipe that was found when the image was asked for again. The recipe that is there stays, so that it
-    /// doesn't change under hosts, unless each content of the image is in doubt.
+    /// doesn't change under hosts, unless each content of the image is in doubt, or hosts have made it: the registry's
+    /// has places to go on from.
     fn find_recipe(&mut self, found: Option<Blob>) {
         let Some(found) = found.filter(|found| self.lost_recipe != Some(found.digest)) else {
             return;
         };
-        if let Some(there) = self.want.recipe {
+        if let Some(there) = self.want.recipe.filter(|_| !self.want.recipe_of_fleet) {
             let doubts = &self.want.recipe_doubts;
             let contents = self.want.layout.contents();
             let useful = contents.iter().any(|of| !doubts.contains_key(&of.digest));
@@ -110,6 +114,7 @@ impl Wanted {
 
     fn set_recipe(&mut self, recipe: Option<Blob>) {
         self.want.recipe = recipe;
+        self.want.recipe_of_fleet = false;
         self.want.recipe_doubts.clear();
         self.other_recipe = true;
     }
@@ -131,7 +136,12 @@ impl Wanted {
             image: self.want.digest(),
             references: self.want.references.iter().cloned().collect(),
             contents: contents.collect(),
-            recipe: self.want.recipe.and_then(recipe_content),
+            // no registry has the fleet's own recipe, so nobody gets a lease of it
+            recipe: self
+                .want
+                .recipe
+                .filter(|_| !self.want.recipe_of_fleet)
+                .and_then(recipe_content),
             hosts: hosts.map_or(word::Selection::All, |hosts| {
                 word::Selection::Hosts(hosts.iter().cloned().collect())
             }),
@@ -142,6 +152,22 @@ impl Wanted {
 
     pub(super) const fn want(&self) -> &Want {
         &self.want
+    }
+
+    /// The recipe that hosts can get: from the registry, or from each other.
+    pub(super) fn recipe(&self) -> Option<Blob> {
+        let there = !self.want.recipe_of_fleet || self.held;
+        self.want.recipe.filter(|_| there)
+    }
+
+    /// Whether the registry has no recipe of the image.
+    pub(super) const fn may_have_fleets_recipe(&self) -> bool {
+        self.want.recipe.is_none() || self.want.recipe_of_fleet
+    }
+
+    /// Whether this recipe couldn't be had, or was given up, since somebody last asked for the image.
+    pub(super) fn has_lost(&self, recipe: &Digest) -> bool {
+        self.lost_recipe == Some(*recipe)
     }
 
     /// Hosts that may have what the image holds; `None`: all.
@@ -488,6 +514,32 @@ impl Images {
 
     // ---- recipes ---------------------------------------------------------------------------------------------------
 
+    /// Hosts have this recipe of an image of which the registry has none. `None`: no host that has a session has one,
+    /// and what was doubted of the one before stays known. Returns what follows, where that changes anything.
+    pub(super) fn fleet_recipe(&mut self, image: &Digest, recipe: Option<Blob>) -> Option<Changes> {
+        let wanted = self.wants.get(image)?;
+        // hosts couldn't tell the bytes of such a recipe from those of an image
+        let known = wanted.want.recipe;
+        let recipe = recipe.filter(|of| known == Some(*of) || !self.is_content(&of.digest));
+        if !wanted.may_have_fleets_recipe() || wanted.recipe() == recipe {
+            return None;
+        }
+        let wanted = self.wants.get_mut(image)?;
+        let mut changes = Changes {
+            news: vec![*image],
+            ..Changes::default()
+        };
+        wanted.held = recipe.is_some();
+        if recipe.is_some() && wanted.want.recipe != recipe {
+            info!(%image, ?recipe, "hosts have made a recipe of the image");
+            wanted.set_recipe(recipe);
+            (wanted.want.recipe_of_fleet, wanted.other_recipe) = (true, false);
+            changes.events.push(Event::OtherRecipe(*image));
+            changes.asked = self.if_asked(image);
+        }
+        Some(changes)
+    }
+
     /// An image's recipe can't be had. It isn't taken again before somebody asks for the image again. `None` where the
     /// image has another one, or none.
     pub(super) fn lose_recipe(&mut self, image: &Digest, recipe: &Digest) -> Option<Changes> {
@@ -614,6 +666,9 @@ impl Images {
                 let everywhere = is_everywhere(at.hosts, at.presence, &wanted.want);
                 wanted.took.anew(at.now, at.unix_ms, everywhere);
             }
+            if recipe {
+                changes.events.push(Event::OtherRecipe(*image));
+            }
             changes.events.push(wanted.event());
         }
         changes.names |= news || !over.is_empty();
@@ -703,6 +758,11 @@ impl Images {
     /// Images that the cluster wants and that wait for room.
     pub(super) fn waiting(&self) -> BTreeSet<Digest> {
         self.waiting.keys().copied().collect()
+    }
+
+    fn is_content(&self, digest: &Digest) -> bool {
+        let contents = self.wants.values().flat_map(|of| of.want.layout.contents());
+        contents.into_iter().any(|of| of.digest == *digest)
     }
 
     /// The wanted images that contain this content, or have it as their recipe.

@@ -55,6 +55,13 @@ pub(super) fn recipe_doubt(doubt: &Doubt) -> message::Order {
     order(message::order::Kind::RecipeDoubt(doubt.to_message()))
 }
 
+/// Has a host make the recipe of an image that it holds.
+pub(super) fn make_recipe(image: Digest) -> message::Order {
+    order(message::order::Kind::MakeRecipe(message::MakeRecipe {
+        manifest_digest: image.as_bytes().to_vec(),
+    }))
+}
+
 /// Tells hosts to drop the links that `maker` made of a content, from chunk `from` on.
 pub(super) fn retraction(maker: &HostId, content: Digest, from: u32) -> message::Order {
     order(message::order::Kind::Retraction(message::Retraction {

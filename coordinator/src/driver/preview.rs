@@ -310,13 +310,14 @@ impl<'a> Preview<'a> {
         })
     }
 
-    /// The want with the recipe: that of the image where it is wanted already, because it stays.
+    /// The want with the recipe: that of the image where it is wanted already, because it stays. The fleet's own gives
+    /// way to what was found in the registry.
     fn recipe<'b>(&'b self, want: &'b Want) -> &'b Want {
         let wanted = self.staging.images().get(&want.digest());
-        let wanted = wanted.map(Wanted::want);
-        wanted
-            .filter(|wanted| wanted.recipe.is_some())
-            .unwrap_or(want)
+        let stays = |wanted: &&Wanted| {
+            wanted.recipe().is_some() && (want.recipe.is_none() || !wanted.may_have_fleets_recipe())
+        };
+        wanted.filter(stays).map_or(want, Wanted::want)
     }
 }
 

@@ -202,7 +202,7 @@ impl Facts<'_> {
             ) => ImageState::Failed,
             _ => ImageState::Staging,
         };
-        let recipe = want.recipe.map(|recipe| recipe.digest);
+        let recipe = wanted.recipe().map(|recipe| recipe.digest);
         let contents: BTreeSet<Digest> = layout
             .contents()
             .iter()
@@ -238,7 +238,7 @@ impl Facts<'_> {
             disk_bytes: layout.disk_bytes(),
             raw_bytes: layout.content_bytes(),
             registry_bytes: layout.blob_bytes(),
-            recipe: want.recipe_view(),
+            recipe: want.recipe_view().filter(|_| recipe.is_some()),
             contents: image.contents as u64,
             contents_done: image.contents_done as u64,
             hosts_selected: hosts.len() as u64,

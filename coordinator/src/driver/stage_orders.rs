@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use proto::{Digest, HostId, codec, message, recipe::Doubt};
+use proto::{Digest, HostId, codec, image::Blob, message, recipe::Doubt};
 
 use super::order::order;
 use crate::{resolve::PullToken, view::HostState, wants::Want};
@@ -45,6 +45,8 @@ struct Taken {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Said<'a> {
     pub(super) want: &'a Want,
+    /// The recipe that hosts can get: from the registry, or from each other.
+    pub(super) recipe: Option<Blob>,
     /// The reference by which hosts ask the registry; the token is for its repository.
     pub(super) first: Option<&'a String>,
     /// Hosts that may have what the image holds; `None`: all.
@@ -206,6 +208,7 @@ impl Made {
     fn new(references: Vec<String>, said: Said<'_>) -> Self {
         let Said {
             want,
+            recipe,
             entitled,
             token,
             ..
@@ -218,11 +221,14 @@ impl Made {
             references,
             media_type: want.media_type.clone(),
             plain_http: want.plain_http,
-            recipe: want.recipe.map(|recipe| message::RecipeFile {
+            recipe: recipe.map(|recipe| message::RecipeFile {
                 digest: recipe.digest.as_bytes().to_vec(),
                 size: recipe.size,
+                made_by_hosts: want.recipe_of_fleet,
             }),
-            recipe_doubts: doubts(want).map(|doubt| doubt.to_message()).collect(),
+            recipe_doubts: doubts(want, recipe)
+                .map(|doubt| doubt.to_message())
+                .collect(),
             entitled_hosts,
             ..message::StageOrder::default()
         };
@@ -249,9 +255,9 @@ impl Made {
 }
 
 /// What is doubted of an image's recipe.
-fn doubts(want: &Want) -> impl Iterator<Item = Doubt> {
+fn doubts(want: &Want, recipe: Option<Blob>) -> impl Iterator<Item = Doubt> {
     let doubts = want.recipe_doubts.iter();
-    let of = want.recipe.map(|recipe| (want.digest(), recipe.digest));
+    let of = recipe.map(|recipe| (want.digest(), recipe.digest));
     of.into_iter().flat_map(move |(image, recipe)| {
         doubts.clone().map(move |(content, chunk)| Doubt {
             image,
@@ -278,6 +284,7 @@ mod tests {
     fn said<'a>(want: &'a Want, token: Option<&'a PullToken>) -> Said<'a> {
         Said {
             want,
+            recipe: want.recipe,
             first: want.references.first(),
             entitled: None,
             token,
@@ -372,6 +379,7 @@ mod tests {
         let file = message::RecipeFile {
             digest: found.digest.as_bytes().to_vec(),
             size: found.size,
+            made_by_hosts: false,
         };
         assert_eq!(news(&image), Some((Some(file.clone()), Vec::new())));
         assert_eq!(news(&image), None);

@@ -12,9 +12,11 @@ use tracing::warn;
 use super::{
     ask::{CancelError, Placed},
     effect::Effects,
+    fleet_recipes::{self, FleetRecipes},
     hosts::Hosts,
     images::{At, Changes, Credentials, Images},
     leases::{Leases, Token},
+    members::Members,
     order,
     paces::Paces,
     pull_tokens::{Given, PullTokens, TokenAsk},
@@ -24,6 +26,7 @@ use super::{
     writer::{Answer, Write},
 };
 use crate::{
+    config::Config,
     metrics::Metrics,
     predicted::Predicted,
     resolve::{Granted, Registries},
@@ -39,6 +42,7 @@ pub(super) struct Staging {
     restages: Restages,
     tokens: PullTokens,
     leases: Leases,
+    fleet_recipes: FleetRecipes,
     paces: Paces,
     /// Knows which images' pull tokens are handed down to hosts.
     registries: Arc<Registries>,
@@ -47,13 +51,19 @@ pub(super) struct Staging {
 
 impl Staging {
     /// Nothing is wanted.
-    pub(super) fn new(images: Images, registries: Arc<Registries>, metrics: Metrics) -> Self {
+    pub(super) fn new(
+        images: Images,
+        registries: Arc<Registries>,
+        metrics: Metrics,
+        config: &Config,
+    ) -> Self {
         Self {
             images,
             orders: StageOrders::default(),
             restages: Restages::default(),
             tokens: PullTokens::default(),
             leases: Leases::new(metrics.clone()),
+            fleet_recipes: FleetRecipes::new(config.makes_recipes),
             paces: Paces::default(),
             registries,
             metrics,
@@ -118,6 +128,7 @@ impl Staging {
             self.restages.forget(&image);
             self.tokens.forget(&image);
             self.leases.forget(&image);
+            self.fleet_recipes.forget(&image);
         }
         for (image, why) in changes.tokens {
             let Some(wanted) = self.images.get(&image) else {
@@ -223,6 +234,7 @@ impl Staging {
         let state = hosts.get(host).and_then(|known| known.state(&image));
         let said = Said {
             want: wanted.want(),
+            recipe: wanted.recipe(),
             first: wanted.token_reference(),
             entitled: wanted.entitled(),
             token: self.tokens.get(&image),
@@ -291,6 +303,23 @@ impl Staging {
     }
 
     // ---- recipes ---------------------------------------------------------------------------------------------------
+
+    /// Looks which recipes hosts have made, and who is to make one, if it is time to look.
+    fn look_at_recipes(&mut self, now: Moment, members: &Members) -> Effects {
+        let mut effects = Effects::default();
+        let facts = (members.hosts(), members.sessions());
+        for (image, decision) in self.fleet_recipes.look(now, facts, &self.images) {
+            if let Some(changes) = self.images.fleet_recipe(&image, decision.recipe) {
+                effects.append(self.follow(now, changes));
+            }
+            if let Some(host) = decision.ask {
+                fleet_recipes::say_asked(&host, &image);
+                self.metrics.recipes_asked.inc();
+                effects.order(&host, order::make_recipe(image));
+            }
+        }
+        effects
+    }
 
     /// The plan goes on without an image's recipe. The plan is told again what is wanted, because it may have been told
     /// of the recipe meanwhile.
@@ -417,9 +446,10 @@ impl Staging {
         dues.into_iter().flatten().min()
     }
 
-    /// Looks at how fast bytes come now.
-    pub(super) fn look(&mut self, now: Moment, hosts: &Hosts) {
-        self.paces.look(now, hosts, &self.images);
+    /// Looks at how fast bytes come now, and at the recipes that hosts have made.
+    pub(super) fn look(&mut self, now: Moment, members: &Members) -> Effects {
+        self.paces.look(now, members.hosts(), &self.images);
+        self.look_at_recipes(now, members)
     }
 
     /// How fast bytes came so far.
@@ -480,8 +510,10 @@ mod tests {
             };
             let registries = Arc::new(Registries::new(origin).unwrap());
             let images = Images::new(1, true);
+            let dir = tempfile::tempdir().unwrap();
+            let config = super::super::tests::config(dir.path(), false);
             let mut this = Self {
-                staging: Staging::new(images, registries, Metrics::new().0),
+                staging: Staging::new(images, registries, Metrics::new().0, &config),
                 hosts: Hosts::default(),
                 presence: Presence::new(watch::channel(Arc::default()).0),
             };

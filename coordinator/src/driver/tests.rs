@@ -17,6 +17,7 @@ use crate::{
 
 mod blames;
 mod cluster;
+mod fleet_recipes;
 mod flood;
 mod names;
 mod predictions;
@@ -34,7 +35,7 @@ pub(super) struct World {
     sessions: u64,
 }
 
-fn config(dir: &std::path::Path, kubernetes: bool) -> Config {
+pub(super) fn config(dir: &std::path::Path, kubernetes: bool) -> Config {
     let shared = crate::cli::Shared {
         config: None,
         state_dir: Some(dir.to_path_buf()),

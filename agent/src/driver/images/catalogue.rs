@@ -51,6 +51,12 @@ impl<S: OnDisk> Catalogue<S> {
         self.images.get(image)
     }
 
+    /// The stage of an image that is installed.
+    pub(in crate::driver) fn installed(&self, image: &Digest) -> Option<&S> {
+        let of = self.find(image).filter(|of| of.is_installed());
+        of.and_then(Image::stage)
+    }
+
     pub(super) fn find_mut(&mut self, image: &Digest) -> Option<&mut Image<S>> {
         self.images.get_mut(image)
     }

@@ -26,8 +26,9 @@ pub(in crate::driver) enum Effect<S> {
     /// Make known to the swarm the bytes of an image's recipe. A failure goes to
     /// [`Images::recipe_read`](super::Images::recipe_read).
     OpenRecipe { image: Digest, file: Blob },
-    /// Read an image's recipe, all of which is here. Ends in [`Images::recipe_read`](super::Images::recipe_read).
-    ReadRecipe { layout: Arc<Layout>, file: Blob },
+    /// Read an image's recipe, all of which is here. If the image has a stage, compare the recipe with the stage, and
+    /// note it there. Ends in [`Images::recipe_read`](super::Images::recipe_read).
+    ReadRecipe(Arc<Layout>, Blob, Option<S>),
     /// Write down which names are wanted for an image. Ends in [`Images::recorded`](super::Images::recorded).
     Record { image: Digest, names: Vec<String> },
     /// Make tart find an image under these names. Ends in [`Images::linked`](super::Images::linked).

@@ -132,6 +132,8 @@ struct World {
     image: Digest,
     layout: Layout,
     disk: Disk,
+    /// Whether orders say that hosts made the recipe.
+    made_by_hosts: bool,
 }
 
 impl World {
@@ -144,6 +146,7 @@ impl World {
             layout: Layout::parse(&manifest, &image).unwrap(),
             image,
             disk: Disk::default(),
+            made_by_hosts: false,
         }
     }
 
@@ -264,7 +267,7 @@ impl World {
                 Effect::Begin { recipe: None, .. } => "begin",
                 Effect::Begin { .. } => "begin by the recipe",
                 Effect::OpenRecipe { .. } => "open the recipe",
-                Effect::ReadRecipe { .. } => "read the recipe",
+                Effect::ReadRecipe(..) => "read the recipe",
                 Effect::Record { .. } => "record",
                 Effect::Install { .. } => "install",
                 Effect::Abandon(_) => "abandon",

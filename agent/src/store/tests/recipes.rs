@@ -1,7 +1,11 @@
 //! Stages with a recipe: what they take, and what they find on the disks of other images.
 
 use super::*;
-use crate::store::alike::{self, Lacking};
+use crate::store::{
+    alike::{self, Lacking},
+    making::{MakeRecipeError, Making},
+    recipes as files,
+};
 
 /// An image of one layer with these bytes.
 fn image_of(raw: &[u8]) -> Sample {
@@ -116,4 +120,94 @@ fn a_stage_with_a_recipe_takes_only_its_links_until_it_is_left() {
     assert!(known().leave_recipe());
     assert!(known().recipe().is_none());
     write().unwrap();
+}
+
+#[test]
+fn hosts_make_equal_recipes_of_equal_images_and_say_what_they_lack() {
+    let (_, image) = releases();
+    let by = recipe(&image);
+    let lean = by.recipe.contents().map(|content| {
+        let spec = image.layout.contents().into_iter();
+        let spec = spec
+            .into_iter()
+            .find(|spec| spec.digest == *content.digest());
+        let mut maker = Maker::of(&spec.unwrap());
+        maker.take(&image.contents[content.digest()]).unwrap();
+        maker.finish().unwrap()
+    });
+    let wanted = Recipe::new(&image.layout, lean).unwrap();
+    for step in [1, 1_000] {
+        let home = tempfile::tempdir().unwrap();
+        let store = open(&home);
+        let (stage, _) = begin(&store, &image, &[TAG]);
+        fill(&stage, &image);
+        install(&stage, &[TAG]).unwrap();
+        let mut making = Making::begin(stage.clone(), home.path()).unwrap();
+        let file = loop {
+            if let Some(file) = making.go_on(step).unwrap() {
+                break file;
+            }
+        };
+        let bytes = fs::read(making.path()).unwrap();
+        assert_eq!(
+            (Digest::of(&bytes), bytes.len() as u64),
+            (file.digest, file.size)
+        );
+        assert_eq!(Recipe::parse(&bytes, &image.layout).unwrap(), wanted);
+        let path = making.path().to_owned();
+        drop(making);
+        assert!(!path.exists(), "nothing stays of what isn't kept");
+
+        // somebody wrote into the image
+        let body = &stage.files().bodies()[0];
+        body.disk.write_all_at(b"changed", 4_000).unwrap();
+        let mut making = Making::begin(stage.clone(), home.path()).unwrap();
+        let error = making.go_on(1_000).unwrap_err();
+        assert!(matches!(error, MakeRecipeError::Damaged(_)), "{error}");
+    }
+}
+
+#[test]
+fn a_host_that_has_the_image_keeps_a_true_recipe_and_refuses_a_false_one() {
+    let (home, (_, image)) = (tempfile::tempdir().unwrap(), releases());
+    let store = open(&home);
+    let (stage, _) = begin(&store, &image, &[TAG]);
+    fill(&stage, &image);
+    install(&stage, &[TAG]).unwrap();
+    let layer = Digest::of(&image.disk[..4 * MIB + 100_000]);
+    let lie = recipe_with(&image, layer, |of| of.states[40] ^= 1);
+    let error = stage.adopt_recipe(lie.file, &lie.recipe).unwrap_err();
+    assert!(
+        error.is_false() && error.to_string().contains("chunk 1"),
+        "{error}"
+    );
+    assert_eq!(stage.recipe(), None);
+    let by = recipe(&image);
+    stage.adopt_recipe(by.file, &by.recipe).unwrap();
+    assert_eq!(stage.recipe(), Some(by.file));
+}
+
+#[test]
+fn a_file_of_a_host_that_is_no_recipe_of_the_image_is_refused_by_name() {
+    let (home, (other, image)) = (tempfile::tempdir().unwrap(), releases());
+    let directory = files::directory(home.path());
+    fs::create_dir_all(&directory).unwrap();
+    let whole = recipe(&image).recipe.encode();
+    let of_other = recipe(&other).recipe.encode();
+    let cut_off = whole[..whole.len() - 1].to_vec();
+    let most = usize::try_from(Recipe::max_bytes(&image.layout)).unwrap();
+    let huge = vec![0; most + 1];
+    for (bytes, why) in [
+        (of_other, "is of image"),
+        (cut_off, "is cut off"),
+        (huge, "at most"),
+    ] {
+        let name = Digest::of(&bytes);
+        fs::write(directory.join(name.hex().to_string()), bytes).unwrap();
+        let error = files::read(home.path(), &name, &image.layout).unwrap_err();
+        assert!(
+            error.is_false() && error.to_string().contains(why),
+            "{error}"
+        );
+    }
 }

@@ -253,6 +253,9 @@ pub enum Event {
         /// The first chunk that doesn't fit.
         chunk: u32,
     },
+    /// Hosts prove this image by another recipe than before, or by another one that only hosts have. What was said
+    /// against the one before says nothing of it.
+    OtherRecipe(Digest),
     /// From now on, this many contents may be leased at one time. Running leases go on.
     Limited {
         /// The number of contents, at least one.

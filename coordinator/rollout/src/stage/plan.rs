@@ -347,6 +347,7 @@ impl Plan {
                 content,
                 chunk,
             } => recipes::doubted(&mut self.desk(), &host, image, content, chunk),
+            Event::OtherRecipe(image) => self.forget_words(&image),
             Event::Limited { origin_streams } => {
                 self.config.origin_streams = origin_streams.max(1);
                 self.effects.ask_for_grants();
@@ -560,14 +561,19 @@ impl Plan {
 
     /// Forgets what was this image's recipe, and ends its lease, unless another image has the same content.
     fn forget_recipe(&mut self, image: &Digest, recipe: &Digest) {
+        self.forget_words(image);
+        let used = self.images.iter().any(|image| image.has(recipe));
+        self.desk().revoke_pointless();
+        self.contents.forget_recipe(recipe, used, image);
+    }
+
+    /// Forgets what hosts said against this image's recipe.
+    fn forget_words(&mut self, image: &Digest) {
         if let Some(of) = self.images.get(image) {
             let contents = of.contents().iter().copied();
             let forget = |content: &mut ContentState| content.words_mut().forget_image(image);
             self.contents.each(contents, forget);
         }
-        let used = self.images.iter().any(|image| image.has(recipe));
-        self.desk().revoke_pointless();
-        self.contents.forget_recipe(recipe, used, image);
     }
 
     /// Tells hosts what an order changes for them.

@@ -519,6 +519,7 @@ fn recipe(recipe: &RecipeView) -> RecipeStatus {
     RecipeStatus {
         digest: recipe.digest.clone(),
         size: i64::try_from(recipe.size).unwrap_or(i64::MAX),
+        made_by_fleet: recipe.made_by_fleet,
         doubted_contents: count(recipe.doubted_contents.len()),
     }
 }

@@ -189,6 +189,7 @@ async fn a_recipe_is_ordered_leased_shown_and_kept() {
     let file = message::RecipeFile {
         digest: recipe("one").digest.as_bytes().to_vec(),
         size: recipe("one").size,
+        made_by_hosts: false,
     };
     for orders in staged.stage_orders() {
         assert_eq!(orders.len(), 1);

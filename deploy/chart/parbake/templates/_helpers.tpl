@@ -125,6 +125,7 @@ lease_timeout_seconds = {{ .Values.fleet.leaseTimeoutSeconds | int64 }}
 certificate_lifetime_seconds = {{ .Values.fleet.certificateLifetimeSeconds | int64 }}
 renewal_grace_seconds = {{ .Values.fleet.renewalGraceSeconds | int64 }}
 token_lifetime_seconds = {{ .Values.fleet.tokenLifetimeSeconds | int64 }}
+make_recipes = {{ .Values.fleet.makeRecipes }}
 
 [origin]
 {{- if .Values.origin.caConfigMap }}

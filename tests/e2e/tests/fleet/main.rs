@@ -9,6 +9,7 @@ mod help;
 mod hosts;
 mod image;
 mod impostor;
+mod made;
 mod names;
 mod peers;
 mod recipes;

@@ -55,6 +55,7 @@ fn order(world: &mut World, number: u64, recipe: Option<Blob>) -> Vec<&'static s
         recipe: recipe.map(|file| RecipeFile {
             digest: file.digest.as_bytes().to_vec(),
             size: file.size,
+            made_by_hosts: world.made_by_hosts,
         }),
         recipe_doubts: doubts,
         ..StageOrder::default()
@@ -72,7 +73,7 @@ fn waiting() -> World {
 }
 
 impl World {
-    fn read(&mut self, result: Result<Arc<NamedRecipe>, String>) -> Vec<&'static str> {
+    fn read(&mut self, result: Result<Arc<NamedRecipe>, NoRecipe>) -> Vec<&'static str> {
         self.images.recipe_read(self.now, self.image, result);
         self.drain()
     }
@@ -112,7 +113,9 @@ fn a_recipe_that_doesnt_come_or_cant_be_read_holds_nothing_up() {
     assert_eq!(late.jobs(), ["record"]);
 
     let mut damaged = waiting();
-    damaged.read(Err("its bytes have another digest".into()));
+    damaged.read(Err(NoRecipe::unread(
+        "its bytes have another digest".into(),
+    )));
     assert_eq!(damaged.jobs(), ["begin"]);
 }
 
@@ -172,4 +175,41 @@ fn a_content_in_doubt_goes_on_without_the_recipe() {
         assert_eq!(world.disk.0.left.borrow().is_empty(), !takes);
     }
     assert_eq!(*world.disk.0.left.borrow(), content);
+}
+
+#[test]
+fn an_installed_image_takes_a_recipe_that_another_host_made_and_refuses_a_false_one() {
+    const NOTHING: [&str; 0] = [];
+    let mut world = World::present();
+    // what the registry has is for stages that begin
+    assert_eq!(order(&mut world, 8, Some(file())), NOTHING);
+    world.made_by_hosts = true;
+    assert_eq!(order(&mut world, 9, Some(file())), ["open the recipe"]);
+    assert_eq!(order(&mut world, 10, Some(file())), NOTHING);
+    let closed = ImageNews::Closed(file().digest);
+    world.hear(&[world.image], closed.clone());
+    assert_eq!(world.drain(), ["read the recipe"]);
+    world.read(Err(NoRecipe {
+        error: "chunk 3 has another state".into(),
+        is_false: true,
+    }));
+    assert_eq!(world.told().recipe_refused, file().digest.as_bytes());
+    assert_eq!(order(&mut world, 11, Some(file())), NOTHING);
+
+    let another = Blob {
+        digest: Digest::of(b"another one"),
+        ..file()
+    };
+    assert_eq!(order(&mut world, 12, Some(another)), ["open the recipe"]);
+    // it can't be read now: no word against it
+    world.read(Err(NoRecipe::unread("no such file".into())));
+    assert_eq!(world.told().recipe_refused, file().digest.as_bytes());
+    assert_eq!(order(&mut world, 13, Some(another)), ["open the recipe"]);
+    world.disk.0.recipe.set(Some(another));
+    let recipe = recipe(&world);
+    world.read(Ok(recipe));
+    assert_eq!(world.told().recipe, another.digest.as_bytes());
+    assert_eq!(order(&mut world, 14, Some(file())), NOTHING);
+    assert_eq!(world.state(), StageState::Present);
+    assert_eq!(world.jobs(), NOTHING);
 }

@@ -526,6 +526,7 @@ fn a_recipe_is_shown_and_stays_shown_until_a_new_leader_knows_better() {
         view.recipe = Some(RecipeView {
             digest: "sha256:r".into(),
             size: 180,
+            made_by_fleet: true,
             doubted_contents: doubted.iter().map(ToString::to_string).collect(),
         });
         Arc::new(view)
@@ -533,6 +534,7 @@ fn a_recipe_is_shown_and_stays_shown_until_a_new_leader_knows_better() {
     let shown = |doubted_contents| RecipeStatus {
         digest: "sha256:r".into(),
         size: 180,
+        made_by_fleet: true,
         doubted_contents,
     };
     stand.view(|view| drop(view.images.insert(digest(), with(&["sha256:c"]))));

@@ -1,0 +1,83 @@
+//! The fleet's own recipes: what hosts say of them, for who decides which one is used and who makes one.
+
+use std::time::Duration;
+
+use proto::{Digest, HostId, Moment, image::Blob, recipe::Recipe};
+use rollout::recipes::{Decision, Host, Makers};
+
+use super::{hosts::Hosts, images::Images, sessions::Sessions};
+use crate::view::HostState;
+
+/// What hosts say of recipes is looked at this often. It costs a look at each host for each image.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct FleetRecipes {
+    makers: Makers,
+    looked: Option<Moment>,
+    /// Whether hosts are asked to make recipes.
+    asks: bool,
+}
+
+impl FleetRecipes {
+    /// Nobody was asked yet. `asks`: hosts are asked to make recipes.
+    pub(super) fn new(asks: bool) -> Self {
+        Self {
+            makers: Makers::default(),
+            looked: None,
+            asks,
+        }
+    }
+
+    /// What follows for each image that has no recipe from the registry, if it is time to look.
+    pub(super) fn look(
+        &mut self,
+        now: Moment,
+        (hosts, sessions): (&Hosts, &Sessions),
+        images: &Images,
+    ) -> Vec<(Digest, Decision)> {
+        if self.looked.is_some_and(|at| now.since(at) < LOOK_EVERY) {
+            return Vec::new();
+        }
+        self.looked = Some(now);
+        let mut decisions = Vec::new();
+        for image in images.ids() {
+            let Some(wanted) = images.get(image).filter(|of| of.may_have_fleets_recipe()) else {
+                self.makers.forget(image);
+                continue;
+            };
+            let layout = &wanted.want().layout;
+            let most = Recipe::max_bytes(layout);
+            let usable = |recipe: &Blob| recipe.size <= most && !wanted.has_lost(&recipe.digest);
+            let selected = hosts.iter().filter(|(id, _)| sessions.is_open(id));
+            let selected = selected.filter(|(id, _)| wanted.selects(id));
+            let facts = selected.filter_map(|(id, known)| {
+                let progress = known.images.get(image)?;
+                let is_present = progress.state == HostState::Present;
+                Some(Host {
+                    id,
+                    can_make: self.asks && known.makes_recipes && is_present,
+                    backlog_bytes: known.backlog_bytes,
+                    has: progress.recipe().filter(usable),
+                    refuses: progress.refused_recipe(),
+                })
+            });
+            let facts: Vec<Host<'_>> = facts.collect();
+            let of = (*image, layout.content_bytes());
+            let before = wanted.recipe();
+            decisions.push((*image, self.makers.decide(now, of, before, &facts)));
+        }
+        decisions
+    }
+
+    /// The image isn't wanted any more.
+    pub(super) fn forget(&mut self, image: &Digest) {
+        self.makers.forget(image);
+    }
+}
+
+/// A host is asked to make a recipe.
+pub(super) fn say_asked(host: &HostId, image: &Digest) {
+    tracing::info!(%host, %image, "the registry has no recipe of an image; a host that holds the image makes one");
+}
