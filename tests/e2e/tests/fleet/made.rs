@@ -187,6 +187,38 @@ fn hosts_that_hold_the_image_compare_the_recipe_with_it_and_keep_it_too() {
 }
 
 #[test]
+fn the_next_release_finds_what_moved_by_the_fleets_recipe_of_this_one() {
+    let world = World::new("");
+    world.stage(&[]);
+    let made = Some(world.made());
+    let all = || world.recipes().iter().all(|of| *of == made);
+    let patience = Duration::from_secs(60);
+    assert!(wait_until(patience, all), "{:?}", world.recipes());
+    // a page is inserted near the beginning, and all behind it moves
+    let next = spec().with_inserted((1 << 20) + 8192, 4096);
+    let next = world.site.image(&next).unwrap();
+    let reference = world.site.registry.hold(REPOSITORY, "2", &next);
+    let registry = world.site.registry.addr().to_string();
+    let push = ["recipe", &reference, "--plain-http", &registry, "--push"];
+    let pushed = world.cluster.parbake(&push).unwrap();
+    assert!(pushed.status.success(), "{}", said(&pushed));
+    let staged = world
+        .cluster
+        .stage(&[&reference, "--wait", "--timeout", PATIENCE]);
+    assert!(staged.as_ref().unwrap().status.success(), "{staged:?}");
+    let differs = difference(&world.cluster, &reference, &next);
+    assert_eq!(differs.unwrap(), None);
+    let present = world
+        .cluster
+        .wait_present(&next.digest.to_string(), patience)
+        .unwrap();
+    let local: u64 = present.iter().map(|host| host.bytes[2]).sum();
+    // on each host the chunk with the page, and two for each layer, whose first and last blocks are cut by its ends
+    let lacking = 3 * (1 + 2 * 3) * (1 << 20);
+    assert!(local >= 3 * spec().disk_bytes - lacking, "{local}");
+}
+
+#[test]
 fn where_it_is_switched_off_no_recipe_is_made() {
     let world = World::new("make_recipes = false");
     world.stage(&[]);
