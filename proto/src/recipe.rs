@@ -76,7 +76,8 @@ pub enum Column {
     Resumes,
     /// The content's blocks: a hint.
     Blocks,
-    /// SHA-256's inner states of the blob that the content is decoded from: the blob's proof. The chunks are the blob's.
+    /// SHA-256's inner states of the blob that the content is decoded from: the blob's proof. The chunks are the
+    /// blob's.
     BlobStates,
 }
 
@@ -671,8 +672,8 @@ impl Maker {
         self.take(raw)
     }
 
-    /// Takes the next bytes of the blob that a raw layer is decoded from, as the registry stores the blob. The recipe has
-    /// the blob's states if all of the blob comes. Bytes of other contents' blobs are left out.
+    /// Takes the next bytes of the blob that a raw layer is decoded from, as the registry stores the blob. The recipe
+    /// has the blob's states if all of the blob comes. Bytes of other contents' blobs are left out.
     ///
     /// # Errors
     /// When the blob has fewer bytes.

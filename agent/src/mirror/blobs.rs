@@ -212,8 +212,8 @@ impl Blobs {
         !self.common.taints.covers(digest)
     }
 
-    /// Learns an image's recipe, whose digest is `name`. It proves the image's blobs from now on: those that arrive, and
-    /// those that begin later.
+    /// Learns an image's recipe, whose digest is `name`. It proves the image's blobs from now on: those that arrive,
+    /// and those that begin later.
     pub(crate) fn learn(&self, layout: &Layout, name: Digest, recipe: &Recipe) {
         let learnt = lock(&self.recipes).learn(layout, (name, recipe));
         for digest in learnt {

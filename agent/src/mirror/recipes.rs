@@ -8,8 +8,8 @@ use proto::{
     image::{ContentKind, ContentSpec},
 };
 
-/// The most blobs whose recipes are known: those of four images of 2 TiB, or of a hundred of 60 GB. When there are more,
-/// all are forgotten. Blobs under way keep theirs.
+/// The most blobs whose recipes are known: those of four images of 2 TiB, or of a hundred of 60 GB. When there are
+/// more, all are forgotten. Blobs under way keep theirs.
 const MAX_BLOBS: usize = 1 << 14;
 /// The most chunks of all of these blobs: 16 MiB of states.
 const MAX_CHUNKS: u64 = 1 << 19;
@@ -23,8 +23,8 @@ pub(super) struct Recipes {
 }
 
 impl Recipes {
-    /// Learns a recipe, whose digest is `name`. Returns the blobs that it proves. It takes the place of another recipe of
-    /// these blobs, which was found earlier.
+    /// Learns a recipe, whose digest is `name`. Returns the blobs that it proves. It takes the place of another recipe
+    /// of these blobs, which was found earlier.
     pub(super) fn learn(
         &mut self,
         layout: &Layout,

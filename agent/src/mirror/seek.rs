@@ -34,8 +34,8 @@ use crate::{
     store::recipes::{ReadRecipeError, read_file},
 };
 
-/// Looks that run at one time, and as many that wait. A manifest that passes when there are more is looked after when it
-/// passes again.
+/// Looks that run at one time, and as many that wait. A manifest that passes when there are more is looked after when
+/// it passes again.
 pub(super) const LOOKS: usize = 4;
 /// How long a look may take. By then an image of 60 GB has mostly passed, at 1 Gbit/s.
 const LOOK_TIMEOUT: Duration = Duration::from_mins(5);

@@ -480,9 +480,9 @@ impl Service {
                 }
                 None => {}
             }
-            // Chunks come, but none that may leave yet: without a recipe, chunks from peers leave when the whole blob is
-            // here. Each new chunk extends the wait of a client that can go elsewhere. Any other client has a timeout of its own,
-            // which the wait must not exceed.
+            // Chunks come, but none that may leave yet: without a recipe, chunks from peers leave when the whole blob
+            // is here. Each new chunk extends the wait of a client that can go elsewhere. Any other client has a
+            // timeout of its own, which the wait must not exceed.
             if goes_elsewhere && revision.replace(news.revision) != Some(news.revision) {
                 until = Instant::now() + patience;
             }

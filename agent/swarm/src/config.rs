@@ -56,8 +56,8 @@ pub struct Config {
     /// knows of most hosts is as old as a spread (simulator, `release`, 200 hosts, 5 % of 60 GB: makespan over bound
     /// 1.46 without this bound, 1.29 · 1.23 · 1.25 with 100 · 30 · 15).
     pub spread_taken_percent: u64,
-    /// The work that a spreader may have on top of these percentages, in chunks. In a small fleet a spread is short, and
-    /// the next one has to be there when it ends.
+    /// The work that a spreader may have on top of these percentages, in chunks. In a small fleet a spread is short,
+    /// and the next one has to be there when it ends.
     pub spread_backlog_chunks: u64,
     /// The most chunks of a lease that are ordered from the origin and haven't come, or that came and weren't handed
     /// on.

@@ -56,8 +56,8 @@ pub struct Options {
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     verify: Option<Option<PathBuf>>,
     /// Read the image from tart's cache instead of the registry. DIR is tart's home [default: $TART_HOME, or ~/.tart].
-    /// Such a recipe lacks what only the registry's blobs tell: the places from which a fetch can go on, and what proves
-    /// a blob to mirrors.
+    /// Such a recipe lacks what only the registry's blobs tell: the places from which a fetch can go on, and what
+    /// proves a blob to mirrors.
     #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with = "verify")]
     tart_home: Option<Option<PathBuf>>,
     /// How many contents are read at a time.
