@@ -371,6 +371,8 @@ fn an_index_that_has_no_room_is_not_made() {
     };
     let with = Options { space, ..options() };
     let store = Store::open(home.path(), with).unwrap();
+    // a start keeps the recipes of stages alone
+    put(&home, &by);
     let releases = Releases {
         home,
         store,
