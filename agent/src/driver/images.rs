@@ -575,11 +575,8 @@ impl<S: OnDisk> Images<S> {
         let Some(image) = image.filter(|image| image.stage().is_some_and(OnDisk::is_gone)) else {
             return;
         };
-        let stays_away = match reason {
-            Reason::Retired => !self.reconciler.is_wanted(&digest),
-            _ => reason == Reason::Removed && image.is_at(Step::Present),
-        };
-        if stays_away {
+        let retired = reason == Reason::Retired && !self.reconciler.is_wanted(&digest);
+        if retired || (reason == Reason::Removed && image.is_at(Step::Present)) {
             self.gone(digest, reason);
         } else if image.is_at(Step::Failed) {
             // the image begins anew when its pause is over

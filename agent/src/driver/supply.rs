@@ -205,8 +205,7 @@ impl Supply {
                 recipe,
                 in_doubt,
             } => {
-                let by = (recipe, in_doubt);
-                self.run(self.disk.begin(layout, manifest, names, by));
+                self.run(self.disk.begin(layout, manifest, names, (recipe, in_doubt)));
             }
             images::Effect::OpenRecipe { image, file } => {
                 self.run(self.disk.open_recipe(image, file));
@@ -258,10 +257,9 @@ impl Supply {
     }
 
     fn observe_staging(&self, outcome: &'static str, time: Duration) {
-        self.metrics
-            .stage_seconds
-            .get_or_create(&OutcomeLabel { outcome })
-            .observe(time.as_secs_f64());
+        let label = OutcomeLabel { outcome };
+        let of_outcome = self.metrics.stage_seconds.get_or_create(&label);
+        of_outcome.observe(time.as_secs_f64());
     }
 
     /// Takes over the images that an earlier process left in the store, and the blobs that it left in the cache. The
@@ -323,8 +321,7 @@ impl Supply {
             self.introduce(id, 0);
         }
         if blob.is_whole() {
-            let news = ImageNews::Closed(blob.digest());
-            return self.tell_images(&[image], news);
+            return self.tell_images(&[image], ImageNews::Closed(blob.digest()));
         }
         if blob.is_unread() {
             self.run(Work::blocking(move || blob_cache::read_again(id, &blob)));
