@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use wire::{Crowd, LocalNames};
 
-use crate::metrics;
+use crate::{metrics, store::survey::Surveyed};
 
 /// The most connections at one time: a scraper, probes and `parbake-agent status`. Beyond, the connection that waits
 /// longest gives way.
@@ -68,6 +68,15 @@ pub(crate) struct Snapshot {
     pub(crate) upload_bytes_per_second: u64,
     /// The host's images.
     pub(crate) images: Vec<ImageStatus>,
+    /// Disks in tart's home that parbake didn't build, and that were read: new images find their bytes there.
+    #[serde(default)]
+    pub(crate) found_disks: usize,
+    /// Bytes of these disks, with holes.
+    #[serde(default)]
+    pub(crate) found_bytes: u64,
+    /// Bytes of such a disk that is being read now and that are left.
+    #[serde(default)]
+    pub(crate) found_left_bytes: u64,
 }
 
 /// One image in a [`Snapshot`].
@@ -108,6 +117,7 @@ impl Snapshot {
         coordinator: bool,
         images: &[ImageState],
         status: &swarm::Status,
+        found: Surveyed,
     ) -> Self {
         let images = images.iter().map(|image| ImageStatus {
             digest: Digest::try_from(image.manifest.as_slice())
@@ -138,6 +148,9 @@ impl Snapshot {
             backlog_bytes: status.backlog_bytes,
             upload_bytes_per_second: status.upload_bytes_per_second.unwrap_or(0),
             images: images.collect(),
+            found_disks: found.disks,
+            found_bytes: found.disk_bytes,
+            found_left_bytes: found.left_bytes,
         }
     }
 }

@@ -75,7 +75,7 @@ use crate::{
     notary::Notary,
     registries::Origin,
     session::Heard,
-    store::{Store, Volume},
+    store::{Store, Volume, survey::Surveyed},
 };
 
 /// Inputs of peers and fetches that wait for the driver. A full queue slows its senders. At 1 Gbit/s a hundred chunks
@@ -118,6 +118,8 @@ pub(crate) struct Driver {
     session: Option<mpsc::Sender<Report>>,
     reporting: Reporting,
     upkeep: Upkeep,
+    /// What is known of disks that parbake didn't build.
+    found: Surveyed,
     jobs: Jobs,
 }
 
@@ -168,6 +170,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         session: None,
         reporting: Reporting::new(now),
         upkeep: Upkeep::new(now, volume, step_back),
+        found: Surveyed::default(),
         jobs: Jobs::new(),
     };
     driver.start();
@@ -281,6 +284,7 @@ impl Driver {
                 self.disk.look()
             }
             Chore::Measure => self.disk.measure(),
+            Chore::Survey => self.disk.survey(),
         };
         self.jobs.start(work);
     }
@@ -381,6 +385,7 @@ impl Driver {
             Input::Abandoned(image) => supply.images_mut().abandoned(image),
             Input::Presence { seen, load_percent } => self.looked(&seen, load_percent),
             Input::Measured(volume) => self.measured(volume),
+            Input::Surveyed(result) => self.surveyed(result),
             Input::Scrubbed => self.upkeep.scrubbed(),
             Input::Looked {
                 content,
@@ -420,7 +425,7 @@ impl Driver {
         let status = self.supply.exchange().status();
         let images = self.supply.image_states(&status);
         let up = self.session.is_some();
-        let snapshot = Snapshot::new(&self.me, up, &images, &status);
+        let snapshot = Snapshot::new(&self.me, up, &images, &status, self.found);
         self.snapshot.send_replace(Arc::new(snapshot));
         let (all, desired) = (self.supply.images(), self.supply.images().desired());
         let images = self
@@ -648,6 +653,22 @@ impl Driver {
         gauges::show_volume(&self.metrics, volume);
         if let Some(trouble) = self.upkeep.measured(volume) {
             self.supply.stop_filling(&trouble);
+        }
+    }
+
+    fn surveyed(&mut self, result: Result<Surveyed, String>) {
+        let surveyed = result.unwrap_or_else(|error| {
+            warn!(
+                error,
+                "disks that parbake didn't build aren't read; it is tried again"
+            );
+            Surveyed::default()
+        });
+        self.upkeep.surveyed(surveyed.more);
+        gauges::show_found(&self.metrics, surveyed);
+        if self.found != surveyed {
+            self.found = surveyed;
+            self.reporting.soon();
         }
     }
 

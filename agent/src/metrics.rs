@@ -65,10 +65,10 @@ pub(crate) struct OutcomeLabel {
     pub(crate) outcome: &'static str,
 }
 
-/// A part of the volume.
+/// A part of the volume, or of what was found there.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct PartLabel {
-    /// `total`, `free` or `floor`.
+    /// `total`, `free` or `floor`; of disks that were found `read`, `left` or `notes`.
     pub(crate) part: &'static str,
 }
 
@@ -133,6 +133,8 @@ pub(crate) struct Metrics {
     pub(crate) recipes_made: Family<OutcomeLabel, Counter>,
     /// The volume that holds tart's home.
     pub(crate) volume_bytes: Family<PartLabel, Gauge>,
+    /// Disks that parbake didn't build.
+    pub(crate) found_disk_bytes: Family<PartLabel, Gauge>,
     /// Peers, by state.
     pub(crate) peers: Family<StateLabel, Gauge>,
     /// Images, by state.
@@ -185,6 +187,7 @@ impl Metrics {
             install_seconds: Histogram::new([0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0]),
             recipes_made: Family::default(),
             volume_bytes: Family::default(),
+            found_disk_bytes: Family::default(),
             peers: Family::default(),
             images: Family::default(),
             mirror: MirrorMetrics::new(&mut registry),
@@ -241,6 +244,13 @@ impl Metrics {
              leaves alone",
             Unit::Bytes,
             metrics.volume_bytes.clone(),
+        );
+        registry.register_with_unit(
+            "found_disk",
+            "Bytes of disks in tart's home that parbake didn't build: of those that were read, what is left to read of \
+             the one that is being read, and what the notes on all of them take",
+            Unit::Bytes,
+            metrics.found_disk_bytes.clone(),
         );
         registry.register(
             "recipes_made",
@@ -366,6 +376,10 @@ mod tests {
         metrics
             .volume_bytes
             .get_or_create(&PartLabel { part: "free" })
+            .set(1);
+        metrics
+            .found_disk_bytes
+            .get_or_create(&PartLabel { part: "read" })
             .set(1);
         metrics
             .peers

@@ -7,6 +7,7 @@
 use std::{
     fs::{File, OpenOptions},
     io,
+    ops::Range,
     os::{fd::OwnedFd, unix::fs::FileExt as _, unix::fs::OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -110,6 +111,15 @@ pub(crate) fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
     match system::punch_hole(file, offset, len) {
         Err(error) if is_unsupported(&error) => write_zeros(file, offset, len),
         done => done,
+    }
+}
+
+/// Whether any byte of the range is stored: false for a hole. True where the volume doesn't tell. Moves the file's own
+/// offset.
+pub(crate) fn has_data(file: &File, range: Range<u64>) -> bool {
+    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(range.start)) {
+        Ok(at) => at < range.end,
+        Err(errno) => errno != rustix::io::Errno::NXIO,
     }
 }
 
@@ -317,6 +327,19 @@ mod tests {
         assert!(bytes[1000..501_000].iter().all(|byte| *byte == 0));
         assert!(bytes[..1000].iter().all(|byte| *byte == 7));
         assert!(bytes[501_000..].iter().all(|byte| *byte == 7));
+    }
+
+    #[test]
+    fn a_hole_has_no_data() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8 << 20).unwrap();
+        file.write_all_at(&[7; 100], 4 << 20).unwrap();
+        assert!(has_data(&file, 4 << 20..5 << 20));
+        assert!(has_data(&file, 0..8 << 20));
+        // a volume without holes says that all is data
+        let quiet = [0..1_u64 << 20, 6 << 20..8 << 20];
+        let said = quiet.map(|range| has_data(&file, range));
+        assert!(said == [false; 2] || said == [true; 2], "{said:?}");
     }
 
     #[test]

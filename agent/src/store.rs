@@ -4,6 +4,7 @@
 //! TART_HOME/.parbake/              locked by the one agent that works here
 //!   pid                            who that is
 //!   recipes/<hex>                  recipes of images, by the digest of their bytes
+//!   disks/<hex>/                   notes on disks that parbake didn't build (`found`)
 //!   <hex of the manifest digest>/
 //!     status.json                  references, inode of the disk
 //!     manifest.json                raw bytes
@@ -45,6 +46,7 @@ pub(crate) mod chunks;
 pub(crate) mod claim;
 mod doubt;
 mod files;
+mod found;
 pub(crate) mod held;
 mod install;
 pub(crate) mod journal;
@@ -52,6 +54,7 @@ mod layers;
 pub(crate) mod making;
 mod names;
 mod news;
+mod outstanding;
 pub(crate) mod place;
 mod presence;
 pub(crate) mod recipes;
@@ -60,10 +63,12 @@ mod references;
 pub(crate) mod retire;
 mod reuse;
 mod room;
+mod seed;
 mod shared;
 mod stage;
 mod status;
 mod steps;
+pub(crate) mod survey;
 pub(crate) mod sync;
 mod tree;
 mod twin;
@@ -74,24 +79,13 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use proto::{Digest, HostId, Layout};
 use swarm::event::Entitled;
 
 pub(crate) use self::claim::Look;
-use self::{
-    alike::Lacking,
-    files::needed_bytes,
-    recipes::NamedRecipe,
-    recover::{Loaded, load},
-    references::parse_references,
-    room::Builder as _,
-    shared::Shared,
-    status::Status,
-    tree::{ROOT, io_at, remove},
-};
 pub use self::{
     blocks::{ChunkPart, FillError},
     claim::{HeldChunk, WriteError},
@@ -105,14 +99,22 @@ pub use self::{
     stage::Stage,
     verify::{Verified, VerifyError, doubt, verify},
 };
+use self::{
+    files::needed_bytes,
+    recipes::NamedRecipe,
+    recover::{Loaded, load},
+    references::parse_references,
+    room::Builder as _,
+    seed::{Base, Beginning, SeedError, Seeds},
+    shared::Shared,
+    status::Status,
+    tree::{ROOT, io_at, remove},
+};
 use crate::{
     lock::lock,
     platform::{self, DirectoryLock, LockError},
     tart::Reference,
 };
-
-/// While [`Store::begin`] copies chunks from other images, it flushes the journal this often, after a whole content.
-const FLUSH_EVERY: Duration = Duration::from_millis(500);
 
 /// Everything that this host holds of images. There is one store per tart home, in one process.
 #[derive(Debug)]
@@ -179,6 +181,15 @@ pub enum BeginError {
     /// The volume failed.
     #[error("preparing a stage: {0}")]
     Io(#[from] io::Error),
+}
+
+impl From<SeedError> for BeginError {
+    fn from(error: SeedError) -> Self {
+        match error {
+            SeedError::Write(error) => Self::Copy(error),
+            SeedError::Io(error) => Self::Io(error),
+        }
+    }
 }
 
 impl Store {
@@ -335,27 +346,40 @@ impl Store {
         recipe: Option<(&NamedRecipe, &BTreeSet<Digest>)>,
     ) -> Result<(Arc<Stage>, u64), BeginError> {
         let references = parse_references(layout.digest(), references)?;
+        let others = self.all().into_iter();
+        let others = others.filter(|other| other.layout().digest() != layout.digest());
+        let seeds = Seeds::here(self.shared.home(), others.collect());
+        // not under the lock: indexes may have to be made
+        let beginning = match self.stage(layout.digest()) {
+            Some(stage) if stage.names().is_there() => Beginning::default(),
+            _ => seeds.beginning(layout, recipe.map(|(recipe, _)| recipe)),
+        };
         let changing = lock(&self.changing);
         self.keep_root()?;
         self.take_names(layout.digest(), &references)?;
-        let (stage, base) = match self.stage(layout.digest()) {
+        let room = self.shared.room();
+        let (stage, base, is_new) = match self.stage(layout.digest()) {
             Some(stage) if stage.names().is_there() => {
-                let room = self.shared.room();
                 room.admit(stage.outstanding_bytes(), layout.digest())?;
                 stage.names().add(&references)?;
-                (stage, None)
+                (stage, None, false)
             }
             found => {
                 if found.is_some() {
                     self.drop_stage(layout.digest())?;
                 }
-                let room = self.shared.room();
-                room.admit(needed_bytes(layout), layout.digest())?;
-                let base = self.most_similar(layout, recipe.map(|(recipe, _)| recipe));
-                let (stage, cloned) = self.create(layout, manifest, references, base.as_deref())?;
+                let (copy, clone) = self.need(layout, &beginning);
+                room.admit(clone, layout.digest())?;
+                let disk = beginning.base.as_ref().and_then(Base::path);
+                let (stage, cloned) = self.create(layout, manifest, references, disk)?;
                 let stage = Arc::new(stage);
+                stage.expect_bytes(if cloned { clone } else { copy });
                 self.keep(stage.clone());
-                (stage, base.filter(|_| cloned))
+                if !cloned && let Err(error) = room.admit(copy, layout.digest()) {
+                    self.drop_stage(layout.digest())?;
+                    return Err(error.into());
+                }
+                (stage, beginning.base.filter(|_| cloned), true)
             }
         };
         drop(changing);
@@ -365,10 +389,26 @@ impl Store {
         if stage.is_installed() && !stage.is_complete() {
             stage.link_again()?;
         }
-        let copied = self.copy_what_is_here(&stage, base.as_deref());
+        let copied = seeds.copy(&stage, base.as_ref());
+        stage.expect_bytes(u64::MAX);
         // what was copied stays, even if the rest couldn't be copied
         stage.flush()?;
-        Ok((stage, copied?))
+        let copied = copied?;
+        if is_new {
+            // less may have been here than was expected
+            room.admit(stage.outstanding_bytes(), layout.digest())?;
+        }
+        Ok((stage, copied))
+    }
+
+    /// Bytes that an image takes that begins so, as a copy and, where the volume can clone, as a clone. Zeros take
+    /// none. Neither do bytes that a clone has in common with its base.
+    fn need(&self, layout: &Layout, beginning: &Beginning) -> (u64, u64) {
+        let copy = needed_bytes(layout).saturating_sub(beginning.zero_bytes);
+        match self.shared.clones() {
+            true => (copy, copy.saturating_sub(beginning.common_bytes)),
+            false => (copy, copy),
+        }
     }
 
     /// Makes our directory again if it was removed, and tart's home with it, as tart itself would. The parent of tart's
@@ -393,72 +433,6 @@ impl Store {
             .map_err(|error| io_at("writing", &pid, error))?;
         tracing::warn!(directory = %root.display(), "our directory in tart's home was removed; it is made again");
         Ok(())
-    }
-
-    /// Copies the chunks that other images of this host hold. A clone of `base` has the bytes of `base` already.
-    fn copy_what_is_here(&self, stage: &Stage, base: Option<&Stage>) -> Result<u64, BeginError> {
-        let layout = stage.layout();
-        let mut copied = 0;
-        let mut flushed_at = Instant::now();
-        for other in self.all() {
-            if other.layout().digest() == layout.digest() {
-                continue;
-            }
-            let cloned = base.is_some_and(|base| base.layout().digest() == other.layout().digest());
-            for content in layout.contents() {
-                if stage.is_closed(content.digest) || !other.is_closed(content.digest) {
-                    continue;
-                }
-                self.shared.go_on()?;
-                copied += alike::copy_content(stage, &other, content.digest, cloned)?;
-                // a large image takes minutes: after a restart the copy goes on instead of starting over
-                if flushed_at.elapsed() >= FLUSH_EVERY {
-                    stage.flush()?;
-                    flushed_at = Instant::now();
-                }
-            }
-        }
-        Ok(copied + self.copy_what_is_alike(stage, base)?)
-    }
-
-    /// Copies the chunks that the stage's recipe has in common with other images of this host.
-    fn copy_what_is_alike(&self, stage: &Stage, base: Option<&Stage>) -> Result<u64, BeginError> {
-        let mut lacking = Lacking::of(stage);
-        if lacking.is_empty() {
-            return Ok(0);
-        }
-        let digest = |stage: &Stage| *stage.layout().digest();
-        let base = base.map(digest);
-        let mut flushed_at = Instant::now();
-        let mut go_on = || -> Result<(), BeginError> {
-            self.shared.go_on()?;
-            if flushed_at.elapsed() >= FLUSH_EVERY {
-                stage.flush()?;
-                flushed_at = Instant::now();
-            }
-            Ok(())
-        };
-        let mut found = alike::Copied {
-            bytes: alike::punch(stage, &mut lacking)?,
-            in_place: 0,
-        };
-        let mut others = self.all();
-        others.retain(|other| digest(other) != digest(stage));
-        // what lies in its place is found before a copy of it is made
-        others.sort_by_key(|other| Some(digest(other)) != base);
-        for other in &others {
-            let cloned = Some(digest(other)) == base;
-            let copied = alike::copy(stage, &mut lacking, other, cloned, &mut go_on)?;
-            found.bytes += copied.bytes;
-            found.in_place += copied.in_place;
-        }
-        let by_blocks = reuse::copy(stage, &others, &mut go_on)?;
-        found.bytes += by_blocks;
-        for content in stage.layout().contents() {
-            stage.walk(content.digest)?;
-        }
-        tracing::info!(image = %stage.layout().digest(), bytes = found.bytes, in_place = found.in_place, by_blocks, "chunks of the image were on this host already");
-        Ok(found.bytes)
     }
 
     /// Does what [`begin`](Self::begin) does. Without room, asks `make_room` to free this many bytes; if it returns
@@ -567,7 +541,7 @@ impl Store {
         layout: &Layout,
         manifest: &[u8],
         references: Vec<Reference>,
-        base: Option<&Stage>,
+        base: Option<PathBuf>,
     ) -> io::Result<(Stage, bool)> {
         let directory = self.shared.directory(layout.digest());
         // Removes what a crash during another beginning left.
@@ -578,7 +552,6 @@ impl Store {
             entitled: self.entitled_to(layout.digest()).flatten(),
             ..Status::default()
         };
-        let base = base.and_then(|base| base.names().disk_path());
         let shared = self.shared.clone();
         let created = Stage::create(
             shared,
@@ -598,21 +571,6 @@ impl Store {
             tracing::warn!(%error, "removing a stage that couldn't begin failed; the next start removes it");
         }
         created
-    }
-
-    /// The installed image whose disk has the most bytes in common with this one at the same offsets. A clone of its
-    /// disk saves the copying of those bytes.
-    fn most_similar(&self, layout: &Layout, by: Option<&NamedRecipe>) -> Option<Arc<Stage>> {
-        let common = |stage: &Arc<Stage>| match by {
-            Some(by) => alike::common_bytes(layout, &by.recipe, stage),
-            None => alike::common_layers(layout, stage),
-        };
-        let best = self
-            .all()
-            .into_iter()
-            .filter(|stage| stage.is_installed())
-            .max_by_key(common)?;
-        (common(&best) > 0).then_some(best)
     }
 
     /// The room on tart's volume. All zeros if it can't be read, so that nothing is begun.

@@ -70,6 +70,20 @@ fn text(snapshot: &Snapshot) -> String {
         }
         text.push('\n');
     }
+    if snapshot.found_disks > 0 || snapshot.found_left_bytes > 0 {
+        text += &format!(
+            "{} disks that others made were read ({})",
+            snapshot.found_disks,
+            Bytes(snapshot.found_bytes)
+        );
+        if snapshot.found_left_bytes > 0 {
+            text += &format!(
+                "; {} of the next are left",
+                Bytes(snapshot.found_left_bytes)
+            );
+        }
+        text.push('\n');
+    }
     text
 }
 
@@ -135,6 +149,9 @@ mod tests {
             peers: 2,
             connected: 2,
             images: vec![image, restarted],
+            found_disks: 2,
+            found_bytes: 280_000_000_000,
+            found_left_bytes: 12_300_000_000,
             ..Snapshot::default()
         };
         assert_eq!(
@@ -143,7 +160,8 @@ mod tests {
              staging     43 %  ghcr.io/org/image:v1  231.7 MB of 536.8 MB verified; \
              received since the agent's start 249.6 MB (registry 85.6 MB, peers 163.9 MB); 1.0 kB were here already; \
              throttled; no progress for 5 s\n\
-             present    100 %  ghcr.io/org/image:v1  536.8 MB of 536.8 MB verified\n"
+             present    100 %  ghcr.io/org/image:v1  536.8 MB of 536.8 MB verified\n\
+             2 disks that others made were read (280.0 GB); 12.3 GB of the next are left\n"
         );
     }
 }

@@ -33,6 +33,7 @@ use crate::{
         BeginError, InstallError, Look, Stage, Store, install_as,
         recipes::{self, NamedRecipe},
         retire::{empty, retire},
+        survey::Survey,
     },
 };
 
@@ -49,6 +50,8 @@ pub(super) struct Disk {
     goldens: Option<Arc<Goldens>>,
     /// tart's home.
     home: PathBuf,
+    /// Reads disks that parbake didn't build.
+    survey: Arc<Survey>,
     /// How many images of a repository stay, if any are retired.
     keep: Option<usize>,
     /// When old images were last looked after. Locked while they are.
@@ -64,6 +67,7 @@ impl Disk {
         keep: Option<usize>,
     ) -> Self {
         Self {
+            survey: Arc::new(Survey::new(store.clone())),
             store,
             blobs,
             goldens,
@@ -297,6 +301,15 @@ impl Disk {
             }
             Input::Nothing
         }))
+    }
+
+    /// Reads a part of a disk that parbake didn't build. Ends in [`Input::Surveyed`].
+    pub(super) fn survey(&self) -> Work {
+        let survey = self.survey.clone();
+        Work::long(Long::Read, move || {
+            let surveyed = survey.step(SystemTime::now());
+            Input::Surveyed(surveyed.map_err(|error| error.to_string()))
+        })
     }
 
     /// Measures the volume's room. Ends in [`Input::Measured`].

@@ -6,7 +6,7 @@ use swarm::{Stall, Status};
 
 use crate::{
     metrics::{Metrics, PartLabel, ReasonLabel, StateLabel},
-    store::Volume,
+    store::{Volume, survey::Surveyed},
 };
 
 /// Shows how many contents stall for each reason, and how many images and peers are in each state.
@@ -45,6 +45,22 @@ pub(super) fn show_volume(metrics: &Metrics, volume: Volume) {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         metrics
             .volume_bytes
+            .get_or_create(&PartLabel { part })
+            .set(bytes);
+    }
+}
+
+/// Shows what is known of disks that parbake didn't build.
+pub(super) fn show_found(metrics: &Metrics, found: Surveyed) {
+    let parts = [
+        ("read", found.disk_bytes),
+        ("left", found.left_bytes),
+        ("notes", found.notes_bytes),
+    ];
+    for (part, bytes) in parts {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        metrics
+            .found_disk_bytes
             .get_or_create(&PartLabel { part })
             .set(bytes);
     }

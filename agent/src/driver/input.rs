@@ -12,7 +12,7 @@ use crate::{
     mirror::{Wish, blob::Blob},
     peer::Brought,
     session::Heard,
-    store::{InstallError, Stage, Volume, recipes::NamedRecipe},
+    store::{InstallError, Stage, Volume, recipes::NamedRecipe, survey::Surveyed},
     transfer::{Receipt, Shipment},
 };
 
@@ -117,6 +117,8 @@ pub(crate) enum Input {
     },
     /// The volume's room.
     Measured(Volume),
+    /// A part of a disk that parbake didn't build was read, or there was none to read.
+    Surveyed(Result<Surveyed, String>),
     /// A few chunks were read again.
     Scrubbed,
     /// A chunk for which a peer blames this host was looked at.

@@ -1,10 +1,10 @@
-//! Chunks of an image that lie on the disks of other images here, at any offset that both disks cut alike.
+//! Chunks of an image that lie on other disks here, at any offset that both disks cut alike.
 //!
-//! The image's recipe gives the fingerprint of each of its chunks, and the other images' journals give those of theirs.
-//! So nothing is read to find what is alike. What is found is compared with the recipe: a wrong fingerprint costs a
-//! read, and never a wrong byte.
+//! The image's recipe gives the fingerprint of each of its chunks. The journals of other images give those of theirs,
+//! and notes on disks that were found those of these. So nothing is read to find what is alike. What is found is
+//! compared with the recipe: a wrong fingerprint costs a read, and never a wrong byte.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, convert::Infallible};
 
 use proto::{
     CHUNK_BYTES, ChunkIndex, Digest, Fingerprint, Layout, Link, Source, image::Place,
@@ -14,11 +14,16 @@ use proto::{
 use super::{
     claim::{Adopted, Claim, Look, WriteError},
     files::Where,
+    found::FoundDisk,
     stage::Stage,
 };
 
 /// A chunk of a stage: the content's number there, and the chunk's.
 type At = (usize, ChunkIndex);
+
+/// A chunk of zeros.
+static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+const _: () = assert!(ZEROS.len() as u64 == CHUNK_BYTES);
 
 /// How much room and work a copy saved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,6 +32,13 @@ pub(super) struct Copied {
     pub(super) bytes: u64,
     /// Those of them that lay in their place already, because the disk began as a clone.
     pub(super) in_place: u64,
+}
+
+impl Copied {
+    pub(super) const fn add(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.in_place += other.in_place;
+    }
 }
 
 /// Chunks that a stage lacks, by their fingerprints.
@@ -49,6 +61,18 @@ impl Lacking {
             }
         }
         Self(lacking)
+    }
+
+    /// Forgets the chunks with this fingerprint, if the stage holds all of them now.
+    fn settle(&mut self, stage: &Stage, print: &Fingerprint) {
+        let held = |at: &At| stage.chunks().is_held(at.0, at.1);
+        if self
+            .0
+            .get(print)
+            .is_some_and(|wanted| wanted.iter().all(held))
+        {
+            self.0.remove(print);
+        }
     }
 
     /// Whether the stage lacks nothing that another disk could have.
@@ -145,41 +169,91 @@ pub(super) fn common_layers(layout: &Layout, other: &Stage) -> u64 {
     layers.map(|layer| layer.raw_bytes).sum()
 }
 
-/// Bytes of chunks that both disks have at the same offset, by their fingerprints. A clone of `other`'s disk has them
-/// in place.
-pub(super) fn common_bytes(layout: &Layout, recipe: &Recipe, other: &Stage) -> u64 {
-    let mut ours: BTreeMap<u64, Fingerprint> = BTreeMap::new();
-    for spec in layout.contents() {
-        let Some(content) = recipe.content(&spec.digest) else {
-            continue;
+/// The chunks of an image by their offsets on its disk, and apart from them zeros, which take no room. A clone of
+/// another disk has those in place that it has at the same offsets.
+pub(super) struct Offsets {
+    chunks: BTreeMap<u64, Fingerprint>,
+    /// Bytes of zeros.
+    zeros: u64,
+}
+
+impl Offsets {
+    /// The chunks of this image, by its recipe.
+    pub(super) fn of(layout: &Layout, recipe: &Recipe) -> Self {
+        let zeros = Fingerprint::of(&ZEROS);
+        let mut offsets = Self {
+            chunks: BTreeMap::new(),
+            zeros: 0,
         };
-        let chunks = (0..spec.geometry.chunks()).map(ChunkIndex);
-        for (chunk, link) in chunks.filter_map(|chunk| Some((chunk, content.link(chunk)?))) {
-            for place in &spec.places {
-                if let Place::Disk { offset } = place {
-                    ours.insert(offset + spec.geometry.offset(chunk), link.fingerprint);
-                }
-            }
-        }
-    }
-    let held = other.chunks();
-    let mut common = 0;
-    for at in 0..held.len() {
-        let geometry = held.geometry(at);
-        for chunk in held.held(at).iter() {
-            let Some((link, _)) = held.link(at, chunk) else {
+        for spec in layout.contents() {
+            let Some(content) = recipe.content(&spec.digest) else {
                 continue;
             };
-            for place in other.files().places(at) {
-                if let Where::Disk(offset) = place
-                    && ours.get(&(offset + geometry.offset(chunk))) == Some(&link.fingerprint)
-                {
-                    common += u64::from(geometry.len(chunk));
+            let chunks = (0..spec.geometry.chunks()).map(ChunkIndex);
+            let links = chunks.filter_map(|chunk| Some((chunk, content.link(chunk)?)));
+            for (chunk, link) in links {
+                for place in &spec.places {
+                    let Place::Disk { offset } = place else {
+                        continue;
+                    };
+                    if link.fingerprint == zeros {
+                        offsets.zeros += CHUNK_BYTES;
+                    } else {
+                        let offset = offset + spec.geometry.offset(chunk);
+                        offsets.chunks.insert(offset, link.fingerprint);
+                    }
                 }
             }
         }
+        offsets
     }
-    common
+
+    /// Bytes of chunks of zeros, which become holes.
+    pub(super) const fn zeros(&self) -> u64 {
+        self.zeros
+    }
+
+    fn has(&self, offset: u64, print: Fingerprint) -> bool {
+        self.chunks.get(&offset) == Some(&print)
+    }
+
+    /// Bytes that another image's disk has in common with this one at the same offsets.
+    pub(super) fn in_image(&self, other: &Stage) -> u64 {
+        let held = other.chunks();
+        let mut common = 0;
+        for at in 0..held.len() {
+            let geometry = held.geometry(at);
+            for chunk in held.held(at).iter() {
+                let Some((link, _)) = held.link(at, chunk) else {
+                    continue;
+                };
+                for place in other.files().places(at) {
+                    if let Where::Disk(offset) = place
+                        && self.has(offset + geometry.offset(chunk), link.fingerprint)
+                    {
+                        common += u64::from(geometry.len(chunk));
+                    }
+                }
+            }
+        }
+        common
+    }
+
+    /// Bytes that a disk that was found has in common with this one at the same offsets. 0 if the notes on it can't be
+    /// read.
+    pub(super) fn in_found(&self, disk: &FoundDisk) -> u64 {
+        let mut common = 0;
+        let read = disk.each_print(&mut |print, offset, length| {
+            if self.has(offset, print) {
+                common += u64::from(length);
+            }
+            Ok::<_, Infallible>(())
+        });
+        match read {
+            Ok(Ok(())) => common,
+            Ok(Err(_)) | Err(_) => 0,
+        }
+    }
 }
 
 /// Makes holes of the chunks that are all zeros by the recipe. Returns their bytes.
@@ -187,15 +261,13 @@ pub(super) fn common_bytes(layout: &Layout, recipe: &Recipe, other: &Stage) -> u
 /// # Errors
 /// When the stage can't be written.
 pub(super) fn punch(stage: &Stage, lacking: &mut Lacking) -> Result<u64, WriteError> {
-    let zeros = vec![0; 1 << 20];
-    debug_assert_eq!(zeros.len() as u64, CHUNK_BYTES);
     let mut punched = 0;
-    let Some(of) = lacking.0.remove(&Fingerprint::of(&zeros)) else {
+    let Some(of) = lacking.0.remove(&Fingerprint::of(&ZEROS)) else {
         return Ok(0);
     };
     for at in of {
-        if write(stage, at, &zeros)? {
-            punched += CHUNK_BYTES;
+        if write(stage, at, &ZEROS)? {
+            punched += ZEROS.len() as u64;
         }
     }
     Ok(punched)
@@ -229,40 +301,87 @@ pub(super) fn copy<E: From<WriteError>>(
             if stage.is_given_up() {
                 return Ok(copied);
             }
-            let mut left = wanted.clone();
-            if cloned {
-                let places = other.files().places(at).iter();
-                let offsets: Vec<u64> = places
-                    .filter_map(|place| match place {
-                        Where::Disk(offset) => Some(offset + geometry.offset(chunk)),
-                        _ => None,
-                    })
-                    .collect();
-                let mut differs = Vec::new();
-                for at in left {
-                    match adopt(stage, at, &offsets)? {
-                        Some(bytes) => {
-                            copied.bytes += bytes;
-                            copied.in_place += bytes;
-                        }
-                        None => differs.push(at),
-                    }
-                }
-                left = differs;
+            let places = other.files().places(at).iter();
+            let offsets: Vec<u64> = places
+                .filter_map(|place| match place {
+                    Where::Disk(offset) if cloned => Some(offset + geometry.offset(chunk)),
+                    _ => None,
+                })
+                .collect();
+            // what can't be read there comes from elsewhere
+            let mut read = || theirs.read(at, chunk).ok().flatten().map(|held| held.bytes);
+            copied.add(take(stage, wanted, &offsets, &mut read)?);
+            lacking.settle(stage, &link.fingerprint);
+        }
+    }
+    Ok(copied)
+}
+
+/// Copies to a stage the chunks that it lacks and a disk that was found has. `cloned` and `go_on` as in [`copy`].
+///
+/// # Errors
+/// When the stage can't be written, or `go_on` returns an error. A disk that changed, or notes that can't be read, give
+/// nothing.
+pub(super) fn copy_found<E: From<WriteError>>(
+    stage: &Stage,
+    lacking: &mut Lacking,
+    disk: &FoundDisk,
+    cloned: bool,
+    go_on: &mut dyn FnMut() -> Result<(), E>,
+) -> Result<Copied, E> {
+    let mut copied = Copied::default();
+    let Ok(key) = disk.key() else {
+        return Ok(copied);
+    };
+    let read = disk.each_print::<E>(&mut |print, offset, length| {
+        let Some(wanted) = lacking.0.get(&print) else {
+            return Ok(());
+        };
+        go_on()?;
+        if stage.is_given_up() {
+            return Ok(());
+        }
+        let in_place: &[u64] = if cloned { &[offset] } else { &[] };
+        let mut read = || {
+            let mut bytes = vec![0; length as usize];
+            let read = disk.read_at(&key, offset, &mut bytes).ok().flatten();
+            read.map(|()| bytes)
+        };
+        copied.add(take(stage, wanted, in_place, &mut read)?);
+        lacking.settle(stage, &print);
+        Ok(())
+    })?;
+    if let Err(error) = read {
+        tracing::debug!(disk = %disk.path().display(), %error, "notes on a disk can't be read");
+    }
+    Ok(copied)
+}
+
+/// Takes a chunk for all places of it that a stage lacks: as it lies at one of these offsets of the stage's own disk,
+/// else as `read` gives it.
+fn take(
+    stage: &Stage,
+    wanted: &[At],
+    offsets: &[u64],
+    read: &mut dyn FnMut() -> Option<Vec<u8>>,
+) -> Result<Copied, WriteError> {
+    let mut copied = Copied::default();
+    let mut left = Vec::new();
+    for at in wanted {
+        match adopt(stage, *at, offsets)? {
+            Some(bytes) => {
+                copied.bytes += bytes;
+                copied.in_place += bytes;
             }
-            if !left.is_empty()
-                // what can't be read there comes from elsewhere
-                && let Ok(Some(held)) = theirs.read(at, chunk)
-            {
-                for at in left.clone() {
-                    if write(stage, at, &held.bytes)? {
-                        copied.bytes += held.bytes.len() as u64;
-                    }
-                }
-            }
-            let held = |at: &At| stage.chunks().is_held(at.0, at.1);
-            if wanted.iter().all(held) {
-                lacking.0.remove(&link.fingerprint);
+            None => left.push(*at),
+        }
+    }
+    if !left.is_empty()
+        && let Some(bytes) = read()
+    {
+        for at in left {
+            if write(stage, at, &bytes)? {
+                copied.bytes += bytes.len() as u64;
             }
         }
     }

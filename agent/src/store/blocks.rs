@@ -8,7 +8,7 @@
 //! What is found is a guess. An entry of an index may be wrong, and a disk may have changed: each block is hashed after
 //! it was read, and whole chunks are compared with their links before anything is stored.
 
-mod index;
+pub(super) mod index;
 mod part;
 
 use std::{
@@ -28,11 +28,12 @@ use proto::{
     blocks::{self, Piece},
 };
 
-pub(super) use self::index::{EachBlock, Index, Key};
+pub(super) use self::index::{EachBlock, Index, Key, first_pages};
 use self::part::Pages;
 pub use self::part::{ChunkPart, FillError};
 use super::{
-    files::ImageFiles,
+    files::{ImageFiles, Where},
+    found::FoundDisk,
     held::Held,
     place::{Access, Files},
     recipes::Columns,
@@ -46,6 +47,8 @@ pub(super) const MAX_DISKS: usize = 16;
 /// The places on one disk that are looked at for a block. A print is shared by accident by one block in 84,000, and by
 /// purpose by as many as somebody likes.
 const MAX_CANDIDATES: usize = 4;
+/// The places of a block on one disk among which one is looked for.
+const MAX_SAME: usize = 64;
 /// So many blocks that aren't where an index says, and its disk isn't searched any more: it has changed. By accident
 /// that happens to 160 of the 13 million blocks of 140 GB.
 const MAX_WRONG: u32 = 1024;
@@ -58,24 +61,21 @@ const MAX_PARTS: usize = 1 << 16;
 /// The pieces of a content, each with the number of its first page.
 type Pieces = Vec<(u32, Piece)>;
 
-/// The number of the first page of each content, when contents follow each other and each begins with a page. Indexes
-/// count pages so.
-pub(super) fn first_pages(geometries: impl Iterator<Item = Geometry>) -> Vec<u64> {
-    let mut next = 0;
-    let mut first = |geometry| {
-        let page = next;
-        next += blocks::Blocks::pages(geometry);
-        page
-    };
-    geometries.map(&mut first).collect()
+/// Whose disk it is.
+#[derive(Debug)]
+enum Whose {
+    /// Another image's, whose files are gone with it. For each content, its geometry and the chunks that were held.
+    Image(Weak<ImageFiles>, Vec<(Geometry, ChunkSet)>),
+    /// Nobody's that we know: a disk that was found, as it was when it was read.
+    Found(FoundDisk, Key),
 }
 
-/// The disk of another image, with an index of the image's blocks.
+/// A disk, with an index of its blocks.
 #[derive(Debug)]
 pub(super) struct Disk {
-    /// Gone with the image.
-    files: Weak<ImageFiles>,
-    contents: Vec<(Geometry, ChunkSet)>,
+    whose: Whose,
+    /// Where contents begin on the disk, in order, with their numbers.
+    starts: Vec<(u64, usize)>,
     first_pages: Vec<u64>,
     index: Index,
     path: PathBuf,
@@ -91,14 +91,55 @@ impl Disk {
         index: Index,
         path: PathBuf,
     ) -> Self {
+        let places = |at| files.places(at).iter().map(move |place| (place, at));
+        let starts = (0..contents.len()).flat_map(places);
+        let starts = starts.filter_map(|(place, at)| match place {
+            Where::Disk(offset) => Some((*offset, at)),
+            _ => None,
+        });
+        let mut starts: Vec<(u64, usize)> = starts.collect();
+        starts.sort_unstable();
         Self {
-            files: Arc::downgrade(files),
+            starts,
             first_pages: first_pages(contents.iter().map(|(geometry, _)| *geometry)),
-            contents,
+            whose: Whose::Image(Arc::downgrade(files), contents),
             index,
             path,
             wrong: AtomicU32::new(0),
         }
+    }
+
+    /// A disk that was found, if it was read and is as it was then.
+    pub(super) fn found(disk: &FoundDisk) -> io::Result<Option<Self>> {
+        let Some((index, key, path)) = disk.index()? else {
+            return Ok(None);
+        };
+        let extents = disk.extents();
+        let geometries = extents.iter().map(|extent| extent.geometry);
+        let offsets = extents.iter().map(|extent| extent.offset);
+        let mut starts: Vec<(u64, usize)> = offsets.zip(0..).collect();
+        starts.sort_unstable();
+        Ok(Some(Self {
+            starts,
+            first_pages: first_pages(geometries),
+            whose: Whose::Found(disk.clone(), key),
+            index,
+            path,
+            wrong: AtomicU32::new(0),
+        }))
+    }
+
+    /// Whether a block with this print begins at an offset of the disk, as the index says. The disk isn't read.
+    pub(super) fn has_at(&self, print: BlockPrint, offset: u64) -> bool {
+        let next = self.starts.partition_point(|(start, _)| *start <= offset);
+        let Some((start, at)) = next.checked_sub(1).map(|last| self.starts[last]) else {
+            return false;
+        };
+        let within = offset - start;
+        let page = u32::try_from(self.first_pages[at] + within / PAGE);
+        let found = self.index.find(print, MAX_SAME);
+        within.is_multiple_of(PAGE)
+            && page.is_ok_and(|page| found.is_ok_and(|found| found.contains(&page)))
     }
 
     /// The bytes of a block with this print and length; `None` if the disk doesn't have them where the index says.
@@ -106,15 +147,14 @@ impl Disk {
         if self.wrong.load(Ordering::Relaxed) >= MAX_WRONG {
             return None;
         }
-        let files = self.files.upgrade()?;
         let Ok(pages) = self.index.find(print, MAX_CANDIDATES) else {
             self.was_wrong();
             return None;
         };
         for page in pages {
-            match self.read(&files, u64::from(page), length) {
+            match self.read(u64::from(page), length) {
                 Ok(Some(bytes)) if BlockPrint::of(&bytes) == print => return Some(bytes),
-                // a chunk that isn't held says nothing about the index
+                // a chunk that isn't held says nothing about the index, nor a disk that changed since
                 Ok(None) => {}
                 Ok(Some(_)) | Err(_) => self.was_wrong(),
             }
@@ -122,26 +162,33 @@ impl Disk {
         None
     }
 
-    fn read(
-        &self,
-        files: &Arc<ImageFiles>,
-        page: u64,
-        length: usize,
-    ) -> io::Result<Option<Vec<u8>>> {
+    /// The bytes at a page; `None` if they aren't held any more.
+    fn read(&self, page: u64, length: usize) -> io::Result<Option<Vec<u8>>> {
         let at = self.first_pages.partition_point(|first| *first <= page);
         let at = at.checked_sub(1).ok_or(io::ErrorKind::InvalidData)?;
-        let (geometry, held) = &self.contents[at];
         let start = (page - self.first_pages[at]) * PAGE;
         let end = start + length as u64;
+        let geometry = match &self.whose {
+            Whose::Image(_, contents) => contents[at].0,
+            Whose::Found(disk, _) => disk.extents()[at].geometry,
+        };
         if end > geometry.size() {
             return Err(io::ErrorKind::InvalidData.into());
         }
+        let mut bytes = vec![0; length];
+        let (files, held) = match &self.whose {
+            Whose::Image(files, contents) => (files.upgrade(), &contents[at].1),
+            Whose::Found(disk, key) => {
+                let offset = disk.extents()[at].offset + start;
+                let read = disk.read_at(key, offset, &mut bytes)?;
+                return Ok(read.map(|()| bytes));
+            }
+        };
         let mut chunks = start / CHUNK_BYTES..end.div_ceil(CHUNK_BYTES);
         let is_held = |chunk| u32::try_from(chunk).is_ok_and(|at| held.contains(ChunkIndex(at)));
-        if !chunks.all(is_held) {
+        let Some(files) = files.filter(|_| chunks.all(is_held)) else {
             return Ok(None);
-        }
-        let mut bytes = vec![0; length];
+        };
         files.each(at, Access::Read, &mut |place, file, base| match place {
             0 => file.read_exact_at(&mut bytes, base + start),
             _ => Ok(()),

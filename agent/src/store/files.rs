@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -198,6 +198,9 @@ pub(crate) struct ImageFiles {
     bodies: RwLock<Vec<Arc<Body>>>,
     /// Bytes that were written in this process.
     written: AtomicU64,
+    /// Whether this process made the disk as a clone of another one. A later process doesn't know: it writes whole
+    /// chunks, because what it reads of those that no journal vouches for needn't be on the disk.
+    cloned: AtomicBool,
 }
 
 impl ImageFiles {
@@ -223,6 +226,7 @@ impl ImageFiles {
                 .collect(),
             bodies: RwLock::new(bodies.into_iter().map(Arc::new).collect()),
             written: AtomicU64::new(0),
+            cloned: AtomicBool::new(false),
         }
     }
 
@@ -285,20 +289,14 @@ impl ImageFiles {
             .join(self.contents[content].0.hex().to_string())
     }
 
+    /// The disk was made as a clone of another one.
+    pub(super) fn set_cloned(&self) {
+        self.cloned.store(true, Ordering::Release);
+    }
+
     /// Bytes that were written in this process, without zeros.
     pub(crate) fn written_bytes(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
-    }
-
-    /// Bytes that the first body and the blobs take from the volume.
-    pub(super) fn taken_bytes(&self) -> u64 {
-        let blobs = fs::read_dir(self.directory.join(BLOBS))
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|entry| Some(entry.metadata().ok()?.blocks() * 512));
-        let body = self.bodies().first().map_or(0, |body| body.taken_bytes());
-        blobs.sum::<u64>() + body
     }
 }
 
@@ -372,6 +370,10 @@ impl Files for Arc<ImageFiles> {
         Ok(())
     }
 
+    fn began_as_clone(&self) -> bool {
+        self.cloned.load(Ordering::Acquire)
+    }
+
     fn wrote(&self, bytes: u64) {
         self.written.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -386,11 +388,9 @@ impl Files for Arc<ImageFiles> {
 }
 
 /// Bytes that an image may take from the volume while it is built: the whole disk although holes take none, the
-/// blobs, and the journal.
+/// blobs, and the notes.
 pub(super) fn needed_bytes(layout: &Layout) -> u64 {
-    /// Upper bound of a chunk's bytes in the journal, with the record of its drop.
-    const RECORD_BYTES: u64 = 256;
-    let mut bytes = layout.disk_bytes() + (1 << 20);
+    let mut bytes = layout.disk_bytes() + notes_bytes(layout);
     for content in layout.contents() {
         let blob = content
             .places
@@ -399,9 +399,19 @@ pub(super) fn needed_bytes(layout: &Layout) -> u64 {
         if blob {
             bytes += content.geometry.size();
         }
-        bytes += u64::from(content.geometry.chunks()) * RECORD_BYTES;
     }
     bytes
+}
+
+/// Bytes that the journal of an image and the index of its blocks take at most.
+pub(super) fn notes_bytes(layout: &Layout) -> u64 {
+    /// Upper bound of a chunk's bytes in the journal, with the record of its drop.
+    const RECORD_BYTES: u64 = 256;
+    /// A block of 16 KiB has 9 bytes in the index.
+    const DISK_BYTES_PER_BYTE: u64 = 1 << 10;
+    let chunks = layout.contents().into_iter();
+    let chunks = chunks.map(|content| u64::from(content.geometry.chunks()));
+    (1 << 20) + chunks.sum::<u64>() * RECORD_BYTES + layout.disk_bytes() / DISK_BYTES_PER_BYTE
 }
 
 fn places_of(spec: &ContentSpec) -> Vec<Where> {

@@ -33,7 +33,7 @@ use super::{
     chunks::{Chunks, Turn},
     claim::{Adopted, Claim, HeldChunk, Hosts, Look, WriteError, not_stored},
     journal::{Journal, Record},
-    place::{Access, Files, is_lost, is_zero, put},
+    place::{Access, Files, is_lost, is_zero, put_over},
 };
 use crate::lock::lock;
 
@@ -274,11 +274,9 @@ impl<F: Files> Held<F> {
         };
         let zero = is_zero(bytes);
         let offset = geometry.offset(chunk);
-        let put = &mut |_, file: &File, base| {
-            put(file, base + offset, bytes, zero)?;
-            self.wrote(bytes, zero);
-            Ok(())
-        };
+        let compares = self.compares(&turn);
+        let put =
+            &mut |_, file: &File, base| self.put(file, base + offset, (bytes, zero), compares);
         let written = self.files.each(at, Access::Write, put);
         let claim = Claim {
             link,
@@ -291,10 +289,15 @@ impl<F: Files> Held<F> {
         self.end_turn(&turn, written, &claim)
     }
 
-    fn wrote(&self, bytes: &[u8], zero: bool) {
-        if !zero {
-            self.files.wrote(bytes.len() as u64);
-        }
+    /// Whether bytes that lie in a chunk's place are compared, so that pages that are there aren't written. Not after a
+    /// sync that failed: what is read then needn't be on the disk, and the next sync may not bring it there.
+    fn compares(&self, turn: &Writing<'_>) -> bool {
+        self.files.began_as_clone() && turn.failures == 0
+    }
+
+    fn put(&self, file: &File, at: u64, bytes: (&[u8], bool), compares: bool) -> io::Result<()> {
+        self.files.wrote(put_over(file, at, bytes, compares)?);
+        Ok(())
     }
 
     /// Takes a chunk whose bytes should already lie at the places for which `there` is true. Compares those bytes with
@@ -313,6 +316,7 @@ impl<F: Files> Held<F> {
         let Some(turn) = self.take_turn(at, chunk)? else {
             return Ok(Adopted::Held);
         };
+        let compares = self.compares(&turn);
         let offset = geometry.offset(chunk);
         let mut bytes = vec![0; geometry.len(chunk) as usize];
         let mut other = Vec::new();
@@ -346,9 +350,7 @@ impl<F: Files> Held<F> {
                     }
                     differed = true;
                 }
-                put(file, base + offset, &bytes, claim.zero)?;
-                self.wrote(&bytes, claim.zero);
-                Ok(())
+                self.put(file, base + offset, (&bytes, claim.zero), compares)
             });
         Ok(match self.end_turn(&turn, written, claim)? {
             Entered::Held => Adopted::Held,

@@ -1,6 +1,6 @@
 //! Where the bytes of contents lie, as far as the rules of `held` need to know.
 
-use std::{collections::BTreeSet, fmt, fs::File, io, os::unix::fs::FileExt as _};
+use std::{collections::BTreeSet, fmt, fs::File, io, ops::Range, os::unix::fs::FileExt as _};
 
 use proto::ChunkIndex;
 
@@ -24,6 +24,12 @@ pub(crate) trait Files: fmt::Debug {
 
     /// A chunk was dropped because its bytes don't fit its link or can't be read. Called without a lock.
     fn rotted(&self, content: usize, chunk: ChunkIndex);
+
+    /// Whether places may hold a chunk's bytes before it is written, as a disk does that began as a clone. Such bytes
+    /// are compared, and pages that are there already aren't written.
+    fn began_as_clone(&self) -> bool {
+        false
+    }
 
     /// This many bytes of the volume were written to one of a content's places. Zeros aren't written.
     fn wrote(&self, bytes: u64) {
@@ -63,9 +69,109 @@ pub(super) fn put(file: &File, offset: u64, bytes: &[u8], zero: bool) -> io::Res
     }
 }
 
+/// Does what [`put`] does. `compares`: other bytes may lie there, which are compared. Returns how many bytes were
+/// written; a hole has none.
+pub(super) fn put_over(
+    file: &File,
+    offset: u64,
+    (bytes, zero): (&[u8], bool),
+    compares: bool,
+) -> io::Result<u64> {
+    if compares && !zero {
+        return put_changed(file, offset, bytes);
+    }
+    put(file, offset, bytes, zero)?;
+    Ok(if zero { 0 } else { bytes.len() as u64 })
+}
+
+/// The unit in which [`put_changed`] compares: a block of the file systems that share blocks between files (APFS, and
+/// XFS and Btrfs by default).
+const PAGE: usize = 4096;
+
+/// Writes bytes where other bytes lie, page by page. A page that has its bytes stays shared with other files. Returns
+/// how many bytes were written.
+fn put_changed(file: &File, offset: u64, bytes: &[u8]) -> io::Result<u64> {
+    let mut there = vec![0; bytes.len()];
+    if file.read_exact_at(&mut there, offset).is_err() {
+        // what can't be read is written over
+        file.write_all_at(bytes, offset)?;
+        return Ok(bytes.len() as u64);
+    }
+    let mut written = 0;
+    for range in differing(&there, bytes, offset) {
+        file.write_all_at(&bytes[range.clone()], offset + range.start as u64)?;
+        written += range.len() as u64;
+    }
+    Ok(written)
+}
+
+/// The ranges of whole pages in which the two differ, in order; none touches the next. Pages begin at multiples of
+/// [`PAGE`] in the file, where the bytes begin at `offset`.
+fn differing(one: &[u8], other: &[u8], offset: u64) -> Vec<Range<usize>> {
+    let length = one.len().min(other.len());
+    let mut ranges: Vec<Range<usize>> = Vec::new();
+    let mut start = 0;
+    // the first page may have begun before the bytes do
+    let mut end = PAGE - usize::try_from(offset).unwrap_or(0) % PAGE;
+    while start < length {
+        let until = end.min(length);
+        if one[start..until] != other[start..until] {
+            match ranges.last_mut().filter(|last| last.end == start) {
+                Some(last) => last.end = until,
+                None => ranges.push(start..until),
+            }
+        }
+        (start, end) = (until, until + PAGE);
+    }
+    ranges
+}
+
 /// Whether all bytes are zero.
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
     let (words, rest) = bytes.as_chunks::<64>();
     let quiet = |chunk: &[u8; 64]| chunk.iter().fold(0, |all, byte| all | byte) == 0;
     words.iter().all(quiet) && rest.iter().all(|byte| *byte == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn what_differs_is_written_in_whole_pages_and_nothing_else(
+            offset in 0..3 * PAGE,
+            length in 1..6 * PAGE,
+            changed in prop::collection::vec(0..6 * PAGE, 0..4),
+        ) {
+            let file = tempfile::tempfile().unwrap();
+            let old = vec![7; length];
+            file.write_all_at(&old, offset as u64).unwrap();
+            let mut new = old.clone();
+            let mut pages = BTreeSet::new();
+            for at in changed.into_iter().filter(|at| *at < length) {
+                new[at] = 8;
+                pages.insert((offset + at) / PAGE);
+            }
+            let written = put_changed(&file, offset as u64, &new).unwrap();
+            let mut found = vec![0; length];
+            file.read_exact_at(&mut found, offset as u64).unwrap();
+            prop_assert!(found == new);
+            let of_page = |page: &usize| {
+                let from = (page * PAGE).max(offset);
+                ((page + 1) * PAGE).min(offset + length) - from
+            };
+            prop_assert_eq!(written, pages.iter().map(of_page).sum::<usize>() as u64);
+        }
+    }
+
+    #[test]
+    fn what_lies_nowhere_is_written() {
+        let file = tempfile::tempfile().unwrap();
+        assert_eq!(put_changed(&file, 10, &[7; 9_000]).unwrap(), 9_000);
+        assert_eq!(put_changed(&file, 10, &[7; 9_000]).unwrap(), 0);
+        assert_eq!(file.metadata().unwrap().len(), 9_010);
+    }
 }

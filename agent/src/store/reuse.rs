@@ -1,24 +1,36 @@
-//! At a stage's beginning: puts chunks together of blocks that lie on the disks of other images here.
+//! At a stage's beginning: puts chunks together of blocks that lie on other disks here.
 //!
 //! Whole chunks that lie there at multiples of a MiB were found before, by `alike`. Here follows what moved by less, or
 //! changed in part. Chunks of which some blocks are found nowhere are left to be fetched, with a note of the rest
 //! ([`Stage::lacking_ranges`]).
 
-use std::{io, sync::Arc, time::Instant};
+use std::{io, path::Path, sync::Arc, time::Instant};
 
-use proto::{ChunkIndex, Digest, blocks::Piece};
+use proto::{
+    BlockPrint, ChunkIndex, Digest, Layout,
+    blocks::{PAGE_BYTES, Piece},
+    image::Place,
+};
 
 use super::{
     alike,
     blocks::{Disk, EachBlock, Index, Key, MAX_DISKS, Search, first_pages},
     claim::WriteError,
+    found::FoundDisk,
     recipes::Columns,
     stage::Stage,
     tree::INDEX,
 };
 
-/// Copies to a stage the chunks that it lacks and whose blocks other images here have. Returns the bytes of these
-/// chunks. `go_on` is asked before each chunk. Ends early when its time is over, or nobody waits for the image.
+/// The bytes of a block on average.
+const BLOCK_BYTES: u64 = 16 << 10;
+/// About so many blocks are looked for to see how much of a disk lies in place: a tenth of a second for each disk, and
+/// off by 1 % of the disk.
+const MAX_SAMPLES: u64 = 4096;
+
+/// Copies to a stage the chunks that it lacks and whose blocks other images here have, or disks that were found.
+/// Returns the bytes of these chunks. `go_on` is asked before each chunk. Ends early when its time is over, or nobody
+/// waits for the image.
 ///
 /// # Errors
 /// When the stage can't be written, or `go_on` returns an error. What can't be read on other disks is left to be
@@ -26,6 +38,7 @@ use super::{
 pub(super) fn copy<E: From<WriteError>>(
     stage: &Stage,
     others: &[Arc<Stage>],
+    found: &[FoundDisk],
     go_on: &mut dyn FnMut() -> Result<(), E>,
 ) -> Result<u64, E> {
     stage.blocks().end();
@@ -43,6 +56,17 @@ pub(super) fn copy<E: From<WriteError>>(
         // an index that is lacking takes a while to make
         if disks.len() < MAX_DISKS && !is_over() {
             disks.extend(disk(other));
+        }
+    }
+    for found in found {
+        go_on()?;
+        if disks.len() < MAX_DISKS {
+            match Disk::found(found) {
+                Ok(disk) => disks.extend(disk),
+                Err(error) => {
+                    tracing::debug!(disk = %found.path().display(), %error, "the blocks of a disk aren't found");
+                }
+            }
         }
     }
     if disks.is_empty() {
@@ -85,6 +109,53 @@ pub(super) fn copy<E: From<WriteError>>(
     Ok(copied)
 }
 
+/// Blocks of a new image, evenly chosen: enough to say how much of its disk another one has in place.
+pub(super) struct Samples {
+    /// Print, offset on the image's disk, and bytes.
+    blocks: Vec<(BlockPrint, u64, u64)>,
+    /// Each stands for so many.
+    step: u64,
+}
+
+impl Samples {
+    /// Samples of this image by its recipe. `None` if the recipe has no blocks, or can't be read.
+    pub(super) fn of(home: &Path, name: &Digest, layout: &Layout) -> Option<Self> {
+        let columns = Columns::open(home, name, layout).ok()?;
+        let step = (layout.disk_bytes() / BLOCK_BYTES / MAX_SAMPLES).max(1);
+        let (mut samples, mut number) = (Vec::new(), 0_u64);
+        for (at, spec) in layout.contents().iter().enumerate() {
+            for (page, piece) in columns.blocks(at).ok()?.pieces() {
+                let (page, pages) = (u64::from(page), u64::from(piece.pages()));
+                let within = page * PAGE_BYTES as u64;
+                let Piece::Block(block) = piece else {
+                    continue;
+                };
+                number += 1;
+                for place in spec.places.iter().filter(|_| number.is_multiple_of(step)) {
+                    if let Place::Disk { offset } = place {
+                        let bytes = pages * PAGE_BYTES as u64;
+                        samples.push((block.print, offset + within, bytes));
+                    }
+                }
+            }
+        }
+        Some(Self {
+            blocks: samples,
+            step,
+        })
+        .filter(|samples| !samples.blocks.is_empty())
+    }
+
+    /// About how many bytes of the image's disk another one has at the same offsets, by its index.
+    pub(super) fn in_place(&self, disk: &Disk) -> u64 {
+        let common = self
+            .blocks
+            .iter()
+            .filter(|(print, offset, _)| disk.has_at(*print, *offset));
+        common.map(|(_, _, bytes)| bytes * self.step).sum()
+    }
+}
+
 /// The blocks of a stage's recipe, if it has one with blocks.
 fn columns(stage: &Stage) -> Option<Columns> {
     let name = stage.recipe()?.digest;
@@ -98,7 +169,7 @@ fn columns(stage: &Stage) -> Option<Columns> {
 }
 
 /// Another image's disk, with the index of its blocks, which is made where it is lacking or isn't of the disk any more.
-fn disk(other: &Arc<Stage>) -> Option<Disk> {
+pub(super) fn disk(other: &Arc<Stage>) -> Option<Disk> {
     let name = other.recipe().filter(|_| !other.is_gone())?.digest;
     match index(other, name) {
         Ok(index) => {

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::{Instant, SystemTime},
@@ -25,11 +25,12 @@ use super::{
     chunks::Chunks,
     claim::{HeldChunk, Look, WriteError},
     doubt::Doubt,
-    files::{Body, ImageFiles, needed_bytes},
+    files::{Body, ImageFiles, notes_bytes},
     held::Held,
     journal::{Journal, Record},
     layers::{DecodeLayerError, decode_content},
     names::Names,
+    outstanding::{Outstanding, Promise},
     recipes::{self, NamedRecipe, ReadRecipeError},
     room::{Builder, NoRoomError},
     shared::Shared,
@@ -69,8 +70,8 @@ pub struct Stage {
     blocks: Blocks,
     /// Locked during an installation, so that one runs at a time.
     installing: Mutex<Installing>,
-    /// Bytes that a running copy for another repository may take.
-    copying_bytes: AtomicU64,
+    /// What the stage may still take from the volume.
+    outstanding: Outstanding,
 }
 
 /// What one installation leaves for the next one.
@@ -89,24 +90,12 @@ pub(super) struct Parts {
     pub(super) journal: Journal,
 }
 
-/// A promise of room on the volume. It ends when it is dropped.
-pub(super) struct Promise<'a>(&'a Stage);
-
-impl Drop for Promise<'_> {
-    fn drop(&mut self) {
-        self.0.copying_bytes.store(0, Ordering::Release);
-    }
-}
-
 impl Builder for Stage {
     fn outstanding_bytes(&self) -> u64 {
-        let copying = self.copying_bytes.load(Ordering::Acquire);
         if self.names.is_installed() {
-            return copying;
+            return self.outstanding.copying();
         }
-        needed_bytes(&self.layout)
-            .saturating_sub(self.files.taken_bytes())
-            .saturating_add(copying)
+        self.outstanding.of(self.lacking_bytes())
     }
 }
 
@@ -150,6 +139,9 @@ impl Stage {
             journal,
         };
         let stage = Self::assemble(shared, layout, manifest, parts);
+        if cloned {
+            stage.files.set_cloned();
+        }
         stage.names.write()?;
         Ok((stage, cloned))
     }
@@ -199,7 +191,7 @@ impl Stage {
             decoded: Mutex::default(),
             links_lost: AtomicBool::new(false),
             installing: Mutex::default(),
-            copying_bytes: AtomicU64::new(0),
+            outstanding: Outstanding::default(),
             layout,
         }
     }
@@ -700,13 +692,37 @@ impl Stage {
         self.installing.try_lock().ok()
     }
 
+    /// Bytes that the lacking chunks may take at each of their places, with layers that aren't decoded yet, and notes.
+    /// A chunk that is held takes nothing more, also where it is shared with another disk. One that is lacking may take
+    /// its bytes also where another disk's lie in its place.
+    fn lacking_bytes(&self) -> u64 {
+        let mut bytes = notes_bytes(&self.layout);
+        for at in 0..self.held.len() {
+            let (geometry, held) = (self.held.geometry(at), self.held.held(at));
+            let chunks = (0..geometry.chunks()).map(ChunkIndex);
+            let lacking = chunks.filter(|chunk| !held.contains(*chunk));
+            let lacking: u64 = lacking.map(|chunk| u64::from(geometry.len(chunk))).sum();
+            bytes += lacking * self.files.places(at).len() as u64;
+        }
+        let decoded = lock(&self.decoded);
+        let encoded = self.layout.layers().iter().filter(|layer| {
+            let blob = self.held.find(&layer.blob.digest);
+            layer.raw.is_none() && !blob.is_some_and(|at| decoded.contains(&at))
+        });
+        bytes + encoded.map(|layer| layer.raw_bytes).sum::<u64>()
+    }
+
+    /// No more than these bytes are expected to be taken, because the rest is here. [`u64::MAX`] ends that.
+    pub(super) fn expect_bytes(&self, bytes: u64) {
+        self.outstanding.expect(bytes);
+    }
+
     /// Sets room aside for a copy of the image, until the promise is dropped.
     pub(super) fn promise_room(&self) -> Result<Promise<'_>, NoRoomError> {
         let bodies = self.files.bodies();
         let need_bytes = bodies.first().map_or(0, |body| body.taken_bytes());
         self.shared.room().admit(need_bytes, self.layout.digest())?;
-        self.copying_bytes.store(need_bytes, Ordering::Release);
-        Ok(Promise(self))
+        Ok(self.outstanding.promise(need_bytes))
     }
 
     /// Notes that exactly these references shall name the image. The note survives a crash. Does nothing if our

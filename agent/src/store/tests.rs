@@ -24,10 +24,12 @@ use crate::{platform::Space, tart::cache};
 
 pub(crate) mod blocks;
 mod damage;
+mod found;
 mod model;
 mod recipes;
 mod retire;
 mod tarts_cache;
+mod volumes;
 
 /// An image with all features that matter: a raw layer used twice, zeros, noise, and (`encoded`) a layer that travels
 /// as a blob.
@@ -66,6 +68,11 @@ pub(crate) fn sample_of(
     encoded: Option<Vec<u8>>,
 ) -> Sample {
     let mine = noise(own_bytes, own);
+    sample_of_layers(own, &[common, &mine, common], encoded)
+}
+
+/// An image whose disk has these raw layers, and perhaps one that travels as a blob behind them.
+fn sample_of_layers(own: u64, raws: &[&[u8]], encoded: Option<Vec<u8>>) -> Sample {
     let config = format!("{{\"version\":1,\"own\":{own}}}").into_bytes();
     let nvram = noise(70_000, own + 1);
     let (mut contents, mut layers, mut disk) = (BTreeMap::new(), Vec::new(), Vec::new());
@@ -76,7 +83,7 @@ pub(crate) fn sample_of(
     };
     layer(image::CONFIG_TYPE, &config, serde_json::json!({}));
     contents.insert(Digest::of(&config), config.clone());
-    for raw in [common, &mine, common] {
+    for raw in raws.iter().copied() {
         let digest = Digest::of(raw);
         layer(
             image::DISK_TYPE,

@@ -50,7 +50,7 @@ pub(crate) fn tag_link(home: &Path, reference: &Reference) -> Option<PathBuf> {
     }
 }
 
-/// Bounds of the search in [`installed`]: directories in all, and depth. A registry's paths have two or three parts.
+/// Bounds of the search in [`images`]: directories in all, and depth. A registry's paths have two or three parts.
 const MOST_DIRECTORIES: usize = 10_000;
 const MOST_PARTS: usize = 16;
 
@@ -59,7 +59,21 @@ const MOST_PARTS: usize = 16;
 /// # Errors
 /// When the cache can't be read.
 pub(crate) fn installed(home: &Path, image: &Digest) -> io::Result<Vec<PathBuf>> {
+    let mut found = images(home)?;
     let name = image.to_string();
+    found.retain(|directory| {
+        directory
+            .file_name()
+            .is_some_and(|found| found == name.as_str())
+    });
+    Ok(found)
+}
+
+/// The directories of all images. Symlinks aren't followed.
+///
+/// # Errors
+/// When the cache can't be read.
+pub(crate) fn images(home: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut open = vec![(home.join("cache/OCIs"), 0)];
     let mut looked = 0;
@@ -74,12 +88,9 @@ pub(crate) fn installed(home: &Path, image: &Digest) -> io::Result<Vec<PathBuf>>
             if !entry.file_type()?.is_dir() {
                 continue;
             }
-            if entry.file_name() == name.as_str() {
+            if entry.file_name().to_string_lossy().starts_with("sha256:") {
                 found.push(entry.path());
-            } else if !entry.file_name().to_string_lossy().starts_with("sha256:")
-                && parts < MOST_PARTS
-                && looked + open.len() < MOST_DIRECTORIES
-            {
+            } else if parts < MOST_PARTS && looked + open.len() < MOST_DIRECTORIES {
                 open.push((entry.path(), parts + 1));
             }
         }

@@ -1,5 +1,6 @@
 //! An index of the blocks of one image on this host: a file beside the image's journal, by which a block's print leads
-//! to pages of the image's contents. It is made of the image's recipe, and the disk isn't read for that.
+//! to pages of the image's contents. It is made of the image's recipe, and the disk isn't read for that. A disk that
+//! was found is read for it (`found`).
 //!
 //! Nothing is trusted because of it: an entry that is wrong costs a read. One that is lost, cut off, or of another
 //! recipe or disk is made again. Its bytes are on the disk before it gets its name, so that a crash leaves none whose
@@ -10,7 +11,7 @@
 //! | bytes | what |
 //! |---|---|
 //! | 8 | magic, with the version |
-//! | 32 | digest of the recipe |
+//! | 32 | digest of the recipe, or of how the disk is cut |
 //! | 8, 8, 8, 8 | inode of the disk, its bytes, its last change in seconds and nanoseconds |
 //! | 4, 4 | number of entries; *b*, the bits of a print that choose its bucket |
 //! | 4 × (2^*b* + 1) | for each bucket the number of entries before it, and at last the number of all |
@@ -27,7 +28,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use proto::{BlockPrint, Digest};
+use proto::{BlockPrint, Digest, Geometry, blocks::Blocks};
 
 use crate::platform;
 
@@ -49,14 +50,15 @@ const MAX_READ_ENTRIES: u32 = 4096;
 /// What an index was made of. An index of anything else is of no use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) struct Key {
-    pub(in crate::store) recipe: Digest,
+    /// The recipe; of a disk that was found, how it is cut.
+    recipe: Digest,
     inode: u64,
     bytes: u64,
     changed: (i64, i64),
 }
 
 impl Key {
-    /// The key for a recipe and the disk as it is now.
+    /// The key for a recipe, or how the disk is cut, and the disk as it is now.
     pub(in crate::store) fn new(recipe: Digest, disk: &File) -> io::Result<Self> {
         let found = disk.metadata()?;
         Ok(Self {
@@ -67,7 +69,7 @@ impl Key {
         })
     }
 
-    fn to_bytes(self) -> Vec<u8> {
+    pub(in crate::store) fn to_bytes(self) -> Vec<u8> {
         let mut bytes = self.recipe.as_bytes().to_vec();
         bytes.extend(self.inode.to_le_bytes());
         bytes.extend(self.bytes.to_le_bytes());
@@ -75,6 +77,18 @@ impl Key {
         bytes.extend(self.changed.1.to_le_bytes());
         bytes
     }
+}
+
+/// The number of the first page of each content, when contents follow each other and each begins with a page. Indexes
+/// count pages so.
+pub(in crate::store) fn first_pages(geometries: impl Iterator<Item = Geometry>) -> Vec<u64> {
+    let mut next = 0;
+    let mut first = |geometry| {
+        let page = next;
+        next += Blocks::pages(geometry);
+        page
+    };
+    geometries.map(&mut first).collect()
 }
 
 /// An index that can be asked.

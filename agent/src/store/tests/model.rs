@@ -4,7 +4,7 @@
 //! whatever was flipped, removed or lost before. `verify` finds a later damage. From then on the image isn't present
 //! until it has its true bytes again. In the end every wanted image is there, with its true bytes.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Instant};
 
 use super::*;
 use crate::{platform::cloning, store::sync::failing::SYNCS_LEFT};

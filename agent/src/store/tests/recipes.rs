@@ -1,10 +1,14 @@
 //! Stages with a recipe: what they take, and what they find on the disks of other images.
 
 use super::*;
-use crate::store::{
-    alike::{self, Lacking},
-    making::{MakeRecipeError, Making},
-    recipes as files,
+use crate::{
+    platform::cloning,
+    store::{
+        alike::{self, Lacking},
+        making::{MakeRecipeError, Making},
+        place::Files as _,
+        recipes as files,
+    },
 };
 
 /// An image of one layer with these bytes.
@@ -68,9 +72,9 @@ fn a_clone_is_compared_where_it_lies() {
     fill(&first, &old);
     install(&first, &[TAG]).unwrap();
     let by = recipe(&new);
-    // the second, the third and the last chunk of each place of the layer, and the layer between both
-    let in_place = alike::common_bytes(&new.layout, &by.recipe, &first);
-    assert_eq!(in_place, 2 * (2 * MIB as u64 + 100_000) + 5_000);
+    // the second and the last chunk of each place of the layer, and the layer between both; the third is zeros
+    let in_place = alike::Offsets::of(&new.layout, &by.recipe).in_image(&first);
+    assert_eq!(in_place, 2 * (MIB as u64 + 100_000) + 5_000);
 
     let elsewhere = tempfile::tempdir().unwrap();
     let other = open(&elsewhere);
@@ -209,5 +213,189 @@ fn a_file_of_a_host_that_is_no_recipe_of_the_image_is_refused_by_name() {
             error.is_false() && error.to_string().contains(why),
             "{error}"
         );
+    }
+}
+
+/// A volume of 1 GiB, of which as much is free as stands in the home's file `free`.
+fn space(home: &Path) -> io::Result<Space> {
+    let free = fs::read_to_string(home.join("free"))?;
+    Ok(Space {
+        total_bytes: 1 << 30,
+        free_bytes: free.parse().map_err(io::Error::other)?,
+    })
+}
+
+#[test]
+fn a_clone_reserves_what_differs_and_a_copy_all_of_it() {
+    let begin = |store: &Store, new: &Sample, by: &NamedRecipe| {
+        let name = "ghcr.io/org/image:two".to_owned();
+        let by = Some((by, &BTreeSet::new()));
+        store.begin_by(&new.layout, &new.manifest, &[name], by)
+    };
+    let refused = |begun: Result<(Arc<Stage>, u64), BeginError>| match begun {
+        Err(BeginError::NoRoom(error)) => error.need_bytes,
+        other => panic!("{other:?}"),
+    };
+    // what two chunks at two places take, and the same with those that are in place in a clone
+    let (two, all) = (4 * MIB as u64, 6 * MIB as u64 + 200_000 + 5_000);
+    for (clones, rots, need) in [(true, false, two), (true, true, two), (false, false, all)] {
+        cloning::PRETENDED.set(clones);
+        let (home, (old, new)) = (tempfile::tempdir().unwrap(), releases());
+        let free = home.path().join("free");
+        fs::write(&free, u64::MAX.to_string()).unwrap();
+        let store = Store::open(home.path(), Options { space, ..options() }).unwrap();
+        let (first, _) = super::begin(&store, &old, &[TAG]);
+        fill(&first, &old);
+        install(&first, &[TAG]).unwrap();
+        if rots {
+            let disk = &first.files().bodies()[0].disk;
+            // the last chunk of the layer, at both places
+            for at in [4 * MIB, 8 * MIB + 105_000] {
+                disk.write_all_at(&[9; 10], at as u64).unwrap();
+            }
+        }
+        let by = recipe(&new);
+        fs::write(&free, "0").unwrap();
+        let needed = refused(begin(&store, &new, &by));
+        // the config, the nvram, the journal and the index
+        let beside = needed - need;
+        assert!((70_000..MIB as u64 + 100_000).contains(&beside), "{beside}");
+        assert!(store.stage(new.layout.digest()).is_none());
+        fs::write(&free, needed.to_string()).unwrap();
+        let begun = begin(&store, &new, &by);
+        let stage = store.stage(new.layout.digest()).unwrap();
+        assert_eq!(stage.files().began_as_clone(), clones);
+        // what lies in place takes nothing more, but what has to be written over does
+        let lacks = 2 * (MIB as u64 + if rots { 100_000 } else { 0 });
+        let outstanding = stage.outstanding_bytes();
+        assert!(
+            (lacks..lacks + beside + 1).contains(&outstanding),
+            "{outstanding}"
+        );
+        drop(begun);
+        fill(&stage, &new);
+        assert!(stage.outstanding_bytes() <= beside);
+        install(&stage, &[]).unwrap();
+        assert_installed(&image_dir(&home, "ghcr.io/org/image", &new), &new);
+        cloning::PRETENDED.set(false);
+    }
+}
+
+#[test]
+fn a_base_that_has_less_than_its_notes_say_ends_in_no_room() {
+    cloning::PRETENDED.set(true);
+    let (home, (old, _)) = (tempfile::tempdir().unwrap(), releases());
+    // all of the second release is in the first one, at its place
+    let new = image_of(&old.disk[..4 * MIB]);
+    let free = home.path().join("free");
+    fs::write(&free, u64::MAX.to_string()).unwrap();
+    let store = Store::open(home.path(), Options { space, ..options() }).unwrap();
+    let (first, _) = begin(&store, &old, &[TAG]);
+    fill(&first, &old);
+    install(&first, &[TAG]).unwrap();
+    let disk = &first.files().bodies()[0].disk;
+    disk.write_all_at(&noise(2 * MIB, 9), 0).unwrap();
+    let by = recipe(&new);
+    let name = "ghcr.io/org/image:two".to_owned();
+    let begin = || {
+        let by = Some((&by, &BTreeSet::new()));
+        store.begin_by(&new.layout, &new.manifest, std::slice::from_ref(&name), by)
+    };
+    fs::write(&free, "0").unwrap();
+    let Err(BeginError::NoRoom(expected)) = begin() else {
+        panic!("there is no room");
+    };
+    fs::write(&free, expected.need_bytes.to_string()).unwrap();
+    let Err(BeginError::NoRoom(found)) = begin() else {
+        panic!("more is lacking than there is room for");
+    };
+    assert!(
+        found.need_bytes > expected.need_bytes,
+        "{found:?} {expected:?}"
+    );
+    // it goes on by itself
+    fs::write(&free, found.need_bytes.to_string()).unwrap();
+    let (stage, _) = begin().unwrap();
+    fill(&stage, &new);
+    install(&stage, &[]).unwrap();
+    assert_installed(&image_dir(&home, "ghcr.io/org/image", &new), &new);
+    cloning::PRETENDED.set(false);
+}
+
+/// A second release that began as a clone of the first, here in a new store.
+fn cloned() -> (TempDir, Store, Sample, NamedRecipe) {
+    cloning::PRETENDED.set(true);
+    let (home, (old, new)) = (tempfile::tempdir().unwrap(), releases());
+    let store = open(&home);
+    let (first, _) = begin(&store, &old, &[TAG]);
+    fill(&first, &old);
+    install(&first, &[TAG]).unwrap();
+    let by = recipe(&new);
+    let (stage, _) = begin_by(&store, &new, &by);
+    assert!(stage.files().began_as_clone());
+    (home, store, new, by)
+}
+
+/// Writes the chunk that no disk has. Returns how many bytes that wrote.
+fn write_new(stage: &Stage, new: &Sample) -> u64 {
+    let before = stage.files().written_bytes();
+    let layer = Digest::of(&new.disk[..4 * MIB + 100_000]);
+    let (chunk, link, bytes) = links(&new.contents[&layer])[0];
+    let arrived = (&host("mac-1"), None);
+    stage
+        .write(layer, chunk, bytes, link, source("mac-1"), arrived)
+        .unwrap();
+    stage.files().written_bytes() - before
+}
+
+#[test]
+fn pages_that_lie_in_a_clone_are_not_written_until_a_sync_fails() {
+    use crate::store::sync::failing::SYNCS_LEFT;
+    let (home, store, new, _) = cloned();
+    let stage = store.stage(new.layout.digest()).unwrap();
+    store.flush().unwrap();
+    // half of each place has its bytes already
+    let disk = &stage.files().bodies()[0].disk;
+    for place in [0, 4 * MIB + 105_000] {
+        disk.write_all_at(&new.disk[..MIB / 2], place as u64)
+            .unwrap();
+    }
+    let halves = write_new(&stage, &new);
+    let page = 4096;
+    assert!(
+        (MIB as u64..=MIB as u64 + 2 * page).contains(&halves),
+        "{halves}"
+    );
+    // what a failed sync covered needn't be on the disk, though it is read there: all of it is written again
+    SYNCS_LEFT.set(0);
+    stage.flush().unwrap_err();
+    assert_eq!(write_new(&stage, &new), 2 * MIB as u64);
+    fill(&stage, &new);
+    install(&stage, &[]).unwrap();
+    assert_installed(&image_dir(&home, "ghcr.io/org/image", &new), &new);
+    cloning::PRETENDED.set(false);
+}
+
+#[test]
+fn a_clone_that_a_crash_leaves_is_gone_on_with_and_written_whole() {
+    for flushed in [false, true] {
+        let (home, store, new, by) = cloned();
+        let stage = store.stage(new.layout.digest()).unwrap();
+        write_new(&stage, &new);
+        if flushed {
+            store.flush().unwrap();
+        }
+        drop((stage, store));
+        let store = open(&home);
+        let (stage, _) = begin_by(&store, &new, &by);
+        let layer = Digest::of(&new.disk[..4 * MIB + 100_000]);
+        assert_eq!(stage.held(layer).contains(ChunkIndex(0)), flushed);
+        // this process doesn't know what the one before it synced
+        let written = write_new(&stage, &new);
+        assert_eq!(written, if flushed { 0 } else { 2 * MIB as u64 });
+        fill(&stage, &new);
+        install(&stage, &[]).unwrap();
+        assert_installed(&image_dir(&home, "ghcr.io/org/image", &new), &new);
+        cloning::PRETENDED.set(false);
     }
 }

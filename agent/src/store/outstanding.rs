@@ -1,0 +1,73 @@
+//! Bytes that an image may still take from the volume, beyond what its lacking chunks say: less, where most of it is
+//! here, and more, while a copy for another repository is made.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Outstanding {
+    /// A running copy for another repository.
+    copying: AtomicU64,
+    /// The most that the stage is expected to take while what is here isn't taken yet.
+    expected: AtomicU64,
+}
+
+impl Default for Outstanding {
+    fn default() -> Self {
+        Self {
+            copying: AtomicU64::new(0),
+            expected: AtomicU64::new(u64::MAX),
+        }
+    }
+}
+
+impl Outstanding {
+    /// The bytes of a running copy.
+    pub(super) fn copying(&self) -> u64 {
+        self.copying.load(Ordering::Acquire)
+    }
+
+    /// The bytes of a stage that lacks so many, with those of a running copy.
+    pub(super) fn of(&self, lacking: u64) -> u64 {
+        let expected = self.expected.load(Ordering::Acquire);
+        lacking.min(expected).saturating_add(self.copying())
+    }
+
+    /// No more than these bytes are expected to be taken, because the rest is here. [`u64::MAX`] ends that.
+    pub(super) fn expect(&self, bytes: u64) {
+        self.expected.store(bytes, Ordering::Release);
+    }
+
+    /// Sets room aside for a copy, until the promise is dropped.
+    pub(super) fn promise(&self, bytes: u64) -> Promise<'_> {
+        self.copying.store(bytes, Ordering::Release);
+        Promise(&self.copying)
+    }
+}
+
+/// A promise of room on the volume. It ends when it is dropped.
+pub(super) struct Promise<'a>(&'a AtomicU64);
+
+impl Drop for Promise<'_> {
+    fn drop(&mut self) {
+        self.0.store(0, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_here_takes_nothing_and_a_copy_takes_room_while_it_is_made() {
+        let outstanding = Outstanding::default();
+        assert_eq!(outstanding.of(100), 100);
+        outstanding.expect(30);
+        assert_eq!((outstanding.of(100), outstanding.of(20)), (30, 20));
+        let promise = outstanding.promise(7);
+        assert_eq!((outstanding.of(100), outstanding.copying()), (37, 7));
+        drop(promise);
+        outstanding.expect(u64::MAX);
+        assert_eq!((outstanding.of(100), outstanding.copying()), (100, 0));
+    }
+}

@@ -1,0 +1,449 @@
+//! Reads the disks in tart's home that parbake didn't build, so that new images find their bytes there (`found`):
+//! images that tart pulled, VMs and goldens that others made, and images that were staged without a recipe.
+//!
+//! [`decide`] is a function of facts: which notes go, and which disk is read next. [`Survey::step`] carries it out,
+//! 64 MiB at a time; who calls it says how fast. A restart goes on where the last one ended.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use proto::{Digest, Layout};
+
+use super::{
+    Store,
+    found::{FoundDisk, Reading},
+    retire::{goldens, is_running},
+};
+use crate::{lock::lock, tart::cache};
+
+/// The most disks on which there are notes. With other images' disks, a search takes the first ones of both.
+const MAX_FOUND: usize = 16;
+/// The most bytes of all notes: those on 500 GB of data.
+const MAX_NOTES_BYTES: u64 = 512 << 20;
+/// Notes have about a thousandth of a disk's bytes: 16 for each MiB, 9 for each block of 16 KiB, and twice the latter
+/// while they are made.
+const BYTES_PER_NOTE: u64 = 600;
+/// A VM's disk rests for this long before it is read: VMs that live for an hour write to it all the time.
+const REST: Duration = Duration::from_hours(1);
+
+/// Whose disk it is. Disks are read in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Whose {
+    /// An image in tart's cache.
+    Image,
+    /// A VM, or a golden.
+    Machine,
+}
+
+/// A disk that could be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Candidate {
+    path: PathBuf,
+    whose: Whose,
+    bytes: u64,
+    /// When it changed last.
+    changed: SystemTime,
+    /// It may be read now: it doesn't run, and rests.
+    rests: bool,
+}
+
+/// What is noted of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Noted {
+    /// The disk was read, and is as it was then.
+    is_read: bool,
+    /// Reading it has begun, and it is as it was then.
+    is_begun: bool,
+    bytes: u64,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Plan {
+    /// Notes on these disks go.
+    forget: BTreeSet<PathBuf>,
+    /// This disk is read next.
+    read: Option<PathBuf>,
+}
+
+/// Decides which notes stay, and which disk is read next: images before VMs, and what changed last before what is
+/// older, as many as there may be notes on.
+fn decide(candidates: &[Candidate], noted: &BTreeMap<PathBuf, Noted>) -> Plan {
+    let mut ranked: Vec<&Candidate> = candidates.iter().collect();
+    ranked.sort_by_key(|disk| (disk.whose, std::cmp::Reverse(disk.changed), &disk.path));
+    let of = |path: &PathBuf| noted.get(path).copied();
+    let is_current = |path: &PathBuf| of(path).is_some_and(|noted| noted.is_read || noted.is_begun);
+    let mut left_bytes = MAX_NOTES_BYTES;
+    let mut chosen: Vec<&Candidate> = Vec::new();
+    for disk in ranked {
+        // what can't be read now takes no place from what can
+        if !disk.rests && !is_current(&disk.path) {
+            continue;
+        }
+        let notes = noted.get(&disk.path).filter(|noted| noted.is_read);
+        let bytes = notes.map_or(disk.bytes / BYTES_PER_NOTE, |noted| noted.bytes);
+        if chosen.len() < MAX_FOUND && bytes <= left_bytes {
+            left_bytes -= bytes;
+            chosen.push(disk);
+        }
+    }
+    let is_of_use =
+        |path: &PathBuf| is_current(path) && chosen.iter().any(|disk| disk.path == *path);
+    let forget = noted.keys().filter(|path| !is_of_use(path));
+    let mut unread = chosen
+        .iter()
+        .filter(|disk| disk.rests && !of(&disk.path).is_some_and(|noted| noted.is_read));
+    let begun = |disk: &&&Candidate| of(&disk.path).is_some_and(|noted| noted.is_begun);
+    // what was begun is read to its end first
+    let next = unread.clone().find(begun).or_else(|| unread.next());
+    Plan {
+        forget: forget.cloned().collect(),
+        read: next.map(|disk| disk.path.clone()),
+    }
+}
+
+/// What is known of disks that parbake didn't build.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Surveyed {
+    /// Disks that were read.
+    pub(crate) disks: usize,
+    /// Bytes of these disks, with holes.
+    pub(crate) disk_bytes: u64,
+    /// Bytes that the notes on all disks take.
+    pub(crate) notes_bytes: u64,
+    /// Bytes of a disk that is being read that are left, with holes.
+    pub(crate) left_bytes: u64,
+    /// Whether there is more to read now.
+    pub(crate) more: bool,
+}
+
+/// Reads disks step by step. One for each store.
+#[derive(Debug)]
+pub(crate) struct Survey {
+    store: Arc<Store>,
+    /// Locked during a step; there is one at a time.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The disk that is being read.
+    reading: Option<Reading>,
+    /// Disks that couldn't be read, with the times of their last change: they are left alone until they change.
+    failed: BTreeMap<PathBuf, SystemTime>,
+}
+
+impl Survey {
+    pub(crate) fn new(store: Arc<Store>) -> Self {
+        Self {
+            store,
+            state: Mutex::default(),
+        }
+    }
+
+    /// Looks which disks there are, forgets what has changed, and reads 64 MiB of one at most. Blocks for as long.
+    ///
+    /// # Errors
+    /// When tart's home can't be looked at, or notes not removed. A disk that can't be read is left alone.
+    pub(crate) fn step(&self, now: SystemTime) -> io::Result<Surveyed> {
+        let mut state = lock(&self.state);
+        let home = self.store.shared.home();
+        let mut disks = disks(&self.store, now)?;
+        disks.retain(|path, (disk, _)| state.failed.get(path) != Some(&disk.changed));
+        FoundDisk::sweep(home);
+        let known: BTreeMap<PathBuf, FoundDisk> = FoundDisk::known(home)
+            .into_iter()
+            .map(|disk| (disk.path().to_owned(), disk))
+            .collect();
+        let noted = known.iter().map(|(path, disk)| {
+            // a disk that is cut otherwise by now isn't what was read
+            let is_same = disks.get(path).is_some_and(|(_, found)| found == disk);
+            let noted = Noted {
+                is_read: is_same && disk.is_read(),
+                is_begun: is_same && disk.is_begun(),
+                bytes: disk.notes_bytes(),
+            };
+            (path.clone(), noted)
+        });
+        let noted: BTreeMap<PathBuf, Noted> = noted.collect();
+        let candidates: Vec<Candidate> = disks.values().map(|(disk, _)| disk.clone()).collect();
+        let plan = decide(&candidates, &noted);
+        for path in &plan.forget {
+            tracing::debug!(disk = %path.display(), "what is known of a disk is forgotten");
+            known[path].forget()?;
+        }
+        let current = noted
+            .iter()
+            .filter(|(path, noted)| noted.is_read && !plan.forget.contains(*path));
+        let mut surveyed = Surveyed::default();
+        for (path, noted) in current {
+            surveyed.disks += 1;
+            surveyed.disk_bytes += disks.get(path).map_or(0, |(disk, _)| disk.bytes);
+            surveyed.notes_bytes += noted.bytes;
+        }
+        let next = plan.read.as_ref().and_then(|path| disks.get(path));
+        let Some((disk, next)) = next.filter(|(disk, _)| self.has_room(disk)) else {
+            state.reading = None;
+            return Ok(surveyed);
+        };
+        surveyed.more = true;
+        match read(home, next, state.reading.take()) {
+            Ok(None) => {
+                tracing::info!(disk = %next.path().display(), "a disk was read: new images find their bytes there");
+            }
+            Ok(Some(reading)) => {
+                surveyed.left_bytes = reading.left_bytes();
+                state.reading = Some(reading);
+            }
+            Err(error) => {
+                tracing::debug!(disk = %next.path().display(), %error, "a disk isn't read");
+                state.failed.insert(disk.path.clone(), disk.changed);
+            }
+        }
+        Ok(surveyed)
+    }
+
+    /// Whether notes on this disk fit above the floor, beside what images under construction will take.
+    fn has_room(&self, disk: &Candidate) -> bool {
+        let volume = self.store.volume();
+        let taken = [
+            volume.floor_bytes,
+            self.store.outstanding_bytes(),
+            disk.bytes / BYTES_PER_NOTE * 2,
+        ];
+        let taken = taken.into_iter().fold(0, u64::saturating_add);
+        volume.free_bytes > taken
+    }
+}
+
+/// Reads the next part of a disk. `None`: the disk is read.
+fn read(home: &Path, next: &FoundDisk, before: Option<Reading>) -> io::Result<Option<Reading>> {
+    let mut reading = match before.filter(|reading| reading.is_of(next)) {
+        Some(reading) => reading,
+        None => next.begin(home)?,
+    };
+    let is_read = reading.step()?;
+    Ok((!is_read).then_some(reading))
+}
+
+/// The disks in tart's home whose bytes can't be found otherwise, by their paths.
+fn disks(store: &Store, now: SystemTime) -> io::Result<BTreeMap<PathBuf, (Candidate, FoundDisk)>> {
+    let home = store.shared.home();
+    let stages = store.all();
+    let ours = |inode: u64| {
+        let has = |stage: &&Arc<super::Stage>| {
+            let bodies = stage.files().bodies();
+            bodies.iter().any(|body| body.inode == inode)
+        };
+        stages.iter().find(has)
+    };
+    let mut disks = BTreeMap::new();
+    let mut add = |directory: &Path, whose: Whose, layers: &[(u64, u64)], rests: bool| {
+        let path = directory.join(cache::DISK);
+        let found = fs::symlink_metadata(&path).ok()?;
+        let changed = found.modified().ok()?;
+        let quiet = now
+            .duration_since(changed)
+            .is_ok_and(|rested| rested >= REST);
+        let candidate = Candidate {
+            path: path.clone(),
+            whose,
+            bytes: found.len(),
+            changed,
+            rests: rests && (whose == Whose::Image || quiet),
+        };
+        let below = path.strip_prefix(home).ok()?.to_str()?;
+        let end = layers
+            .iter()
+            .map(|(offset, bytes)| offset.saturating_add(*bytes));
+        // a manifest that isn't of this disk says nothing about it
+        let layers = if end.max() > Some(found.len()) {
+            &[]
+        } else {
+            layers
+        };
+        let disk = FoundDisk::new(home, below, layers, found.len())?;
+        (found.is_file() && found.len() > 0).then(|| disks.insert(path, (candidate, disk)));
+        Some(())
+    };
+    for directory in cache::images(home)? {
+        let inode = fs::symlink_metadata(directory.join(cache::DISK));
+        let stage = inode.ok().and_then(|found| ours(found.ino()));
+        // the journal has the chunks of our own, and the recipe their blocks; a second body is the same
+        if let Some(stage) = stage {
+            let first = stage.names().disk_path();
+            if stage.recipe().is_some() || first != Some(directory.join(cache::DISK)) {
+                continue;
+            }
+        }
+        let layers = match stage {
+            Some(stage) => layers(stage.layout()),
+            None => layers_of(&directory),
+        };
+        add(&directory, Whose::Image, &layers, true);
+    }
+    let goldens = goldens(home);
+    let of_ours: BTreeSet<&String> = goldens
+        .iter()
+        .filter(|(image, _)| store.stage(image).is_some())
+        .flat_map(|(_, names)| names.iter().map(|(name, _)| name))
+        .collect();
+    for entry in fs::read_dir(home.join("vms"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // our goldens are clones of images that are here
+        if !of_ours.contains(&name) {
+            let directory = entry.path();
+            let rests = !is_running(&directory);
+            add(&directory, Whose::Machine, &[], rests);
+        }
+    }
+    Ok(disks)
+}
+
+fn layers(layout: &Layout) -> Vec<(u64, u64)> {
+    let layers = layout.layers().iter();
+    layers
+        .map(|layer| (layer.offset, layer.raw_bytes))
+        .collect()
+}
+
+/// The layers of an image that tart pulled, by the manifest beside it. None if that can't be read: tart writes it anew,
+/// so its digest is another one, and what it says is a hint.
+fn layers_of(directory: &Path) -> Vec<(u64, u64)> {
+    let manifest = fs::read(directory.join(cache::MANIFEST)).ok();
+    let layout = manifest.and_then(|bytes| Layout::parse(&bytes, &Digest::of(&bytes)).ok());
+    layout.map_or_else(Vec::new, |layout| layers(&layout))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(name: &str, whose: Whose, hours: u64) -> Candidate {
+        Candidate {
+            path: name.into(),
+            whose,
+            bytes: 140_000_000_000,
+            changed: SystemTime::UNIX_EPOCH + Duration::from_hours(hours),
+            rests: true,
+        }
+    }
+
+    const READ: Noted = Noted {
+        is_read: true,
+        is_begun: false,
+        bytes: 120 << 20,
+    };
+    const BEGUN: Noted = Noted {
+        is_read: false,
+        is_begun: true,
+        bytes: 5 << 20,
+    };
+    const CHANGED: Noted = Noted {
+        is_read: false,
+        is_begun: false,
+        bytes: 120 << 20,
+    };
+
+    fn noted<const N: usize>(notes: [(&str, Noted); N]) -> BTreeMap<PathBuf, Noted> {
+        notes.map(|(path, noted)| (path.into(), noted)).into()
+    }
+
+    fn plan(read: Option<&str>, forget: &[&str]) -> Plan {
+        Plan {
+            forget: forget.iter().map(PathBuf::from).collect(),
+            read: read.map(PathBuf::from),
+        }
+    }
+
+    #[test]
+    fn images_are_read_before_machines_and_the_newest_first() {
+        let disks = [
+            candidate("vm", Whose::Machine, 9),
+            candidate("old", Whose::Image, 1),
+            candidate("new", Whose::Image, 2),
+        ];
+        assert_eq!(decide(&disks, &noted([])), plan(Some("new"), &[]));
+        let notes = noted([("new", READ)]);
+        assert_eq!(decide(&disks, &notes), plan(Some("old"), &[]));
+        let notes = noted([("new", READ), ("old", READ)]);
+        assert_eq!(decide(&disks, &notes), plan(Some("vm"), &[]));
+        let notes = noted([("new", READ), ("old", READ), ("vm", READ)]);
+        assert_eq!(decide(&disks, &notes), plan(None, &[]));
+        assert_eq!(decide(&[], &noted([])), Plan::default());
+    }
+
+    #[test]
+    fn what_was_begun_is_read_to_its_end_first() {
+        let disks = [
+            candidate("begun", Whose::Image, 1),
+            candidate("new", Whose::Image, 2),
+        ];
+        let notes = noted([("begun", BEGUN)]);
+        assert_eq!(decide(&disks, &notes), plan(Some("begun"), &[]));
+    }
+
+    #[test]
+    fn a_disk_that_changed_or_went_is_forgotten_and_one_that_does_not_rest_is_not_read() {
+        let mut disks = [
+            candidate("image", Whose::Image, 1),
+            candidate("vm", Whose::Machine, 2),
+        ];
+        let notes = noted([("image", CHANGED), ("vm", CHANGED), ("gone", READ)]);
+        let all = ["gone", "image", "vm"];
+        assert_eq!(decide(&disks, &notes), plan(Some("image"), &all));
+        disks[0].rests = false;
+        assert_eq!(decide(&disks, &notes), plan(Some("vm"), &all));
+        disks[1].rests = false;
+        assert_eq!(decide(&disks, &notes), plan(None, &all));
+        // what was read before stays of use while its disk is as it was
+        let notes = noted([("vm", READ)]);
+        assert_eq!(decide(&disks, &notes), plan(None, &[]));
+    }
+
+    #[test]
+    fn notes_are_bounded_by_their_number_and_by_their_bytes() {
+        let names: Vec<String> = (0..MAX_FOUND + 1).map(|at| format!("{at:02}")).collect();
+        let small: Vec<Candidate> = (0..)
+            .zip(&names)
+            .map(|(hours, name)| Candidate {
+                bytes: 1 << 30,
+                ..candidate(name, Whose::Image, hours)
+            })
+            .collect();
+        let read = |name: &String| {
+            (
+                PathBuf::from(name),
+                Noted {
+                    bytes: 1 << 20,
+                    ..READ
+                },
+            )
+        };
+        // the oldest one has no place, and gives up the one that it had
+        let mut notes: BTreeMap<PathBuf, Noted> = names[1..].iter().map(read).collect();
+        assert_eq!(decide(&small, &notes), plan(None, &[]));
+        notes.extend([read(&names[0])]);
+        assert_eq!(decide(&small, &notes), plan(None, &["00"]));
+        // notes on 140 GB have 233 MB: on three such disks they would have more than there may be
+        let large = ["a", "b", "c"].map(|name| candidate(name, Whose::Machine, 1));
+        let all = noted([("a", READ), ("b", READ)]);
+        assert_eq!(decide(&large, &all), plan(Some("c"), &[]));
+        let more = Noted {
+            bytes: MAX_NOTES_BYTES / 2,
+            ..READ
+        };
+        let all = noted([("a", more), ("b", more)]);
+        assert_eq!(decide(&large, &all), plan(None, &[]));
+    }
+}

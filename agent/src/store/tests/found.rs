@@ -1,0 +1,299 @@
+//! Disks that parbake didn't build: they are read once, lend their bytes to new images, and may change at any time.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::SystemTime,
+};
+
+use super::{blocks::put, *};
+use crate::{
+    platform::cloning,
+    store::{
+        found::FoundDisk,
+        place::Files as _,
+        survey::{Survey, Surveyed},
+        tree::INDEX,
+    },
+};
+
+const MIB: usize = 1 << 20;
+const PAGE: usize = 4096;
+/// The chunk into which a page was inserted.
+const CHANGED: u32 = 1;
+
+/// Two releases, of which tart pulled the first: the second one's common layer has a page more in its second chunk.
+struct World {
+    home: TempDir,
+    store: Arc<Store>,
+    old: Sample,
+    new: Sample,
+    by: NamedRecipe,
+    layer: Digest,
+}
+
+impl World {
+    fn new() -> Self {
+        let raw = noise(6 * MIB + 100_000, 1);
+        let at = MIB + 40 * PAGE;
+        let moved = [&raw[..at], &noise(PAGE, 2), &raw[at..]].concat();
+        let home = tempfile::tempdir().unwrap();
+        let new = sample_of(7, &moved, 5_000, None);
+        let by = recipe(&new);
+        let store = Arc::new(open(&home));
+        put(&home, &by);
+        Self {
+            store,
+            old: sample_of(7, &raw, 5_000, None),
+            new,
+            by,
+            layer: Digest::of(&moved),
+            home,
+        }
+    }
+
+    /// Puts the first release where tart keeps what it pulled, with the manifest as tart writes it.
+    fn pull(&self) -> PathBuf {
+        let directory = image_dir(&self.home, "ghcr.io/org/image", &self.old);
+        fs::create_dir_all(&directory).unwrap();
+        let mut manifest = self.old.manifest.clone();
+        manifest.push(b'\n');
+        fs::write(directory.join(cache::MANIFEST), manifest).unwrap();
+        fs::write(directory.join(cache::DISK), &self.old.disk).unwrap();
+        directory.join(cache::DISK)
+    }
+
+    /// Puts the first release's disk into a VM that rests.
+    fn run_once(&self) -> PathBuf {
+        let directory = self.home.path().join("vms/runner");
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join(cache::CONFIG), "{}").unwrap();
+        let disk = directory.join(cache::DISK);
+        fs::write(&disk, &self.old.disk).unwrap();
+        let before = SystemTime::now() - Duration::from_hours(2);
+        let file = fs::File::options().write(true).open(&disk).unwrap();
+        file.set_modified(before).unwrap();
+        disk
+    }
+
+    /// Reads until nothing is left. Returns what is known then, and the number of steps.
+    fn read(&self, survey: &Survey) -> (Surveyed, usize) {
+        for steps in 0.. {
+            let surveyed = survey.step(SystemTime::now()).unwrap();
+            if !surveyed.more {
+                return (surveyed, steps);
+            }
+        }
+        unreachable!("the loop has no end")
+    }
+
+    fn survey(&self) -> Survey {
+        Survey::new(self.store.clone())
+    }
+
+    fn begin(&self) -> Arc<Stage> {
+        // who gave the image up removed its recipe
+        put(&self.home, &self.by);
+        begin_by(&self.store, &self.new, &self.by).0
+    }
+
+    fn abandon(&self) {
+        self.store.abandon(*self.new.layout.digest()).unwrap();
+    }
+
+    /// The chunks of the common layer that aren't held. What is held is what the disk has to have.
+    fn lacks(&self, stage: &Stage) -> Vec<u32> {
+        let raw = &self.new.contents[&self.layer];
+        let held = stage.held(self.layer);
+        for chunk in held.iter() {
+            let read = stage.read(self.layer, chunk).unwrap().unwrap().bytes;
+            let from = chunk.0 as usize * MIB;
+            assert!(read == raw[from..from + read.len()], "chunk {chunk}");
+        }
+        let lacking = |chunk: &u32| !held.contains(ChunkIndex(*chunk));
+        (0..held.chunks()).filter(lacking).collect()
+    }
+
+    /// Brings what is lacking, and installs the second release.
+    fn finish(&self, stage: &Stage) {
+        fill(stage, &self.new);
+        install(stage, &[]).unwrap();
+        assert_installed(
+            &image_dir(&self.home, "ghcr.io/org/image", &self.new),
+            &self.new,
+        );
+    }
+}
+
+/// All of the common layer but what moved by nothing.
+const ALL: [u32; 7] = [0, 1, 2, 3, 4, 5, 6];
+
+#[test]
+fn what_tart_pulled_lends_its_bytes_once_it_is_read() {
+    let world = World::new();
+    world.pull();
+    let stage = world.begin();
+    assert_eq!(world.lacks(&stage), ALL, "nothing is known of it yet");
+    world.abandon();
+    let survey = world.survey();
+    let (surveyed, steps) = world.read(&survey);
+    assert_eq!(surveyed.disks, 1);
+    assert_eq!(surveyed.disk_bytes, world.old.disk.len() as u64);
+    assert!(
+        surveyed.notes_bytes > 0 && surveyed.notes_bytes < 64 << 10,
+        "{surveyed:?}"
+    );
+    // a layer at a time
+    assert_eq!(steps, 3);
+    let stage = world.begin();
+    assert_eq!(world.lacks(&stage), [CHANGED]);
+    let part = stage.part(world.layer, ChunkIndex(CHANGED)).unwrap();
+    // a block of 15 pages at most, which the page was put into, and the page
+    assert!(part.lacking_bytes() <= 17 * PAGE as u64);
+    world.finish(&stage);
+    // what we built needs no reading
+    assert_eq!(world.read(&survey).1, 0);
+}
+
+#[test]
+fn a_machines_disk_is_read_where_it_rests_and_forgotten_where_it_changes() {
+    let world = World::new();
+    let disk = world.run_once();
+    let survey = world.survey();
+    let (surveyed, _) = world.read(&survey);
+    assert_eq!(surveyed.disks, 1);
+    let stage = world.begin();
+    // nobody knows that a layer ends in the middle of a page
+    assert_eq!(world.lacks(&stage), [CHANGED, 6]);
+    // the VM writes in mid-stage: nothing of its disk counts any more
+    let file = fs::File::options().write(true).open(&disk).unwrap();
+    file.write_all_at(b"written", 40).unwrap();
+    assert!(stage.part(world.layer, ChunkIndex(CHANGED)).is_none());
+    world.abandon();
+    let stage = world.begin();
+    assert_eq!(world.lacks(&stage), ALL);
+    world.abandon();
+    // it doesn't rest, so it isn't read again yet
+    assert_eq!(world.read(&survey).0, Surveyed::default());
+    assert!(FoundDisk::known(&fs::canonicalize(world.home.path()).unwrap()).is_empty());
+    let later = SystemTime::now() + Duration::from_hours(2);
+    assert!(survey.step(later).unwrap().more);
+}
+
+#[test]
+fn reading_goes_on_after_a_restart_and_over_what_a_crash_cut_off() {
+    for cut in [0, 1, 40_000, u64::MAX] {
+        let world = World::new();
+        world.pull();
+        let survey = world.survey();
+        let first = survey.step(SystemTime::now()).unwrap();
+        let second = survey.step(SystemTime::now()).unwrap();
+        assert!(first.more && second.left_bytes < first.left_bytes);
+        drop(survey);
+        let found = FoundDisk::known(&fs::canonicalize(world.home.path()).unwrap());
+        assert!(found.len() == 1 && found[0].is_begun() && !found[0].is_read());
+        let notes = fs::read_dir(world.home.path().join(".parbake/disks"));
+        let log = notes.unwrap().next().unwrap().unwrap().path().join("scan");
+        let length = fs::metadata(&log).unwrap().len();
+        let file = fs::File::options().write(true).open(&log).unwrap();
+        file.set_len(length.saturating_sub(cut)).unwrap();
+        let (surveyed, steps) = world.read(&world.survey());
+        assert_eq!(surveyed.disks, 1);
+        // the log of three layers: 20 kB, 40 B, 20 kB
+        let left = match cut {
+            0 => 1,
+            1 => 2,
+            _ => 3,
+        };
+        assert_eq!(steps, left, "{cut}");
+        assert_eq!(world.lacks(&world.begin()), [CHANGED], "{cut}");
+    }
+}
+
+#[test]
+fn notes_that_are_wrong_cost_a_fetch_and_never_a_byte() {
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 5] = [
+        ("prints of other chunks", |notes| {
+            let mut prints = fs::read(notes.join("prints")).unwrap();
+            let start = prints.len() - 16 * 15;
+            prints[start..].rotate_left(16);
+            fs::write(notes.join("prints"), prints).unwrap();
+        }),
+        ("prints that are cut off", |notes| {
+            let prints = fs::read(notes.join("prints")).unwrap();
+            fs::write(notes.join("prints"), &prints[..prints.len() - 1]).unwrap();
+        }),
+        ("blocks elsewhere", |notes| {
+            let path = notes.join(INDEX);
+            let mut index = fs::read(&path).unwrap();
+            let entries = u32::from_le_bytes(index[72..76].try_into().unwrap()) as usize;
+            let start = index.len() - 9 * entries;
+            for entry in index[start..].chunks_mut(9) {
+                entry[8] ^= 1;
+            }
+            fs::write(&path, index).unwrap();
+        }),
+        ("no index", |notes| {
+            fs::remove_file(notes.join(INDEX)).unwrap();
+        }),
+        ("nonsense", |notes| {
+            fs::write(notes.join("about.json"), "{").unwrap()
+        }),
+    ];
+    for (what, damage) in damages {
+        let world = World::new();
+        world.pull();
+        world.read(&world.survey());
+        let notes = fs::read_dir(world.home.path().join(".parbake/disks"));
+        damage(&notes.unwrap().next().unwrap().unwrap().path());
+        let stage = world.begin();
+        let lacks = world.lacks(&stage);
+        assert!(lacks.contains(&CHANGED), "{what}: {lacks:?}");
+        world.finish(&stage);
+    }
+}
+
+#[test]
+fn a_stage_begins_as_a_clone_of_a_found_disk_and_its_bytes_are_compared() {
+    static CLONED: AtomicBool = AtomicBool::new(false);
+    for changed in [false, true] {
+        cloning::PRETENDED.set(true);
+        let world = World::new();
+        let disk = world.pull();
+        world.read(&world.survey());
+        if changed {
+            // somebody writes to the disk, and its inode, size and time stay what they were
+            let file = fs::File::options().write(true).open(&disk).unwrap();
+            let times = file.metadata().unwrap().modified().unwrap();
+            file.write_all_at(&noise(MIB, 8), 0).unwrap();
+            file.set_modified(times).unwrap();
+        }
+        let stage = world.begin();
+        CLONED.fetch_or(stage.files().began_as_clone(), Ordering::Relaxed);
+        let expected: &[u32] = if changed { &[0, CHANGED] } else { &[CHANGED] };
+        // the layer's second place on the old disk has what was written over at the first
+        let lacks = world.lacks(&stage);
+        assert!(lacks == expected || lacks == [CHANGED], "{lacks:?}");
+        world.finish(&stage);
+        cloning::PRETENDED.set(false);
+    }
+    assert!(CLONED.load(Ordering::Relaxed));
+}
+
+#[test]
+fn an_image_that_was_staged_without_a_recipe_is_read_and_one_with_a_recipe_is_not() {
+    let world = World::new();
+    let (stage, _) = begin(&world.store, &world.old, &[TAG]);
+    fill(&stage, &world.old);
+    install(&stage, &[TAG]).unwrap();
+    let survey = world.survey();
+    assert_eq!(world.read(&survey).0.disks, 1);
+    assert_eq!(world.lacks(&world.begin()), [CHANGED]);
+    world.abandon();
+    // its recipe comes later
+    let by = recipe(&world.old);
+    put(&world.home, &by);
+    begin_by(&world.store, &world.old, &by);
+    assert_eq!(world.read(&survey), (Surveyed::default(), 0));
+    assert_eq!(world.lacks(&world.begin()), [CHANGED]);
+}
