@@ -204,6 +204,14 @@ impl Shelf {
         }
     }
 
+    /// The part of a chunk that was found on the disks of other images here wasn't the chunk's.
+    pub(crate) fn part_was_false(&self) {
+        match self {
+            Self::Stage(stage) => stage.part_was_false(),
+            Self::Blob(_) => {}
+        }
+    }
+
     /// Forgets the part of a chunk: with what came, it isn't the chunk.
     pub(crate) fn forget_part(&self, content: Digest, chunk: ChunkIndex) {
         match self {

@@ -60,18 +60,7 @@ pub(crate) async fn request(connection: Connection, subject: Subject) -> Receipt
     if receipt.result != Err(Failure::Unfit) {
         return receipt;
     }
-    let mut whole = ask(&connection, None, subject).await;
-    whole.wire_bytes += receipt.wire_bytes;
-    // who sends a part that fits nothing and then no chunk has brought nothing, whatever it says
-    if let Err(failure) = &mut whole.result
-        && !matches!(
-            failure,
-            Failure::Bad | Failure::Disproved | Failure::NotStored
-        )
-    {
-        *failure = Failure::Unfit;
-    }
-    whole
+    ask(&connection, None, subject).await.after_unfit(&receipt)
 }
 
 async fn ask(connection: &Connection, lacking: Option<Lacking>, subject: Subject) -> Receipt {
@@ -98,7 +87,7 @@ async fn ask(connection: &Connection, lacking: Option<Lacking>, subject: Subject
             take(
                 connection.host().key(),
                 (&header, lacking),
-                receiver,
+                (&mut receiver, Then::Nothing),
                 subject,
             )
             .await
@@ -119,7 +108,7 @@ async fn ask(connection: &Connection, lacking: Option<Lacking>, subject: Subject
 /// what this host lacks of the chunk, if this host says so.
 pub(crate) async fn accept_push(
     peer: HostKey,
-    (mut header, sends_parts): (ChunkHeader, bool),
+    (header, sends_parts): (ChunkHeader, bool),
     mut sender: Sender,
     mut receiver: Receiver,
     subject: Subject,
@@ -128,17 +117,21 @@ pub(crate) async fn accept_push(
     let accepted = PushReply {
         outcome: PushOutcome::Accepted.into(),
         lacking: lacking.as_ref().map(Lacking::to_message),
+        may_want_whole: lacking.is_some(),
     };
     if sender.send(&accepted).await.is_err() {
         return Receipt::failed(Failure::Broken);
     }
-    if lacking.is_some() {
-        match timeout(STUCK, receiver.receive::<PartHeader>()).await {
-            Ok(Ok(Some(part))) => header = part::instead(&header, &part),
-            _ => return Receipt::failed(Failure::Broken),
+    let receipt = match lacking {
+        None => {
+            let whole = (&mut receiver, Then::Nothing);
+            take(peer, (&header, None), whole, subject).await
         }
-    }
-    let receipt = take(peer, (&header, lacking), receiver, subject).await;
+        Some(lacking) => {
+            let streams = (&mut sender, &mut receiver);
+            take_part(peer, (&header, lacking), streams, subject).await
+        }
+    };
     let outcome = match receipt.result {
         Ok(()) => PushOutcome::Stored,
         Err(Failure::Bad | Failure::Disproved) => PushOutcome::Bad,
@@ -147,6 +140,32 @@ pub(crate) async fn accept_push(
     // the sender may be gone; the stored chunk doesn't depend on it
     say_how_a_push_ended(sender, outcome).await;
     receipt
+}
+
+/// Takes a part of a pushed chunk. If what comes doesn't fit what is here, the whole chunk follows at once.
+async fn take_part(
+    peer: HostKey,
+    (header, lacking): (&ChunkHeader, Lacking),
+    (sender, receiver): (&mut Sender, &mut Receiver),
+    subject: Subject,
+) -> Receipt {
+    let part = match timeout(STUCK, receiver.receive::<PartHeader>()).await {
+        Ok(Ok(Some(part))) => part::instead(header, &part),
+        _ => return Receipt::failed(Failure::Broken),
+    };
+    let part = (&part, Some(lacking));
+    let receipt = take(peer, part, (receiver, Then::Whole), subject.clone()).await;
+    let wanted = PushReply {
+        outcome: PushOutcome::Whole.into(),
+        lacking: None,
+        may_want_whole: false,
+    };
+    if receipt.result != Err(Failure::Unfit) || sender.send(&wanted).await.is_err() {
+        return receipt;
+    }
+    // an agent of an older version doesn't know that outcome, and sends nothing more
+    let whole = take(peer, (header, None), (receiver, Then::Nothing), subject).await;
+    whole.after_unfit(&receipt)
 }
 
 /// Turns a pushed chunk away.
@@ -167,6 +186,7 @@ async fn say_how_a_push_ended(mut sender: Sender, outcome: PushOutcome) {
     let reply = PushReply {
         outcome: outcome.into(),
         lacking: None,
+        may_want_whole: false,
     };
     if sender.send(&reply).await.is_ok() {
         drop(sender.finish());
@@ -299,11 +319,12 @@ async fn offer(connection: Connection, subject: Subject, spread: Option<Spread>)
     }
     // the bytes wait for the receiver's word: a declined push whose bytes were sent at once would fill the line for
     // nothing
-    let Some((mut outcome, lacking)) = reply(&mut receiver).await else {
+    let Some((mut outcome, answer)) = reply(&mut receiver).await else {
         return failed(wire_bytes);
     };
     if outcome == PushOutcome::Accepted {
-        let bytes = match lacking {
+        let all = packed.bytes.clone();
+        let bytes = match answer.lacking {
             None => packed.bytes,
             Some(ranges) => {
                 let Some(part) = send_part_header(&mut sender, &whole, &ranges, packed).await
@@ -314,12 +335,16 @@ async fn offer(connection: Connection, subject: Subject, spread: Option<Spread>)
                 part
             }
         };
-        // a receiver that gives up stops the bytes, and its reply says why: so a failed send isn't the end yet
-        if write(&mut sender, bytes).await.is_some() {
-            drop(sender.finish());
-        }
-        match reply(&mut receiver).await {
-            Some((said, _)) => outcome = said,
+        match send(&mut sender, &mut receiver, bytes, answer.may_want_whole).await {
+            // what the receiver had was false, or the part; the receiver finds out which
+            Some(PushOutcome::Whole) if answer.may_want_whole => {
+                wire_bytes += all.len() as u64;
+                match send(&mut sender, &mut receiver, all, false).await {
+                    Some(said) => outcome = said,
+                    None => return failed(wire_bytes),
+                }
+            }
+            Some(said) => outcome = said,
             None => return failed(wire_bytes),
         }
     }
@@ -344,16 +369,32 @@ async fn offer(connection: Connection, subject: Subject, spread: Option<Spread>)
             delivery: Delivery::Bad,
             wire_bytes,
         },
-        PushOutcome::Failed | PushOutcome::Unspecified | PushOutcome::Accepted => {
-            failed(wire_bytes)
-        }
+        PushOutcome::Failed
+        | PushOutcome::Unspecified
+        | PushOutcome::Accepted
+        | PushOutcome::Whole => failed(wire_bytes),
     }
 }
 
-async fn reply(receiver: &mut Receiver) -> Option<(PushOutcome, Option<Ranges>)> {
+/// Sends a push's bytes. Returns what the receiver made of them. `more`: further bytes may follow.
+async fn send(
+    sender: &mut Sender,
+    receiver: &mut Receiver,
+    bytes: Bytes,
+    more: bool,
+) -> Option<PushOutcome> {
+    // a receiver that gives up stops the bytes, and its reply says why: so a failed send isn't the end yet
+    if write(sender, bytes).await.is_some() && !more {
+        drop(sender.finish());
+    }
+    let (outcome, _) = reply(receiver).await?;
+    Some(outcome)
+}
+
+async fn reply(receiver: &mut Receiver) -> Option<(PushOutcome, PushReply)> {
     let reply = timeout(STUCK, receiver.receive::<PushReply>()).await;
     let reply = reply.ok()?.ok()??;
-    Some((PushOutcome::try_from(reply.outcome).ok()?, reply.lacking))
+    Some((PushOutcome::try_from(reply.outcome).ok()?, reply))
 }
 
 /// Says which part of the chunk follows in place of the whole, and returns the part's bytes. `None`: the receiver named
@@ -453,12 +494,21 @@ async fn load(subject: Subject) -> Option<Packed> {
     loaded.await.ok().flatten()
 }
 
+/// What follows the bytes of a header on their stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    /// Its end.
+    Nothing,
+    /// The whole chunk, if this host wants it.
+    Whole,
+}
+
 /// Reads the chunk that this header announces, or the ranges of it that this host lacks, checks the chunk against the
 /// link that came with it, and stores it.
 async fn take(
     peer: HostKey,
     (header, lacking): (&ChunkHeader, Option<Lacking>),
-    mut receiver: Receiver,
+    (receiver, then): (&mut Receiver, Then),
     subject: Subject,
 ) -> Receipt {
     let whole = subject.geometry.len(subject.chunk) as usize;
@@ -491,14 +541,16 @@ async fn take(
         };
     }
     let mut wire = vec![0; header.wire_bytes as usize];
-    if read(&mut receiver, &mut wire).await.is_none() {
+    if read(receiver, &mut wire).await.is_none() {
         return Receipt::failed(Failure::Broken);
     }
     // the end of the stream has to be seen, or dropping the receiver would tell the sender that we gave up
-    match timeout(STUCK / 2, receiver.piece(1)).await {
-        Ok(Ok(None)) => {}
-        Ok(_) => return Receipt::failed(Failure::Refused),
-        Err(_) => return Receipt::failed(Failure::Broken),
+    if then == Then::Nothing {
+        match timeout(STUCK / 2, receiver.piece(1)).await {
+            Ok(Ok(None)) => {}
+            Ok(_) => return Receipt::failed(Failure::Refused),
+            Err(_) => return Receipt::failed(Failure::Broken),
+        }
     }
     let wire_bytes = wire.len() as u64;
     let stored = tokio::task::spawn_blocking(move || match lacking {

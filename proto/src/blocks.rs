@@ -67,8 +67,8 @@ impl Piece {
 
 /// A short hash of a block, by which a host finds the block's bytes on its disks.
 ///
-/// 40 bits. Of an index with 13 million blocks (140 GB), one look-up in 84,000 finds a block by accident. That costs a
-/// read; the chunk's states tell.
+/// 40 bits. Of an index with 13 million blocks (140 GB), one look-up in 84,000 finds a block by accident. If that block
+/// is as long, its bytes pass for the block's: the chunk's states tell, when the rest of the chunk has come.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct BlockPrint(u64);
 

@@ -189,6 +189,7 @@ mod tests {
         let reply = PushReply {
             outcome: PushOutcome::Accepted.into(),
             lacking: Some(message),
+            may_want_whole: true,
         };
         assert!(crate::codec::encode(&reply).is_ok());
         let more: Vec<_> = (0..129u32).map(|at| at * 8192..at * 8192 + 4096).collect();

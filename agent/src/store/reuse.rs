@@ -98,8 +98,11 @@ pub(super) fn copy<E: From<WriteError>>(
             };
             match part.map(|part| part.whole()) {
                 Some(Ok(bytes)) => {
-                    let is_new = alike::write(stage, (at, chunk), &bytes)?;
-                    copied += if is_new { bytes.len() as u64 } else { 0 };
+                    if alike::write(stage, (at, chunk), &bytes)? {
+                        copied += bytes.len() as u64;
+                    } else if !held.is_held(at, chunk) && !stage.blocks().was_false() {
+                        return Ok(copied);
+                    }
                 }
                 Some(Err(part)) => stage.blocks().note(at, chunk, &part),
                 None => {}

@@ -404,6 +404,18 @@ impl Stage {
         }
     }
 
+    /// The part of a chunk that was found on the disks of other images here wasn't the chunk's, as the whole chunk
+    /// shows. After some of these no part is used any more.
+    pub(crate) fn part_was_false(&self) {
+        self.blocks.was_false();
+    }
+
+    /// How many of them there were.
+    #[cfg(test)]
+    pub(crate) fn false_parts(&self) -> u32 {
+        self.blocks.false_parts()
+    }
+
     /// Walks back from the content's digest and drops the chunks that this proves false ([`proto::Ledger::walk`]). The
     /// drops are journaled before this returns.
     ///

@@ -103,6 +103,21 @@ impl Receipt {
         matches!(self.result, Err(Failure::Broken | Failure::Cancelled))
     }
 
+    /// The whole chunk was to follow a part that didn't fit, whose transfer ended so.
+    pub(super) fn after_unfit(mut self, part: &Self) -> Self {
+        self.wire_bytes += part.wire_bytes;
+        // who sends a part that fits nothing and then no chunk has brought nothing, whatever it says
+        if let Err(failure) = &mut self.result
+            && !matches!(
+                failure,
+                Failure::Bad | Failure::Disproved | Failure::NotStored
+            )
+        {
+            *failure = Failure::Unfit;
+        }
+        self
+    }
+
     pub(super) const fn failed(failure: Failure) -> Self {
         Self {
             result: Err(failure),
@@ -357,7 +372,13 @@ fn goes_on_without_recipe(subject: &Subject, checked: &Checked) -> bool {
 /// Judges the parts of this chunk that came before and didn't fit.
 fn settle(subject: &Subject, link: &Link, bytes: &[u8], receipt: &mut Receipt) {
     let of = (subject.content, subject.chunk);
-    receipt.liars = subject.unfit.settle(of, link, bytes).liars;
+    let settled = subject.unfit.settle(of, link, bytes);
+    receipt.liars = settled.liars;
+    if settled.ours_were_false {
+        for shelf in &subject.shelves {
+            shelf.part_was_false();
+        }
+    }
 }
 
 /// Puts a part that came together with what is here, and stores the chunk if it fits its link. Blocks.

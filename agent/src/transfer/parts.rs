@@ -60,6 +60,13 @@ impl World {
         &self.releases.raw()[1 << 20..2 << 20]
     }
 
+    fn stage(&self) -> &Stage {
+        match &self.to.shelves[0] {
+            Shelf::Stage(stage) => stage,
+            Shelf::Blob(_) => unreachable!("the shelf is a stage"),
+        }
+    }
+
     fn is_held(&self) -> bool {
         let mut shelves = self.to.shelves.iter();
         shelves.all(|shelf| shelf.held(self.releases.layer).contains(CHANGED))
@@ -288,6 +295,89 @@ async fn a_request_whose_part_fits_nothing_asks_the_same_peer_for_the_whole_at_o
     let (receipt, _) = tokio::join!(request(to, world.to.clone()), served);
     assert_eq!((receipt.result, receipt.wire_bytes), (Ok(()), 1 << 20));
     assert_eq!(receipt.liars, [peer("mac-1")]);
+}
+
+/// The receiver's side of one push.
+async fn takes(to: &Connection, world: &World) -> Receipt {
+    let (sender, mut receiver) = to.accept().await.unwrap();
+    let open: PeerOpen = receiver.receive().await.unwrap().unwrap();
+    let Some(peer_open::Kind::Push(push)) = open.kind else {
+        panic!("{open:?}");
+    };
+    let offered = (push.header.unwrap(), push.sends_parts);
+    accept_push(to.host().key(), offered, sender, receiver, world.to.clone()).await
+}
+
+#[tokio::test]
+async fn a_push_that_meets_false_blocks_brings_the_whole_at_once_and_shows_the_receiver_willing() {
+    let world = World::with_false_blocks();
+    let lacking = world.to.lacking(peer("mac-1")).unwrap();
+    let (_endpoints, [holder, to]) = world.connected().await;
+    let pushed = push(holder, world.holder.clone(), None);
+    let (shipment, receipt) = tokio::join!(pushed, takes(&to, &world));
+    assert_eq!(receipt.result, Ok(()));
+    assert!(receipt.liars.is_empty() && world.is_held());
+    assert_eq!(shipment.delivery, Delivery::Stored);
+    let bytes = lacking.bytes() as u64 + (1 << 20);
+    assert_eq!((shipment.wire_bytes, receipt.wire_bytes), (bytes, bytes));
+    assert_eq!(world.stage().false_parts(), 1);
+}
+
+#[tokio::test]
+async fn a_pusher_of_the_version_before_ends_with_the_part_and_is_asked_for_the_whole_next_time() {
+    let world = World::with_false_blocks();
+    let (_endpoints, [holder, to]) = world.connected().await;
+    let (header, packed) = world.packed().await;
+    let pushed = async {
+        let (mut sender, mut receiver) = holder.open().await.unwrap();
+        let push = ChunkPush {
+            content: world.releases.layer.as_bytes().to_vec(),
+            index: CHANGED.0,
+            header: Some(header),
+            spread: None,
+            sends_parts: true,
+        };
+        let open = PeerOpen {
+            kind: Some(peer_open::Kind::Push(push)),
+        };
+        sender.send(&open).await.unwrap();
+        let (_, answer) = reply(&mut receiver).await.unwrap();
+        let ranges = answer.lacking.unwrap();
+        let part = send_part_header(&mut sender, &world.holder, &ranges, packed).await;
+        write(&mut sender, part.unwrap()).await.unwrap();
+        sender.finish().unwrap();
+    };
+    let (receipt, ()) = tokio::join!(takes(&to, &world), pushed);
+    assert_eq!(receipt.result, Err(Failure::Unfit));
+    assert!(!receipt.false_bytes && receipt.liars.is_empty());
+    assert_eq!(world.to.lacking(peer("mac-1")), None);
+    let receipt = took_whole(&world, "mac-1").await;
+    assert_eq!((receipt.result, receipt.liars.len()), (Ok(()), 0));
+}
+
+#[tokio::test]
+async fn a_receiver_of_the_version_before_sees_the_push_end_with_the_part() {
+    let world = World::new();
+    let lacking = world.to.lacking(peer("mac-1")).unwrap();
+    let (_endpoints, [holder, to]) = world.connected().await;
+    let taken = async {
+        let (mut sender, mut receiver) = to.accept().await.unwrap();
+        let _open: PeerOpen = receiver.receive().await.unwrap().unwrap();
+        let accepted = PushReply {
+            outcome: PushOutcome::Accepted.into(),
+            lacking: Some(lacking.to_message()),
+            may_want_whole: false,
+        };
+        sender.send(&accepted).await.unwrap();
+        let part: PartHeader = receiver.receive().await.unwrap().unwrap();
+        let mut bytes = vec![0; part.wire_bytes as usize];
+        read(&mut receiver, &mut bytes).await.unwrap();
+        assert_eq!(receiver.piece(1).await.unwrap(), None);
+        say_how_a_push_ended(sender, PushOutcome::Failed).await;
+    };
+    let pushed = push(holder, world.holder.clone(), None);
+    let (shipment, ()) = tokio::join!(pushed, taken);
+    assert_eq!(shipment.delivery, Delivery::Broken);
 }
 
 #[tokio::test]

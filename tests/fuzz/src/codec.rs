@@ -152,6 +152,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         wire(&PushReply {
             outcome: 7,
             lacking: Some(Ranges::new(&[0..4096, 8192..8196])),
+            may_want_whole: false,
         }),
         wire(&PeerUpdate {
             have: vec![Have {

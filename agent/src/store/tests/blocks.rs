@@ -27,13 +27,18 @@ impl Releases {
     /// The same, and by the second one's recipe two blocks of the changed chunk, which are on the first one's disk, lie
     /// in each other's place. Its states are true.
     pub(crate) fn with_false_blocks() -> Self {
+        Self::with_false_blocks_in(CHANGED)
+    }
+
+    fn with_false_blocks_in(chunk: ChunkIndex) -> Self {
+        let within = chunk.0 * 256 + 74..chunk.0 * 256 + 224;
         Self::with(options(), |content| {
             let halves = content.block_lengths.iter();
             let halves = halves.flat_map(|byte| [byte & 15, byte >> 4]);
             // noise has no zeros: each half byte is a block
             let (mut page, mut blocks) = (0, Vec::new());
             for (at, pages) in halves.enumerate() {
-                if (330..480).contains(&page) {
+                if within.contains(&page) {
                     blocks.push((at, pages));
                 }
                 page += u32::from(pages);
@@ -293,6 +298,32 @@ fn a_recipe_that_is_lost_or_has_no_blocks_costs_their_use() {
     let (stage, _) = begin_by(&releases.store, &releases.new, &without);
     assert_eq!(releases.lacks(&stage), (1..7).collect::<Vec<_>>());
     assert_eq!(stage.lacking_ranges(releases.layer, CHANGED), None);
+}
+
+#[test]
+fn after_some_false_parts_a_stage_uses_no_blocks_any_more() {
+    let releases = Releases::new();
+    let (stage, _) = releases.begin();
+    for _ in 1..crate::store::blocks::MAX_FALSE_PARTS {
+        stage.part_was_false();
+    }
+    assert!(stage.part(releases.layer, CHANGED).is_some());
+    stage.part_was_false();
+    assert_eq!(stage.lacking_ranges(releases.layer, CHANGED), None);
+    assert!(stage.part(releases.layer, CHANGED).is_none());
+    // another stage begins anew: the blocks of another recipe may be true
+    releases.abandon();
+    let (stage, _) = releases.begin();
+    assert!(stage.part(releases.layer, CHANGED).is_some());
+}
+
+#[test]
+fn false_blocks_of_a_chunk_that_seems_to_be_here_are_counted_and_the_chunk_is_fetched() {
+    let releases = Releases::with_false_blocks_in(ChunkIndex(3));
+    let (stage, _) = releases.begin();
+    assert_eq!(releases.lacks(&stage), [CHANGED.0, 3]);
+    assert_eq!(stage.false_parts(), 1);
+    assert_eq!(stage.lacking_ranges(releases.layer, ChunkIndex(3)), None);
 }
 
 #[test]

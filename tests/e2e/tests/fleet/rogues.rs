@@ -198,6 +198,7 @@ impl Rogue {
                 let reply = PushReply {
                     outcome: outcome.into(),
                     lacking: None,
+                    may_want_whole: false,
                 };
                 sender.send(&reply).await?;
                 if outcome == PushOutcome::Accepted {
