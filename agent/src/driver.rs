@@ -25,6 +25,7 @@ mod making;
 mod mirror;
 mod orders;
 mod origins;
+mod patience;
 mod report;
 mod streams;
 mod supply;

@@ -422,12 +422,13 @@ impl<S: Proving> Contents<S> {
         let Some(bytes) = content.store(chunk) else {
             return;
         };
-        if !content.is_recipe() {
-            out.push(Effect::Images {
-                images: content.images(),
-                news: ImageNews::Gained(bytes),
-            });
-        }
+        out.push(Effect::Images {
+            images: content.images(),
+            news: match content.is_recipe() {
+                true => ImageNews::OfRecipe(bytes),
+                false => ImageNews::Gained(bytes),
+            },
+        });
         out.push(Effect::Stored);
         out.extend(self.walk_if_whole(id));
     }

@@ -16,7 +16,7 @@ use proto::{
 use swarm::event::Entitled;
 use tracing::{info, warn};
 
-use super::trouble::Trouble;
+use super::{patience::Patience, trouble::Trouble};
 use crate::{
     reconcile::Have,
     registries::Access,
@@ -169,10 +169,6 @@ impl From<StageOrder> for Ordered {
 /// The most names of one image in one line of the log: thousands of names may be left that were wanted once.
 const NAMES_SAID: usize = 16;
 
-/// An image's stage waits this long for the image's recipe. A recipe has up to
-/// 0.1 % of its image: 60 MB for 60 GB.
-const RECIPE_PATIENCE: Duration = Duration::from_secs(30);
-
 /// Why an image goes without a recipe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NoRecipe {
@@ -197,8 +193,8 @@ pub(super) enum RecipeAt {
     /// There is none, or the stage begins without it.
     #[default]
     Nowhere,
-    /// Its bytes come. The stage begins without them after this moment.
-    Coming { file: Blob, until: Moment },
+    /// Its bytes come, and the stage waits for them.
+    Coming { file: Blob, patience: Patience },
     /// It was read.
     Here(Arc<NamedRecipe>),
     /// The image is installed, and has none. Its bytes come, and nothing waits for them.
@@ -407,9 +403,9 @@ impl<S: OnDisk> Image<S> {
             _ => self.recipe = RecipeAt::Nowhere,
         }
         let file = wanted.filter(|file| file.size <= Recipe::max_bytes(&self.layout))?;
-        let until = now + RECIPE_PATIENCE;
+        let patience = Patience::new(now, self.layout.blob_bytes());
         self.recipe = match begins {
-            true => RecipeAt::Coming { file, until },
+            true => RecipeAt::Coming { file, patience },
             false => RecipeAt::Sought(file),
         };
         Some(file)
@@ -422,10 +418,19 @@ impl<S: OnDisk> Image<S> {
         self.ordered.made_by_hosts && !refused && self.is_installed() && has_none()
     }
 
+    /// Bytes of a recipe came: of this image's, or of another's.
+    pub(super) fn recipe_comes(&mut self, now: Moment, bytes: u64) {
+        if let RecipeAt::Coming { patience, .. } = &mut self.recipe {
+            patience.hear(now, bytes);
+        }
+    }
+
     /// How much longer the stage waits for the recipe; `None` when it doesn't wait.
     pub(super) fn waits_for_recipe(&self, now: Moment) -> Option<Duration> {
         match &self.recipe {
-            RecipeAt::Coming { until, .. } if *until > now => Some(until.since(now)),
+            RecipeAt::Coming { patience, .. } => {
+                Some(patience.until().since(now)).filter(|wait| !wait.is_zero())
+            }
             _ => None,
         }
     }

@@ -17,6 +17,8 @@ pub(super) enum ImageNews {
     FromPeers(u64),
     /// This many bytes were here already, and a peer sent the rest of their chunk.
     FromHere(u64),
+    /// This many bytes of the image's recipe came.
+    OfRecipe(u64),
     /// This many bytes went to peers.
     Uploaded(u64),
     /// The registry makes trouble.

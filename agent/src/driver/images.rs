@@ -134,9 +134,6 @@ impl<S: OnDisk> Images<S> {
             return;
         };
         let sought = image.seek_recipe(now);
-        if let Some(wait) = image.waits_for_recipe(now) {
-            self.reconciler.wait(digest, now, wait);
-        }
         self.open_recipe(digest, sought);
     }
 
@@ -258,6 +255,9 @@ impl<S: OnDisk> Images<S> {
 
     /// Begins the jobs that images need next.
     pub(super) fn begin_jobs(&mut self, now: Moment) {
+        for (image, wait) in self.catalogue.recipe_waits(now) {
+            self.reconciler.wait(image, now, wait);
+        }
         while let Some((image, job)) = self.reconciler.next(now) {
             match job {
                 Job::Begin(names) => self.begin(image, names),
@@ -500,7 +500,7 @@ impl<S: OnDisk> Images<S> {
             ImageNews::Unwritable(error) => {
                 each.for_each(|image| self.unwritable(now, image, error.clone()));
             }
-            counted => self.catalogue.count(images, counted),
+            counted => self.catalogue.count(now, images, counted),
         }
     }
 

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use proto::{Digest, Moment, Reason, image::Layout, message::ImageState};
@@ -101,18 +102,33 @@ impl<S: OnDisk> Catalogue<S> {
     // ---- bytes and registries ---------------------------------------------------------------------------------------
 
     /// Counts bytes that came or went, or notes how the registry is. Other news aren't about that.
-    pub(super) fn count(&mut self, images: &[Digest], news: ImageNews) {
+    pub(super) fn count(&mut self, now: Moment, images: &[Digest], news: ImageNews) {
         match news {
             ImageNews::Gained(bytes) => self.gained(images, bytes),
             ImageNews::Lost(bytes) => self.lost(images, bytes),
             ImageNews::FromOrigin(bytes) => self.came_from_origin(images, bytes),
             ImageNews::FromPeers(bytes) => self.came_from_peers(images, bytes),
             ImageNews::FromHere(bytes) => self.was_here(images, bytes),
+            ImageNews::OfRecipe(bytes) => self.recipe_comes(now, bytes),
             ImageNews::Uploaded(bytes) => self.uploaded(images, bytes),
             ImageNews::OriginTrouble(trouble) => self.origin_troubles(images, &trouble),
             ImageNews::OriginIsFine => self.origin_is_well(images),
             ImageNews::Closed(_) | ImageNews::Opened(_) | ImageNews::Unwritable(_) => {}
         }
+    }
+
+    /// This many bytes of a recipe came. Images that wait for theirs wait on: few recipes come at one time.
+    fn recipe_comes(&mut self, now: Moment, bytes: u64) {
+        for image in self.images.values_mut() {
+            image.recipe_comes(now, bytes);
+        }
+    }
+
+    /// How much longer stages wait for their images' recipes.
+    pub(super) fn recipe_waits(&self, now: Moment) -> Vec<(Digest, Duration)> {
+        let images = self.images.values();
+        let waits = |image: &Image<S>| Some((image.digest(), image.waits_for_recipe(now)?));
+        images.filter_map(waits).collect()
     }
 
     /// This many bytes of these images were verified and are here.

@@ -120,6 +120,22 @@ fn a_recipe_that_doesnt_come_or_cant_be_read_holds_nothing_up() {
 }
 
 #[test]
+fn a_recipe_that_comes_slowly_is_waited_for_and_one_behind_others_too() {
+    let mut world = waiting();
+    for _ in 0..10 {
+        world.wait(Duration::from_secs(29));
+        assert_eq!(world.jobs(), [] as [&str; 0]);
+        // few recipes come at one time, and others may be first
+        let (of, bytes) = (Digest::of(b"another image"), ImageNews::OfRecipe(1));
+        world.hear(&[of], bytes);
+    }
+    world.wait(Duration::from_secs(29));
+    assert_eq!(world.jobs(), [] as [&str; 0]);
+    world.wait(Duration::from_secs(1));
+    assert_eq!(world.jobs(), ["withdraw", "begin"]);
+}
+
+#[test]
 fn a_recipe_that_isnt_ordered_any_more_isnt_waited_for() {
     let mut world = waiting();
     // the same order again changes nothing
