@@ -25,12 +25,12 @@ use super::{
     chunks::Chunks,
     claim::{HeldChunk, Look, WriteError},
     doubt::Doubt,
-    files::{Body, ImageFiles, notes_bytes},
+    files::{Body, ImageFiles},
     held::Held,
     journal::{Journal, Record},
     layers::{DecodeLayerError, decode_content},
     names::Names,
-    outstanding::{Outstanding, Promise},
+    outstanding::{self, Outstanding, Promise},
     recipes::{self, NamedRecipe, ReadRecipeError},
     room::{Builder, NoRoomError},
     shared::Shared,
@@ -95,7 +95,8 @@ impl Builder for Stage {
         if self.names.is_installed() {
             return self.outstanding.copying();
         }
-        self.outstanding.of(self.lacking_bytes())
+        let lacking = outstanding::lacking(&self.layout, &self.held, &lock(&self.decoded));
+        self.outstanding.of(lacking)
     }
 }
 
@@ -702,26 +703,6 @@ impl Stage {
     /// What [`installing`](Self::installing) does, without waiting. `None` if an installation runs.
     pub(super) fn try_installing(&self) -> Option<MutexGuard<'_, Installing>> {
         self.installing.try_lock().ok()
-    }
-
-    /// Bytes that the lacking chunks may take at each of their places, with layers that aren't decoded yet, and notes.
-    /// A chunk that is held takes nothing more, also where it is shared with another disk. One that is lacking may take
-    /// its bytes also where another disk's lie in its place.
-    fn lacking_bytes(&self) -> u64 {
-        let mut bytes = notes_bytes(&self.layout);
-        for at in 0..self.held.len() {
-            let (geometry, held) = (self.held.geometry(at), self.held.held(at));
-            let chunks = (0..geometry.chunks()).map(ChunkIndex);
-            let lacking = chunks.filter(|chunk| !held.contains(*chunk));
-            let lacking: u64 = lacking.map(|chunk| u64::from(geometry.len(chunk))).sum();
-            bytes += lacking * self.files.places(at).len() as u64;
-        }
-        let decoded = lock(&self.decoded);
-        let encoded = self.layout.layers().iter().filter(|layer| {
-            let blob = self.held.find(&layer.blob.digest);
-            layer.raw.is_none() && !blob.is_some_and(|at| decoded.contains(&at))
-        });
-        bytes + encoded.map(|layer| layer.raw_bytes).sum::<u64>()
     }
 
     /// No more than these bytes are expected to be taken, because the rest is here. [`u64::MAX`] ends that.
