@@ -3,16 +3,21 @@
 //!
 //! The reference alone decides a golden's name. So a tag that moved leaves a golden of the old image under the name.
 //! The file `TART_HOME/.parbake/goldens/<name>`, the golden's mark, holds the digest of the image that a golden of ours
-//! was made from, and on the next line the reference. Marks of earlier versions have the digest alone.
+//! was made from, on the next line the reference, and on the third one which directory the VM is: its inode, and when
+//! it was made. For somebody else may make a VM of that name when ours was removed. Marks of earlier versions lack the
+//! third line, or the second one, too.
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs::{self, File},
+    io::{self, Read as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 use proto::{Digest, image::golden_name};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     metrics::{Metrics, OperationLabel},
@@ -26,6 +31,64 @@ pub(crate) struct Mark {
     pub(crate) image: Digest,
     /// The reference that it was made of. `None` if an earlier version made it.
     pub(crate) reference: Option<Reference>,
+    /// The VM's directory. `None` if an earlier version made it.
+    vm: Option<Vm>,
+}
+
+/// What lies under the name of a golden that has a mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lies {
+    /// Nothing.
+    Nothing,
+    /// The golden that we made.
+    Ours,
+    /// A golden that an earlier version made, or a VM of somebody else: the mark doesn't say.
+    Unknown,
+    /// A VM of somebody else.
+    Theirs,
+}
+
+/// A directory that is told from another one that has its name later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Vm {
+    inode: u64,
+    made: SystemTime,
+}
+
+impl Vm {
+    /// The directory at this path. `None` if there is none, or the volume doesn't tell when it was made.
+    fn at(path: &Path) -> Option<Self> {
+        let found = fs::symlink_metadata(path).ok()?;
+        let made = found.created().ok().filter(|_| found.is_dir())?;
+        Some(Self {
+            inode: found.ino(),
+            made,
+        })
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        let (inode, made) = line.split_once(' ')?;
+        let (seconds, nanos) = made.split_once('.')?;
+        let made = Duration::from_secs(seconds.parse().ok()?)
+            .checked_add(Duration::from_nanos(nanos.parse().ok()?))?;
+        Some(Self {
+            inode: inode.parse().ok()?,
+            made: SystemTime::UNIX_EPOCH.checked_add(made)?,
+        })
+    }
+
+    fn line(&self) -> String {
+        let made = self.made.duration_since(SystemTime::UNIX_EPOCH);
+        let made = made.unwrap_or_default();
+        let (seconds, nanos) = (made.as_secs(), made.subsec_nanos());
+        format!("{} {seconds}.{nanos:09}", self.inode)
+    }
+
+    /// Whether what lies there now is this directory. macOS sets the moment of making back where a directory's time of
+    /// change is set to an earlier one, as tart does with each use; a directory that is made later is younger.
+    fn is(&self, found: Self) -> bool {
+        found.inode == self.inode && found.made <= self.made
+    }
 }
 
 impl Mark {
@@ -33,7 +96,29 @@ impl Mark {
         let mut lines = text.lines().map(str::trim);
         let image = lines.next()?.parse().ok()?;
         let reference = lines.next().and_then(|line| line.parse().ok());
-        Some(Self { image, reference })
+        let vm = lines.next().and_then(Vm::parse);
+        Some(Self {
+            image,
+            reference,
+            vm,
+        })
+    }
+
+    fn text(image: Digest, reference: &str, vm: Option<Vm>) -> String {
+        let vm = vm.map_or_else(String::new, |vm| format!("{}\n", vm.line()));
+        format!("{image}\n{reference}\n{vm}")
+    }
+
+    /// What lies in this directory, under the golden's name.
+    pub(crate) fn lies(&self, directory: &Path) -> Lies {
+        match (fs::symlink_metadata(directory), self.vm) {
+            (Err(error), _) if error.kind() == io::ErrorKind::NotFound => Lies::Nothing,
+            (_, None) => Lies::Unknown,
+            (_, Some(vm)) => match Vm::at(directory) {
+                Some(found) if vm.is(found) => Lies::Ours,
+                _ => Lies::Theirs,
+            },
+        }
     }
 }
 
@@ -55,6 +140,14 @@ pub(crate) fn marks(home: &Path) -> BTreeMap<String, Mark> {
         Some((name, Mark::parse(&text)?))
     });
     marks.collect()
+}
+
+/// A mark, and when it was written.
+fn read_mark(path: &Path) -> io::Result<(String, SystemTime)> {
+    let mut file = File::open(path)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok((text, file.metadata()?.modified()?))
 }
 
 /// Makes goldens, if the agent is configured to.
@@ -121,22 +214,46 @@ impl Goldens {
             });
         }
         // after a crash before this line, the next start makes the golden again
-        let mark = format!("{image}\n{reference}\n");
+        let vm = Vm::at(&cache::vm_directory(&self.home, &name));
+        let mark = Mark::text(image, reference, vm);
         self.mark(&name, Some(mark)).await?;
         info!(reference, golden = name, "golden is made");
         Ok(())
     }
 
     /// Whether the golden of this reference exists and is of this image. Only then does the image count as present.
+    ///
+    /// A golden that an earlier version made is believed by its name. Its mark gets the VM's directory here, if that is
+    /// older than the mark: tart made the directory before.
     pub(crate) fn exists(&self, reference: &str, image: Digest) -> bool {
         let name = golden_name(&self.prefix, reference);
-        if !cache::is_complete(&cache::vm_directory(&self.home, &name)) {
+        let directory = cache::vm_directory(&self.home, &name);
+        if !cache::is_complete(&directory) {
             return false;
         }
-        match fs::read_to_string(mark_path(&self.home, &name)) {
-            Ok(mark) => Mark::parse(&mark).is_some_and(|mark| mark.image == image),
-            // without our file: the golden of a reference by digest can only be of that image
-            Err(_) => reference.ends_with(&image.to_string()),
+        let path = mark_path(&self.home, &name);
+        // without our file: the golden of a reference by digest can only be of that image
+        let by_name = reference.ends_with(&image.to_string());
+        let Ok((text, written)) = read_mark(&path) else {
+            return by_name;
+        };
+        let Some(mark) = Mark::parse(&text) else {
+            return false;
+        };
+        match mark.lies(&directory) {
+            Lies::Nothing => false,
+            Lies::Theirs => by_name,
+            Lies::Ours => mark.image == image,
+            Lies::Unknown => {
+                let vm = Vm::at(&directory).filter(|vm| vm.made <= written);
+                if mark.image == image && vm.is_some() {
+                    let mark = Mark::text(image, reference, vm);
+                    if let Err(error) = durable::write(&path, mark.as_bytes(), durable::PUBLIC) {
+                        warn!(golden = name, %error, "which VM the golden is can't be noted; it is tried again");
+                    }
+                }
+                mark.image == image
+            }
         }
     }
 
@@ -251,6 +368,66 @@ mod tests {
         let error = goldens.make(REFERENCE, other, || false).await.unwrap_err();
         assert!(error.to_string().contains("another image"), "{error}");
         assert!(!goldens.exists(REFERENCE, other) && !goldens.exists(REFERENCE, new));
+    }
+
+    #[tokio::test]
+    async fn a_vm_that_somebody_made_under_a_golden_s_name_is_not_the_golden() {
+        let home = tempfile::tempdir().unwrap();
+        let goldens = goldens(&home, "");
+        let image = Digest::of(b"image");
+        let name = golden_name("golden-", REFERENCE);
+        let directory = cache::vm_directory(home.path(), &name);
+        let lies = || marks(home.path())[&name].lies(&directory);
+        goldens.make(REFERENCE, image, || true).await.unwrap();
+        assert_eq!(lies(), Lies::Ours);
+        // what is read of a mark is what was written
+        let mark = &marks(home.path())[&name];
+        assert_eq!(mark.vm, Vm::at(&directory));
+        let moved = home.path().join("moved");
+        fs::rename(&directory, &moved).unwrap();
+        assert_eq!(lies(), Lies::Nothing);
+        fs::create_dir(&directory).unwrap();
+        for part in cache::PARTS {
+            fs::write(directory.join(part), "theirs").unwrap();
+        }
+        assert_eq!(lies(), Lies::Theirs);
+        assert!(!goldens.exists(REFERENCE, image));
+        fs::remove_dir_all(&directory).unwrap();
+        fs::rename(moved, &directory).unwrap();
+        assert!(goldens.exists(REFERENCE, image));
+        // another directory with the same inode is younger, and macOS makes our own older
+        let vm = Vm::at(&directory).unwrap();
+        let of = |made| Vm { made, ..vm };
+        assert!(!vm.is(of(vm.made + Duration::from_nanos(1))));
+        assert!(vm.is(of(vm.made - Duration::from_secs(1))));
+    }
+
+    #[tokio::test]
+    async fn a_golden_of_an_earlier_version_is_not_made_again_and_gets_its_vm_noted() {
+        let home = tempfile::tempdir().unwrap();
+        let goldens = goldens(&home, "");
+        let image = Digest::of(b"image");
+        let name = golden_name("golden-", REFERENCE);
+        let directory = cache::vm_directory(home.path(), &name);
+        let lies = || marks(home.path())[&name].lies(&directory);
+        goldens.make(REFERENCE, image, || true).await.unwrap();
+        let path = mark_path(home.path(), &name);
+        let made = Vm::at(&directory).unwrap().made;
+        // a VM that was made after the mark may be anybody's
+        for (written, of) in [
+            (made - Duration::from_secs(9), Lies::Unknown),
+            (made + Duration::from_secs(9), Lies::Ours),
+        ] {
+            fs::write(&path, format!("{image}\n")).unwrap();
+            let file = File::options().write(true).open(&path).unwrap();
+            file.set_modified(written).unwrap();
+            assert_eq!(lies(), Lies::Unknown);
+            assert!(goldens.exists(REFERENCE, image));
+            assert_eq!(lies(), of);
+        }
+        goldens.make(REFERENCE, image, || true).await.unwrap();
+        assert_eq!(calls(&home).len(), 1, "it isn't made again");
+        assert!(marks(home.path())[&name].reference.is_some());
     }
 
     #[tokio::test]

@@ -9,7 +9,8 @@
 //! - a local VM was made while the image was in use, or soon after ([`Old::may_have_made`]). A clone carries no note of
 //!   its image, so any such VM may be one, and whoever starts it again (a Pod, say) may need the golden.
 //!
-//! Only files that we made are removed: those with our inodes, and goldens with our marks. What tart pulled itself, and
+//! Only files that we made are removed: those with our inodes, and goldens with our marks, in the directory that the
+//! mark names. What tart pulled itself, and
 //! VMs, are never touched. Where somebody else named our files, by a tag or a marker, the image stays, too.
 //!
 //! A golden of ours goes by the same rule if its image isn't here any more, because tart or somebody else removed it.
@@ -39,7 +40,7 @@ use super::{
     tree::{Marker, RETIRED, ROOT, STATUS, io_at, marker, remove_any},
 };
 use crate::{
-    golden,
+    golden::{self, Lies},
     lock::lock,
     platform::{self, DirectoryLock, LockError},
     tart::{Reference, cache},
@@ -201,7 +202,7 @@ pub(crate) fn empty(store: &Store) {
     }
 }
 
-pub(super) type Goldens = BTreeMap<Digest, Vec<(String, Option<Reference>)>>;
+type Goldens = BTreeMap<Digest, Vec<(String, Option<Reference>)>>;
 type Verdicts = BTreeMap<Digest, Option<Stays>>;
 
 /// Looks at everything, and decides.
@@ -341,10 +342,15 @@ pub(super) fn is_running(machine: &Path) -> bool {
     )
 }
 
-/// The goldens that we made, by their images.
-pub(super) fn goldens(home: &Path) -> Goldens {
+/// The goldens that we made, by their images, and marks of goldens that are gone. Not where another VM has the name by
+/// now, or where an earlier version made the golden and its mark doesn't say which VM it is.
+fn goldens(home: &Path) -> Goldens {
     let mut goldens = Goldens::new();
     for (name, mark) in golden::marks(home) {
+        let lies = mark.lies(&cache::vm_directory(home, &name));
+        if !matches!(lies, Lies::Ours | Lies::Nothing) {
+            continue;
+        }
         goldens
             .entry(mark.image)
             .or_default()

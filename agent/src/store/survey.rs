@@ -18,9 +18,13 @@ use proto::{Digest, Layout};
 use super::{
     Store,
     found::{FoundDisk, Reading},
-    retire::{goldens, is_running},
+    retire::is_running,
 };
-use crate::{lock::lock, tart::cache};
+use crate::{
+    golden::{self, Lies},
+    lock::lock,
+    tart::cache,
+};
 
 /// The most disks on which there are notes. With other images' disks, a search takes the first ones of both.
 const MAX_FOUND: usize = 16;
@@ -288,11 +292,13 @@ fn disks(store: &Store, now: SystemTime) -> io::Result<BTreeMap<PathBuf, (Candid
         };
         add(&directory, Whose::Image, &layers, true);
     }
-    let goldens = goldens(home);
-    let of_ours: BTreeSet<&String> = goldens
-        .iter()
-        .filter(|(image, _)| store.stage(image).is_some())
-        .flat_map(|(_, names)| names.iter().map(|(name, _)| name))
+    let marks = golden::marks(home).into_iter();
+    let of_ours: BTreeSet<String> = marks
+        .filter(|(name, mark)| {
+            let lies = mark.lies(&cache::vm_directory(home, name));
+            lies != Lies::Theirs && store.stage(&mark.image).is_some()
+        })
+        .map(|(name, _)| name)
         .collect();
     for entry in fs::read_dir(home.join("vms"))
         .into_iter()

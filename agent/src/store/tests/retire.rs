@@ -19,11 +19,23 @@ fn installed(home: &TempDir, store: &Store, own: u64) -> (Sample, String) {
     install(&stage, &[]).unwrap();
     stage.flush().unwrap();
     let digest = sample.layout.digest();
-    machine(home, &format!("golden-{own}"));
+    let golden = machine(home, &format!("golden-{own}"));
     fs::create_dir_all(marks(home)).unwrap();
-    let mark = format!("{digest}\n{name}\n");
+    let mark = mark(digest, &name, &golden);
     fs::write(marks(home).join(format!("golden-{own}")), mark).unwrap();
     (sample, name)
+}
+
+/// What a golden's mark says of this VM.
+fn mark(image: &Digest, reference: &str, golden: &Path) -> String {
+    let found = fs::metadata(golden).unwrap();
+    let made = found.created().unwrap();
+    let made = made.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let (seconds, nanos) = (made.as_secs(), made.subsec_nanos());
+    format!(
+        "{image}\n{reference}\n{} {seconds}.{nanos:09}\n",
+        found.ino()
+    )
 }
 
 fn marks(home: &TempDir) -> PathBuf {
@@ -255,6 +267,53 @@ fn a_golden_whose_image_tart_pruned_goes_by_the_same_rule() {
     assert!(golden(2).exists() && golden(3).exists());
     assert_eq!(retire(&store, 1, later), [*pruned.layout.digest()]);
     assert!(!golden(2).exists() && golden(3).exists());
+}
+
+#[test]
+fn a_vm_that_somebody_made_under_a_golden_s_name_stays() {
+    let home = tempfile::tempdir().unwrap();
+    let store = open(&home);
+    let (old, _) = installed(&home, &store, 1);
+    installed(&home, &store, 2);
+    let golden = cache::vm_directory(home.path(), "golden-1");
+    // a node agent drops our golden, and somebody makes a VM of its name
+    let ours = home.path().join("ours");
+    fs::rename(&golden, &ours).unwrap();
+    machine(&home, "golden-1");
+    fs::remove_dir_all(ours).unwrap();
+    store.want(old.layout.digest(), &[]).unwrap();
+    let later = SystemTime::now() + LATER;
+    assert_eq!(retire(&store, 1, later), [], "it may be a clone");
+    // nor does it go when the image was pruned
+    fs::remove_dir_all(image_dir(&home, "ghcr.io/org/image", &old)).unwrap();
+    assert_eq!(store.presence().len(), 1);
+    assert_eq!(retire(&store, 1, later), []);
+    empty(&store);
+    assert!(
+        golden.join(cache::DISK).exists(),
+        "somebody's VM is deleted"
+    );
+}
+
+#[test]
+fn a_golden_of_an_earlier_version_whose_vm_is_not_noted_stays_with_its_image() {
+    let home = tempfile::tempdir().unwrap();
+    let store = open(&home);
+    let (old, _) = installed(&home, &store, 1);
+    installed(&home, &store, 2);
+    let path = marks(&home).join("golden-1");
+    let text = fs::read_to_string(&path).unwrap();
+    let earlier: Vec<&str> = text.lines().take(2).collect();
+    fs::write(&path, earlier.join("\n")).unwrap();
+    let digest = *old.layout.digest();
+    store.want(&digest, &[]).unwrap();
+    let later = || SystemTime::now() + LATER;
+    assert_eq!(retire(&store, 1, later()), []);
+    assert!(cache::vm_directory(home.path(), "golden-1").exists());
+    // its VM was noted since
+    fs::write(&path, text).unwrap();
+    assert_eq!(retire(&store, 1, later()), [digest]);
+    assert!(!cache::vm_directory(home.path(), "golden-1").exists());
 }
 
 #[test]
