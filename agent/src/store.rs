@@ -384,7 +384,8 @@ impl Store {
         };
         drop(changing);
         if let Some((recipe, in_doubt)) = recipe {
-            stage.take_recipe(recipe, in_doubt)?;
+            stage.take_recipe(recipe, in_doubt);
+            self.keep_recipe(&stage, recipe.file)?;
         }
         if stage.is_installed() && !stage.is_complete() {
             stage.link_again()?;
@@ -633,8 +634,7 @@ impl Store {
         }
         stage.set_gone();
         let image = *stage.layout().digest();
-        let kept = self.stage(&image);
-        if kept.is_some_and(|kept| std::ptr::eq(&*kept, stage)) {
+        if self.is_kept(stage) {
             self.let_go(&image);
             if stage.names().wanted().is_empty() {
                 self.forget_recipe(stage);
@@ -711,6 +711,25 @@ impl Store {
         self.drop_stage(&image)?;
         self.forget_recipe(&stage);
         Ok(())
+    }
+
+    /// Notes the recipe of a stage. Chunks that are proved already keep the links that they came with until the next
+    /// start. The note survives a crash.
+    ///
+    /// # Errors
+    /// When the volume fails, or the image was removed meanwhile: our directory may be that of a newer stage by now.
+    pub(crate) fn keep_recipe(&self, of: &Stage, file: proto::image::Blob) -> io::Result<()> {
+        let _changing = lock(&self.changing);
+        match self.is_kept(of) {
+            true => of.names().note_recipe(file),
+            false => Err(io::Error::other("the image was removed meanwhile")),
+        }
+    }
+
+    /// Whether this is the image's stage still.
+    fn is_kept(&self, stage: &Stage) -> bool {
+        let kept = self.stage(stage.layout().digest());
+        kept.is_some_and(|kept| std::ptr::eq(&*kept, stage))
     }
 
     /// Removes the recipe of a stage that was let go, unless another stage goes by it.

@@ -31,7 +31,7 @@ use crate::{
     shelf::Shelf,
     store::{
         BeginError, InstallError, Look, Stage, Store, install_as,
-        recipes::{self, NamedRecipe},
+        recipes::{self, NamedRecipe, ReadRecipeError},
         retire::{empty, retire},
         survey::Survey,
     },
@@ -129,12 +129,15 @@ impl Disk {
         file: proto::image::Blob,
         stage: Option<Arc<Stage>>,
     ) -> Work {
-        let home = self.home.clone();
+        let (home, store) = (self.home.clone(), self.store.clone());
         Work::blocking(move || {
-            let read = recipes::read(&home, &file.digest, &layout);
+            let name = file.digest;
+            let read = recipes::read(&home, &name, &layout);
             let read = read.and_then(|recipe| {
                 if let Some(stage) = stage {
-                    stage.adopt_recipe(file, &recipe)?;
+                    stage.compare_recipe(&name, &recipe)?;
+                    let noted = store.keep_recipe(&stage, file);
+                    noted.map_err(|error| ReadRecipeError::Io { name, error })?;
                 }
                 Ok(Arc::new(NamedRecipe { file, recipe }))
             });
@@ -151,9 +154,9 @@ impl Disk {
     /// Makes the recipe of an image that is whole here, at half the speed of a thread: so the host's own work, and
     /// others that are served, lose little. Ends in [`Input::RecipeMade`].
     pub(super) fn make_recipe(&self, image: Digest, stage: Arc<Stage>) -> Work {
-        let (home, me) = (self.home.clone(), self.store.host());
+        let (home, store) = (self.home.clone(), self.store.clone());
         Work::waiting(async move {
-            let made = making::make(stage, home, me).await;
+            let made = making::make(store, stage, home).await;
             if let Err(error) = &made {
                 warn!(%image, %error, "the image's recipe can't be made; another host is asked");
             }

@@ -16,7 +16,7 @@ use tracing::info;
 use crate::{
     mirror::{blob::Blob, outside},
     store::{
-        Stage,
+        Stage, Store,
         making::{MakeRecipeError, Making},
         recipes,
     },
@@ -31,9 +31,9 @@ const STEP: usize = 16;
 /// # Errors
 /// When the image isn't whole any more, or the volume fails.
 pub(super) async fn make(
+    store: Arc<Store>,
     stage: Arc<Stage>,
     home: PathBuf,
-    me: HostId,
 ) -> Result<Blob, MakeRecipeError> {
     let (of, at, start) = (stage.clone(), home.clone(), Instant::now());
     let mut making = blocking(move || Ok(Making::begin(of, &at)?)).await?;
@@ -50,8 +50,8 @@ pub(super) async fn make(
             continue;
         };
         return blocking(move || {
-            let blob = keep(&making, file, &home, &me)?;
-            stage.keep_recipe(file)?;
+            let blob = keep(&making, file, &home, &store.host())?;
+            store.keep_recipe(&stage, file)?;
             let elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
             info!(image = %stage.layout().digest(), recipe = %file.digest, bytes = file.size, elapsed_ms, "the image's recipe is made");
             Ok(blob)

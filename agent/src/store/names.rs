@@ -187,14 +187,17 @@ impl Names {
         lock(&self.status).recipe
     }
 
-    /// Notes the recipe by which the image's chunks are proved. The note survives a crash.
+    /// Notes the recipe by which the image's chunks are proved. The note survives a crash. The caller knows that our
+    /// directory is still of this stage.
     pub(super) fn note_recipe(&self, file: Blob) -> io::Result<()> {
         let mut status = lock(&self.status);
-        if status.recipe == Some(file) {
-            return Ok(());
+        if status.recipe != Some(file) {
+            let mut new = status.clone();
+            new.recipe = Some(file);
+            new.write(&self.directory)?;
+            *status = new;
         }
-        status.recipe = Some(file);
-        status.write(&self.directory)
+        Ok(())
     }
 
     /// What [`want`](Self::want) does. Does nothing if our directory was removed.

@@ -216,35 +216,21 @@ impl Stage {
 
     /// Takes the image's recipe: from now on, only its links are taken. Contents in doubt go on without it, and those
     /// with a held link that contradicts it.
-    pub(super) fn take_recipe(
-        &self,
-        of: &NamedRecipe,
-        in_doubt: &BTreeSet<Digest>,
-    ) -> io::Result<()> {
+    pub(super) fn take_recipe(&self, of: &NamedRecipe, in_doubt: &BTreeSet<Digest>) {
         recipes::take(&self.held, of.file.digest, &of.recipe, in_doubt);
-        self.names.note_recipe(of.file)
     }
 
-    /// Notes a recipe that was made of this image's own bytes. The chunks are proved already, so they keep the links
-    /// that they came with until the next start. The note survives a crash.
-    pub(crate) fn keep_recipe(&self, file: Blob) -> io::Result<()> {
-        self.names.note_recipe(file)
-    }
-
-    /// Notes a recipe that another host made, if it says of each chunk that is here what the chunk's link says. So
-    /// nothing of it is believed. As [`keep_recipe`](Self::keep_recipe) otherwise.
+    /// Compares a recipe that another host made: it has to say of each chunk that is here what the chunk's link says.
+    /// So nothing of it is believed.
     ///
     /// # Errors
-    /// When a link is another one, or the volume fails.
-    pub(crate) fn adopt_recipe(
+    /// When a link is another one.
+    pub(crate) fn compare_recipe(
         &self,
-        file: Blob,
+        name: &Digest,
         recipe: &proto::recipe::Recipe,
     ) -> Result<(), ReadRecipeError> {
-        recipes::compare(&self.held, &file.digest, recipe)?;
-        let name = file.digest;
-        let noted = self.keep_recipe(file);
-        noted.map_err(|error| ReadRecipeError::Io { name, error })
+        recipes::compare(&self.held, name, recipe)
     }
 
     /// What is known of a content's chunks; `None` for a content of another image.

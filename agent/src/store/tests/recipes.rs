@@ -180,15 +180,43 @@ fn a_host_that_has_the_image_keeps_a_true_recipe_and_refuses_a_false_one() {
     install(&stage, &[TAG]).unwrap();
     let layer = Digest::of(&image.disk[..4 * MIB + 100_000]);
     let lie = recipe_with(&image, layer, |of| of.states[40] ^= 1);
-    let error = stage.adopt_recipe(lie.file, &lie.recipe).unwrap_err();
+    let compared = stage.compare_recipe(&lie.file.digest, &lie.recipe);
+    let error = compared.unwrap_err();
     assert!(
         error.is_false() && error.to_string().contains("chunk 1"),
         "{error}"
     );
     assert_eq!(stage.recipe(), None);
     let by = recipe(&image);
-    stage.adopt_recipe(by.file, &by.recipe).unwrap();
+    stage.compare_recipe(&by.file.digest, &by.recipe).unwrap();
+    store.keep_recipe(&stage, by.file).unwrap();
     assert_eq!(stage.recipe(), Some(by.file));
+}
+
+#[test]
+fn a_recipe_of_a_stage_that_was_removed_is_not_noted_with_the_next_one() {
+    let (home, (_, image)) = (tempfile::tempdir().unwrap(), releases());
+    let store = open(&home);
+    let file = recipe(&image).file;
+    let (removed, _) = begin(&store, &image, &[TAG]);
+    store.abandon(*image.layout.digest()).unwrap();
+    let (stage, _) = begin(&store, &image, &[TAG]);
+    let status = || fs::read(stage.directory().join(STATUS)).unwrap();
+    let before = status();
+    store.keep_recipe(&removed, file).unwrap_err();
+    assert_eq!((status(), stage.recipe()), (before, None));
+    store.keep_recipe(&stage, file).unwrap();
+    assert_eq!(stage.recipe(), Some(file));
+}
+
+#[test]
+fn a_recipe_that_can_not_be_noted_is_not_claimed() {
+    let (home, (_, image)) = (tempfile::tempdir().unwrap(), releases());
+    let store = open(&home);
+    let (stage, _) = begin(&store, &image, &[TAG]);
+    fs::remove_dir_all(stage.directory()).unwrap();
+    store.keep_recipe(&stage, recipe(&image).file).unwrap_err();
+    assert_eq!(stage.recipe(), None);
 }
 
 #[test]
