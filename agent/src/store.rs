@@ -348,12 +348,13 @@ impl Store {
         let references = parse_references(layout.digest(), references)?;
         let others = self.all().into_iter();
         let others = others.filter(|other| other.layout().digest() != layout.digest());
-        let seeds = Seeds::here(self.shared.home(), others.collect());
+        let seeds = Seeds::here(self.shared.clone(), others.collect());
         // not under the lock: indexes may have to be made
         let beginning = match self.stage(layout.digest()) {
             Some(stage) if stage.names().is_there() => Beginning::default(),
             _ => seeds.beginning(layout, recipe.map(|(recipe, _)| recipe)),
         };
+        let searched = beginning.searched;
         let changing = lock(&self.changing);
         self.keep_root()?;
         self.take_names(layout.digest(), &references)?;
@@ -390,7 +391,7 @@ impl Store {
         if stage.is_installed() && !stage.is_complete() {
             stage.link_again()?;
         }
-        let copied = seeds.copy(&stage, base.as_ref());
+        let copied = seeds.copy(&stage, base.as_ref(), searched);
         stage.expect_bytes(u64::MAX);
         // what was copied stays, even if the rest couldn't be copied
         stage.flush()?;

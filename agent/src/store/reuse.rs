@@ -4,7 +4,12 @@
 //! changed in part. Chunks of which some blocks are found nowhere are left to be fetched, with a note of the rest
 //! ([`Stage::lacking_ranges`]).
 
-use std::{io, path::Path, sync::Arc, time::Instant};
+use std::{
+    io,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use proto::{
     BlockPrint, ChunkIndex, Digest, Layout,
@@ -18,6 +23,7 @@ use super::{
     claim::WriteError,
     found::FoundDisk,
     recipes::Columns,
+    shared::Shared,
     stage::Stage,
     tree::INDEX,
 };
@@ -28,9 +34,54 @@ const BLOCK_BYTES: u64 = 16 << 10;
 /// off by 1 % of the disk.
 const MAX_SAMPLES: u64 = 4096;
 
+/// How long a beginning looks for blocks, indexes that are made for that included, and only while somebody waits for
+/// the image.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Term<'a> {
+    shared: &'a Shared,
+    image: &'a Digest,
+    began: Instant,
+    /// What the beginning took for this before.
+    spent: Duration,
+}
+
+impl<'a> Term<'a> {
+    /// The time for this image, of which so much is spent.
+    pub(super) fn begin(shared: &'a Shared, image: &'a Digest, spent: Duration) -> Self {
+        Self {
+            shared,
+            image,
+            began: Instant::now(),
+            spent,
+        }
+    }
+
+    /// How much is spent by now.
+    pub(super) fn spent(&self) -> Duration {
+        self.spent.saturating_add(self.began.elapsed())
+    }
+
+    fn is_over(&self) -> bool {
+        self.shared.is_given_up(self.image) || self.spent() >= self.shared.search()
+    }
+
+    /// # Errors
+    /// When the time is over, or the program stops.
+    fn go_on(&self) -> io::Result<()> {
+        self.shared.go_on()?;
+        match self.is_over() {
+            true => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the search for blocks ends early",
+            )),
+            false => Ok(()),
+        }
+    }
+}
+
 /// Copies to a stage the chunks that it lacks and whose blocks other images here have, or disks that were found.
-/// Returns the bytes of these chunks. `go_on` is asked before each chunk. Ends early when its time is over, or nobody
-/// waits for the image.
+/// Returns the bytes of these chunks. `go_on` is asked before each chunk. Ends early when the time is over, of which
+/// `spent` was spent before, or nobody waits for the image.
 ///
 /// # Errors
 /// When the stage can't be written, or `go_on` returns an error. What can't be read on other disks is left to be
@@ -39,6 +90,7 @@ pub(super) fn copy<E: From<WriteError>>(
     stage: &Stage,
     others: &[Arc<Stage>],
     found: &[FoundDisk],
+    spent: Duration,
     go_on: &mut dyn FnMut() -> Result<(), E>,
 ) -> Result<u64, E> {
     stage.blocks().end();
@@ -48,14 +100,14 @@ pub(super) fn copy<E: From<WriteError>>(
     let Some(columns) = columns(stage).filter(|_| !contents.is_empty()) else {
         return Ok(0);
     };
-    let (shared, image, began) = (stage.shared(), stage.layout().digest(), Instant::now());
-    let is_over = || stage.is_given_up() || began.elapsed() >= shared.search();
+    let image = stage.layout().digest();
+    let term = Term::begin(stage.shared(), image, spent);
     let mut disks = Vec::new();
     for other in others {
         go_on()?;
         // an index that is lacking takes a while to make
-        if disks.len() < MAX_DISKS && !is_over() {
-            disks.extend(disk(other));
+        if disks.len() < MAX_DISKS && !term.is_over() {
+            disks.extend(disk(other, &term));
         }
     }
     for found in found {
@@ -81,7 +133,7 @@ pub(super) fn copy<E: From<WriteError>>(
         let lacks = (0..geometry.chunks()).map(ChunkIndex);
         for chunk in lacks.filter(|chunk| !has.contains(*chunk)) {
             go_on()?;
-            if is_over() {
+            if term.is_over() {
                 tracing::info!(%image, bytes = copied, "the search for blocks ends early; the rest of the image is fetched if it is wanted");
                 return Ok(copied);
             }
@@ -121,12 +173,13 @@ pub(super) struct Samples {
 }
 
 impl Samples {
-    /// Samples of this image by its recipe. `None` if the recipe has no blocks, or can't be read.
-    pub(super) fn of(home: &Path, name: &Digest, layout: &Layout) -> Option<Self> {
+    /// Samples of this image by its recipe. `None` if the recipe has no blocks, or can't be read in time.
+    pub(super) fn of(home: &Path, name: &Digest, layout: &Layout, term: &Term<'_>) -> Option<Self> {
         let columns = Columns::open(home, name, layout).ok()?;
         let step = (layout.disk_bytes() / BLOCK_BYTES / MAX_SAMPLES).max(1);
         let (mut samples, mut number) = (Vec::new(), 0_u64);
         for (at, spec) in layout.contents().iter().enumerate() {
+            term.go_on().ok()?;
             for (page, piece) in columns.blocks(at).ok()?.pieces() {
                 let (page, pages) = (u64::from(page), u64::from(piece.pages()));
                 let within = page * PAGE_BYTES as u64;
@@ -172,14 +225,19 @@ fn columns(stage: &Stage) -> Option<Columns> {
 }
 
 /// Another image's disk, with the index of its blocks, which is made where it is lacking or isn't of the disk any more.
-pub(super) fn disk(other: &Arc<Stage>) -> Option<Disk> {
+/// `None` too when the time for it is over.
+pub(super) fn disk(other: &Arc<Stage>, term: &Term<'_>) -> Option<Disk> {
     let name = other.recipe().filter(|_| !other.is_gone())?.digest;
-    match index(other, name) {
+    match index(other, name, term) {
         Ok(index) => {
             let held = other.chunks();
             let contents = (0..held.len()).map(|at| (held.geometry(at), held.held(at)));
             let path = other.directory().join(INDEX);
             Some(Disk::new(other.files(), contents.collect(), index?, path))
+        }
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            tracing::info!(image = %term.image, other = %other.layout().digest(), %error, "the blocks of an image here aren't indexed now");
+            None
         }
         Err(error) => {
             tracing::warn!(image = %other.layout().digest(), %error, "the blocks of an image here can't be indexed; they aren't found");
@@ -188,7 +246,7 @@ pub(super) fn disk(other: &Arc<Stage>) -> Option<Disk> {
     }
 }
 
-fn index(other: &Stage, name: Digest) -> io::Result<Option<Index>> {
+fn index(other: &Stage, name: Digest, term: &Term<'_>) -> io::Result<Option<Index>> {
     // of stages that begin at the same time one makes it, and the others find it
     let _indexing = other.blocks().indexing();
     let bodies = other.files().bodies();
@@ -200,6 +258,7 @@ fn index(other: &Stage, name: Digest) -> io::Result<Option<Index>> {
     if let Some(index) = Index::open(&path, &key)? {
         return Ok(Some(index));
     }
+    term.go_on()?;
     let Some(columns) = columns(other) else {
         return Ok(None);
     };
@@ -213,7 +272,7 @@ fn index(other: &Stage, name: Digest) -> io::Result<Option<Index>> {
     let first_pages = first_pages((0..held.len()).map(|at| held.geometry(at)));
     let each: EachBlock<'_> = &mut |take| {
         for (at, first) in first_pages.iter().enumerate() {
-            other.shared().go_on()?;
+            term.go_on()?;
             for (page, piece) in columns.blocks(at)?.pieces() {
                 if let Piece::Block(block) = piece
                     // 16 TiB of pages have a number

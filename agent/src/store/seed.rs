@@ -2,8 +2,9 @@
 //! that are copied. What comes from another disk is compared with its link before it counts.
 
 use std::{
+    cell::Cell,
     io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,11 +13,12 @@ use proto::{Digest, Layout};
 
 use super::{
     alike::{self, Copied, Lacking, Offsets},
-    blocks::Disk,
+    blocks::{Disk, MAX_DISKS},
     claim::WriteError,
     found::FoundDisk,
     recipes::NamedRecipe,
-    reuse::{self, Samples},
+    reuse::{self, Samples, Term},
+    shared::Shared,
     stage::Stage,
 };
 
@@ -69,23 +71,25 @@ pub(super) struct Beginning {
     pub(super) common_bytes: u64,
     /// Bytes of zeros, as far as they are known: holes take no room.
     pub(super) zero_bytes: u64,
+    /// The time that the search for blocks took by then.
+    pub(super) searched: Duration,
 }
 
 /// The disks from which a new image may take its bytes.
 #[derive(Debug)]
 pub(super) struct Seeds {
-    home: PathBuf,
+    shared: Arc<Shared>,
     images: Vec<Arc<Stage>>,
     found: Vec<FoundDisk>,
 }
 
 impl Seeds {
     /// These images, and the disks in tart's home that were found and read.
-    pub(super) fn here(home: &Path, images: Vec<Arc<Stage>>) -> Self {
-        let mut found = FoundDisk::known(home);
+    pub(super) fn here(shared: Arc<Shared>, images: Vec<Arc<Stage>>) -> Self {
+        let mut found = FoundDisk::known(shared.home());
         found.retain(FoundDisk::is_read);
         Self {
-            home: home.to_owned(),
+            shared,
             images,
             found,
         }
@@ -104,23 +108,30 @@ impl Seeds {
             return Beginning {
                 common_bytes: best.map_or(0, |(_, common)| common),
                 base: best.map(|(stage, _)| Base::Image(stage.clone())),
-                zero_bytes: 0,
+                ..Beginning::default()
             };
         };
+        let term = Term::begin(&self.shared, layout.digest(), Duration::ZERO);
         let offsets = Offsets::of(layout, &by.recipe);
-        let samples = Samples::of(&self.home, &by.file.digest, layout);
-        let in_place = |disk: Option<Disk>| match (&samples, disk) {
-            (Some(samples), Some(disk)) => samples.in_place(&disk),
-            _ => 0,
+        let samples = Samples::of(self.shared.home(), &by.file.digest, layout, &term);
+        let looked = Cell::new(0);
+        let in_place = |disk: &dyn Fn() -> Option<Disk>| {
+            // an index that is lacking takes a while to make
+            let samples = samples.as_ref().filter(|_| looked.get() < MAX_DISKS);
+            let found = samples.and_then(|samples| Some((samples, disk()?)));
+            found.map_or(0, |(samples, disk)| {
+                looked.update(|looked| looked + 1);
+                samples.in_place(&disk)
+            })
         };
         let images = images.map(|stage| {
             let common = offsets.in_image(stage);
-            let alike = common.max(in_place(reuse::disk(stage)));
+            let alike = common.max(in_place(&|| reuse::disk(stage, &term)));
             (alike, common, Base::Image(stage.clone()))
         });
         let found = self.found.iter().map(|disk| {
             let common = offsets.in_found(disk);
-            let alike = common.max(in_place(Disk::found(disk).ok().flatten()));
+            let alike = common.max(in_place(&|| Disk::found(disk).ok().flatten()));
             (alike, common, Base::Found(disk.clone()))
         });
         let best = images
@@ -131,15 +142,21 @@ impl Seeds {
             common_bytes: best.as_ref().map_or(0, |(_, common, _)| *common),
             base: best.map(|(_, _, base)| base),
             zero_bytes: offsets.zeros(),
+            searched: term.spent(),
         }
     }
 
-    /// Copies the chunks that are here. A clone of `base` has the bytes of `base` already. Returns the bytes that
-    /// needn't come from elsewhere.
+    /// Copies the chunks that are here. A clone of `base` has the bytes of `base` already. `searched` is the time that
+    /// the search for blocks took by now. Returns the bytes that needn't come from elsewhere.
     ///
     /// # Errors
     /// When the stage can't be written, or the program stops.
-    pub(super) fn copy(&self, stage: &Stage, base: Option<&Base>) -> Result<u64, SeedError> {
+    pub(super) fn copy(
+        &self,
+        stage: &Stage,
+        base: Option<&Base>,
+        searched: Duration,
+    ) -> Result<u64, SeedError> {
         let mut flushed_at = Instant::now();
         let mut go_on = || -> Result<(), SeedError> {
             stage.shared().go_on()?;
@@ -160,7 +177,7 @@ impl Seeds {
                 copied += alike::copy_content(stage, other, content.digest, cloned)?;
             }
         }
-        Ok(copied + self.copy_by_recipe(stage, base, &mut go_on)?)
+        Ok(copied + self.copy_by_recipe(stage, base, searched, &mut go_on)?)
     }
 
     /// Copies the chunks that the stage's recipe has in common with what is here.
@@ -168,6 +185,7 @@ impl Seeds {
         &self,
         stage: &Stage,
         base: Option<&Base>,
+        searched: Duration,
         go_on: &mut dyn FnMut() -> Result<(), SeedError>,
     ) -> Result<u64, SeedError> {
         let mut lacking = Lacking::of(stage);
@@ -200,7 +218,7 @@ impl Seeds {
         for disk in found.iter().filter(|disk| !is_found_base(disk)) {
             all.add(alike::copy_found(stage, &mut lacking, disk, false, go_on)?);
         }
-        let by_blocks = reuse::copy(stage, &images, &found, go_on)?;
+        let by_blocks = reuse::copy(stage, &images, &found, searched, go_on)?;
         all.bytes += by_blocks;
         for content in stage.layout().contents() {
             stage.walk(content.digest)?;

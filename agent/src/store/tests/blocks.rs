@@ -427,6 +427,7 @@ fn a_search_for_blocks_ends_in_time_or_when_nobody_wants_the_image() {
     let (stage, _) = releases.begin();
     let nothing = (0..7).collect::<Vec<_>>();
     assert_eq!(releases.lacks(&stage), nothing, "nobody wants it");
+    assert!(!releases.index().exists(), "an index is made for nobody");
     releases.abandon();
     releases.store.take_up(&image);
     let (stage, _) = releases.begin();
@@ -442,5 +443,6 @@ fn a_search_for_blocks_ends_in_time_or_when_nobody_wants_the_image() {
     );
     let (stage, _) = releases.begin();
     assert_eq!(releases.lacks(&stage), all, "there was no time");
+    assert!(!releases.index().exists(), "there was no time");
     assert_eq!(stage.lacking_ranges(releases.layer, CHANGED), None);
 }
