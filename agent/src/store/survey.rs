@@ -35,6 +35,8 @@ const MAX_NOTES_BYTES: u64 = 512 << 20;
 const BYTES_PER_NOTE: u64 = 600;
 /// A VM's disk rests for this long before it is read: VMs that live for an hour write to it all the time.
 const REST: Duration = Duration::from_hours(1);
+/// A disk that couldn't be read, or whose notes couldn't be written, is left alone for so long.
+const RETRY: Duration = Duration::from_hours(1);
 
 /// Whose disk it is. Disks are read in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,7 +55,7 @@ struct Candidate {
     bytes: u64,
     /// When it changed last.
     changed: SystemTime,
-    /// It may be read now: it doesn't run, and rests.
+    /// It may be read now: it doesn't run, rests, and reading it didn't fail within the last hour.
     rests: bool,
 }
 
@@ -139,8 +141,26 @@ pub(crate) struct Survey {
 struct State {
     /// The disk that is being read.
     reading: Option<Reading>,
-    /// Disks that couldn't be read, with the times of their last change: they are left alone until they change.
-    failed: BTreeMap<PathBuf, SystemTime>,
+    /// Disks that couldn't be read, while they are there.
+    failed: BTreeMap<PathBuf, Failed>,
+    /// Notes that couldn't be removed, by their disks.
+    stuck: BTreeSet<PathBuf>,
+}
+
+/// A disk couldn't be read. It is left alone until it changes, or [`RETRY`] is over.
+#[derive(Clone, Copy, Debug)]
+struct Failed {
+    /// When the disk had changed last.
+    changed: SystemTime,
+    at: SystemTime,
+}
+
+impl Failed {
+    /// Whether the disk may be tried again. A clock that was set back doesn't keep it from that.
+    fn is_over(&self, changed: SystemTime, now: SystemTime) -> bool {
+        let since = now.duration_since(self.at);
+        self.changed != changed || !since.is_ok_and(|since| since < RETRY)
+    }
 }
 
 impl Survey {
@@ -154,12 +174,19 @@ impl Survey {
     /// Looks which disks there are, forgets what has changed, and reads 64 MiB of one at most. Blocks for as long.
     ///
     /// # Errors
-    /// When tart's home can't be looked at, or notes not removed. A disk that can't be read is left alone.
+    /// When tart's home can't be looked at. A disk that can't be read is left alone for an hour, with what is known of
+    /// it. Notes that can't be removed stay.
     pub(crate) fn step(&self, now: SystemTime) -> io::Result<Surveyed> {
         let mut state = lock(&self.state);
         let home = self.store.shared.home();
         let mut disks = disks(&self.store, now)?;
-        disks.retain(|path, (disk, _)| state.failed.get(path) != Some(&disk.changed));
+        state.failed.retain(|path, failed| {
+            let disk = disks.get(path);
+            disk.is_some_and(|(disk, _)| !failed.is_over(disk.changed, now))
+        });
+        for (path, (disk, _)) in &mut disks {
+            disk.rests &= !state.failed.contains_key(path);
+        }
         FoundDisk::sweep(home);
         let known: BTreeMap<PathBuf, FoundDisk> = FoundDisk::known(home)
             .into_iter()
@@ -180,7 +207,16 @@ impl Survey {
         let plan = decide(&candidates, &noted);
         for path in &plan.forget {
             tracing::debug!(disk = %path.display(), "what is known of a disk is forgotten");
-            known[path].forget()?;
+            match known[path].forget() {
+                Ok(()) => {
+                    state.stuck.remove(path);
+                }
+                Err(error) => {
+                    if state.stuck.insert(path.clone()) {
+                        tracing::warn!(disk = %path.display(), %error, "useless notes on a disk stay; it is tried again");
+                    }
+                }
+            }
         }
         let current = noted
             .iter()
@@ -206,8 +242,10 @@ impl Survey {
                 state.reading = Some(reading);
             }
             Err(error) => {
-                tracing::debug!(disk = %next.path().display(), %error, "a disk isn't read");
-                state.failed.insert(disk.path.clone(), disk.changed);
+                tracing::debug!(disk = %next.path().display(), %error, "a disk isn't read now");
+                let changed = disk.changed;
+                let failed = Failed { changed, at: now };
+                state.failed.insert(disk.path.clone(), failed);
             }
         }
         Ok(surveyed)

@@ -210,6 +210,33 @@ fn reading_goes_on_after_a_restart_and_over_what_a_crash_cut_off() {
 }
 
 #[test]
+fn a_disk_whose_reading_failed_is_tried_again_after_an_hour_and_what_was_read_stays() {
+    let world = World::new();
+    world.pull();
+    let now = SystemTime::now();
+    let first = world.survey().step(now).unwrap();
+    assert!(first.more);
+    let notes = world.home.path().join(".parbake/disks");
+    let aside = world.home.path().join("aside");
+    // no notes can be written for a while
+    fs::rename(&notes, &aside).unwrap();
+    fs::write(&notes, "").unwrap();
+    let survey = world.survey();
+    assert_eq!(survey.step(now).unwrap().left_bytes, 0);
+    fs::remove_file(&notes).unwrap();
+    fs::rename(&aside, &notes).unwrap();
+    let minutes = |minutes| now + Duration::from_mins(minutes);
+    for minute in [0, 1, 59] {
+        assert_eq!(survey.step(minutes(minute)).unwrap(), Surveyed::default());
+    }
+    let found = FoundDisk::known(&fs::canonicalize(world.home.path()).unwrap());
+    assert!(found.len() == 1 && found[0].is_begun());
+    let next = survey.step(minutes(60)).unwrap();
+    assert!(next.more && next.left_bytes < first.left_bytes, "{next:?}");
+    assert_eq!(world.read(&survey).0.disks, 1);
+}
+
+#[test]
 fn notes_that_are_wrong_cost_a_fetch_and_never_a_byte() {
     type Damage = fn(&Path);
     let damages: [(&str, Damage); 5] = [
