@@ -4,12 +4,13 @@
 //! Hosts that hold an image make equal recipes of it, because the bytes are equal. A recipe needs no trust, so one
 //! host's is enough. A host that compares a recipe with its own copy of the image and finds it false refuses it. A
 //! recipe is the fleet's while more hosts have it than refuse it. So a lying maker is outvoted by the first host that
-//! looks, and one that refuses a true recipe by the next maker, whose recipe is the same.
+//! looks, and one that refuses a true recipe by the next maker, whose recipe is the same. A host that names one recipe
+//! after the other is believed about the first one, for hours: so each host can mislead the fleet about an image once.
 
 use alloc::{collections::BTreeMap, vec::Vec};
 use core::time::Duration;
 
-use proto::{Digest, HostId, Moment, image::Blob};
+use proto::{Digest, HostId, HostKey, Moment, image::Blob};
 
 /// The recipes that are made at one time. Each costs a host one pass over an image, and nobody waits for it.
 pub const MAX_MAKING: usize = 4;
@@ -19,6 +20,9 @@ const PATIENCE: Duration = Duration::from_mins(5);
 const PATIENCE_PER_MIB: Duration = Duration::from_millis(50);
 /// A host that was asked for an image's recipe and made none isn't asked again before this time has passed.
 const ASK_AGAIN: Duration = Duration::from_hours(6);
+/// A host that has named a recipe of an image isn't believed about another one before this time has passed. Each lie
+/// costs the hosts that begin a wait, and a true recipe doesn't change.
+const SAYS_ANOTHER: Duration = Duration::from_hours(6);
 
 /// What is known of a host that has a session, and on which an image is wanted.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +33,7 @@ pub struct Host<'a> {
     pub can_make: bool,
     /// The bytes that the host has yet to send to others.
     pub backlog_bytes: u64,
-    /// The recipe that the host has of the image.
+    /// The recipe that the host has of the image, which is present there: the image's bytes have proved the recipe.
     pub has: Option<Blob>,
     /// The recipe that the host compared with its copy of the image, and found false.
     pub refuses: Option<Digest>,
@@ -57,6 +61,24 @@ struct Asked {
     making: Option<(HostId, Moment)>,
     /// When each host was asked.
     at: BTreeMap<HostId, Moment>,
+    /// The recipe that each host named first, and when.
+    named: BTreeMap<HostKey, (Blob, Moment)>,
+}
+
+impl Asked {
+    /// The hosts, without what those say that have named another recipe before.
+    fn believe<'a>(&mut self, now: Moment, hosts: &[Host<'a>]) -> Vec<Host<'a>> {
+        self.named
+            .retain(|_, (_, at)| now.since(*at) < SAYS_ANOTHER);
+        let believe = |host: &Host<'a>| {
+            let has = host.has.filter(|of| {
+                let named = self.named.entry(host.id.key());
+                named.or_insert((*of, now)).0 == *of
+            });
+            Host { has, ..*host }
+        };
+        hosts.iter().map(believe).collect()
+    }
 }
 
 impl Makers {
@@ -69,9 +91,9 @@ impl Makers {
         before: Option<Blob>,
         hosts: &[Host<'_>],
     ) -> Decision {
-        let recipe = believed(before, hosts);
         let busy: Vec<HostId> = self.making().cloned().collect();
         let asked = self.images.entry(image).or_default();
+        let recipe = believed(before, &asked.believe(now, hosts));
         let is_over = |(maker, until): &mut (HostId, Moment)| {
             let mut here = hosts.iter();
             let here = here.find(|host| *host.id == *maker && host.can_make);
@@ -233,8 +255,7 @@ mod tests {
 
     #[test]
     fn a_recipe_is_the_fleets_while_more_hosts_have_it_than_refuse_it() {
-        let mut makers = Makers::default();
-        let mut says = |said: &[(&str, &str)]| decide(&mut makers, 0, "i", &hosts(said));
+        let says = |said: &[(&str, &str)]| decide(&mut Makers::default(), 0, "i", &hosts(said));
         let of = |name| Decision {
             recipe: Some(recipe(name)),
             ask: None,
@@ -249,6 +270,25 @@ mod tests {
         let refused = says(&[("r", ""), ("", "r"), ("", "")]);
         assert_eq!(refused.recipe, None);
         assert_eq!(says(&[("r", ""), ("", "r"), ("r", "")]), of("r"));
+    }
+
+    #[test]
+    fn a_host_that_names_one_recipe_after_the_other_is_believed_about_the_first() {
+        let mut makers = Makers::default();
+        let mut says =
+            |seconds, said: &[(&str, &str)]| decide(&mut makers, seconds, "i", &hosts(said)).recipe;
+        assert_eq!(says(0, &[("lie", ""), ("", "")]), Some(recipe("lie")));
+        assert_eq!(says(2, &[("lie", ""), ("", "lie")]), None);
+        for (at, lie) in [(4, "lie 1"), (6, "lie 2")] {
+            assert_eq!(says(at, &[(lie, ""), ("", "lie")]), None);
+        }
+        assert_eq!(says(8, &[("lie 3", ""), ("r", "lie")]), Some(recipe("r")));
+        // the first one is still its word, also when it was silent between
+        assert_eq!(says(10, &[("", ""), ("", "")]), None);
+        assert_eq!(says(12, &[("lie", ""), ("", "")]), Some(recipe("lie")));
+        let hours = 6 * 3_600;
+        let later = says(hours, &[("another", ""), ("", "")]);
+        assert_eq!(later, Some(recipe("another")));
     }
 
     #[test]

@@ -16,17 +16,17 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 pub(super) struct FleetRecipes {
     makers: Makers,
     looked: Option<Moment>,
-    /// Whether hosts are asked to make recipes.
-    asks: bool,
+    /// Whether the fleet has recipes of its own. Otherwise no host is asked, and none is believed.
+    is_on: bool,
 }
 
 impl FleetRecipes {
-    /// Nobody was asked yet. `asks`: hosts are asked to make recipes.
-    pub(super) fn new(asks: bool) -> Self {
+    /// Nobody was asked yet. `is_on`: hosts are asked to make recipes, and what they say of recipes is believed.
+    pub(super) fn new(is_on: bool) -> Self {
         Self {
             makers: Makers::default(),
             looked: None,
-            asks,
+            is_on,
         }
     }
 
@@ -37,7 +37,9 @@ impl FleetRecipes {
         (hosts, sessions): (&Hosts, &Sessions),
         images: &Images,
     ) -> Vec<(Digest, Decision)> {
-        if self.looked.is_some_and(|at| now.since(at) < LOOK_EVERY) {
+        let looked = self.looked.is_some_and(|at| now.since(at) < LOOK_EVERY);
+        // no image has a recipe of the fleet before the first look
+        if looked || !self.is_on {
             return Vec::new();
         }
         self.looked = Some(now);
@@ -57,9 +59,10 @@ impl FleetRecipes {
                 let is_present = progress.state == HostState::Present;
                 Some(Host {
                     id,
-                    can_make: self.asks && known.makes_recipes && is_present,
+                    can_make: known.makes_recipes && is_present,
                     backlog_bytes: known.backlog_bytes,
-                    has: progress.recipe().filter(usable),
+                    // where an image comes, nothing has proved its recipe yet
+                    has: progress.recipe().filter(usable).filter(|_| is_present),
                     refuses: progress.refused_recipe(),
                 })
             });

@@ -61,8 +61,19 @@ impl World {
 
     /// A coordinator that starts again, with the hosts that enrolled before and the state that was kept.
     pub(super) fn after(kubernetes: bool, enrolled: BTreeSet<HostId>, kept: Kept) -> Self {
+        Self::configured(kubernetes, enrolled, kept, |_| ())
+    }
+
+    /// As [`after`](Self::after), with another configuration.
+    fn configured(
+        kubernetes: bool,
+        enrolled: BTreeSet<HostId>,
+        kept: Kept,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = config(dir.path(), kubernetes);
+        let mut config = config(dir.path(), kubernetes);
+        change(&mut config);
         let (publish, view) = watch::channel(Arc::default());
         let (writer, writes) = mpsc::channel(WRITES);
         let membership = Membership {

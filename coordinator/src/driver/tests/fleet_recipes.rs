@@ -23,7 +23,10 @@ impl Fleet {
     }
 
     fn of(want: Want, makes_recipes: bool) -> Self {
-        let mut world = World::new();
+        Self::among(World::new(), want, makes_recipes)
+    }
+
+    fn among(mut world: World, want: Want, makes_recipes: bool) -> Self {
         world.driver.frozen = Some(Moment::START + Duration::from_secs(10));
         let hello = message::Hello {
             roster_epoch: Some(0),
@@ -241,4 +244,29 @@ async fn hosts_of_a_version_that_makes_none_arent_asked() {
     fleet.pass(2);
     fleet.pass(2);
     assert!(fleet.asked().is_empty());
+}
+
+#[tokio::test]
+async fn where_it_is_switched_off_no_host_is_believed() {
+    let off = |config: &mut Config| config.makes_recipes = false;
+    let world = World::configured(false, BTreeSet::new(), Kept::default(), off);
+    let mut fleet = Fleet::among(world, want("one", 1, 3 << 20), true);
+    fleet.says(0, StageState::Present, Some(recipe("made")), None);
+    fleet.pass(2);
+    fleet.pass(2);
+    assert!(fleet.ordered(2).is_empty() && fleet.view().recipe.is_none());
+    assert!(fleet.asked().is_empty());
+}
+
+#[tokio::test]
+async fn a_host_that_stages_by_a_recipe_gives_it_no_voice_before_the_image_is_present() {
+    let mut fleet = Fleet::new();
+    let lie = recipe("lie");
+    fleet.says(0, StageState::Present, Some(lie), None);
+    fleet.pass(2);
+    assert_eq!(fleet.ordered(2), [Some(lie.digest)]);
+    fleet.says(2, StageState::Staging, Some(lie), None);
+    fleet.says(1, StageState::Present, None, Some(lie));
+    fleet.pass(2);
+    assert_eq!(fleet.ordered(2), [None]);
 }
