@@ -16,6 +16,7 @@ pub(crate) mod outside;
 mod proof;
 mod range;
 mod recipes;
+mod repositories;
 mod request;
 mod seek;
 mod serve;
@@ -175,6 +176,7 @@ pub(crate) async fn open(
     let names = settings.names.iter().cloned();
     let (passing, looks) = mpsc::channel(LOOKS);
     let seeker = Seeker {
+        reads: Arc::default(),
         upstreams: Arc::new(Upstreams::new(origin)),
         blobs: blobs.clone(),
         wishes: wishes.clone(),

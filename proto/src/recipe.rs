@@ -395,6 +395,29 @@ impl ContentRecipe {
         })
     }
 
+    /// The recipe of the blob of this content, as [`Recipe::blob`] has it, without the rest. `None` if the recipe's
+    /// maker didn't read the blob.
+    ///
+    /// # Errors
+    /// When the recipe doesn't fit the content.
+    pub fn into_blob(self, spec: &ContentSpec) -> Result<Option<Self>, ParseRecipeError> {
+        if self.digest != spec.digest {
+            return Err(ParseRecipeError::Unexpected(self.digest));
+        }
+        self.fits(spec)?;
+        let ContentKind::RawLayer { .. } = spec.kind else {
+            let mut recipe = Self::bare(self.digest, self.geometry);
+            recipe.states = self.states;
+            return Ok(Some(recipe));
+        };
+        let Some((digest, geometry)) = blob_of(spec) else {
+            return Ok(None);
+        };
+        let mut recipe = Self::bare(digest, geometry);
+        recipe.states = self.blob_states;
+        Ok((recipe.states.len() == inner_states(geometry)).then_some(recipe))
+    }
+
     /// A recipe that says nothing yet.
     const fn bare(digest: Digest, geometry: Geometry) -> Self {
         Self {

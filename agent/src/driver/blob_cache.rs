@@ -3,7 +3,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use proto::{ChunkIndex, Digest};
+use proto::{ChunkIndex, Digest, ledger::RejectLinkError};
 use swarm::event::ContentId;
 use tracing::warn;
 
@@ -14,7 +14,7 @@ use crate::{
         blobs::Blobs,
     },
     shelf::Shelf,
-    store::{Look, Store},
+    store::{Look, Store, WriteError},
 };
 
 /// Chunks that are read again at a time, every 5 s. Images have the same number.
@@ -134,14 +134,17 @@ fn copy_chunks(from: &Shelf, blob: &Blob) -> Result<(), String> {
             Ok(Look::Missing) => return Err("the image is gone".into()),
             Err(error) => return Err(error.to_string()),
         };
-        blob.write(
-            chunk,
-            &held.bytes,
-            held.link,
-            held.source,
-            (&held.maker, None),
-        )
-        .map_err(|error| error.to_string())?;
+        let maker = (&held.maker, None);
+        let write = || blob.write(chunk, &held.bytes, held.link, held.source, maker);
+        let written = match write() {
+            // the image's chain is closed, so the recipe is false
+            Err(WriteError::Rejected(RejectLinkError::AgainstRecipe(_))) => {
+                blob.leave_recipe();
+                write()
+            }
+            other => other,
+        };
+        written.map_err(|error| error.to_string())?;
     }
     blob.walk().map_err(|error| error.to_string())?;
     Ok(())

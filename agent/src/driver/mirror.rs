@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, path::Path, sync::Arc, time::Instant};
 
 use proto::{
-    Digest, Layout,
+    Digest, Layout, RegistryReference,
     message::{MirrorQueue, MirrorWants},
 };
 use swarm::{Event, event::ContentId};
@@ -222,10 +222,13 @@ impl Mirror {
         self.wants.copied(content);
     }
 
-    /// An image's recipe was read. It proves the image's blobs, too.
-    pub(super) fn learn(&self, layout: &Layout, by: &NamedRecipe) {
-        if let Some(blobs) = self.blobs() {
-            blobs.learn(layout, by.file.digest, &by.recipe);
+    /// An image's recipe was read. It proves the image's blobs, too, to clients of the repository that has the image.
+    pub(super) fn learn(&self, reference: &str, layout: &Layout, by: &NamedRecipe) {
+        if let Some(blobs) = self.blobs()
+            && let Ok(of) = reference.parse::<RegistryReference>()
+        {
+            let repository = format!("{}/{}", of.registry(), of.repository());
+            blobs.learn(&repository, layout, (by.file.digest, &by.recipe));
         }
     }
 

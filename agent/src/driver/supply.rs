@@ -356,9 +356,9 @@ impl Supply {
 
     /// An image's recipe was read, or can't be.
     pub(super) fn recipe_read(&mut self, image: Digest, read: Result<Arc<NamedRecipe>, NoRecipe>) {
-        let layout = self.images.catalogue().layout(&image);
-        if let (Some(layout), Ok(recipe)) = (layout, &read) {
-            self.mirror.learn(layout, recipe);
+        let of = self.images.catalogue().layout_and_reference(&image);
+        if let (Some((layout, reference)), Ok(recipe)) = (of, &read) {
+            self.mirror.learn(reference, layout, recipe);
         }
         self.images.recipe_read(self.now(), image, read);
         self.effects.push_back(Effect::ReportSoon);

@@ -4,7 +4,8 @@
 //! the end. This module decides which bytes may leave before that ([`Blob::ready`]):
 //! - all bytes of a whole blob;
 //! - bytes that this host itself got from the registry in an unbroken run from the first byte, except the last chunk;
-//! - in the same run, bytes from peers that the blob's recipe proves ([`Blob::take_recipe`]);
+//! - in the same run, bytes from peers that the blob's recipe proves ([`Blob::take_recipe`]), to those who read the
+//!   blob by a repository that has this recipe;
 //! - other bytes from peers only after the chain is closed.
 //!
 //! So no client ever gets all bytes of a wrong blob, and a lying peer can't make one byte wrong. If bytes of the second
@@ -32,7 +33,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 pub(crate) use super::trouble::{News, Trouble};
-use super::{leaving::BlobFile, taints::Taints};
+use super::{leaving::BlobFile, repositories::Repositories, taints::Taints};
 use crate::{
     lock::lock,
     platform,
@@ -68,8 +69,9 @@ pub(crate) struct Blob {
     /// The registry from which the chunks came that are ours. None if they came from several registries, or the
     /// registry isn't known.
     registry: Mutex<Option<String>>,
-    /// The registry's bytes didn't fit the blob's recipe. The blob takes no recipe any more.
+    /// The registry's bytes, or a link that a host signed, didn't fit the blob's recipe. It takes no recipe any more.
     left_recipe: AtomicBool,
+    repositories: Repositories,
     readers: AtomicUsize,
     wanted: AtomicBool,
     /// When it was last asked for or read. The least recently used blob is evicted first.
@@ -146,6 +148,8 @@ pub(crate) struct Reading {
     /// If set, the reader may have only bytes that came from this registry. Bytes from elsewhere aren't known to be in
     /// this registry, too.
     limited_to: Option<String>,
+    /// The repository that gives the reader the blob. Another repository's recipe proves nothing to this reader.
+    repository: Option<String>,
 }
 
 impl Drop for Reading {
@@ -166,12 +170,23 @@ impl Reading {
         self.limited_to = registry;
     }
 
+    /// Says which repository gives the reader the blob.
+    pub(super) fn by(&mut self, repository: &str) {
+        self.blob.repositories.read(repository);
+        self.repository = Some(repository.to_owned());
+    }
+
     /// As [`Blob::ready`], for this reader.
     pub(crate) fn ready(&self, offset: u64) -> u64 {
-        match &self.limited_to {
+        let ready = match &self.limited_to {
             None => self.blob.ready(offset),
             Some(registry) => self.blob.ready_of(registry, offset),
+        };
+        let proved = |repository: &String| self.blob.repositories.is_proved_by(repository);
+        if self.blob.is_whole() || self.repository.as_ref().is_some_and(proved) {
+            return ready;
         }
+        ready.min(self.blob.file.ours().max(offset))
     }
 
     /// Whether the whole blob is here, but this reader's limit keeps the next bytes from it.
@@ -255,6 +270,7 @@ impl Blob {
             given: AtomicU64::new(0),
             registry: Mutex::default(),
             left_recipe: AtomicBool::new(false),
+            repositories: Repositories::default(),
             readers: AtomicUsize::new(0),
             wanted: AtomicBool::new(false),
             used: Mutex::new(Instant::now()),
@@ -324,6 +340,7 @@ impl Blob {
             news,
             epoch,
             limited_to: None,
+            repository: None,
         }
     }
 
@@ -480,20 +497,28 @@ impl Blob {
         chunks.map_or(Answer::Nobody, |chunks| chunks.answer(0, chunk))
     }
 
-    /// Takes only the links of this recipe from now on, which is part of the recipe with the digest `name`. What it
-    /// proves leaves at once. Does nothing if the blob is whole, has a recipe or left one, if the recipe gives it
-    /// another size, or if what is held contradicts the recipe.
-    pub(crate) fn take_recipe(&self, name: Digest, recipe: &Arc<ContentRecipe>) {
+    /// Whether a client read it by this repository.
+    pub(super) fn is_read_by(&self, repository: &str) -> bool {
+        self.repositories.is_read_by(repository)
+    }
+
+    /// Takes only the links of this recipe from now on, which is part of the recipe with the digest `name` and stands
+    /// beside an image of this repository. What it proves leaves at once, to those who read the blob by this
+    /// repository. Does nothing if the blob is whole, has another recipe or left one, if the recipe gives it another
+    /// size, or if what is held contradicts the recipe.
+    pub(crate) fn take_recipe(&self, repository: &str, name: Digest, recipe: &Arc<ContentRecipe>) {
         let of = (*recipe.digest(), recipe.geometry());
         let fits = of == (self.digest, self.geometry());
         let Some(chunks) = self.chunks().filter(|_| fits && !self.is_whole()) else {
             return;
         };
-        if self.left_recipe.load(Ordering::Acquire) || chunks.chunks(0).recipe().is_some() {
+        if self.left_recipe.load(Ordering::Acquire) {
             return;
         }
-        match chunks.change(0, |chunks| chunks.take_recipe(name, recipe.clone())) {
-            Ok(()) => self.promise(),
+        let take = || chunks.change(0, |chunks| chunks.take_recipe(name, recipe.clone()));
+        match self.repositories.prove(repository, recipe, take) {
+            Ok(true) => self.promise(),
+            Ok(false) => {}
             Err(error) => {
                 info!(content = %self.digest, recipe = %name, %error, "a recipe isn't used for a blob of the mirror");
             }

@@ -23,12 +23,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use proto::{Digest, Geometry, HostId, Layout, Recipe, figure::Bytes};
+use proto::{ContentRecipe, Digest, Geometry, HostId, Layout, Recipe, figure::Bytes};
 use tracing::{info, warn};
 
 use super::{
     blob::{Blob, Common, Paths, Reading},
-    recipes::Recipes,
+    recipes::{self, Recipes},
     taints::Taints,
 };
 use crate::{
@@ -212,33 +212,79 @@ impl Blobs {
         !self.common.taints.covers(digest)
     }
 
-    /// Learns an image's recipe, whose digest is `name`. It proves the image's blobs from now on: those that arrive,
-    /// and those that begin later.
-    pub(crate) fn learn(&self, layout: &Layout, name: Digest, recipe: &Recipe) {
-        let learnt = lock(&self.recipes).learn(layout, (name, recipe));
+    /// Learns the recipe of an image of this repository, whose digest is `name`. From now on it proves the image's
+    /// blobs to those who read them by this repository: blobs that arrive, and those that begin later.
+    pub(crate) fn learn(&self, repository: &str, layout: &Layout, (name, of): (Digest, &Recipe)) {
+        self.learn_parts(repository, name, recipes::parts(layout, of));
+    }
+
+    /// As [`learn`](Self::learn), with the parts of a recipe that prove blobs.
+    pub(super) fn learn_parts(
+        &self,
+        repository: &str,
+        name: Digest,
+        parts: Vec<Arc<ContentRecipe>>,
+    ) {
+        let learnt = lock(&self.recipes).learn(repository, name, parts);
         for digest in learnt {
-            if let Some(blob) = self.find(&digest) {
-                self.prove(&blob);
+            if let Some(blob) = self.find(&digest)
+                && blob.is_read_by(repository)
+            {
+                self.prove(&blob, repository);
             }
         }
     }
 
-    fn prove(&self, blob: &Blob) {
-        let known = lock(&self.recipes).of(&blob.digest());
+    fn prove(&self, blob: &Blob, repository: &str) {
+        let known = lock(&self.recipes).of(repository, &blob.digest());
         if let Some((name, recipe)) = known {
-            blob.take_recipe(name, &recipe);
+            blob.take_recipe(repository, name, &recipe);
         }
     }
 
-    /// Begins to read a blob, and makes it if it isn't here. If its recipe is known, the recipe proves it. Evicts other
-    /// blobs if it needs their room. Blocks.
-    pub(crate) fn begin(&self, digest: Digest, size: u64) -> Result<Reading, BeginError> {
-        let reading = self.begin_unproved(digest, size)?;
-        self.prove(&reading.blob);
-        Ok(reading)
+    /// As [`begin`](Self::begin), for a client to which this repository gives the blob, as its registry said. If the
+    /// repository has a recipe of the blob, the recipe proves it to this client.
+    pub(crate) fn begin_by(
+        &self,
+        repository: &str,
+        digest: Digest,
+        size: u64,
+    ) -> Result<Reading, BeginError> {
+        let reading = self.begin(digest, size)?;
+        Ok(self.read_by(repository, reading))
     }
 
-    fn begin_unproved(&self, digest: Digest, size: u64) -> Result<Reading, BeginError> {
+    /// As [`begin_by`](Self::begin_by), where no client asked: a blob that is here with another size stays.
+    pub(super) fn begin_aside(
+        &self,
+        repository: &str,
+        digest: Digest,
+        size: u64,
+    ) -> Result<Reading, BeginError> {
+        let reading = self.begin_sized(digest, size, false)?;
+        Ok(self.read_by(repository, reading))
+    }
+
+    fn read_by(&self, repository: &str, mut reading: Reading) -> Reading {
+        // noted first: a recipe that is learnt meanwhile sees the note, or is seen here
+        reading.by(repository);
+        self.prove(&reading.blob, repository);
+        reading
+    }
+
+    /// Begins to read a blob, and makes it if it isn't here. No recipe proves it to this reader. Evicts other blobs if
+    /// it needs their room. Blocks.
+    pub(crate) fn begin(&self, digest: Digest, size: u64) -> Result<Reading, BeginError> {
+        self.begin_sized(digest, size, true)
+    }
+
+    /// Begins to read a blob. `replaces`: in the place of one of another size that nobody reads.
+    fn begin_sized(
+        &self,
+        digest: Digest,
+        size: u64,
+        replaces: bool,
+    ) -> Result<Reading, BeginError> {
         let geometry = Geometry::new(size).map_err(|_| BeginError::TooLarge(size))?;
         let mut inner = lock(&self.inner);
         if let Some(blob) = inner.blobs.get(&digest) {
@@ -252,7 +298,7 @@ impl Blobs {
                 inner.blobs.insert(digest, blob);
                 return Ok(reading);
             }
-            if blob.is_whole() || !blob.is_idle() {
+            if !replaces || blob.is_whole() || !blob.is_idle() {
                 return Err(BeginError::Size {
                     held: blob.size(),
                     asked: size,

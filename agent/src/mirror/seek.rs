@@ -12,10 +12,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use origin::{Backoff, recipe::FindRecipeError};
-use proto::{Digest, Layout, image::Blob as File};
+use origin::{Backoff, OriginError, recipe::FindRecipeError};
+use proto::{Digest, Layout, figure::Bytes as Figure, image::Blob as File};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Mutex as AsyncMutex, mpsc, oneshot},
     task::{JoinError, spawn_blocking},
     time::{sleep, timeout},
 };
@@ -24,6 +24,7 @@ use tracing::{debug, info};
 use super::{
     blob::{Reading, Trouble},
     blobs::{BeginError, Blobs},
+    recipes::MAX_CHUNKS,
     request::Repository,
     upstream::{Client, Upstreams, is_away},
     wish::Wish,
@@ -31,7 +32,7 @@ use super::{
 use crate::{
     lock::lock,
     metrics::{Metrics, OutcomeLabel},
-    store::recipes::{ReadRecipeError, read_file},
+    store::recipes::{ReadRecipeError, read_blobs},
 };
 
 /// Looks that run at one time, and as many that wait. A manifest that passes when there are more is looked after when
@@ -43,6 +44,12 @@ const LOOK_TIMEOUT: Duration = Duration::from_mins(5);
 const LOOK_EVERY: Duration = Duration::from_mins(10);
 /// The manifests of which is known when they were looked after. When there are more, all are forgotten.
 const MAX_LOOKED: usize = 1 << 12;
+
+/// The most bytes of a recipe that is fetched: with blocks, that of a disk of 250 GB at least.
+const MAX_FILE_BYTES: u64 = 256 << 20;
+/// The most bytes that a recipe may have for one content, which are in memory while the recipe is read: those of a
+/// content of 16 GiB. Layers of tart have 512 MiB.
+const MAX_PART_BYTES: u64 = 16 << 20;
 
 /// A manifest that passed to a client.
 #[derive(Debug)]
@@ -57,8 +64,8 @@ pub(super) struct Look {
 #[derive(Debug)]
 pub(super) struct Passing {
     looks: mpsc::Sender<Look>,
-    /// When each manifest was looked after. Locked for look-ups.
-    looked: Mutex<BTreeMap<Digest, Instant>>,
+    /// When each repository's manifests were looked after. Locked for look-ups.
+    looked: Mutex<BTreeMap<(String, Digest), Instant>>,
 }
 
 impl Passing {
@@ -77,9 +84,10 @@ impl Passing {
         manifest: &origin::Manifest,
     ) {
         let image = manifest.digest;
+        let what = (repository.reference(), image);
         let mut looked = lock(&self.looked);
         let lately = |at: &Instant| at.elapsed() < LOOK_EVERY;
-        if looked.get(&image).is_some_and(lately) {
+        if looked.get(&what).is_some_and(lately) {
             return;
         }
         let look = Look {
@@ -94,7 +102,7 @@ impl Passing {
         if looked.len() >= MAX_LOOKED {
             looked.clear();
         }
-        looked.insert(image, Instant::now());
+        looked.insert(what, Instant::now());
     }
 }
 
@@ -105,6 +113,12 @@ enum LookError {
     Find(Box<FindRecipeError>),
     #[error("the registry can't be asked: {0}")]
     Settings(String),
+    #[error("the repository doesn't give it: {0}")]
+    Withheld(Box<OriginError>),
+    #[error("it has {size} bytes in the repository, and its artifact says {says}")]
+    Size { size: u64, says: u64 },
+    #[error("it has {}, more than a mirror reads", Figure(*.0))]
+    TooLarge(u64),
     #[error(transparent)]
     Keep(#[from] BeginError),
     #[error("it doesn't come: {0}")]
@@ -134,6 +148,8 @@ pub(super) struct Seeker {
     pub(super) blobs: Arc<Blobs>,
     pub(super) wishes: mpsc::Sender<Wish>,
     pub(super) metrics: Metrics,
+    /// Held by the one look that reads a recipe: manifests that pass fill no memory.
+    pub(super) reads: Arc<AsyncMutex<()>>,
 }
 
 impl Seeker {
@@ -163,15 +179,17 @@ impl Seeker {
         let Some(file) = self.find(look, &layout).await? else {
             return Ok(None);
         };
-        if (layout.contents().iter()).any(|of| of.digest == file.digest) {
-            return Err(LookError::Content(file.digest));
-        }
+        examine(file, &layout)?;
+        self.confirm(look, file).await?;
         let reading = self.fetch(look, file).await?;
-        let blobs = self.blobs.clone();
+        let (blobs, repository) = (self.blobs.clone(), look.repository.reference());
+        let alone = self.reads.clone().lock_owned().await;
         let learnt = spawn_blocking(move || {
+            let _alone = alone;
             let bytes = reading.blob.file()?;
-            let recipe = read_file(&bytes, &file.digest, &layout)?;
-            blobs.learn(&layout, file.digest, &recipe);
+            let most = (MAX_PART_BYTES, MAX_CHUNKS);
+            let parts = read_blobs(&bytes, &file.digest, &layout, most)?;
+            blobs.learn_parts(&repository, file.digest, parts);
             Ok::<_, LookError>(())
         });
         learnt.await??;
@@ -195,10 +213,28 @@ impl Seeker {
         }
     }
 
+    /// Asks the upstream whether the repository has the file, and in this size: an artifact may name any blob, and any
+    /// size of it.
+    async fn confirm(&self, look: &Look, file: File) -> Result<(), LookError> {
+        let mut backoff = Backoff::seeded(Duration::from_millis(250), Duration::from_secs(30));
+        loop {
+            let (of, client) = (&look.repository, &look.client);
+            match self.upstreams.blob(of, &file.digest, client, false).await {
+                Ok(size) if size == file.size => return Ok(()),
+                Ok(size) => {
+                    let says = file.size;
+                    return Err(LookError::Size { size, says });
+                }
+                Err(error) if is_away(&error) => sleep(backoff.delay(error.retry_after())).await,
+                Err(error) => return Err(LookError::Withheld(error.into())),
+            }
+        }
+    }
+
     /// Gets the recipe's bytes as a client of the mirror gets a blob. They are verified.
     async fn fetch(&self, look: &Look, file: File) -> Result<Reading, LookError> {
-        let blobs = self.blobs.clone();
-        let begun = spawn_blocking(move || blobs.begin(file.digest, file.size));
+        let (blobs, by) = (self.blobs.clone(), look.repository.reference());
+        let begun = spawn_blocking(move || blobs.begin_aside(&by, file.digest, file.size));
         let mut reading = begun.await??;
         if reading.blob.is_whole() {
             return Ok(reading);
@@ -225,5 +261,34 @@ impl Seeker {
             let changed = reading.news.changed().await;
             changed.map_err(|_| LookError::Ends)?;
         }
+    }
+}
+
+/// Whether what an artifact names can be a recipe that a mirror reads.
+fn examine(file: File, layout: &Layout) -> Result<(), LookError> {
+    if (layout.contents().iter()).any(|of| of.digest == file.digest) {
+        return Err(LookError::Content(file.digest));
+    }
+    if file.size > MAX_FILE_BYTES {
+        return Err(LookError::TooLarge(file.size));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::{noise, sample_of};
+
+    #[test]
+    fn no_artifact_makes_a_mirror_fetch_a_content_or_more_bytes_than_it_reads() {
+        let layout = sample_of(1, &noise(5_000, 3), 70_000, None).layout;
+        let file = |digest, size| File { digest, size };
+        let digest = Digest::of(b"recipe");
+        assert!(examine(file(digest, MAX_FILE_BYTES), &layout).is_ok());
+        let large = examine(file(digest, MAX_FILE_BYTES + 1), &layout);
+        assert!(matches!(large, Err(LookError::TooLarge(_))));
+        let content = examine(file(layout.contents()[0].digest, 9), &layout);
+        assert!(matches!(content, Err(LookError::Content(_))));
     }
 }

@@ -359,9 +359,9 @@ impl Service {
         if head {
             return Ok(response);
         }
-        let blobs = self.blobs.clone();
+        let (blobs, by) = (self.blobs.clone(), repository.reference());
         let begun = tokio::task::spawn_blocking(move || {
-            let reading = blobs.begin(digest, size)?;
+            let reading = blobs.begin_by(&by, digest, size)?;
             let file = reading.blob.file()?;
             Ok::<_, BeginError>((reading, file))
         });

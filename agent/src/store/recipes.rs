@@ -4,12 +4,13 @@
 //! its recipe, so that a restart goes on with it. A recipe that is lost or damaged costs its use, and nothing else.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, BufRead as _, BufReader, Read as _},
     ops::Range,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use proto::{
@@ -73,24 +74,51 @@ pub(crate) fn directory(home: &Path) -> PathBuf {
 /// # Errors
 /// When it isn't here, its bytes changed, or it is no recipe of the image.
 pub(crate) fn read(home: &Path, name: &Digest, layout: &Layout) -> Result<Recipe, ReadRecipeError> {
-    read_file(&open(home, name)?, name, layout)
-}
-
-/// As [`read`], from a file that lies elsewhere.
-///
-/// # Errors
-/// As [`read`].
-pub(crate) fn read_file(
-    file: &File,
-    name: &Digest,
-    layout: &Layout,
-) -> Result<Recipe, ReadRecipeError> {
+    let file = open(home, name)?;
     let mut contents = Vec::new();
-    each(file, name, layout, &mut |_, mut content| {
+    each((&file, u64::MAX), name, layout, &mut |_, mut content| {
         drop(content.take_blocks());
         contents.push(content);
     })?;
     Recipe::new(layout, contents).map_err(|error| ReadRecipeError::Parse { name: *name, error })
+}
+
+/// As [`read`], from a file that lies elsewhere, and only what proves the image's blobs. No more is in memory than one
+/// content's part, which may have `max_part_bytes`, and the states of `max_chunks` chunks: blobs beyond have no recipe.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn read_blobs(
+    file: &File,
+    name: &Digest,
+    layout: &Layout,
+    (max_part_bytes, max_chunks): (u64, u64),
+) -> Result<Vec<Arc<ContentRecipe>>, ReadRecipeError> {
+    let contents = layout.contents().into_iter();
+    let mut lacking: BTreeMap<_, _> = contents.map(|spec| (spec.digest, spec)).collect();
+    let (mut parts, mut chunks, mut fault) = (Vec::new(), 0, None);
+    each((file, max_part_bytes), name, layout, &mut |_, content| {
+        let digest = *content.digest();
+        let part = match lacking.remove(&digest) {
+            Some(spec) => content.into_blob(&spec),
+            None => Err(ParseRecipeError::Unexpected(digest)),
+        };
+        match part {
+            Ok(Some(part)) if chunks + u64::from(part.geometry().chunks()) <= max_chunks => {
+                chunks += u64::from(part.geometry().chunks());
+                parts.push(Arc::new(part));
+            }
+            Ok(_) => {}
+            Err(error) => {
+                fault.get_or_insert(error);
+            }
+        }
+    })?;
+    let lacks = lacking.into_keys().next().map(ParseRecipeError::Lacks);
+    match fault.or(lacks) {
+        Some(error) => Err(ReadRecipeError::Parse { name: *name, error }),
+        None => Ok(parts),
+    }
 }
 
 fn open(home: &Path, name: &Digest) -> Result<File, ReadRecipeError> {
@@ -98,13 +126,13 @@ fn open(home: &Path, name: &Digest) -> Result<File, ReadRecipeError> {
     File::open(path).map_err(|error| ReadRecipeError::Io { name: *name, error })
 }
 
-/// Reads the recipe of one content after the other, with one content in memory at a time. Hands each over with the
-/// place of its bytes in the file.
+/// Reads the recipe of one content after the other, with one content in memory at a time, which may have so many bytes.
+/// Hands each over with the place of its bytes in the file.
 ///
 /// # Errors
 /// As [`read`]. What was handed over before an error doesn't count.
 fn each(
-    file: &File,
+    (file, max_part_bytes): (&File, u64),
     name: &Digest,
     layout: &Layout,
     take: &mut dyn FnMut(Range<u64>, ContentRecipe),
@@ -116,7 +144,7 @@ fn each(
         hash: Sha256::new(),
         at: 0,
     };
-    let parsed = parts(&mut from, bytes, layout, take).map_err(failed)?;
+    let parsed = parts((&mut from, max_part_bytes), bytes, layout, take).map_err(failed)?;
     from.rest(Recipe::max_bytes(layout)).map_err(failed)?;
     let found = Digest::from_bytes(from.hash.finalize().into());
     if found != *name {
@@ -126,7 +154,7 @@ fn each(
 }
 
 fn parts(
-    from: &mut Hashing<'_>,
+    (from, max_part_bytes): (&mut Hashing<'_>, u64),
     bytes: u64,
     layout: &Layout,
     take: &mut dyn FnMut(Range<u64>, ContentRecipe),
@@ -136,6 +164,7 @@ fn parts(
         return Ok(Err(ParseRecipeError::TooLarge { bytes, most }));
     }
     let mut reader = Reader::new(layout);
+    let max_part_bytes = max_part_bytes.min(reader.max_part_bytes());
     let mut part = Vec::new();
     while from.at < bytes {
         let length = match from.length()? {
@@ -143,7 +172,7 @@ fn parts(
             Err(error) => return Ok(Err(ParseRecipeError::Protobuf(error))),
         };
         // checked before anything of this length is allocated
-        if length > bytes - from.at || length > reader.max_part_bytes() {
+        if length > bytes - from.at || length > max_part_bytes {
             return Ok(Err(ParseRecipeError::Truncated));
         }
         let start = from.at;
@@ -236,7 +265,7 @@ impl Columns {
         let contents = layout.contents();
         let mut places = vec![None; contents.len()];
         let file = open(home, name)?;
-        each(&file, name, layout, &mut |place, content| {
+        each((&file, u64::MAX), name, layout, &mut |place, content| {
             let fits = |spec: &proto::image::ContentSpec| {
                 spec.digest == *content.digest() && spec.geometry == content.geometry()
             };
@@ -429,5 +458,42 @@ mod tests {
             "{nonsense}"
         );
         assert!(nonsense.is_false());
+    }
+
+    #[test]
+    fn of_a_recipe_for_the_mirror_a_bounded_part_is_in_memory() {
+        let home = tempfile::tempdir().unwrap();
+        let sample = crate::store::tests::sample_of(1, b"raw", 70_000, None);
+        let layout = &sample.layout;
+        let by = crate::store::tests::recipe(&sample);
+        let path = home.path().join("recipe");
+        let write = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            (File::open(&path).unwrap(), Digest::of(bytes))
+        };
+        let (file, name) = write(&by.recipe.encode());
+        let read = |most| read_blobs(&file, &name, layout, most);
+        let all = read((u64::MAX, u64::MAX)).unwrap();
+        let blobs = layout.contents().into_iter().map(|spec| match spec.kind {
+            proto::image::ContentKind::RawLayer { blob } => blob.digest,
+            proto::image::ContentKind::Blob => spec.digest,
+        });
+        // each has one chunk, so that it needs no states
+        assert_eq!(all.len(), layout.contents().len());
+        assert!(all.iter().map(|part| *part.digest()).eq(blobs));
+        assert_eq!(read((u64::MAX, 2)).unwrap().len(), 2);
+        assert_eq!(read((u64::MAX, 0)).unwrap().len(), 0);
+        let large = read((9, u64::MAX)).unwrap_err();
+        assert!(matches!(
+            large,
+            ReadRecipeError::Parse {
+                error: ParseRecipeError::Truncated,
+                ..
+            }
+        ));
+        // no recipe of the image
+        let (file, name) = write(&Recipe::encode_header(layout.digest()));
+        let lacks = read_blobs(&file, &name, layout, (u64::MAX, u64::MAX)).unwrap_err();
+        assert!(lacks.is_false(), "{lacks}");
     }
 }

@@ -355,13 +355,12 @@ fn store_bytes(subject: &Subject, peer: HostKey, checked: &Checked, bytes: &[u8]
     }
 }
 
-/// Whether the mirror's blob goes on without its recipe from now on. It does if the host that has the blob's lease
-/// signed other states than the recipe's. No coordinator says of a blob that its recipe is in doubt, as it does for
-/// images: the blob would wait until each host has read the registry's bytes itself. If the signed link is false, it
-/// costs the recipe's use, and the chain convicts its maker at the blob's end.
+/// Whether the mirror's blob goes on without its recipe from now on. It does if a host signed other states than the
+/// recipe's: one that has the blob's lease, or one that vouches for what it has. No coordinator says of a blob that its
+/// recipe is in doubt, as it does for images: the blob would wait until each host has read the registry's bytes itself.
+/// If the signed link is false, it costs the recipe's use, and the chain convicts who signed it at the blob's end.
 fn goes_on_without_recipe(subject: &Subject, checked: &Checked) -> bool {
-    let made = |statement: &Statement| !statement.run.is_vouched();
-    if !checked.statement.as_ref().is_some_and(made) {
+    if checked.statement.is_none() {
         return false;
     }
     let blobs = subject.shelves.iter();

@@ -124,10 +124,11 @@ impl World {
     pub(super) fn mirror_by(&self, name: &'static str, by: &NamedRecipe) -> (Host, Reading) {
         let home = tempfile::tempdir().unwrap();
         let blobs = blobs::tests::open(home.path(), 1 << 30);
-        let reading = blobs.begin(self.spec.digest, self.spec.geometry.size());
+        let (repository, size) = ("r.test/a", self.spec.geometry.size());
+        let reading = blobs.begin_by(repository, self.spec.digest, size);
         let reading = reading.unwrap();
         let of = by.recipe.content(&self.spec.digest).unwrap();
-        reading.blob.take_recipe(by.file.digest, of);
+        reading.blob.take_recipe(repository, by.file.digest, of);
         let host = Host {
             name,
             notary: Arc::new(notary(&self.authority, name, self.spec.digest)),

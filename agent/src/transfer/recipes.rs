@@ -169,6 +169,25 @@ async fn a_mirror_leaves_a_recipe_that_the_holder_of_the_lease_contradicts() {
 }
 
 #[tokio::test]
+async fn a_mirror_leaves_a_recipe_that_a_host_with_the_whole_blob_contradicts() {
+    let world = World::new(4);
+    let by = recipe_with(&world.sample(), world.spec.digest, |of| of.states[40] ^= 1);
+    let holder = world.host("mac-3");
+    let (mirror, reading) = world.mirror_by("mac-2", &by);
+    for (chunk, link) in world.chunks().zip(world.links()) {
+        let vouched = holder.notary.vouch(world.spec.digest, chunk, link).unwrap();
+        assert!(vouched.statement.run.is_vouched());
+        let (bytes, maker) = (world.bytes(chunk), vouched.maker().key());
+        let subject = world.subject(&mirror, chunk);
+        let taken = take_packed(&subject, maker, &vouched.to_message(), bytes);
+        assert_eq!(taken.result, Ok(()), "{chunk}");
+    }
+    assert_eq!(mirror.shelf.recipe(world.spec.digest), None);
+    reading.blob.walk().unwrap();
+    assert!(reading.blob.is_whole() && !reading.is_misled());
+}
+
+#[tokio::test]
 async fn a_mirror_that_reads_the_registrys_bytes_leaves_a_false_recipe() {
     let world = World::new(4);
     let by = recipe_with(&world.sample(), world.spec.digest, |of| of.states[40] ^= 1);

@@ -132,6 +132,28 @@ fn a_blob_is_copied_from_an_image_chunk_by_chunk() {
 }
 
 #[test]
+fn a_blob_with_a_false_recipe_is_copied_from_a_verified_image_all_the_same() {
+    let (home, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (store, blobs) = (stages::open(&home), cache(&dir));
+    let sample = stages::sample_of(1, &stages::noise(3 * MIB, 3), 70_000, None);
+    let (stage, _) = stages::begin(&store, &sample, &["ghcr.io/org/image:one"]);
+    stages::fill(&stage, &sample);
+    let contents = sample.layout.contents();
+    let large = contents.iter().max_by_key(|spec| spec.geometry.size());
+    let large = large.unwrap();
+    let by = stages::recipe_with(&sample, large.digest, |of| of.states[40] ^= 1);
+    let by_repository = "r.test/a";
+    let reading = blobs.begin_by(by_repository, large.digest, large.geometry.size());
+    let blob = reading.unwrap().blob.clone();
+    let false_one = by.recipe.content(&large.digest).unwrap();
+    blob.take_recipe(by_repository, by.file.digest, false_one);
+    assert_eq!(blob.recipe(), Some(by.file.digest));
+    copy(&Shelf::Stage(stage), &blob);
+    assert_eq!((blob.trouble(), blob.recipe()), (None, None));
+    assert!(blob.is_whole());
+}
+
+#[test]
 fn a_byte_that_rotted_in_an_image_doesnt_reach_the_cache() {
     let (home, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (store, blobs) = (stages::open(&home), cache(&dir));

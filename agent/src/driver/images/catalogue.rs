@@ -198,6 +198,15 @@ impl<S: OnDisk> Catalogue<S> {
         self.images.get(image).map(|image| &image.layout)
     }
 
+    /// The layout of an image, and the reference by which the registry is asked for it.
+    pub(in crate::driver) fn layout_and_reference(
+        &self,
+        image: &Digest,
+    ) -> Option<(&Arc<Layout>, &str)> {
+        let image = self.images.get(image)?;
+        Some((&image.layout, image.reference()))
+    }
+
     /// Whether any image takes chunks.
     pub(in crate::driver) fn is_filling(&self) -> bool {
         self.images.values().any(Image::is_filling)
