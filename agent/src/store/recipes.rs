@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    io::{self, BufRead as _, BufReader, Read as _},
+    io::{self, BufRead as _, BufReader, Read as _, Seek as _},
     ops::Range,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
@@ -139,6 +139,9 @@ fn each(
 ) -> Result<(), ReadRecipeError> {
     let failed = |error| ReadRecipeError::Io { name: *name, error };
     let bytes = file.metadata().map_err(failed)?.len();
+    // an open file may have been read before
+    let mut start = file;
+    start.rewind().map_err(failed)?;
     let mut from = Hashing {
         file: BufReader::new(file),
         hash: Sha256::new(),
