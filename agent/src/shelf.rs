@@ -236,6 +236,14 @@ impl Shelf {
         }
     }
 
+    /// Whether hosts made the recipe of the image, and no registry has it.
+    pub(crate) fn is_of_hosts(&self) -> bool {
+        match self {
+            Self::Stage(stage) => stage.standing().is_of_hosts(),
+            Self::Blob(_) => false,
+        }
+    }
+
     /// Goes on without the content's recipe. Returns the recipe's digest, if there was one.
     pub(crate) fn leave_recipe(&self, content: Digest) -> Option<Digest> {
         let stage = match self {

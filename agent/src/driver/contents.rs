@@ -202,6 +202,20 @@ impl<S: Proving> Contents<S> {
         (id, true)
     }
 
+    /// Whether this name and size may be those of an image's recipe. What hosts say that they made may not take the name
+    /// of something else that is here: its bytes would be asked of the hosts that have the recipe alone.
+    pub(super) fn may_be_recipe(
+        &self,
+        (digest, geometry): (&Digest, Geometry),
+        of_hosts: bool,
+    ) -> bool {
+        let may = |known: &Content<S>| {
+            let mirrored = known.is_mirrored() && !of_hosts;
+            (known.is_recipe() || mirrored) && known.geometry() == geometry
+        };
+        self.by_digest(digest).is_none_or(may)
+    }
+
     /// Adds the bytes of an image's recipe: a content for the image's hosts, and no part of the image.
     pub(super) fn add_recipe(
         &mut self,
@@ -252,11 +266,19 @@ impl<S: Proving> Contents<S> {
         Some(id)
     }
 
-    /// Takes an image away from its contents. Contents that no other image has are removed and returned.
-    pub(super) fn remove_image(&mut self, image: &Digest) -> Vec<(ContentId, Digest)> {
+    /// Takes an image away from its contents, or from this recipe alone. Contents that no other image has are removed
+    /// and returned.
+    pub(super) fn remove_image(
+        &mut self,
+        image: &Digest,
+        recipe: Option<&Digest>,
+    ) -> Vec<(ContentId, Digest)> {
         let mut gone = Vec::new();
+        let named = |content: &Content<S>| {
+            recipe.is_none_or(|name| content.is_recipe() && content.digest() == *name)
+        };
         for content in self.contents.values_mut() {
-            if content.remove_image(image) {
+            if named(content) && content.remove_image(image) {
                 gone.push((content.id(), content.digest()));
             }
         }

@@ -47,6 +47,10 @@ pub(super) trait OnDisk: Clone + Debug {
     fn begun_at(&self) -> Option<SystemTime>;
     /// The recipe by which the image's chunks are proved.
     fn recipe(&self) -> Option<Blob>;
+    /// The image's recipe, unless a content was left by it, or contradicts it.
+    fn proved_recipe(&self) -> Option<Blob>;
+    /// Whether hosts made the recipe: then the word of any other host who answers for a link is worth as much.
+    fn set_of_hosts(&self, of_hosts: bool);
     /// Proves this content's chunks without the recipe from now on.
     fn leave_recipe(&self, content: Digest);
 }
@@ -99,6 +103,14 @@ impl OnDisk for Arc<Stage> {
 
     fn recipe(&self) -> Option<Blob> {
         Stage::recipe(self)
+    }
+
+    fn proved_recipe(&self) -> Option<Blob> {
+        Stage::proved_recipe(self)
+    }
+
+    fn set_of_hosts(&self, of_hosts: bool) {
+        self.standing().set_of_hosts(of_hosts);
     }
 
     fn leave_recipe(&self, content: Digest) {
@@ -194,7 +206,7 @@ pub(super) enum RecipeAt {
     #[default]
     Nowhere,
     /// Its bytes come, and the stage waits for them.
-    Coming { file: Blob, patience: Patience },
+    Coming(Blob),
     /// It was read.
     Here(Arc<NamedRecipe>),
     /// The image is installed, and has none. Its bytes come, and nothing waits for them.
@@ -284,6 +296,9 @@ pub(super) struct Image<S> {
     pub(super) restaged: bool,
     /// The recipe for the stage's beginning, or for the installed image.
     recipe: RecipeAt,
+    /// How long the stage's beginning waits for a recipe, whichever is ordered: a host that names one after the other
+    /// makes it wait no longer.
+    patience: Option<Patience>,
     /// The last recipe that was compared with the installed image, and found false.
     pub(super) refused: Option<Digest>,
 }
@@ -309,6 +324,7 @@ impl<S: OnDisk> Image<S> {
             reading: false,
             restaged: false,
             recipe: RecipeAt::Nowhere,
+            patience: None,
             refused: None,
         }
     }
@@ -388,61 +404,112 @@ impl<S: OnDisk> Image<S> {
 
     // ---- its recipe -------------------------------------------------------------------------------------------------
 
-    /// The bytes of the recipe that is to be had before the image's stage begins, if they have to be asked for now. An
-    /// image that is installed without a recipe takes one that hosts made.
-    pub(super) fn seek_recipe(&mut self, now: Moment) -> Option<Blob> {
+    /// The recipe whose bytes came until now, if it isn't wanted any more. Then the bytes of the recipe that is to be had
+    /// before the image's stage begins, if they have to be asked for now. An image that is installed without a recipe
+    /// takes one that hosts made.
+    pub(super) fn seek_recipe(&mut self, now: Moment) -> (Option<Digest>, Option<Blob>) {
         let begins = self.stage().is_none();
         let wanted = self
             .ordered
             .recipe
             .filter(|file| begins || self.lacks(file));
+        let left = self.superseded(wanted);
         match &self.recipe {
-            RecipeAt::Coming { file, .. } if begins && wanted == Some(*file) => return None,
-            RecipeAt::Here(recipe) if begins && wanted == Some(recipe.file) => return None,
-            RecipeAt::Sought(file) if !begins && wanted == Some(*file) => return None,
+            RecipeAt::Coming(file) if begins && wanted == Some(*file) => return (None, None),
+            RecipeAt::Here(recipe) if begins && wanted == Some(recipe.file) => return (None, None),
+            RecipeAt::Sought(file) if !begins && wanted == Some(*file) => return (None, None),
             _ => self.recipe = RecipeAt::Nowhere,
         }
-        let file = wanted.filter(|file| file.size <= Recipe::max_bytes(&self.layout))?;
-        let patience = Patience::new(now, self.layout.blob_bytes());
+        let Some(file) = wanted.filter(|file| file.size <= Recipe::max_bytes(&self.layout)) else {
+            return (left, None);
+        };
+        let patience = || Patience::new(now, self.layout.blob_bytes());
         self.recipe = match begins {
-            true => RecipeAt::Coming { file, patience },
+            true => {
+                self.patience.get_or_insert_with(patience);
+                RecipeAt::Coming(file)
+            }
             false => RecipeAt::Sought(file),
         };
-        Some(file)
+        (left, Some(file))
     }
 
-    /// Whether the image is installed without a recipe, and may take this one.
+    /// Whether the image is installed without a recipe that its bytes have proved, and may take this one.
     fn lacks(&self, file: &Blob) -> bool {
-        let has_none = || self.stage().is_some_and(|stage| stage.recipe().is_none());
+        let has_none = || {
+            let stage = self.stage();
+            stage.is_some_and(|stage| stage.proved_recipe().is_none())
+        };
         let refused = self.refused == Some(file.digest);
         self.ordered.made_by_hosts && !refused && self.is_installed() && has_none()
     }
 
+    /// Whether orders say that the registry has this recipe.
+    fn is_of_registry(&self, file: &Blob) -> bool {
+        self.ordered.recipe == Some(*file) && !self.ordered.made_by_hosts
+    }
+
+    /// Tells the stage whether hosts made its recipe, as the last order says.
+    fn tell_of_hosts(&self) {
+        if let Some(stage) = self.stage()
+            && let Some(file) = stage.recipe()
+            && self.ordered.number > 0
+        {
+            stage.set_of_hosts(!self.is_of_registry(&file));
+        }
+    }
+
+    /// The recipe that this host says it has. One that hosts made is named once the image's bytes have proved it, so
+    /// that nobody gives a voice to what he only believed.
+    pub(super) fn told_recipe(&self) -> Option<Blob> {
+        let file = self.stage()?.recipe()?;
+        if self.is_of_registry(&file) {
+            return Some(file);
+        }
+        let stage = self.stage().filter(|_| self.is_whole());
+        stage.and_then(OnDisk::proved_recipe)
+    }
+
     /// Bytes of a recipe came: of this image's, or of another's.
     pub(super) fn recipe_comes(&mut self, now: Moment, bytes: u64) {
-        if let RecipeAt::Coming { patience, .. } = &mut self.recipe {
+        if let Some(patience) = &mut self.patience {
             patience.hear(now, bytes);
         }
     }
 
     /// How much longer the stage waits for the recipe; `None` when it doesn't wait.
     pub(super) fn waits_for_recipe(&self, now: Moment) -> Option<Duration> {
-        match &self.recipe {
-            RecipeAt::Coming { patience, .. } => {
-                Some(patience.until().since(now)).filter(|wait| !wait.is_zero())
-            }
-            _ => None,
-        }
+        let until = self.patience.as_ref().map(Patience::until);
+        let until = until.filter(|_| matches!(self.recipe, RecipeAt::Coming(_)));
+        let wait = until.map(|until| until.since(now));
+        wait.filter(|wait| !wait.is_zero())
     }
 
     /// Whether these are the bytes of the recipe that the stage waits for, or that the installed image lacks.
     pub(super) fn awaits(&self, content: &Digest) -> Option<Blob> {
         match &self.recipe {
-            RecipeAt::Coming { file, .. } | RecipeAt::Sought(file) if file.digest == *content => {
+            RecipeAt::Coming(file) | RecipeAt::Sought(file) if file.digest == *content => {
                 Some(*file)
             }
             _ => None,
         }
+    }
+
+    /// Whether hosts made this recipe; `None` if the image doesn't use the recipe: another one was ordered meanwhile.
+    pub(super) fn takes_recipe(&self, recipe: &Digest) -> Option<bool> {
+        let named = |file: Option<Blob>| file.is_some_and(|file| file.digest == *recipe);
+        let staged = self.stage().and_then(OnDisk::recipe);
+        let takes = named(staged) || self.awaits(recipe).is_some();
+        takes.then(|| named(self.ordered.recipe) && self.ordered.made_by_hosts)
+    }
+
+    /// The recipe whose bytes come, if `wanted` is another one, and the stage doesn't go by it.
+    fn superseded(&self, wanted: Option<Blob>) -> Option<Digest> {
+        let (RecipeAt::Coming(file) | RecipeAt::Sought(file)) = &self.recipe else {
+            return None;
+        };
+        let staged = self.stage().and_then(OnDisk::recipe);
+        (wanted != Some(*file) && staged != Some(*file)).then_some(file.digest)
     }
 
     /// Whether the swarm may know the recipe's bytes as a content of the image.
@@ -455,17 +522,22 @@ impl<S: OnDisk> Image<S> {
         matches!(self.recipe, RecipeAt::Here(_))
     }
 
-    /// The recipe was read, or can't be: the stage begins by it, or without one. Returns whether the stage waited for
-    /// it.
-    pub(super) fn found_recipe(&mut self, result: Result<Arc<NamedRecipe>, NoRecipe>) -> bool {
+    /// The recipe was read, or can't be: the stage begins by it, or without one. Returns the recipe, if it is none of
+    /// the image, and whether the stage waited for it.
+    pub(super) fn found_recipe(
+        &mut self,
+        result: Result<Arc<NamedRecipe>, NoRecipe>,
+    ) -> (Option<Digest>, bool) {
         let image = self.digest();
+        let is_false = result.as_ref().is_err_and(|error| error.is_false);
+        let left = self.superseded(None).filter(|_| is_false);
         if let RecipeAt::Sought(file) = &self.recipe {
             if let Err(NoRecipe { error, is_false }) = result {
                 self.refused = is_false.then_some(file.digest).or(self.refused);
                 warn!(%image, recipe = %file.digest, error, "a recipe that another host made isn't kept");
             }
             self.recipe = RecipeAt::Nowhere;
-            return false;
+            return (left, false);
         }
         if let Err(NoRecipe { error, .. }) = &result {
             warn!(%image, error, "an image is staged without its recipe");
@@ -474,14 +546,15 @@ impl<S: OnDisk> Image<S> {
         if waited {
             self.recipe = result.map_or(RecipeAt::Nowhere, RecipeAt::Here);
         }
-        waited
+        (left, waited)
     }
 
     /// The recipe by which the stage begins now. A recipe that hasn't come isn't waited for any longer.
     pub(super) fn take_recipe(&mut self) -> Option<Arc<NamedRecipe>> {
+        self.patience = None;
         match &self.recipe {
             RecipeAt::Here(recipe) => Some(recipe.clone()),
-            RecipeAt::Coming { .. } | RecipeAt::Sought(_) | RecipeAt::Nowhere => {
+            RecipeAt::Coming(_) | RecipeAt::Sought(_) | RecipeAt::Nowhere => {
                 self.recipe = RecipeAt::Nowhere;
                 None
             }
@@ -512,6 +585,7 @@ impl<S: OnDisk> Image<S> {
             self.since = now;
         }
         let before = std::mem::replace(&mut self.ordered, ordered);
+        self.tell_of_hosts();
         before.entitled != self.ordered.entitled
     }
 
@@ -526,6 +600,7 @@ impl<S: OnDisk> Image<S> {
             step: Step::Filling,
             whole_since: None,
         });
+        self.tell_of_hosts();
     }
 
     /// Reports about the image are about this stage from now on. If it is another stage than before, the counts begin

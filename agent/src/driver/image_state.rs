@@ -57,7 +57,7 @@ pub(super) fn of<S: OnDisk>(
         image.state(),
         StageState::Present | StageState::Installing | StageState::Failed
     );
-    let recipe = image.stage().and_then(OnDisk::recipe);
+    let recipe = image.told_recipe();
     ImageState {
         manifest: image.digest().as_bytes().to_vec(),
         reference: image.reference().to_owned(),

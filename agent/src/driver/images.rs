@@ -14,12 +14,7 @@ use std::{
     time::Duration,
 };
 
-use proto::{
-    Digest, Moment, Reason,
-    image::{Blob, Layout},
-    message::ImageState,
-    recipe::Doubt,
-};
+use proto::{Digest, Moment, Reason, image::Layout, message::ImageState, recipe::Doubt};
 use swarm::event::ContentId;
 use tracing::{error, info, warn};
 
@@ -130,16 +125,11 @@ impl<S: OnDisk> Images<S> {
 
     /// Has the recipe brought by which an image's stage is to begin. The stage waits for it, for a while.
     fn seek_recipe(&mut self, now: Moment, digest: Digest) {
-        let Some(image) = self.catalogue.find_mut(&digest) else {
-            return;
-        };
-        let sought = image.seek_recipe(now);
-        self.open_recipe(digest, sought);
-    }
-
-    fn open_recipe(&mut self, image: Digest, file: Option<Blob>) {
-        self.effects
-            .extend(file.map(|file| Effect::OpenRecipe { image, file }));
+        if let Some(image) = self.catalogue.find_mut(&digest) {
+            let (left, sought) = image.seek_recipe(now);
+            self.effects
+                .extend(Effect::of_recipes(digest, left, sought));
+        }
     }
 
     /// An image's recipe was read, or can't be had.
@@ -149,8 +139,12 @@ impl<S: OnDisk> Images<S> {
         digest: Digest,
         result: Result<Arc<NamedRecipe>, NoRecipe>,
     ) {
-        let image = self.catalogue.find_mut(&digest);
-        if image.is_some_and(|image| image.found_recipe(result)) {
+        let Some(image) = self.catalogue.find_mut(&digest) else {
+            return;
+        };
+        let (left, waited) = image.found_recipe(result);
+        self.effects.extend(Effect::of_recipes(digest, left, None));
+        if waited {
             self.reconciler.wait(digest, now, Duration::ZERO);
         }
     }
@@ -344,7 +338,8 @@ impl<S: OnDisk> Images<S> {
             local_bytes,
         });
         // peers may lack it
-        self.open_recipe(digest, recipe);
+        self.effects
+            .extend(Effect::of_recipes(digest, None, recipe));
         self.read_again(digest);
         self.effect(Effect::ReportSoon);
         self.advance(now, digest);

@@ -10,7 +10,10 @@ use std::{
     ops::Range,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use proto::{
@@ -22,6 +25,7 @@ use proto::{
 use sha2::{Digest as _, Sha256};
 
 use super::{held::Held, place::Files, tree::ROOT};
+use crate::lock::lock;
 
 /// The directory of recipes, in our directory in tart's home.
 const RECIPES: &str = "recipes";
@@ -343,6 +347,37 @@ fn remove_where(home: &Path, goes: impl Fn(Option<Digest>) -> bool) -> io::Resul
         }
     }
     Ok(())
+}
+
+/// How an image's recipe stands, beside what the chunks know of it.
+#[derive(Debug, Default)]
+pub(crate) struct Standing {
+    /// The recipe that the image's own bytes have proved, by a comparison with all of them.
+    proved: Mutex<Option<Digest>>,
+    /// Whether hosts made the recipe, and no registry has it.
+    of_hosts: AtomicBool,
+}
+
+impl Standing {
+    /// The image's own bytes have proved this recipe.
+    pub(crate) fn prove(&self, name: Digest) {
+        *lock(&self.proved) = Some(name);
+    }
+
+    /// Notes whether hosts made the recipe.
+    pub(crate) fn set_of_hosts(&self, of_hosts: bool) {
+        self.of_hosts.store(of_hosts, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_of_hosts(&self) -> bool {
+        self.of_hosts.load(Ordering::Relaxed)
+    }
+
+    /// Whether this recipe is proved, or each content goes by it. A closed content that goes by it has proved it.
+    pub(super) fn holds<F: Files>(&self, name: &Digest, held: &Held<F>) -> bool {
+        let by = |at| held.chunks(at).recipe() == Some(*name);
+        *lock(&self.proved) == Some(*name) || (0..held.len()).all(by)
+    }
 }
 
 /// Compares a recipe with the links of all chunks that are held.

@@ -66,6 +66,7 @@ pub struct Stage {
     /// The doubt under which the image is read again.
     doubt: Doubt,
     names: Names,
+    standing: recipes::Standing,
     /// What other disks here have of chunks that are lacking.
     blocks: Blocks,
     /// Locked during an installation, so that one runs at a time.
@@ -188,6 +189,7 @@ impl Stage {
             directory,
             files,
             held,
+            standing: recipes::Standing::default(),
             blocks: Blocks::default(),
             decoded: Mutex::default(),
             links_lost: AtomicBool::new(false),
@@ -214,6 +216,18 @@ impl Stage {
         self.names.recipe()
     }
 
+    /// The image's recipe, unless a content was left by it, or contradicts it. If the image is whole, its bytes have
+    /// proved the recipe.
+    pub(crate) fn proved_recipe(&self) -> Option<Blob> {
+        let recipe = self.names.recipe();
+        recipe.filter(|file| self.standing.holds(&file.digest, &self.held))
+    }
+
+    /// Whether the recipe is worth no more than one host's word, and how that changes.
+    pub(crate) const fn standing(&self) -> &recipes::Standing {
+        &self.standing
+    }
+
     /// Takes the image's recipe: from now on, only its links are taken. Contents in doubt go on without it, and those
     /// with a held link that contradicts it.
     pub(super) fn take_recipe(&self, of: &NamedRecipe, in_doubt: &BTreeSet<Digest>) {
@@ -221,7 +235,7 @@ impl Stage {
     }
 
     /// Compares a recipe that another host made: it has to say of each chunk that is here what the chunk's link says.
-    /// So nothing of it is believed.
+    /// So nothing of it is believed, and an image that is whole has proved it.
     ///
     /// # Errors
     /// When a link is another one.
@@ -230,7 +244,11 @@ impl Stage {
         name: &Digest,
         recipe: &proto::recipe::Recipe,
     ) -> Result<(), ReadRecipeError> {
-        recipes::compare(&self.held, name, recipe)
+        recipes::compare(&self.held, name, recipe)?;
+        if self.is_complete() {
+            self.standing.prove(*name);
+        }
+        Ok(())
     }
 
     /// What is known of a content's chunks; `None` for a content of another image.

@@ -355,17 +355,25 @@ fn store_bytes(subject: &Subject, peer: HostKey, checked: &Checked, bytes: &[u8]
     }
 }
 
-/// Whether the mirror's blob goes on without its recipe from now on. It does if a host signed other states than the
-/// recipe's: one that has the blob's lease, or one that vouches for what it has. No coordinator says of a blob that its
-/// recipe is in doubt, as it does for images: the blob would wait until each host has read the registry's bytes itself.
-/// If the signed link is false, it costs the recipe's use, and the chain convicts who signed it at the blob's end.
+/// Whether the mirror's blob, or an image whose recipe hosts made, goes on without its recipe from now on. It does if a
+/// host signed other states than the recipe's: one that has the content's lease, or one that vouches for what it has.
+///
+/// No coordinator says of a blob that its recipe is in doubt, as it does for images: the blob would wait until each host
+/// has read the registry's bytes itself. A recipe that hosts made is no more than one host's word, too, and where other
+/// hosts hold all of the image nobody reads the registry's bytes.
+///
+/// If the signed link is false, it costs the recipe's use, and the chain convicts who signed it at the content's end.
 fn goes_on_without_recipe(subject: &Subject, checked: &Checked) -> bool {
     if checked.statement.is_none() {
         return false;
     }
-    let blobs = subject.shelves.iter();
-    let mut blobs = blobs.filter(|shelf| matches!(shelf, Shelf::Blob(_)));
-    blobs.any(|shelf| shelf.leave_recipe(subject.content).is_some())
+    let mut left = false;
+    for shelf in &subject.shelves {
+        if shelf.is_of_hosts() || matches!(shelf, Shelf::Blob(_)) {
+            left |= shelf.leave_recipe(subject.content).is_some();
+        }
+    }
+    left
 }
 
 /// Judges the parts of this chunk that came before and didn't fit.
@@ -393,16 +401,15 @@ pub(super) fn store_part(
             ..Receipt::failed(Failure::Bad)
         };
     };
-    // what is here was found by the recipe, and makes its chunk: with another link it says nothing
-    if let Some((_, given)) = subject.recipe()
-        && !given.is_alike(&checked.link)
-    {
-        return Receipt::failed(Failure::Disproved);
-    }
+    let given = subject.recipe();
     let Some(whole) = whole(subject, lacking, &came) else {
         return Receipt::failed(Failure::Cancelled);
     };
     if !checked.link.holds(subject.geometry, subject.chunk, &whole) {
+        // what is here was found by the recipe, and makes its chunk: with another link it says nothing
+        if given.is_some_and(|(_, given)| !given.is_alike(&checked.link)) {
+            return Receipt::failed(Failure::Disproved);
+        }
         let part = UnfitPart {
             content: subject.content,
             chunk: subject.chunk,

@@ -125,6 +125,51 @@ async fn nobody_is_blamed_for_a_link_that_a_false_recipe_contradicts() {
 }
 
 #[tokio::test]
+async fn an_image_leaves_a_recipe_of_hosts_that_a_holder_of_the_image_contradicts() {
+    let world = World::new(4);
+    let content = world.spec.digest;
+    let by = recipe_with(&world.sample(), content, |of| of.states[40] ^= 1);
+    let holder = world.host("mac-1");
+    // nobody reads the registry's bytes any more: the holder has all of them, and vouches for its links
+    let (end, _, _, _) = world.fetch(&holder).await;
+    assert_eq!(end, FetchEnd::Done);
+    holder.shelf.walk(content).unwrap();
+    assert!(holder.shelf.is_closed(content));
+    for of_hosts in [false, true] {
+        let misled = world.host_by("mac-2", &by);
+        let Shelf::Stage(stage) = &misled.shelf else {
+            unreachable!("the host has a stage");
+        };
+        assert_eq!(stage.proved_recipe(), Some(by.file));
+        stage.standing().set_of_hosts(of_hosts);
+        let mut came = Vec::new();
+        for chunk in world.chunks() {
+            // what was packed before the chain was closed isn't vouched for
+            let subject = Subject {
+                cache: std::sync::Arc::default(),
+                ..world.subject(&holder, chunk)
+            };
+            let packed = load(subject).await.unwrap();
+            let header = header((content, chunk), &packed, None);
+            let statement = header.link.as_ref().unwrap().statement.as_ref();
+            assert_eq!(statement.unwrap().run, 0, "it is vouched for");
+            let (link, bytes) = (header.link.as_ref().unwrap(), world.bytes(chunk));
+            let peer: HostId = "mac-1".parse().unwrap();
+            let receipt = take_packed(&world.subject(&misled, chunk), peer.key(), link, bytes);
+            assert!(!receipt.false_bytes);
+            came.push(receipt.result.is_ok());
+        }
+        let all = came.iter().all(|came| *came);
+        assert_eq!(all, of_hosts, "{came:?}");
+        misled.shelf.walk(content).unwrap();
+        assert_eq!(misled.shelf.is_closed(content), of_hosts);
+        // and it isn't said to have the recipe
+        let proved = stage.proved_recipe().is_some();
+        assert_eq!(proved, !of_hosts);
+    }
+}
+
+#[tokio::test]
 async fn a_mirror_with_the_recipe_refuses_false_chunks_and_passes_on_true_ones() {
     let world = World::new(4);
     let by = recipe(&world.sample());

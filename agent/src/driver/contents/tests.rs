@@ -230,9 +230,9 @@ fn the_last_image_takes_the_content_with_it_and_its_number_is_not_used_again() {
         ChunkSet::empty(CHUNKS),
         false,
     );
-    assert!(all.remove_image(&image(1)).is_empty());
-    assert!(all.remove_image(&image(1)).is_empty());
-    assert_eq!(all.remove_image(&image(2)), [(id, spec().digest)]);
+    assert!(all.remove_image(&image(1), None).is_empty());
+    assert!(all.remove_image(&image(1), None).is_empty());
+    assert_eq!(all.remove_image(&image(2), None), [(id, spec().digest)]);
     assert!(all.find(id).is_none() && all.by_digest(&spec().digest).is_none());
     let (next, new) = all.add(&spec(), (image(1), shelf(1)), ChunkSet::empty(CHUNKS), true);
     assert!(new && next != id);
@@ -242,7 +242,7 @@ fn the_last_image_takes_the_content_with_it_and_its_number_is_not_used_again() {
 fn a_blob_of_the_mirror_goes_by_itself_and_a_content_of_an_image_does_not() {
     let (mut all, id) = mirrored();
     assert!(all.find(id).unwrap().is_mirrored());
-    assert!(all.remove_image(&image(1)).is_empty());
+    assert!(all.remove_image(&image(1), None).is_empty());
     assert_eq!(all.remove_mirrored(&spec().digest), Some(id));
     assert_eq!(all.remove_mirrored(&spec().digest), None);
     let (mut all, id, _) = empty();
@@ -353,7 +353,7 @@ fn a_chunk_of_the_registrys_that_differs_from_the_held_one_is_announced_anew() {
 #[test]
 fn news_of_a_content_that_is_gone_is_told_to_the_swarm_alone() {
     let (mut all, id, _) = with(2);
-    all.remove_image(&image(1));
+    all.remove_image(&image(1), None);
     let effects = all.arrived(of(id, 2), 5);
     assert!(matches!(told(&effects)[..], [Event::Arrived { .. }]));
     assert_eq!((change(&effects), walks(&effects)), (0, 0));
@@ -739,4 +739,42 @@ fn what_another_host_made_is_dropped_from_the_chunk_on_unless_the_content_is_ver
     shelf.closed.set(true);
     all.walked(id, sound());
     assert!(all.drop_made(&digest, peer(7), ChunkIndex(1)).is_none());
+}
+
+#[test]
+fn no_recipe_of_hosts_takes_the_name_of_something_else() {
+    let (mut contents, id) = mirrored();
+    let blob = contents.find(id).unwrap();
+    let (name, geometry) = (blob.digest(), blob.geometry());
+    // the mirror may have the registry's recipe as a blob
+    assert!(contents.may_be_recipe((&name, geometry), false));
+    assert!(!contents.may_be_recipe((&name, geometry), true));
+    contents.remove_mirrored(&name);
+    assert!(contents.may_be_recipe((&name, geometry), true));
+    let (recipe, _) = contents.add_recipe(
+        (name, geometry),
+        (image(1), shelf(1)),
+        ChunkSet::empty(CHUNKS),
+        false,
+    );
+    assert!(contents.may_be_recipe((&name, geometry), true));
+    let other = Geometry::new(geometry.size() + 1).unwrap();
+    assert!(!contents.may_be_recipe((&name, other), false));
+    // what an image doesn't use leaves, and nothing else does
+    contents.add_recipe(
+        (name, geometry),
+        (image(2), shelf(2)),
+        ChunkSet::empty(CHUNKS),
+        false,
+    );
+    assert_eq!(contents.remove_image(&image(1), Some(&name)), []);
+    let gone = contents.remove_image(&image(2), Some(&name));
+    assert_eq!(gone, [(recipe, name)]);
+
+    let (mut contents, id, _) = empty();
+    let of_image = contents.find(id).unwrap();
+    let (name, geometry) = (of_image.digest(), of_image.geometry());
+    assert!(!contents.may_be_recipe((&name, geometry), false));
+    assert_eq!(contents.remove_image(&image(1), Some(&name)), []);
+    assert!(contents.find(id).is_some());
 }

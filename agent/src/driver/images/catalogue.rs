@@ -52,10 +52,16 @@ impl<S: OnDisk> Catalogue<S> {
         self.images.get(image)
     }
 
-    /// The stage of an image that is installed.
-    pub(in crate::driver) fn installed(&self, image: &Digest) -> Option<&S> {
+    /// Whether hosts made this recipe of an image; `None` if the image is forgotten, or doesn't use the recipe.
+    pub(in crate::driver) fn takes_recipe(&self, image: &Digest, recipe: &Digest) -> Option<bool> {
+        self.find(image)?.takes_recipe(recipe)
+    }
+
+    /// The stage of an image that is installed, and whose bytes have proved no recipe yet.
+    pub(in crate::driver) fn may_make_recipe(&self, image: &Digest) -> Option<&S> {
         let of = self.find(image).filter(|of| of.is_installed());
-        of.and_then(Image::stage)
+        let stage = of.and_then(Image::stage);
+        stage.filter(|stage| stage.proved_recipe().is_none())
     }
 
     pub(super) fn find_mut(&mut self, image: &Digest) -> Option<&mut Image<S>> {

@@ -26,6 +26,8 @@ pub(in crate::driver) enum Effect<S> {
     /// Make known to the swarm the bytes of an image's recipe. A failure goes to
     /// [`Images::recipe_read`](super::Images::recipe_read).
     OpenRecipe { image: Digest, file: Blob },
+    /// Take an image's recipe out of the swarm: the image doesn't use it.
+    LeaveRecipe(Digest, Digest),
     /// Read an image's recipe, all of which is here. If the image has a stage, compare the recipe with the stage, and
     /// note it there. Ends in [`Images::recipe_read`](super::Images::recipe_read).
     ReadRecipe(Arc<Layout>, Blob, Option<S>),
@@ -74,6 +76,19 @@ pub(in crate::driver) enum Effect<S> {
     ReportNow,
     /// Report everything at once: the coordinator believes something that isn't so.
     ReportAll,
+}
+
+impl<S> Effect<S> {
+    /// What follows when an image leaves a recipe and needs another one.
+    pub(super) fn of_recipes(
+        image: Digest,
+        left: Option<Digest>,
+        needed: Option<Blob>,
+    ) -> impl Iterator<Item = Self> {
+        let left = left.map(|recipe| Self::LeaveRecipe(image, recipe));
+        let needed = needed.map(|file| Self::OpenRecipe { image, file });
+        left.into_iter().chain(needed)
+    }
 }
 
 /// An image that an earlier process left on this host.

@@ -41,6 +41,10 @@ pub(in crate::driver) struct Inner {
     pub(in crate::driver) closed: RefCell<BTreeSet<Digest>>,
     pub(in crate::driver) begun_at: Cell<Option<SystemTime>>,
     pub(in crate::driver) recipe: Cell<Option<Blob>>,
+    /// Whether some content contradicts the recipe.
+    pub(in crate::driver) misled: Cell<bool>,
+    /// Whether it is known that hosts made the recipe.
+    pub(in crate::driver) of_hosts: Cell<bool>,
     /// The contents whose recipe was left.
     pub(in crate::driver) left: RefCell<BTreeSet<Digest>>,
 }
@@ -100,6 +104,14 @@ impl OnDisk for Disk {
 
     fn recipe(&self) -> Option<Blob> {
         self.0.recipe.get()
+    }
+
+    fn proved_recipe(&self) -> Option<Blob> {
+        self.0.recipe.get().filter(|_| !self.0.misled.get())
+    }
+
+    fn set_of_hosts(&self, of_hosts: bool) {
+        self.0.of_hosts.set(of_hosts);
     }
 
     fn leave_recipe(&self, content: Digest) {
@@ -267,6 +279,7 @@ impl World {
                 Effect::Begin { recipe: None, .. } => "begin",
                 Effect::Begin { .. } => "begin by the recipe",
                 Effect::OpenRecipe { .. } => "open the recipe",
+                Effect::LeaveRecipe(..) => "leave the recipe",
                 Effect::ReadRecipe(..) => "read the recipe",
                 Effect::Record { .. } => "record",
                 Effect::Install { .. } => "install",

@@ -191,6 +191,10 @@ fn a_host_that_has_the_image_keeps_a_true_recipe_and_refuses_a_false_one() {
     stage.compare_recipe(&by.file.digest, &by.recipe).unwrap();
     store.keep_recipe(&stage, by.file).unwrap();
     assert_eq!(stage.recipe(), Some(by.file));
+    assert_eq!(stage.proved_recipe(), Some(by.file));
+    // what is only noted isn't proved
+    store.keep_recipe(&stage, lie.file).unwrap();
+    assert_eq!(stage.proved_recipe(), None);
 }
 
 #[test]

@@ -145,10 +145,76 @@ fn a_recipe_that_isnt_ordered_any_more_isnt_waited_for() {
         digest: Digest::of(b"another one"),
         ..file()
     };
-    assert_eq!(order(&mut world, 3, Some(another)), ["open the recipe"]);
+    let changed = ["leave the recipe", "open the recipe"];
+    assert_eq!(order(&mut world, 3, Some(another)), changed);
     assert_eq!(world.jobs(), [] as [&str; 0]);
-    order(&mut world, 4, None);
+    assert_eq!(order(&mut world, 4, None), ["leave the recipe"]);
     assert_eq!(world.jobs(), ["begin"]);
+}
+
+#[test]
+fn recipes_that_are_named_one_after_the_other_are_waited_for_as_long_as_one() {
+    let mut world = waiting();
+    for number in 2..=10_u64 {
+        world.wait(Duration::from_secs(3));
+        assert_eq!(world.jobs(), [] as [&str; 0]);
+        let another = Blob {
+            digest: Digest::of(&number.to_be_bytes()),
+            ..file()
+        };
+        let effects = order(&mut world, number, Some(another));
+        assert_eq!(effects, ["leave the recipe", "open the recipe"]);
+    }
+    world.wait(Duration::from_secs(3));
+    assert_eq!(world.jobs(), ["withdraw", "begin"]);
+}
+
+#[test]
+fn a_host_says_that_it_has_a_recipe_of_hosts_once_the_image_has_proved_it() {
+    let mut world = waiting();
+    world.made_by_hosts = true;
+    order(&mut world, 2, Some(file()));
+    let read = recipe(&world);
+    world.read(Ok(read));
+    assert_eq!(world.jobs(), ["begin by the recipe"]);
+    world.disk.0.recipe.set(Some(file()));
+    world.begun();
+    assert!(world.disk.0.of_hosts.get(), "others' links count as much");
+    assert!(world.told().recipe.is_empty(), "nothing has proved it");
+    world.made_by_hosts = false;
+    order(&mut world, 3, Some(file()));
+    assert!(!world.disk.0.of_hosts.get());
+    assert_eq!(world.told().recipe, file().digest.as_bytes());
+    // nobody has it any more
+    order(&mut world, 4, None);
+    assert!(world.disk.0.of_hosts.get() && world.told().recipe.is_empty());
+}
+
+#[test]
+fn an_image_that_was_staged_by_a_false_recipe_compares_and_refuses_it() {
+    let mut world = World::present();
+    world.made_by_hosts = true;
+    world.disk.0.recipe.set(Some(file()));
+    assert_eq!(order(&mut world, 8, Some(file())), [] as [&str; 0]);
+    assert_eq!(world.told().recipe, file().digest.as_bytes());
+    // a content contradicts it
+    world.disk.0.misled.set(true);
+    assert!(world.told().recipe.is_empty());
+    assert_eq!(order(&mut world, 9, Some(file())), ["open the recipe"]);
+    world.hear(&[world.image], ImageNews::Closed(file().digest));
+    assert_eq!(world.drain(), ["read the recipe"]);
+    world.read(Err(NoRecipe {
+        error: "chunk 3 has another state".into(),
+        is_false: true,
+    }));
+    assert_eq!(world.told().recipe_refused, file().digest.as_bytes());
+    assert!(world.told().recipe.is_empty());
+    // another one takes its place
+    let another = Blob {
+        digest: Digest::of(b"another one"),
+        ..file()
+    };
+    assert_eq!(order(&mut world, 10, Some(another)), ["open the recipe"]);
 }
 
 #[test]

@@ -1,0 +1,139 @@
+use proto::message::StageState;
+use swarm::Swarm;
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use wire::{Endpoint, Settings};
+
+use super::{
+    super::{image::Ordered, images::tests::manifest, streams::Streams},
+    *,
+};
+use crate::{
+    config::OriginConfig, identity::tests::Authority, notary::Notary, registries::Origin,
+    store::tests::open,
+};
+
+/// The supply of a host without peers, with a store of its own and one image.
+struct World {
+    supply: Supply,
+    image: Digest,
+    layout: Layout,
+    _home: TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let credentials = Authority::new().credentials("mini-1");
+        let me = credentials.host().clone();
+        let notary = Arc::new(Notary::new(&credentials, &[1; 32]));
+        let loopback = "127.0.0.1:0".parse().unwrap();
+        let origin = OriginConfig {
+            ca_file: None,
+            plain_http: Vec::new(),
+            idle_timeout: Duration::from_secs(1),
+            proxy: origin::ProxySettings::default(),
+            system_roots: false,
+            credentials: BTreeMap::new(),
+        };
+        let streams = Streams {
+            me: me.clone(),
+            life: 1,
+            endpoint: Endpoint::bind(loopback, credentials, &Settings::default()).unwrap(),
+            origin: Origin::new(&origin).unwrap(),
+            notary,
+            cache: Arc::default(),
+            unfit: Arc::default(),
+            peer_inbox: mpsc::channel(1).0,
+            fetch_inbox: mpsc::channel(1).0,
+        };
+        let (now, metrics) = (Instant::now(), Metrics::new().0);
+        let swarm = Swarm::new(me.key(), swarm::Config::default(), 1);
+        let exchange = Exchange::new(swarm, now, streams, metrics.clone());
+        let path = home.path().to_owned();
+        let disk = Disk::new(Arc::new(open(&home)), None, None, path, None);
+        let manifest = manifest("a");
+        let image = Digest::of(&manifest);
+        Self {
+            supply: Supply::new(exchange, Mirror::new(None), disk, metrics, now),
+            image,
+            layout: Layout::parse(&manifest, &image).unwrap(),
+            _home: home,
+        }
+    }
+
+    /// The image was ordered, and its stage is taken up.
+    fn filling() -> Self {
+        let mut world = Self::new();
+        let ordered = Ordered {
+            references: vec!["r.test/a:1".into()],
+            ..Ordered::default()
+        };
+        let (now, image) = (world.supply.now(), world.image);
+        let images = world.supply.images_mut();
+        images.order(now, image, ordered, &manifest("a"));
+        world.supply.follow_images();
+        world.supply.begin_jobs();
+        world.settle();
+        world
+    }
+
+    /// Does what is wanted, until nothing is. Returns whether everything is to be reported.
+    fn settle(&mut self) -> bool {
+        let mut all = false;
+        while let Some(effect) = self.supply.poll() {
+            match effect {
+                Effect::Run(Work::Long(_, job) | Work::Blocking(job)) => match job() {
+                    Input::Begun { image, result } => self.supply.begun(image, result),
+                    Input::Nothing => {}
+                    other => panic!("{other:?}"),
+                },
+                Effect::ReportAll => all = true,
+                _ => {}
+            }
+            self.supply.follow_images();
+        }
+        all
+    }
+
+    /// The number of the image's contents that the exchange knows.
+    fn known(&self) -> usize {
+        let contents = self.supply.exchange().contents();
+        let specs = self.layout.contents();
+        let known = specs.iter().map(|spec| contents.by_digest(&spec.digest));
+        known.flatten().count()
+    }
+
+    fn told(&self) -> Option<ImageState> {
+        let status = self.supply.exchange().status();
+        self.supply.image_states(&status).pop()
+    }
+}
+
+#[tokio::test]
+async fn an_image_that_is_begun_brings_its_contents_and_takes_them_along_when_it_is_paused() {
+    let mut world = World::filling();
+    let told = world.told().unwrap();
+    assert_eq!(told.state(), StageState::Staging);
+    assert_eq!(world.known(), world.layout.contents().len());
+    world.supply.images_mut().pause(world.image);
+    world.supply.follow_images();
+    assert_eq!(world.known(), 0);
+    assert!(world.settle());
+    assert!(world.told().is_none());
+}
+
+#[tokio::test]
+async fn journals_that_cant_be_written_end_what_comes_for_images_and_the_mirrors_dont() {
+    let mut world = World::filling();
+    world
+        .supply
+        .flushed(Ok(()), Err("the cache's volume fails".into()));
+    world.supply.follow_images();
+    assert_eq!(world.known(), world.layout.contents().len());
+    world.supply.flushed(Err("the volume fails".into()), Ok(()));
+    world.supply.follow_images();
+    let told = world.told().unwrap();
+    assert_eq!((told.state(), world.known()), (StageState::Failed, 0));
+    assert_eq!(told.reason, Reason::NotStored.as_str());
+}
