@@ -125,7 +125,15 @@ impl Stage {
                 }
             }
         }
-        let body = Body::create(&image, &layout)?;
+        let body = match Body::create(&image, &layout) {
+            Err(error) if cloned => {
+                tracing::warn!(%error, "a clone of a similar disk can't be used; starting from an empty one");
+                fs::remove_file(image.join(cache::DISK))?;
+                cloned = false;
+                Body::create(&image, &layout)?
+            }
+            created => created?,
+        };
         let journal = Journal::create(&directory.join(JOURNAL), layout.digest())?;
         // synced before the status names the stage: a stage without its manifest is pruned with all that it holds
         write_new(&directory.join(cache::MANIFEST), manifest)?;
