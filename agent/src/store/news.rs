@@ -32,7 +32,7 @@ pub enum News {
         /// The image.
         image: Digest,
     },
-    /// The image was old, and was taken out of tart's cache ([`retire`](super::retire)). Its stage is gone.
+    /// The image was old, and was taken out of tart's cache by `keep_images`. Its stage is gone.
     Retired {
         /// The image.
         image: Digest,
