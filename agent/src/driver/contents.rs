@@ -202,8 +202,8 @@ impl<S: Proving> Contents<S> {
         (id, true)
     }
 
-    /// Whether this name and size may be those of an image's recipe. What hosts say that they made may not take the name
-    /// of something else that is here: its bytes would be asked of the hosts that have the recipe alone.
+    /// Whether this name and size may be those of an image's recipe. What hosts say that they made may not take the
+    /// name of something else that is here: its bytes would be asked of the hosts that have the recipe alone.
     pub(super) fn may_be_recipe(
         &self,
         (digest, geometry): (&Digest, Geometry),

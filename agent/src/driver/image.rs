@@ -404,9 +404,9 @@ impl<S: OnDisk> Image<S> {
 
     // ---- its recipe -------------------------------------------------------------------------------------------------
 
-    /// The recipe whose bytes came until now, if it isn't wanted any more. Then the bytes of the recipe that is to be had
-    /// before the image's stage begins, if they have to be asked for now. An image that is installed without a recipe
-    /// takes one that hosts made.
+    /// The recipe whose bytes came until now, if it isn't wanted any more. Then the bytes of the recipe that is to be
+    /// had before the image's stage begins, if they have to be asked for now. An image that is installed without a
+    /// recipe takes one that hosts made.
     pub(super) fn seek_recipe(&mut self, now: Moment) -> (Option<Digest>, Option<Blob>) {
         let begins = self.stage().is_none();
         let wanted = self

@@ -358,9 +358,9 @@ fn store_bytes(subject: &Subject, peer: HostKey, checked: &Checked, bytes: &[u8]
 /// Whether the mirror's blob, or an image whose recipe hosts made, goes on without its recipe from now on. It does if a
 /// host signed other states than the recipe's: one that has the content's lease, or one that vouches for what it has.
 ///
-/// No coordinator says of a blob that its recipe is in doubt, as it does for images: the blob would wait until each host
-/// has read the registry's bytes itself. A recipe that hosts made is no more than one host's word, too, and where other
-/// hosts hold all of the image nobody reads the registry's bytes.
+/// No coordinator says of a blob that its recipe is in doubt, as it does for images: the blob would wait until each
+/// host has read the registry's bytes itself. A recipe that hosts made is no more than one host's word, too, and where
+/// other hosts hold all of the image nobody reads the registry's bytes.
 ///
 /// If the signed link is false, it costs the recipe's use, and the chain convicts who signed it at the content's end.
 fn goes_on_without_recipe(subject: &Subject, checked: &Checked) -> bool {
