@@ -4,8 +4,17 @@
 //! The reference alone decides a golden's name. So a tag that moved leaves a golden of the old image under the name.
 //! The file `TART_HOME/.parbake/goldens/<name>`, the golden's mark, holds the digest of the image that a golden of ours
 //! was made from, on the next line the reference, and on the third one which directory the VM is: its inode, and when
-//! it was made. For somebody else may make a VM of that name when ours was removed. Marks of earlier versions lack the
-//! third line, or the second one, too.
+//! it was made. For somebody else may make a VM of that name, also when ours was removed. Such a VM stays, and the golden
+//! isn't made. Marks of earlier versions lack the third line, or the second one, too.
+//!
+//! A golden is cloned under another name, [`unnamed`]. Then its mark is written, and it takes its own name, if nobody
+//! else has that by now. So a VM under a golden's name is ours if and only if the mark fits. A crash leaves:
+//!
+//! | when | under the golden's name | under the other name |
+//! |---|---|---|
+//! | the golden of another image is removed | nothing, and that golden's mark | nothing |
+//! | cloned, or the mark is written | nothing, and a mark that fits nothing there | a VM, which the next try replaces |
+//! | renamed | the golden, with its mark | nothing |
 
 use std::{
     collections::BTreeMap,
@@ -21,8 +30,12 @@ use tracing::{info, warn};
 
 use crate::{
     metrics::{Metrics, OperationLabel},
+    platform,
     tart::{Reference, Tart, TartError, cache},
 };
+
+/// Begins the names under which goldens are cloned.
+const UNNAMED: &str = "parbake-unnamed-";
 
 /// What is noted of a golden of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,6 +140,11 @@ pub(crate) fn mark_path(home: &Path, golden: &str) -> PathBuf {
     home.join(".parbake/goldens").join(golden)
 }
 
+/// The name under which a golden is cloned. No VM of others has it.
+fn unnamed(golden: &str) -> String {
+    format!("{UNNAMED}{golden}")
+}
+
 /// The marks of all goldens of ours, by the goldens' names.
 pub(crate) fn marks(home: &Path) -> BTreeMap<String, Mark> {
     let entries = fs::read_dir(mark_path(home, "")).into_iter();
@@ -168,9 +186,18 @@ pub(crate) enum GoldenError {
     /// The tag moved while the golden was cloned. The golden of the other image was removed again.
     #[error("{reference} was moved to another image while its golden {name} was cloned")]
     Moved { reference: String, name: String },
-    /// The file that says which image the golden was made from can't be written or removed.
+    /// A VM of somebody else has the golden's name. It stays until somebody renames or removes it.
+    #[error(
+        "VM {name} has the name of the golden of {reference}, but no mark of parbake's fits it, so somebody else made it \
+         and it stays: make room with `tart rename {name} NEW-NAME` or `tart delete {name}`"
+    )]
+    Theirs { reference: String, name: String },
+    /// The file that says which image the golden was made from can't be read or written.
     #[error("noting from which image golden {name} was made: {error}")]
     Mark { name: String, error: io::Error },
+    /// The new golden can't take its name, or what an earlier try left can't be removed.
+    #[error("giving golden {name} its name: {error}")]
+    Name { name: String, error: io::Error },
 }
 
 impl Goldens {
@@ -184,8 +211,20 @@ impl Goldens {
         }
     }
 
-    /// Makes the golden of this reference from this image, unless it is there already. Replaces a golden of another
-    /// image.
+    /// Removes what an earlier process left of goldens that it didn't finish. Only while nobody makes one.
+    pub(crate) fn sweep(&self) {
+        let machines = fs::read_dir(cache::vm_directory(&self.home, "")).into_iter();
+        for machine in machines.flatten().flatten() {
+            let name = machine.file_name();
+            let is_unnamed = name.as_encoded_bytes().starts_with(UNNAMED.as_bytes());
+            if is_unnamed && let Err(error) = fs::remove_dir_all(machine.path()) {
+                warn!(vm = ?name, %error, "what is left of a golden can't be removed; the next start tries again");
+            }
+        }
+    }
+
+    /// Makes the golden of this reference from this image, unless it is there already. Replaces a golden of ours of
+    /// another image, and no other VM.
     ///
     /// tart clones the image that the reference names at that moment. `names` says afterwards whether the reference
     /// still names `image`. If not, the golden is removed again.
@@ -199,26 +238,70 @@ impl Goldens {
             return Ok(());
         }
         let name = golden_name(&self.prefix, reference);
-        // A crash between a new golden and its mark must not leave the mark of the one before: a tag that moves back
-        // would find a golden of the wrong image.
-        self.mark(&name, None).await?;
-        if cache::vm_directory(&self.home, &name).exists() {
-            self.counted("delete", self.tart.delete(&name).await)?;
+        match self.lies(&name)? {
+            Lies::Nothing => {}
+            Lies::Ours => self.counted("delete", self.tart.delete(&name).await)?,
+            // the mark may be of an earlier version, but not of this VM
+            Lies::Unknown | Lies::Theirs => return Err(theirs(reference, name)),
         }
-        self.counted("clone", self.tart.clone(reference, &name).await)?;
+        self.drop_unnamed(&name).await?;
+        let unnamed = unnamed(&name);
+        self.counted("clone", self.tart.clone(reference, &unnamed).await)?;
         if !names() {
-            self.counted("delete", self.tart.delete(&name).await)?;
-            return Err(GoldenError::Moved {
-                reference: reference.to_owned(),
-                name,
-            });
+            self.drop_unnamed(&name).await?;
+            let reference = reference.to_owned();
+            return Err(GoldenError::Moved { reference, name });
         }
-        // after a crash before this line, the next start makes the golden again
-        let vm = Vm::at(&cache::vm_directory(&self.home, &name));
-        let mark = Mark::text(image, reference, vm);
-        self.mark(&name, Some(mark)).await?;
+        let made = cache::vm_directory(&self.home, &unnamed);
+        self.mark(&name, Mark::text(image, reference, Vm::at(&made)))
+            .await?;
+        match platform::rename_new(&made, &cache::vm_directory(&self.home, &name)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.drop_unnamed(&name).await?;
+                return Err(theirs(reference, name));
+            }
+            Err(error) => return Err(GoldenError::Name { name, error }),
+        }
         info!(reference, golden = name, "golden is made");
         Ok(())
+    }
+
+    /// What lies under a golden's name. A VM is ours only if its mark fits it. The mark of an earlier version fits the
+    /// VM that is older than the mark.
+    fn lies(&self, name: &str) -> Result<Lies, GoldenError> {
+        let directory = cache::vm_directory(&self.home, name);
+        let (text, written) = match read_mark(&mark_path(&self.home, name)) {
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(unmarked(&directory));
+            }
+            Err(error) => {
+                let name = name.to_owned();
+                return Err(GoldenError::Mark { name, error });
+            }
+        };
+        // a mark that can't be read any more fits nothing
+        let mark = Mark::parse(&text);
+        let lies = mark.map_or_else(|| unmarked(&directory), |mark| mark.lies(&directory));
+        let is_older = || Vm::at(&directory).is_some_and(|vm| vm.made <= written);
+        Ok(match lies {
+            Lies::Unknown if is_older() => Lies::Ours,
+            lies => lies,
+        })
+    }
+
+    /// Removes what an earlier try to make this golden left.
+    async fn drop_unnamed(&self, name: &str) -> Result<(), GoldenError> {
+        let directory = cache::vm_directory(&self.home, &unnamed(name));
+        let removed = blocking(move || match fs::remove_dir_all(directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        });
+        removed.await.map_err(|error| GoldenError::Name {
+            name: name.to_owned(),
+            error,
+        })
     }
 
     /// Whether the golden of this reference exists and is of this image. Only then does the image count as present.
@@ -271,27 +354,37 @@ impl Goldens {
         result
     }
 
-    /// Says of which image a golden is, for good; `None`: nothing is known of it.
-    async fn mark(&self, name: &str, mark: Option<String>) -> Result<(), GoldenError> {
+    /// Says of which image a golden is, for good.
+    async fn mark(&self, name: &str, mark: String) -> Result<(), GoldenError> {
         let path = mark_path(&self.home, name);
-        let mark = move || match mark {
-            Some(mark) => {
-                fs::create_dir_all(path.parent().unwrap_or(&path))?;
-                durable::sweep_of(&path)?;
-                durable::write(&path, mark.as_bytes(), durable::PUBLIC)
-            }
-            None => match durable::remove(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            },
-        };
-        let marked = tokio::task::spawn_blocking(mark).await;
-        let marked = marked.unwrap_or_else(|error| Err(io::Error::other(error)));
-        marked.map_err(|error| GoldenError::Mark {
+        let marked = blocking(move || {
+            fs::create_dir_all(path.parent().unwrap_or(&path))?;
+            durable::sweep_of(&path)?;
+            durable::write(&path, mark.as_bytes(), durable::PUBLIC)
+        });
+        marked.await.map_err(|error| GoldenError::Mark {
             name: name.to_owned(),
             error,
         })
     }
+}
+
+/// What lies in a directory under a golden's name without a mark.
+fn unmarked(directory: &Path) -> Lies {
+    match fs::symlink_metadata(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Lies::Nothing,
+        _ => Lies::Theirs,
+    }
+}
+
+fn theirs(reference: &str, name: String) -> GoldenError {
+    let reference = reference.to_owned();
+    GoldenError::Theirs { reference, name }
+}
+
+async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 #[cfg(test)]
@@ -403,6 +496,38 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_vm_of_somebody_else_is_left_alone_and_the_golden_refused() {
+        let home = tempfile::tempdir().unwrap();
+        let goldens = goldens(&home, "");
+        let image = Digest::of(b"image");
+        let name = golden_name("golden-", REFERENCE);
+        let directory = cache::vm_directory(home.path(), &name);
+        let theirs = || {
+            fs::create_dir_all(&directory).unwrap();
+            for part in cache::PARTS {
+                fs::write(directory.join(part), "theirs").unwrap();
+            }
+        };
+        // without a mark, and with the mark of a golden that was removed
+        for of in [image, Digest::of(b"next")] {
+            theirs();
+            let error = goldens.make(REFERENCE, of, || true).await.unwrap_err();
+            let message = error.to_string();
+            for word in [&name, REFERENCE, "no mark", "tart rename", "tart delete"] {
+                assert!(message.contains(word), "{message}");
+            }
+            let disk = fs::read(directory.join(cache::DISK)).unwrap();
+            assert_eq!(disk, b"theirs");
+            assert!(!goldens.exists(REFERENCE, of));
+            fs::remove_dir_all(&directory).unwrap();
+            goldens.make(REFERENCE, of, || true).await.unwrap();
+            assert!(goldens.exists(REFERENCE, of));
+            fs::remove_dir_all(&directory).unwrap();
+        }
+        assert_eq!(calls(&home).len(), 2, "nothing is cloned in vain");
+    }
+
+    #[tokio::test]
     async fn a_golden_of_an_earlier_version_is_not_made_again_and_gets_its_vm_noted() {
         let home = tempfile::tempdir().unwrap();
         let goldens = goldens(&home, "");
@@ -431,24 +556,70 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_golden_that_no_mark_followed_is_of_no_image() {
+    async fn a_vm_that_takes_the_name_while_the_golden_is_cloned_stays() {
+        let home = tempfile::tempdir().unwrap();
+        let name = golden_name("golden-", REFERENCE);
+        let directory = cache::vm_directory(home.path(), &name);
+        let goldens = goldens(&home, &format!("mkdir -p vms/{name}"));
+        let image = Digest::of(b"image");
+        let error = goldens.make(REFERENCE, image, || true).await.unwrap_err();
+        assert!(matches!(error, GoldenError::Theirs { .. }), "{error}");
+        assert!(directory.exists() && !goldens.exists(REFERENCE, image));
+        let machines = fs::read_dir(directory.parent().unwrap()).unwrap();
+        assert_eq!(machines.count(), 1, "the clone is removed");
+    }
+
+    #[tokio::test]
+    async fn what_a_cut_off_try_left_is_of_no_image_and_replaced() {
         let home = tempfile::tempdir().unwrap();
         let cut = "if [ -e cut ]; then mkdir -p vms/$3\n\
-             touch vms/$3/disk.img vms/$3/config.json vms/$3/nvram.bin; exit 1; fi";
+             touch vms/$3/disk.img vms/$3/config.json vms/$3/nvram.bin; exit 1; fi\n\
+             [ ! -e vms/$3 ] || exit 1";
         let goldens = goldens(&home, cut);
         let (old, new) = (Digest::of(b"old"), Digest::of(b"new"));
         goldens.make(REFERENCE, old, || true).await.unwrap();
         fs::write(home.path().join("cut"), "").unwrap();
         assert!(goldens.make(REFERENCE, new, || true).await.is_err());
         let golden = golden_name("golden-", REFERENCE);
-        assert!(cache::is_complete(&cache::vm_directory(
-            home.path(),
-            &golden
-        )));
+        let left = cache::vm_directory(home.path(), &unnamed(&golden));
+        assert!(cache::is_complete(&left));
         // the tag moves back: what is there isn't taken for the golden of before
         assert!(!goldens.exists(REFERENCE, old) && !goldens.exists(REFERENCE, new));
         fs::remove_file(home.path().join("cut")).unwrap();
         goldens.make(REFERENCE, old, || true).await.unwrap();
-        assert!(goldens.exists(REFERENCE, old));
+        assert!(goldens.exists(REFERENCE, old) && !left.exists());
+        // a crash between the mark and the name: the mark fits nothing that is there
+        for sweeps in [false, true] {
+            fs::rename(cache::vm_directory(home.path(), &golden), &left).unwrap();
+            assert!(!goldens.exists(REFERENCE, old));
+            if sweeps {
+                goldens.sweep();
+                assert!(!left.exists());
+            }
+            goldens.make(REFERENCE, old, || true).await.unwrap();
+            assert!(goldens.exists(REFERENCE, old) && !left.exists());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_golden_of_an_earlier_version_is_replaced_when_its_mark_is_younger() {
+        let home = tempfile::tempdir().unwrap();
+        let goldens = goldens(&home, "");
+        let (old, new) = (Digest::of(b"old"), Digest::of(b"new"));
+        let name = golden_name("golden-", REFERENCE);
+        goldens.make(REFERENCE, old, || true).await.unwrap();
+        let made = Vm::at(&cache::vm_directory(home.path(), &name)).unwrap();
+        let path = mark_path(home.path(), &name);
+        let marked_at = |moment| {
+            fs::write(&path, format!("{old}\n")).unwrap();
+            let file = File::options().write(true).open(&path).unwrap();
+            file.set_modified(moment).unwrap();
+        };
+        marked_at(made.made - Duration::from_secs(9));
+        let error = goldens.make(REFERENCE, new, || true).await.unwrap_err();
+        assert!(matches!(error, GoldenError::Theirs { .. }), "{error}");
+        marked_at(made.made + Duration::from_secs(9));
+        goldens.make(REFERENCE, new, || true).await.unwrap();
+        assert!(goldens.exists(REFERENCE, new));
     }
 }

@@ -143,7 +143,9 @@ fn goldens(config: &Config, metrics: &Metrics) -> Option<Arc<Goldens>> {
     let prefix = config.golden_prefix.clone()?;
     let tart = Tart::new(config.tart_binary.clone(), config.tart_home.clone());
     let home = config.tart_home.clone();
-    Some(Arc::new(Goldens::new(prefix, home, tart, metrics.clone())))
+    let goldens = Goldens::new(prefix, home, tart, metrics.clone());
+    goldens.sweep();
+    Some(Arc::new(goldens))
 }
 
 /// Keeps a session with the coordinator, once the driver has made the hello: what this host holds, and where its peers

@@ -252,6 +252,16 @@ pub fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     Ok(rustix::fs::renameat_with(cwd, one, cwd, other, flags)?)
 }
 
+/// Renames a directory entry, if nothing has the new name.
+///
+/// # Errors
+/// `AlreadyExists` if something has the name, also an empty directory; when the volume can't, or `from` is missing.
+pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    let cwd = rustix::fs::CWD;
+    let flags = rustix::fs::RenameFlags::NOREPLACE;
+    Ok(rustix::fs::renameat_with(cwd, from, cwd, to, flags)?)
+}
+
 /// Room on a volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Space {
@@ -403,6 +413,19 @@ mod tests {
         let (was_a, was_b) = (inode(&a), inode(&b));
         exchange(&a, &b).unwrap();
         assert_eq!((inode(&a), inode(&b)), (was_b, was_a));
+    }
+
+    #[test]
+    fn a_new_name_replaces_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        fs::create_dir(&a).unwrap();
+        fs::create_dir(&b).unwrap();
+        let error = rename_new(&a, &b).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        fs::remove_dir(&b).unwrap();
+        rename_new(&a, &b).unwrap();
+        assert!(!a.exists() && b.exists());
     }
 
     #[test]
