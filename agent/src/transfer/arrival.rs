@@ -119,8 +119,13 @@ impl Receipt {
     }
 
     pub(super) const fn failed(failure: Failure) -> Self {
+        Self::ended(Err(failure))
+    }
+
+    /// A transfer that ended so, of which nothing else is known.
+    const fn ended(result: Result<(), Failure>) -> Self {
         Self {
-            result: Err(failure),
+            result,
             wire_bytes: 0,
             local_bytes: 0,
             false_bytes: false,
@@ -342,16 +347,8 @@ fn store_bytes(subject: &Subject, peer: HostKey, checked: &Checked, bytes: &[u8]
         }
     };
     Receipt {
-        result: Ok(()),
-        wire_bytes: 0,
-        local_bytes: 0,
-        false_bytes: false,
-        liars: Vec::new(),
-        false_link: None,
-        contradiction: None,
-        other_size: false,
-        storage_error: None,
         unwritable,
+        ..Receipt::ended(Ok(()))
     }
 }
 
