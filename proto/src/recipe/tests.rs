@@ -5,8 +5,12 @@ use serde_json::json;
 
 use super::*;
 use crate::{
+    blocks::Blocks,
     chunks::CHUNK_BYTES,
-    image::{CONFIG_TYPE, DISK_TYPE, NVRAM_TYPE, RAW_DIGEST_ANNOTATION, RAW_SIZE_ANNOTATION},
+    fingerprint::Fingerprint,
+    image::{
+        CONFIG_TYPE, ContentKind, DISK_TYPE, NVRAM_TYPE, RAW_DIGEST_ANNOTATION, RAW_SIZE_ANNOTATION,
+    },
 };
 
 const MIB: usize = 1 << 20;
