@@ -45,6 +45,7 @@ mod blocks;
 pub(crate) mod chunks;
 pub(crate) mod claim;
 mod doubt;
+mod earlier;
 mod files;
 mod found;
 pub(crate) mod held;

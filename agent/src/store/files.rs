@@ -66,6 +66,35 @@ impl Body {
         )
     }
 
+    /// Creates the body of a new image. If `base` is given and the volume can clone, its disk begins as a clone of
+    /// `base`. The second value says whether it does.
+    pub(super) fn begin(
+        directory: &Path,
+        layout: &Layout,
+        base: Option<&Path>,
+    ) -> io::Result<(Self, bool)> {
+        let Some(base) = base else {
+            return Ok((Self::create(directory, layout)?, false));
+        };
+        let disk = directory.join(cache::DISK);
+        let cloned = match platform::clone_file(base, &disk) {
+            Ok(()) => true,
+            Err(platform::CloneError::Unsupported) => false,
+            Err(platform::CloneError::Io(error)) => {
+                tracing::warn!(base = %base.display(), %error, "cloning a similar disk failed; starting from an empty one");
+                false
+            }
+        };
+        match Self::create(directory, layout) {
+            Err(error) if cloned => {
+                tracing::warn!(%error, "a clone of a similar disk can't be used; starting from an empty one");
+                fs::remove_file(disk)?;
+                Ok((Self::create(directory, layout)?, false))
+            }
+            created => Ok((created?, cloned)),
+        }
+    }
+
     /// Opens the body in a directory. If an `installed` body is read-only, it is opened for reading and can't be
     /// mended.
     ///

@@ -1,6 +1,12 @@
 //! Layers that travel as a blob, and their decoding from the blob onto the disk.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
+    sync::{Arc, Mutex},
+};
 
 use proto::{
     Digest, Layout,
@@ -10,8 +16,10 @@ use proto::{
 use super::{
     files::{Body, ImageFiles},
     held::Held,
+    journal::Record,
     place::{Files as _, is_zero, put},
 };
+use crate::lock::lock;
 use apple_lz4::{DecodeError, Decoder};
 
 /// Decoded bytes are gathered up to this many before they are written. A blob is read in pieces of the same size.
@@ -45,9 +53,97 @@ pub enum DecodeLayerError {
     },
 }
 
+/// The contents of one image whose blobs this process decoded onto the disk.
+///
+/// What an earlier process decoded isn't among them: it has no digest to be compared with, so it is decoded again.
+#[derive(Debug, Default)]
+pub(super) struct Decoded {
+    contents: Mutex<BTreeSet<usize>>,
+}
+
+impl Decoded {
+    /// Whether this process decoded the content.
+    pub(super) fn contains(&self, at: usize) -> bool {
+        lock(&self.contents).contains(&at)
+    }
+
+    /// Counts every blob as not decoded.
+    pub(super) fn forget_all(&self) {
+        lock(&self.contents).clear();
+    }
+
+    /// Decodes the blobs that this process hasn't decoded yet.
+    ///
+    /// # Errors
+    /// [`DecodeLayerError::Rotten`] if a blob's bytes don't fit its digest any more.
+    pub(super) fn decode_rest(
+        &self,
+        held: &Held<Arc<ImageFiles>>,
+        layout: &Layout,
+    ) -> Result<(), DecodeLayerError> {
+        let bodies = held.files().bodies();
+        for at in 0..held.len() {
+            if self.contains(at) {
+                continue;
+            }
+            let bodies = bodies.iter().map(|body| &**body);
+            let Some((layer, _)) = decode_content(held, layout, at, bodies)? else {
+                continue;
+            };
+            let failed = |error| DecodeLayerError::Io {
+                layer: Layout::name(layer),
+                error,
+            };
+            let content = held.digest(at);
+            held.touch(at);
+            held.flush().map_err(failed)?;
+            held.note(Record::Decoded { content });
+            lock(&self.contents).insert(at);
+            held.flush().map_err(failed)?;
+            tracing::debug!(%content, at, "layer decoded");
+        }
+        Ok(())
+    }
+}
+
+/// Decodes all blobs onto the disk of another body.
+pub(super) fn decode_into(
+    held: &Held<Arc<ImageFiles>>,
+    layout: &Layout,
+    body: &Body,
+) -> Result<(), DecodeLayerError> {
+    for at in 0..held.len() {
+        decode_content(held, layout, at, [body].into_iter())?;
+    }
+    Ok(())
+}
+
+/// Compares the disk of an image with what a blob's layers decode to, and writes again what differs. Returns whether
+/// something differed.
+///
+/// # Errors
+/// When a part can't be read or written, or the blob has rotted.
+pub(super) fn mend(
+    held: &Held<Arc<ImageFiles>>,
+    layout: &Layout,
+    at: usize,
+) -> Result<bool, DecodeLayerError> {
+    let bodies = held.files().bodies();
+    let bodies = bodies.iter().map(|body| &**body);
+    let Some((layer, true)) = decode_content(held, layout, at, bodies)? else {
+        return Ok(false);
+    };
+    let layer = Layout::name(layer);
+    tracing::warn!(image = %layout.digest(), %layer, "decoded bytes have changed on disk; they were written anew");
+    held.touch(at);
+    held.flush()
+        .map_err(|error| DecodeLayerError::Io { layer, error })?;
+    Ok(true)
+}
+
 /// Decodes a content whose layers travel as a blob. Returns the last of these layers and whether any byte of a disk
 /// changed, or `None` if the content has no such layer.
-pub(super) fn decode_content<'a, 'b>(
+fn decode_content<'a, 'b>(
     held: &Held<Arc<ImageFiles>>,
     layout: &'b Layout,
     at: usize,

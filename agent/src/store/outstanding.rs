@@ -1,12 +1,9 @@
 //! Bytes that an image may still take from the volume, beyond what its lacking chunks say: less, where most of it is
 //! here, and more, while a copy for another repository is made.
 
-use std::{
-    collections::BTreeSet,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 use proto::{ChunkIndex, Layout};
@@ -14,16 +11,13 @@ use proto::{ChunkIndex, Layout};
 use super::{
     files::{ImageFiles, notes_bytes},
     held::Held,
+    layers::Decoded,
 };
 
 /// Bytes that the lacking chunks may take at each of their places, with layers that aren't decoded yet, and notes. A
 /// chunk that is held takes nothing more, also where it is shared with another disk. One that is lacking may take its
-/// bytes also where another disk's lie in its place. `decoded` are contents that were decoded onto the disk.
-pub(super) fn lacking(
-    layout: &Layout,
-    held: &Held<Arc<ImageFiles>>,
-    decoded: &BTreeSet<usize>,
-) -> u64 {
+/// bytes also where another disk's lie in its place.
+pub(super) fn lacking(layout: &Layout, held: &Held<Arc<ImageFiles>>, decoded: &Decoded) -> u64 {
     let mut bytes = notes_bytes(layout);
     for at in 0..held.len() {
         let (geometry, has) = (held.geometry(at), held.held(at));
@@ -34,7 +28,7 @@ pub(super) fn lacking(
     }
     let encoded = layout.layers().iter().filter(|layer| {
         let blob = held.find(&layer.blob.digest);
-        layer.raw.is_none() && !blob.is_some_and(|at| decoded.contains(&at))
+        layer.raw.is_none() && !blob.is_some_and(|at| decoded.contains(at))
     });
     bytes + encoded.map(|layer| layer.raw_bytes).sum::<u64>()
 }

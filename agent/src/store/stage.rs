@@ -5,12 +5,8 @@ use std::{
     fs, io,
     ops::Range,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    thread,
-    time::{Instant, SystemTime},
+    sync::{Arc, Mutex, MutexGuard},
+    time::SystemTime,
 };
 
 use proto::{
@@ -25,10 +21,11 @@ use super::{
     chunks::Chunks,
     claim::{HeldChunk, Look, WriteError},
     doubt::Doubt,
+    earlier::{self, LostLinks},
     files::{Body, ImageFiles},
     held::Held,
     journal::{Journal, Record},
-    layers::{DecodeLayerError, decode_content},
+    layers::{self, DecodeLayerError, Decoded},
     names::Names,
     outstanding::{self, Outstanding, Promise},
     recipes::{self, NamedRecipe, ReadRecipeError},
@@ -43,10 +40,6 @@ use crate::{
     tart::{Reference, cache},
 };
 
-/// The number of threads that read what an earlier process left. SHA-256 takes 1 to 2 GB/s on one processor, and a
-/// Mac's disk gives about 3.
-const READERS: usize = 4;
-
 /// An image on this host's disk. Threads share it. Calls that read or write bytes, or look at files, block on the disk.
 ///
 /// It stays readable after its installation, so that the host goes on seeding.
@@ -60,9 +53,9 @@ pub struct Stage {
     files: Arc<ImageFiles>,
     held: Held<Arc<ImageFiles>>,
     /// Contents whose blobs this process decoded onto the disk.
-    decoded: Mutex<BTreeSet<usize>>,
-    /// Whether the journal was damaged when it was opened, and its lost links weren't made again yet.
-    links_lost: AtomicBool,
+    decoded: Decoded,
+    /// Links that the journal lost.
+    lost_links: LostLinks,
     /// The doubt under which the image is read again.
     doubt: Doubt,
     names: Names,
@@ -96,7 +89,7 @@ impl Builder for Stage {
         if self.names.is_installed() {
             return self.outstanding.copying();
         }
-        let lacking = outstanding::lacking(&self.layout, &self.held, &lock(&self.decoded));
+        let lacking = outstanding::lacking(&self.layout, &self.held, &self.decoded);
         self.outstanding.of(lacking)
     }
 }
@@ -115,25 +108,7 @@ impl Stage {
         let image = directory.join(IMAGE);
         fs::create_dir_all(&image).map_err(|error| io_at("creating", &image, error))?;
         ImageFiles::create_blobs(&directory)?;
-        let mut cloned = false;
-        if let Some(base) = base {
-            match platform::clone_file(base, &image.join(cache::DISK)) {
-                Ok(()) => cloned = true,
-                Err(platform::CloneError::Unsupported) => {}
-                Err(platform::CloneError::Io(error)) => {
-                    tracing::warn!(base = %base.display(), %error, "cloning a similar disk failed; starting from an empty one");
-                }
-            }
-        }
-        let body = match Body::create(&image, &layout) {
-            Err(error) if cloned => {
-                tracing::warn!(%error, "a clone of a similar disk can't be used; starting from an empty one");
-                fs::remove_file(image.join(cache::DISK))?;
-                cloned = false;
-                Body::create(&image, &layout)?
-            }
-            created => created?,
-        };
+        let (body, cloned) = Body::begin(&image, &layout, base)?;
         let journal = Journal::create(&directory.join(JOURNAL), layout.digest())?;
         // synced before the status names the stage: a stage without its manifest is pruned with all that it holds
         write_new(&directory.join(cache::MANIFEST), manifest)?;
@@ -170,7 +145,7 @@ impl Stage {
         if let Some(file) = stage.names.recipe() {
             recipes::go_on_with(&stage.held, file, stage.shared.home(), &stage.layout);
         }
-        stage.links_lost.store(damaged, Ordering::Release);
+        stage.lost_links.note(damaged);
         stage.notice_doubt();
         stage
     }
@@ -199,8 +174,8 @@ impl Stage {
             held,
             standing: recipes::Standing::default(),
             blocks: Blocks::default(),
-            decoded: Mutex::default(),
-            links_lost: AtomicBool::new(false),
+            decoded: Decoded::default(),
+            lost_links: LostLinks::default(),
             installing: Mutex::default(),
             outstanding: Outstanding::default(),
             layout,
@@ -516,37 +491,7 @@ impl Stage {
     /// # Errors
     /// [`DecodeLayerError::Rotten`] if a blob's bytes don't fit its digest any more.
     pub(super) fn decode_layers(&self) -> Result<(), DecodeLayerError> {
-        let bodies = self.files.bodies();
-        for at in 0..self.held.len() {
-            if lock(&self.decoded).contains(&at) {
-                continue;
-            }
-            let bodies = bodies.iter().map(|body| &**body);
-            let decoded = decode_content(&self.held, &self.layout, at, bodies)?;
-            let Some((layer, _)) = decoded else {
-                continue;
-            };
-            let failed = |error| DecodeLayerError::Io {
-                layer: Layout::name(layer),
-                error,
-            };
-            let content = self.held.digest(at);
-            self.held.touch(at);
-            self.flush().map_err(failed)?;
-            self.held.note(Record::Decoded { content });
-            lock(&self.decoded).insert(at);
-            self.flush().map_err(failed)?;
-            tracing::debug!(%content, at, "layer decoded");
-        }
-        Ok(())
-    }
-
-    /// Decodes all blobs onto the disk of another body.
-    pub(super) fn decode_into(&self, body: &Body) -> Result<(), DecodeLayerError> {
-        for at in 0..self.held.len() {
-            decode_content(&self.held, &self.layout, at, [body].into_iter())?;
-        }
-        Ok(())
+        self.decoded.decode_rest(&self.held, &self.layout)
     }
 
     /// Compares the disk with what a blob's layers decode to, and writes again what differs. Decoded bytes have no
@@ -563,18 +508,7 @@ impl Stage {
         if !self.is_installed() {
             return Ok(false);
         }
-        let bodies = self.files.bodies();
-        let bodies = bodies.iter().map(|body| &**body);
-        let decoded = decode_content(&self.held, &self.layout, at, bodies)?;
-        let Some((layer, true)) = decoded else {
-            return Ok(false);
-        };
-        let layer = Layout::name(layer);
-        tracing::warn!(image = %self.layout.digest(), %layer, "decoded bytes have changed on disk; they were written anew");
-        self.held.touch(at);
-        self.flush()
-            .map_err(|error| DecodeLayerError::Io { layer, error })?;
-        Ok(true)
+        layers::mend(&self.held, &self.layout, at)
     }
 
     /// Compares the chunks that an earlier process left with their links. Rotten chunks aren't held any more, and are
@@ -583,39 +517,7 @@ impl Stage {
     /// # Errors
     /// When the volume fails.
     pub fn read_again(&self) -> io::Result<()> {
-        let unread: Vec<(usize, ChunkIndex)> = (0..self.held.len())
-            .flat_map(|at| {
-                let unread = self.held.unread(at);
-                unread.iter().map(|chunk| (at, chunk)).collect::<Vec<_>>()
-            })
-            .collect();
-        if unread.is_empty() {
-            return Ok(());
-        }
-        let next = AtomicUsize::new(0);
-        let read = || -> io::Result<()> {
-            while let Some((at, chunk)) = unread.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if self.is_gone() {
-                    break;
-                }
-                self.shared.go_on()?;
-                if self.held.look(*at, *chunk)? == Look::Rotten {
-                    self.flush()?;
-                }
-            }
-            Ok(())
-        };
-        let threads = thread::available_parallelism().map_or(1, usize::from);
-        thread::scope(|scope| {
-            let readers: Vec<_> = (0..threads.min(READERS))
-                .map(|_| scope.spawn(read))
-                .collect();
-            readers.into_iter().try_for_each(|reader| {
-                reader
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
-        })
+        earlier::read_again(&self.held, &self.shared)
     }
 
     /// Whether [`read_again`](Self::read_again) has to come before an installation: some chunk is held only by the word
@@ -623,8 +525,7 @@ impl Stage {
     /// compared when they are used.
     #[must_use]
     pub(crate) fn has_to_be_read(&self) -> bool {
-        let unread = |at| !self.held.unread(at).is_empty();
-        (!self.is_installed() || self.is_doubted()) && (0..self.held.len()).any(unread)
+        (!self.is_installed() || self.is_doubted()) && earlier::is_unread(&self.held)
     }
 
     /// Makes the links of an installed image again from its bytes, if its journal was lost. It hashes the disk, a
@@ -633,31 +534,8 @@ impl Stage {
     /// # Errors
     /// When the volume fails.
     pub(super) fn link_again(&self) -> io::Result<()> {
-        let damaged = self.links_lost.load(Ordering::Acquire);
-        // contents without any chunk count, too: a stop may have come between the damage and this call
-        let lost_links =
-            |at: &usize| !self.held.is_closed(*at) && (damaged || self.held.held(*at).is_empty());
-        let contents: Vec<_> = (0..self.held.len()).filter(lost_links).collect();
-        if contents.is_empty() {
-            return Ok(());
-        }
-        let started = Instant::now();
-        let me = self.shared.host();
-        let (mut linked, mut lost) = (0, 0);
-        for at in contents {
-            if self.held.link_again(at, &me, &|| self.shared.go_on())? {
-                linked += 1;
-            } else {
-                // somewhere the bytes aren't the content's: keep the chunks that the remaining links prove
-                self.held.look_at_all(at)?;
-                lost += 1;
-            }
-        }
-        self.flush()?;
-        self.links_lost.store(false, Ordering::Release);
-        let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(image = %self.layout.digest(), linked, lost, elapsed_ms, "the journal's lost links were made again from the disk");
-        Ok(())
+        let image = self.layout.digest();
+        self.lost_links.make_again(image, &self.held, &self.shared)
     }
 
     /// Whether nobody waits for the image any more, so that its beginning ends early.
@@ -789,7 +667,7 @@ impl Stage {
     /// Counts every chunk as unread, and every blob as not decoded.
     fn doubt_all(&self) {
         self.held.doubt();
-        lock(&self.decoded).clear();
+        self.decoded.forget_all();
     }
 
     /// Whether the image was given up, or its files removed. Nothing is read or written any more then.

@@ -13,7 +13,7 @@ use proto::{ChunkIndex, Digest};
 use super::{
     claim::Look,
     files::{Body, Where},
-    layers::DecodeLayerError,
+    layers::{DecodeLayerError, decode_into},
     place::{is_zero, put},
     room::NoRoomError,
     stage::Stage,
@@ -110,7 +110,7 @@ fn fill(stage: &Stage, body: &Body, cloned: bool) -> Result<(), TwinError> {
             }
         }
     }
-    stage.decode_into(body)?;
+    decode_into(stage.chunks(), stage.layout(), body)?;
     Ok(())
 }
 
