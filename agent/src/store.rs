@@ -516,6 +516,15 @@ impl Store {
         }
     }
 
+    /// Does what [`keep_entitled`](Self::keep_entitled) does, for all images. Writes nothing where the notes say it.
+    ///
+    /// # Errors
+    /// The first error. Other images' hosts are written down all the same.
+    pub(crate) fn keep_all_entitled(&self) -> io::Result<()> {
+        let images = self.all().into_iter().map(|stage| *stage.layout().digest());
+        images.fold(Ok(()), |kept, image| kept.and(self.keep_entitled(&image)))
+    }
+
     /// The hosts that [`entitle`](Self::entitle) named in this process.
     fn entitled_to(&self, image: &Digest) -> Option<Entitled> {
         lock(&self.entitled).get(image).cloned()

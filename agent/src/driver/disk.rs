@@ -239,7 +239,7 @@ impl Disk {
         let store = self.store.clone();
         Work::blocking(move || {
             if let Err(error) = store.keep_entitled(&image) {
-                warn!(%image, %error, "writing down who may have an image failed; a restart begins with what stood before");
+                warn!(%image, %error, "writing down who may have an image failed; it is tried again within a minute");
             }
             Input::Nothing
         })
@@ -283,7 +283,8 @@ impl Disk {
         })
     }
 
-    /// Retires old images, and removes what was retired before. `None` if that was done within the last minute, or is
+    /// Retires old images, and removes what was retired before. Writes down who may have images, where that failed
+    /// before. `None` if that was done within the last minute, or is
     /// under way. It isn't a part of [`look`](Self::look), because removing whole disks takes a while, and presence is
     /// waited for. Ends in [`Input::Nothing`]; the store has the news.
     pub(super) fn retire(&self) -> Option<Work> {
@@ -300,6 +301,9 @@ impl Disk {
                     retire(&disk.store, keep, SystemTime::now());
                 }
                 empty(&disk.store);
+                if let Err(error) = disk.store.keep_all_entitled() {
+                    warn!(%error, "who may have an image still can't be written down; a restart begins with what stood before");
+                }
                 *last = Some(Instant::now());
             }
             Input::Nothing

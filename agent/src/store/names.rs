@@ -55,6 +55,19 @@ impl Names {
         lock(&self.status).write(&self.directory)
     }
 
+    /// Changes the notes. The change survives a crash. If it can't be written, the notes are as they were: otherwise
+    /// memory would say what the disk doesn't, and the next try would find nothing to write.
+    fn change(&self, change: impl FnOnce(&mut Status)) -> io::Result<()> {
+        let mut status = lock(&self.status);
+        let mut new = status.clone();
+        change(&mut new);
+        if *status != new {
+            new.write(&self.directory)?;
+            *status = new;
+        }
+        Ok(())
+    }
+
     /// The references that name the image, or shall name it.
     pub(super) fn known(&self) -> Vec<Reference> {
         lock(&self.status).references.clone()
@@ -67,29 +80,19 @@ impl Names {
 
     /// Notes that the image is in tart's cache. The note survives a crash.
     pub(super) fn set_installed(&self) -> io::Result<()> {
-        let mut status = lock(&self.status);
-        if !status.installed {
-            let mut new = status.clone();
-            new.installed = true;
-            new.write(&self.directory)?;
-            *status = new;
-        }
-        Ok(())
+        self.change(|status| status.installed = true)
     }
 
     /// Adds another body that is about to move into the cache. Its inode is noted before it moves, so that a start
     /// after a crash knows both directories.
     pub(super) fn adopt(&self, body: Body) -> io::Result<()> {
         self.files.drop_removed_bodies();
-        let mut current = lock(&self.status);
-        let mut status = current.clone();
-        let mut inodes: Vec<u64> = self.files.bodies().iter().map(|body| body.inode).collect();
-        inodes.push(body.inode);
-        status.disk_inode = inodes.remove(0);
-        status.twin_inodes = inodes;
-        status.write(&self.directory)?;
-        *current = status;
-        drop(current);
+        self.change(|status| {
+            let mut inodes: Vec<u64> = self.files.bodies().iter().map(|body| body.inode).collect();
+            inodes.push(body.inode);
+            status.disk_inode = inodes.remove(0);
+            status.twin_inodes = inodes;
+        })?;
         self.files.add_body(body);
         Ok(())
     }
@@ -151,12 +154,17 @@ impl Names {
             }
             let kept = self.kept(&before.references, references);
             self.unguard(&kept, references)?;
-            let mut status = lock(&self.status);
-            // an installation may have added references meanwhile
-            if *status == before {
-                status.references = kept;
-                status.wanted = Some(references.to_vec());
-                return status.write(&self.directory);
+            let mut is_same = false;
+            self.change(|status| {
+                // an installation may have added references meanwhile
+                is_same = *status == before;
+                if is_same {
+                    status.references = kept;
+                    status.wanted = Some(references.to_vec());
+                }
+            })?;
+            if is_same {
+                return Ok(());
             }
         }
     }
@@ -169,12 +177,7 @@ impl Names {
     /// Notes that exactly these hosts may have what the image holds. The note survives a crash. Does nothing if our
     /// directory was removed.
     pub(super) fn entitle(&self, entitled: Entitled) -> io::Result<()> {
-        let mut status = lock(&self.status);
-        if status.entitled == entitled {
-            return Ok(());
-        }
-        status.entitled = entitled;
-        match status.write(&self.directory) {
+        match self.change(|status| status.entitled = entitled) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.directory.exists() => {
                 Ok(())
             }
@@ -190,14 +193,7 @@ impl Names {
     /// Notes the recipe by which the image's chunks are proved. The note survives a crash. The caller knows that our
     /// directory is still of this stage.
     pub(super) fn note_recipe(&self, file: Blob) -> io::Result<()> {
-        let mut status = lock(&self.status);
-        if status.recipe != Some(file) {
-            let mut new = status.clone();
-            new.recipe = Some(file);
-            new.write(&self.directory)?;
-            *status = new;
-        }
-        Ok(())
+        self.change(|status| status.recipe = Some(file))
     }
 
     /// What [`want`](Self::want) does. Does nothing if our directory was removed.
@@ -275,20 +271,16 @@ impl Names {
     /// Adds references to the known and the wanted ones. The note survives a crash.
     pub(super) fn add(&self, references: &[Reference]) -> io::Result<()> {
         let mut wanted = self.wanted();
-        let mut status = lock(&self.status);
-        let mut known = status.references.clone();
-        for list in [&mut wanted, &mut known] {
-            for reference in references {
-                if !list.contains(reference) {
-                    list.push(reference.clone());
+        self.change(|status| {
+            for list in [&mut wanted, &mut status.references] {
+                for reference in references {
+                    if !list.contains(reference) {
+                        list.push(reference.clone());
+                    }
                 }
             }
-        }
-        if known != status.references || Some(&wanted) != status.wanted.as_ref() {
-            (status.references, status.wanted) = (known, Some(wanted));
-            status.write(&self.directory)?;
-        }
-        Ok(())
+            status.wanted = Some(wanted);
+        })
     }
 
     /// Whether this directory holds all of the image's own files.

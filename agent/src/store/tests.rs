@@ -26,6 +26,7 @@ pub(crate) mod blocks;
 mod damage;
 mod found;
 mod model;
+mod notes;
 mod recipes;
 mod retire;
 mod tarts_cache;
