@@ -521,8 +521,11 @@ impl Store {
     /// # Errors
     /// The first error. Other images' hosts are written down all the same.
     pub(crate) fn keep_all_entitled(&self) -> io::Result<()> {
-        let images = self.all().into_iter().map(|stage| *stage.layout().digest());
-        images.fold(Ok(()), |kept, image| kept.and(self.keep_entitled(&image)))
+        let mut kept = Ok(());
+        for stage in self.all() {
+            kept = kept.and(self.keep_entitled(stage.layout().digest()));
+        }
+        kept
     }
 
     /// The hosts that [`entitle`](Self::entitle) named in this process.
