@@ -1,22 +1,18 @@
 //! Wanted images: who wants each image, under which names and on which hosts. An image is staged when operators or the
 //! cluster's objects want it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+mod wanted;
 
-use proto::{
-    ChunkIndex, Digest, Geometry, HostId, Moment,
-    image::{Blob, ContentKind},
-    recipe::Doubt,
-};
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto::{ChunkIndex, Digest, HostId, Moment, image::Blob, recipe::Doubt};
 use rollout::{
-    names::{Claims, NotAsked, Placement, Wanted as Sum},
-    stage::{Event, RecipeLeft, event as word},
+    names::{Claims, NotAsked, Placement},
+    stage::{Event, RecipeLeft},
 };
 use tracing::{error, info, warn};
 
+pub(super) use self::wanted::Wanted;
 use super::{
     ask::{CancelError, MAX_NAME_BYTES, MAX_REFERENCES, MAX_WANTS, Placed, StageError},
     hosts::Hosts,
@@ -34,179 +30,6 @@ use crate::{
 /// The most contents of an image that are named as not fitting its recipe: 110 kB in the order to stage it. A recipe
 /// that is false for more contents is given up.
 const MAX_DOUBTED: usize = 1_000;
-
-/// A wanted image. Only [`Images`] changes it.
-#[derive(Debug)]
-pub(super) struct Wanted {
-    /// The want, with the references and the hosts of everybody who wants the image.
-    want: Want,
-    /// Hosts that keep what they have of the image and get no more of it, unless they are selected.
-    paused: BTreeSet<HostId>,
-    /// Hosts that may have what the image holds; `None`: all.
-    entitled: Option<BTreeSet<HostId>>,
-    /// Whether the plan knows the image. The plan doesn't know it while other images have all its names.
-    planned: bool,
-    took: Took,
-    /// Whether the image has another recipe than when the plan and the hosts were last told.
-    other_recipe: bool,
-    /// A recipe that couldn't be had since somebody last asked for the image.
-    lost_recipe: Option<Digest>,
-    /// Whether a host with a session has the recipe. Only asked of the fleet's own recipe.
-    held: bool,
-}
-
-impl Wanted {
-    /// An image that is wanted from now on. The plan doesn't know it yet.
-    fn new(want: Want, took: Took) -> Self {
-        Self {
-            paused: BTreeSet::new(),
-            entitled: want.hosts.clone(),
-            planned: false,
-            took,
-            other_recipe: false,
-            lost_recipe: None,
-            held: false,
-            want,
-        }
-    }
-
-    /// Takes the sum of what everybody wants of the image. Returns whether a reference or a host was added, and whether
-    /// anything changed.
-    fn take(&mut self, sum: Sum) -> (bool, bool) {
-        let Sum {
-            references,
-            hosts,
-            paused,
-            entitled,
-        } = sum;
-        self.entitled = entitled;
-        let more_hosts = match (&self.want.hosts, &hosts) {
-            (None, _) => false,
-            (Some(_), None) => true,
-            (Some(before), Some(hosts)) => !hosts.is_subset(before),
-        };
-        let more = more_hosts || !references.is_subset(&self.want.references);
-        let changed = (&references, &hosts, &paused)
-            != (&self.want.references, &self.want.hosts, &self.paused);
-        (self.want.references, self.want.hosts, self.paused) = (references, hosts, paused);
-        (more, changed)
-    }
-
-    /// Takes a recipe that was found when the image was asked for again. The recipe that is there stays, so that it
-    /// doesn't change under hosts, unless each content of the image is in doubt, or hosts have made it: the registry's
-    /// has places to go on from.
-    fn find_recipe(&mut self, found: Option<Blob>) {
-        let Some(found) = found.filter(|found| self.lost_recipe != Some(found.digest)) else {
-            return;
-        };
-        if let Some(there) = self.want.recipe.filter(|_| !self.want.recipe_of_fleet) {
-            let doubts = &self.want.recipe_doubts;
-            let contents = self.want.layout.contents();
-            let useful = contents.iter().any(|of| !doubts.contains_key(&of.digest));
-            if useful || there.digest == found.digest {
-                return;
-            }
-        }
-        let image = self.want.digest();
-        info!(%image, recipe = %found.digest, bytes = found.size, "image has a recipe");
-        self.set_recipe(Some(found));
-    }
-
-    fn set_recipe(&mut self, recipe: Option<Blob>) {
-        self.want.recipe = recipe;
-        self.want.recipe_of_fleet = false;
-        self.want.recipe_doubts.clear();
-        self.other_recipe = true;
-    }
-
-    /// What the plan is told of the image.
-    fn event(&self) -> Event {
-        let contents = self.want.layout.contents().into_iter();
-        let contents = contents.map(|content| word::Content {
-            digest: content.digest,
-            chunks: content.geometry.chunks(),
-            size: content.geometry.size(),
-            origin_bytes: match content.kind {
-                ContentKind::RawLayer { blob } => blob.size,
-                ContentKind::Blob => content.geometry.size(),
-            },
-        });
-        let hosts = self.want.hosts.as_ref();
-        Event::Wanted {
-            image: self.want.digest(),
-            references: self.want.references.iter().cloned().collect(),
-            contents: contents.collect(),
-            // no registry has the fleet's own recipe, so nobody gets a lease of it
-            recipe: self
-                .want
-                .recipe
-                .filter(|_| !self.want.recipe_of_fleet)
-                .and_then(recipe_content),
-            hosts: hosts.map_or(word::Selection::All, |hosts| {
-                word::Selection::Hosts(hosts.iter().cloned().collect())
-            }),
-            paused: self.paused.iter().cloned().collect(),
-            purpose: word::Purpose::Stage,
-        }
-    }
-
-    pub(super) const fn want(&self) -> &Want {
-        &self.want
-    }
-
-    /// The recipe that hosts can get: from the registry, or from each other.
-    pub(super) fn recipe(&self) -> Option<Blob> {
-        let there = !self.want.recipe_of_fleet || self.held;
-        self.want.recipe.filter(|_| there)
-    }
-
-    /// Whether the registry has no recipe of the image.
-    pub(super) const fn may_have_fleets_recipe(&self) -> bool {
-        self.want.recipe.is_none() || self.want.recipe_of_fleet
-    }
-
-    /// Whether this recipe couldn't be had, or was given up, since somebody last asked for the image.
-    pub(super) fn has_lost(&self, recipe: &Digest) -> bool {
-        self.lost_recipe == Some(*recipe)
-    }
-
-    /// Hosts that may have what the image holds; `None`: all.
-    pub(super) const fn entitled(&self) -> Option<&BTreeSet<HostId>> {
-        self.entitled.as_ref()
-    }
-
-    /// How long it took to bring the image everywhere, where that is known.
-    pub(super) const fn took(&self) -> Option<std::time::Duration> {
-        self.took.told()
-    }
-
-    /// Whether the image is wanted on this host, even if the host has left the fleet.
-    pub(super) fn selects(&self, host: &HostId) -> bool {
-        let hosts = self.want.hosts.as_ref();
-        hosts.is_none_or(|hosts| hosts.contains(host))
-    }
-
-    /// The reference for which pull tokens are asked. A reference for which an object names a pull Secret comes first,
-    /// because the Secret was given for it.
-    pub(super) fn token_reference(&self) -> Option<&String> {
-        let references = &self.want.references;
-        let mut named = self.want.secrets.keys();
-        let named = named.find(|name| references.contains(*name));
-        named.or(references.first())
-    }
-}
-
-/// What the plan is told of a recipe. The registry has it as it is.
-fn recipe_content(recipe: Blob) -> Option<word::Content> {
-    let Blob { digest, size } = recipe;
-    let geometry = Geometry::new(size).ok()?;
-    Some(word::Content {
-        digest,
-        chunks: geometry.chunks(),
-        size,
-        origin_bytes: size,
-    })
-}
 
 /// The moment of a change, with what is known of the hosts at that moment.
 #[derive(Clone, Copy, Debug)]
@@ -286,7 +109,10 @@ impl Images {
         if !self.wants.contains_key(&image) && self.wants.len() >= MAX_WANTS {
             return Err(StageError::TooManyImages);
         }
-        let before = self.wants.get(&image).map(|wanted| &wanted.want.references);
+        let before = self
+            .wants
+            .get(&image)
+            .map(|wanted| &wanted.want().references);
         let mut names = before.cloned().unwrap_or_default();
         names.extend(want.references.iter().cloned());
         if names.len() > MAX_REFERENCES {
@@ -319,7 +145,7 @@ impl Images {
         }
         let (timing, recipe) = (want.timing, want.recipe);
         if let Some(wanted) = self.wants.get_mut(&image) {
-            wanted.lost_recipe = None;
+            wanted.forgive_recipe();
             wanted.find_recipe(recipe);
         }
         let kept = match self.wants.get(&image) {
@@ -328,14 +154,14 @@ impl Images {
                 None
             }
             // After a start, the cluster's want came first, without a time. This want knows the time.
-            Some(wanted) if matches!((wanted.took, timing), (Took::Untold, Timing::Known(_))) => {
+            Some(wanted) if matches!((wanted.time(), timing), (Took::Untold, Timing::Known(_))) => {
                 Some(Took::of(timing, at.now, at.unix_ms, false))
             }
             Some(_) => None,
         };
         self.follow(at, Some(image), &mut changes);
         if let (Some(took), Some(wanted)) = (kept, self.wants.get_mut(&image)) {
-            wanted.took = took;
+            *wanted.time_mut() = took;
         }
         // even if nothing changed, hosts are to look at their disks again
         changes.names = true;
@@ -412,8 +238,8 @@ impl Images {
                 .map(|(reference, claim)| (reference.clone(), claim.asked_ms))
                 .collect(),
             hosts,
-            timing: wanted.took.timing(),
-            ..wanted.want.clone()
+            timing: wanted.time().timing(),
+            ..wanted.want().clone()
         })
     }
 
@@ -468,7 +294,7 @@ impl Images {
     /// Whether there is room for what the cluster wants of an image.
     fn may_be_placed(&self, image: &Digest, placed: &Placed) -> bool {
         let wanted = self.wants.get(image);
-        match wanted.map(|wanted| &wanted.want.references) {
+        match wanted.map(|wanted| &wanted.want().references) {
             None if self.wants.len() >= MAX_WANTS => false,
             Some(before) if placed.want.references.is_subset(before) => true,
             before => {
@@ -504,11 +330,11 @@ impl Images {
                 self.begin(at, Want { timing, ..want });
                 changes.tokens.push((image, Credentials::Asked));
             }
-            Some(wanted) if wanted.want.secrets != want.secrets => {
-                wanted.want.secrets = want.secrets;
-                changes.tokens.push((image, Credentials::Changed));
+            Some(wanted) => {
+                if wanted.take_secrets(want.secrets) {
+                    changes.tokens.push((image, Credentials::Changed));
+                }
             }
-            Some(_) => {}
         }
     }
 
@@ -519,7 +345,7 @@ impl Images {
     pub(super) fn fleet_recipe(&mut self, image: &Digest, recipe: Option<Blob>) -> Option<Changes> {
         let wanted = self.wants.get(image)?;
         // hosts couldn't tell the bytes of such a recipe from those of an image
-        let known = wanted.want.recipe;
+        let known = wanted.want().recipe;
         let recipe = recipe.filter(|of| known == Some(*of) || !self.is_content(&of.digest));
         if !wanted.may_have_fleets_recipe() || wanted.recipe() == recipe {
             return None;
@@ -529,11 +355,8 @@ impl Images {
             news: vec![*image],
             ..Changes::default()
         };
-        wanted.held = recipe.is_some();
-        if recipe.is_some() && wanted.want.recipe != recipe {
+        if wanted.take_fleets_recipe(recipe) {
             info!(%image, ?recipe, "hosts have made a recipe of the image");
-            wanted.set_recipe(recipe);
-            (wanted.want.recipe_of_fleet, wanted.other_recipe) = (true, false);
             changes.events.push(Event::OtherRecipe(*image));
             changes.asked = self.if_asked(image);
         }
@@ -544,11 +367,10 @@ impl Images {
     /// image has another one, or none.
     pub(super) fn lose_recipe(&mut self, image: &Digest, recipe: &Digest) -> Option<Changes> {
         let wanted = self.wants.get_mut(image)?;
-        wanted.want.recipe.filter(|of| of.digest == *recipe)?;
-        wanted.set_recipe(None);
-        wanted.other_recipe = false;
-        wanted.lost_recipe = Some(*recipe);
-        let events = wanted.planned.then(|| wanted.event());
+        if !wanted.lose_recipe(recipe) {
+            return None;
+        }
+        let events = wanted.is_planned().then(|| wanted.event());
         Some(Changes {
             events: events.into_iter().collect(),
             news: vec![*image],
@@ -560,26 +382,15 @@ impl Images {
     /// Somebody asks for an image again: a recipe that couldn't be had may be had now.
     pub(super) fn forgive_recipe(&mut self, image: &Digest) {
         if let Some(wanted) = self.wants.get_mut(image) {
-            wanted.lost_recipe = None;
+            wanted.forgive_recipe();
         }
     }
 
     /// What a word is worth of a host that has the lease of a content, and says that the image's recipe doesn't fit the
     /// content's bytes.
     pub(super) fn may_doubt(&self, doubt: &Doubt) -> Heard {
-        let Some(Wanted { want, .. }) = self.wants.get(&doubt.image) else {
-            return Heard::Nonsense;
-        };
-        let contents = want.layout.contents();
-        let content = contents.iter().find(|of| of.digest == doubt.content);
-        if !content.is_some_and(|of| of.geometry.contains(doubt.chunk)) {
-            return Heard::Nonsense;
-        }
-        let named = want.recipe.is_some_and(|of| of.digest == doubt.recipe);
-        if !named || want.recipe_doubts.contains_key(&doubt.content) {
-            return Heard::Known;
-        }
-        Heard::News
+        let wanted = self.wants.get(&doubt.image);
+        wanted.map_or(Heard::Nonsense, |wanted| wanted.may_doubt(doubt))
     }
 
     /// The image's recipe isn't used for a content any more, whose bytes don't fit it from this chunk on. Returns what
@@ -587,7 +398,8 @@ impl Images {
     pub(super) fn leave_recipe(&mut self, left: RecipeLeft) -> Option<(Doubt, Changes)> {
         let RecipeLeft { image, content, .. } = left;
         let chunk = ChunkIndex(left.chunk);
-        let want = &mut self.wants.get_mut(&image)?.want;
+        let wanted = self.wants.get_mut(&image)?;
+        let want = wanted.want();
         let doubt = Doubt {
             image,
             recipe: want.recipe?.digest,
@@ -602,7 +414,7 @@ impl Images {
             let changes = self.lose_recipe(&doubt.image, &doubt.recipe)?;
             return Some((doubt, changes));
         }
-        want.recipe_doubts.insert(content, chunk);
+        wanted.doubt(content, chunk);
         let changes = Changes {
             ordered: vec![image],
             asked: self.if_asked(&image),
@@ -645,10 +457,10 @@ impl Images {
                 over.push(*image);
                 continue;
             };
-            let anew = asked == Some(*image) || !wanted.planned;
-            let entitled = wanted.entitled != sum.entitled;
+            let anew = asked == Some(*image) || !wanted.is_planned();
+            let entitled = wanted.entitled() != sum.entitled.as_ref();
             let (more, changed) = wanted.take(sum);
-            let recipe = std::mem::take(&mut wanted.other_recipe);
+            let recipe = wanted.take_other_recipe();
             if entitled || recipe {
                 changes.news.push(*image);
             }
@@ -659,12 +471,12 @@ impl Images {
                 continue;
             }
             news = true;
-            wanted.planned = true;
+            wanted.set_planned(true);
             changes.ordered.push(*image);
             // after a start, the first wants of the cluster aren't new: they were wanted before the start
             if more && (asked == Some(*image) || self.placed) {
-                let everywhere = is_everywhere(at.hosts, at.presence, &wanted.want);
-                wanted.took.anew(at.now, at.unix_ms, everywhere);
+                let everywhere = is_everywhere(at.hosts, at.presence, wanted.want());
+                wanted.time_mut().anew(at.now, at.unix_ms, everywhere);
             }
             if recipe {
                 changes.events.push(Event::OtherRecipe(*image));
@@ -676,12 +488,12 @@ impl Images {
             if self.claims.claimed(&image).is_empty() {
                 info!(%image, "image isn't wanted any more");
                 let wanted = self.wants.remove(&image);
-                if wanted.is_some_and(|wanted| wanted.planned) {
+                if wanted.is_some_and(|wanted| wanted.is_planned()) {
                     changes.events.push(Event::Cancelled(image));
                 }
                 changes.over.push(image);
             } else if let Some(wanted) = self.wants.get_mut(&image)
-                && std::mem::take(&mut wanted.planned)
+                && wanted.set_planned(false)
             {
                 warn!(%image, "image is staged nowhere: later asks want other images under all its names");
                 changes.events.push(Event::Cancelled(image));
@@ -692,7 +504,7 @@ impl Images {
     /// Whether hosts can report all names of all images, if the image has these names.
     fn has_room_for(&self, image: &Digest, names: &BTreeSet<String>) -> bool {
         let others = self.wants.iter().filter(|(other, _)| *other != image);
-        let others = others.flat_map(|(_, wanted)| &wanted.want.references);
+        let others = others.flat_map(|(_, wanted)| &wanted.want().references);
         let bytes: usize = others.chain(names).map(String::len).sum();
         bytes <= MAX_NAME_BYTES
     }
@@ -718,15 +530,16 @@ impl Images {
         now: Moment,
         image: &Digest,
     ) -> Option<std::time::Duration> {
-        self.wants.get_mut(image)?.took.everywhere(now)
+        let wanted = self.wants.get_mut(image)?;
+        wanted.time_mut().everywhere(now)
     }
 
     /// Images whose staging began, each with the time of that in Unix milliseconds, and for which nothing was predicted
     /// since.
     pub(super) fn unpredicted(&self) -> Vec<(Digest, u64)> {
         let wants = self.wants.iter().filter_map(|(image, wanted)| {
-            let since = wanted.took.begun_here()?;
-            let before = wanted.want.predicted.as_ref();
+            let since = wanted.time().begun_here()?;
+            let before = wanted.want().predicted.as_ref();
             let is_new = before.is_none_or(|before| before.view.at_ms != since);
             is_new.then_some((*image, since))
         });
@@ -736,7 +549,7 @@ impl Images {
     /// Keeps what was predicted when an image's staging began.
     pub(super) fn predicted(&mut self, image: &Digest, predicted: Predicted) {
         if let Some(wanted) = self.wants.get_mut(image) {
-            wanted.want.predicted = Some(Arc::new(predicted));
+            wanted.keep_predicted(predicted);
         }
     }
 
@@ -761,15 +574,18 @@ impl Images {
     }
 
     fn is_content(&self, digest: &Digest) -> bool {
-        let contents = self.wants.values().flat_map(|of| of.want.layout.contents());
+        let contents = self
+            .wants
+            .values()
+            .flat_map(|of| of.want().layout.contents());
         contents.into_iter().any(|of| of.digest == *digest)
     }
 
     /// The wanted images that contain this content, or have it as their recipe.
     pub(super) fn with(&self, content: &Digest) -> Vec<Digest> {
         let has = |wanted: &Wanted| {
-            let contents = wanted.want.layout.contents();
-            let recipe = wanted.want.recipe.is_some_and(|of| of.digest == *content);
+            let contents = wanted.want().layout.contents();
+            let recipe = wanted.want().recipe.is_some_and(|of| of.digest == *content);
             recipe || contents.iter().any(|of| of.digest == *content)
         };
         let found = self.wants.iter().filter(|(_, wanted)| has(wanted));
