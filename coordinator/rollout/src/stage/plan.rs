@@ -6,7 +6,8 @@
 //!
 //! Each decision takes only the parts that it needs. `grants` chooses the next leases. `leasing` follows leases until
 //! they end. `trouble` handles registries that fail or recover. `witness` decides whose word about progress is
-//! believed, and `recipes` whose word against a recipe is. `audit` looks for contents that may be nowhere. `report`
+//! believed, and `recipes` whose word against a recipe is. `standings` says what follows from a host's report about an
+//! image, and `orders` what hosts are told to do with one. `audit` looks for contents that may be nowhere. `report`
 //! describes where everything stands.
 
 mod audit;
@@ -23,6 +24,7 @@ mod images;
 mod leases;
 mod leasing;
 mod neighbours;
+mod orders;
 mod origins;
 mod receipts;
 mod recipes;
@@ -30,6 +32,7 @@ mod records;
 mod report;
 #[cfg(test)]
 mod stand;
+mod standings;
 mod tries;
 mod trouble;
 mod view;
@@ -50,7 +53,7 @@ use self::{
     desk::Desk,
     effects::Effects,
     hosts::{Hosts, Known},
-    images::{Change, Image, Images, News, Order},
+    images::{Image, Images, Order},
     leases::Leases,
     leasing::{Progress, Refuted},
     neighbours::Neighbours,
@@ -58,10 +61,7 @@ use self::{
     records::Records,
     view::View,
 };
-use super::{
-    Action, Config, Event, RecipeLoss, RevokeCause, Status,
-    event::{Purpose, Standing},
-};
+use super::{Action, Config, Event, RecipeLoss, RevokeCause, Status, event::Standing};
 
 /// For this long after a start, any host may have fetched contents under a lease of an earlier coordinator. A fetch is
 /// over within this time, and the host has then found out whether the registry's bytes were false.
@@ -429,15 +429,7 @@ impl Plan {
         self.effects.ask_for_grants();
         self.neighbours.told(id);
         self.tell_neighbours(id);
-        for known in self.images.iter() {
-            let (host, image) = (id.clone(), known.digest());
-            if known.is_kept_on(id) {
-                // after a restart the host stages on by itself with what it finds on its disk
-                self.effects.push(Action::Pause { host, image });
-            } else if known.contradicts().is_none() && known.selects(id, &self.hosts) {
-                self.effects.push(Action::Stage { host, image });
-            }
-        }
+        orders::greet(&mut self.desk(), id);
     }
 
     fn tell_neighbours(&mut self, id: &HostId) {
@@ -520,7 +512,7 @@ impl Plan {
         self.contents.moved(now);
         self.effects.ask_for_grants();
         self.tick_at = self.tick_at.min(now + TICK);
-        self.tell_order(&digest, change);
+        orders::change(&mut self.desk(), digest, change);
         self.desk().revoke_pointless();
     }
 
@@ -576,51 +568,18 @@ impl Plan {
         }
     }
 
-    /// Tells hosts what an order changes for them.
-    fn tell_order(&mut self, digest: &Digest, change: Change) {
-        let Some(ordered) = self.images.get(digest) else {
-            return;
-        };
-        let image = *digest;
-        let selected = ordered.selected(&self.hosts);
-        for host in &selected {
-            let news = change.renamed || change.selected.binary_search(host).is_err();
-            if ordered.contradicts().is_none() && self.hosts.is_connected(host) && news {
-                let host = host.clone();
-                self.effects.push(Action::Stage { host, image });
-            }
-        }
-        let keepers = ordered.keepers();
-        for host in keepers.difference(&change.keepers) {
-            let host = host.clone();
-            self.effects.push(Action::Pause { host, image });
-        }
-        let before: BTreeSet<HostId> = change.selected.into_iter().chain(change.keepers).collect();
-        for host in before {
-            if selected.binary_search(&host).is_err() && !keepers.contains(&host) {
-                self.effects.push(Action::Cancel { host, image });
-            }
-        }
-    }
-
     fn cancel(&mut self, digest: &Digest) {
         let Some(image) = self.images.cancel(digest) else {
             return;
         };
         for host in image.selected(&self.hosts).iter().chain(image.keepers()) {
-            self.cancel_on(host.clone(), *digest);
+            orders::cancel(&mut self.desk(), host.clone(), *digest);
         }
         self.desk().revoke_pointless();
         self.contents.keep(&self.images.contents(), digest);
         self.leases.forget_image(digest);
         self.settle();
         self.forget_origins();
-    }
-
-    fn cancel_on(&mut self, host: HostId, image: Digest) {
-        if self.hosts.is_connected(&host) {
-            self.effects.push(Action::Cancel { host, image });
-        }
     }
 
     /// Forgets what was found wrong with an image's contents, because asking for the image anew has a reason.
@@ -651,7 +610,7 @@ impl Plan {
         for digest in settled.stopped {
             let image = self.images.get(&digest);
             for host in image.map_or_else(Vec::new, |image| image.selected(&self.hosts)) {
-                self.cancel_on(host, digest);
+                orders::cancel(&mut self.desk(), host, digest);
             }
         }
         let followed = self.images.iter().filter(|of| of.contradicts().is_none());
@@ -665,12 +624,7 @@ impl Plan {
             self.contents.replace(now, &content);
         }
         for image in settled.freed {
-            let freed = self.images.get(&image);
-            for host in freed.map_or_else(Vec::new, |freed| freed.selected(&self.hosts)) {
-                if self.hosts.is_connected(&host) {
-                    self.effects.push(Action::Stage { host, image });
-                }
-            }
+            orders::stage(&mut self.desk(), image);
             self.effects.ask_for_grants();
         }
     }
@@ -696,11 +650,8 @@ impl Plan {
             return;
         }
         let now = self.clock.now();
-        let image = self.images.get(&digest);
-        if image.is_none_or(|image| !image.selects(id, &self.hosts)) {
-            let kept = image.is_some_and(|image| image.is_kept_on(id));
-            self.clear_leftover(id, digest, standing, kept);
-        }
+        let known = self.wants_known;
+        standings::clear_leftover(&mut self.desk(), id, digest, standing, known);
         let news = self.images.report(now, (id, &digest), standing, held_bytes);
         let Some(news) = news else { return };
         // hosts that count chunks show by their counts what other hosts get
@@ -710,7 +661,7 @@ impl Plan {
         if news.is_change(standing) {
             self.effects.ask_for_grants();
         }
-        self.learn_from_report(id, digest, standing, (&news, held_bytes));
+        standings::learn(&mut self.desk(), id, digest, standing, (&news, held_bytes));
         // A host that comes with parts of the image was in the fleet before. Let the other hosts connect and announce
         // what they hold before the registry is asked.
         if news.before.is_none()
@@ -721,76 +672,6 @@ impl Plan {
             if now < settled {
                 self.grants_not_before = settled;
             }
-        }
-    }
-
-    /// Learns from a host's report about an image which of the image's contents the host holds.
-    fn learn_from_report(
-        &mut self,
-        id: &HostId,
-        digest: Digest,
-        standing: Standing,
-        (news, held_bytes): (&News, u64),
-    ) {
-        let now = self.clock.now();
-        let Some(image) = self.images.get(&digest) else {
-            return;
-        };
-        let contents = &mut self.contents;
-        match standing {
-            Standing::Present | Standing::Installing => {
-                if news.is_change(standing) {
-                    // without the recipe: a host may have the image and never have had that
-                    let of = image.contents().iter().copied();
-                    contents.each(of, |content| content.claim(now, id));
-                }
-            }
-            Standing::Gone => contents.each(image.fetched(), |content| content.forget_host(id)),
-            Standing::Staging => {
-                // A mirror asks only for what it doesn't hold. For other images: the host may have held the image whole
-                // and found it changed, or have lost all of it. Either way it serves the contents to nobody.
-                if image.purpose() == Purpose::Mirror || news.was_whole() || held_bytes == 0 {
-                    contents.each(image.fetched(), |content| {
-                        content.drop_from(id);
-                    });
-                }
-                // the agent was killed before it had journaled the chunks that it reported
-                if let Some(heard_at) = news.lost_since {
-                    contents.each(image.fetched(), |content| content.lose_latest(id, heard_at));
-                    self.effects.ask_for_grants();
-                }
-            }
-            Standing::Failed if news.is_change(standing) => {
-                // The host takes part in nothing of this image. What it held may still be on its disk, but no peer can
-                // get it. Contents that another image of the host shares are still served from there.
-                let served = self.images.served_by(id, &digest);
-                let lost = image.fetched().filter(|content| !served.contains(content));
-                contents.each(lost, |content| {
-                    content.drop_from(id);
-                });
-                self.effects.ask_for_grants();
-            }
-            Standing::Queued | Standing::Failed => {}
-        }
-    }
-
-    /// A host that was away when an image was cancelled, superseded or wanted elsewhere never got that order. It would
-    /// stage on and keep the disk space reserved. If the order sent here is lost too, the host's next report, a second
-    /// later, gets it again.
-    fn clear_leftover(&mut self, id: &HostId, image: Digest, standing: Standing, kept: bool) {
-        let staging = match standing {
-            Standing::Queued | Standing::Staging | Standing::Failed => true,
-            // what is present, or about to be, stays
-            Standing::Installing | Standing::Present | Standing::Gone => false,
-        };
-        if !staging || !self.hosts.is_connected(id) {
-            return;
-        }
-        let host = id.clone();
-        if kept {
-            self.effects.push(Action::Pause { host, image });
-        } else if self.wants_known {
-            self.effects.push(Action::Cancel { host, image });
         }
     }
 }

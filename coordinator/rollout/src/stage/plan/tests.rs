@@ -18,7 +18,7 @@ use alloc::collections::BTreeMap;
 use super::*;
 use crate::stage::{
     action::RevokeCause,
-    event::{Content, Fault, LeaseEnd, Selection, Trouble},
+    event::{Content, Fault, LeaseEnd, Purpose, Selection, Trouble},
     status::{HostReason, ImageReason},
 };
 
