@@ -251,6 +251,7 @@ fn done(desk: &mut Desk<'_>, id: &HostId, digest: Digest, lease: Option<&Lease>)
         return;
     };
     let own_word = content.receipts().own_word();
+    let held_before = content.is_done_on(id);
     content.claim(now, id);
     if let Some(lease) = lease {
         let mirror = lease.is_mirrors();
@@ -274,8 +275,10 @@ fn done(desk: &mut Desk<'_>, id: &HostId, digest: Digest, lease: Option<&Lease>)
         if lease.is_mirrors() {
             desk.contents.mirror_moved(now);
         }
-        // a holder that the registry failed by its last word may have the rest from its peers
-        if lease.trouble().is_none() {
+        // a holder that the registry failed by its last word may have the rest from its peers, and a holder that held
+        // all before the lease asked the registry nothing
+        let fetched = !held_before || !lease.never_moved();
+        if fetched && lease.trouble().is_none() {
             desk.records.able(id, lease.registry());
             trouble::gave(desk, lease.registry(), lease.repository());
         }

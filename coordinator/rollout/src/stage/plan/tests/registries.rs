@@ -43,6 +43,44 @@ fn a_registry_that_fails_several_hosts_is_left_alone_for_longer_and_longer() {
     );
 }
 
+/// When nothing moves any more, contents are leased again to hosts that are thought to hold them. Such a host says so at
+/// once, and asked the registry nothing.
+#[test]
+fn a_host_that_held_a_content_before_its_lease_says_nothing_about_the_registry() {
+    let mut plan = fleet(2);
+    let mut open = grants(&want(&mut plan, 2_000, wanted(0, 0..2, Selection::All)));
+    let (holder, held) = open.remove(0);
+    let actions = feed(&mut plan, 3_000, ended(&holder, held, LeaseEnd::Done));
+    open.extend(grants(&actions));
+    for number in 0..2 {
+        let event = Event::Holds {
+            host: host(number),
+            contents: vec![(held, 100)],
+        };
+        feed(&mut plan, 3_000, event);
+        feed(&mut plan, 3_000, report(number, 0, Standing::Staging, 100));
+    }
+    let (mut refused, mut again) = (Vec::new(), 0);
+    // from now on the registry refuses
+    for millis in (14_000..340_000).step_by(500) {
+        for (holder, content) in core::mem::take(&mut open) {
+            let end = if content == held {
+                again += 1;
+                LeaseEnd::Done
+            } else {
+                refused.push(millis);
+                LeaseEnd::OriginFailed
+            };
+            let actions = feed(&mut plan, millis, ended(&holder, content, end));
+            open.extend(grants(&actions));
+        }
+        open.extend(grants(&feed(&mut plan, millis, Event::Tick)));
+    }
+    assert!(again >= 10, "what is held is asked for again: {again}");
+    // after pauses that double to a minute
+    assert!(refused.len() <= 14, "{refused:?}");
+}
+
 #[test]
 fn what_a_registry_asks_of_all_streams_is_kept_by_everybody() {
     let mut plan = fleet(6);
