@@ -34,8 +34,6 @@ use self::{
     part::Lacking,
 };
 
-use crate::shelf::Shelf;
-
 /// An upload that takes longer is given up. A MiB in this time is 280 kbit/s, far below a chunk's share of a fleet's
 /// links. Receivers don't wait longer either.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -50,6 +48,20 @@ const STUCK: Duration = Duration::from_secs(10);
 pub(crate) struct Shipment {
     pub(crate) delivery: Delivery,
     pub(crate) wire_bytes: u64,
+    /// Bytes whose sending is as much work as the upload was: more than went out where a
+    /// peer asked for a part.
+    pub(crate) work_bytes: u64,
+}
+
+impl Shipment {
+    /// The chunk, or a part of it, didn't get there.
+    const fn broken(wire_bytes: u64, work_bytes: u64) -> Self {
+        Self {
+            delivery: Delivery::Broken,
+            wire_bytes,
+            work_bytes,
+        }
+    }
 }
 
 /// Asks a peer for a chunk, or for what this host lacks of it, checks the chunk and stores it. If what comes doesn't
@@ -215,59 +227,56 @@ pub(crate) async fn serve(sender: Sender, lacking: Option<Ranges>, subject: Subj
 }
 
 async fn in_time(upload: impl Future<Output = Shipment>) -> Shipment {
-    let late = Shipment {
-        delivery: Delivery::Broken,
-        wire_bytes: 0,
-    };
+    let late = Shipment::broken(0, 0);
     timeout(UPLOAD_TIMEOUT, upload).await.unwrap_or(late)
 }
 
 async fn answer(mut sender: Sender, lacking: Option<Ranges>, subject: Subject) -> Shipment {
-    let failed = |wire_bytes| Shipment {
-        delivery: Delivery::Broken,
-        wire_bytes,
-    };
     let recipe = subject.recipe();
     let content = (subject.content, subject.chunk);
-    let length = subject.geometry.len(subject.chunk) as usize;
-    let lacking =
-        lacking.map(|ranges| Lacking::parse(&ranges, subject.geometry.len(subject.chunk)));
+    let chunk_bytes = subject.geometry.len(subject.chunk);
+    let lacking = lacking.map(|ranges| Lacking::parse(&ranges, chunk_bytes));
     let Ok(lacking) = lacking.transpose() else {
         refuse(sender, Declined::Unwanted).await;
-        return failed(0);
+        return Shipment::broken(0, 0);
     };
-    let Some(packed) = load(subject).await else {
+    let is_part = lacking.is_some();
+    let loaded = match lacking {
+        Some(lacking) => load_part(subject, lacking).await,
+        None => load(subject).await,
+    };
+    let Some(packed) = loaded else {
         refuse(sender, Declined::Missing).await;
-        return failed(0);
+        return Shipment::broken(0, 0);
     };
-    let mut header = header(content, &packed, recipe);
-    let mut bytes = packed.bytes.clone();
-    if let Some(lacking) = lacking {
-        let Some((encoding, part)) = cut(lacking, packed, length).await else {
-            refuse(sender, Declined::Missing).await;
-            return failed(0);
-        };
-        header = part::instead(&header, &part::header(encoding, &part));
-        bytes = part;
-    }
-    let wire_bytes = bytes.len() as u64;
+    let header = ChunkHeader {
+        lacking_only: is_part,
+        ..header(content, &packed, recipe)
+    };
+    let wire_bytes = packed.bytes.len() as u64;
+    // also where the peer gives the chunk up: the work is done
+    let work_bytes = match is_part {
+        true => part::work(wire_bytes, chunk_bytes),
+        false => wire_bytes,
+    };
     let reply = ChunkReply {
         kind: Some(chunk_reply::Kind::Chunk(header)),
     };
     let sent = async {
         sender.send(&reply).await.ok()?;
-        write(&mut sender, bytes).await?;
+        write(&mut sender, packed.bytes).await?;
         sender.finish().ok()
     };
     if sent.await.is_none() {
-        return failed(0);
+        return Shipment::broken(0, work_bytes);
     }
     match sender.stopped().await {
         Ok(None) => Shipment {
             delivery: Delivery::Stored,
             wire_bytes,
+            work_bytes,
         },
-        Ok(Some(_)) | Err(_) => failed(wire_bytes),
+        Ok(Some(_)) | Err(_) => Shipment::broken(wire_bytes, work_bytes),
     }
 }
 
@@ -281,10 +290,7 @@ pub(crate) async fn push(
 }
 
 async fn offer(connection: Connection, subject: Subject, spread: Option<Spread>) -> Shipment {
-    let failed = |wire_bytes| Shipment {
-        delivery: Delivery::Broken,
-        wire_bytes,
-    };
+    let failed = |bytes| Shipment::broken(bytes, bytes);
     let (content, chunk) = (subject.content, subject.chunk);
     let recipe = subject.recipe();
     let whole = subject.clone();
@@ -348,31 +354,21 @@ async fn offer(connection: Connection, subject: Subject, spread: Option<Spread>)
             None => return failed(wire_bytes),
         }
     }
-    match outcome {
-        PushOutcome::Stored => Shipment {
-            delivery: Delivery::Stored,
-            wire_bytes,
-        },
-        PushOutcome::Already => Shipment {
-            delivery: Delivery::Already,
-            wire_bytes: 0,
-        },
-        PushOutcome::Busy => Shipment {
-            delivery: Delivery::Busy,
-            wire_bytes: 0,
-        },
-        PushOutcome::Unwanted => Shipment {
-            delivery: Delivery::Unwanted,
-            wire_bytes: 0,
-        },
-        PushOutcome::Bad => Shipment {
-            delivery: Delivery::Bad,
-            wire_bytes,
-        },
+    let (delivery, wire_bytes) = match outcome {
+        PushOutcome::Already => (Delivery::Already, 0),
+        PushOutcome::Busy => (Delivery::Busy, 0),
+        PushOutcome::Unwanted => (Delivery::Unwanted, 0),
+        PushOutcome::Stored => (Delivery::Stored, wire_bytes),
+        PushOutcome::Bad => (Delivery::Bad, wire_bytes),
         PushOutcome::Failed
         | PushOutcome::Unspecified
         | PushOutcome::Accepted
-        | PushOutcome::Whole => failed(wire_bytes),
+        | PushOutcome::Whole => (Delivery::Broken, wire_bytes),
+    };
+    Shipment {
+        delivery,
+        wire_bytes,
+        work_bytes: wire_bytes,
     }
 }
 
@@ -465,26 +461,12 @@ async fn load(subject: Subject) -> Option<Packed> {
         return Some(packed);
     }
     let loaded = tokio::task::spawn_blocking(move || {
-        let mut shelves = subject.shelves.iter();
-        let read = |shelf: &Shelf| shelf.read(subject.content, subject.chunk).ok().flatten();
-        let held = shelves.find_map(read)?;
-        let (content, chunk) = (subject.content, subject.chunk);
-        let signed = subject
-            .notary
-            .answered(content, chunk, held.link, &held.answer);
-        // a chunk for which nobody answers goes to hosts with the same recipe
-        if signed.is_none() && subject.recipe().is_none() {
-            return None;
-        }
-        let (encoding, bytes) = pack(held.bytes);
+        let raw = read_raw(&subject)?;
+        let (encoding, bytes) = pack(raw.bytes.into());
         let packed = Packed {
-            link: held.link,
-            maker: signed
-                .as_ref()
-                .map_or(held.maker, |signed| signed.maker().clone()),
-            statement: signed.map(|signed| signed.statement),
             encoding,
             bytes,
+            ..raw
         };
         subject
             .cache
@@ -492,6 +474,49 @@ async fn load(subject: Subject) -> Option<Packed> {
         Some(packed)
     });
     loaded.await.ok().flatten()
+}
+
+/// A part of the chunk ready to send. The whole isn't packed for it, and takes no room in the cache.
+async fn load_part(subject: Subject, lacking: Lacking) -> Option<Packed> {
+    let loaded = tokio::task::spawn_blocking(move || load_part_now(&subject, &lacking));
+    loaded.await.ok().flatten()
+}
+
+/// As [`load_part`]. Blocks.
+fn load_part_now(subject: &Subject, lacking: &Lacking) -> Option<Packed> {
+    let cached = subject.cache.find(subject.content, subject.chunk);
+    // reading a chunk takes less than unpacking it
+    let chunk = match cached {
+        Some(cached) if cached.encoding != Encoding::Zstd => cached,
+        cached => read_raw(subject).or(cached)?,
+    };
+    let length = subject.geometry.len(subject.chunk) as usize;
+    let (encoding, bytes) = lacking.cut(&chunk, length)?;
+    Some(Packed {
+        encoding,
+        bytes,
+        ..chunk
+    })
+}
+
+/// The chunk from disk, as it is. Blocks.
+fn read_raw(subject: &Subject) -> Option<Packed> {
+    let (content, chunk) = (subject.content, subject.chunk);
+    let mut shelves = subject.shelves.iter();
+    let held = shelves.find_map(|shelf| shelf.read(content, chunk).ok().flatten())?;
+    let answered = (subject.notary).answered(content, chunk, held.link, &held.answer);
+    // a chunk for which nobody answers goes to hosts with the same recipe
+    if answered.is_none() && subject.recipe().is_none() {
+        return None;
+    }
+    let maker = answered.as_ref().map(|signed| signed.maker().clone());
+    Some(Packed {
+        link: held.link,
+        maker: maker.unwrap_or(held.maker),
+        statement: answered.map(|signed| signed.statement),
+        encoding: Encoding::Raw,
+        bytes: held.bytes.into(),
+    })
 }
 
 /// What follows the bytes of a header on their stream.

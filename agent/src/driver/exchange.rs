@@ -412,6 +412,7 @@ impl Exchange {
         let Shipment {
             delivery,
             wire_bytes,
+            work_bytes,
         } = shipment;
         let Transfer { peer, id, chunk } = transfer;
         self.metrics.sent_bytes.inc_by(wire_bytes);
@@ -428,6 +429,7 @@ impl Exchange {
             ticket,
             delivery,
             wire_bytes,
+            work_bytes,
         });
     }
 

@@ -41,6 +41,7 @@ impl Transfer {
             ticket,
             delivery: Delivery::Broken,
             wire_bytes: 0,
+            work_bytes: 0,
         }
     }
 }

@@ -32,7 +32,7 @@ use crate::{
     mirror::{blob::Reading, blobs},
     notary::{Notary, tests::notary},
     registries::{Access, Origin},
-    shelf,
+    shelf::{self, Shelf},
     store::{
         Stage,
         recipes::NamedRecipe,

@@ -12,6 +12,15 @@ use super::packed::{Packed, pack, unpack};
 /// packed, and packs each part by itself.
 const WORTH_CUTTING: u64 = 14;
 
+/// A part is as much work as this part of its chunk at least, however few bytes it has: a request is answered, and the
+/// chunk is read.
+const LEAST_WORK: u64 = 2;
+
+/// The bytes whose sending is as much work as cutting and sending a part of a chunk, of which so many went out.
+pub(super) fn work(wire_bytes: u64, chunk_bytes: u32) -> u64 {
+    wire_bytes.max(u64::from(chunk_bytes) / LEAST_WORK)
+}
+
 /// What a receiver lacks of a chunk, and asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Lacking(Arc<[Range<u32>]>);

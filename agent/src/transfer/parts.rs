@@ -1,6 +1,6 @@
 //! Tests of chunks of which a host lacks a part, over real connections.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{ops::Range, sync::Arc, time::SystemTime};
 
 use proto::{ChunkIndex, Geometry, HostId};
 use tempfile::TempDir;
@@ -455,4 +455,113 @@ async fn ranges_that_a_chunk_doesnt_have_are_refused_and_most_of_a_chunk_is_aske
         .lacking(peer("mac-1")),
         None
     );
+}
+
+/// A host asks for these pages of a chunk, or for all of it, and takes what comes if it `takes`.
+async fn asks(
+    world: &World,
+    [holder, to]: &[Connection; 2],
+    pages: Option<Range<u32>>,
+    takes: bool,
+) -> Shipment {
+    let asked = async {
+        let (mut sender, mut receiver) = to.open().await.unwrap();
+        let lacking = pages.map(|pages| Ranges::new(&[pages]));
+        let request = ChunkRequest {
+            content: world.releases.layer.as_bytes().to_vec(),
+            index: CHANGED.0,
+            lacking,
+        };
+        let open = PeerOpen {
+            kind: Some(peer_open::Kind::Request(request)),
+        };
+        sender.send(&open).await.unwrap();
+        sender.finish().unwrap();
+        if !takes {
+            receiver.stop(StreamCode::CANCELLED);
+            return;
+        }
+        let reply: ChunkReply = receiver.receive().await.unwrap().unwrap();
+        let Some(chunk_reply::Kind::Chunk(header)) = reply.kind else {
+            panic!("{reply:?}");
+        };
+        let mut wire = vec![0; header.wire_bytes as usize];
+        read(&mut receiver, &mut wire).await.unwrap();
+        assert_eq!(receiver.piece(1).await.unwrap(), None);
+    };
+    let served = async {
+        let (sender, mut receiver) = holder.accept().await.unwrap();
+        let open: PeerOpen = receiver.receive().await.unwrap().unwrap();
+        let Some(peer_open::Kind::Request(request)) = open.kind else {
+            panic!("{open:?}");
+        };
+        serve(sender, request.lacking, world.holder.clone()).await
+    };
+    let (shipment, ()) = tokio::join!(served, asked);
+    shipment
+}
+
+#[tokio::test]
+async fn a_part_counts_as_the_work_that_it_is_and_the_whole_is_not_packed_for_it() {
+    let world = World::new();
+    let (_endpoints, line) = world.connected().await;
+    let part = asks(&world, &line, Some(0..4096), true).await;
+    assert_eq!(part.delivery, Delivery::Stored);
+    assert_eq!((part.wire_bytes, part.work_bytes), (4096, 512 << 10));
+    // also one that the peer gives up: the work was done
+    let part = asks(&world, &line, Some(0..4096), false).await;
+    assert_eq!(part.delivery, Delivery::Broken);
+    assert_eq!(part.work_bytes, 512 << 10);
+    let cache = &world.holder.cache;
+    let cached = cache.find(world.holder.content, world.holder.chunk);
+    assert!(cached.is_none(), "the whole chunk was packed");
+    // more bytes are more work
+    let part = asks(&world, &line, Some(0..600 << 10), true).await;
+    assert_eq!((part.wire_bytes, part.work_bytes), (600 << 10, 600 << 10));
+    let whole = asks(&world, &line, None, true).await;
+    assert_eq!((whole.wire_bytes, whole.work_bytes), (1 << 20, 1 << 20));
+    let whole = asks(&world, &line, None, false).await;
+    assert_eq!(
+        (whole.delivery, whole.work_bytes),
+        (Delivery::Broken, 1 << 20)
+    );
+}
+
+/// The processor time of this thread so far.
+fn processor_time() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(now).unwrap()
+}
+
+/// The time on the line is this thread's, which sends and receives. The work on the disk is other threads', so this
+/// thread does it once more.
+#[tokio::test]
+async fn a_part_of_a_page_takes_less_of_a_processor_than_the_whole_chunk() {
+    const TIMES: u32 = 64;
+    let world = World::new();
+    let (_endpoints, line) = world.connected().await;
+    let subject = &world.holder;
+    let bounds = vec![0, 4096];
+    let lacking = Lacking::parse(&Ranges { bounds }, 1 << 20).unwrap();
+    let mut took = Vec::new();
+    for part in [true, false] {
+        let began = processor_time();
+        for _ in 0..TIMES {
+            subject.cache.forget(subject.content, subject.chunk);
+            let pages = part.then_some(0..4096);
+            asks(&world, &line, pages, true).await;
+        }
+        let sent = processor_time();
+        for _ in 0..TIMES {
+            if part {
+                load_part_now(subject, &lacking).unwrap();
+            } else {
+                pack(read_raw(subject).unwrap().bytes.into());
+            }
+        }
+        took.push(((sent - began) / TIMES, (processor_time() - sent) / TIMES));
+    }
+    let [part, whole] = [0, 1].map(|at: usize| took[at].0 + took[at].1);
+    println!("on the line, and at the disk: {took:?}, for a part and for the whole");
+    assert!(part < whole, "{part:?}, {whole:?}");
 }

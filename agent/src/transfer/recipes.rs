@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     fetch::FetchEnd,
-    shelf::Arrival,
+    shelf::{Arrival, Shelf},
     store::tests::{recipe, recipe_with},
 };
 

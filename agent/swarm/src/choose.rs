@@ -9,7 +9,8 @@ use crate::{
     content::Content,
     event::ContentId,
     ground::Ground,
-    peer::{Line, PeerIndex, micros},
+    pace::micros,
+    peer::{Line, PeerIndex},
 };
 
 /// The outcome of a choice.

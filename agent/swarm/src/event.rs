@@ -252,6 +252,8 @@ pub enum Event {
         delivery: Delivery,
         /// Bytes that went out.
         wire_bytes: u64,
+        /// Bytes whose sending is as much work as the upload was: no fewer than went out.
+        work_bytes: u64,
     },
     /// This peer signed something that it can't have verified, or two links that contradict each other.
     Blamed(HostKey),

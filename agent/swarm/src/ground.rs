@@ -15,8 +15,8 @@ use crate::{
     event::ContentId,
     fleet::Fleet,
     grace::Grace,
-    pace::Pace,
-    peer::{Line, PeerIndex, micros},
+    pace::{Pace, micros},
+    peer::{Line, PeerIndex},
 };
 
 /// The shared state. Each part takes it as an argument, and keeps for itself what only that part decides by.

@@ -9,7 +9,8 @@ use crate::{
     agenda::TICK,
     event::{ContentId, Delivery},
     ground::Ground,
-    peer::{Line, PeerIndex, micros},
+    pace::micros,
+    peer::{Line, PeerIndex},
     push::Wisher,
     uploads::is_received,
 };

@@ -20,6 +20,8 @@ pub(crate) struct Pace {
     /// The upload rate in bytes per second: assumed at first, later measured.
     rate: u64,
     measured: bool,
+    /// The upload rate that was assumed.
+    assumed_rate: u64,
     /// The moment since which the uplink has been as good as full.
     busy_since: Option<Moment>,
     /// Since the last sample: how long the uplink was full, in microseconds, and the bytes that it sent meanwhile.
@@ -70,6 +72,7 @@ impl Pace {
             down: Bucket::unlimited(),
             rate: config.assumed_rate_bytes_per_second.max(1),
             measured: false,
+            assumed_rate: config.assumed_rate_bytes_per_second.max(1),
             busy_since: None,
             busy_us: 0,
             busy_bytes: 0,
@@ -115,6 +118,12 @@ impl Pace {
     /// An upload took this many bytes less than it was charged with.
     pub(crate) fn refund(&mut self, bytes: u64) {
         self.up.refund(bytes);
+    }
+
+    /// The microseconds for which so many bytes would hold our uplink, at the rate that is assumed or at a higher one
+    /// that was measured. Who takes little makes the measured rate fall.
+    pub(crate) fn worth_us(&self, bytes: u64) -> u64 {
+        micros(bytes, self.rate.max(self.assumed_rate))
     }
 
     /// Notes whether the uplink is as good as full from now on. Only time with a full uplink says something about its
@@ -214,6 +223,14 @@ impl Pace {
             (own, _) => Duration::from_micros(own),
         }
     }
+}
+
+/// Microseconds that this many bytes take at this rate.
+pub(crate) fn micros(bytes: u64, bytes_per_second: u64) -> u64 {
+    bytes
+        .saturating_mul(1_000_000)
+        .checked_div(bytes_per_second)
+        .unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use proto::{HostKey, Moment, pause::doubled};
 
-use crate::pace::Mean;
+use crate::pace::{Mean, micros};
 
 /// A peer's place in the swarm's table. The place is reused only after every mention of the peer was removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -113,6 +113,9 @@ pub(crate) struct Peer {
     /// on; answers to its own requests don't.
     pub(crate) ignores_pushes: bool,
     pub(crate) not_sent_before: Moment,
+    /// The moment at which our uplink would have sent the peer bytes for all the work of our answers. Answers whose work
+    /// was sending their bytes aren't among them.
+    owes_until: Moment,
     /// The peer broke its promises of a content: until this moment the peer isn't waited for.
     pub(crate) distrusted_until: Moment,
     load: Load,
@@ -152,6 +155,7 @@ impl Peer {
             stuck: 0,
             ignores_pushes: false,
             not_sent_before: Moment::START,
+            owes_until: Moment::START,
             distrusted_until: Moment::START,
             load: Load {
                 backlog_bytes: 0,
@@ -190,6 +194,16 @@ impl Peer {
     /// Whether the peer is left alone because it didn't take what we sent.
     pub(crate) fn rests(&self, now: Moment) -> bool {
         self.not_sent_before > now
+    }
+
+    /// An answer that began at this moment took work that is worth so many microseconds of our uplink.
+    pub(crate) fn owes(&mut self, since: Moment, us: u64) {
+        self.owes_until = self.owes_until.max(since) + Duration::from_micros(us);
+    }
+
+    /// The moment from which on the peer is answered.
+    pub(crate) fn answered_from(&self) -> Moment {
+        Moment(self.owes_until.0.saturating_sub(OWED_MOST_US))
     }
 
     /// Whether the peer delivers what it promises, as far as we know.
@@ -333,16 +347,12 @@ const SILENT_MOST: Duration = Duration::from_secs(30);
 /// Nothing is expected of a peer that brought nothing this many times in a row.
 const BARREN: u32 = 2;
 
+/// A peer is answered on while it owes this many microseconds of our uplink at most: an honest one that takes parts isn't
+/// held up between two of them.
+const OWED_MOST_US: u64 = 100_000;
+
 /// The most push work that a peer is believed to have: a petabyte. The bound keeps sums from saturating.
 const MOST_BACKLOG: u64 = 1 << 50;
-
-/// Microseconds that this many bytes take at this rate.
-pub(crate) fn micros(bytes: u64, bytes_per_second: u64) -> u64 {
-    bytes
-        .saturating_mul(1_000_000)
-        .checked_div(bytes_per_second)
-        .unwrap_or(u64::MAX)
-}
 
 #[cfg(test)]
 mod tests {

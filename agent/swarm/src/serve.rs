@@ -151,6 +151,7 @@ impl Serve {
         let ready = self.waiting.iter().enumerate().filter(|(_, waiting)| {
             let peer = &ground.fleet[waiting.peer];
             peer.is_up()
+                && peer.answered_from() <= now
                 && peer.uploads < ground.config.uploads_per_peer.max(1)
                 && (askers == Askers::All || peer.is_reliable(now))
         });
@@ -161,6 +162,11 @@ impl Serve {
             (unreliable, times, waiting.since, waiting.ticket)
         });
         let Some(at) = best.map(|(at, _)| at) else {
+            let waiting = self.waiting.iter();
+            let owing = waiting.map(|waiting| ground.fleet[waiting.peer].answered_from());
+            if let Some(due) = owing.filter(|from| *from > now).min() {
+                ground.agenda.wake_at(due);
+            }
             return Next::Nothing;
         };
         let waiting = self.waiting.swap_remove(at);

@@ -199,7 +199,13 @@ impl Swarm {
                 ticket,
                 delivery,
                 wire_bytes,
-            } => self.sent(peer, (id, chunk, ticket), delivery, wire_bytes),
+                work_bytes,
+            } => self.sent(
+                peer,
+                (id, chunk, ticket),
+                delivery,
+                (wire_bytes, work_bytes),
+            ),
             Event::Blamed(peer) => self.blamed(peer),
             Event::Bandwidth {
                 upload_bytes_per_second: up,
@@ -584,14 +590,14 @@ impl Swarm {
         key: HostKey,
         (id, chunk, ticket): (ContentId, ChunkIndex, Option<Ticket>),
         delivery: Delivery,
-        wire_bytes: u64,
+        bytes: (u64, u64),
     ) {
         let ground = &mut self.ground;
         let Some(peer) = ground.fleet.find(key) else {
             return;
         };
         let of = (peer, id, chunk, ticket);
-        if let Some(upload) = self.uploads.sent(ground, of, delivery, wire_bytes) {
+        if let Some(upload) = self.uploads.sent(ground, of, delivery, bytes) {
             self.pushes.settle(ground, upload, delivery);
         }
     }

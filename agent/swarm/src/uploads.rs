@@ -47,13 +47,14 @@ impl Uploads {
         self.under_way.push(upload);
     }
 
-    /// An upload ended, and its receiver said how. The caller settles what depended on the upload.
+    /// An upload ended, and its receiver said how. So many bytes went out, and sending so many is as much work. The
+    /// caller settles what depended on the upload.
     pub(crate) fn sent(
         &mut self,
         ground: &mut Ground,
         (peer, id, chunk, ticket): (PeerIndex, ContentId, ChunkIndex, Option<Ticket>),
         delivery: Delivery,
-        wire_bytes: u64,
+        (wire_bytes, work_bytes): (u64, u64),
     ) -> Option<Upload> {
         let at = self.under_way.iter().position(|upload| {
             upload.peer == peer
@@ -76,6 +77,12 @@ impl Uploads {
         // the whole chunk was charged when the upload began: zeros, packed chunks and declined pushes cost less
         let charged = ground.contents.len(id, chunk);
         ground.pace.refund(charged.saturating_sub(wire_bytes));
+        if ticket.is_some() && work_bytes > wire_bytes {
+            // its bytes held the peer up for less than the work was worth
+            let worth = ground.pace.worth_us(work_bytes);
+            let since = self.under_way[at].since;
+            ground.fleet[peer].owes(since, worth);
+        }
         Some(self.end(ground, at, delivery))
     }
 

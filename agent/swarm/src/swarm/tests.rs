@@ -119,6 +119,7 @@ fn sent(peer: HostKey, chunk: u32, delivery: Delivery) -> Event {
         ticket: None,
         delivery,
         wire_bytes: CHUNK,
+        work_bytes: CHUNK,
     }
 }
 

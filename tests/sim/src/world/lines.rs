@@ -182,6 +182,7 @@ fn falls_into_pit(world: &mut State, id: TransferId) -> bool {
             ticket: kind.ticket(),
             delivery: Delivery::Stored,
             wire_bytes: transfer.bytes,
+            work_bytes: transfer.bytes,
         };
         world.tell(from, event);
     }
@@ -246,6 +247,7 @@ pub(super) fn finish_transfer(
         ticket: transfer.kind.ticket(),
         delivery,
         wire_bytes,
+        work_bytes: wire_bytes,
     };
     drop_transfer(world, id);
     Some((from, event))

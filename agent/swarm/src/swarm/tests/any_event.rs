@@ -106,7 +106,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         6 => (0u64..1_000, peer(), id(), chunk()).prop_map(|(ticket, peer, id, chunk)| Event::Requested { ticket: Ticket(ticket), peer, id, chunk }),
         1 => (0u64..1_000).prop_map(|ticket| Event::Withdrawn(Ticket(ticket))),
         8 => (peer(), id(), chunk(), prop::option::of(0u64..1_000), delivery()).prop_map(|(peer, id, chunk, ticket, delivery)| Event::Sent {
-            peer, id, chunk, ticket: ticket.map(Ticket), delivery, wire_bytes: CHUNK
+            peer, id, chunk, ticket: ticket.map(Ticket), delivery, wire_bytes: CHUNK, work_bytes: 2 * CHUNK
         }),
         1 => peer().prop_map(Event::Blamed),
         1 => (prop_oneof![Just(0u64), Just(1), Just(10 * CHUNK), Just(u64::MAX)], prop_oneof![Just(0u64), Just(1), Just(10 * CHUNK), Just(u64::MAX)]).prop_map(|(up, down)| Event::Bandwidth { upload_bytes_per_second: up, download_bytes_per_second: down }),

@@ -159,6 +159,7 @@ fn a_chunk_sent_less_often_is_served_first() {
         ticket: Some(Ticket(1)),
         delivery: Delivery::Stored,
         wire_bytes: CHUNK,
+        work_bytes: CHUNK,
     };
     assert_eq!(feed(&mut swarm, 4, done), [Action::Serve(Ticket(3))]);
 }

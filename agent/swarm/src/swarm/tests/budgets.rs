@@ -31,6 +31,7 @@ fn a_budget_is_charged_what_went_over_the_wire() {
             ticket: Some(Ticket(step.into())),
             delivery: Delivery::Stored,
             wire_bytes: 0,
+            work_bytes: 0,
         };
         feed(&mut swarm, now, done);
     }
@@ -124,6 +125,7 @@ fn an_upload_budget_is_kept() {
                 ticket: Some(Ticket(ticket)),
                 delivery: Delivery::Stored,
                 wire_bytes: CHUNK,
+                work_bytes: CHUNK,
             };
             actions.extend(feed(&mut swarm, step * 50, done));
         }
@@ -138,4 +140,79 @@ fn an_upload_budget_is_kept() {
         (18..=23).contains(&served),
         "{served} in 20 s at one a second"
     );
+}
+
+/// How many answers a peer gets in ten seconds that asks again whenever it has one. Each answer takes this long, sends so
+/// many bytes, and is as much work as sending so many.
+fn answers(takes_ms: u64, (wire_bytes, work_bytes): (u64, u64)) -> u64 {
+    let config = Config {
+        // a chunk in 10 ms
+        assumed_rate_bytes_per_second: 100 * CHUNK,
+        ..Config::default()
+    };
+    let mut swarm = among(1, config);
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::full(64)));
+    let mut under_way: Vec<(u64, Ticket)> = Vec::new();
+    let (mut asked, mut answered) = (0, 0);
+    for now in 1..=10_000 {
+        let over = under_way.extract_if(.., |(until, _)| *until <= now);
+        let mut actions = Vec::new();
+        for (_, ticket) in over.collect::<Vec<_>>() {
+            answered += 1;
+            let done = Event::Sent {
+                peer: key(0),
+                id: ContentId(0),
+                chunk: ChunkIndex(0),
+                ticket: Some(ticket),
+                delivery: Delivery::Stored,
+                wire_bytes,
+                work_bytes,
+            };
+            actions.extend(feed(&mut swarm, now, done));
+        }
+        while asked < answered + 4 {
+            asked += 1;
+            let ask = Event::Requested {
+                ticket: Ticket(asked),
+                peer: key(0),
+                id: ContentId(0),
+                chunk: ChunkIndex(0),
+            };
+            actions.extend(feed(&mut swarm, now, ask));
+        }
+        if swarm.next_timeout().is_some_and(|due| due <= at(now)) {
+            actions.extend(feed(&mut swarm, now, Event::Tick));
+        }
+        for action in actions {
+            match action {
+                Action::Serve(ticket) => under_way.push((now + takes_ms, ticket)),
+                Action::Refuse(..) => panic!("{action:?}"),
+                _ => {}
+            }
+        }
+    }
+    answered
+}
+
+#[test]
+fn who_asks_for_tiny_parts_in_a_loop_gets_no_more_work_than_who_asks_for_whole_chunks() {
+    // two at a time share the uplink, and each takes twice as long
+    let whole = answers(20, (CHUNK, CHUNK));
+    assert!(
+        (990..=1_000).contains(&whole),
+        "{whole} whole chunks in 10 s"
+    );
+    // no budget is set, and the bytes alone would let thousands of them through
+    let parts = answers(1, (4 << 10, CHUNK / 2));
+    assert!(
+        parts <= whole * 2 * 102 / 100,
+        "{parts} parts, {whole} chunks"
+    );
+    assert!(
+        parts >= whole * 2 * 95 / 100,
+        "{parts} parts, {whole} chunks"
+    );
+    // zeros are no work, and the peer gets them as fast as it takes them
+    let zeros = answers(1, (0, 0));
+    assert!(zeros >= 19_000, "{zeros}");
 }

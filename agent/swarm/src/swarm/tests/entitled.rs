@@ -127,6 +127,7 @@ fn a_fresh_chunk_is_spread_among_those_alone_that_may_have_it() {
                             ticket: None,
                             delivery: Delivery::Stored,
                             wire_bytes: CHUNK,
+                            work_bytes: CHUNK,
                         },
                     );
                 }
@@ -148,6 +149,7 @@ fn a_fresh_chunk_is_spread_among_those_alone_that_may_have_it() {
                             ticket: None,
                             delivery: Delivery::Stored,
                             wire_bytes: CHUNK,
+                            work_bytes: CHUNK,
                         },
                     );
                 }

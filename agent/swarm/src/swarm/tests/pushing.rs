@@ -219,6 +219,7 @@ fn who_takes_nothing_is_sent_nothing_for_a_while() {
         ticket: Some(Ticket(ticket)),
         delivery,
         wire_bytes: 0,
+        work_bytes: 0,
     };
     // one upload may be lost
     for ticket in [1, 2] {

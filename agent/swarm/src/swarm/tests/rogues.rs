@@ -411,6 +411,7 @@ fn who_takes_what_it_asks_for_and_no_push_is_answered_when_nobody_else_waits() {
         ticket: Some(Ticket(ticket)),
         delivery: Delivery::Stored,
         wire_bytes: CHUNK,
+        work_bytes: CHUNK,
     };
     assert_eq!(served(&feed(&mut swarm, 20_010, answered(2, 1, 5))), [4]);
     assert_eq!(served(&feed(&mut swarm, 20_020, answered(4, 2, 6))), [3]);
