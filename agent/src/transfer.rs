@@ -26,7 +26,7 @@ mod packed;
 mod part;
 mod unfit;
 
-pub(crate) use self::arrival::{Receipt, Subject};
+pub(crate) use self::arrival::{Receipt, Subject, settle};
 pub(crate) use self::packed::{Cache, Packed, pack};
 pub(crate) use self::unfit::Unfit;
 use self::{

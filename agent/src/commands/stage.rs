@@ -138,6 +138,7 @@ async fn fetch_all(
                 me: me.clone(),
                 notary: None,
                 cache: Arc::new(Cache::default()),
+                unfit: Arc::default(),
                 until: until.clone(),
                 moved: Arc::default(),
                 doubted: false,

@@ -322,14 +322,19 @@ impl<S: Proving> Contents<S> {
     /// A chunk from a peer is stored. Peers that sent a false part of it before, as the chunk now shows, are blamed.
     pub(super) fn came(&mut self, of: Transfer, receipt: &Receipt) -> Vec<Effect<S>> {
         let mut out = self.arrived(of, receipt.wire_bytes);
-        for peer in receipt.liars.iter().copied() {
-            let lie = Transfer { peer, ..of };
-            let Transfer { id, chunk, .. } = lie;
+        out.extend(Self::lied(of.id, of.chunk, &receipt.liars));
+        out
+    }
+
+    /// These peers sent a false part of a chunk, as the chunk now shows.
+    pub(super) fn lied(id: ContentId, chunk: ChunkIndex, peers: &[HostKey]) -> Vec<Effect<S>> {
+        let mut out = Vec::new();
+        for peer in peers.iter().copied() {
             out.push(Effect::CountFalse {
                 source: From::Peers,
                 chunks: 1,
             });
-            out.push(Effect::BlameBytes(lie));
+            out.push(Effect::BlameBytes(Transfer { peer, id, chunk }));
             out.push(Effect::Tell(Event::NotArrived {
                 peer,
                 id,

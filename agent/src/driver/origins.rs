@@ -191,6 +191,10 @@ impl Origins {
                 let images = content.images().into_iter();
                 images.map(doubt).map(Effect::Doubt).collect()
             }
+            News::Liars { chunk, peers } => {
+                let effects = Contents::lied(id, chunk, &peers);
+                effects.into_iter().map(Effect::Contents).collect()
+            }
             News::Unwritable(images) => vec![Effect::Unwritable(images)],
         }
     }

@@ -147,6 +147,7 @@ impl Streams {
             me: self.me.clone(),
             notary: Some(self.notary.clone()),
             cache: self.cache.clone(),
+            unfit: self.unfit.clone(),
             until: reins.until,
             moved: reins.moved,
             inbox: self.fetch_inbox.clone(),

@@ -183,6 +183,7 @@ impl Assembly {
         self.marks.drain(..at.saturating_sub(1));
         let (geometry, content, state) = (job.geometry, job.content, self.state);
         let (shelves, me, cache) = (job.shelves.clone(), job.me.clone(), job.cache.clone());
+        let unfit = job.unfit.clone();
         let doubted = job.doubted;
         let signer = job.notary.clone().zip(self.run.clone());
         let stored = tokio::task::spawn_blocking(move || {
@@ -195,6 +196,7 @@ impl Assembly {
             let made = (&me, statement);
             let against = leave_recipe(&shelves, content, chunk, link);
             let (conflict, unwritable) = store(&shelves, made, content, chunk, &bytes, link)?;
+            let liars = transfer::settle((&unfit, &shelves), (content, chunk), &link, &bytes);
             // every link that we made after the false link rests on it
             let false_links = if conflict && doubted {
                 let after = ChunkIndex(chunk.0 + 1);
@@ -213,12 +215,16 @@ impl Assembly {
                 };
                 cache.keep(content, chunk, packed);
             }
+            let against = (against, liars);
             Ok::<_, Broke>((link.after, (conflict, against), false_links, unwritable))
         });
         let stored = stored.await.map_err(|_| Broke::Unwanted)??;
-        let (after, (conflict, against), false_links, unwritable) = stored;
+        let (after, (conflict, (against, peers)), false_links, unwritable) = stored;
         for recipe in against {
             job.tell(News::AgainstRecipe { recipe, chunk }).await?;
+        }
+        if !peers.is_empty() {
+            job.tell(News::Liars { chunk, peers }).await?;
         }
         if !unwritable.is_empty() {
             job.tell(News::Unwritable(unwritable)).await?;

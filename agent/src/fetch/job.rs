@@ -6,7 +6,7 @@ use std::{
 };
 
 use origin::OriginError;
-use proto::{ChunkIndex, Digest, Geometry, HostId, image::ContentKind};
+use proto::{ChunkIndex, Digest, Geometry, HostId, HostKey, image::ContentKind};
 use swarm::event::ContentId;
 use tokio::sync::{mpsc, watch};
 
@@ -14,7 +14,7 @@ use crate::{
     notary::Notary,
     registries::Access,
     shelf::{Shelf, Unwritable},
-    transfer::Cache,
+    transfer::{Cache, Unfit},
 };
 
 /// One fetch.
@@ -32,6 +32,8 @@ pub(crate) struct Job {
     /// Signs the links that are made. Without a notary the links stay on this host.
     pub(crate) notary: Option<Arc<Notary>>,
     pub(crate) cache: Arc<Cache>,
+    /// Parts of chunks that peers sent and that didn't fit: the registry's bytes judge them.
+    pub(crate) unfit: Arc<Unfit>,
     /// The chunk to pause before. It only rises.
     pub(crate) until: watch::Receiver<u32>,
     /// Bytes of the blob that came and were new, so far.
@@ -76,6 +78,11 @@ pub(crate) enum News {
     },
     /// The registry's bytes don't fit what this recipe says of a chunk. The content goes on without the recipe.
     AgainstRecipe { recipe: Digest, chunk: ChunkIndex },
+    /// These peers sent a part of the chunk that isn't the registry's.
+    Liars {
+        chunk: ChunkIndex,
+        peers: Vec<HostKey>,
+    },
     /// Images whose files couldn't take a chunk, although others could.
     Unwritable(Vec<Unwritable>),
 }

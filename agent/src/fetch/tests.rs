@@ -143,6 +143,7 @@ impl Host {
             me: self.name.clone(),
             notary: None,
             cache: Arc::new(Cache::default()),
+            unfit: Arc::default(),
             until: self.until.subscribe(),
             moved: self.moved.clone(),
             doubted: false,

@@ -258,7 +258,7 @@ pub(super) fn store(
     }
     let mut receipt = store_bytes(subject, peer, &checked, &bytes);
     if receipt.result.is_ok() {
-        settle(subject, &checked.link, &bytes, &mut receipt);
+        receipt.liars = settle_of(subject, &checked.link, &bytes);
         let packed = checked.packed(encoding, packed);
         subject.cache.keep(subject.content, subject.chunk, packed);
     }
@@ -373,16 +373,26 @@ fn goes_on_without_recipe(subject: &Subject, checked: &Checked) -> bool {
     left
 }
 
-/// Judges the parts of this chunk that came before and didn't fit.
-fn settle(subject: &Subject, link: &Link, bytes: &[u8], receipt: &mut Receipt) {
+fn settle_of(subject: &Subject, link: &Link, bytes: &[u8]) -> Vec<HostKey> {
     let of = (subject.content, subject.chunk);
-    let settled = subject.unfit.settle(of, link, bytes);
-    receipt.liars = settled.liars;
+    settle((&subject.unfit, &subject.shelves), of, link, bytes)
+}
+
+/// Judges the parts of a chunk that came before and didn't fit: these bytes, which fit this link, are stored on these
+/// shelves. Returns the peers that had sent other bytes than the chunk's.
+pub(crate) fn settle(
+    (unfit, shelves): (&Unfit, &[Shelf]),
+    of: (Digest, ChunkIndex),
+    link: &Link,
+    bytes: &[u8],
+) -> Vec<HostKey> {
+    let settled = unfit.settle(of, link, bytes);
     if settled.ours_were_false {
-        for shelf in &subject.shelves {
+        for shelf in shelves {
             shelf.part_was_false();
         }
     }
+    settled.liars
 }
 
 /// Puts a part that came together with what is here, and stores the chunk if it fits its link. Blocks.
@@ -423,7 +433,7 @@ pub(super) fn store_part(
     let local_bytes = (whole.len() - came.len()) as u64;
     let mut receipt = store_bytes(subject, peer, &checked, &whole);
     if receipt.result.is_ok() {
-        settle(subject, &checked.link, &whole, &mut receipt);
+        receipt.liars = settle_of(subject, &checked.link, &whole);
         receipt.local_bytes = local_bytes;
     }
     receipt

@@ -187,49 +187,7 @@ impl World {
     /// Fetches the layer from the registry. Returns the end, the number of doubts, each link that was signed, and the
     /// bytes that came.
     pub(super) async fn fetch(&self, host: &Host) -> (FetchEnd, usize, Vec<Signed>, u64) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let blob = self.blob.clone();
-        let mut registry = JoinSet::new();
-        registry.spawn(async move {
-            loop {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let mut head = Vec::new();
-                while !head.ends_with(b"\r\n\r\n") {
-                    head.push(stream.read_u8().await.unwrap());
-                }
-                let head = String::from_utf8(head).unwrap().to_lowercase();
-                let range = head.split_once("range: bytes=");
-                let range = range.map(|(_, range)| {
-                    let (from, to) = range.lines().next().unwrap().split_once('-').unwrap();
-                    let last = to.parse().unwrap_or(usize::MAX).min(blob.len() - 1);
-                    (from.parse().unwrap(), last)
-                });
-                let (from, last) = range.unwrap_or((0, blob.len() - 1));
-                let (size, rest) = (blob.len(), blob.slice(from..=last));
-                let status = match range {
-                    None => "200 OK".to_owned(),
-                    Some(_) => {
-                        format!("206 Partial Content\r\nContent-Range: bytes {from}-{last}/{size}")
-                    }
-                };
-                let length = rest.len();
-                let answer = format!(
-                    "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
-                );
-                // a fetch that finds the bytes false hangs up
-                drop(stream.write_all(answer.as_bytes()).await);
-                drop(stream.write_all(&rest).await);
-            }
-        });
-        let origin = Origin::new(&OriginConfig {
-            ca_file: None,
-            plain_http: vec![address.to_string()],
-            idle_timeout: Duration::from_secs(30),
-            proxy: ProxySettings::default(),
-            system_roots: false,
-            credentials: BTreeMap::new(),
-        });
+        let (address, origin, _registry) = registry(self.blob.clone()).await;
         let (inbox, mut told) = mpsc::channel(4);
         let (_until, until) = watch::channel(u32::MAX);
         let (_access, access) = watch::channel(Access::default());
@@ -245,6 +203,7 @@ impl World {
             me: host.name.parse().unwrap(),
             notary: Some(host.notary.clone()),
             cache: host.cache.clone(),
+            unfit: Arc::default(),
             until,
             moved: moved.clone(),
             doubted: false,
@@ -268,7 +227,7 @@ impl World {
             }
             (doubts, signed)
         };
-        let fetch = async move { fetch::run(&origin.unwrap(), &mut job).await };
+        let fetch = async move { fetch::run(&origin, &mut job).await };
         let (end, (doubts, signed)) = tokio::join!(fetch, listen);
         (end, doubts, signed, moved.load(Ordering::Relaxed))
     }
@@ -283,6 +242,53 @@ impl World {
         let guilty = signed.iter().filter_map(|signed| judge(signed, &truth));
         guilty.map(|signed| signed.maker().to_string()).collect()
     }
+}
+
+/// A registry with this blob. Returns where it is, how it is asked, and its task.
+pub(super) async fn registry(blob: Bytes) -> (String, Origin, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut registry = JoinSet::new();
+    registry.spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let head = String::from_utf8(head).unwrap().to_lowercase();
+            let range = head.split_once("range: bytes=");
+            let range = range.map(|(_, range)| {
+                let (from, to) = range.lines().next().unwrap().split_once('-').unwrap();
+                let last = to.parse().unwrap_or(usize::MAX).min(blob.len() - 1);
+                (from.parse().unwrap(), last)
+            });
+            let (from, last) = range.unwrap_or((0, blob.len() - 1));
+            let (size, rest) = (blob.len(), blob.slice(from..=last));
+            let status = match range {
+                None => "200 OK".to_owned(),
+                Some(_) => {
+                    format!("206 Partial Content\r\nContent-Range: bytes {from}-{last}/{size}")
+                }
+            };
+            let length = rest.len();
+            let answer = format!(
+                "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+            );
+            // a fetch that finds the bytes false hangs up
+            drop(stream.write_all(answer.as_bytes()).await);
+            drop(stream.write_all(&rest).await);
+        }
+    });
+    let origin = Origin::new(&OriginConfig {
+        ca_file: None,
+        plain_http: vec![address.to_string()],
+        idle_timeout: Duration::from_secs(30),
+        proxy: ProxySettings::default(),
+        system_roots: false,
+        credentials: BTreeMap::new(),
+    });
+    (address.to_string(), origin.unwrap(), registry)
 }
 
 impl Host {

@@ -3,13 +3,17 @@
 use std::{ops::Range, sync::Arc, time::SystemTime};
 
 use proto::{ChunkIndex, Geometry, HostId};
+use swarm::event::ContentId;
 use tempfile::TempDir;
+use tokio::sync::{mpsc, watch};
 use wire::{Authorised, Endpoint, Settings};
 
-use super::*;
+use super::{liars::registry, *};
 use crate::{
+    fetch::{self, FetchEnd, News},
     identity::tests::Authority,
     notary::tests::notary,
+    registries::Access,
     shelf::Shelf,
     store::{
         Stage,
@@ -268,6 +272,76 @@ async fn a_part_that_two_peers_cannot_complete_is_forgotten_and_who_sent_the_chu
         (Ok(()), &[peer("mac-3")][..])
     );
     assert!(world.is_held());
+}
+
+/// The other host fetches what it lacks of the layer from the registry. Returns what its driver hears.
+async fn fetched(world: &World) -> Vec<News> {
+    let blob = apple_lz4::encode(world.releases.raw());
+    let (address, origin, _registry) = registry(blob.into()).await;
+    let subject = &world.to;
+    let contents = world.releases.new.layout.contents();
+    let spec = contents.iter().find(|spec| spec.digest == subject.content);
+    let (inbox, mut heard) = mpsc::channel(4);
+    let (_until, until) = watch::channel(u32::MAX);
+    let (_access, access) = watch::channel(Access::default());
+    let mut job = fetch::Job {
+        id: ContentId(0),
+        content: subject.content,
+        geometry: subject.geometry,
+        kind: spec.unwrap().kind,
+        shelves: subject.shelves.clone(),
+        reference: format!("{address}/org/image:1"),
+        access,
+        me: "mac-2".parse().unwrap(),
+        notary: Some(subject.notary.clone()),
+        cache: subject.cache.clone(),
+        unfit: subject.unfit.clone(),
+        until,
+        moved: Arc::default(),
+        doubted: false,
+        inbox,
+    };
+    let listen = async {
+        let mut told = Vec::new();
+        while let Some((_, news)) = heard.recv().await {
+            told.push(news);
+        }
+        told
+    };
+    let fetch = async move { fetch::run(&origin, &mut job).await };
+    let (end, told) = tokio::join!(fetch, listen);
+    assert_eq!(end, FetchEnd::Done);
+    told
+}
+
+#[tokio::test]
+async fn the_registrys_bytes_judge_the_parts_that_peers_sent_before() {
+    let liars = |told: Vec<News>| {
+        let lies = told.into_iter().filter_map(|news| match news {
+            News::Liars { chunk, peers } => Some((chunk, peers)),
+            _ => None,
+        });
+        lies.collect::<Vec<_>>()
+    };
+    let world = World::new();
+    let receipt = took(&world, "mac-3", (Encoding::Zero, Bytes::new())).await;
+    assert_eq!(receipt.result, Err(Failure::Unfit));
+    assert_eq!(
+        liars(fetched(&world).await),
+        [(CHANGED, vec![peer("mac-3")])]
+    );
+    assert!(world.is_held());
+    assert_eq!(liars(fetched(&world).await), [], "it is judged once");
+
+    // what was here is false, and the peer sent the chunk's bytes
+    let world = World::with_false_blocks();
+    let lacking = world.to.lacking(peer("mac-1")).unwrap();
+    let (_, packed) = world.packed().await;
+    let came = lacking.cut(&packed, 1 << 20).unwrap();
+    let receipt = took(&world, "mac-1", came).await;
+    assert_eq!(receipt.result, Err(Failure::Unfit));
+    assert_eq!(liars(fetched(&world).await), []);
+    assert_eq!(world.stage().false_parts(), 1);
 }
 
 #[tokio::test]

@@ -330,6 +330,25 @@ fn the_last_chunk_begins_the_walk_and_no_other() {
 }
 
 #[test]
+fn who_sent_a_false_part_is_blamed_for_the_chunk_and_struck() {
+    let (_, id, _) = with(1);
+    let liar = of(id, 1).peer;
+    let effects = Contents::<Made>::lied(id, ChunkIndex(1), &[liar]);
+    assert!(matches!(
+        effects[..],
+        [
+            Effect::CountFalse { chunks: 1, .. },
+            Effect::BlameBytes(blamed),
+            Effect::Tell(Event::NotArrived {
+                peer,
+                failure: Failure::Bad,
+                ..
+            }),
+        ] if blamed == of(id, 1) && peer == liar
+    ));
+}
+
+#[test]
 fn a_chunk_of_the_registrys_that_differs_from_the_held_one_is_announced_anew() {
     let (mut all, id, _) = with(2);
     let effects = all.fetched(id, ChunkIndex(1), 100, true);

@@ -106,6 +106,7 @@ impl Staged {
             me: "mini-1".parse().unwrap(),
             notary: None,
             cache: Arc::new(Cache::default()),
+            unfit: Arc::default(),
             until: until.subscribe(),
             moved: Arc::default(),
             doubted: false,
