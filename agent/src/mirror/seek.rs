@@ -5,7 +5,7 @@
 //! a recipe lets bytes from peers leave before their blob is whole.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -60,12 +60,17 @@ pub(super) struct Look {
     manifest: Bytes,
 }
 
+/// The registries of which a log line says that their recipes aren't used. Of more, none does: clients may name any.
+const MAX_UNNAMED: usize = 16;
+
 /// Hands manifests that pass to those who look for recipes.
 #[derive(Debug)]
 pub(super) struct Passing {
     looks: mpsc::Sender<Look>,
     /// When each repository's manifests were looked after. Locked for look-ups.
     looked: Mutex<BTreeMap<(String, Digest), Instant>>,
+    /// Registries that the settings don't name, and whose manifests passed. Locked for look-ups.
+    unnamed: Mutex<BTreeSet<String>>,
 }
 
 impl Passing {
@@ -73,6 +78,18 @@ impl Passing {
         Self {
             looks,
             looked: Mutex::default(),
+            unnamed: Mutex::default(),
+        }
+    }
+
+    /// A manifest passes whose registry the settings don't name. Logs it once for each registry.
+    pub(super) fn pass_unnamed(&self, registry: &str) {
+        let mut unnamed = lock(&self.unnamed);
+        if unnamed.len() < MAX_UNNAMED && unnamed.insert(registry.to_owned()) {
+            info!(
+                registry,
+                "recipes of this registry aren't used: mirror.upstream and mirror.upstreams don't name it"
+            );
         }
     }
 
@@ -277,8 +294,23 @@ fn examine(file: File, layout: &Layout) -> Result<(), LookError> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use origin::ProxySettings;
+    use tempfile::TempDir;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+        task::JoinSet,
+    };
+
     use super::*;
-    use crate::store::tests::{noise, sample_of};
+    use crate::{
+        config::OriginConfig,
+        mirror::blobs,
+        registries::Origin,
+        store::tests::{noise, sample_of},
+    };
 
     #[test]
     fn no_artifact_makes_a_mirror_fetch_a_content_or_more_bytes_than_it_reads() {
@@ -290,5 +322,147 @@ mod tests {
         assert!(matches!(large, Err(LookError::TooLarge(_))));
         let content = examine(file(layout.contents()[0].digest, 9), &layout);
         assert!(matches!(content, Err(LookError::Content(_))));
+    }
+
+    #[test]
+    fn a_bounded_number_of_registries_is_logged_whose_recipes_are_not_used() {
+        let (looks, _waits) = mpsc::channel(1);
+        let passing = Passing::new(looks);
+        for at in 0..2 * MAX_UNNAMED {
+            passing.pass_unnamed("r.test");
+            passing.pass_unnamed(&format!("r{at}.test"));
+        }
+        let unnamed = lock(&passing.unnamed);
+        assert!(unnamed.contains("r.test") && unnamed.contains("r1.test"));
+        assert_eq!(unnamed.len(), MAX_UNNAMED);
+    }
+
+    /// A registry that gives these answers, one after the other, and what it was asked.
+    struct Registry {
+        address: String,
+        asked: Arc<Mutex<Vec<String>>>,
+        _task: JoinSet<()>,
+    }
+
+    impl Registry {
+        async fn new(answers: &'static [&'static str]) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap().to_string();
+            let asked = Arc::<Mutex<Vec<String>>>::default();
+            let (mut task, heard) = (JoinSet::new(), asked.clone());
+            task.spawn(async move {
+                for answer in answers {
+                    let (mut stream, _) = listener.accept().await.unwrap();
+                    let mut head = Vec::new();
+                    while !head.ends_with(b"\r\n\r\n") {
+                        head.push(stream.read_u8().await.unwrap());
+                    }
+                    let head = String::from_utf8(head).unwrap();
+                    lock(&heard).push(head.lines().next().unwrap().to_owned());
+                    let answer = format!("HTTP/1.1 {answer}\r\nConnection: close\r\n\r\n");
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                }
+            });
+            Self {
+                address,
+                asked,
+                _task: task,
+            }
+        }
+
+        /// Asks this registry whether it has the file.
+        async fn confirms(&self, file: File) -> Result<(), LookError> {
+            let origin = Origin::new(&OriginConfig {
+                ca_file: None,
+                plain_http: vec![self.address.clone()],
+                idle_timeout: Duration::from_secs(30),
+                proxy: ProxySettings::default(),
+                system_roots: false,
+                credentials: BTreeMap::new(),
+            });
+            let (home, (wishes, mut wished)) = (TempDir::new().unwrap(), mpsc::channel(1));
+            let seeker = Seeker {
+                upstreams: Arc::new(Upstreams::new(origin.unwrap())),
+                blobs: Arc::new(blobs::tests::open(home.path(), 1 << 30)),
+                wishes,
+                metrics: Metrics::new().0,
+                reads: Arc::default(),
+            };
+            let look = Look {
+                repository: Repository {
+                    registry: self.address.clone(),
+                    name: "org/image".into(),
+                    by_namespace: false,
+                },
+                client: Client::new(None, false),
+                image: Digest::of(b"image"),
+                manifest: Bytes::new(),
+            };
+            let confirmed = seeker.confirm(&look, file).await;
+            assert!(wished.try_recv().is_err(), "nothing is fetched yet");
+            confirmed
+        }
+    }
+
+    fn file() -> File {
+        File {
+            digest: Digest::of(b"recipe"),
+            size: 9_000,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_recipe_that_the_repository_has_in_the_size_that_its_artifact_says_is_confirmed() {
+        let registry = Registry::new(&["200 OK\r\nContent-Length: 9000"]).await;
+        registry.confirms(file()).await.unwrap();
+        let path = format!("/v2/org/image/blobs/{}", file().digest);
+        assert_eq!(
+            *lock(&registry.asked),
+            [format!("HEAD {path} HTTP/1.1")],
+            "its bytes aren't asked for"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_recipe_of_another_size_than_its_artifact_says_is_left() {
+        for answer in [
+            &["200 OK\r\nContent-Length: 9001"],
+            &["200 OK\r\nContent-Length: 0"],
+            &["200 OK\r\nContent-Length: 300000000000"],
+        ] {
+            let registry = Registry::new(answer).await;
+            let left = registry.confirms(file()).await;
+            let Err(LookError::Size { size, says: 9_000 }) = left else {
+                panic!("{left:?}");
+            };
+            assert!(answer[0].ends_with(&size.to_string()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_recipe_that_the_repository_does_not_give_is_left() {
+        // the second is asked for by GET, too
+        for answers in [
+            &["404 Not Found\r\nContent-Length: 0"; 2],
+            &["403 Forbidden\r\nContent-Length: 0"; 2],
+            &["401 Unauthorized\r\nContent-Length: 0"; 2],
+        ] {
+            let registry = Registry::new(answers).await;
+            let left = registry.confirms(file()).await;
+            assert!(matches!(left, Err(LookError::Withheld(_))), "{left:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_registry_in_trouble_is_asked_again_whether_it_has_the_recipe() {
+        let registry = Registry::new(&[
+            "503 Service Unavailable\r\nContent-Length: 0",
+            "503 Service Unavailable\r\nContent-Length: 0",
+            "429 Too Many Requests\r\nContent-Length: 0",
+            "200 OK\r\nContent-Length: 9000",
+        ])
+        .await;
+        registry.confirms(file()).await.unwrap();
+        assert_eq!(lock(&registry.asked).len(), 4);
     }
 }

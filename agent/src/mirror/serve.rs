@@ -306,7 +306,9 @@ impl Service {
             Err(response) => return Ok(response),
         };
         // others' recipes are of no use: their clients get nothing from elsewhere before the end
-        if stale.is_none() && self.settings.names(&repository.registry) {
+        if !self.settings.names(&repository.registry) {
+            self.passing.pass_unnamed(&repository.registry);
+        } else if stale.is_none() {
             self.passing.pass(repository, client, &manifest);
         }
         let mut response = Response::new(whole(manifest.bytes.clone()));
