@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, io, ops::Range, sync::Arc};
 
 use proto::{
     Answer, ChunkIndex, ChunkSet, Digest, HostId, HostKey, Link, Source, Statement,
-    ledger::{Entered, Verdict},
+    ledger::{Entered, RejectLinkError, Verdict},
 };
 
 use crate::{
@@ -28,28 +28,37 @@ pub(crate) struct Arrival<'a> {
 /// An image whose files can't be written, with the error. Other shelves with the same content go on without it.
 pub(crate) type Unwritable = (Digest, String);
 
-/// Stores a chunk on every shelf. Skips an image that is gone meanwhile. Returns images whose files can't be written,
-/// if another shelf took the chunk. Otherwise returns the first error.
+/// Stores a chunk on every shelf. Skips an image that is gone meanwhile, one whose files can't be written, and one whose
+/// recipe gives the chunk another link: the recipe may be false, and images that share the content may go by others.
+/// Returns images whose files can't be written, if another shelf took the chunk.
+///
+/// # Errors
+/// The first reason why no shelf took the chunk: that files can't be written, else a recipe, else that images are gone.
+/// At once, where the link can't be true whatever a recipe says.
 pub(crate) fn write_all(
     shelves: &[Shelf],
     arrival: Arrival<'_>,
 ) -> Result<Vec<Unwritable>, WriteError> {
     let mut stored = false;
-    let (mut unwritable, mut first) = (Vec::new(), None);
+    let (mut unwritable, mut failed) = (Vec::new(), None);
+    let (mut against, mut gone) = (None, None);
     for shelf in shelves {
         match (shelf.write(arrival), shelf) {
             (Ok(_), _) => stored = true,
             (Err(error @ WriteError::Io { .. }), Shelf::Stage(stage)) => {
                 unwritable.push((*stage.layout().digest(), error.to_string()));
-                first.get_or_insert(error);
+                failed.get_or_insert(error);
+            }
+            (Err(error @ WriteError::Rejected(RejectLinkError::AgainstRecipe(_))), _) => {
+                against.get_or_insert(error);
             }
             (Err(error @ WriteError::Gone), _) => {
-                first.get_or_insert(error);
+                gone.get_or_insert(error);
             }
             (Err(error), _) => return Err(error),
         }
     }
-    match first {
+    match failed.or(against).or(gone) {
         Some(error) if !stored => Err(error),
         _ => Ok(unwritable),
     }
@@ -59,9 +68,14 @@ pub(crate) fn write_all(
 /// has chunks already, and a chunk that rotted in one image may be sound in another. Each chunk is compared with its
 /// link first. Blocks.
 ///
+/// A shelf whose chain is closed has the content to its digest. So where its link isn't that of another shelf's recipe,
+/// the recipe is false, and that shelf goes on without.
+///
 /// Returns images whose files can't be written. An error means that the volume failed.
 pub(crate) fn level(shelves: &[Shelf], content: Digest) -> Result<Vec<Unwritable>, String> {
     let held: Vec<ChunkSet> = shelves.iter().map(|shelf| shelf.held(content)).collect();
+    let mut holders: Vec<(&Shelf, &ChunkSet)> = shelves.iter().zip(&held).collect();
+    holders.sort_by_key(|(shelf, _)| !shelf.is_closed(content));
     let mut unwritable = Vec::new();
     'shelves: for (to, has) in shelves.iter().zip(&held) {
         if has.is_full() {
@@ -71,16 +85,15 @@ pub(crate) fn level(shelves: &[Shelf], content: Digest) -> Result<Vec<Unwritable
             if has.contains(chunk) {
                 continue;
             }
-            let holders = shelves.iter().zip(&held);
-            let holders = holders.filter(|(_, set)| set.contains(chunk));
+            let holders = holders.iter().filter(|(_, set)| set.contains(chunk));
             // a chunk that is gone or rotten on one shelf is taken from the next, or asked for again
             let found = holders
                 .filter_map(|(from, _)| match from.look(content, chunk) {
-                    Ok(Look::Sound(found)) => Some(found),
+                    Ok(Look::Sound(found)) => Some((from, found)),
                     Ok(Look::Rotten | Look::Missing) | Err(_) => None,
                 })
                 .next();
-            let Some(found) = found else { continue };
+            let Some((from, found)) = found else { continue };
             let arrival = Arrival {
                 content,
                 chunk,
@@ -90,7 +103,15 @@ pub(crate) fn level(shelves: &[Shelf], content: Digest) -> Result<Vec<Unwritable
                 maker: &found.maker,
                 statement: found.answer.statement(),
             };
-            match (to.write(arrival), to) {
+            let written = match to.write(arrival) {
+                Err(WriteError::Rejected(RejectLinkError::AgainstRecipe(_)))
+                    if from.is_closed(content) && to.leave_recipe(content).is_some() =>
+                {
+                    to.write(arrival)
+                }
+                written => written,
+            };
+            match (written, to) {
                 (Ok(_) | Err(WriteError::Rejected(_)), _) => {}
                 (Err(WriteError::Gone), _) => continue 'shelves,
                 (Err(error @ WriteError::Io { .. }), Shelf::Stage(stage)) => {

@@ -232,7 +232,7 @@ async fn in_time(upload: impl Future<Output = Shipment>) -> Shipment {
 }
 
 async fn answer(mut sender: Sender, lacking: Option<Ranges>, subject: Subject) -> Shipment {
-    let recipe = subject.recipe();
+    let recipes = subject.recipes();
     let content = (subject.content, subject.chunk);
     let chunk_bytes = subject.geometry.len(subject.chunk);
     let lacking = lacking.map(|ranges| Lacking::parse(&ranges, chunk_bytes));
@@ -251,7 +251,7 @@ async fn answer(mut sender: Sender, lacking: Option<Ranges>, subject: Subject) -
     };
     let header = ChunkHeader {
         lacking_only: is_part,
-        ..header(content, &packed, recipe)
+        ..header(content, &packed, &recipes)
     };
     let wire_bytes = packed.bytes.len() as u64;
     // also where the peer gives the chunk up: the work is done
@@ -292,7 +292,7 @@ pub(crate) async fn push(
 async fn offer(connection: Connection, subject: Subject, spread: Option<Spread>) -> Shipment {
     let failed = |bytes| Shipment::broken(bytes, bytes);
     let (content, chunk) = (subject.content, subject.chunk);
-    let recipe = subject.recipe();
+    let recipes = subject.recipes();
     let whole = subject.clone();
     let Some(packed) = load(subject).await else {
         return failed(0);
@@ -303,7 +303,7 @@ async fn offer(connection: Connection, subject: Subject, spread: Option<Spread>)
     let push = ChunkPush {
         content: content.as_bytes().to_vec(),
         index: chunk.0,
-        header: Some(header((content, chunk), &packed, recipe)),
+        header: Some(header((content, chunk), &packed, &recipes)),
         spread: spread.map(|spread| match spread {
             Spread::Everyone => WireSpread {
                 everyone: true,
@@ -439,13 +439,14 @@ async fn read(receiver: &mut Receiver, bytes: &mut [u8]) -> Option<()> {
 fn header(
     (content, chunk): (Digest, ChunkIndex),
     packed: &Packed,
-    recipe: Option<(Digest, Link)>,
+    recipes: &[(Digest, Link)],
 ) -> ChunkHeader {
     let mut link = match packed.signed(content, chunk) {
         Some(signed) => signed.to_message(),
         None => WireLink::new(&packed.link, &packed.maker),
     };
-    let recipe = recipe.filter(|(_, given)| packed.link.is_alike(given));
+    let mut recipes = recipes.iter();
+    let recipe = recipes.find(|(_, given)| packed.link.is_alike(given));
     link.recipe = recipe.map_or_else(Vec::new, |(name, _)| name.as_bytes().to_vec());
     ChunkHeader {
         link: Some(link),
@@ -506,7 +507,7 @@ fn read_raw(subject: &Subject) -> Option<Packed> {
     let held = shelves.find_map(|shelf| shelf.read(content, chunk).ok().flatten())?;
     let answered = (subject.notary).answered(content, chunk, held.link, &held.answer);
     // a chunk for which nobody answers goes to hosts with the same recipe
-    if answered.is_none() && subject.recipe().is_none() {
+    if answered.is_none() && subject.recipes().is_empty() {
         return None;
     }
     let maker = answered.as_ref().map(|signed| signed.maker().clone());

@@ -49,13 +49,14 @@ pub(crate) struct Subject {
 }
 
 impl Subject {
-    /// The recipe that gives the content's links here, and the link that it gives the chunk.
-    pub(super) fn recipe(&self) -> Option<(Digest, Link)> {
+    /// The recipes that give the content's links here, and the link that each gives the chunk. Images that share the
+    /// content may go by different ones, of which all but one are false.
+    pub(super) fn recipes(&self) -> Vec<(Digest, Link)> {
         let of_shelf = |shelf: &Shelf| {
             let name = shelf.recipe(self.content)?;
             Some((name, shelf.recipe_link(self.content, self.chunk)?))
         };
-        self.shelves.iter().find_map(of_shelf)
+        self.shelves.iter().filter_map(of_shelf).collect()
     }
 
     /// The ranges of the chunk that this host lacks, where it has the rest; `None` where it needs the whole chunk, or
@@ -175,7 +176,7 @@ pub(super) fn check(
     let message = message.ok_or_else(bad)?;
     let (link, maker) = message.parse().map_err(|_| bad())?;
     let same = |(name, _): &(Digest, Link)| message.recipe == name.as_bytes();
-    let by_recipe = match subject.recipe().filter(same) {
+    let by_recipe = match subject.recipes().into_iter().find(same) {
         // the sender would have seen that
         Some((_, given)) if !link.is_alike(&given) => return Err(bad()),
         found => found.is_some(),
@@ -408,13 +409,20 @@ pub(super) fn store_part(
             ..Receipt::failed(Failure::Bad)
         };
     };
-    let given = subject.recipe();
+    // images that share the content may go by different recipes
+    let mut shelves = subject.shelves.iter();
+    let by = shelves.find(|shelf| {
+        shelf
+            .lacking_ranges(subject.content, subject.chunk)
+            .is_some()
+    });
+    let given = by.and_then(|shelf| shelf.recipe_link(subject.content, subject.chunk));
     let Some(whole) = whole(subject, lacking, &came) else {
         return Receipt::failed(Failure::Cancelled);
     };
     if !checked.link.holds(subject.geometry, subject.chunk, &whole) {
         // what is here was found by the recipe, and makes its chunk: with another link it says nothing
-        if given.is_some_and(|(_, given)| !given.is_alike(&checked.link)) {
+        if given.is_some_and(|given| !given.is_alike(&checked.link)) {
             return Receipt::failed(Failure::Disproved);
         }
         let part = UnfitPart {

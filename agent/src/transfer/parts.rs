@@ -79,8 +79,8 @@ impl World {
     /// The chunk as the holder sends it, with its header.
     async fn packed(&self) -> (ChunkHeader, Packed) {
         let packed = load(self.holder.clone()).await.unwrap();
-        let recipe = self.holder.recipe();
-        let header = whole_header((self.releases.layer, CHANGED), &packed, recipe);
+        let recipes = self.holder.recipes();
+        let header = whole_header((self.releases.layer, CHANGED), &packed, &recipes);
         (header, packed)
     }
 

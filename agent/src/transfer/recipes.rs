@@ -36,9 +36,9 @@ fn hold(world: &World, host: &Host) {
 /// What a host sends of the chunk.
 async fn sent(world: &World, by: &Host) -> Option<ChunkHeader> {
     let subject = world.subject(by, AT);
-    let recipe = subject.recipe();
+    let recipes = subject.recipes();
     let packed = load(subject).await?;
-    Some(header((world.spec.digest, AT), &packed, recipe))
+    Some(header((world.spec.digest, AT), &packed, &recipes))
 }
 
 fn take(world: &World, to: &Host, header: &ChunkHeader, bytes: &[u8]) -> Receipt {
@@ -125,6 +125,59 @@ async fn nobody_is_blamed_for_a_link_that_a_false_recipe_contradicts() {
 }
 
 #[tokio::test]
+async fn a_false_recipe_of_one_image_keeps_no_chunk_from_another_image() {
+    let world = World::new(4);
+    let content = world.spec.digest;
+    let by = recipe_with(&world.sample(), content, |of| of.states[40] ^= 1);
+    let (_, _, signed, _) = world.fetch(&world.host("mac-1")).await;
+    for misled_first in [true, false] {
+        let (without, misled) = (world.host("mac-2"), world.host_by("mac-2", &by));
+        let mut shelves = vec![without.shelf.clone(), misled.shelf.clone()];
+        if misled_first {
+            shelves.reverse();
+        }
+        for signed in &signed {
+            let subject = Subject {
+                shelves: shelves.clone(),
+                ..world.subject(&without, signed.chunk)
+            };
+            let (link, bytes) = (signed.to_message(), world.bytes(signed.chunk));
+            let receipt = take_packed(&subject, signed.maker().key(), &link, bytes);
+            assert_eq!(receipt.result, Ok(()), "{}", signed.chunk);
+        }
+        assert!(without.shelf.held(content).is_full());
+        assert!(!misled.shelf.held(content).is_full());
+    }
+}
+
+#[tokio::test]
+async fn a_chunk_goes_by_the_recipe_that_both_hosts_have_whatever_other_images_go_by() {
+    let world = World::new(4);
+    let content = world.spec.digest;
+    let by = recipe(&world.sample());
+    let lie = recipe_with(&world.sample(), content, |of| of.states[40] ^= 1);
+    let [holder, to] = ["mac-1", "mac-2"].map(|name| world.host_by(name, &by));
+    let misled = world.host_by("mac-2", &lie);
+    hold(&world, &holder);
+    // on both sides an image with another recipe comes first
+    let both = |host: &Host| Subject {
+        shelves: vec![misled.shelf.clone(), host.shelf.clone()],
+        ..world.subject(host, AT)
+    };
+    let subject = both(&holder);
+    let recipes = subject.recipes();
+    let packed = load(subject).await.unwrap();
+    let header = header((content, AT), &packed, &recipes);
+    let link = header.link.as_ref().unwrap();
+    assert_eq!(link.recipe, by.file.digest.as_bytes());
+    let peer: HostId = "mac-1".parse().unwrap();
+    let taken = take_packed(&both(&to), peer.key(), link, world.bytes(AT));
+    assert_eq!(taken.result, Ok(()));
+    assert!(to.shelf.held(content).contains(AT));
+    assert!(!misled.shelf.held(content).contains(AT));
+}
+
+#[tokio::test]
 async fn an_image_leaves_a_recipe_of_hosts_that_a_holder_of_the_image_contradicts() {
     let world = World::new(4);
     let content = world.spec.digest;
@@ -150,7 +203,7 @@ async fn an_image_leaves_a_recipe_of_hosts_that_a_holder_of_the_image_contradict
                 ..world.subject(&holder, chunk)
             };
             let packed = load(subject).await.unwrap();
-            let header = header((content, chunk), &packed, None);
+            let header = header((content, chunk), &packed, &[]);
             let statement = header.link.as_ref().unwrap().statement.as_ref();
             assert_eq!(statement.unwrap().run, 0, "it is vouched for");
             let (link, bytes) = (header.link.as_ref().unwrap(), world.bytes(chunk));
