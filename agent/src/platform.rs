@@ -75,8 +75,11 @@ pub(crate) fn clone_file(from: &Path, to: &Path) -> Result<(), CloneError> {
     }
 }
 
-/// Whether files in a directory can be cloned, found out by cloning one. False when that can't be tried.
-pub(crate) fn can_clone(directory: &Path) -> bool {
+/// Whether files in a directory can be cloned, found out by cloning one.
+///
+/// # Errors
+/// When that can't be tried now, for want of room or file handles, say. It says nothing of the volume.
+pub(crate) fn can_clone(directory: &Path) -> io::Result<bool> {
     let (from, to) = (
         directory.join(".clone-from.tmp"),
         directory.join(".clone-to.tmp"),
@@ -84,7 +87,12 @@ pub(crate) fn can_clone(directory: &Path) -> bool {
     let remove = || [&from, &to].map(std::fs::remove_file);
     drop(remove());
     // of an empty file some volumes clone nothing, and say that all went well
-    let cloned = std::fs::write(&from, &ZEROS[..4096]).is_ok() && clone_file(&from, &to).is_ok();
+    let written = std::fs::write(&from, &ZEROS[..4096]);
+    let cloned = written.and_then(|()| match clone_file(&from, &to) {
+        Ok(()) => Ok(true),
+        Err(CloneError::Unsupported) => Ok(false),
+        Err(CloneError::Io(error)) => Err(error),
+    });
     drop(remove());
     cloned
 }
@@ -373,8 +381,8 @@ mod tests {
             Err(CloneError::Unsupported) => assert!(!to.exists()),
             Err(error) => panic!("{error}"),
         }
-        assert_eq!(can_clone(dir.path()), to.exists());
-        assert!(!can_clone(&dir.path().join("none")));
+        assert_eq!(can_clone(dir.path()).unwrap(), to.exists());
+        can_clone(&dir.path().join("none")).unwrap_err();
         assert!(fs::read_dir(dir.path()).unwrap().count() <= 2);
         fs::write(&to, "there").unwrap();
         assert!(clone_file(&from, &to).is_err());

@@ -12,6 +12,7 @@ use std::{
 };
 
 use proto::{Digest, HostId};
+use tracing::debug;
 
 use super::{
     claim::Hosts,
@@ -66,7 +67,7 @@ pub(crate) struct Shared {
     news: NewsBox,
     /// Whether long operations shall end early.
     stopping: AtomicBool,
-    /// Whether files on the volume can share blocks, once that was tried.
+    /// Whether files on the volume can share blocks, once an attempt showed that.
     clones: OnceLock<bool>,
     /// This host's id, if it was set. Links that are made here name it as their maker.
     host: OnceLock<HostId>,
@@ -130,11 +131,18 @@ impl Shared {
         &self.room
     }
 
-    /// Whether files on the volume can share blocks. The first call tries it. Blocks.
+    /// Whether files on the volume can share blocks. Calls try it until an attempt shows it; false until then. Blocks.
     pub(super) fn clones(&self) -> bool {
-        *self
-            .clones
-            .get_or_init(|| platform::can_clone(&self.home.join(ROOT)))
+        if let Some(clones) = self.clones.get() {
+            return *clones;
+        }
+        match platform::can_clone(&self.home.join(ROOT)) {
+            Ok(clones) => *self.clones.get_or_init(|| clones),
+            Err(error) => {
+                debug!(%error, "whether the volume can clone files can't be tried now; it is tried again");
+                false
+            }
+        }
     }
 
     pub(super) fn tell(&self, news: News) {
@@ -170,5 +178,30 @@ impl Shared {
             ));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::platform::cloning::PRETENDED;
+
+    #[test]
+    fn an_attempt_to_clone_that_says_nothing_of_the_volume_decides_nothing() {
+        let home = tempfile::tempdir().unwrap();
+        PRETENDED.set(true);
+        let shared = Shared::new(home.path().into(), &Options::default());
+        assert!(!shared.clones(), "there is no directory to try it in");
+        let root = home.path().join(ROOT);
+        // a directory stands in the way
+        fs::create_dir_all(root.join(".clone-to.tmp")).unwrap();
+        assert!(!shared.clones());
+        fs::remove_dir(root.join(".clone-to.tmp")).unwrap();
+        assert!(shared.clones());
+        // what was found out stays
+        fs::remove_dir(root).unwrap();
+        assert!(shared.clones());
     }
 }
