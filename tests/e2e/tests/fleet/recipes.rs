@@ -15,13 +15,15 @@ use e2e::{
     registry::{self, Fault, Misbehaviour, Target},
     site::{Site, difference},
 };
+use origin::recipe::fallback_tag;
 use proto::{
-    ChunkIndex, Digest,
+    ChunkIndex, ContentRecipe, Digest,
     image::MANIFEST_TYPE,
     recipe::{ARTIFACT_TYPE, Recipe},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
+const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 const REPOSITORY: &str = "fleet/macos";
 const HOSTS: usize = 3;
 const PATIENCE: &str = "120";
@@ -34,6 +36,7 @@ struct World {
     image: GeneratedImage,
     /// Where on the disk the chunks lie that the first release doesn't have at the same place.
     changed: Vec<u64>,
+    releases: usize,
     // last: everything is kept there
     site: Site,
 }
@@ -68,6 +71,7 @@ impl World {
             first: site.registry.hold(REPOSITORY, "1", &old),
             second: site.registry.hold(REPOSITORY, "2", &image),
             changed: changed(&old, &image),
+            releases: 0,
             cluster: cluster.unwrap(),
             image,
             site,
@@ -105,6 +109,12 @@ impl World {
     fn put(&self, bytes: Vec<u8>) -> Digest {
         let (digest, size) = (Digest::of(&bytes), bytes.len());
         self.site.registry.put_blob(Bytes::from(bytes)).unwrap();
+        self.name(digest, size);
+        digest
+    }
+
+    /// Puts an artifact beside the image that names this recipe.
+    fn name(&self, digest: Digest, size: usize) -> Digest {
         let layer = json!({"mediaType": ARTIFACT_TYPE, "digest": digest.to_string(), "size": size});
         let manifest = json!({
             "schemaVersion": 2,
@@ -114,10 +124,34 @@ impl World {
             "subject": {"digest": self.image.digest.to_string()},
         });
         let manifest = Bytes::from(manifest.to_string());
-        let version = Digest::of(&manifest).to_string();
+        let artifact = Digest::of(&manifest);
+        let version = artifact.to_string();
         let registry = &self.site.registry;
         registry.put_manifest_as(REPOSITORY, &version, MANIFEST_TYPE, manifest);
-        digest
+        artifact
+    }
+
+    /// The next release is the second one from now on: every layer has changed once more, in a tenth of its bytes.
+    fn release(&mut self) {
+        self.releases += 1;
+        let next = |spec: ImageSpec, _| spec.changed_within(100, 10);
+        let image = self.site.image(&(0..=self.releases).fold(spec(), next));
+        let image = image.unwrap();
+        assert_ne!(image.digest, self.image.digest);
+        let tag = format!("next-{}", self.releases);
+        self.second = self.site.registry.hold(REPOSITORY, &tag, &image);
+        self.changed = changed(&self.image, &image);
+        self.image = image;
+    }
+
+    /// Stages the second release, which every host then has, bit by bit. Returns the digest of the recipe that its
+    /// status names.
+    fn stages(&self, case: &str) -> Option<String> {
+        println!("{case}");
+        self.stage(&self.second);
+        self.assert_holds();
+        let status = self.cluster.status(&self.second).unwrap();
+        status["recipe"]["digest"].as_str().map(ToOwned::to_owned)
     }
 
     /// Bytes of the blobs in which the changed chunks lie, by a true recipe.
@@ -291,4 +325,217 @@ fn a_recipe_that_doesnt_come_is_waited_for_half_a_minute_at_most() {
     world.site.registry.script(fault);
     world.stage(&world.second);
     world.assert_holds();
+}
+
+/// What somebody makes of a true recipe, and puts beside the image.
+type Lie = fn(&World, Vec<u8>);
+
+/// Writes these bytes over those, which the recipe has once.
+fn overwrite(bytes: &mut [u8], those: &[u8], with: &[u8]) {
+    let at = bytes
+        .windows(those.len())
+        .position(|window| window == those);
+    bytes[at.unwrap()..][..with.len()].copy_from_slice(with);
+}
+
+/// The recipe of the layer with this number, and of the chunk of it at this place the number.
+fn layer(world: &World, bytes: &[u8], at: u64) -> (ContentRecipe, ChunkIndex) {
+    let layout = world.image.layout().unwrap();
+    let layer = usize::try_from(at / spec().layer_bytes).unwrap();
+    let recipe = Recipe::parse(bytes, &layout).unwrap();
+    let of = recipe
+        .content(&layout.layers()[layer].raw.unwrap())
+        .unwrap();
+    let chunk = u32::try_from((at % spec().layer_bytes) >> 20).unwrap();
+    (ContentRecipe::clone(of), ChunkIndex(chunk))
+}
+
+const LIES: [(&str, Lie); 7] = [
+    (
+        "fingerprints of what is here under chunks that aren't",
+        |world, mut bytes| {
+            let unchanged = (0..).map(|chunk| chunk << 20);
+            let unchanged = unchanged.filter(|at| !world.changed.contains(at));
+            let print = |at: u64| {
+                let (of, chunk) = layer(world, &bytes, at);
+                of.link(chunk).unwrap().fingerprint.0
+            };
+            let pairs = world.changed.iter().copied().zip(unchanged);
+            let prints: Vec<_> = pairs
+                .map(|(lacks, has)| (print(lacks), print(has)))
+                .collect();
+            for (lacks, has) in prints {
+                overwrite(&mut bytes, &lacks, &has);
+            }
+            world.put(bytes);
+        },
+    ),
+    ("fingerprints of nothing", |world, mut bytes| {
+        for at in (0..spec().disk_bytes).step_by(1 << 20) {
+            let (of, chunk) = layer(world, &bytes, at);
+            let print = of.link(chunk).unwrap().fingerprint.0;
+            overwrite(&mut bytes, &print, &[at.to_le_bytes(); 2].concat());
+        }
+        world.put(bytes);
+    }),
+    ("places that aren't the chunks'", |world, mut bytes| {
+        for at in world.changed.iter().copied() {
+            let (of, chunk) = layer(world, &bytes, at);
+            let Some(place) = of.link(chunk).unwrap().resume else {
+                continue;
+            };
+            let those = place.blob_offset.to_le_bytes();
+            overwrite(&mut bytes, &those, &(place.blob_offset + 7).to_le_bytes());
+        }
+        world.put(bytes);
+    }),
+    ("another image's recipe", |world, mut bytes| {
+        overwrite(&mut bytes, world.image.digest.as_bytes(), &[7]);
+        world.put(bytes);
+    }),
+    ("half of a recipe", |world, bytes| {
+        world.put(bytes[..bytes.len() / 2].to_vec());
+    }),
+    ("another size than the artifact says", |world, bytes| {
+        let size = bytes.len() - 9;
+        let digest = world.site.registry.put_blob(bytes.into()).unwrap();
+        world.name(digest, size);
+    }),
+    (
+        "bytes that change under their digest",
+        |world, mut bytes| {
+            let digest = world.put(bytes.clone());
+            bytes[60] ^= 1;
+            let registry = &world.site.registry;
+            registry.put_blob_as(digest, bytes.into()).unwrap();
+        },
+    ),
+];
+
+#[test]
+fn whatever_a_recipe_lies_about_every_host_has_the_image() {
+    let mut world = World::new();
+    for (at, (name, lie)) in LIES.into_iter().enumerate() {
+        if at > 0 {
+            world.release();
+        }
+        lie(&world, world.made());
+        world.stages(name);
+    }
+}
+
+#[test]
+fn a_recipe_stays_under_the_hosts_when_the_registry_names_another() {
+    let world = World::new();
+    let bytes = world.made();
+    let (digest, size) = (Digest::of(&bytes), bytes.len());
+    let first = world.put(bytes.clone());
+    assert_eq!(world.stages("the first").unwrap(), digest.to_string());
+    // another one, which is found before the first
+    let layout = world.image.layout().unwrap();
+    let lean = Recipe::parse(&bytes, &layout).unwrap();
+    let lean = lean.contents().cloned().map(|mut content| {
+        drop(content.take_blocks());
+        content
+    });
+    let other = Recipe::new(&layout, lean).unwrap().encode();
+    let other = world.site.registry.put_blob(other.into()).unwrap();
+    assert_ne!(other, digest);
+    world.site.registry.remove_blob(&digest).unwrap();
+    let mut sizes = size..;
+    while world.name(other, sizes.next().unwrap()) > first {}
+    assert_eq!(world.stages("the other").unwrap(), digest.to_string());
+}
+
+#[test]
+fn hosts_stage_an_image_whatever_its_registry_lists_beside_it() {
+    let mut world = World::new();
+    let none = || Fault::always(Target::Referrers, Misbehaviour::status(404));
+    world.site.registry.script(none());
+    world.put(world.made());
+    assert_eq!(world.stages("no list"), None);
+
+    world.release();
+    let bytes = world.made();
+    let size = bytes.len();
+    let recipe = world.site.registry.put_blob(bytes.into()).unwrap();
+    let artifact = world.name(recipe, size);
+    let entry = json!({"mediaType": MANIFEST_TYPE, "digest": artifact.to_string(), "size": 500, "artifactType": ARTIFACT_TYPE});
+    let index = json!({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [entry]});
+    let tag = fallback_tag(&world.image.digest).to_string();
+    let index = index.to_string().into();
+    world
+        .site
+        .registry
+        .put_manifest(REPOSITORY, &tag, INDEX_TYPE, index);
+    assert_eq!(
+        world.stages("a list under a tag").unwrap(),
+        recipe.to_string()
+    );
+    world.site.registry.clear_all();
+
+    world.release();
+    let recipe = world.put(world.made()).to_string();
+    for at in 0..3_000 {
+        beside(&world, &json!({"at": at}));
+    }
+    let everything = Fault::always(Target::Referrers, Misbehaviour::IgnoreFilter);
+    world.site.registry.script(everything);
+    assert_eq!(world.stages("thousands in one list").unwrap(), recipe);
+
+    world.release();
+    let recipe = world.put(world.made()).to_string();
+    for at in 0..3_000 {
+        beside(&world, &json!({"at": at}));
+    }
+    let pages = Fault::always(Target::Referrers, Misbehaviour::Pages(1));
+    world.site.registry.script(pages);
+    let found = world.stages("thousands in pages of one");
+    assert!(found.is_none_or(|found| found == recipe));
+}
+
+/// Puts an artifact of another kind beside the image.
+fn beside(world: &World, annotations: &Value) {
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "artifactType": "application/vnd.dev.sigstore",
+        "layers": [],
+        "annotations": annotations,
+        "subject": {"digest": world.image.digest.to_string()},
+    });
+    let manifest = Bytes::from(manifest.to_string());
+    let version = Digest::of(&manifest).to_string();
+    let registry = &world.site.registry;
+    registry.put_manifest_as(REPOSITORY, &version, MANIFEST_TYPE, manifest);
+}
+
+#[test]
+fn a_registry_that_refuses_ranges_costs_hosts_with_a_recipe_the_saving_alone() {
+    let mut world = World::new();
+    for (at, refusal) in [
+        Misbehaviour::RefuseRange(416),
+        Misbehaviour::RefuseRange(501),
+        Misbehaviour::IgnoreRange,
+        Misbehaviour::IgnoreEnd,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        if at > 0 {
+            world.release();
+        }
+        let recipe = world.put(world.made()).to_string();
+        let case = format!("{refusal:?}");
+        world
+            .site
+            .registry
+            .script(Fault::always(Target::Blobs, refusal));
+        world.site.registry.reset_counters();
+        assert_eq!(world.stages(&case).unwrap(), recipe);
+        let (served, blobs) = (world.site.served(), world.image.blobs.values().sum::<u64>());
+        println!("{served} left the registry, of {blobs}");
+        assert!(served <= 2 * blobs, "{case}: {served} of {blobs}");
+        world.site.registry.clear_all();
+    }
 }
