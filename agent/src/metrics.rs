@@ -269,6 +269,18 @@ impl Metrics {
         );
         (metrics, registry)
     }
+
+    /// Counts bytes of contents that came, or were here already.
+    pub(crate) fn received(&self, source: From, bytes: u64) {
+        let received = self.received_bytes.get_or_create(&SourceLabel { source });
+        received.inc_by(bytes);
+    }
+
+    /// Counts chunks that were found false.
+    pub(crate) fn found_false(&self, source: From, chunks: usize) {
+        let failures = self.verify_failures.get_or_create(&SourceLabel { source });
+        failures.inc_by(u64::try_from(chunks).unwrap_or(u64::MAX));
+    }
 }
 
 impl MirrorMetrics {

@@ -3,11 +3,12 @@
 //!
 //! The swarm decides which chunk to ask of which peer. This part joins the swarm with hosts, contents, transfers,
 //! fetches and leases. Work for other parts (jobs, images, reports) goes into a queue of [`Effect`]s, which the driver
-//! empties by [`Exchange::poll`].
+//! empties by [`Exchange::poll`]. `moves` has how a chunk begins to move.
 
 mod effect;
+mod moves;
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use proto::{
     ChunkIndex, Digest, HostKey, Moment,
@@ -16,32 +17,35 @@ use proto::{
 };
 use swarm::{
     Action, Event, Swarm,
-    action::Declined,
-    event::{ContentId, Delivery, Entitled, Spread, Ticket},
+    event::{ContentId, Delivery, Entitled, Ticket},
 };
 use tracing::{info, warn};
 use wire::Connection;
 
 pub(super) use self::effect::Effect;
+use self::{
+    effect::Effects,
+    moves::{Begun, Moves},
+};
 use super::{
     contents::{self, Content, Contents},
     hosts::{self, Hosts},
     image_news::ImageNews,
     input::Input,
     origins::{self, FetchWanted, Origins},
-    streams::{self, Asked, Job, Offer, PeerTransfers, Streams},
+    streams::{PeerTransfers, Streams},
     transfers::Transfer,
-    walk::{self, Walked},
+    walk::Walked,
 };
 use crate::{
     fetch::{FetchEnd, News},
-    metrics::{From, Metrics, SourceLabel},
+    metrics::{From, Metrics},
     mirror::blob::Blob,
     peer::Brought,
     registries::Access,
-    shelf::{Shelf, Unwritable, retract},
+    shelf::Shelf,
     store::Stage,
-    transfer::{Receipt, Shipment, Subject},
+    transfer::{Receipt, Shipment},
 };
 
 /// The swarm, and the parts that carry out its actions.
@@ -56,7 +60,7 @@ pub(super) struct Exchange {
     contents: Contents,
     transfers: PeerTransfers,
     origins: Origins,
-    effects: VecDeque<Effect>,
+    effects: Effects,
 }
 
 impl Exchange {
@@ -71,7 +75,7 @@ impl Exchange {
             hosts: Hosts::default(),
             transfers: PeerTransfers::default(),
             origins: Origins::default(),
-            effects: VecDeque::new(),
+            effects: Effects::default(),
         }
     }
 
@@ -101,7 +105,7 @@ impl Exchange {
                 None => break,
             }
         }
-        self.effects.pop_front()
+        self.effects.take()
     }
 
     /// Hands on the announcements that wait, as far as peers take them.
@@ -120,17 +124,19 @@ impl Exchange {
         self.swarm.status(self.moment())
     }
 
-    fn run(&mut self, job: Job) {
-        self.effects.push_back(Effect::Run(job));
-    }
-
-    fn run_blocking(&mut self, job: impl FnOnce() -> Input + Send + 'static) {
-        self.effects.push_back(Effect::RunBlocking(Box::new(job)));
-    }
-
-    fn tell_images(&mut self, images: Vec<Digest>, news: ImageNews) {
-        if !images.is_empty() {
-            self.effects.push_back(Effect::Images { images, news });
+    /// Begins to move a chunk, or tells the swarm that it doesn't move.
+    fn begin(&mut self, how: impl FnOnce(Moves<'_>) -> Option<Begun>) {
+        let begun = how(Moves {
+            now: self.now,
+            streams: &self.streams,
+            hosts: &self.hosts,
+            contents: &self.contents,
+            transfers: &mut self.transfers,
+        });
+        match begun {
+            Some(Begun::Run(job)) => self.effects.run(job),
+            Some(Begun::Tell(event)) => self.tell(event),
+            None => {}
         }
     }
 
@@ -142,7 +148,7 @@ impl Exchange {
         kind: BlameKind,
     ) {
         if let Some(host) = self.hosts.id(peer).cloned() {
-            self.effects.push_back(Effect::Blame {
+            self.effects.push(Effect::Blame {
                 host,
                 content,
                 chunk,
@@ -166,7 +172,9 @@ impl Exchange {
                 let effects = self.hosts.hang_up(peer);
                 self.follow_hosts(effects);
             }
-            Action::Request { peer, id, chunk } => self.request(Transfer { peer, id, chunk }),
+            Action::Request { peer, id, chunk } => {
+                self.begin(|moves| Some(moves.request(Transfer { peer, id, chunk })))
+            }
             Action::Cancel { peer, id, chunk } => {
                 self.transfers.cancel(&Transfer { peer, id, chunk });
             }
@@ -175,19 +183,11 @@ impl Exchange {
                 id,
                 chunk,
                 spread,
-            } => self.push(Transfer { peer, id, chunk }, spread),
-            Action::Accept(ticket) => self.accept(ticket),
-            Action::Decline(ticket, why) => {
-                if let Some((_, offer)) = self.transfers.take_offer(ticket) {
-                    self.run(streams::decline(offer.sender, offer.receiver, why));
-                }
-            }
-            Action::Serve(ticket) => self.serve(ticket),
-            Action::Refuse(ticket, why) => {
-                if let Some((_, asked)) = self.transfers.take_request(ticket) {
-                    self.run(streams::refuse(asked.sender, why));
-                }
-            }
+            } => self.begin(|moves| Some(moves.push(Transfer { peer, id, chunk }, spread))),
+            Action::Accept(ticket) => self.begin(|moves| moves.accept(ticket)),
+            Action::Decline(ticket, why) => self.begin(|moves| moves.decline(ticket, why)),
+            Action::Serve(ticket) => self.begin(|moves| moves.serve(ticket)),
+            Action::Refuse(ticket, why) => self.begin(|moves| moves.refuse(ticket, why)),
             Action::Announce {
                 peer,
                 id,
@@ -278,16 +278,18 @@ impl Exchange {
         for effect in effects {
             match effect {
                 hosts::Effect::Tell(event) => self.tell(event),
-                hosts::Effect::Dial(dial) => self.run(self.streams.dial(dial)),
+                hosts::Effect::Dial(dial) => self.effects.run(self.streams.dial(dial)),
                 hosts::Effect::Listen {
                     peer,
                     serial,
                     connection,
-                } => self.run(self.streams.listen(peer, serial, connection)),
+                } => self
+                    .effects
+                    .run(self.streams.listen(peer, serial, connection)),
                 hosts::Effect::Announce {
                     connection,
                     updates,
-                } => self.run(self.streams.announce(connection, updates)),
+                } => self.effects.run(self.streams.announce(connection, updates)),
                 hosts::Effect::Close {
                     connection,
                     code,
@@ -305,38 +307,13 @@ impl Exchange {
     pub(super) fn brought(&mut self, peer: HostKey, brought: Brought) {
         match brought {
             Brought::Request { request, sender } => {
-                match self.contents.locate(&request.content, request.index) {
-                    Some((id, chunk)) => {
-                        let transfer = Transfer { peer, id, chunk };
-                        let asked = Asked {
-                            lacking: request.lacking,
-                            sender,
-                        };
-                        let event = self.transfers.requested(transfer, asked);
-                        self.tell(event);
-                    }
-                    None => self.run(streams::refuse(sender, Declined::Missing)),
-                }
+                self.begin(|moves| Some(moves.requested(peer, request, sender)))
             }
             Brought::Push {
                 push,
                 sender,
                 receiver,
-            } => match (self.contents.locate(&push.content, push.index), push.header) {
-                (Some((id, chunk)), Some(header)) => {
-                    let transfer = Transfer { peer, id, chunk };
-                    let offer = Offer {
-                        header: Box::new(header),
-                        sends_parts: push.sends_parts,
-                        sender,
-                        receiver,
-                    };
-                    let spread = push.spread.map(streams::spread);
-                    let event = self.transfers.offered(transfer, spread, offer);
-                    self.tell(event);
-                }
-                _ => self.run(streams::decline(sender, receiver, Declined::Unwanted)),
-            },
+            } => self.begin(|moves| Some(moves.offered(peer, *push, (sender, receiver)))),
             Brought::Introduced { serial, life } => {
                 let effects = self.hosts.introduced(peer, serial, life);
                 self.follow_hosts(effects);
@@ -356,57 +333,6 @@ impl Exchange {
 
     // ---- transfers ------------------------------------------------------------------------------------------------
 
-    fn subject(&self, transfer: &Transfer) -> Option<Subject> {
-        let content = self.contents.find(transfer.id)?;
-        let dropped_lately = content.dropped_lately(self.now);
-        let streams = &self.streams;
-        Some(streams.subject(content, transfer.chunk, dropped_lately))
-    }
-
-    fn request(&mut self, transfer: Transfer) {
-        let connection = self.hosts.connection(transfer.peer);
-        match (connection, self.subject(&transfer)) {
-            (Some(connection), Some(subject)) => {
-                let receiving = self.transfers.receive(transfer);
-                self.run(streams::request(transfer, receiving, connection, subject));
-            }
-            _ => self.tell(transfer.broken()),
-        }
-    }
-
-    fn accept(&mut self, ticket: Ticket) {
-        let Some((transfer, offer)) = self.transfers.take_offer(ticket) else {
-            return;
-        };
-        match self.subject(&transfer) {
-            Some(subject) => {
-                let receiving = self.transfers.receive(transfer);
-                self.run(streams::accept(transfer, receiving, offer, subject));
-            }
-            None => self.tell(transfer.broken()),
-        }
-    }
-
-    fn push(&mut self, transfer: Transfer, spread: Option<Spread>) {
-        let connection = self.hosts.connection(transfer.peer);
-        match (connection, self.subject(&transfer)) {
-            (Some(connection), Some(subject)) => {
-                self.run(streams::push(transfer, connection, subject, spread));
-            }
-            _ => self.tell(transfer.not_sent(None)),
-        }
-    }
-
-    fn serve(&mut self, ticket: Ticket) {
-        let Some((transfer, asked)) = self.transfers.take_request(ticket) else {
-            return;
-        };
-        match self.subject(&transfer) {
-            Some(subject) => self.run(streams::serve(transfer, ticket, asked, subject)),
-            None => self.tell(transfer.not_sent(Some(ticket))),
-        }
-    }
-
     /// An upload ended.
     pub(super) fn sent(&mut self, transfer: Transfer, ticket: Option<Ticket>, shipment: Shipment) {
         let Shipment {
@@ -416,11 +342,12 @@ impl Exchange {
         } = shipment;
         let Transfer { peer, id, chunk } = transfer;
         self.metrics.sent_bytes.inc_by(wire_bytes);
-        self.tell_images(self.first_image(id), ImageNews::Uploaded(wire_bytes));
+        self.effects
+            .tell_images(self.first_image(id), ImageNews::Uploaded(wire_bytes));
         if delivery == Delivery::Bad
             && let Some(content) = self.contents.find(id).map(Content::digest)
         {
-            self.effects.push_back(Effect::Look { content, chunk });
+            self.effects.push(Effect::Look { content, chunk });
         }
         self.tell(Event::Sent {
             peer,
@@ -437,25 +364,28 @@ impl Exchange {
     pub(super) fn received(&mut self, transfer: Transfer, number: u64, mut receipt: Receipt) {
         if !receipt.unwritable.is_empty() {
             // these images are withdrawn before the chunk counts
-            self.unwritable(std::mem::take(&mut receipt.unwritable));
+            self.effects
+                .tell_unwritable(std::mem::take(&mut receipt.unwritable));
             let again = Input::Received {
                 transfer,
                 number,
                 receipt,
             };
-            self.effects.push_back(Effect::Hear(again));
+            self.effects.push(Effect::Hear(again));
             return;
         }
         if !self.transfers.received(&transfer, number) && receipt.is_lost() {
             // the chunk was sent over a connection that is gone, and is asked for again over the next one
             return;
         }
-        self.count_source(From::Peers, receipt.wire_bytes);
+        self.metrics.received(From::Peers, receipt.wire_bytes);
         let first = self.first_image(transfer.id);
-        self.tell_images(first.clone(), ImageNews::FromPeers(receipt.wire_bytes));
+        self.effects
+            .tell_images(first.clone(), ImageNews::FromPeers(receipt.wire_bytes));
         if receipt.local_bytes > 0 {
             self.count_local(receipt.local_bytes);
-            self.tell_images(first, ImageNews::FromHere(receipt.local_bytes));
+            self.effects
+                .tell_images(first, ImageNews::FromHere(receipt.local_bytes));
         }
         let effects = match receipt.result {
             Ok(()) => self.contents.came(transfer, &receipt),
@@ -464,28 +394,15 @@ impl Exchange {
         self.follow_contents(effects);
     }
 
-    fn count_source(&self, source: From, bytes: u64) {
-        let received = &self.metrics.received_bytes;
-        received
-            .get_or_create(&SourceLabel { source })
-            .inc_by(bytes);
-    }
-
     /// Counts bytes of a stage that were here already, in other images.
     pub(super) fn count_local(&self, bytes: u64) {
-        self.count_source(From::Local, bytes);
+        self.metrics.received(From::Local, bytes);
     }
 
     /// Bytes are counted with the first image that a content is part of.
     fn first_image(&self, id: ContentId) -> Vec<Digest> {
         let images = self.contents.find(id).map(Content::images);
         images.into_iter().flatten().take(1).collect()
-    }
-
-    fn unwritable(&mut self, images: Vec<Unwritable>) {
-        for (image, error) in images {
-            self.tell_images(vec![image], ImageNews::Unwritable(error));
-        }
     }
 
     // ---- contents -------------------------------------------------------------------------------------------------
@@ -511,22 +428,14 @@ impl Exchange {
                     content,
                     chunks,
                     shelves,
-                } => self.run_blocking(move || Input::Walked {
-                    id,
-                    walked: walk::walk(&shelves, content, chunks),
-                }),
+                } => self.effects.walk(id, (content, chunks), shelves),
                 contents::Effect::Retract {
                     id,
                     content,
                     shelves,
-                } => {
-                    let (me, from) = (self.streams.me.key(), ChunkIndex(0));
-                    self.run_blocking(move || Input::Retracted {
-                        id,
-                        from,
-                        result: retract(&shelves, content, me, from),
-                    });
-                }
+                } => self
+                    .effects
+                    .retract(id, content, self.streams.me.key(), shelves),
                 contents::Effect::Drop {
                     from,
                     content,
@@ -534,23 +443,16 @@ impl Exchange {
                 } => {
                     // the chunks that the maker is sending were made before the retraction
                     self.transfers.cancel_from(from);
-                    self.run_blocking(move || Input::Dropped {
-                        id: from.id,
-                        result: retract(&shelves, content, from.peer, from.chunk),
-                    });
+                    self.effects.drop_made(from, content, shelves);
                 }
-                contents::Effect::Images { images, news } => self.tell_images(images, news),
+                contents::Effect::Images { images, news } => self.effects.tell_images(images, news),
                 contents::Effect::NotStored { mirrored, error } => {
-                    self.effects
-                        .push_back(Effect::NotStored { mirrored, error });
+                    self.effects.push(Effect::NotStored { mirrored, error });
                 }
                 contents::Effect::CountFalse { source, chunks } => {
-                    let failures = &self.metrics.verify_failures;
-                    failures
-                        .get_or_create(&SourceLabel { source })
-                        .inc_by(u64::try_from(chunks).unwrap_or(u64::MAX));
+                    self.metrics.found_false(source, chunks);
                 }
-                contents::Effect::Convict(links) => self.effects.push_back(Effect::Convict(links)),
+                contents::Effect::Convict(links) => self.effects.push(Effect::Convict(links)),
                 contents::Effect::BlameBytes(Transfer { peer, id, chunk }) => {
                     if let Some(host) = self.hosts.id(peer) {
                         warn!(peer = %host, chunk = chunk.0, "peer sent a chunk that doesn't fit its link");
@@ -559,10 +461,10 @@ impl Exchange {
                     self.blame(peer, content, chunk, BlameKind::Bytes);
                 }
                 contents::Effect::TakeBack { content, from } => {
-                    self.effects.push_back(Effect::TakeBack { content, from });
+                    self.effects.push(Effect::TakeBack { content, from });
                 }
-                contents::Effect::Stored => self.effects.push_back(Effect::Stored),
-                contents::Effect::Report => self.effects.push_back(Effect::ReportSoon),
+                contents::Effect::Stored => self.effects.push(Effect::Stored),
+                contents::Effect::Report => self.effects.push(Effect::ReportSoon),
             }
         }
     }
@@ -640,7 +542,7 @@ impl Exchange {
             return;
         };
         if self.origins.is_leased(id) {
-            self.effects.push_back(Effect::ReportNow);
+            self.effects.push(Effect::ReportNow);
         }
         let effects = self.origins.give_up(id, *content);
         self.follow_origins(effects);
@@ -656,9 +558,10 @@ impl Exchange {
     /// A content's chain was walked.
     pub(super) fn walked(&mut self, id: ContentId, mut walked: Walked) {
         if !walked.unwritable.is_empty() {
-            self.unwritable(std::mem::take(&mut walked.unwritable));
             self.effects
-                .push_back(Effect::Hear(Input::Walked { id, walked }));
+                .tell_unwritable(std::mem::take(&mut walked.unwritable));
+            self.effects
+                .push(Effect::Hear(Input::Walked { id, walked }));
             return;
         }
         let effects = self.contents.walked(id, walked);
@@ -706,21 +609,21 @@ impl Exchange {
             match effect {
                 origins::Effect::Tell(event) => self.tell(event),
                 origins::Effect::Contents(effect) => self.follow_contents([effect]),
-                origins::Effect::Images { images, news } => self.tell_images(images, news),
+                origins::Effect::Images { images, news } => self.effects.tell_images(images, news),
                 origins::Effect::Fetch(wanted) => {
-                    self.effects.push_back(Effect::Fetch(wanted));
+                    self.effects.push(Effect::Fetch(wanted));
                 }
                 origins::Effect::FetchEnded { content, end } => {
-                    self.effects.push_back(Effect::FetchEnded { content, end });
+                    self.effects.push(Effect::FetchEnded { content, end });
                 }
-                origins::Effect::Doubt(doubt) => self.effects.push_back(Effect::Doubt(doubt)),
-                origins::Effect::Came(bytes) => self.count_source(From::Origin, bytes),
-                origins::Effect::Unwritable(images) => self.unwritable(images),
+                origins::Effect::Doubt(doubt) => self.effects.push(Effect::Doubt(doubt)),
+                origins::Effect::Came(bytes) => self.metrics.received(From::Origin, bytes),
+                origins::Effect::Unwritable(images) => self.effects.tell_unwritable(images),
                 origins::Effect::ForgetTicket(content) => {
                     self.streams.notary.forget_lease(&content);
                 }
-                origins::Effect::ReportSoon => self.effects.push_back(Effect::ReportSoon),
-                origins::Effect::ReportNow => self.effects.push_back(Effect::ReportNow),
+                origins::Effect::ReportSoon => self.effects.push(Effect::ReportSoon),
+                origins::Effect::ReportNow => self.effects.push(Effect::ReportNow),
             }
         }
     }
@@ -738,7 +641,7 @@ impl Exchange {
         info!(content = %wanted.content, image = reference, "fetching from the registry");
         let reins = self.origins.begin(wanted, by, access);
         let job = self.streams.fetch(content, reference, reins);
-        self.run(job);
+        self.effects.run(job);
     }
 
     /// The coordinator handed down a newer token for an image. Running fetches use the new token from now on.

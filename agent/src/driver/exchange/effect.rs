@@ -1,10 +1,17 @@
 //! The work that the exchange leaves to other parts.
 
-use proto::{ChunkIndex, Digest, HostId, Signed, message::BlameKind, recipe::Doubt};
+use std::collections::VecDeque;
+
+use proto::{ChunkIndex, Digest, HostId, HostKey, Signed, message::BlameKind, recipe::Doubt};
+use swarm::event::ContentId;
 
 use crate::{
-    driver::{image_news::ImageNews, input::Input, origins::FetchWanted, streams::Job},
+    driver::{
+        image_news::ImageNews, input::Input, origins::FetchWanted, streams::Job,
+        transfers::Transfer, walk::walk,
+    },
     fetch::FetchEnd,
+    shelf::{Shelf, Unwritable, retract},
 };
 
 /// Work for other parts, after the exchange heard something.
@@ -48,4 +55,83 @@ pub(in crate::driver) enum Effect {
     ReportSoon,
     /// Something changed that others wait for.
     ReportNow,
+}
+
+/// Effects that wait for the driver, in order.
+#[derive(Default)]
+pub(super) struct Effects {
+    waiting: VecDeque<Effect>,
+}
+
+impl Effects {
+    pub(super) fn push(&mut self, effect: Effect) {
+        self.waiting.push_back(effect);
+    }
+
+    pub(super) fn run(&mut self, job: Job) {
+        self.push(Effect::Run(job));
+    }
+
+    fn run_blocking(&mut self, job: impl FnOnce() -> Input + Send + 'static) {
+        self.push(Effect::RunBlocking(Box::new(job)));
+    }
+
+    /// Walks a content's chain back from its digest.
+    pub(super) fn walk(
+        &mut self,
+        id: ContentId,
+        (content, chunks): (Digest, u32),
+        shelves: Vec<Shelf>,
+    ) {
+        self.run_blocking(move || Input::Walked {
+            id,
+            walked: walk(&shelves, content, chunks),
+        });
+    }
+
+    /// Drops all links that this host, `me`, made of a content.
+    pub(super) fn retract(
+        &mut self,
+        id: ContentId,
+        content: Digest,
+        me: HostKey,
+        shelves: Vec<Shelf>,
+    ) {
+        let from = ChunkIndex(0);
+        self.run_blocking(move || Input::Retracted {
+            id,
+            from,
+            result: retract(&shelves, content, me, from),
+        });
+    }
+
+    /// Drops the links that another host made of a content, from a chunk on.
+    pub(super) fn drop_made(&mut self, from: Transfer, content: Digest, shelves: Vec<Shelf>) {
+        self.run_blocking(move || Input::Dropped {
+            id: from.id,
+            result: retract(&shelves, content, from.peer, from.chunk),
+        });
+    }
+
+    pub(super) fn tell_images(&mut self, images: Vec<Digest>, news: ImageNews) {
+        if !images.is_empty() {
+            self.push(Effect::Images { images, news });
+        }
+    }
+
+    /// The files of these images can't be written.
+    pub(super) fn tell_unwritable(&mut self, images: Vec<Unwritable>) {
+        for (image, error) in images {
+            self.tell_images(vec![image], ImageNews::Unwritable(error));
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Takes the first one.
+    pub(super) fn take(&mut self) -> Option<Effect> {
+        self.waiting.pop_front()
+    }
 }
