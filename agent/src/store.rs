@@ -746,11 +746,17 @@ impl Store {
         kept.is_some_and(|kept| std::ptr::eq(&*kept, stage))
     }
 
+    /// The recipes by which stages go.
+    pub(crate) fn recipes(&self) -> BTreeSet<Digest> {
+        let stages = self.all();
+        let recipes = stages.iter().filter_map(|stage| stage.recipe());
+        recipes.map(|file| file.digest).collect()
+    }
+
     /// Removes the recipe of a stage that was let go, unless another stage goes by it.
     fn forget_recipe(&self, of: &Stage) {
-        let recipe = |stage: &Stage| stage.recipe().map(|file| file.digest);
-        let named = self.all().iter().any(|other| recipe(other) == recipe(of));
-        if let Some(name) = recipe(of).filter(|_| !named)
+        let recipe = of.recipe().map(|file| file.digest);
+        if let Some(name) = recipe.filter(|name| !self.recipes().contains(name))
             && let Err(error) = recipes::remove(self.shared.home(), &name)
         {
             tracing::warn!(recipe = %name, %error, "a recipe that no image needs any more can't be removed; the next start does it");

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use proto::{ChunkIndex, Digest, Geometry, image::Layout};
+use proto::{ChunkIndex, Digest, image::Layout};
 use tracing::{debug, warn};
 
 use super::{
@@ -21,12 +21,13 @@ use super::{
     jobs::{Long, Work},
     look::Seen,
     making,
+    recipe_files::RecipeFiles,
     trouble::Trouble,
 };
 use crate::{
     golden::Goldens,
     lock::lock,
-    mirror::{blobs::Blobs, outside},
+    mirror::blobs::Blobs,
     platform,
     shelf::Shelf,
     store::{
@@ -48,8 +49,8 @@ pub(super) struct Disk {
     blobs: Option<Arc<Blobs>>,
     /// Makes goldens, where they are wanted.
     goldens: Option<Arc<Goldens>>,
-    /// tart's home.
-    home: PathBuf,
+    /// tart's home, with the files of recipes.
+    recipes: Arc<RecipeFiles>,
     /// Reads disks that parbake didn't build.
     survey: Arc<Survey>,
     /// How many images of a repository stay, if any are retired.
@@ -71,7 +72,7 @@ impl Disk {
             store,
             blobs,
             goldens,
-            home,
+            recipes: Arc::new(RecipeFiles::new(home)),
             keep,
             retired: Arc::default(),
         }
@@ -82,7 +83,7 @@ impl Disk {
     }
 
     pub(super) fn home(&self) -> &Path {
-        &self.home
+        self.recipes.home()
     }
 
     // ---- images -----------------------------------------------------------------------------------------------------
@@ -106,17 +107,13 @@ impl Disk {
     pub(super) fn open_recipe(&self, image: Digest, file: proto::image::Blob) -> Work {
         let disk = self.clone();
         Work::blocking(move || {
-            let directory = recipes::directory(&disk.home);
-            let me = disk.store.host();
-            let opened = Geometry::new(file.size)
-                .map_err(|error| error.to_string())
-                .and_then(|geometry| {
-                    let opened = outside::open(file.digest, geometry, &directory, &me);
-                    opened.map_err(|error| format!("{}: {error}", directory.display()))
-                });
+            let opened = disk.recipes.open(file, &disk.store.host());
             Input::RecipeOpened {
                 image,
-                result: opened.map(Arc::new),
+                result: opened.map_err(|error| {
+                    let directory = recipes::directory(disk.home());
+                    format!("{}: {error}", directory.display())
+                }),
             }
         })
     }
@@ -129,7 +126,7 @@ impl Disk {
         file: proto::image::Blob,
         stage: Option<Arc<Stage>>,
     ) -> Work {
-        let (home, store) = (self.home.clone(), self.store.clone());
+        let (home, store) = (self.home().to_owned(), self.store.clone());
         Work::blocking(move || {
             let name = file.digest;
             let read = recipes::read(&home, &name, &layout);
@@ -154,17 +151,32 @@ impl Disk {
     /// Makes the recipe of an image that is whole here, at half the speed of a thread: so the host's own work, and
     /// others that are served, lose little. Ends in [`Input::RecipeMade`].
     pub(super) fn make_recipe(&self, image: Digest, stage: Arc<Stage>) -> Work {
-        let (home, store) = (self.home.clone(), self.store.clone());
+        let (files, store) = (self.recipes.clone(), self.store.clone());
         Work::waiting(async move {
-            let made = making::make(store, stage, home).await;
+            let made = making::make(store, stage, files).await;
             if let Err(error) = &made {
                 warn!(%image, %error, "the image's recipe can't be made; another host is asked");
             }
             Input::RecipeMade {
                 image,
-                result: made.map(Arc::new).map_err(|error| error.to_string()),
+                result: made.map_err(|error| error.to_string()),
             }
         })
+    }
+
+    /// Removes files of recipes that are needed no more. Ends in [`Input::Nothing`].
+    pub(super) fn sweep_recipes(&self) -> Work {
+        let disk = self.clone();
+        Work::blocking(move || {
+            disk.drop_recipes();
+            Input::Nothing
+        })
+    }
+
+    fn drop_recipes(&self) {
+        if let Err(error) = self.recipes.sweep(&self.store) {
+            warn!(%error, "recipes that no image needs any more can't be removed; it is tried again");
+        }
     }
 
     /// Returns the stage, and how many bytes were copied.
@@ -179,14 +191,14 @@ impl Disk {
         let (store, image) = (&self.store, layout.digest());
         let make_room = |bytes| {
             let blobs = self.blobs.as_ref();
-            blobs.is_some_and(|blobs| blobs.give_way(&self.home, bytes))
+            blobs.is_some_and(|blobs| blobs.give_way(self.home(), bytes))
         };
         let kept = store.keep_entitled(image).map_err(BeginError::Io);
         let begun = kept
             .and_then(|()| store.want(image, names))
             .and_then(|()| store.begin_making_room(layout, manifest, names, by, make_room));
         if let Some(blobs) = &self.blobs {
-            blobs.leave(&self.home, store.outstanding_bytes());
+            blobs.leave(self.home(), store.outstanding_bytes());
         }
         begun.map_err(|error| Trouble::from(&error))
     }
@@ -283,7 +295,7 @@ impl Disk {
         })
     }
 
-    /// Retires old images, and removes what was retired before. Writes down who may have images, where that failed
+    /// Retires old images, removes what was retired before, and recipes that nobody needs. Writes down who may have images, where that failed
     /// before. `None` if that was done within the last minute, or is
     /// under way. It isn't a part of [`look`](Self::look), because removing whole disks takes a while, and presence is
     /// waited for. Ends in [`Input::Nothing`]; the store has the news.
@@ -304,6 +316,7 @@ impl Disk {
                 if let Err(error) = disk.store.keep_all_entitled() {
                     warn!(%error, "who may have an image still can't be written down; a restart begins with what stood before");
                 }
+                disk.drop_recipes();
                 *last = Some(Instant::now());
             }
             Input::Nothing

@@ -1,24 +1,17 @@
 //! Makes the recipe of an image that is whole on this host, beside all other work.
 
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::FileExt as _,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Instant,
-};
+use std::{fs::File, io, os::unix::fs::FileExt as _, sync::Arc, time::Instant};
 
-use proto::{ChunkIndex, Geometry, HostId, Link, Source, State, image};
+use proto::{ChunkIndex, HostId, Link, Source, State, image};
 use tokio::task::spawn_blocking;
 use tracing::info;
 
+use super::recipe_files::RecipeFiles;
 use crate::{
-    mirror::{blob::Blob, outside},
+    mirror::blob::Blob,
     store::{
         Stage, Store,
         making::{MakeRecipeError, Making},
-        recipes,
     },
 };
 
@@ -33,10 +26,10 @@ const STEP: usize = 16;
 pub(super) async fn make(
     store: Arc<Store>,
     stage: Arc<Stage>,
-    home: PathBuf,
-) -> Result<Blob, MakeRecipeError> {
-    let (of, at, start) = (stage.clone(), home.clone(), Instant::now());
-    let mut making = blocking(move || Ok(Making::begin(of, &at)?)).await?;
+    files: Arc<RecipeFiles>,
+) -> Result<Arc<Blob>, MakeRecipeError> {
+    let (of, at, start) = (stage.clone(), files.clone(), Instant::now());
+    let mut making = blocking(move || Ok(Making::begin(of, at.home())?)).await?;
     loop {
         let began = Instant::now();
         let (file, going) = blocking(move || {
@@ -50,7 +43,7 @@ pub(super) async fn make(
             continue;
         };
         return blocking(move || {
-            let blob = keep(&making, file, &home, &store.host())?;
+            let blob = keep(&making, file, &files, &store.host())?;
             store.keep_recipe(&stage, file)?;
             stage.standing().prove(file.digest);
             let elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -75,9 +68,14 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Brings the recipe's bytes to the place from which peers get them, with their links.
-fn keep(making: &Making, file: image::Blob, home: &Path, me: &HostId) -> io::Result<Blob> {
-    let geometry = Geometry::new(file.size).map_err(io::Error::other)?;
-    let blob = outside::open(file.digest, geometry, &recipes::directory(home), me)?;
+fn keep(
+    making: &Making,
+    file: image::Blob,
+    files: &RecipeFiles,
+    me: &HostId,
+) -> io::Result<Arc<Blob>> {
+    let blob = files.open(file, me)?;
+    let geometry = blob.geometry();
     let written = File::open(making.path())?;
     let source = Source {
         sender: me.key(),

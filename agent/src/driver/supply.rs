@@ -230,6 +230,7 @@ impl Supply {
             images::Effect::Withdraw { image, layout } => self.withdraw(image, &layout),
             images::Effect::LeaveRecipe(image, recipe) => {
                 self.exchange.withdraw(&image, Some(&recipe));
+                self.run(self.disk.sweep_recipes());
             }
             images::Effect::Entitle { image, entitled } => {
                 self.disk.store().take_up(&image);

@@ -329,6 +329,14 @@ pub(crate) fn keep_only(home: &Path, names: &BTreeSet<Digest>) -> io::Result<()>
     remove_where(home, |of| of.is_none_or(|of| !names.contains(&of)))
 }
 
+/// Removes every file of a recipe that isn't among these. What isn't a recipe's stays, as one that is being made.
+///
+/// # Errors
+/// When the directory can't be read, or a file not removed.
+pub(crate) fn remove_others(home: &Path, names: &BTreeSet<Digest>) -> io::Result<()> {
+    remove_where(home, |of| of.is_some_and(|of| !names.contains(&of)))
+}
+
 /// Removes files by the recipe that they belong to.
 fn remove_where(home: &Path, goes: impl Fn(Option<Digest>) -> bool) -> io::Result<()> {
     let directory = directory(home);

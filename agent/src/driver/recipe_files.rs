@@ -1,0 +1,121 @@
+//! The files of recipes that come from others, or are served to them: which of them are needed still.
+//!
+//! A file is needed while it is open, because its bytes come or are served, and while a stage goes by its recipe. A
+//! recipe that is refused or gives way to another one is neither, and its files are removed.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, Weak},
+};
+
+use proto::{Digest, Geometry, HostId, image};
+
+use crate::{
+    lock::lock,
+    mirror::{blob::Blob, outside},
+    store::{Store, recipes},
+};
+
+/// The files of recipes in tart's home.
+#[derive(Debug)]
+pub(super) struct RecipeFiles {
+    home: PathBuf,
+    /// The files that were opened. Locked while one is opened, and while others are removed.
+    open: Mutex<Vec<(Digest, Weak<Blob>)>>,
+}
+
+impl RecipeFiles {
+    pub(super) const fn new(home: PathBuf) -> Self {
+        Self {
+            home,
+            open: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// tart's home.
+    pub(super) fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// Opens the file of a recipe, or makes it. It stays while what this returns is there. Blocks.
+    ///
+    /// # Errors
+    /// When the directory can't be read or written.
+    pub(super) fn open(&self, file: image::Blob, me: &HostId) -> io::Result<Arc<Blob>> {
+        let geometry = Geometry::new(file.size).map_err(io::Error::other)?;
+        let mut open = lock(&self.open);
+        open.retain(|(_, blob)| blob.strong_count() > 0);
+        let blob = outside::open(file.digest, geometry, &recipes::directory(&self.home), me)?;
+        let blob = Arc::new(blob);
+        open.push((file.digest, Arc::downgrade(&blob)));
+        Ok(blob)
+    }
+
+    /// Removes files of recipes that are needed no more. Blocks.
+    ///
+    /// # Errors
+    /// When the directory can't be read, or a file not removed.
+    pub(super) fn sweep(&self, store: &Store) -> io::Result<()> {
+        let mut open = lock(&self.open);
+        open.retain(|(_, blob)| blob.strong_count() > 0);
+        let mut needed: BTreeSet<Digest> = open.iter().map(|(name, _)| *name).collect();
+        needed.extend(store.recipes());
+        recipes::remove_others(&self.home, &needed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::store::tests::{begin, begin_by, noise, open, ours, recipe, sample_of};
+
+    #[test]
+    fn files_of_a_recipe_stay_while_it_comes_or_a_stage_goes_by_it() {
+        let home = tempfile::tempdir().unwrap();
+        let store = open(&home);
+        let (me, sample) = (
+            "mac-1".parse().unwrap(),
+            sample_of(1, &noise(9_000, 7), 500, None),
+        );
+        let by = recipe(&sample);
+        let files = RecipeFiles::new(home.path().into());
+        let directory = recipes::directory(home.path());
+        let there = || -> Vec<String> {
+            let entries = fs::read_dir(&directory).unwrap().flatten();
+            let mut names: Vec<_> = entries
+                .filter_map(|entry| entry.file_name().into_string().ok())
+                .filter(|name| name.starts_with(&by.file.digest.hex().to_string()))
+                .collect();
+            names.sort();
+            names
+        };
+        // it comes, and is refused
+        let comes = files.open(by.file, &me).unwrap();
+        files.sweep(&store).unwrap();
+        assert!(!there().is_empty());
+        drop(comes);
+        files.sweep(&store).unwrap();
+        assert_eq!(there(), [] as [&str; 0]);
+        // a recipe that is being made here has no name yet
+        let making = directory.join("making");
+        fs::write(&making, "half").unwrap();
+        // a stage goes by it
+        let (stage, _) = begin_by(&store, &sample, &by);
+        let path = directory.join(by.file.digest.hex().to_string());
+        fs::write(&path, by.recipe.encode()).unwrap();
+        files.sweep(&store).unwrap();
+        assert!(path.exists() && making.exists());
+        // the image is staged anew without it
+        let image = *stage.layout().digest();
+        drop(stage);
+        fs::remove_dir_all(ours(&home, &sample)).unwrap();
+        begin(&store, &sample, &["ghcr.io/org/image:two"]);
+        assert_eq!(store.stage(&image).unwrap().recipe(), None);
+        files.sweep(&store).unwrap();
+        assert!(!path.exists() && making.exists());
+    }
+}
