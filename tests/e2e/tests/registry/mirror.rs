@@ -13,6 +13,7 @@ mod interrupted;
 mod memory;
 mod other_client;
 mod parts;
+mod planted;
 mod recipes;
 mod trouble;
 

@@ -16,14 +16,14 @@ use super::*;
 const NAMED: &str = "[mirror]\nlisten = '127.0.0.1:0'\nupstreams = ['REGISTRY']";
 const BLOB_BYTES: u64 = 12 << 20;
 /// What the registry gives of a blob in a second.
-const RATE: u64 = 1 << 20;
+pub(super) const RATE: u64 = 1 << 20;
 const FOUND: &str = "parbake_agent_mirror_recipes_total{outcome=\"found\"}";
 const FAILED: &str = "parbake_agent_mirror_recipes_total{outcome=\"failed\"}";
 const LEFT: &str =
     "a recipe doesn't fit the registry's bytes of a blob; the mirror goes on without it";
 
 /// Hosts and an image of one layer that no packing makes smaller.
-fn world(hosts: usize) -> World {
+pub(super) fn world(hosts: usize) -> World {
     let spec = ImageSpec::incompressible(BLOB_BYTES, BLOB_BYTES, 11);
     World::of(hosts, &spec, registry::Options::default(), NAMED)
 }
@@ -118,7 +118,7 @@ impl World {
         [one.1, other.1]
     }
 
-    fn found(&self, host: usize) -> f64 {
+    pub(super) fn found(&self, host: usize) -> f64 {
         self.cluster.agents()[host].metric(FOUND).unwrap_or(0.0)
     }
 }
@@ -180,8 +180,12 @@ fn with_a_recipe_no_chunk_that_went_bad_on_a_peer_leaves() {
     assert!(world.run(world.pull_layer(1)).0 == good);
 }
 
-/// Somebody's own repository has a manifest that lists the image's blobs, and a false recipe beside it.
-fn planted(world: &World) -> String {
+/// Somebody's own repository has a manifest that lists the image's blobs, and a false recipe beside it. Returns the
+/// repository's name, and the recipe's digest.
+pub(super) fn planted(
+    world: &World,
+    lie: impl FnOnce(Vec<u8>, &Layout) -> Vec<u8>,
+) -> (String, Digest) {
     const THEIRS: &str = "theirs/macos";
     let mut manifest: serde_json::Value = serde_json::from_slice(&world.image.manifest).unwrap();
     manifest["annotations"]["by"] = json!("them");
@@ -189,17 +193,18 @@ fn planted(world: &World) -> String {
     let registry = &world.site.registry;
     let digest = registry.put_manifest(THEIRS, "1", MANIFEST_TYPE, manifest.clone());
     let layout = Layout::parse(&manifest, &digest).unwrap();
-    let recipe = world.falsified(world.recipe_in(THEIRS), &layout);
+    let recipe = lie(world.recipe_in(THEIRS), &layout);
     let size = recipe.len();
     let recipe = world.put(&recipe.into());
     world.put_beside((THEIRS, digest), recipe, size);
-    format!("{}/{THEIRS}", registry.addr())
+    (format!("{}/{THEIRS}", registry.addr()), recipe)
 }
 
 #[test]
 fn a_recipe_that_somebody_planted_beside_others_blobs_costs_their_clients_no_byte() {
     let world = world(2);
-    let theirs = planted(&world);
+    let lie = |recipe, layout: &Layout| world.falsified(recipe, layout);
+    let (theirs, _) = planted(&world, lie);
     world.put_recipe(world.recipe());
     let (layer, _) = world.image.largest_blob();
     let good = world.image.blob(&layer).unwrap();
