@@ -59,7 +59,8 @@ pub(crate) fn load_percent() -> Option<u32> {
 }
 
 /// Makes `to` a file with the content of `from`. The two share their blocks until either is written to. `to` must not
-/// exist. After an error, this call has left no file at `to`.
+/// exist. After an error, this call has left no file at `to`. Whoever may read `from` may write to `to`: `to` has the
+/// permission bits of a new file, and is never locked.
 ///
 /// # Errors
 /// [`CloneError::Unsupported`] if the volume can't clone. The caller copies then.
@@ -323,7 +324,10 @@ pub(crate) mod cloning {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::MetadataExt as _};
+    use std::{
+        fs,
+        os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    };
 
     use super::*;
 
@@ -376,8 +380,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (from, to) = (dir.path().join("a"), dir.path().join("b"));
         fs::write(&from, vec![3; 100_000]).unwrap();
+        fs::set_permissions(&from, fs::Permissions::from_mode(0o444)).unwrap();
         match clone_file(&from, &to) {
-            Ok(()) => assert_eq!(fs::read(&to).unwrap(), fs::read(&from).unwrap()),
+            Ok(()) => {
+                assert_eq!(fs::read(&to).unwrap(), fs::read(&from).unwrap());
+                let mode = fs::metadata(&to).unwrap().permissions().mode();
+                assert_eq!(mode & 0o200, 0o200, "it can be written to");
+            }
             Err(CloneError::Unsupported) => assert!(!to.exists()),
             Err(error) => panic!("{error}"),
         }

@@ -3,17 +3,37 @@
 #![expect(unsafe_code, reason = "system calls that no crate wraps")]
 
 use std::{
-    fs::File,
+    ffi::CString,
+    fs::{self, File},
     io,
-    os::{fd::AsRawFd as _, unix::fs::FileExt as _},
+    os::{
+        fd::AsRawFd as _,
+        macos::fs::MetadataExt as _,
+        unix::{
+            ffi::OsStrExt as _,
+            fs::{FileExt as _, PermissionsExt as _},
+        },
+    },
     path::Path,
     process::Command,
 };
 
-use rustix::fs::{CWD, CloneFlags};
+use rustix::{
+    fs::{CWD, CloneFlags},
+    io::Errno,
+};
 
 /// `F_PUNCHHOLE` takes only whole file-system blocks. APFS has blocks of 4 KiB.
 const BLOCK_BYTES: u64 = 4096;
+
+/// Permission bits of a clone: those of a new file.
+const MODE: u32 = 0o644;
+
+/// A file's owner sets these flags and takes them away. The Finder calls such a file locked: nobody writes to it or
+/// removes it.
+const LOCKED: u32 = libc::UF_IMMUTABLE | libc::UF_APPEND;
+/// The same, for root alone.
+const LOCKED_BY_ROOT: u32 = libc::SF_IMMUTABLE | libc::SF_APPEND;
 
 /// JavaScript for Automation, which reaches Foundation without linking it. The system says 0 if it knows no capacity.
 const CAPACITY: &str = r#"
@@ -32,14 +52,39 @@ pub(super) fn capacity_command(path: &Path) -> Option<Command> {
     Some(command)
 }
 
+/// A clone has the permission bits and flags of its source (`clonefile(2)`), so one of a locked file could neither be
+/// written to nor removed: it gets those of a new file.
 pub(super) fn clone_file(from: &Path, to: &Path) -> io::Result<()> {
     let source = File::open(from)?;
-    Ok(rustix::fs::fclonefileat(
-        &source,
-        CWD,
-        to,
-        CloneFlags::NOOWNERCOPY,
-    )?)
+    // the clone might stay for good
+    if source.metadata()?.st_flags() & LOCKED_BY_ROOT != 0 {
+        return Err(Errno::NOTSUP.into());
+    }
+    rustix::fs::fclonefileat(&source, CWD, to, CloneFlags::NOOWNERCOPY)?;
+    unlock(to).map_err(|error| match fs::remove_file(to) {
+        Ok(()) => error,
+        Err(error) => error,
+    })
+}
+
+/// Makes a file of this user's one that the user may write to and remove.
+fn unlock(path: &Path) -> io::Result<()> {
+    let flags = fs::symlink_metadata(path)?.st_flags();
+    // while a file is locked, its permission bits can't be changed
+    if flags & LOCKED != 0 {
+        change_flags(path, flags & !LOCKED)?;
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(MODE))
+}
+
+fn change_flags(path: &Path, flags: u32) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: chflags reads the path, which ends in a zero byte and lives for the length of the call, and keeps nothing.
+    let result = unsafe { libc::chflags(path.as_ptr(), flags) };
+    if result == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 pub(super) fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
@@ -95,4 +140,26 @@ pub(super) fn sync_data(file: &File) -> io::Result<()> {
 pub(super) fn sync_full(file: &File) -> io::Result<()> {
     // the standard library's sync_all is F_FULLFSYNC here, with fsync where a volume hasn't that
     file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clone_of_a_locked_file_can_be_written_to_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("a"), dir.path().join("b"));
+        fs::write(&from, vec![3; 100_000]).unwrap();
+        fs::set_permissions(&from, fs::Permissions::from_mode(0o444)).unwrap();
+        change_flags(&from, libc::UF_IMMUTABLE).unwrap();
+        clone_file(&from, &to).unwrap();
+        let clone = fs::metadata(&to).unwrap();
+        assert_eq!(clone.permissions().mode() & 0o777, MODE);
+        assert_eq!(clone.st_flags() & LOCKED, 0);
+        fs::write(&to, "other").unwrap();
+        fs::remove_file(&to).unwrap();
+        assert_ne!(fs::metadata(&from).unwrap().st_flags() & LOCKED, 0);
+        change_flags(&from, 0).unwrap();
+    }
 }
