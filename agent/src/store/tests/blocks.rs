@@ -446,3 +446,46 @@ fn a_search_for_blocks_ends_in_time_or_when_nobody_wants_the_image() {
     assert!(!releases.index().exists(), "there was no time");
     assert_eq!(stage.lacking_ranges(releases.layer, CHANGED), None);
 }
+
+/// `PARBAKE_SEARCH_BYTES=2147483648 cargo test --release -p agent --lib moved_by_a_page -- --nocapture` prints how long
+/// a search takes that finds all of a disk.
+#[test]
+fn all_of_a_disk_that_moved_by_a_page_is_found_by_blocks() {
+    const LAYER: usize = 256 * MIB;
+    let bytes = std::env::var("PARBAKE_SEARCH_BYTES");
+    let bytes = bytes.map_or(12 * MIB, |bytes| bytes.parse().unwrap());
+    let layers = (0..bytes).step_by(LAYER).zip(1..);
+    let raws = layers.map(|(at, seed)| noise(LAYER.min(bytes - at), seed));
+    let raws: Vec<Vec<u8>> = raws.collect();
+    let page = noise(PAGE, 0);
+    let moved: Vec<Vec<u8>> = raws.iter().map(|raw| [&page[..], raw].concat()).collect();
+    let image = |raws: &[Vec<u8>]| {
+        let raws: Vec<&[u8]> = raws.iter().map(|raw| &raw[..]).collect();
+        let sample = sample_of_layers(7, &raws, None);
+        let by = recipe(&sample);
+        (sample, by)
+    };
+    let ((old, by_old), (new, by)) = (image(&raws), image(&moved));
+    let home = tempfile::tempdir().unwrap();
+    let search = Duration::from_hours(1);
+    let with = Options {
+        search,
+        ..options()
+    };
+    let store = Store::open(home.path(), with).unwrap();
+    put(&home, &by_old);
+    let (first, _) = begin_by(&store, &old, &by_old);
+    fill(&first, &old);
+    store.flush().unwrap();
+    put(&home, &by);
+    let started = std::time::Instant::now();
+    let (_, found) = begin_by(&store, &new, &by);
+    let took = started.elapsed();
+    println!(
+        "{found} of {} bytes found in {took:?}",
+        new.layout.content_bytes()
+    );
+    // the chunk with the page, and the last one where a block of the old layer ends with it
+    let lacking = new.layout.content_bytes() - found;
+    assert!(lacking <= (2 * raws.len() * MIB + 200_000) as u64);
+}
