@@ -84,6 +84,11 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show which old images the agent would remove from this host, and how much room they take.
+    ///
+    /// The command removes nothing. The agent removes old images by itself, once a minute, where the settings file has
+    /// keep_images. The agent may run meanwhile.
+    Clean(Clean),
     /// Stage one image on this host from its registry alone, without a coordinator.
     ///
     /// The command refuses to work while the agent runs.
@@ -103,6 +108,20 @@ pub enum Command {
     ///
     /// Run this with sudo, on macOS. Settings, keys, logs and images stay.
     Uninstall(Uninstall),
+}
+
+/// Options of `clean`.
+#[derive(Args, Debug)]
+pub struct Clean {
+    /// Remove nothing. There is no other way to call this command.
+    #[arg(long, required = true)]
+    pub dry_run: bool,
+    /// How many images of each repository stay, the wanted ones among them. [default: keep_images of the settings file]
+    #[arg(long, env = "PARBAKE_AGENT_KEEP", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep: Option<u32>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Options of `install`.

@@ -9,7 +9,7 @@ use tracing::{error, warn};
 
 use crate::{
     cli::{Cli, Command, Run, Shared},
-    commands::{stage, status, verify},
+    commands::{clean, stage, status, verify},
     config::Config,
     driver, enrol, install,
     log_file::LogFile,
@@ -81,6 +81,7 @@ async fn command(cli: Cli) -> anyhow::Result<bool> {
             .await
             .map(|()| true),
         Command::Status { json } => status::status(&config, *json).await,
+        Command::Clean(options) => clean::clean(&config, options).await,
         Command::Verify { image, json } => verify::verify(&config, image, *json).await,
         Command::Stage { image, json } => stage::stage(&config, image, *json).await,
         Command::Install(_) | Command::Uninstall(_) => Ok(true),

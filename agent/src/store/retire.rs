@@ -24,6 +24,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -36,8 +37,9 @@ use super::{
     Store,
     news::News,
     stage::Stage,
+    status::Status,
     steps::step,
-    tree::{Marker, RETIRED, ROOT, STATUS, io_at, marker, remove_any},
+    tree::{Marker, RETIRED, ROOT, STATUS, begun_at, io_at, marker, remove_any},
 };
 use crate::{
     golden::{self, Lies},
@@ -49,6 +51,55 @@ use crate::{
 /// An image rests this long after it was wanted or cloned from. Whoever cancels the wrong image has this long to stage
 /// it again.
 const REST: Duration = Duration::from_hours(1);
+
+/// An installed image, as its notes and tart's cache say.
+#[derive(Clone, Debug)]
+struct Installed {
+    image: Digest,
+    /// The references that name it, or shall.
+    known: Vec<Reference>,
+    /// The directories in tart's cache that are ours.
+    directories: Vec<PathBuf>,
+    wanted: bool,
+    /// Our directory of it.
+    notes: PathBuf,
+}
+
+impl Installed {
+    fn of(stage: &Stage) -> Self {
+        let image = *stage.layout().digest();
+        Self {
+            image,
+            known: stage.names().known(),
+            directories: stage.names().installed_directories(),
+            wanted: !stage.names().wanted().is_empty(),
+            notes: stage.shared().directory(&image),
+        }
+    }
+
+    /// What the notes in this directory say, without a store. `None` if the image isn't installed.
+    fn noted(home: &Path, image: Digest, notes: PathBuf) -> Option<Self> {
+        let status = Status::read(&notes).ok()??;
+        let places = status.references.iter();
+        let mut directories: Vec<PathBuf> = places
+            .map(|reference| cache::image_directory(home, reference, &image))
+            .filter(|directory| {
+                let disk = fs::metadata(directory.join(cache::DISK));
+                disk.is_ok_and(|disk| status.has_disk(disk.ino()))
+            })
+            .collect();
+        directories.sort();
+        directories.dedup();
+        status.installed.then(|| Self {
+            image,
+            // notes of an earlier version don't say which names are wanted: such an image may be
+            wanted: !status.wanted().is_empty(),
+            known: status.references,
+            directories,
+            notes,
+        })
+    }
+}
 
 /// What is known of an installed image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,19 +145,25 @@ impl Old {
 }
 
 /// Why an image stays.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Stays {
     /// It is wanted.
+    #[error("it is wanted")]
     Wanted,
     /// It is among the newest of a repository.
+    #[error("it is among the newest of its repository")]
     Newest,
     /// It was used within the last hour.
+    #[error("it was wanted or cloned from within the last hour")]
     UsedLately,
     /// Somebody else named it by this link or marker in tart's cache.
+    #[error("somebody else named it: {0}")]
     NamedElsewhere(String),
     /// This golden of it runs.
+    #[error("its golden runs: {0}")]
     Runs(String),
     /// This VM may be a clone of it.
+    #[error("VM {0} may be a clone of it")]
     MayBeCloned(String),
 }
 
@@ -191,6 +248,99 @@ pub(crate) fn retire(store: &Store, keep: usize, now: SystemTime) -> Vec<Digest>
     go.collect()
 }
 
+/// What [`retire`] would do, and what it would free.
+#[derive(Clone, Debug)]
+pub(crate) struct Preview {
+    /// Each installed image, and each image of which only goldens are left.
+    pub(crate) images: Vec<Previewed>,
+    /// Bytes that files of images take that were retired before.
+    pub(crate) left_bytes: u64,
+}
+
+/// What would become of an image.
+#[derive(Clone, Debug)]
+pub(crate) struct Previewed {
+    pub(crate) image: Digest,
+    /// The references that name it, or shall.
+    pub(crate) references: Vec<String>,
+    /// Its goldens that parbake made, which go with it.
+    pub(crate) goldens: Vec<String>,
+    /// Why it stays. `None`: it would go.
+    pub(crate) stays: Option<Stays>,
+    /// Bytes that its files take. What they share with other files of this host counts, too. Goldens share their image's
+    /// blocks, so they count only where the image isn't here.
+    pub(crate) bytes: u64,
+}
+
+/// What [`retire`] would do in this home of tart now, if `keep` images of each repository stay. Changes nothing, and
+/// takes no lock. Leaves out images of which the disk doesn't tell enough: they stay.
+///
+/// # Errors
+/// When our directory or the local VMs can't be listed.
+pub(crate) fn preview(home: &Path, keep: usize, now: SystemTime) -> io::Result<Preview> {
+    let home = &fs::canonicalize(home)?;
+    let root = home.join(ROOT);
+    let (mut installed, mut here) = (Vec::new(), BTreeSet::new());
+    let entries = match fs::read_dir(&root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        entries => Some(entries.map_err(|error| io_at("reading", &root, error))?),
+    };
+    for entry in entries.into_iter().flatten() {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        if let Some(image) = name.and_then(|name| format!("sha256:{name}").parse().ok()) {
+            here.insert(image);
+            installed.extend(Installed::noted(home, image, path));
+        }
+    }
+    let goldens = goldens(home);
+    let images = look_at_all(home, &installed, &here, &goldens);
+    let verdicts = decide(&images, &machines(home, &goldens)?, keep, now);
+    let previewed = verdicts.into_iter().map(|(image, stays)| {
+        let installed = installed.iter().find(|of| of.image == image);
+        let goldens = goldens.get(&image).map_or(&[][..], Vec::as_slice);
+        let machines = machines_of(home, goldens);
+        let mut files = installed.map_or(machines, |of| of.directories.clone());
+        files.extend(installed.map(|of| of.notes.clone()));
+        let known = installed.map_or(&[][..], |of| &of.known);
+        let marked = goldens
+            .iter()
+            .filter_map(|(_, reference)| reference.as_ref());
+        let named = known.iter().chain(marked.filter(|_| known.is_empty()));
+        let there = |name: &&String| cache::vm_directory(home, name).is_dir();
+        let goldens = goldens.iter().map(|(name, _)| name).filter(there);
+        Previewed {
+            image,
+            references: named.map(ToString::to_string).collect(),
+            goldens: goldens.cloned().collect(),
+            stays,
+            bytes: files.iter().map(|path| taken_bytes(path)).sum(),
+        }
+    });
+    let mut images: Vec<Previewed> = previewed.collect();
+    // marks of goldens that are gone name nothing that takes room
+    images.retain(|of| of.bytes > 0);
+    images.sort_by_key(|of| (of.stays.is_some(), std::cmp::Reverse(of.bytes), of.image));
+    Ok(Preview {
+        images,
+        left_bytes: taken_bytes(&root.join(RETIRED)),
+    })
+}
+
+/// Bytes that a directory's files take on the volume. What can't be read counts as none.
+fn taken_bytes(directory: &Path) -> u64 {
+    /// `st_blocks` counts units of so many bytes.
+    const BLOCK_BYTES: u64 = 512;
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let sizes = entries.map(|entry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => taken_bytes(&entry.path()),
+        _ => entry
+            .metadata()
+            .map_or(0, |found| found.blocks() * BLOCK_BYTES),
+    });
+    sizes.sum()
+}
+
 /// Removes the files of what was retired, also by a process before this one. Blocks for as long as the volume takes for
 /// whole disks.
 pub(crate) fn empty(store: &Store) {
@@ -213,12 +363,9 @@ fn verdicts(store: &Store, keep: usize, now: SystemTime) -> io::Result<(Verdicts
     let installed = stages
         .iter()
         .filter(|stage| stage.is_installed() && !stage.is_gone());
-    let mut images: Vec<Old> = installed
-        .filter_map(|stage| look(home, stage, &goldens))
-        .collect();
-    let is_here = |image: &Digest| stages.iter().any(|stage| stage.layout().digest() == image);
-    let orphans = goldens.iter().filter(|(image, _)| !is_here(image));
-    images.extend(orphans.filter_map(|(image, of)| look_at_orphans(home, *image, of)));
+    let installed: Vec<Installed> = installed.map(|stage| Installed::of(stage)).collect();
+    let here = stages.iter().map(|stage| *stage.layout().digest());
+    let images = look_at_all(home, &installed, &here.collect(), &goldens);
     if images.iter().all(|old| old.wanted) {
         return Ok((Verdicts::new(), goldens));
     }
@@ -226,26 +373,39 @@ fn verdicts(store: &Store, keep: usize, now: SystemTime) -> io::Result<(Verdicts
     Ok((decide(&images, &machines, keep, now), goldens))
 }
 
+/// What is known of installed images, and of goldens whose images aren't here.
+fn look_at_all(
+    home: &Path,
+    installed: &[Installed],
+    here: &BTreeSet<Digest>,
+    goldens: &Goldens,
+) -> Vec<Old> {
+    let images = installed.iter();
+    let images = images.filter_map(|installed| look(home, installed, goldens));
+    let orphans = goldens.iter().filter(|(image, _)| !here.contains(image));
+    let orphans = orphans.filter_map(|(image, of)| look_at_orphans(home, *image, of));
+    images.chain(orphans).collect()
+}
+
 /// What is known of an installed image. `None` where the disk doesn't tell all of it, so that the image stays.
-fn look(home: &Path, stage: &Stage, goldens: &Goldens) -> Option<Old> {
-    let image = *stage.layout().digest();
-    let directories = stage.names().installed_directories();
+fn look(home: &Path, installed: &Installed, goldens: &Goldens) -> Option<Old> {
+    let (image, directories) = (installed.image, &installed.directories);
     if directories.is_empty() {
         // somebody removed it, as the next look at the disk will find; what is left of it are orphans then
         return None;
     }
-    let note = fs::metadata(stage.shared().directory(&image).join(STATUS));
+    let note = fs::metadata(installed.notes.join(STATUS));
     let noted = note.and_then(|note| note.modified()).ok()?;
     let machines = machines_of(home, goldens.get(&image).map_or(&[][..], Vec::as_slice));
     let repositories = directories.iter().filter_map(|found| found.parent());
     let old = Old {
         image,
         repositories: repositories.map(Path::to_owned).collect(),
-        wanted: !stage.names().wanted().is_empty(),
-        since: stage.begun_at()?,
+        wanted: installed.wanted,
+        since: begun_at(&installed.notes)?,
         used: noted,
         outdated: false,
-        elsewhere: named_elsewhere(home, stage, &directories).ok()?,
+        elsewhere: named_elsewhere(home, &installed.known, directories).ok()?,
         running: running(&machines),
     };
     old.used_by(directories.iter().chain(&machines))
@@ -293,10 +453,9 @@ fn look_at_orphans(
 /// When the cache can't be read.
 fn named_elsewhere(
     home: &Path,
-    stage: &Stage,
+    known: &[Reference],
     directories: &[PathBuf],
 ) -> io::Result<Option<String>> {
-    let known = stage.names().known();
     let known: BTreeSet<PathBuf> = known
         .iter()
         .filter_map(|reference| cache::tag_link(home, reference))

@@ -32,7 +32,7 @@ use super::{
     room::{Builder, NoRoomError},
     shared::Shared,
     status::Status,
-    tree::{IMAGE, JOURNAL, TWIN, io_at, remove_any, write_new},
+    tree::{IMAGE, JOURNAL, TWIN, begun_at, io_at, remove_any, write_new},
 };
 use crate::{
     lock::lock,
@@ -286,10 +286,7 @@ impl Stage {
     /// damaged manifest was written again later. `None` if the volume doesn't tell.
     #[must_use]
     pub(crate) fn begun_at(&self) -> Option<SystemTime> {
-        let manifest = fs::metadata(self.directory.join(cache::MANIFEST));
-        let manifest = manifest.and_then(|found| found.modified()).ok();
-        let directory = fs::metadata(&self.directory).and_then(|found| found.created());
-        manifest.into_iter().chain(directory).min()
+        begun_at(&self.directory)
     }
 
     /// Whether every content is closed, so that the image can be installed.

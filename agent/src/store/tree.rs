@@ -1,8 +1,8 @@
 //! Our directories in tart's home: the names in them, and how files in them are made and removed.
 
-use std::{fs, io, path::Path};
+use std::{fs, io, path::Path, time::SystemTime};
 
-use crate::platform;
+use crate::{platform, tart::cache};
 
 /// Our directory in tart's home.
 pub(super) const ROOT: &str = ".parbake";
@@ -51,6 +51,14 @@ pub(super) fn marker(path: &Path) -> Marker {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Marker::Missing,
         _ => Marker::Theirs,
     }
+}
+
+/// When the stage with this directory of ours was made: see [`Stage::begun_at`](super::stage::Stage::begun_at).
+pub(super) fn begun_at(directory: &Path) -> Option<SystemTime> {
+    let manifest = fs::metadata(directory.join(cache::MANIFEST));
+    let manifest = manifest.and_then(|found| found.modified()).ok();
+    let directory = fs::metadata(directory).and_then(|found| found.created());
+    manifest.into_iter().chain(directory).min()
 }
 
 /// The same error, with the action and the path in its text.

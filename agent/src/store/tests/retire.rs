@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use super::*;
 use crate::store::{
-    retire::{empty, is_running, remove, retire},
+    retire::{empty, is_running, preview, remove, retire},
     tree::RETIRED,
 };
 
@@ -138,6 +138,60 @@ fn an_old_image_goes_with_its_golden_and_its_space_is_back() {
     assert_eq!(store.recovered().len(), 1);
     let (stage, _) = begin(&store, &current, &[&name]);
     assert!(!stage.is_installed());
+}
+
+#[test]
+fn a_preview_says_what_retiring_then_does_and_changes_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let store = open(&home);
+    let (old, _) = installed(&home, &store, 1);
+    let (current, _) = installed(&home, &store, 2);
+    store.want(old.layout.digest(), &[]).unwrap();
+    fs::create_dir_all(home.path().join(ROOT).join(RETIRED).join("0")).unwrap();
+    fs::write(home.path().join(ROOT).join(RETIRED).join("0/disk"), "left").unwrap();
+    let now = || SystemTime::now() + LATER;
+    let before = blocks(home.path());
+    // beside a store that is open: no lock is taken
+    let of = |keep| preview(home.path(), keep, now()).unwrap();
+    let [goes, stays] = &of(1).images[..] else {
+        panic!("{:?}", of(1));
+    };
+    assert_eq!(
+        (goes.image, &goes.stays),
+        (*old.layout.digest(), &None),
+        "it is first"
+    );
+    assert_eq!(goes.references, ["ghcr.io/org/image:1"]);
+    assert_eq!(goes.goldens, ["golden-1"]);
+    assert_eq!(stays.image, *current.layout.digest());
+    assert!(stays.stays.is_some() && of(1).left_bytes > 0);
+    let directory = image_dir(&home, "ghcr.io/org/image", &old);
+    let notes = ours(&home, &old);
+    assert_eq!(goes.bytes, (blocks(&directory) + blocks(&notes)) * 512);
+    assert!(of(2).images.iter().all(|image| image.stays.is_some()));
+    assert_eq!(blocks(home.path()), before);
+    assert!(directory.exists() && store.take_news().is_empty());
+
+    assert_eq!(retire(&store, 1, now()), [goes.image]);
+    empty(&store);
+    let left = of(1);
+    assert_eq!((left.images.len(), left.left_bytes), (1, 0));
+    // a golden whose image tart pruned
+    let golden = image_dir(&home, "ghcr.io/org/image", &current);
+    fs::remove_dir_all(golden).unwrap();
+    fs::remove_dir_all(ours(&home, &current)).unwrap();
+    let orphan = &of(1).images[0];
+    assert_eq!(orphan.goldens, ["golden-2"]);
+    assert_eq!(orphan.references, ["ghcr.io/org/image:2"]);
+    assert!(orphan.bytes > 0);
+    assert!(preview(&home.path().join("none"), 1, now()).is_err());
+    let empty_home = tempfile::tempdir().unwrap();
+    assert!(
+        preview(empty_home.path(), 1, now())
+            .unwrap()
+            .images
+            .is_empty()
+    );
 }
 
 #[test]
