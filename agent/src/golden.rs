@@ -4,8 +4,8 @@
 //! The reference alone decides a golden's name. So a tag that moved leaves a golden of the old image under the name.
 //! The file `TART_HOME/.parbake/goldens/<name>`, the golden's mark, holds the digest of the image that a golden of ours
 //! was made from, on the next line the reference, and on the third one which directory the VM is: its inode, and when
-//! it was made. For somebody else may make a VM of that name, also when ours was removed. Such a VM stays, and the golden
-//! isn't made. Marks of earlier versions lack the third line, or the second one, too.
+//! it was made. For somebody else may make a VM of that name, also when ours was removed. Such a VM stays, and the
+//! golden isn't made. Marks of earlier versions lack the third line, or the second one, too.
 //!
 //! A golden is cloned under another name, [`unnamed`]. Then its mark is written, and it takes its own name, if nobody
 //! else has that by now. So a VM under a golden's name is ours if and only if the mark fits. A crash leaves:

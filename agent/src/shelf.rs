@@ -28,9 +28,9 @@ pub(crate) struct Arrival<'a> {
 /// An image whose files can't be written, with the error. Other shelves with the same content go on without it.
 pub(crate) type Unwritable = (Digest, String);
 
-/// Stores a chunk on every shelf. Skips an image that is gone meanwhile, one whose files can't be written, and one whose
-/// recipe gives the chunk another link: the recipe may be false, and images that share the content may go by others.
-/// Returns images whose files can't be written, if another shelf took the chunk.
+/// Stores a chunk on every shelf. Skips an image that is gone meanwhile, one whose files can't be written, and one
+/// whose recipe gives the chunk another link: the recipe may be false, and images that share the content may go by
+/// others. Returns images whose files can't be written, if another shelf took the chunk.
 ///
 /// # Errors
 /// The first reason why no shelf took the chunk: that files can't be written, else a recipe, else that images are gone.

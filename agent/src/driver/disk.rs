@@ -295,10 +295,10 @@ impl Disk {
         })
     }
 
-    /// Retires old images, removes what was retired before, and recipes that nobody needs. Writes down who may have images, where that failed
-    /// before. `None` if that was done within the last minute, or is
-    /// under way. It isn't a part of [`look`](Self::look), because removing whole disks takes a while, and presence is
-    /// waited for. Ends in [`Input::Nothing`]; the store has the news.
+    /// Retires old images, removes what was retired before, and recipes that nobody needs. Writes down who may have
+    /// images, where that failed before. `None` if that was done within the last minute, or is under way. It isn't a
+    /// part of [`look`](Self::look), because removing whole disks takes a while, and presence is waited for. Ends in
+    /// [`Input::Nothing`]; the store has the news.
     pub(super) fn retire(&self) -> Option<Work> {
         let due = |last: &Option<Instant>| last.is_none_or(|last| last.elapsed() >= RETIRE_EVERY);
         if !self.retired.try_lock().is_ok_and(|last| due(&last)) {

@@ -79,7 +79,7 @@ fn unlock(path: &Path) -> io::Result<()> {
 
 fn change_flags(path: &Path, flags: u32) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: chflags reads the path, which ends in a zero byte and lives for the length of the call, and keeps nothing.
+    // SAFETY: chflags reads the path, which ends in a zero byte and lives for the length of the call. It keeps nothing.
     let result = unsafe { libc::chflags(path.as_ptr(), flags) };
     if result == -1 {
         return Err(io::Error::last_os_error());

@@ -267,8 +267,8 @@ pub(crate) struct Previewed {
     pub(crate) goldens: Vec<String>,
     /// Why it stays. `None`: it would go.
     pub(crate) stays: Option<Stays>,
-    /// Bytes that its files take. What they share with other files of this host counts, too. Goldens share their image's
-    /// blocks, so they count only where the image isn't here.
+    /// Bytes that its files take. What they share with other files of this host counts, too. Goldens share their
+    /// image's blocks, so they count only where the image isn't here.
     pub(crate) bytes: u64,
 }
 
