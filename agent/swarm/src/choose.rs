@@ -46,6 +46,12 @@ fn allowed(ground: &Ground, (id, chunk): (ContentId, ChunkIndex), work: u64, per
     work.saturating_mul(percent) / 100 + slack
 }
 
+/// How much work a host may have when it takes one more spread over.
+fn taken(ground: &Ground, of: (ContentId, ChunkIndex), work: u64) -> u64 {
+    let least = ground.contents.len(of.0, of.1) * ground.config.spread_taken_chunks;
+    allowed(ground, of, work, ground.config.spread_taken_percent).max(least)
+}
+
 /// Whether spreaders reach every host by themselves. Where they don't, spreads are made of parts, and work comes from
 /// many hosts: no host knows beforehand how much it will have.
 fn is_direct(ground: &Ground) -> bool {
@@ -63,18 +69,18 @@ pub(crate) fn is_loaded(
     let content = ground.contents.get(id);
     let known = content.is_some_and(|content| content.geometry.contains(chunk));
     let work = spread_bytes(ground, id, chunk);
-    let percent = ground.config.spread_taken_percent;
-    known && is_direct(ground) && backlog_bytes > allowed(ground, (id, chunk), work, percent)
+    known && is_direct(ground) && backlog_bytes > taken(ground, (id, chunk), work)
 }
 
 /// A peer declined to spread a chunk to everyone, because it is busy. It isn't chosen again before it has had time for
 /// a chunk, or says something else.
 pub(crate) fn declined(ground: &mut Ground, peer: PeerIndex, id: ContentId, chunk: ChunkIndex) {
     let (now, work) = (ground.now, spread_bytes(ground, id, chunk));
-    let percent = ground.config.spread_taken_percent;
-    let taken = allowed(ground, (id, chunk), work, percent);
+    let of = (id, chunk);
+    let hoped = allowed(ground, of, work, ground.config.spread_backlog_percent);
+    let most = taken(ground, of, work).min(hoped);
     let more = ground.contents.len(id, chunk);
-    ground.fleet[peer].is_busy(now, taken + more);
+    ground.fleet[peer].is_busy(now, most + more);
 }
 
 /// Chooses the spreader of a chunk for everyone: the host with the least to do among some random connected hosts and
@@ -101,7 +107,7 @@ pub(crate) fn choose(
     let own_score = micros(backlog_bytes + own_work, rate);
     let of = (id, chunk);
     let hoped = allowed(ground, of, work, ground.config.spread_backlog_percent);
-    let taken = allowed(ground, of, work, ground.config.spread_taken_percent);
+    let taken = taken(ground, of, work);
     match best {
         Some((score, index)) if score <= own_score => {
             let peer = &ground.fleet[index];

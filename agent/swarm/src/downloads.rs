@@ -10,6 +10,7 @@ use crate::{
     Action,
     action::Declined,
     agenda::TICK,
+    choose::spread_bytes,
     content::Content,
     event::{ContentId, Spread},
     ground::Ground,
@@ -245,6 +246,16 @@ impl Downloads {
     }
 
     // ---- offered pushes -------------------------------------------------------------------------------------------
+
+    /// Bytes that this host will send for the chunks under way that it is to pass on to everyone.
+    pub(crate) fn promised_bytes(&self, ground: &Ground) -> u64 {
+        let coming = self.requests.iter().chain(&self.incoming);
+        coming
+            .filter(|download| download.spread == Some(Spread::Everyone))
+            .filter(|download| !download.is_slow(ground))
+            .map(|download| spread_bytes(ground, download.id, download.chunk))
+            .sum()
+    }
 
     /// Decides on an offered push. A push that is taken is noted as under way. `loaded`: this host lacks the chunk, and
     /// has too much work to pass it on.

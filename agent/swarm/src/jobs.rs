@@ -55,6 +55,16 @@ enum Targets {
     List(Vec<PeerIndex>),
 }
 
+impl Targets {
+    /// Targets that weren't tried yet.
+    const fn len(&self) -> usize {
+        match self {
+            Self::Everyone { left, .. } => *left,
+            Self::List(list) => list.len(),
+        }
+    }
+}
+
 enum Fitness {
     Ready,
     Later,
@@ -91,6 +101,17 @@ impl Jobs {
     /// Bytes of pushes that we have yet to send.
     pub(crate) const fn backlog_bytes(&self) -> u64 {
         self.backlog_bytes
+    }
+
+    /// Bytes of pushes to targets that take what they are sent. The others hold up nobody's next chunk.
+    pub(crate) fn ready_bytes(&self, ground: &Ground) -> u64 {
+        let ready = |job: &Job| {
+            let takes = |(peer, ..): &&(PeerIndex, u8, Moment)| ground.fleet[*peer].stuck == 0;
+            job.targets.len() + job.retry.iter().filter(takes).count()
+        };
+        let jobs = self.queue.iter();
+        jobs.map(|job| ground.contents.len(job.id, job.chunk) * ready(job) as u64)
+            .sum()
     }
 
     /// The chunks that are passed on, and who wishes it.

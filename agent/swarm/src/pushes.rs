@@ -41,6 +41,13 @@ impl Pushes {
         self.jobs.backlog_bytes()
     }
 
+    /// Bytes of pushes to hosts that take what they are sent.
+    pub(crate) fn ready_bytes(&self, ground: &Ground) -> u64 {
+        let handovers = self.handovers.iter();
+        let bytes = handovers.map(|of| ground.contents.len(of.id, of.chunk));
+        self.jobs.ready_bytes(ground) + bytes.sum::<u64>()
+    }
+
     /// Chunks of a content that have no spreader yet.
     pub(crate) fn unassigned_of(&self, id: ContentId) -> u32 {
         let of_it = self.unassigned.iter().filter(|(other, _)| *other == id);

@@ -341,10 +341,13 @@ impl Swarm {
         (id, chunk): (ContentId, ChunkIndex),
         spread: Option<Spread>,
     ) {
-        let backlog_bytes = self.pushes.backlog_bytes();
+        // chunks that are still coming have no job yet, and who takes nothing keeps no other from being served
+        let promised = self.downloads.promised_bytes(&self.ground);
+        let backlog_bytes = self.pushes.backlog_bytes() + promised;
+        let work_bytes = self.pushes.ready_bytes(&self.ground) + promised;
         let loaded = spread == Some(Spread::Everyone)
             && !self.ground.contents.holds(id, chunk)
-            && choose::is_loaded(&self.ground, id, chunk, backlog_bytes);
+            && choose::is_loaded(&self.ground, id, chunk, work_bytes);
         let offer = self
             .downloads
             .judge(&mut self.ground, key, (id, chunk), spread, loaded);

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::*;
+use crate::push::Wisher;
 
 #[test]
 fn a_chunk_is_handed_to_the_host_with_the_least_to_do() {
@@ -45,11 +46,11 @@ fn load(peer: u64, chunks: u64) -> Event {
 /// Lease holders chose by loads that were as old as a spread: of 200 hosts, 40 idled while others had 12 s of work.
 #[test]
 fn a_host_with_much_work_takes_no_further_spread_and_says_how_much_it_has() {
-    // 30 percent of a spread of 10 chunks, and 8 chunks
-    for (chunks, taken) in [(11, true), (12, false)] {
+    // 10 percent of a spread of 10 chunks, and 8 chunks, are less than 24 chunks
+    for (chunks, taken) in [(24, true), (25, false)] {
         let mut swarm = among(10, Config::default());
         feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
-        swarm.pushes.jobs().add_backlog(chunks * CHUNK);
+        has_to_send(&mut swarm, chunks);
         let actions = feed(&mut swarm, 1, offered(1, 0, 5, Some(Spread::Everyone)));
         let told = |action: &Action| {
             matches!(action, Action::AnnounceLoad { peer, backlog_bytes, .. }
@@ -60,11 +61,78 @@ fn a_host_with_much_work_takes_no_further_spread_and_says_how_much_it_has() {
         assert_eq!(actions.iter().any(told), !taken, "{chunks}");
         // a chunk for this host alone, or for a part of the hosts, is work of another kind
         let alone = feed(&mut swarm, 1, offered(2, 1, 6, None));
-        assert_eq!(alone, [Action::Accept(Ticket(2))]);
+        assert!(alone.contains(&Action::Accept(Ticket(2))));
         let part = Spread::To(vec![key(7)]);
         let part = feed(&mut swarm, 1, offered(3, 2, 7, Some(part)));
-        assert_eq!(part, [Action::Accept(Ticket(3))]);
+        assert!(part.contains(&Action::Accept(Ticket(3))));
     }
+}
+
+/// Gives a host this many pushes to do, of chunk 0 of content 0.
+fn has_to_send(swarm: &mut Swarm, chunks: u64) {
+    for at in 0..chunks {
+        let Swarm { ground, pushes, .. } = swarm;
+        let keys = [key(at % 10)];
+        let of = (None, Wisher::Nobody);
+        pushes
+            .jobs()
+            .add_list(ground, ContentId(0), ChunkIndex(0), &keys, of);
+    }
+}
+
+/// Of hosts that take nothing, the jobs of a busy host had so many left over that it took no further chunk: with 30 % of
+/// such hosts a fleet of 50 took 1.34 times its bound.
+#[test]
+fn pushes_to_hosts_that_take_nothing_are_no_work() {
+    let mut swarm = among(10, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::full(64)));
+    has_to_send(&mut swarm, 10);
+    let Swarm { ground, pushes, .. } = &mut swarm;
+    assert_eq!(pushes.ready_bytes(ground), 10 * CHUNK);
+    // the target of each job is at an upload, and is tried later
+    let index = ground.fleet.find(key(3)).unwrap();
+    for at in 0..10 {
+        let of = ground.fleet.find(key(at)).unwrap();
+        ground.fleet[of].uploads = 1;
+    }
+    assert!(pushes.jobs().next(ground).is_none());
+    assert_eq!(pushes.ready_bytes(ground), 10 * CHUNK, "they are only busy");
+    ground.fleet[index].stuck = 1;
+    assert_eq!(pushes.ready_bytes(ground), 9 * CHUNK);
+}
+
+/// Lease holders offered chunks to one host at the same time, and none of them was work yet: of 200 hosts, ten percent
+/// had more than twice the work that they take.
+#[test]
+fn what_comes_to_be_passed_on_is_work_already() {
+    let mut swarm = among(10, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    // a spread is 10 chunks of work, and a host with 24 takes one more
+    for (ticket, peer) in [(1, 0), (2, 1), (3, 2)] {
+        let chunk = u32::try_from(ticket).unwrap();
+        let actions = feed(
+            &mut swarm,
+            1,
+            offered(ticket, peer, chunk, Some(Spread::Everyone)),
+        );
+        assert_eq!(actions, [Action::Accept(Ticket(ticket))]);
+    }
+    let actions = feed(&mut swarm, 1, offered(4, 3, 4, Some(Spread::Everyone)));
+    assert!(actions.contains(&Action::Decline(Ticket(4), Declined::Busy)));
+    let told = |action: &Action| {
+        matches!(action, Action::AnnounceLoad { peer, backlog_bytes, .. }
+            if *peer == key(3) && *backlog_bytes == 30 * CHUNK)
+    };
+    assert!(actions.iter().any(told), "{actions:?}");
+    // a chunk that nobody asked it to pass on is no work
+    let actions = feed(&mut swarm, 1, offered(5, 4, 5, None));
+    assert_eq!(actions, [Action::Accept(Ticket(5))]);
+    // nor is one that takes far too long to come
+    let slow = swarm.ground.pace.slow_push();
+    let later = u64::try_from(slow.as_millis()).unwrap() + 2;
+    assert_eq!(swarm.downloads.promised_bytes(&swarm.ground), 30 * CHUNK);
+    feed(&mut swarm, later, Event::Tick);
+    assert_eq!(swarm.downloads.promised_bytes(&swarm.ground), 0);
 }
 
 #[test]
