@@ -22,7 +22,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use proto::{ChunkIndex, Digest, Fingerprint, Geometry};
+use proto::{ChunkIndex, Digest, Fingerprint, Geometry, image::MAX_DISK_BYTES};
 use serde::{Deserialize, Serialize};
 
 use self::scan::{Extent, Scan, header};
@@ -68,8 +68,12 @@ struct About {
 
 impl FoundDisk {
     /// The disk at this path below tart's home, cut at these places: offset and bytes of each layer. Without any, it
-    /// is cut as tart cuts layers. `None` for a path that can't be written down, or a disk that is too large.
+    /// is cut as tart cuts layers. `None` for a disk that is larger than an image's may be: a sparse file can claim any
+    /// size.
     pub(super) fn new(home: &Path, path: &str, layers: &[(u64, u64)], bytes: u64) -> Option<Self> {
+        if bytes > MAX_DISK_BYTES {
+            return None;
+        }
         let even = |at: u64| {
             (
                 at * EXTENT_BYTES,

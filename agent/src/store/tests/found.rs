@@ -324,3 +324,22 @@ fn an_image_that_was_staged_without_a_recipe_is_read_and_one_with_a_recipe_is_no
     assert_eq!(world.read(&survey), (Surveyed::default(), 0));
     assert_eq!(world.lacks(&world.begin()), [CHANGED]);
 }
+
+#[test]
+fn a_disk_that_claims_more_than_an_image_may_have_is_left_alone() {
+    let world = World::new();
+    world.pull();
+    let disk = world.run_once();
+    let file = fs::File::options().write(true).open(&disk).unwrap();
+    file.set_len(image::MAX_DISK_BYTES + 1).unwrap();
+    file.set_modified(SystemTime::now() - Duration::from_hours(2))
+        .unwrap();
+    let new = |bytes| FoundDisk::new(world.home.path(), "vms/x/disk.img", &[], bytes);
+    let most = new(image::MAX_DISK_BYTES).unwrap();
+    assert_eq!(most.extents().len(), 4096);
+    assert!(new(image::MAX_DISK_BYTES + 1).is_none());
+    // 8 EiB would be cut into 17 billion parts
+    assert!(new(u64::MAX).is_none());
+    let (surveyed, _) = world.read(&world.survey());
+    assert_eq!(surveyed.disks, 1, "the other one is read");
+}
