@@ -256,20 +256,19 @@ impl Offsets {
     }
 }
 
-/// Makes holes of the chunks that are all zeros by the recipe. Returns their bytes.
+/// Makes holes of the chunks that are all zeros by the recipe, until one proves the recipe false. `go_on` is asked
+/// before each chunk. Returns their bytes.
 ///
 /// # Errors
-/// When the stage can't be written.
-pub(super) fn punch(stage: &Stage, lacking: &mut Lacking) -> Result<u64, WriteError> {
-    let mut punched = 0;
-    let Some(of) = lacking.0.remove(&Fingerprint::of(&ZEROS)) else {
-        return Ok(0);
-    };
-    for at in of {
-        if write(stage, at, &ZEROS)? {
-            punched += ZEROS.len() as u64;
-        }
-    }
+/// When the stage can't be written, or `go_on` returns an error.
+pub(super) fn punch<E: From<WriteError>>(
+    stage: &Stage,
+    lacking: &mut Lacking,
+    go_on: &mut dyn FnMut() -> Result<(), E>,
+) -> Result<u64, E> {
+    let zeros = Fingerprint::of(&ZEROS);
+    let wanted = lacking.0.remove(&zeros).unwrap_or_default();
+    let (punched, _) = store(stage, &wanted, &ZEROS, go_on)?;
     Ok(punched)
 }
 
@@ -294,10 +293,9 @@ pub(super) fn copy<E: From<WriteError>>(
             let Some((link, _)) = theirs.link(at, chunk) else {
                 continue;
             };
-            let Some(wanted) = lacking.0.get(&link.fingerprint) else {
+            if !lacking.0.contains_key(&link.fingerprint) {
                 continue;
-            };
-            go_on()?;
+            }
             if stage.is_given_up() {
                 return Ok(copied);
             }
@@ -310,8 +308,8 @@ pub(super) fn copy<E: From<WriteError>>(
                 .collect();
             // what can't be read there comes from elsewhere
             let mut read = || theirs.read(at, chunk).ok().flatten().map(|held| held.bytes);
-            copied.add(take(stage, wanted, &offsets, &mut read)?);
-            lacking.settle(stage, &link.fingerprint);
+            let print = link.fingerprint;
+            copied.add(take(stage, lacking, print, &offsets, &mut read, go_on)?);
         }
     }
     Ok(copied)
@@ -334,11 +332,7 @@ pub(super) fn copy_found<E: From<WriteError>>(
         return Ok(copied);
     };
     let read = disk.each_print::<E>(&mut |print, offset, length| {
-        let Some(wanted) = lacking.0.get(&print) else {
-            return Ok(());
-        };
-        go_on()?;
-        if stage.is_given_up() {
+        if !lacking.0.contains_key(&print) {
             return Ok(());
         }
         let in_place: &[u64] = if cloned { &[offset] } else { &[] };
@@ -347,8 +341,7 @@ pub(super) fn copy_found<E: From<WriteError>>(
             let read = disk.read_at(&key, offset, &mut bytes).ok().flatten();
             read.map(|()| bytes)
         };
-        copied.add(take(stage, wanted, in_place, &mut read)?);
-        lacking.settle(stage, &print);
+        copied.add(take(stage, lacking, print, in_place, &mut read, go_on)?);
         Ok(())
     })?;
     if let Err(error) = read {
@@ -357,17 +350,24 @@ pub(super) fn copy_found<E: From<WriteError>>(
     Ok(copied)
 }
 
-/// Takes a chunk for all places of it that a stage lacks: as it lies at one of these offsets of the stage's own disk,
-/// else as `read` gives it.
-fn take(
+/// Takes the chunk with this fingerprint for all places of it that a stage lacks: as it lies at one of these offsets of
+/// the stage's own disk, else as `read` gives it. Bytes that have the fingerprint, and aren't the chunk, prove the
+/// recipe false: the fingerprint is forgotten. `go_on` is asked before each place.
+fn take<E: From<WriteError>>(
     stage: &Stage,
-    wanted: &[At],
+    lacking: &mut Lacking,
+    print: Fingerprint,
     offsets: &[u64],
     read: &mut dyn FnMut() -> Option<Vec<u8>>,
-) -> Result<Copied, WriteError> {
+    go_on: &mut dyn FnMut() -> Result<(), E>,
+) -> Result<Copied, E> {
     let mut copied = Copied::default();
     let mut left = Vec::new();
-    for at in wanted {
+    for at in lacking.0.get(&print).into_iter().flatten() {
+        go_on()?;
+        if stage.is_given_up() {
+            return Ok(copied);
+        }
         match adopt(stage, *at, offsets)? {
             Some(bytes) => {
                 copied.bytes += bytes;
@@ -379,13 +379,38 @@ fn take(
     if !left.is_empty()
         && let Some(bytes) = read()
     {
-        for at in left {
-            if write(stage, at, &bytes)? {
-                copied.bytes += bytes.len() as u64;
-            }
+        let (stored, all_fit) = store(stage, &left, &bytes, go_on)?;
+        copied.bytes += stored;
+        if !all_fit && Fingerprint::of(&bytes) == print {
+            tracing::debug!(image = %stage.layout().digest(), "a fingerprint of the recipe is false; nothing more is looked for by it");
+            lacking.0.remove(&print);
         }
     }
+    lacking.settle(stage, &print);
     Ok(copied)
+}
+
+/// Stores these bytes as each of these chunks, up to the first one that they aren't by the recipe. Returns the bytes of
+/// the chunks that are new, and whether there was no such one. `go_on` is asked before each chunk.
+fn store<E: From<WriteError>>(
+    stage: &Stage,
+    wanted: &[At],
+    bytes: &[u8],
+    go_on: &mut dyn FnMut() -> Result<(), E>,
+) -> Result<(u64, bool), E> {
+    let (held, mut stored) = (stage.chunks(), 0);
+    for at in wanted {
+        go_on()?;
+        if stage.is_given_up() {
+            break;
+        }
+        if write(stage, *at, bytes)? {
+            stored += bytes.len() as u64;
+        } else if !held.is_held(at.0, at.1) && held.chunks(at.0).recipe_link(at.1).is_some() {
+            return Ok((stored, false));
+        }
+    }
+    Ok((stored, true))
 }
 
 /// Takes a chunk that should lie in its place already, at one of these offsets of the disk. Returns its bytes; `None`

@@ -192,10 +192,9 @@ impl Seeds {
         if lacking.is_empty() {
             return Ok(0);
         }
-        let mut all = Copied {
-            bytes: alike::punch(stage, &mut lacking)?,
-            in_place: 0,
-        };
+        // zeros lie on no disk, and need none
+        let zeros = alike::punch(stage, &mut lacking, go_on)?;
+        let mut all = Copied::default();
         let is_base =
             |other: &Arc<Stage>| base.is_some_and(|base| base.is_image(other.layout().digest()));
         let is_found_base = |disk: &FoundDisk| base.is_some_and(|base| base.is_found(disk));
@@ -223,7 +222,7 @@ impl Seeds {
         for content in stage.layout().contents() {
             stage.walk(content.digest)?;
         }
-        tracing::info!(image = %stage.layout().digest(), bytes = all.bytes, in_place = all.in_place, by_blocks, "chunks of the image were on this host already");
+        tracing::info!(image = %stage.layout().digest(), bytes = all.bytes, in_place = all.in_place, by_blocks, zeros, "chunks of the image were on this host already");
         Ok(all.bytes)
     }
 }

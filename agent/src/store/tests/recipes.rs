@@ -46,7 +46,9 @@ fn what_another_image_has_anywhere_needs_no_transfer() {
             .collect()
     };
     assert_eq!(lacks, [0], "only what no disk has");
-    assert!(copied > 3 * MIB as u64);
+    // zeros aren't copied
+    let small = 100_000 + 5_000 + 70_000 + new.config.len();
+    assert_eq!(copied, (2 * MIB + small) as u64);
     let (chunk, link, bytes) = links(&new.contents[&layer])[0];
     let arrived = (&host("mac-1"), None);
     second
@@ -429,5 +431,103 @@ fn a_clone_that_a_crash_leaves_is_gone_on_with_and_written_whole() {
         install(&stage, &[]).unwrap();
         assert_installed(&image_dir(&home, "ghcr.io/org/image", &new), &new);
         cloning::PRETENDED.set(false);
+    }
+}
+
+/// Two images with these common layers: the first one is here, and a stage of the second one elsewhere.
+struct Apart {
+    first: Arc<Stage>,
+    second: Arc<Stage>,
+    /// The second one's common layer.
+    layer: Digest,
+    _stores: [(Store, TempDir); 2],
+}
+
+impl Apart {
+    /// The second one's recipe has this chunk's fingerprint for each chunk of the layer, if any.
+    fn new(old: &[u8], new: &[u8], print: Option<&[u8]>) -> Self {
+        let (old, new) = (image_of(old), image_of(new));
+        let stores = [(); 2].map(|()| {
+            let home = tempfile::tempdir().unwrap();
+            (open(&home), home)
+        });
+        let (first, _) = begin(&stores[0].0, &old, &[TAG]);
+        fill(&first, &old);
+        let layer = new.layout.layers()[0].raw.unwrap();
+        let by = recipe_with(&new, layer, |content| print_all(content, print));
+        let (second, _) = begin_by(&stores[1].0, &new, &by);
+        Self {
+            first,
+            second,
+            layer,
+            _stores: stores,
+        }
+    }
+
+    fn held(&self) -> usize {
+        self.second.held(self.layer).iter().count()
+    }
+}
+
+fn print_all(content: &mut RecipeContent, print: Option<&[u8]>) {
+    if let Some(print) = print {
+        let chunks = content.fingerprints.len() / 16;
+        content.fingerprints = proto::Fingerprint::of(print).0.repeat(chunks);
+    }
+}
+
+#[test]
+fn a_false_fingerprint_is_forgotten_at_the_first_chunk_that_it_isnt_of() {
+    let (repeated, other) = (noise(MIB, 1), noise(3 * MIB + 100_000, 2));
+    let old = repeated.repeat(3);
+    let apart = Apart::new(&old, &other, Some(&repeated));
+    let mut lacking = Lacking::of(&apart.second);
+    let mut asked = 0;
+    let mut go_on = || {
+        asked += 1;
+        Ok::<_, WriteError>(())
+    };
+    let (first, second) = (&apart.first, &apart.second);
+    alike::copy(second, &mut lacking, first, false, &mut go_on).unwrap();
+    assert!(lacking.is_empty(), "nothing more is looked for");
+    assert_eq!(apart.held(), 0);
+    // the config, the other layer and the NVRAM are the same: two for each, and five for the false one
+    assert_eq!(asked, 3 * 2 + 4 + 1);
+}
+
+#[test]
+fn a_chunk_for_many_places_is_taken_until_the_stage_ends() {
+    let repeated = noise(MIB, 1);
+    let apart = Apart::new(&repeated, &repeated.repeat(5), None);
+    let mut lacking = Lacking::of(&apart.second);
+    let mut go_on = || match apart.held() {
+        2 => Err(WriteError::Gone),
+        _ => Ok(()),
+    };
+    let (first, second) = (&apart.first, &apart.second);
+    let ended = alike::copy(second, &mut lacking, first, false, &mut go_on);
+    assert!(matches!(ended, Err(WriteError::Gone)), "{ended:?}");
+    assert_eq!(apart.held(), 2);
+}
+
+#[test]
+fn zeros_need_no_disk_and_end_with_a_false_one_or_when_nobody_waits() {
+    let raw = [noise(MIB, 1), vec![0; 2 * MIB], noise(100_000, 2)].concat();
+    let (sample, layer) = (image_of(&raw), Digest::of(&raw));
+    let zeros = vec![0; MIB];
+    for (print, waits, expected) in [
+        (None, true, 2),
+        (None, false, 0),
+        (Some(&zeros[..]), true, 0),
+    ] {
+        let home = tempfile::tempdir().unwrap();
+        let store = open(&home);
+        if !waits {
+            store.give_up(*sample.layout.digest());
+        }
+        let by = recipe_with(&sample, layer, |content| print_all(content, print));
+        let (stage, local) = begin_by(&store, &sample, &by);
+        assert_eq!(stage.held(layer).iter().count(), expected);
+        assert_eq!(local, 0, "they lay on no disk here");
     }
 }
