@@ -35,7 +35,7 @@ use self::{
     presence::Presence,
     preview::Preview,
     reporting::Reporting,
-    selection::{selected, short_of_room},
+    selection::selected,
     show::{Facts, Views},
     staging::Staging,
     tickets::Tickets,
@@ -659,7 +659,7 @@ impl Driver {
         let (hosts, membership) = (self.members.hosts(), self.members.membership());
         let selected = selected(hosts, membership, want.hosts.as_ref())?;
         self.staging.images().admit(&want)?;
-        let short = short_of_room(hosts, &want, &selected)?;
+        let short = self.preview().short_of_room(&want, &selected)?;
         for host in &short {
             warn!(
                 host = host.host,

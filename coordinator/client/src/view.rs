@@ -405,8 +405,8 @@ pub struct StageRequest {
 pub struct StageReply {
     /// The image and its state.
     pub image: ImageView,
-    /// Selected hosts that lack room by the coordinator's figures. They get the order all the same. What the image
-    /// shares with images on the host needs no room, and a host without room refuses by itself.
+    /// Selected hosts that lack room by the coordinator's figures. They get the order all the same: a host may find more
+    /// of the image on its disks than the coordinator knows of, and one without room refuses by itself.
     pub short_of_room: Vec<ShortOfRoom>,
 }
 
@@ -437,7 +437,7 @@ pub struct StillWanted {
 pub struct ShortOfRoom {
     /// The host.
     pub host: String,
-    /// The bytes that the host still has to store.
+    /// The bytes that the host is predicted to write, at most.
     pub needed_bytes: u64,
     /// The bytes that are free.
     pub free_bytes: u64,

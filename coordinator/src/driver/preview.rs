@@ -24,7 +24,8 @@ use crate::{
     predicted::{Predicted, PredictedHost},
     progress::Progress,
     view::{
-        BandwidthRequest, HostState, PlanReply, PlannedHost, PredictionView, RateView, StagingBytes,
+        BandwidthRequest, HostState, PlanReply, PlannedHost, PredictionView, RateView, ShortOfRoom,
+        StagingBytes,
     },
     wants::Want,
 };
@@ -65,14 +66,14 @@ impl<'a> Preview<'a> {
             self.members.membership(),
             want.hosts.as_ref(),
         )?;
-        let short = match short_of_room(self.members.hosts(), want, &selected) {
+        let facts = self.facts(want, &selected);
+        let registry = self.registry(want);
+        let predicted = facts.predict(registry.map(|(rate, _)| rate));
+        let short = match self.short(want, &selected, &predicted) {
             Ok(short) => short,
             Err(StageError::NowhereFits { hosts, .. }) => hosts,
             Err(error) => return Err(error),
         };
-        let facts = self.facts(want, &selected);
-        let registry = self.registry(want);
-        let predicted = facts.predict(registry.map(|(rate, _)| rate));
         // hosts and registries whose rates nobody knows
         let mut assumed = facts.clone();
         let or_assumed = |rate: &mut Option<u64>| *rate.get_or_insert(Rates::ASSUMED_LINK);
@@ -114,6 +115,30 @@ impl<'a> Preview<'a> {
             prediction: Some(shown(0, &predicted)),
             hosts,
         })
+    }
+
+    /// The hosts of these that have too little room for what they are predicted to write.
+    ///
+    /// # Errors
+    /// When none of the hosts could ever hold the image.
+    pub(super) fn short_of_room(
+        &self,
+        want: &Want,
+        selected: &[HostId],
+    ) -> Result<Vec<ShortOfRoom>, StageError> {
+        let predicted = self.facts(want, selected).predict(None);
+        self.short(want, selected, &predicted)
+    }
+
+    fn short(
+        &self,
+        want: &Want,
+        selected: &[HostId],
+        predicted: &Prediction,
+    ) -> Result<Vec<ShortOfRoom>, StageError> {
+        let written = predicted.hosts.iter().map(|moved| moved.written);
+        let each = selected.iter().zip(written);
+        short_of_room(self.members.hosts(), want, each)
     }
 
     /// What is kept for each want whose staging has just begun.

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use proto::HostId;
 
 use super::{ask::StageError, hosts::Hosts, presence::Presence, words};
-use crate::{fleet::Membership, progress::Progress, view::ShortOfRoom, wants::Want};
+use crate::{fleet::Membership, view::ShortOfRoom, wants::Want};
 
 /// The hosts that a selection means now; `None` selects all.
 ///
@@ -39,21 +39,21 @@ pub(super) fn selected(
     Ok(selected)
 }
 
-/// The selected hosts that, by their own reports, have too little room for an image. A host that has reported no volume
-/// yet isn't among them.
+/// The selected hosts that, by their own reports, have too little room for an image. Each of them is given with the
+/// bytes that it is predicted to write, which is the space that it takes. A host that has reported no volume yet isn't
+/// among the answer.
 ///
 /// # Errors
 /// When none of the hosts could ever hold the image.
-pub(super) fn short_of_room(
+pub(super) fn short_of_room<'a>(
     hosts: &Hosts,
     want: &Want,
-    selected: &[HostId],
+    selected: impl ExactSizeIterator<Item = (&'a HostId, u64)>,
 ) -> Result<Vec<ShortOfRoom>, StageError> {
     let image = want.digest();
     let whole = want.layout.disk_bytes();
-    let mut short = Vec::new();
-    let mut hopeless = 0;
-    for host in selected {
+    let (mut short, mut hopeless, count) = (Vec::new(), 0, selected.len());
+    for (host, needed_bytes) in selected {
         let Some(known) = hosts.get(host) else {
             continue;
         };
@@ -63,8 +63,6 @@ pub(super) fn short_of_room(
         if known.is_present(&image) {
             continue;
         }
-        let held = known.images.get(&image).map_or(0, Progress::held_bytes);
-        let needed_bytes = whole.saturating_sub(held);
         if volume.free_bytes.saturating_sub(volume.floor_bytes) < needed_bytes {
             short.push(ShortOfRoom {
                 host: host.to_string(),
@@ -77,7 +75,7 @@ pub(super) fn short_of_room(
             hopeless += 1;
         }
     }
-    if hopeless == selected.len() {
+    if hopeless == count {
         return Err(StageError::NowhereFits {
             needed_bytes: whole,
             hosts: short,
@@ -163,7 +161,8 @@ mod tests {
         ]);
         let short = |names: &[&str]| {
             let selected: Vec<HostId> = names.iter().map(|name| id(name)).collect();
-            let short = short_of_room(&hosts, &image, &selected);
+            let each = selected.iter().map(|host| (host, needs));
+            let short = short_of_room(&hosts, &image, each);
             short.map(|short| short.into_iter().map(|one| one.host).collect::<Vec<_>>())
         };
         assert_eq!(short(&["exact"]).unwrap(), Vec::<String>::new());

@@ -203,3 +203,46 @@ fn layers_of_an_image_that_a_host_has_are_local_and_on_a_volume_that_clones_not_
         assert_eq!(plan(unknown), copied);
     }
 }
+
+#[test]
+fn a_host_lacks_room_only_for_what_it_will_write() {
+    let short = |clones, free_bytes| {
+        let mut world = World::new();
+        let mut hello = World::hello();
+        if let Some(volume) = &mut hello.volume {
+            (volume.clones, volume.free_bytes) = (clones, free_bytes);
+        }
+        let (a, _a) = world.open("a", hello);
+        let old = want("one", 2, 1 << 20);
+        ask(&mut world, &old);
+        let there = state(&old, StageState::Present, NOTHING);
+        reports(&mut world, ("a", a), there);
+        // the same two layers, and a third one
+        let new = Box::new(want("one", 3, 1 << 20));
+        let (reply, mut answer) = oneshot::channel();
+        let preview = Ask::Preview {
+            want: new.clone(),
+            reply,
+        };
+        world.driver.apply(Input::Asked(preview));
+        let plan = answer.try_recv().unwrap().unwrap();
+        let planned = plan.hosts[0].short_of_room.clone();
+        let (reply, mut answer) = oneshot::channel();
+        let stage = Ask::Stage { want: new, reply };
+        world.driver.apply(Input::Asked(stage));
+        while let Ok(keep) = world.writer.try_recv() {
+            keep.done();
+        }
+        let staged = answer.try_recv().unwrap().unwrap();
+        assert_eq!(
+            planned.iter().collect::<Vec<_>>(),
+            staged.short_of_room.iter().collect::<Vec<_>>()
+        );
+        planned.map(|short| short.needed_bytes)
+    };
+    let layer = 1 << 20;
+    for (clones, needs) in [(Some(true), layer + 20), (Some(false), 3 * layer + 20)] {
+        assert_eq!(short(clones, needs), None);
+        assert_eq!(short(clones, needs - 1), Some(needs));
+    }
+}
