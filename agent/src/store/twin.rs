@@ -14,7 +14,7 @@ use super::{
     claim::Look,
     files::{Body, Where},
     layers::{DecodeLayerError, decode_into},
-    place::{is_zero, put},
+    place::{Files as _, is_zero, put_over},
     room::NoRoomError,
     stage::Stage,
     steps::step,
@@ -105,8 +105,10 @@ fn fill(stage: &Stage, body: &Body, cloned: bool) -> Result<(), TwinError> {
                 let Some((file, base)) = body.place(*place) else {
                     continue;
                 };
-                put(file, base + geometry.offset(chunk), &held.bytes, zero)
+                let offset = base + geometry.offset(chunk);
+                let written = put_over(file, offset, (&held.bytes, zero), false)
                     .map_err(|error| io_at("writing", &stage.directory().join(TWIN), error))?;
+                stage.chunks().files().wrote(written);
             }
         }
     }

@@ -145,6 +145,22 @@ fn a_chunk_that_rotted_does_not_reach_a_second_repository() {
 }
 
 #[test]
+fn a_copy_for_a_second_repository_counts_as_written() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample_with(1, None));
+    let store = open(&home);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    fill(&stage, &sample);
+    install(&stage, &[]).unwrap();
+    let first = stage.files().written_bytes();
+    assert!(first > 2 << 20, "{first}");
+    install(&stage, &["127.0.0.1:5000/mirror:one"]).unwrap();
+    let second = stage.files().written_bytes() - first;
+    // a clone has all of it
+    let clones = store.volume().clones;
+    assert_eq!(second, if clones { 0 } else { first });
+}
+
+#[test]
 fn a_copy_for_a_second_repository_needs_room() {
     fn space(home: &Path) -> io::Result<Space> {
         let spare = fs::metadata(home.join("spare")).map_or(0, |found| found.len());
