@@ -459,6 +459,18 @@ impl<S: OnDisk> Image<S> {
         }
     }
 
+    /// The stage's contents that are in doubt go on without its recipe. The notes of the stage don't name them, and a
+    /// host that isn't connected isn't told when a doubt comes up.
+    fn leave_in_doubt(&self) {
+        let ordered = self.ordered.recipe.map(|file| file.digest);
+        let goes_by = |stage: &&S| stage.recipe().map(|file| file.digest) == ordered;
+        if let Some(stage) = self.stage().filter(goes_by) {
+            for content in &self.ordered.in_doubt {
+                stage.leave_recipe(*content);
+            }
+        }
+    }
+
     /// The recipe that this host says it has. One that hosts made is named once the image's bytes have proved it, so
     /// that nobody gives a voice to what he only believed.
     pub(super) fn told_recipe(&self) -> Option<Blob> {
@@ -586,6 +598,7 @@ impl<S: OnDisk> Image<S> {
         }
         let before = std::mem::replace(&mut self.ordered, ordered);
         self.tell_of_hosts();
+        self.leave_in_doubt();
         before.entitled != self.ordered.entitled
     }
 
@@ -601,6 +614,7 @@ impl<S: OnDisk> Image<S> {
             whole_since: None,
         });
         self.tell_of_hosts();
+        self.leave_in_doubt();
     }
 
     /// Reports about the image are about this stage from now on. If it is another stage than before, the counts begin

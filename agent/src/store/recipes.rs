@@ -418,8 +418,8 @@ pub(super) fn compare<F: Files>(
     Ok(())
 }
 
-/// Makes the contents take only the links of this recipe from now on, except those in doubt. A content with a held link
-/// that contradicts the recipe goes on without the recipe.
+/// Makes the contents take only the links of this recipe from now on. A content in doubt, or with a held link that
+/// contradicts the recipe, goes on without any: also without the one that it went by before.
 pub(super) fn take<F: Files>(
     held: &Held<F>,
     name: Digest,
@@ -428,13 +428,14 @@ pub(super) fn take<F: Files>(
 ) {
     for at in 0..held.len() {
         let content = held.digest(at);
-        if in_doubt.contains(&content) {
-            continue;
-        }
-        let Some(of) = recipe.content(&content) else {
+        let of = recipe.content(&content);
+        let Some(of) = of.filter(|_| !in_doubt.contains(&content)) else {
+            held.chunks(at).leave_recipe();
             continue;
         };
-        if let Err(error) = held.chunks(at).take_recipe(name, of.clone()) {
+        let mut known = held.chunks(at);
+        if let Err(error) = known.take_recipe(name, of.clone()) {
+            known.leave_recipe();
             tracing::warn!(%content, recipe = %name, %error, "a recipe isn't used for a content");
         }
     }

@@ -129,6 +129,56 @@ fn a_stage_with_a_recipe_takes_only_its_links_until_it_is_left() {
 }
 
 #[test]
+fn a_recipe_in_doubt_or_contradicted_is_left_also_when_a_stage_goes_on() {
+    let (home, (_, new)) = (tempfile::tempdir().unwrap(), releases());
+    let layer = Digest::of(&new.disk[..4 * MIB + 100_000]);
+    let by = recipe(&new);
+    let begin = |store: &Store, by: &NamedRecipe, in_doubt: &[Digest]| {
+        let in_doubt = in_doubt.iter().copied().collect();
+        let (name, by) = ("ghcr.io/org/image:two".into(), Some((by, &in_doubt)));
+        let begun = store.begin_by(&new.layout, &new.manifest, &[name], by);
+        begun.unwrap().0
+    };
+    let goes_by = |stage: &Stage, content| stage.known(content).unwrap().recipe();
+
+    let store = open(&home);
+    let stage = begin(&store, &by, &[]);
+    blocks::put(&home, &by);
+    assert!(stage.known(layer).unwrap().leave_recipe());
+    drop((stage, store));
+    // the notes don't know that an earlier process left it
+    let store = open(&home);
+    let stage = store.stage(new.layout.digest()).unwrap();
+    assert_eq!(goes_by(&stage, layer), Some(by.file.digest));
+    let stage = begin(&store, &by, &[layer]);
+    assert_eq!(goes_by(&stage, layer), None);
+    assert!(
+        stage
+            .known(layer)
+            .unwrap()
+            .recipe_link(ChunkIndex(0))
+            .is_none()
+    );
+    let other = new.layout.config().digest;
+    assert_eq!(goes_by(&stage, other), Some(by.file.digest));
+
+    // another recipe takes its place, with what is held and with what is in doubt
+    let stage = begin(&store, &by, &[]);
+    assert_eq!(goes_by(&stage, layer), Some(by.file.digest));
+    let (chunk, link, bytes) = links(&new.contents[&layer])[1];
+    let arrived = (&host("mac-1"), None);
+    stage
+        .write(layer, chunk, bytes, link, source("mac-1"), arrived)
+        .unwrap();
+    let second = recipe_with(&new, layer, |of| of.states[40] ^= 1);
+    let stage = begin(&store, &second, &[other]);
+    assert_eq!(
+        (goes_by(&stage, layer), goes_by(&stage, other)),
+        (None, None)
+    );
+}
+
+#[test]
 fn hosts_make_equal_recipes_of_equal_images_and_say_what_they_lack() {
     let (_, image) = releases();
     let by = recipe(&image);

@@ -251,11 +251,30 @@ fn a_content_in_doubt_goes_on_without_the_recipe() {
     assert_eq!(in_doubt.collect::<Vec<_>>(), std::slice::from_ref(&content));
     world.disk.0.recipe.set(Some(file()));
     world.begun();
+    // the doubt may have come while the stage began
+    assert_eq!(world.disk.0.left.take(), content);
     for (recipe, takes) in [(&b"another one"[..], false), (b"recipe", true)] {
         let doubt = Doubt::parse(&doubt(&world, recipe)).unwrap();
         assert_eq!(world.images.doubt_recipe(&doubt), takes);
         assert_eq!(world.disk.0.left.borrow().is_empty(), !takes);
     }
+    assert_eq!(*world.disk.0.left.borrow(), content);
+}
+
+#[test]
+fn an_order_leaves_the_recipe_of_a_stage_where_it_is_in_doubt() {
+    let mut world = World::filling();
+    world.disk.0.recipe.set(Some(file()));
+    // what is doubted of another recipe says nothing of this one
+    let another = Blob {
+        digest: Digest::of(b"another one"),
+        ..file()
+    };
+    order(&mut world, 8, Some(another));
+    assert_eq!(*world.disk.0.left.borrow(), BTreeSet::new());
+    // the doubt was told while the host wasn't connected
+    order(&mut world, 9, Some(file()));
+    let content = BTreeSet::from([Digest::of(b"content")]);
     assert_eq!(*world.disk.0.left.borrow(), content);
 }
 
