@@ -79,7 +79,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
@@ -101,7 +101,6 @@ pub use self::{
     verify::{Verified, VerifyError, doubt, verify},
 };
 use self::{
-    files::needed_bytes,
     recipes::NamedRecipe,
     recover::{Loaded, load},
     references::parse_references,
@@ -109,6 +108,7 @@ use self::{
     seed::{Base, Beginning, SeedError, Seeds},
     shared::Shared,
     status::Status,
+    steps::step,
     tree::{ROOT, io_at, remove},
 };
 use crate::{
@@ -314,8 +314,8 @@ impl Store {
     }
 
     /// Begins to stage an image, or goes on with a stage. Reserves room, makes the image's directory or takes the one
-    /// that is there, and copies the chunks that other images of this host hold. Returns the stage and the number of
-    /// copied bytes.
+    /// that is there, and copies the chunks that other images of this host hold. A stage that has less than a new clone
+    /// of another disk would have is begun anew. Returns the stage and the number of copied bytes.
     ///
     /// An image that is installed already comes back complete. [`install`] then only adds references.
     ///
@@ -350,27 +350,35 @@ impl Store {
         let others = self.all().into_iter();
         let others = others.filter(|other| other.layout().digest() != layout.digest());
         let seeds = Seeds::here(self.shared.clone(), others.collect());
+        let there = self.stage(layout.digest());
+        let there = there.filter(|stage| stage.names().is_there());
         // not under the lock: indexes may have to be made
-        let beginning = match self.stage(layout.digest()) {
-            Some(stage) if stage.names().is_there() => Beginning::default(),
+        let beginning = match &there {
+            Some(stage) if !stage.may_begin_anew(recipe.is_some()) => Beginning::default(),
             _ => seeds.beginning(layout, recipe.map(|(recipe, _)| recipe)),
         };
+        let common = beginning.common_bytes;
+        let worse = there.filter(|stage| stage.has_less_than(common, recipe.is_some()));
+        let worse = worse.map_or_else(Weak::new, |stage| Arc::downgrade(&stage));
         let searched = beginning.searched;
         let changing = lock(&self.changing);
         self.keep_root()?;
         self.take_names(layout.digest(), &references)?;
         let room = self.shared.room();
         let (stage, base, is_new) = match self.stage(layout.digest()) {
-            Some(stage) if stage.names().is_there() => {
+            Some(stage) if stage.names().is_there() && worse.as_ptr() != Arc::as_ptr(&stage) => {
                 room.admit(stage.outstanding_bytes(), layout.digest())?;
                 stage.names().add(&references)?;
                 (stage, None, false)
             }
             found => {
                 if found.is_some() {
+                    tracing::info!(image = %layout.digest(), "a stage begins anew");
+                    // its files take room as long as they are open
+                    drop(found);
                     self.drop_stage(layout.digest())?;
                 }
-                let (copy, clone) = self.need(layout, &beginning);
+                let (copy, clone) = beginning.need(layout, self.shared.clones());
                 room.admit(clone, layout.digest())?;
                 let disk = beginning.base.as_ref().and_then(Base::path);
                 let (stage, cloned) = self.create(layout, manifest, references, disk)?;
@@ -385,14 +393,19 @@ impl Store {
             }
         };
         drop(changing);
-        if let Some((recipe, in_doubt)) = recipe {
-            stage.take_recipe(recipe, in_doubt);
-            self.keep_recipe(&stage, recipe.file)?;
-        }
-        if stage.is_installed() && !stage.is_complete() {
-            stage.link_again()?;
-        }
-        let copied = seeds.copy(&stage, base.as_ref(), searched);
+        let copy = || -> Result<u64, BeginError> {
+            if let Some((recipe, in_doubt)) = recipe {
+                stage.take_recipe(recipe, in_doubt);
+                step("a beginning")?;
+                self.keep_recipe(&stage, recipe.file)?;
+            }
+            if stage.is_installed() && !stage.is_complete() {
+                stage.link_again()?;
+            }
+            Ok(seeds.copy(&stage, base.as_ref(), searched)?)
+        };
+        let copied = copy();
+        // also after an error
         stage.expect_bytes(u64::MAX);
         // what was copied stays, even if the rest couldn't be copied
         stage.flush()?;
@@ -402,16 +415,6 @@ impl Store {
             room.admit(stage.outstanding_bytes(), layout.digest())?;
         }
         Ok((stage, copied))
-    }
-
-    /// Bytes that an image takes that begins so, as a copy and, where the volume can clone, as a clone. Zeros take
-    /// none. Neither do bytes that a clone has in common with its base.
-    fn need(&self, layout: &Layout, beginning: &Beginning) -> (u64, u64) {
-        let copy = needed_bytes(layout).saturating_sub(beginning.zero_bytes);
-        match self.shared.clones() {
-            true => (copy, copy.saturating_sub(beginning.common_bytes)),
-            false => (copy, copy),
-        }
     }
 
     /// Makes our directory again if it was removed, and tart's home with it, as tart itself would. The parent of tart's

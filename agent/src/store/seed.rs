@@ -15,6 +15,7 @@ use super::{
     alike::{self, Copied, Lacking, Offsets},
     blocks::{Disk, MAX_DISKS},
     claim::WriteError,
+    files::needed_bytes,
     found::FoundDisk,
     recipes::NamedRecipe,
     reuse::{self, Samples, Term},
@@ -73,6 +74,18 @@ pub(super) struct Beginning {
     pub(super) zero_bytes: u64,
     /// The time that the search for blocks took by then.
     pub(super) searched: Duration,
+}
+
+impl Beginning {
+    /// Bytes that an image takes that begins so, as a copy and, where the volume can clone, as a clone. Zeros take
+    /// none. Neither do bytes that a clone has in common with its base.
+    pub(super) fn need(&self, layout: &Layout, clones: bool) -> (u64, u64) {
+        let copy = needed_bytes(layout).saturating_sub(self.zero_bytes);
+        match clones {
+            true => (copy, copy.saturating_sub(self.common_bytes)),
+            false => (copy, copy),
+        }
+    }
 }
 
 /// The disks from which a new image may take its bytes.

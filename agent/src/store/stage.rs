@@ -10,7 +10,8 @@ use std::{
 };
 
 use proto::{
-    Answer, ChunkIndex, ChunkSet, Digest, HostId, HostKey, Layout, Link, Source, Statement,
+    Answer, CHUNK_BYTES, ChunkIndex, ChunkSet, Digest, HostId, HostKey, Layout, Link, Source,
+    Statement,
     image::Blob,
     ledger::{Entered, Verdict},
 };
@@ -22,7 +23,7 @@ use super::{
     claim::{HeldChunk, Look, WriteError},
     doubt::Doubt,
     earlier::{self, LostLinks},
-    files::{Body, ImageFiles},
+    files::{Body, ImageFiles, Where},
     held::Held,
     journal::{Journal, Record},
     layers::{self, DecodeLayerError, Decoded},
@@ -590,6 +591,32 @@ impl Stage {
     /// What [`installing`](Self::installing) does, without waiting. `None` if an installation runs.
     pub(super) fn try_installing(&self) -> Option<MutexGuard<'_, Installing>> {
         self.installing.try_lock().ok()
+    }
+
+    /// Whether the image may begin anew as a clone, if that has more in place than the stage holds. Nothing says what a
+    /// stage with a recipe has in common with other disks, unless it goes on by one.
+    pub(super) fn may_begin_anew(&self, by_recipe: bool) -> bool {
+        self.shared.clones() && !self.is_installed() && (by_recipe || self.recipe().is_none())
+    }
+
+    /// Whether the stage holds less on its disk than so many bytes, which a beginning has in common with its base. By a
+    /// recipe, whole chunks of zeros don't count.
+    pub(super) fn has_less_than(&self, common_bytes: u64, by_recipe: bool) -> bool {
+        let mut bytes = 0;
+        for at in 0..self.held.len() {
+            let places = self.files.places(at).iter();
+            let on_disk = |place: &&Where| matches!(place, Where::Disk(_));
+            let places = places.filter(on_disk).count() as u64;
+            let (geometry, known) = (self.held.geometry(at), self.held.chunks(at));
+            for chunk in known.held().iter() {
+                let length = u64::from(geometry.len(chunk));
+                let is_hole = length == CHUNK_BYTES && known.is_zero(chunk);
+                if !(by_recipe && is_hole) {
+                    bytes += places * length;
+                }
+            }
+        }
+        bytes < common_bytes
     }
 
     /// No more than these bytes are expected to be taken, because the rest is here. [`u64::MAX`] ends that.

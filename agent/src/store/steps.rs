@@ -1,4 +1,4 @@
-//! Points between two steps of an installation, at which tests let the process die.
+//! Points between two steps of an installation or a beginning, at which tests let the process die.
 
 #[cfg(not(test))]
 use std::io;

@@ -581,3 +581,72 @@ fn zeros_need_no_disk_and_end_with_a_false_one_or_when_nobody_waits() {
         assert_eq!(local, 0, "they lay on no disk here");
     }
 }
+
+/// A volume, the first of two releases in a store that says how much is free, and the second one's recipe.
+fn one_release(free: &str) -> (TempDir, Store, Sample, NamedRecipe) {
+    cloning::PRETENDED.set(true);
+    let (home, (old, new)) = (tempfile::tempdir().unwrap(), releases());
+    fs::write(home.path().join("free"), free).unwrap();
+    let store = Store::open(home.path(), Options { space, ..options() }).unwrap();
+    let (first, _) = begin(&store, &old, &[TAG]);
+    fill(&first, &old);
+    install(&first, &[TAG]).unwrap();
+    let by = recipe(&new);
+    (home, store, new, by)
+}
+
+fn try_begin(
+    store: &Store,
+    new: &Sample,
+    by: &NamedRecipe,
+) -> Result<(Arc<Stage>, u64), BeginError> {
+    let (name, in_doubt) = ("ghcr.io/org/image:two".into(), BTreeSet::new());
+    store.begin_by(&new.layout, &new.manifest, &[name], Some((by, &in_doubt)))
+}
+
+#[test]
+fn a_clone_that_was_cut_off_before_it_was_compared_begins_anew() {
+    let (home, store, new, by) = one_release(&u64::MAX.to_string());
+    store.stop();
+    try_begin(&store, &new, &by).unwrap_err();
+    let stage = store.stage(new.layout.digest()).unwrap();
+    assert!(stage.files().began_as_clone());
+    drop((stage, store));
+    // all that is new has room, and what lies in the clone hasn't
+    let free = (5 * MIB + 100_000).to_string();
+    fs::write(home.path().join("free"), free).unwrap();
+    let store = Store::open(home.path(), Options { space, ..options() }).unwrap();
+    let (stage, _) = try_begin(&store, &new, &by).unwrap();
+    assert!(stage.files().began_as_clone());
+    // one chunk of the other disk lies at other offsets
+    let written = stage.files().written_bytes();
+    assert!(
+        (2 * MIB as u64..3 * MIB as u64).contains(&written),
+        "{written}"
+    );
+    write_new(&stage, &new);
+    store.flush().unwrap();
+    drop((stage, store));
+    // one that has more than a new clone would have goes on
+    let store = Store::open(home.path(), Options { space, ..options() }).unwrap();
+    let (stage, _) = try_begin(&store, &new, &by).unwrap();
+    assert!(!stage.files().began_as_clone());
+    let layer = Digest::of(&new.disk[..4 * MIB + 100_000]);
+    assert!(stage.held(layer).contains(ChunkIndex(0)));
+    fill(&stage, &new);
+    install(&stage, &[]).unwrap();
+    assert_installed(&image_dir(&home, "ghcr.io/org/image", &new), &new);
+    cloning::PRETENDED.set(false);
+}
+
+#[test]
+fn after_a_beginning_that_failed_all_that_is_lacking_is_reserved() {
+    let (_home, store, new, by) = one_release(&u64::MAX.to_string());
+    STEPS_LEFT.set(0);
+    try_begin(&store, &new, &by).unwrap_err();
+    STEPS_LEFT.set(usize::MAX);
+    let stage = store.stage(new.layout.digest()).unwrap();
+    assert_eq!(stage.recipe(), None);
+    assert!(stage.outstanding_bytes() >= new.disk.len() as u64);
+    cloning::PRETENDED.set(false);
+}
