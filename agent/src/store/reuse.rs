@@ -225,10 +225,12 @@ fn columns(stage: &Stage) -> Option<Columns> {
 }
 
 /// Another image's disk, with the index of its blocks, which is made where it is lacking or isn't of the disk any more.
-/// `None` too when the time for it is over.
+/// `None` too when the time for it is over, and for an image under construction: its index would name what isn't there
+/// yet, and would have to be made again after each chunk that comes.
 pub(super) fn disk(other: &Arc<Stage>, term: &Term<'_>) -> Option<Disk> {
-    let name = other.recipe().filter(|_| !other.is_gone())?.digest;
-    match index(other, name, term) {
+    let is_whole = other.is_installed() || other.is_complete();
+    let file = other.recipe().filter(|_| is_whole && !other.is_gone())?;
+    match index(other, file.digest, term) {
         Ok(index) => {
             let held = other.chunks();
             let contents = (0..held.len()).map(|at| (held.geometry(at), held.held(at)));

@@ -1,7 +1,10 @@
 //! Stages that find blocks of lacking chunks on other images' disks, and what becomes of that on bad days.
 
 use super::*;
-use crate::store::tree::INDEX;
+use crate::{
+    platform::cloning,
+    store::{place::Files as _, tree::INDEX},
+};
 
 const MIB: usize = 1 << 20;
 const PAGE: usize = 4096;
@@ -488,4 +491,25 @@ fn all_of_a_disk_that_moved_by_a_page_is_found_by_blocks() {
     // the chunk with the page, and the last one where a block of the old layer ends with it
     let lacking = new.layout.content_bytes() - found;
     assert!(lacking <= (2 * raws.len() * MIB + 200_000) as u64);
+}
+
+#[test]
+fn what_an_unfinished_stage_lacks_is_not_searched_by_its_recipe() {
+    cloning::PRETENDED.set(true);
+    let raw = noise(2 * MIB, 1);
+    let other = [&raw[..MIB + 40 * PAGE], &noise(100 * PAGE, 2)].concat();
+    let (home, [first, second]) = (
+        tempfile::tempdir().unwrap(),
+        [raw, other].map(|raw| sample_of(7, &raw, 5_000, None)),
+    );
+    let store = open(&home);
+    let begin = |sample| {
+        let by = recipe(sample);
+        put(&home, &by);
+        begin_by(&store, sample, &by).0
+    };
+    let (unfinished, stage) = (begin(&first), begin(&second));
+    assert!(!unfinished.directory().join(INDEX).exists());
+    assert!(!stage.files().began_as_clone());
+    cloning::PRETENDED.set(false);
 }
