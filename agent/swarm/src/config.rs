@@ -56,10 +56,10 @@ pub struct Config {
     /// knows of most hosts is as old as a spread (simulator, `release`, 200 hosts, 5 % of 60 GB: makespan over bound
     /// 1.46 without this bound, 1.15 with it).
     pub spread_taken_percent: u64,
-    /// The work with which a host takes one more spread over in any case, in chunks. In a small fleet a spread is short,
-    /// and the next one has to be there when it ends; and where some hosts lie, the honest ones mustn't decline too much
-    /// (simulator, 8 hosts × 512 MiB in one content at 100 Mbit/s, seeds 1 · 2 · 3: 1.101 · 1.061 · 1.081 with 8 chunks,
-    /// 1.045 · 1.058 · 1.056 with 24).
+    /// The work with which a host takes one more spread over in any case, in chunks. In a small fleet a spread is
+    /// short, and the next one has to be there when it ends; and where some hosts lie, the honest ones mustn't decline
+    /// too much (simulator, 8 hosts × 512 MiB in one content at 100 Mbit/s, seeds 1 · 2 · 3: 1.101 · 1.061 · 1.081 with
+    /// 8 chunks, 1.045 · 1.058 · 1.056 with 24).
     pub spread_taken_chunks: u64,
     /// The work that a spreader may have on top of these percentages, in chunks.
     pub spread_backlog_chunks: u64,

@@ -113,8 +113,8 @@ pub(crate) struct Peer {
     /// on; answers to its own requests don't.
     pub(crate) ignores_pushes: bool,
     pub(crate) not_sent_before: Moment,
-    /// The moment at which our uplink would have sent the peer bytes for all the work of our answers. Answers whose work
-    /// was sending their bytes aren't among them.
+    /// The moment at which our uplink would have sent the peer bytes for all the work of our answers. Answers whose
+    /// work was sending their bytes aren't among them.
     owes_until: Moment,
     /// The peer broke its promises of a content: until this moment the peer isn't waited for.
     pub(crate) distrusted_until: Moment,
@@ -347,8 +347,8 @@ const SILENT_MOST: Duration = Duration::from_secs(30);
 /// Nothing is expected of a peer that brought nothing this many times in a row.
 const BARREN: u32 = 2;
 
-/// A peer is answered on while it owes this many microseconds of our uplink at most: an honest one that takes parts isn't
-/// held up between two of them.
+/// A peer is answered on while it owes this many microseconds of our uplink at most: an honest one that takes parts
+/// isn't held up between two of them.
 const OWED_MOST_US: u64 = 100_000;
 
 /// The most push work that a peer is believed to have: a petabyte. The bound keeps sums from saturating.

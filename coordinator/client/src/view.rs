@@ -405,8 +405,8 @@ pub struct StageRequest {
 pub struct StageReply {
     /// The image and its state.
     pub image: ImageView,
-    /// Selected hosts that lack room by the coordinator's figures. They get the order all the same: a host may find more
-    /// of the image on its disks than the coordinator knows of, and one without room refuses by itself.
+    /// Selected hosts that lack room by the coordinator's figures. They get the order all the same: a host may find
+    /// more of the image on its disks than the coordinator knows of, and one without room refuses by itself.
     pub short_of_room: Vec<ShortOfRoom>,
 }
 

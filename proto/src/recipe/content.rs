@@ -75,8 +75,8 @@ impl core::fmt::Display for Difference {
 }
 
 impl ContentRecipe {
-    /// Reads the part of a recipe that is about one content. It isn't compared with the manifest; [`Recipe::new`](super::Recipe::new)
-    /// does that.
+    /// Reads the part of a recipe that is about one content. It isn't compared with the manifest;
+    /// [`Recipe::new`](super::Recipe::new) does that.
     ///
     /// # Errors
     /// When it is no such part, or its blocks don't fit its size.
@@ -105,8 +105,8 @@ impl ContentRecipe {
         })
     }
 
-    /// The recipe of the blob of this content, as [`Recipe::blob`](super::Recipe::blob) has it, without the rest. `None`
-    /// if the recipe's maker didn't read the blob.
+    /// The recipe of the blob of this content, as [`Recipe::blob`](super::Recipe::blob) has it, without the rest.
+    /// `None` if the recipe's maker didn't read the blob.
     ///
     /// # Errors
     /// When the recipe doesn't fit the content.

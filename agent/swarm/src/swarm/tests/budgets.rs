@@ -142,8 +142,8 @@ fn an_upload_budget_is_kept() {
     );
 }
 
-/// How many answers a peer gets in ten seconds that asks again whenever it has one. Each answer takes this long, sends so
-/// many bytes, and is as much work as sending so many.
+/// How many answers a peer gets in ten seconds that asks again whenever it has one. Each answer takes this long, sends
+/// so many bytes, and is as much work as sending so many.
 fn answers(takes_ms: u64, (wire_bytes, work_bytes): (u64, u64)) -> u64 {
     let config = Config {
         // a chunk in 10 ms

@@ -80,8 +80,8 @@ fn has_to_send(swarm: &mut Swarm, chunks: u64) {
     }
 }
 
-/// Of hosts that take nothing, the jobs of a busy host had so many left over that it took no further chunk: with 30 % of
-/// such hosts a fleet of 50 took 1.34 times its bound.
+/// Of hosts that take nothing, the jobs of a busy host had so many left over that it took no further chunk: with 30 %
+/// of such hosts a fleet of 50 took 1.34 times its bound.
 #[test]
 fn pushes_to_hosts_that_take_nothing_are_no_work() {
     let mut swarm = among(10, Config::default());

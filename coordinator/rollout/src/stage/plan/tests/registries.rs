@@ -43,8 +43,8 @@ fn a_registry_that_fails_several_hosts_is_left_alone_for_longer_and_longer() {
     );
 }
 
-/// When nothing moves any more, contents are leased again to hosts that are thought to hold them. Such a host says so at
-/// once, and asked the registry nothing.
+/// When nothing moves any more, contents are leased again to hosts that are thought to hold them. Such a host says so
+/// at once, and asked the registry nothing.
 #[test]
 fn a_host_that_held_a_content_before_its_lease_says_nothing_about_the_registry() {
     let mut plan = fleet(2);
