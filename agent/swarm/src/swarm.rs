@@ -334,6 +334,14 @@ impl Swarm {
 
     // ---- chunks from peers ----------------------------------------------------------------------------------------
 
+    /// Whether this host has too much work to pass one more chunk on to everyone. Chunks that are still coming have no
+    /// job yet, and count too. Pushes to hosts that take nothing don't: they keep no other host from being served.
+    fn is_loaded(&self, id: ContentId, chunk: ChunkIndex) -> bool {
+        let promised = self.downloads.promised_bytes(&self.ground);
+        let work_bytes = self.pushes.ready_bytes(&self.ground) + promised;
+        choose::is_loaded(&self.ground, id, chunk, work_bytes)
+    }
+
     fn offered(
         &mut self,
         ticket: Ticket,
@@ -341,13 +349,9 @@ impl Swarm {
         (id, chunk): (ContentId, ChunkIndex),
         spread: Option<Spread>,
     ) {
-        // chunks that are still coming have no job yet, and who takes nothing keeps no other from being served
-        let promised = self.downloads.promised_bytes(&self.ground);
-        let backlog_bytes = self.pushes.backlog_bytes() + promised;
-        let work_bytes = self.pushes.ready_bytes(&self.ground) + promised;
         let loaded = spread == Some(Spread::Everyone)
             && !self.ground.contents.holds(id, chunk)
-            && choose::is_loaded(&self.ground, id, chunk, work_bytes);
+            && self.is_loaded(id, chunk);
         let offer = self
             .downloads
             .judge(&mut self.ground, key, (id, chunk), spread, loaded);
@@ -355,6 +359,8 @@ impl Swarm {
         let peer = peer.filter(|peer| loaded && self.ground.fleet[*peer].is_up());
         if let Some(peer) = peer {
             // who chose us knows too little of our load
+            let backlog_bytes =
+                self.pushes.backlog_bytes() + self.downloads.promised_bytes(&self.ground);
             news::tell_load(&mut self.ground, peer, backlog_bytes);
         }
         let answer = match offer {
