@@ -26,6 +26,7 @@ mod mirror;
 mod orders;
 mod origins;
 mod patience;
+mod recipe_asks;
 mod recipe_files;
 mod report;
 mod streams;

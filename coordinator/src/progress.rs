@@ -9,6 +9,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use proto::{Digest, Moment, ToldReason, figure::standing_still, image::Blob, message};
+use rollout::recipes::Making;
 
 use crate::view::{HostProgress, HostState, SourceBytes};
 
@@ -51,6 +52,8 @@ pub(crate) struct Progress {
     recipe: Option<(Digest, Option<u64>)>,
     /// The recipe that the host found not to fit its copy of the image.
     refused: Option<Digest>,
+    /// What the host says of the making of a recipe.
+    making: Making,
     failed_since: Option<Moment>,
 }
 
@@ -122,12 +125,20 @@ impl Counter {
     }
 }
 
-/// The state in a message. A state that this version doesn't know, from a newer host, counts as waiting.
+const fn making(report: &message::ImageState) -> Making {
+    Making {
+        runs: report.makes_recipe,
+        failed: report.recipes_failed,
+    }
+}
+
+/// The recipe in a message, with its bytes, where the host says how many they are.
 fn recipe(report: &message::ImageState) -> Option<(Digest, Option<u64>)> {
     let digest = message::digest(&report.recipe).ok()?;
     Some((digest, Some(report.recipe_bytes).filter(|bytes| *bytes > 0)))
 }
 
+/// The state in a message. A state that this version doesn't know, from a newer host, counts as waiting.
 pub(crate) fn state(raw: i32) -> HostState {
     match message::StageState::try_from(raw) {
         Ok(message::StageState::Queued) => HostState::Queued,
@@ -162,6 +173,7 @@ impl Progress {
             golden: false,
             recipe: None,
             refused: None,
+            making: Making::default(),
             failed_since: None,
         }
     }
@@ -230,6 +242,7 @@ impl Progress {
         self.golden = report.golden;
         self.recipe = recipe(report);
         self.refused = message::digest(&report.recipe_refused).ok();
+        self.making = making(report);
         self.presence = (state == HostState::Present).then_some((now, report.presence_age_ms));
         self.rate.sample(now, self.held_bytes);
         let origin = self.origin.value();
@@ -246,6 +259,7 @@ impl Progress {
             && self.golden == report.golden
             && self.recipe == recipe(report)
             && self.refused == message::digest(&report.recipe_refused).ok()
+            && self.making == making(report)
     }
 
     /// The recipe that the host has of the image, if it says how many bytes that has.
@@ -260,6 +274,11 @@ impl Progress {
     /// The recipe that the host found not to fit its copy of the image.
     pub(crate) const fn refused_recipe(&self) -> Option<Digest> {
         self.refused
+    }
+
+    /// What the host says of the making of a recipe of the image.
+    pub(crate) const fn making(&self) -> Making {
+        self.making
     }
 
     /// Somebody has the host try again at once. The time of a failure begins anew.

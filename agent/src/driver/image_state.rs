@@ -89,6 +89,9 @@ pub(super) fn of<S: OnDisk>(
         }),
         begun_at_ms: image.begun_at_ms,
         written_bytes: image.stage().map_or(0, OnDisk::written_bytes),
+        // of recipes that are made, others know
+        makes_recipe: false,
+        recipes_failed: 0,
     }
 }
 

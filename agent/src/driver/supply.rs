@@ -33,6 +33,7 @@ use super::{
     look::Seen,
     mirror::{self, Mirror},
     origins::FetchWanted,
+    recipe_asks::RecipeAsks,
     trouble::Trouble,
 };
 use crate::{
@@ -79,8 +80,8 @@ pub(super) struct Supply {
     mirror: Mirror,
     disk: Disk,
     metrics: Metrics,
-    /// The image whose recipe is being made.
-    making: Option<Digest>,
+    /// The recipes that this host was asked to make.
+    asks: RecipeAsks,
     epoch: Instant,
     /// The time of everything that is heard now.
     now: Instant,
@@ -101,7 +102,7 @@ impl Supply {
             mirror,
             disk,
             metrics,
-            making: None,
+            asks: RecipeAsks::default(),
             epoch,
             now: epoch,
             effects: VecDeque::new(),
@@ -343,25 +344,34 @@ impl Supply {
 
     /// The coordinator wants the recipe of an image, which is present here. One is made at a time.
     pub(super) fn make_recipe(&mut self, image: Digest) {
-        let stage = self.images.catalogue().may_make_recipe(&image).cloned();
-        let Some(stage) = stage.filter(|_| self.making.is_none()) else {
-            return debug!(%image, "no recipe is made: another one is being made, or the image has one or isn't here");
-        };
-        info!(%image, "making the image's recipe, because the registry has none");
-        self.making = Some(image);
-        self.run(self.disk.make_recipe(image, stage));
+        self.asks.ask(image);
+        self.begin_making();
+        self.effects.push_back(Effect::ReportNow);
+    }
+
+    /// Begins to make the recipe that is next, if none is being made.
+    fn begin_making(&mut self) {
+        while let Some(image) = self.asks.begin() {
+            if let Some(stage) = self.images.catalogue().may_make_recipe(&image).cloned() {
+                info!(%image, "making the image's recipe, because the registry has none");
+                return self.run(self.disk.make_recipe(image, stage));
+            }
+            debug!(%image, "no recipe is made: the image has one, or isn't here");
+            self.asks.ended(false);
+        }
     }
 
     /// The recipe of an image was made, or can't be.
     pub(super) fn recipe_made(&mut self, image: Digest, result: Result<Arc<Blob>, String>) {
-        self.making = None;
+        self.asks.ended(result.is_ok());
         let outcome = if result.is_ok() { "made" } else { "failed" };
         let made = &self.metrics.recipes_made;
         made.get_or_create(&OutcomeLabel { outcome }).inc();
         if result.is_ok() {
             self.recipe_opened(image, result);
-            self.effects.push_back(Effect::ReportNow);
         }
+        self.begin_making();
+        self.effects.push_back(Effect::ReportNow);
     }
 
     /// An image's recipe was read, or can't be.
@@ -441,7 +451,9 @@ impl Supply {
     pub(super) fn image_states(&self, status: &swarm::Status) -> Vec<ImageState> {
         let contents = self.exchange.contents();
         let id_of = |content: &Digest| contents.by_digest(content).map(Content::id);
-        self.images.states(self.now(), status, id_of)
+        let mut states = self.images.states(self.now(), status, id_of);
+        states.iter_mut().for_each(|state| self.asks.tell(state));
+        states
     }
 
     // ---- the disk ---------------------------------------------------------------------------------------------------

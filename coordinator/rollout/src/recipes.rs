@@ -6,6 +6,9 @@
 //! recipe is the fleet's while more hosts have it than refuse it. So a lying maker is outvoted by the first host that
 //! looks, and one that refuses a true recipe by the next maker, whose recipe is the same. A host that names one recipe
 //! after the other is believed about the first one, for hours: so each host can mislead the fleet about an image once.
+//!
+//! A maker reads the whole image, and the hosts that stage it meanwhile are served more slowly. So a recipe is made when
+//! the staging is over, or has been for long enough where the last hosts take long.
 
 use alloc::{collections::BTreeMap, vec::Vec};
 use core::time::Duration;
@@ -20,6 +23,13 @@ const PATIENCE: Duration = Duration::from_mins(5);
 const PATIENCE_PER_MIB: Duration = Duration::from_millis(50);
 /// A host that was asked for an image's recipe and made none isn't asked again before this time has passed.
 const ASK_AGAIN: Duration = Duration::from_hours(6);
+/// A host whose session began anew while it made a recipe, and that makes none any more, isn't asked again before this
+/// time has passed: a host whose agent ends with each recipe that it makes leaves time for others.
+const ASK_AGAIN_ANEW: Duration = Duration::from_mins(10);
+/// No recipe is made for this long after the first host has the image, while others stage it. Staging 60 GB takes nine
+/// minutes over lines of 1 Gbit/s, and hosts that began together end together. Who stages for longer waits on a slow
+/// line, which a maker elsewhere doesn't slow down.
+const WAITS_FOR_STAGING: Duration = Duration::from_mins(10);
 /// A host that has named a recipe of an image isn't believed about another one before this time has passed. Each lie
 /// costs the hosts that begin a wait, and a true recipe doesn't change.
 const SAYS_ANOTHER: Duration = Duration::from_hours(6);
@@ -29,14 +39,41 @@ const SAYS_ANOTHER: Duration = Duration::from_hours(6);
 pub struct Host<'a> {
     /// The host.
     pub id: &'a HostId,
-    /// Whether the image is present there, and the host's version makes recipes.
+    /// The number of its session. Another number: the session began anew.
+    pub session: u64,
+    /// Where the image stands on the host.
+    pub image: At,
+    /// Whether the host's version makes recipes.
     pub can_make: bool,
+    /// What the host says of the making of the image's recipe.
+    pub making: Making,
     /// The bytes that the host has yet to send to others.
     pub backlog_bytes: u64,
     /// The recipe that the host has of the image, which is present there: the image's bytes have proved the recipe.
     pub has: Option<Blob>,
     /// The recipe that the host compared with its copy of the image, and found false.
     pub refuses: Option<Digest>,
+}
+
+/// Where an image stands on a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// It is present.
+    Present,
+    /// It comes, or is about to.
+    Comes,
+    /// It failed, or is gone. The host begins anew later, and then by the recipe that there is.
+    Waits,
+}
+
+/// What a host says of the making of an image's recipe. A host of an earlier version says nothing: it makes none, and
+/// none has failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Making {
+    /// The host makes the recipe, or does so next.
+    pub runs: bool,
+    /// How often the host was asked since its agent's start, and made none.
+    pub failed: u32,
 }
 
 /// What follows for an image.
@@ -57,15 +94,90 @@ pub struct Makers {
 /// Who was asked for the recipe of an image.
 #[derive(Debug, Default)]
 struct Asked {
-    /// The host that makes it now, and until when it may.
-    making: Option<(HostId, Moment)>,
-    /// When each host was asked.
-    at: BTreeMap<HostId, Moment>,
+    /// The host that makes it now.
+    maker: Option<Maker>,
+    /// When each host that was asked may be asked again.
+    again: BTreeMap<HostId, Moment>,
+    /// Since when the image has been present on a host.
+    present: Option<Moment>,
     /// The recipe that each host named first, and when.
     named: BTreeMap<HostKey, (Blob, Moment)>,
 }
 
+/// A host that was asked for a recipe.
+#[derive(Debug)]
+struct Maker {
+    id: HostId,
+    /// Until when it may make it.
+    until: Moment,
+    /// Its session when it was asked, or since it said that it makes the recipe.
+    session: u64,
+    /// What it said of the recipe before it was asked.
+    before: Making,
+}
+
+/// How the making of a recipe ended.
+enum End {
+    /// It is made, or the host takes too long, or says that it can't make it.
+    Over,
+    /// The host is away, or its session began anew and it doesn't say that it makes the recipe: its agent was started
+    /// again, or was never told.
+    Anew,
+}
+
+impl Maker {
+    /// Whether the making is over, by what the host says now.
+    fn look(&mut self, now: Moment, hosts: &[Host<'_>]) -> Option<End> {
+        let Some(host) = hosts.iter().find(|host| *host.id == self.id) else {
+            return Some(End::Anew);
+        };
+        if self.until <= now || host.has.is_some() || !host.makes() {
+            return Some(End::Over);
+        }
+        if host.session != self.session {
+            if !host.making.runs {
+                return Some(End::Anew);
+            }
+            // its agent may be another one, which counts from 0
+            (self.session, self.before) = (host.session, host.making);
+        }
+        (host.making.failed != self.before.failed).then_some(End::Over)
+    }
+}
+
+impl Host<'_> {
+    /// Whether the host can make the recipe.
+    fn makes(&self) -> bool {
+        self.can_make && self.image == At::Present
+    }
+}
+
 impl Asked {
+    /// Looks whether the host that makes the recipe is done with it.
+    fn look(&mut self, now: Moment, hosts: &[Host<'_>]) {
+        let Some(maker) = &mut self.maker else { return };
+        let Some(end) = maker.look(now, hosts) else {
+            return;
+        };
+        if matches!(end, End::Anew) {
+            self.again.insert(maker.id.clone(), now + ASK_AGAIN_ANEW);
+        }
+        self.maker = None;
+    }
+
+    /// Whether the staging is far enough for a recipe to be made: it is over, or goes on for long, or so many hosts
+    /// wait to begin anew that the recipe helps more hosts than it slows down.
+    fn is_time(&mut self, now: Moment, hosts: &[Host<'_>]) -> bool {
+        let count = |at: At| hosts.iter().filter(|host| host.image == at).count();
+        if count(At::Present) == 0 {
+            self.present = None;
+            return false;
+        }
+        let since = *self.present.get_or_insert(now);
+        let (come, wait) = (count(At::Comes), count(At::Waits));
+        come == 0 || wait > come || now.since(since) >= WAITS_FOR_STAGING
+    }
+
     /// The hosts, without what those say that have named another recipe before.
     fn believe<'a>(&mut self, now: Moment, hosts: &[Host<'a>]) -> Vec<Host<'a>> {
         self.named
@@ -91,37 +203,39 @@ impl Makers {
         before: Option<Blob>,
         hosts: &[Host<'_>],
     ) -> Decision {
-        let busy: Vec<HostId> = self.making().cloned().collect();
+        self.images.entry(image).or_default().look(now, hosts);
+        let busy: Vec<HostId> = self.makers().cloned().collect();
         let asked = self.images.entry(image).or_default();
         let recipe = believed(before, &asked.believe(now, hosts));
-        let is_over = |(maker, until): &mut (HostId, Moment)| {
-            let mut here = hosts.iter();
-            let here = here.find(|host| *host.id == *maker && host.can_make);
-            *until <= now || here.is_none_or(|host| host.has.is_some())
-        };
-        let ended = asked.making.take_if(is_over).is_some();
-        if recipe.is_some() || asked.making.is_some() {
+        let is_time = asked.is_time(now, hosts);
+        if recipe.is_some() || asked.maker.is_some() {
             return Decision { recipe, ask: None };
         }
-        asked.at.retain(|_, at| now.since(*at) < ASK_AGAIN);
-        let running = busy.len() - usize::from(ended);
-        let free = hosts.iter().filter(|host| {
-            let may = host.can_make && host.has.is_none();
-            may && !asked.at.contains_key(host.id) && !busy.contains(host.id)
-        });
+        asked.again.retain(|_, again| now < *again);
+        let may = |host: &&Host<'_>| {
+            let free = host.makes() && host.has.is_none();
+            free && !asked.again.contains_key(host.id) && !busy.contains(host.id)
+        };
+        let free = || hosts.iter().filter(may).filter(|_| busy.len() < MAX_MAKING);
+        // an earlier coordinator asked it
+        let runs = free().find(|host| host.making.runs);
         // of hosts that are as busy, another one for each image
         let first = |host: &&Host<'_>| (host.backlog_bytes, host.id.key().0 ^ salt(&image));
-        let ask = match running < MAX_MAKING {
-            true => free.min_by_key(first).map(|host| host.id.clone()),
-            false => None,
-        };
-        if let Some(host) = &ask {
+        let next = free().filter(|_| is_time).min_by_key(first);
+        if let Some(host) = runs.or(next) {
             let mib = u32::try_from(raw_bytes >> 20).unwrap_or(u32::MAX);
-            let patience = PATIENCE + PATIENCE_PER_MIB.saturating_mul(mib);
-            asked.making = Some((host.clone(), now + patience));
-            asked.at.insert(host.clone(), now);
+            asked.again.insert(host.id.clone(), now + ASK_AGAIN);
+            asked.maker = Some(Maker {
+                id: host.id.clone(),
+                until: now + PATIENCE + PATIENCE_PER_MIB.saturating_mul(mib),
+                session: host.session,
+                before: host.making,
+            });
         }
-        Decision { recipe, ask }
+        Decision {
+            recipe,
+            ask: next.filter(|_| runs.is_none()).map(|host| host.id.clone()),
+        }
     }
 
     /// The image isn't wanted any more, or the registry has a recipe of it.
@@ -130,12 +244,10 @@ impl Makers {
     }
 
     /// The hosts that make recipes now.
-    fn making(&self) -> impl Iterator<Item = &HostId> {
-        let making = self
-            .images
-            .values()
-            .filter_map(|asked| asked.making.as_ref());
-        making.map(|(host, _)| host)
+    fn makers(&self) -> impl Iterator<Item = &HostId> {
+        let makers = self.images.values();
+        let makers = makers.filter_map(|asked| asked.maker.as_ref());
+        makers.map(|maker| &maker.id)
     }
 }
 
@@ -171,7 +283,7 @@ fn salt(image: &Digest) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use alloc::{boxed::Box, format, vec::Vec};
+    use alloc::{boxed::Box, format, vec, vec::Vec};
 
     use super::*;
 
@@ -196,7 +308,10 @@ mod tests {
         let hosts = said.iter().enumerate();
         let hosts = hosts.map(|(number, (has, refuses))| Host {
             id: Box::leak(Box::new(id(number))),
+            session: 1,
+            image: At::Present,
             can_make: true,
+            making: Making::default(),
             backlog_bytes: 0,
             has: named(has),
             refuses: named(refuses).map(|of| of.digest),
@@ -303,5 +418,113 @@ mod tests {
             let decided = makers.decide(at(0), image, Some(before), &all);
             assert_eq!(decided.recipe, Some(recipe("t")));
         }
+    }
+
+    /// A host that was asked, and the next one that is asked after the first said this.
+    fn after(says: impl FnOnce(&mut Host<'_>)) -> (HostId, Option<HostId>) {
+        let mut makers = Makers::default();
+        let mut all = hosts(&[("", ""), ("", ""), ("", "")]);
+        let first = decide(&mut makers, 0, "i", &all).ask.unwrap();
+        says(all.iter_mut().find(|host| *host.id == first).unwrap());
+        (first, decide(&mut makers, 2, "i", &all).ask)
+    }
+
+    #[test]
+    fn a_maker_that_says_that_it_cant_is_followed_at_once_and_one_that_makes_it_isnt() {
+        let (first, next) = after(|host| host.making.failed = 1);
+        assert!(next.is_some_and(|next| next != first));
+        let (_, next) = after(|host| host.making.runs = true);
+        assert_eq!(next, None);
+        // an earlier version says nothing of it
+        assert_eq!(after(|_| ()).1, None);
+    }
+
+    #[test]
+    fn a_failure_from_before_it_was_asked_says_nothing_of_the_maker() {
+        let mut makers = Makers::default();
+        let mut all = hosts(&[("", "")]);
+        all[0].making.failed = 3;
+        assert_eq!(decide(&mut makers, 0, "i", &all).ask, Some(id(0)));
+        assert_eq!(decide(&mut makers, 2, "i", &all), Decision::default());
+        all[0].making.failed = 4;
+        let asked = |makers: &mut Makers, seconds| decide(makers, seconds, "i", &all).ask;
+        let hours = 6 * 3_600;
+        assert_eq!(asked(&mut makers, 4), None);
+        assert_eq!(asked(&mut makers, hours - 1), None);
+        assert_eq!(asked(&mut makers, hours), Some(id(0)));
+    }
+
+    #[test]
+    fn a_session_that_begins_anew_ends_the_making_unless_the_host_still_makes_it() {
+        let (first, next) = after(|host| host.session = 2);
+        assert!(next.is_some_and(|next| next != first));
+        let still = |host: &mut Host<'_>| {
+            (host.session, host.making.runs) = (2, true);
+        };
+        assert_eq!(after(still).1, None);
+        // its agent counts from 0, and the host is alone
+        let mut makers = Makers::default();
+        let mut all = hosts(&[("", "")]);
+        all[0].making.failed = 3;
+        assert_eq!(decide(&mut makers, 0, "i", &all).ask, Some(id(0)));
+        (all[0].session, all[0].making) = (2, Making::default());
+        for (seconds, asked) in [(2, None), (601, None), (602, Some(id(0)))] {
+            assert_eq!(decide(&mut makers, seconds, "i", &all).ask, asked);
+        }
+        // the same where it is away for longer than a look
+        assert_eq!(decide(&mut makers, 604, "i", &[]).ask, None);
+        all[0].session = 3;
+        for (seconds, asked) in [(606, None), (1_203, None), (1_204, Some(id(0)))] {
+            assert_eq!(decide(&mut makers, seconds, "i", &all).ask, asked);
+        }
+    }
+
+    #[test]
+    fn a_host_that_makes_it_for_an_earlier_coordinator_goes_on_and_not_for_ever() {
+        let mut makers = Makers::default();
+        let mut all = hosts(&[("", ""), ("", "")]);
+        all[0].making.runs = true;
+        assert_eq!(decide(&mut makers, 0, "i", &all), Decision::default());
+        // it makes one at a time
+        let other = hosts(&[("", "")]);
+        assert_eq!(decide(&mut makers, 0, "j", &other).ask, None);
+        assert_eq!(decide(&mut makers, 351, "i", &all).ask, None);
+        assert_eq!(decide(&mut makers, 352, "i", &all).ask, Some(id(1)));
+    }
+
+    fn standing(images: &[At]) -> Vec<Host<'static>> {
+        let mut all = hosts(&vec![("", ""); images.len()]);
+        for (host, image) in all.iter_mut().zip(images) {
+            host.image = *image;
+        }
+        all
+    }
+
+    #[test]
+    fn a_recipe_is_made_when_the_staging_is_over_or_goes_on_for_long() {
+        use At::{Comes, Present, Waits};
+        let mut makers = Makers::default();
+        let mut asked = |seconds, images: &[At]| {
+            decide(&mut makers, seconds, "i", &standing(images))
+                .ask
+                .is_some()
+        };
+        assert!(!asked(0, &[Comes, Comes, Comes]));
+        assert!(!asked(1_000, &[Present, Comes, Comes]));
+        assert!(!asked(1_599, &[Present, Present, Comes]));
+        // the first one lost it, and has it again
+        assert!(!asked(1_599, &[Waits, Comes, Comes]));
+        assert!(!asked(1_600, &[Present, Comes, Comes]));
+        assert!(!asked(2_199, &[Present, Comes, Comes]));
+        assert!(asked(2_200, &[Present, Comes, Comes]));
+        let at_once = |images: &[At]| {
+            let all = standing(images);
+            decide(&mut Makers::default(), 0, "i", &all).ask.is_some()
+        };
+        assert!(at_once(&[Present, Present]));
+        assert!(at_once(&[Present, Waits]), "it begins anew by the recipe");
+        assert!(!at_once(&[Present, Waits, Comes]));
+        assert!(at_once(&[Present, Waits, Waits, Comes]));
+        assert!(!at_once(&[Waits, Waits]), "nobody has it");
     }
 }

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use proto::{Digest, HostId, Moment, image::Blob, recipe::Recipe};
-use rollout::recipes::{Decision, Host, Makers};
+use rollout::recipes::{At, Decision, Host, Makers};
 
 use super::{hosts::Hosts, images::Images, sessions::Sessions};
-use crate::view::HostState;
+use crate::{progress::Progress, view::HostState};
 
 /// What hosts say of recipes is looked at this often. It costs a look at each host for each image.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -52,18 +52,25 @@ impl FleetRecipes {
             let layout = &wanted.want().layout;
             let most = Recipe::max_bytes(layout);
             let usable = |recipe: &Blob| recipe.size <= most && !wanted.has_lost(&recipe.digest);
-            let selected = hosts.iter().filter(|(id, _)| sessions.is_open(id));
-            let selected = selected.filter(|(id, _)| wanted.selects(id));
+            let selected = hosts.iter().filter(|(id, _)| wanted.selects(id));
             let facts = selected.filter_map(|(id, known)| {
-                let progress = known.images.get(image)?;
-                let is_present = progress.state == HostState::Present;
+                let session = sessions.number(id)?;
+                let progress = known.images.get(image);
+                let at = match progress.map_or(At::Comes, |of| standing(of.state)) {
+                    At::Comes if wanted.is_paused(id) => At::Waits,
+                    at => at,
+                };
+                let has = progress.and_then(Progress::recipe).filter(usable);
                 Some(Host {
                     id,
-                    can_make: known.makes_recipes && is_present,
+                    session,
+                    image: at,
+                    can_make: known.makes_recipes,
+                    making: progress.map(Progress::making).unwrap_or_default(),
                     backlog_bytes: known.backlog_bytes,
                     // where an image comes, nothing has proved its recipe yet
-                    has: progress.recipe().filter(usable).filter(|_| is_present),
-                    refuses: progress.refused_recipe(),
+                    has: has.filter(|_| at == At::Present),
+                    refuses: progress.and_then(Progress::refused_recipe),
                 })
             });
             let facts: Vec<Host<'_>> = facts.collect();
@@ -77,6 +84,16 @@ impl FleetRecipes {
     /// The image isn't wanted any more.
     pub(super) fn forget(&mut self, image: &Digest) {
         self.makers.forget(image);
+    }
+}
+
+const fn standing(state: HostState) -> At {
+    match state {
+        HostState::Present => At::Present,
+        HostState::Waiting | HostState::Queued | HostState::Staging | HostState::Installing => {
+            At::Comes
+        }
+        HostState::Failed | HostState::Gone => At::Waits,
     }
 }
 

@@ -88,10 +88,9 @@ impl Sessions {
         session.is_some_and(|session| session.number == number)
     }
 
-    /// The number of the host's session.
-    #[cfg(test)]
-    pub(super) fn number(&self, host: &HostId) -> u64 {
-        self.open[host].number
+    /// The number of the host's session, where it has one.
+    pub(super) fn number(&self, host: &HostId) -> Option<u64> {
+        Some(self.open.get(host)?.number)
     }
 
     pub(super) fn is_open(&self, host: &HostId) -> bool {

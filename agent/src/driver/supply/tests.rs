@@ -124,6 +124,19 @@ async fn an_image_that_is_begun_brings_its_contents_and_takes_them_along_when_it
 }
 
 #[tokio::test]
+async fn a_recipe_that_isnt_made_is_told_at_once() {
+    let mut world = World::filling();
+    world.supply.make_recipe(world.image);
+    let effects = std::iter::from_fn(|| world.supply.poll());
+    assert!(matches!(
+        effects.collect::<Vec<_>>()[..],
+        [Effect::ReportNow]
+    ));
+    let told = world.told().unwrap();
+    assert_eq!((told.makes_recipe, told.recipes_failed), (false, 1));
+}
+
+#[tokio::test]
 async fn journals_that_cant_be_written_end_what_comes_for_images_and_the_mirrors_dont() {
     let mut world = World::filling();
     world

@@ -259,6 +259,11 @@ impl Wanted {
         hosts.is_none_or(|hosts| hosts.contains(host))
     }
 
+    /// Whether the image is paused on this host.
+    pub(in crate::driver) fn is_paused(&self, host: &HostId) -> bool {
+        self.paused.contains(host)
+    }
+
     /// The reference for which pull tokens are asked. A reference for which an object names a pull Secret comes first,
     /// because the Secret was given for it.
     pub(in crate::driver) fn token_reference(&self) -> Option<&String> {

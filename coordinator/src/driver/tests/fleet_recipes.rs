@@ -10,7 +10,7 @@ use crate::wants::tests::recipe;
 
 const HOSTS: [&str; 3] = ["a", "b", "c"];
 
-/// An image that two of three hosts hold, and of which the registry has no recipe.
+/// An image that two of three hosts hold, and that failed on the third. The registry has no recipe of it.
 struct Fleet {
     world: World,
     sessions: Vec<(u64, Receiver<Arc<message::Order>>)>,
@@ -40,7 +40,7 @@ impl Fleet {
             want: want.clone(),
         };
         this.ask(want);
-        this.says(2, StageState::Staging, None, None);
+        this.says(2, StageState::Failed, None, None);
         this.orders();
         for host in [0, 1] {
             this.says(host, StageState::Present, None, None);
@@ -58,15 +58,23 @@ impl Fleet {
 
     /// The host says how it stands with the image, and which recipe it has, and which one it refuses.
     fn says(&mut self, host: usize, state: StageState, has: Option<Blob>, refuses: Option<Blob>) {
+        let image = self.image(state, has, refuses);
+        self.report(host, image);
+    }
+
+    fn image(&self, state: StageState, has: Option<Blob>, refuses: Option<Blob>) -> ImageState {
         let bytes = |of: Option<Blob>| of.map(|of| of.digest.as_bytes().to_vec());
-        let image = ImageState {
+        ImageState {
             manifest: self.want.digest().as_bytes().to_vec(),
             state: state.into(),
             recipe: bytes(has).unwrap_or_default(),
             recipe_bytes: has.map_or(0, |of| of.size),
             recipe_refused: bytes(refuses).unwrap_or_default(),
             ..ImageState::default()
-        };
+        }
+    }
+
+    fn report(&mut self, host: usize, image: ImageState) {
         let report = message::Report {
             images: vec![image],
             ..message::Report::default()
@@ -156,6 +164,70 @@ async fn one_host_is_asked_and_the_others_are_told_what_it_made() {
     fleet.pass(30);
     assert!(!fleet.orders().iter().flatten().any(leased));
     assert_eq!(fleet.world.driver.metrics.recipes_asked.get(), 1);
+}
+
+#[tokio::test]
+async fn a_maker_that_fails_or_begins_a_new_session_is_followed_by_another() {
+    let mut fleet = Fleet::new();
+    fleet.pass(2);
+    let first = fleet.asked()[0];
+    let second = 1 - first;
+    // it makes it, over two looks
+    let present = fleet.image(StageState::Present, None, None);
+    let makes = ImageState {
+        makes_recipe: true,
+        ..present.clone()
+    };
+    fleet.report(first, makes.clone());
+    fleet.pass(4);
+    assert!(fleet.asked().is_empty());
+    let failed = ImageState {
+        recipes_failed: 1,
+        ..present.clone()
+    };
+    fleet.report(first, failed);
+    fleet.pass(2);
+    assert_eq!(fleet.asked(), [second]);
+    assert_eq!(fleet.world.driver.metrics.recipes_asked.get(), 2);
+
+    // it makes it while its session begins anew, and then its agent is started again
+    fleet.report(second, makes.clone());
+    let mut anew = |state: &ImageState| {
+        let hello = message::Hello {
+            roster_epoch: Some(0),
+            makes_recipes: true,
+            images: vec![state.clone()],
+            ..World::hello()
+        };
+        fleet.sessions[second] = fleet.world.open(HOSTS[second], hello);
+        fleet.report(second, state.clone());
+        fleet.pass(2);
+        fleet.world.driver.metrics.recipes_asked.get()
+    };
+    assert_eq!(anew(&makes), 2);
+    assert_eq!(anew(&present), 2, "the first one was asked lately");
+    fleet.pass(600);
+    assert_eq!(fleet.asked(), [second]);
+}
+
+#[tokio::test]
+async fn no_recipe_is_made_in_the_last_seconds_of_a_staging() {
+    let mut fleet = Fleet::new();
+    fleet.says(2, StageState::Staging, None, None);
+    fleet.pass(2);
+    fleet.pass(2);
+    assert!(fleet.asked().is_empty());
+    fleet.says(2, StageState::Present, None, None);
+    fleet.pass(2);
+    assert_eq!(fleet.asked().len(), 1);
+    // where the last one takes long, it isn't waited for
+    let mut fleet = Fleet::new();
+    fleet.says(2, StageState::Staging, None, None);
+    fleet.pass(2);
+    fleet.pass(599);
+    assert!(fleet.asked().is_empty());
+    fleet.pass(2);
+    assert_eq!(fleet.asked().len(), 1);
 }
 
 #[tokio::test]

@@ -122,7 +122,8 @@ async fn leases_that_a_host_never_had_are_neither_logged_nor_counted_nor_remembe
         .driver
         .members
         .sessions()
-        .number(&"a".parse().unwrap());
+        .number(&"a".parse().unwrap())
+        .unwrap();
     let log = Log::of(|| {
         let of = |lease: LeaseState| Report {
             leases: vec![lease],
