@@ -561,7 +561,11 @@ impl Driver {
                 image,
                 ordered,
                 manifest,
-            } => supply.images_mut().order(now, image, ordered, &manifest),
+            } => {
+                let recipe = ordered.recipe.map(|file| file.digest);
+                self.reporting.ordered(&image, recipe, &ordered.in_doubt);
+                supply.images_mut().order(now, image, ordered, &manifest);
+            }
             Order::Pause(image) => supply.images_mut().pause(image),
             Order::Cancel(image) => supply.images_mut().cancel(now, image),
             Order::Names(names) => supply.images_mut().order_names(now, names),

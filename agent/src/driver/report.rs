@@ -29,6 +29,10 @@ const NO_SOURCE: Duration = Duration::from_secs(2);
 /// The most accusations with evidence that wait: 1.5 KiB each. More are dropped: one is enough against a host.
 const MAX_EVIDENCE: usize = 32;
 
+/// The most doubts of recipes that are remembered and told: a recipe that many contents don't fit is given up after a
+/// few of them.
+const MAX_DOUBTS: usize = 64;
+
 /// The facts about a content that a report needs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Known {
@@ -63,8 +67,10 @@ pub(super) struct Reporting {
     blames: Vec<Blame>,
     /// Contents whose links this host retracts, each with the first retracted chunk.
     retractions: BTreeMap<Digest, ChunkIndex>,
-    /// Recipes that the registry's bytes don't fit.
+    /// Doubts of recipes that are to be told.
     doubts: BTreeSet<Doubt>,
+    /// Doubts of recipes that this host found itself and has told, or is about to.
+    found: BTreeSet<Doubt>,
     /// A change came for a roster that this host doesn't have.
     roster_wanted: bool,
     /// The contents that were last reported to have no source; `None` if they are to be reported anew.
@@ -93,6 +99,7 @@ impl Reporting {
             blames: Vec::new(),
             retractions: BTreeMap::new(),
             doubts: BTreeSet::new(),
+            found: BTreeSet::new(),
             roster_wanted: false,
             without_source: None,
             held: None,
@@ -157,10 +164,30 @@ impl Reporting {
 
     /// The registry's bytes of a content don't fit a recipe. The first doubts of many are told.
     pub(super) fn doubt(&mut self, doubt: Doubt) {
-        if self.doubts.len() < MAX_RECIPE_DOUBTS {
+        if self.found.len() < MAX_DOUBTS || self.found.contains(&doubt) {
+            self.found.insert(doubt);
             self.doubts.insert(doubt);
         }
         self.at_once();
+    }
+
+    /// The coordinator orders an image to be staged by this recipe, which isn't used for the contents in doubt. What
+    /// this host found against the recipe beside that is told again: the coordinator may be another one since, and one
+    /// host's word isn't in its order.
+    pub(super) fn ordered(
+        &mut self,
+        image: &Digest,
+        recipe: Option<Digest>,
+        in_doubt: &BTreeSet<Digest>,
+    ) {
+        self.found
+            .retain(|of| of.image != *image || Some(of.recipe) == recipe);
+        let untold = |of: &&Doubt| of.image == *image && !in_doubt.contains(&of.content);
+        let untold: Vec<Doubt> = self.found.iter().filter(untold).copied().collect();
+        if !untold.is_empty() {
+            self.doubts.extend(untold);
+            self.soon();
+        }
     }
 
     /// A change came for a roster that this host doesn't have.
@@ -250,7 +277,9 @@ impl Reporting {
         let without_source = self.without_source(&facts);
         let held = self.held(&facts);
         let retractions = std::mem::take(&mut self.retractions);
-        let doubts = std::mem::take(&mut self.doubts);
+        let doubts: Vec<Doubt> = (0..MAX_RECIPE_DOUBTS)
+            .map_while(|_| self.doubts.pop_first())
+            .collect();
         let mut report = Report {
             images: facts.images,
             full: std::mem::take(&mut self.full),
@@ -278,7 +307,7 @@ impl Reporting {
             recipe_doubts: doubts.iter().map(Doubt::to_message).collect(),
         };
         let later = fit::events(&mut report);
-        if !later.is_empty() {
+        if !later.is_empty() || !self.doubts.is_empty() {
             self.soon();
         }
         self.say_later(later.blames, &later.retractions);
@@ -500,6 +529,52 @@ mod tests {
         let report = make(&mut reporting, Vec::new());
         reporting.unsent(report);
         assert!(make(&mut reporting, Vec::new()).full);
+    }
+
+    fn doubt(content: u32) -> Doubt {
+        Doubt {
+            image: Digest::of(b"image"),
+            recipe: Digest::of(b"recipe"),
+            content: digest(ContentId(content)),
+            chunk: ChunkIndex(1),
+        }
+    }
+
+    #[test]
+    fn what_was_found_against_a_recipe_is_told_again_by_an_order_that_doesnt_know_it() {
+        let (mut reporting, _) = in_session();
+        for content in [1, 2] {
+            reporting.doubt(doubt(content));
+        }
+        assert_eq!(make(&mut reporting, Vec::new()).recipe_doubts.len(), 2);
+        assert_eq!(make(&mut reporting, Vec::new()).recipe_doubts.len(), 0);
+        let Doubt { image, recipe, .. } = doubt(1);
+        let known = BTreeSet::from([doubt(1).content]);
+        // another image's order, and one that knows it
+        reporting.ordered(&recipe, Some(recipe), &BTreeSet::new());
+        assert_eq!(reporting.next_due(), None);
+        reporting.ordered(&image, Some(recipe), &known);
+        let told = make(&mut reporting, Vec::new()).recipe_doubts;
+        assert_eq!(told, [doubt(2).to_message()]);
+        // with another recipe they are of no interest
+        reporting.ordered(&image, None, &BTreeSet::new());
+        reporting.ordered(&image, Some(recipe), &BTreeSet::new());
+        assert_eq!(reporting.next_due(), None);
+    }
+
+    #[test]
+    fn of_many_doubts_the_first_are_told_in_several_reports() {
+        let (mut reporting, _) = in_session();
+        for content in 0..100 {
+            reporting.doubt(doubt(content));
+        }
+        let mut told = 0;
+        while reporting.next_due().is_some() {
+            let said = make(&mut reporting, Vec::new()).recipe_doubts.len();
+            assert!(said <= MAX_RECIPE_DOUBTS);
+            told += said;
+        }
+        assert_eq!(told, MAX_DOUBTS);
     }
 
     #[test]

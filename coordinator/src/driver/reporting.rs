@@ -86,7 +86,8 @@ impl Reporting<'_> {
     /// Tells the plan what the host doubts of recipes.
     fn doubted(&mut self, doubts: Vec<(Doubt, bool)>) {
         for (doubt, leased) in doubts {
-            let leased = leased || self.holds_lease(&doubt.content);
+            let leased =
+                leased || self.holds_lease(&doubt.content) || self.plan.hears_of_earlier_doubts();
             let event = self.staging.doubt((self.host, &doubt), leased);
             if let Some(event) = event {
                 self.plan.handle(self.now, event);

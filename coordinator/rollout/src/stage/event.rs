@@ -242,9 +242,11 @@ pub enum Event {
         from: u32,
     },
     /// The holder of a content's lease says that the registry's bytes don't fit an image's recipe, which the shell
-    /// found to be the image's. Others go by that when another host says the same, or no other can.
+    /// found to be the image's. Others go by that when another host says the same, or no other can. Soon after a start
+    /// ([`Plan::hears_of_earlier_doubts`](crate::stage::Plan::hears_of_earlier_doubts)), a host without the lease is
+    /// heard as well.
     RecipeDoubted {
-        /// The holder.
+        /// The host.
         host: HostId,
         /// The image.
         image: Digest,

@@ -66,6 +66,9 @@ use super::{Action, Config, Event, RecipeLoss, RevokeCause, Status, event::Stand
 /// For this long after a start, any host may have fetched contents under a lease of an earlier coordinator. A fetch is
 /// over within this time, and the host has then found out whether the registry's bytes were false.
 const FORMER_HOLDERS: Duration = Duration::from_mins(10);
+/// For this long after a start, hosts say again what they found against recipes under an earlier coordinator: they have
+/// sessions within seconds, and the registry is asked for the images meanwhile.
+const EARLIER_DOUBTS: Duration = Duration::from_mins(2);
 /// The interval of looks at leases and absent hosts, while there is something to do.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -212,6 +215,15 @@ impl Plan {
             && self.hosts.may_retract(now, host, &self.config)
     }
 
+    /// Whether [`Event::RecipeDoubted`] has an effect also from a host that doesn't have the content's lease: it may have
+    /// had it under an earlier coordinator, which knew of the doubt.
+    #[must_use]
+    pub fn hears_of_earlier_doubts(&self) -> bool {
+        let now = self.clock.now();
+        let recent = |started| now.since(started) < EARLIER_DOUBTS;
+        self.clock.started().is_none_or(recent)
+    }
+
     /// Whether a host may have made links of a content, because it had a lease of the content, perhaps from an earlier
     /// coordinator.
     fn may_have_made(&self, id: &HostId, digest: &Digest) -> bool {
@@ -346,7 +358,11 @@ impl Plan {
                 image,
                 content,
                 chunk,
-            } => recipes::doubted(&mut self.desk(), &host, image, content, chunk),
+            } => {
+                let told_again = self.hears_of_earlier_doubts();
+                let desk = &mut self.desk();
+                recipes::doubted(desk, (&host, told_again), image, content, chunk);
+            }
             Event::OtherRecipe(image) => self.forget_words(&image),
             Event::Limited { origin_streams } => {
                 self.config.origin_streams = origin_streams.max(1);

@@ -26,8 +26,16 @@ struct Staged {
 
 impl Staged {
     fn new() -> Self {
+        Self::after(0)
+    }
+
+    /// So many seconds after the coordinator's start.
+    fn after(seconds: u64) -> Self {
         let mut world = World::new();
-        world.driver.frozen = Some(Moment::START + Duration::from_secs(10));
+        for seconds in [10, 10 + seconds] {
+            world.driver.frozen = Some(Moment::START + Duration::from_secs(seconds));
+            world.driver.apply(Input::Tick);
+        }
         let hello = message::Hello {
             roster_epoch: Some(0),
             ..World::hello()
@@ -255,7 +263,7 @@ async fn a_recipe_that_the_registry_doesnt_have_goes_and_the_image_stays() {
 
 #[tokio::test]
 async fn two_hosts_with_the_lease_are_heard_about_a_recipe_and_everybody_is_told() {
-    let mut staged = Staged::new();
+    let mut staged = Staged::after(180);
     staged.stage_orders();
     let (content, doubt) = (staged.content(), staged.doubt());
     let holder = staged.leases[&content];
@@ -324,4 +332,19 @@ async fn two_hosts_with_the_lease_are_heard_about_a_recipe_and_everybody_is_told
     // it stays while the recipe does
     staged.ask(staged.want.clone());
     assert_eq!(staged.view().recipe.unwrap().doubted_contents.len(), 1);
+}
+
+#[tokio::test]
+async fn a_coordinator_that_has_just_started_hears_again_what_one_host_said_before() {
+    let mut staged = Staged::new();
+    staged.stage_orders();
+    let (content, doubt) = (staged.content(), staged.doubt());
+    let holder = staged.leases[&content];
+    let before = (holder + 1) % HOSTS.len();
+    staged.report(before, doubting([doubt]));
+    assert_eq!((staged.counted(), staged.leases[&content]), (0, holder));
+    staged.report(holder, doubting([doubt]));
+    assert_eq!(staged.counted(), 1);
+    let told = vec![vec![doubt.to_message()]; HOSTS.len()];
+    assert_eq!(staged.doubts_sent(), told);
 }

@@ -5,6 +5,9 @@
 //! another host, which reads the same chunk. When two hosts name the same chunk, all hosts leave the recipe for that
 //! content. Where no other host can say anything, one word is enough.
 //!
+//! A coordinator that has just started doesn't know the words of before. Hosts say them again, without the lease. Such a
+//! word alone does nothing: it counts as the first one, beside that of a host that has the lease.
+//!
 //! Whoever speaks goes behind other hosts for leases, as a host does that lets a lease fail, until another host says
 //! the same.
 
@@ -20,9 +23,17 @@ use crate::stage::{
 /// The hosts that have to name the same chunk.
 const WORDS: usize = 2;
 
-/// The holder of a content's lease says that the registry's bytes don't fit the recipe of this image from a chunk on.
-pub(super) fn doubted(desk: &mut Desk<'_>, id: &HostId, image: Digest, digest: Digest, chunk: u32) {
-    if desk.leases.holder(&digest) != Some(id) {
+/// A host says that the registry's bytes don't fit the recipe of this image from a chunk on. It has the content's
+/// lease, or is heard because it had one from an earlier coordinator (`told_again`).
+pub(super) fn doubted(
+    desk: &mut Desk<'_>,
+    (id, told_again): (&HostId, bool),
+    image: Digest,
+    digest: Digest,
+    chunk: u32,
+) {
+    let leased = desk.leases.holder(&digest) == Some(id);
+    if !leased && !told_again {
         return;
     }
     let others = others(desk.view(), &image, &digest, id);
@@ -33,6 +44,14 @@ pub(super) fn doubted(desk: &mut Desk<'_>, id: &HostId, image: Digest, digest: D
         return;
     }
     let words = content.words_mut();
+    if !leased {
+        if !words.spoke(&image, id) {
+            words.hear(image, id, chunk);
+            // of its reading again, no second word would come
+            desk.note_failed(digest, id);
+        }
+        return;
+    }
     let again = words.spoke(&image, id);
     let same = words.hear(image, id, chunk);
     if others && same.len() < WORDS {

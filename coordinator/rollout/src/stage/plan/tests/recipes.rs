@@ -5,6 +5,9 @@ use crate::stage::action::RecipeLoss;
 
 const RECIPE: usize = 50;
 
+/// A moment at which hosts aren't heard any more that repeat what they said to an earlier coordinator.
+const EARLIER_DOUBTS_MILLIS: u64 = 125_000;
+
 fn order(contents: impl IntoIterator<Item = usize>) -> Event {
     with_recipe(wanted(0, contents, Selection::All), RECIPE)
 }
@@ -263,8 +266,9 @@ fn reader(actions: &[Action]) -> Option<HostId> {
 #[test]
 fn a_recipe_is_left_when_a_second_host_reads_the_same() {
     let mut plan = fleet(6);
-    let first = reader(&want(&mut plan, 2_000, order([0]))).unwrap();
-    let asked = doubts(&mut plan, 2_500, &first, 7);
+    let late = EARLIER_DOUBTS_MILLIS;
+    let first = reader(&want(&mut plan, late, order([0]))).unwrap();
+    let asked = doubts(&mut plan, late + 500, &first, 7);
     assert_eq!(left(&asked), []);
     // another host has the lease at once, and who had it is behind others until somebody says the same
     let second = reader(&asked).unwrap();
@@ -272,17 +276,36 @@ fn a_recipe_is_left_when_a_second_host_reads_the_same() {
     assert_eq!(plan.records.failures(&first), 1);
     // who has no lease isn't heard, nor a word about a chunk that isn't there
     for other in (0..6).map(host).filter(|other| *other != second) {
-        assert_eq!(doubts(&mut plan, 2_600, &other, 7), []);
+        assert_eq!(doubts(&mut plan, late + 600, &other, 7), []);
     }
-    assert_eq!(doubts(&mut plan, 2_600, &second, 100), []);
-    let said = doubts(&mut plan, 2_700, &second, 7);
+    assert_eq!(doubts(&mut plan, late + 600, &second, 100), []);
+    let said = doubts(&mut plan, late + 700, &second, 7);
     assert_eq!(left(&said), [(image(0), digest(0), 7)]);
     // the lease goes on
     assert_eq!(plan.leases.holder(&digest(0)), Some(&second));
     let failures = [&first, &second].map(|id| plan.records.failures(id));
     assert_eq!(failures, [0, 0]);
     // once
-    assert_eq!(doubts(&mut plan, 2_800, &second, 8), []);
+    assert_eq!(doubts(&mut plan, late + 800, &second, 8), []);
+}
+
+#[test]
+fn a_word_from_before_a_start_counts_beside_one_of_a_host_with_the_lease() {
+    let mut plan = fleet(6);
+    let by = reader(&want(&mut plan, 2_000, order([0]))).unwrap();
+    let mut others = (0..6).map(host).filter(|id| *id != by);
+    let [same, another] = [(); 2].map(|()| others.next().unwrap());
+    // nothing follows from such words, not even from two
+    assert_eq!(doubts(&mut plan, 2_100, &same, 7), []);
+    assert_eq!(doubts(&mut plan, 2_100, &another, 7), []);
+    assert_eq!(plan.leases.holder(&digest(0)), Some(&by));
+    let failures = [&same, &another].map(|id| plan.records.failures(id));
+    assert_eq!(failures, [0, 0]);
+    // nor from one of the holder about another chunk, which another host then reads
+    let by = reader(&doubts(&mut plan, 2_500, &by, 3)).unwrap();
+    assert!(![&same, &another].contains(&&by));
+    let said = doubts(&mut plan, 2_600, &by, 7);
+    assert_eq!(left(&said), [(image(0), digest(0), 7)]);
 }
 
 #[test]
