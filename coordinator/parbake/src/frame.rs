@@ -9,7 +9,7 @@ use client::{
 };
 use proto::figure::{Bytes, Span, percent};
 
-use crate::text;
+use crate::{text, width::wrapped};
 
 /// The most columns of a host's name. The middle of a longer name is cut, because the names of one rack differ at the
 /// end.
@@ -287,31 +287,6 @@ fn filled(percent: u64, columns: usize) -> String {
     let tip = usize::from(percent > 0 && full < columns);
     let bar = "=".repeat(full) + &">".repeat(tip);
     format!("{bar:<columns$}")
-}
-
-/// Breaks a text into lines at spaces, but not between a number and its unit. There are at most `most` lines, and the
-/// last line gets the rest.
-fn wrapped(text: &str, columns: usize, most: usize) -> Vec<String> {
-    let mut parts: Vec<String> = Vec::new();
-    for word in text.split(' ') {
-        match parts.last_mut() {
-            Some(number) if number.ends_with(|end: char| end.is_ascii_digit()) => {
-                *number = format!("{number} {word}");
-            }
-            _ => parts.push(word.to_owned()),
-        }
-    }
-    let mut lines: Vec<String> = Vec::new();
-    for part in parts {
-        let many = lines.len() >= most;
-        match lines.last_mut() {
-            Some(line) if many || line.chars().count() + 1 + part.chars().count() <= columns => {
-                *line = format!("{line} {part}");
-            }
-            _ => lines.push(part),
-        }
-    }
-    lines
 }
 
 /// The text in at most `columns` characters. A longer text loses its end.

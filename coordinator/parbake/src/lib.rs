@@ -14,6 +14,7 @@ pub mod recipe;
 mod roll;
 mod say;
 pub mod text;
+mod width;
 
 use std::{io::Write as _, process::ExitCode, time::Duration};
 

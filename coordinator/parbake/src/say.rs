@@ -1,9 +1,11 @@
-//! stdout carries the answer. stderr carries progress and explanations.
+//! stdout carries the answer. stderr carries progress and explanations. On a terminal, lines fit its width.
 
 use std::io::Write as _;
 
 use anyhow::Context as _;
 use serde::Serialize;
+
+use crate::width::{columns, fitted};
 
 /// Writes the answer to stdout: as JSON where that is asked for, otherwise as text.
 pub(crate) fn print(
@@ -16,7 +18,7 @@ pub(crate) fn print(
         text.push('\n');
         text
     } else {
-        text()
+        fitted(text(), columns(&std::io::stdout()))
     };
     std::io::stdout()
         .write_all(text.as_bytes())
@@ -25,6 +27,7 @@ pub(crate) fn print(
 
 /// Writes to stderr.
 pub(crate) fn tell(text: &str) {
+    let text = fitted(text.to_owned(), columns(&std::io::stderr()));
     // a closed stderr is no reason to stop
     drop(std::io::stderr().write_all(text.as_bytes()));
 }

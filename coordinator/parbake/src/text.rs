@@ -408,4 +408,191 @@ mod tests {
             )
         );
     }
+
+    /// The longest word of what is shown: a digest.
+    const DIGEST: usize = "sha256:".len() + 64;
+
+    fn digest() -> String {
+        format!("sha256:{}", "0f".repeat(32))
+    }
+
+    fn host(number: usize, state: HostState) -> HostProgress {
+        HostProgress {
+            host: format!("berlin-rack-07-shelf-3-mac-mini-m4pro-{number}"),
+            state,
+            reason: None,
+            message: String::new(),
+            connected: true,
+            total_bytes: 140_000_000_000,
+            held_bytes: 30_000_000_000,
+            bytes: client::view::SourceBytes {
+                origin: 1_000_000_000,
+                peers: 17_000_000_000,
+                local: 98_000_000_000,
+            },
+            written_bytes: 0,
+            predicted: None,
+            measured: None,
+            upload_bytes: 0,
+            bytes_per_second: 0,
+            eta_seconds: None,
+            began_at: None,
+            presence_age_ms: None,
+            golden: false,
+            recipe: None,
+            failed_seconds: None,
+        }
+    }
+
+    /// An image on so many hosts, about which there is as much to say as there can be.
+    fn shown(hosts: usize) -> ImageView {
+        let host = |number| {
+            match number % 3 {
+            0 => HostProgress {
+                bytes_per_second: 52_600_000,
+                eta_seconds: Some(3_000),
+                ..host(number, HostState::Staging)
+            },
+            1 => HostProgress {
+                reason: Some("no_room".into()),
+                message: "the image needs 140.0 GB, but of 96.2 GB that are free 40.0 GB have to stay free".into(),
+                ..host(number, HostState::Failed)
+            },
+            _ => host(number, HostState::Present),
+        }
+        };
+        ImageView {
+            digest: digest(),
+            references: ["v2", "latest"].map(|tag| format!("ghcr.io/organisation/runner:{tag}")).into(),
+            state: ImageState::Staging,
+            reason: Some("throttled".into()),
+            message: "the registry asked to be left alone; it is asked again in 12 s, and peers go on meanwhile".into(),
+            disk_bytes: 140_000_000_000,
+            raw_bytes: 100_000_000_000,
+            registry_bytes: 57_900_000_000,
+            recipe: Some(RecipeView {
+                digest: digest(),
+                size: 34_100_000,
+                made_by_fleet: false,
+                doubted_contents: vec![digest()],
+            }),
+            contents: 261,
+            contents_done: 0,
+            hosts_selected: hosts as u64,
+            hosts_present: 0,
+            hosts_failed: 0,
+            wanted_at: 0,
+            staged_seconds: Some(1_234.5),
+            prediction: None,
+            measured: None,
+            hosts: (0..hosts).map(host).collect(),
+            leases: Vec::new(),
+        }
+    }
+
+    /// What an operator sees in a terminal of 80 columns.
+    fn at_eighty(text: &str) -> String {
+        let text = crate::width::fitted(text.to_owned(), Some(80));
+        for line in text.lines() {
+            let (width, words) = (line.chars().count(), line.split_whitespace().count());
+            assert!(width <= 80 || words == 1, "{width} columns:\n{line}");
+        }
+        text
+    }
+
+    #[test]
+    fn the_status_fits_a_terminal_of_eighty_columns() {
+        let three = at_eighty(&image(&shown(3)));
+        let expected = format!(
+            "ghcr.io/organisation/runner:v2, ghcr.io/organisation/runner:latest
+  {0}
+  staging: on 0 of 3 hosts; disk 140.0 GB, contents 100.0 GB (each once),
+      57.9 GB in the registry (compressed); staged in 1234.5 s
+  the registry asked to be left alone; it is asked again in 12 s, and peers go
+      on meanwhile (throttled)
+  recipe {0}
+      (34.1 MB), from the registry; it doesn't fit the registry's bytes of
+      1 contents: parbake recipe ghcr.io/organisation/runner:v2 --verify
+  berlin-rack-07-shelf-3-mac-mini-m4pro-0   21% of 140.0 GB: staging, 52.6 MB/s,
+      50 min 0 s to go; received 18.0 GB (registry 1.0 GB, peers 17.0 GB);
+      98.0 GB were here already
+",
+            digest()
+        );
+        assert!(three.starts_with(&expected), "{three}");
+        let thirty = at_eighty(&image(&shown(30)));
+        let hosts = thirty.lines().filter(|line| line.starts_with("  berlin"));
+        assert_eq!(hosts.count(), 30);
+    }
+
+    #[test]
+    fn a_plan_fits_a_terminal_of_eighty_columns() {
+        for hosts in [3, 30] {
+            let short = |host: String| ShortOfRoom {
+                host,
+                needed_bytes: 140_000_000_000,
+                free_bytes: 96_200_000_000,
+                floor_bytes: 40_000_000_000,
+            };
+            let hosts = shown(hosts).hosts.into_iter();
+            let hosts = hosts.map(|host| client::view::PlannedHost {
+                host: host.host.clone(),
+                connected: false,
+                present: false,
+                missing_bytes: 0,
+                move_bytes: 0,
+                bytes: client::view::StagingBytes {
+                    origin: host.bytes.origin,
+                    peers: host.bytes.peers,
+                    local: host.bytes.local,
+                    written: 0,
+                },
+                download_bytes_per_second: 1,
+                upload_bytes_per_second: 1,
+                short_of_room: Some(short(host.host)),
+            });
+            let reply = PlanReply {
+                digest: digest(),
+                reference: "ghcr.io/organisation/runner:v2".into(),
+                raw_bytes: 140_000_000_000,
+                registry_bytes: 57_900_000_000,
+                origin_bytes: 0,
+                recipe: shown(0).recipe,
+                predicted_seconds: 0.0,
+                bound_by: None,
+                origin_bytes_per_second: 1,
+                prediction: Some(client::view::PredictionView {
+                    unknown: ["registry", "link", "uploads", "disk"]
+                        .map(Into::into)
+                        .into(),
+                    ..client::view::PredictionView::default()
+                }),
+                rate: None,
+                hosts: hosts.collect(),
+            };
+            let text = at_eighty(&plan(&reply));
+            assert!(text.contains(&digest()) && DIGEST + "  recipe ".len() == 80);
+        }
+    }
+
+    #[test]
+    fn reasons_fit_a_terminal_of_eighty_columns() {
+        let reason = "ghcr.io/organisation/runner:v2 failed (no_room): the image needs 140.0 GB, but of 96.2 GB that are free 40.0 GB have to stay free";
+        let host = HostView {
+            host: "berlin-rack-07-shelf-3-mac-mini-m4pro-12".into(),
+            why: vec![reason.into(); 30],
+            ..serde_json::from_str(HOST).unwrap()
+        };
+        let text = at_eighty(&why(&host));
+        let begin =
+            "berlin-rack-07-shelf-3-mac-mini-m4pro-12: ghcr.io/organisation/runner:v2 failed
+    (no_room): the image needs 140.0 GB, but of 96.2 GB that are free 40.0 GB
+    have to stay free
+";
+        assert_eq!(text, begin.repeat(30));
+    }
+
+    const HOST: &str = r#"{"host": "", "zone": "", "named": true, "connected": true, "revoked": false,
+        "quarantined": false, "address": null, "version": "", "volume": null, "backlog_bytes": 0,
+        "upload_bytes_per_second": 0, "blames": 0, "images": [], "why": []}"#;
 }
