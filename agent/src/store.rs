@@ -64,6 +64,7 @@ mod references;
 pub(crate) mod retire;
 mod reuse;
 mod room;
+mod root;
 mod seed;
 mod shared;
 mod stage;
@@ -96,6 +97,7 @@ pub use self::{
     presence::{Presence, Recovered},
     references::ReferenceError,
     room::{NoRoomError, Volume},
+    root::OpenStoreError,
     shared::Options,
     stage::Stage,
     verify::{Verified, VerifyError, doubt, verify},
@@ -105,17 +107,14 @@ use self::{
     recover::{Loaded, load},
     references::parse_references,
     room::Builder as _,
+    root::Root,
     seed::{Base, Beginning, SeedError, Seeds},
     shared::Shared,
     status::Status,
-    steps::step,
-    tree::{ROOT, io_at, remove},
+    steps::{going_on, step},
+    tree::{ROOT, remove},
 };
-use crate::{
-    lock::lock,
-    platform::{self, DirectoryLock, LockError},
-    tart::Reference,
-};
+use crate::{lock::lock, platform, tart::Reference};
 
 /// Everything that this host holds of images. There is one store per tart home, in one process.
 #[derive(Debug)]
@@ -123,48 +122,13 @@ pub struct Store {
     shared: Arc<Shared>,
     /// Read and changed by the driver's blocking jobs; locked for look-ups only.
     stages: Mutex<BTreeMap<Digest, Arc<Stage>>>,
-    /// The lock on our directory. [`Store::begin`] takes a new one if that directory was removed.
-    lock: Mutex<DirectoryLock>,
+    /// Our directory. [`Store::begin`] makes it again if it was removed.
+    root: Root,
     /// Locked by one beginning, abandoning or presence check at a time. Each looks at directories and then changes
     /// them.
     changing: Mutex<()>,
     /// The hosts that may have what each image holds, by the latest order. Locked for a look only.
     entitled: Mutex<BTreeMap<Digest, Entitled>>,
-}
-
-/// Why the store isn't open.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenStoreError {
-    /// tart's home doesn't exist: tart never ran here, or the setting is wrong.
-    #[error("tart's home {path} doesn't exist; run tart once, or set TART_HOME")]
-    NoHome {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// The volume is mounted read-only.
-    #[error("the volume of {path} is read-only; nothing can be staged there")]
-    ReadOnly {
-        /// Our directory.
-        path: PathBuf,
-    },
-    /// Another agent works here and has to be stopped first.
-    #[error("another agent ({owner}) works in {path}")]
-    InUse {
-        /// Our directory.
-        path: PathBuf,
-        /// The other agent's process, from its `pid` file.
-        owner: String,
-    },
-    /// Anything else about our directory.
-    #[error("{action} {path}: {error}")]
-    Io {
-        /// What was attempted.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The cause.
-        error: io::Error,
-    },
 }
 
 /// Why an image can't be begun.
@@ -202,48 +166,15 @@ impl Store {
     /// # Errors
     /// When the home isn't usable or another agent works there.
     pub fn open(home: &Path, options: Options) -> Result<Self, OpenStoreError> {
-        if !home.is_dir() {
-            return Err(OpenStoreError::NoHome { path: home.into() });
-        }
-        let root = home.join(ROOT);
-        let failed = |action, path: &Path| {
-            let path = path.to_owned();
-            move |error: io::Error| match error.kind() {
-                io::ErrorKind::ReadOnlyFilesystem => OpenStoreError::ReadOnly { path },
-                _ => OpenStoreError::Io {
-                    action,
-                    path,
-                    error,
-                },
-            }
-        };
-        // The cache's symlinks need absolute targets.
-        let home = fs::canonicalize(home).map_err(failed("resolving", home))?;
-        match fs::create_dir(&root) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            other => other.map_err(failed("creating", &root))?,
-        }
-        let pid = root.join("pid");
-        let locked = match platform::lock_directory(&root, Duration::ZERO) {
-            Ok(lock) => lock,
-            Err(LockError::Busy { path, .. }) => {
-                let owner = fs::read_to_string(&pid).unwrap_or_default();
-                let owner = match owner.trim() {
-                    "" => "process unknown".to_owned(),
-                    pid => format!("process {pid}"),
-                };
-                return Err(OpenStoreError::InUse { path, owner });
-            }
-            Err(LockError::Io { path, error }) => return Err(failed("locking", &path)(error)),
-        };
-        fs::write(&pid, std::process::id().to_string()).map_err(failed("writing", &pid))?;
+        let (root, home) = Root::open(home)?;
         let this = Self {
-            shared: Arc::new(Shared::new(home, &options)),
+            shared: Arc::new(Shared::new(home.clone(), &options)),
             stages: Mutex::default(),
-            lock: Mutex::new(locked),
+            root,
             changing: Mutex::default(),
             entitled: Mutex::default(),
         };
+        let (root, failed) = (home.join(ROOT), OpenStoreError::at);
         let mut recipes = BTreeSet::new();
         for entry in fs::read_dir(&root).map_err(failed("reading", &root))? {
             let path = entry.map_err(failed("reading", &root))?.path();
@@ -361,15 +292,20 @@ impl Store {
         let worse = there.filter(|stage| stage.has_less_than(common, recipe.is_some()));
         let worse = worse.map_or_else(Weak::new, |stage| Arc::downgrade(&stage));
         let searched = beginning.searched;
+        step("a base is chosen")?;
         let changing = lock(&self.changing);
-        self.keep_root()?;
+        self.root.keep(self.shared.home())?;
         self.take_names(layout.digest(), &references)?;
         let room = self.shared.room();
-        let (stage, base, is_new) = match self.stage(layout.digest()) {
+        let (stage, base) = match self.stage(layout.digest()) {
             Some(stage) if stage.names().is_there() && worse.as_ptr() != Arc::as_ptr(&stage) => {
-                room.admit(stage.outstanding_bytes(), layout.digest())?;
+                // zeros will take none
+                let zeros = recipe.map_or(0, |by| alike::lacking_zeros(&stage, by));
+                let need = stage.outstanding_bytes().saturating_sub(zeros);
+                room.admit(need, layout.digest())?;
                 stage.names().add(&references)?;
-                (stage, None, false)
+                stage.expect_bytes(need);
+                (stage, None)
             }
             found => {
                 if found.is_some() {
@@ -389,15 +325,16 @@ impl Store {
                     self.drop_stage(layout.digest())?;
                     return Err(error.into());
                 }
-                (stage, beginning.base.filter(|_| cloned), true)
+                (stage, beginning.base.filter(|_| cloned))
             }
         };
         drop(changing);
         let copy = || -> Result<u64, BeginError> {
             if let Some((recipe, in_doubt)) = recipe {
                 stage.take_recipe(recipe, in_doubt);
-                step("a beginning")?;
+                step("the recipe is taken")?;
                 self.keep_recipe(&stage, recipe.file)?;
+                step("the recipe is noted")?;
             }
             if stage.is_installed() && !stage.is_complete() {
                 stage.link_again()?;
@@ -408,37 +345,13 @@ impl Store {
         // also after an error
         stage.expect_bytes(u64::MAX);
         // what was copied stays, even if the rest couldn't be copied
-        stage.flush()?;
+        if going_on() {
+            stage.flush()?;
+        }
         let copied = copied?;
-        if is_new {
-            // less may have been here than was expected
-            room.admit(stage.outstanding_bytes(), layout.digest())?;
-        }
+        // less may have been here than was expected, and fewer zeros
+        room.admit(stage.outstanding_bytes(), layout.digest())?;
         Ok((stage, copied))
-    }
-
-    /// Makes our directory again if it was removed, and tart's home with it, as tart itself would. The parent of tart's
-    /// home has to exist. Otherwise images would fill the system disk below the mount point of a volume that isn't
-    /// mounted.
-    fn keep_root(&self) -> io::Result<()> {
-        let home = self.shared.home();
-        let root = home.join(ROOT);
-        let mut locked = lock(&self.lock);
-        if locked.is_on(&root) {
-            return Ok(());
-        }
-        for directory in [home, &root] {
-            match fs::create_dir(directory) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                other => other.map_err(|error| io_at("creating", directory, error))?,
-            }
-        }
-        *locked = platform::lock_directory(&root, Duration::ZERO).map_err(io::Error::other)?;
-        let pid = root.join("pid");
-        fs::write(&pid, std::process::id().to_string())
-            .map_err(|error| io_at("writing", &pid, error))?;
-        tracing::warn!(directory = %root.display(), "our directory in tart's home was removed; it is made again");
-        Ok(())
     }
 
     /// Does what [`begin`](Self::begin) does. Without room, asks `make_room` to free this many bytes; if it returns
@@ -581,9 +494,11 @@ impl Store {
         )
         .and_then(|(stage, cloned)| {
             platform::sync_directory(&self.shared.home().join(ROOT))?;
+            step("a stage is made")?;
             Ok((stage, cloned))
         });
         if created.is_err()
+            && going_on()
             && let Err(error) = remove(&directory)
         {
             tracing::warn!(%error, "removing a stage that couldn't begin failed; the next start removes it");

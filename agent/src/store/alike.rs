@@ -4,7 +4,10 @@
 //! and notes on disks that were found those of these. So nothing is read to find what is alike. What is found is
 //! compared with the recipe: a wrong fingerprint costs a read, and never a wrong byte.
 
-use std::{collections::BTreeMap, convert::Infallible};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+};
 
 use proto::{
     CHUNK_BYTES, ChunkIndex, Digest, Fingerprint, Layout, Link, Source, image::Place,
@@ -15,6 +18,7 @@ use super::{
     claim::{Adopted, Claim, Look, WriteError},
     files::Where,
     found::FoundDisk,
+    recipes::NamedRecipe,
     stage::Stage,
 };
 
@@ -85,16 +89,18 @@ impl Lacking {
 /// like any other chunk. Returns the number of copied bytes.
 ///
 /// `cloned` says that the stage's disk began as a clone of the other one, so that bytes at the same offset are there
-/// already. Those are compared where they are.
+/// already. Those are compared where they are. `go_on` is asked before each chunk.
 ///
 /// # Errors
-/// When the stage can't be written. Chunks that can't be read on the other side are left to be fetched.
-pub(super) fn copy_content(
+/// When the stage can't be written, or `go_on` returns an error. Chunks that can't be read on the other side are left
+/// to be fetched.
+pub(super) fn copy_content<E: From<WriteError>>(
     stage: &Stage,
     other: &Stage,
     content: Digest,
     cloned: bool,
-) -> Result<u64, WriteError> {
+    go_on: &mut dyn FnMut() -> Result<(), E>,
+) -> Result<u64, E> {
     let (our, their) = (stage.chunks(), other.chunks());
     let (Some(ours), Some(theirs)) = (our.find(&content), their.find(&content)) else {
         return Ok(0);
@@ -115,6 +121,7 @@ pub(super) fn copy_content(
         if our.is_held(ours, chunk) {
             continue;
         }
+        go_on()?;
         let Some(claim) = their.claim(theirs, chunk) else {
             continue;
         };
@@ -196,8 +203,9 @@ impl Offsets {
                     let Place::Disk { offset } = place else {
                         continue;
                     };
-                    if link.fingerprint == zeros {
-                        offsets.zeros += CHUNK_BYTES;
+                    let length = u64::from(spec.geometry.len(chunk));
+                    if link.fingerprint == zeros && length == CHUNK_BYTES {
+                        offsets.zeros += length;
                     } else {
                         let offset = offset + spec.geometry.offset(chunk);
                         offsets.chunks.insert(offset, link.fingerprint);
@@ -254,6 +262,39 @@ impl Offsets {
             Ok(Err(_)) | Err(_) => 0,
         }
     }
+}
+
+/// Bytes of chunks that a stage lacks, and that are zeros by this recipe: they become holes. At each of their places on
+/// the disk; not of contents in doubt.
+pub(super) fn lacking_zeros(
+    stage: &Stage,
+    (by, in_doubt): (&NamedRecipe, &BTreeSet<Digest>),
+) -> u64 {
+    let (held, zeros) = (stage.chunks(), Fingerprint::of(&ZEROS));
+    let mut bytes = 0;
+    for at in 0..held.len() {
+        let content = held.digest(at);
+        let Some(of) = by.recipe.content(&content) else {
+            continue;
+        };
+        if in_doubt.contains(&content) {
+            continue;
+        }
+        let (geometry, has) = (held.geometry(at), held.held(at));
+        let is_zeros = |chunk: &ChunkIndex| {
+            let link = of.link(*chunk);
+            let is_whole = u64::from(geometry.len(*chunk)) == CHUNK_BYTES;
+            let is_lacking = is_whole && !has.contains(*chunk);
+            is_lacking && link.is_some_and(|link| link.fingerprint == zeros)
+        };
+        let lacking = (0..has.chunks()).map(ChunkIndex).filter(is_zeros).count() as u64;
+        let places = stage.files().places(at).iter();
+        let on_disk = places
+            .filter(|place| matches!(place, Where::Disk(_)))
+            .count() as u64;
+        bytes += lacking * on_disk * CHUNK_BYTES;
+    }
+    bytes
 }
 
 /// Makes holes of the chunks that are all zeros by the recipe, until one proves the recipe false. `go_on` is asked

@@ -21,6 +21,7 @@ use super::{
     reuse::{self, Samples, Term},
     shared::Shared,
     stage::Stage,
+    steps::step,
 };
 
 /// While chunks are copied from other disks, the journal is flushed this often: a large image takes minutes, and after
@@ -173,6 +174,7 @@ impl Seeds {
         let mut flushed_at = Instant::now();
         let mut go_on = || -> Result<(), SeedError> {
             stage.shared().go_on()?;
+            step("before a chunk is copied")?;
             if flushed_at.elapsed() >= FLUSH_EVERY {
                 stage.flush()?;
                 flushed_at = Instant::now();
@@ -186,8 +188,8 @@ impl Seeds {
                 if stage.is_closed(content.digest) || !other.is_closed(content.digest) {
                     continue;
                 }
-                go_on()?;
-                copied += alike::copy_content(stage, other, content.digest, cloned)?;
+                let content = content.digest;
+                copied += alike::copy_content(stage, other, content, cloned, &mut go_on)?;
             }
         }
         Ok(copied + self.copy_by_recipe(stage, base, searched, &mut go_on)?)

@@ -33,6 +33,7 @@ use super::{
     room::{Builder, NoRoomError},
     shared::Shared,
     status::Status,
+    steps::step,
     tree::{IMAGE, JOURNAL, TWIN, begun_at, io_at, remove_any, write_new},
 };
 use crate::{
@@ -110,6 +111,7 @@ impl Stage {
         fs::create_dir_all(&image).map_err(|error| io_at("creating", &image, error))?;
         ImageFiles::create_blobs(&directory)?;
         let (body, cloned) = Body::begin(&image, &layout, base)?;
+        step("a disk begins")?;
         let journal = Journal::create(&directory.join(JOURNAL), layout.digest())?;
         // synced before the status names the stage: a stage without its manifest is pruned with all that it holds
         write_new(&directory.join(cache::MANIFEST), manifest)?;
@@ -118,6 +120,7 @@ impl Stage {
             ..status
         };
         platform::sync_directory(&image)?;
+        step("the manifest is written")?;
         let parts = Parts {
             directory,
             status,
@@ -129,6 +132,7 @@ impl Stage {
             stage.files.set_cloned();
         }
         stage.names.write()?;
+        step("the status is written")?;
         Ok((stage, cloned))
     }
 

@@ -16,12 +16,13 @@ use proto::{
 use tempfile::TempDir;
 
 use super::{
-    steps::STEPS_LEFT,
+    steps::{STEPS_LEFT, at_steps},
     tree::{IMAGE, JOURNAL, STATUS},
     *,
 };
 use crate::{platform::Space, tart::cache};
 
+mod beginnings;
 pub(crate) mod blocks;
 mod damage;
 mod found;

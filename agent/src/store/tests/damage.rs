@@ -427,7 +427,10 @@ fn a_clone_is_compared_also_where_its_source_was_mended_since() {
     // the source is whole and sound by now
     let (source, _) = begin(&store, &one, &[TAG]);
     fill(&source, &one);
-    let copied = alike::copy_content(&clone, &source, shared, true).unwrap();
+    let copied = alike::copy_content(&clone, &source, shared, true, &mut || {
+        Ok::<_, WriteError>(())
+    })
+    .unwrap();
     assert_eq!(copied, one.contents[&shared].len() as u64);
     assert!(clone.is_closed(shared) && store.take_news().is_empty());
     fill(&clone, &two);
