@@ -250,6 +250,7 @@ impl Driver {
         let images = self.supply.images();
         Needs {
             filling: images.catalogue().is_filling(),
+            beginning: images.is_beginning(),
             look: images.look_due(),
         }
     }
@@ -268,7 +269,10 @@ impl Driver {
         // the swarm may ask peers at once for what images need
         self.follow();
         self.supply.exchange_mut().flush_updates();
-        for chore in self.upkeep.begin_due(now, self.needs()) {
+        let needs = self.needs();
+        // what is being read ends early, too
+        self.disk.let_survey(self.upkeep.may_survey(needs));
+        for chore in self.upkeep.begin_due(now, needs) {
             self.attend(chore);
         }
         if self.reporting.is_due(now) {

@@ -592,6 +592,13 @@ impl Reconciler {
         item.is_some_and(|item| item.running.is_some())
     }
 
+    /// Whether a stage of any image is being made ready.
+    #[must_use]
+    pub fn is_beginning(&self) -> bool {
+        let mut items = self.images.values();
+        items.any(|item| matches!(item.running, Some(Job::Begin(_))))
+    }
+
     /// A wanted name that somebody else took, the image that the name names now, and when the name is put back.
     #[must_use]
     pub fn lost(&self, image: &Digest) -> Option<(String, Sight, Moment)> {

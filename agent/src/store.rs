@@ -393,6 +393,14 @@ impl Store {
         self.shared.set_given_up(*image, false);
     }
 
+    /// Checks that the recipe of an image may take this much, beside the floor and what other images may still take.
+    ///
+    /// # Errors
+    /// When it may not.
+    pub(crate) fn admit_recipe(&self, image: &Digest, bytes: u64) -> Result<(), NoRoomError> {
+        self.shared.room().admit(bytes, image)
+    }
+
     /// Bytes that images under construction will still take from the volume's free space.
     #[must_use]
     pub(crate) fn outstanding_bytes(&self) -> u64 {

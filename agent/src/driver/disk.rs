@@ -103,18 +103,13 @@ impl Disk {
         })
     }
 
-    /// Opens the file of an image's recipe, which is here, or comes. Ends in [`Input::RecipeOpened`].
+    /// Opens the file of an image's recipe, which is here, or comes if there is room for it. Ends in
+    /// [`Input::RecipeOpened`].
     pub(super) fn open_recipe(&self, image: Digest, file: proto::image::Blob) -> Work {
         let disk = self.clone();
-        Work::blocking(move || {
-            let opened = disk.recipes.open(file, &disk.store.host());
-            Input::RecipeOpened {
-                image,
-                result: opened.map_err(|error| {
-                    let directory = recipes::directory(disk.home());
-                    format!("{}: {error}", directory.display())
-                }),
-            }
+        Work::blocking(move || Input::RecipeOpened {
+            image,
+            result: disk.recipes.open_above_floor(file, &image, &disk.store),
         })
     }
 
@@ -321,6 +316,11 @@ impl Disk {
             }
             Input::Nothing
         }))
+    }
+
+    /// Says whether disks that parbake didn't build may be read now. If not, the part that is being read ends early.
+    pub(super) fn let_survey(&self, may: bool) {
+        self.survey.set_may_read(may);
     }
 
     /// Reads a part of a disk that parbake didn't build. Ends in [`Input::Surveyed`].

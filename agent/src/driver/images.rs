@@ -764,6 +764,11 @@ impl<S: OnDisk> Images<S> {
         &self.catalogue
     }
 
+    /// Whether a stage is being made ready.
+    pub(super) fn is_beginning(&self) -> bool {
+        self.reconciler.is_beginning()
+    }
+
     /// Whether anybody waits for news of an image.
     pub(super) fn is_wanted(&self, image: &Digest) -> bool {
         self.reconciler.is_wanted(image) || self.catalogue.is_declined(image)

@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeSet,
-    io,
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, Weak},
 };
@@ -53,6 +53,28 @@ impl RecipeFiles {
         Ok(blob)
     }
 
+    /// As [`open`](Self::open), for a recipe of this image. One that isn't here yet has to have room on the volume,
+    /// above its floor.
+    ///
+    /// # Errors
+    /// When the directory can't be read or written, or there is no room. The text names the directory.
+    pub(super) fn open_above_floor(
+        &self,
+        file: image::Blob,
+        of: &Digest,
+        store: &Store,
+    ) -> Result<Arc<Blob>, String> {
+        let directory = recipes::directory(&self.home);
+        let path = directory.join(file.digest.hex().to_string());
+        let is_here = fs::metadata(path).is_ok_and(|found| found.len() == file.size);
+        let room = match is_here {
+            true => Ok(()),
+            false => store.admit_recipe(of, file.size).map_err(io::Error::other),
+        };
+        let opened = room.and_then(|()| self.open(file, &store.host()));
+        opened.map_err(|error| format!("{}: {error}", directory.display()))
+    }
+
     /// Removes files of recipes that are needed no more. Blocks.
     ///
     /// # Errors
@@ -68,10 +90,42 @@ impl RecipeFiles {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
-    use crate::store::tests::{begin, begin_by, noise, open, ours, recipe, sample_of};
+    use crate::{
+        platform::Space,
+        store::{
+            Options,
+            tests::{begin, begin_by, noise, open, ours, recipe, sample_of},
+        },
+    };
+
+    #[test]
+    fn a_recipe_that_has_no_room_above_the_floor_isnt_begun_and_one_that_is_here_is_opened() {
+        let none = |_: &Path| {
+            Ok(Space {
+                total_bytes: 1 << 30,
+                free_bytes: 0,
+            })
+        };
+        let home = tempfile::tempdir().unwrap();
+        let options = Options {
+            space: none,
+            ..Options::default()
+        };
+        let store = Store::open(home.path(), options).unwrap();
+        let sample = sample_of(1, &noise(9_000, 7), 500, None);
+        let by = recipe(&sample);
+        let files = RecipeFiles::new(home.path().into());
+        let open = || files.open_above_floor(by.file, sample.layout.digest(), &store);
+        let error = open().unwrap_err();
+        assert!(error.contains("have to stay free"), "{error}");
+        let directory = recipes::directory(home.path());
+        assert!(!directory.exists(), "nothing is written");
+        fs::create_dir(&directory).unwrap();
+        let path = directory.join(by.file.digest.hex().to_string());
+        fs::write(path, by.recipe.encode()).unwrap();
+        drop(open().unwrap());
+    }
 
     #[test]
     fn files_of_a_recipe_stay_while_it_comes_or_a_stage_goes_by_it() {

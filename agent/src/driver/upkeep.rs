@@ -55,6 +55,8 @@ pub(super) enum Chore {
 pub(super) struct Needs {
     /// Images take chunks.
     pub(super) filling: bool,
+    /// A stage is being made ready: other disks are searched, and copied from.
+    pub(super) beginning: bool,
     /// Only a look at the disk can tell how something ended.
     pub(super) look: bool,
 }
@@ -181,9 +183,9 @@ impl Upkeep {
         chores
     }
 
-    /// Reading disks gives way to staging, and to the host's guests.
-    const fn may_survey(&self, needs: Needs) -> bool {
-        !needs.filling && !self.stepped_back
+    /// Whether disks may be read: reading gives way to staging, and to the host's guests.
+    pub(super) const fn may_survey(&self, needs: Needs) -> bool {
+        !needs.filling && !needs.beginning && !self.stepped_back
     }
 
     // ---- what happened ----------------------------------------------------------------------------------------------
@@ -316,16 +318,18 @@ mod tests {
 
     const IDLE: Needs = Needs {
         filling: false,
+        beginning: false,
         look: false,
     };
     const FILLING: Needs = Needs {
         filling: true,
-        look: false,
+        ..IDLE
     };
-    const UNSURE: Needs = Needs {
-        filling: false,
-        look: true,
+    const BEGINNING: Needs = Needs {
+        beginning: true,
+        ..IDLE
     };
+    const UNSURE: Needs = Needs { look: true, ..IDLE };
 
     fn upkeep(limit: Option<u32>) -> (Upkeep, Instant) {
         let now = Instant::now();
@@ -410,6 +414,11 @@ mod tests {
         // an image comes, and then guests need the host
         assert_eq!(upkeep.next_due(FILLING), Some(now + MEASURE_EVERY));
         assert!(!upkeep.begin_due(at(62), FILLING).contains(&Chore::Survey));
+        // what a beginning reads comes first, too
+        assert!(!upkeep.may_survey(FILLING) && !upkeep.may_survey(BEGINNING));
+        assert!(upkeep.may_survey(IDLE));
+        assert_eq!(upkeep.begin_due(at(62), BEGINNING), []);
+        assert_eq!(upkeep.next_due(BEGINNING), None);
         assert_eq!(upkeep.weigh(Some(200)), Some(true));
         assert_eq!(upkeep.begin_due(at(63), IDLE), []);
         assert_eq!(upkeep.weigh(Some(10)), Some(false));

@@ -26,7 +26,7 @@ use super::{
 type At = (usize, ChunkIndex);
 
 /// A chunk of zeros.
-static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+pub(super) static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 const _: () = assert!(ZEROS.len() as u64 == CHUNK_BYTES);
 
 /// How much room and work a copy saved.

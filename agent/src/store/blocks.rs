@@ -24,7 +24,7 @@ use std::{
 };
 
 use proto::{
-    BlockPrint, CHUNK_BYTES, ChunkIndex, ChunkSet, Geometry,
+    BlockPrint, CHUNK_BYTES, ChunkIndex, ChunkSet, Digest, Geometry,
     blocks::{self, Piece},
 };
 
@@ -36,7 +36,7 @@ use super::{
     found::FoundDisk,
     held::Held,
     place::{Access, Files},
-    recipes::Columns,
+    recipes::{Columns, Stamp},
 };
 use crate::lock::lock;
 
@@ -315,6 +315,8 @@ pub(super) struct Blocks {
     found: Mutex<Option<Found>>,
     /// Locked while the index of the stage's own blocks is made.
     indexing: Mutex<()>,
+    /// Whether the stage's recipe, whose file was this one, names blocks. Locked while that is found out.
+    columns: Mutex<Option<((Digest, Stamp), bool)>>,
 }
 
 #[derive(Debug)]
@@ -334,6 +336,15 @@ impl Blocks {
             parts: BTreeMap::new(),
             wrong: 0,
         });
+    }
+
+    /// Whether the recipe of the stage names blocks. It is read again if its file changed.
+    pub(super) fn has_columns(&self, file: (Digest, Stamp), read: impl FnOnce() -> bool) -> bool {
+        let mut columns = lock(&self.columns);
+        match *columns {
+            Some((known, has)) if known == file => has,
+            _ => columns.insert((file, read())).1,
+        }
     }
 
     /// Waits until no other thread makes the index of the stage's own blocks, and keeps others from it.

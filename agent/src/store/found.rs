@@ -40,6 +40,8 @@ const PRINTS: &str = "prints";
 const VERSION: u32 = 1;
 /// A disk without a manifest is cut into extents of this size, as tart cuts layers.
 const EXTENT_BYTES: u64 = 512 << 20;
+/// Records that a step adds to the log at most. Where all is holes, these are of 64 GiB.
+const MAX_RECORDS: usize = 1024;
 /// The most bytes of `about.json`: those of the extents of a manifest with the most layers.
 const MAX_ABOUT_BYTES: u64 = 1 << 20;
 
@@ -304,13 +306,24 @@ impl Reading {
         self.scan.left_bytes()
     }
 
-    /// Reads the next 64 MiB at most. Returns whether the disk is read now.
+    /// Reads so many chunks with data at most, and the holes before them. Returns whether the disk is read now. `go_on`
+    /// is asked before each chunk, and while the notes are made of what was read.
     ///
     /// # Errors
-    /// When the disk can't be read, the notes not written, or the disk was changed meanwhile.
-    pub(super) fn step(&mut self) -> io::Result<bool> {
+    /// When the disk can't be read, the notes not written, or the disk was changed meanwhile. Those of `go_on`: the next
+    /// step goes on then.
+    pub(super) fn step(
+        &mut self,
+        most: u32,
+        go_on: &dyn Fn() -> io::Result<()>,
+    ) -> io::Result<bool> {
         let file = self.disk.open()?;
-        self.scan.step(&file)?;
+        let mut left = most;
+        for _ in 0..MAX_RECORDS {
+            if left > 0 && !self.scan.is_done() {
+                left -= self.scan.step(&file, left, go_on)?;
+            }
+        }
         if Key::new(self.disk.cut(), &file)? != self.key {
             return Err(io::Error::other("the disk changed while it was read"));
         }
@@ -319,7 +332,7 @@ impl Reading {
         }
         let directory = &self.disk.directory;
         Index::make(&directory.join(INDEX), &self.key, &mut |take| {
-            self.scan.each_block(take)
+            self.scan.each_block(go_on, take)
         })?;
         self.scan.write_prints(&directory.join(PRINTS), &self.key)?;
         fs::remove_file(directory.join(SCAN))?;

@@ -63,8 +63,12 @@ impl Making {
     /// Begins a recipe of the stage's image, in tart's home. Blocks.
     ///
     /// # Errors
-    /// When the file can't be made.
+    /// When the file can't be made, or the volume has no room above its floor for the recipe.
     pub(crate) fn begin(stage: Arc<Stage>, home: &Path) -> io::Result<Self> {
+        // once while it is made, and once where it is kept
+        let bytes = 2 * Recipe::max_bytes(stage.layout());
+        let room = stage.shared().room().admit(bytes, stage.layout().digest());
+        room.map_err(|error| io::Error::new(io::ErrorKind::StorageFull, error))?;
         let directory = recipes::directory(home);
         fs::create_dir_all(&directory)?;
         let path = directory.join(MAKING);

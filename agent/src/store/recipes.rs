@@ -8,7 +8,7 @@ use std::{
     fs::{self, File},
     io::{self, BufRead as _, BufReader, Read as _, Seek as _},
     ops::Range,
-    os::unix::fs::FileExt as _,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -310,6 +310,25 @@ impl Columns {
         self.file.read_exact_at(&mut part, place.start)?;
         let mut content = ContentRecipe::parse(&part).map_err(io::Error::other)?;
         Ok(content.take_blocks())
+    }
+}
+
+/// Tells a recipe's file from another one that has its name later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    bytes: u64,
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    /// That of the file of this recipe; `None` if there is none.
+    pub(super) fn of(home: &Path, name: &Digest) -> Option<Self> {
+        let path = directory(home).join(name.hex().to_string());
+        let found = fs::metadata(path).ok()?;
+        Some(Self {
+            bytes: found.len(),
+            changed: (found.mtime(), found.mtime_nsec()),
+        })
     }
 }
 

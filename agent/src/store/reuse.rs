@@ -22,7 +22,7 @@ use super::{
     blocks::{Disk, EachBlock, Index, Key, MAX_DISKS, Search, first_pages},
     claim::WriteError,
     found::FoundDisk,
-    recipes::Columns,
+    recipes::{self, Columns},
     shared::Shared,
     stage::Stage,
     tree::INDEX,
@@ -246,6 +246,23 @@ pub(super) fn disk(other: &Arc<Stage>, term: &Term<'_>) -> Option<Disk> {
             None
         }
     }
+}
+
+/// Whether the blocks of an image here are found by its recipe: the index of them is there, or it can be made.
+pub(super) fn lends_blocks(other: &Stage) -> bool {
+    let (Some(file), Some(body)) = (other.recipe(), other.files().bodies().into_iter().next())
+    else {
+        return false;
+    };
+    let path = other.directory().join(INDEX);
+    let index = Key::new(file.digest, &body.disk).and_then(|key| Index::open(&path, &key));
+    let is_there = index.is_ok_and(|index| index.is_some());
+    let stamp = recipes::Stamp::of(other.shared().home(), &file.digest);
+    let has_columns = |stamp| {
+        let blocks = other.blocks();
+        blocks.has_columns((file.digest, stamp), || columns(other).is_some())
+    };
+    is_there || stamp.is_some_and(has_columns)
 }
 
 fn index(other: &Stage, name: Digest, term: &Term<'_>) -> io::Result<Option<Index>> {

@@ -2,23 +2,28 @@
 //! images that tart pulled, VMs and goldens that others made, and images that were staged without a recipe.
 //!
 //! [`decide`] is a function of facts: which notes go, and which disk is read next. [`Survey::step`] carries it out,
-//! 64 MiB at a time; who calls it says how fast. A restart goes on where the last one ended.
+//! 64 MiB at a time; who calls it says how fast. A restart goes on where the last one ended, and so does the next step
+//! after one that gave way to something else.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
-use proto::{Digest, Layout};
+use proto::{CHUNK_BYTES, Digest, Layout};
 
 use super::{
     Store,
     found::{FoundDisk, Reading},
     retire::is_running,
+    reuse::lends_blocks,
 };
 use crate::{
     golden::{self, Lies},
@@ -30,9 +35,13 @@ use crate::{
 const MAX_FOUND: usize = 16;
 /// The most bytes of all notes: those on 500 GB of data.
 const MAX_NOTES_BYTES: u64 = 512 << 20;
-/// Notes have about a thousandth of a disk's bytes: 16 for each MiB, 9 for each block of 16 KiB, and twice the latter
-/// while they are made.
+/// Notes have about a thousandth of the bytes of a disk's data: 9 for each block of 16 KiB, and twice as many while they
+/// are made.
 const BYTES_PER_NOTE: u64 = 600;
+/// And so many for each MiB of a disk, also where it has holes.
+const PRINT_BYTES: u64 = 16;
+/// Chunks with data that are read in one step. Holes cost nothing.
+const STEP_CHUNKS: u32 = 64;
 /// A VM's disk rests for this long before it is read: VMs that live for an hour write to it all the time.
 const REST: Duration = Duration::from_hours(1);
 /// A disk that couldn't be read, or whose notes couldn't be written, is left alone for so long.
@@ -52,11 +61,21 @@ enum Whose {
 struct Candidate {
     path: PathBuf,
     whose: Whose,
+    /// With holes.
     bytes: u64,
+    /// Without holes, as far as the volume tells.
+    data_bytes: u64,
     /// When it changed last.
     changed: SystemTime,
     /// It may be read now: it doesn't run, rests, and reading it didn't fail within the last hour.
     rests: bool,
+}
+
+impl Candidate {
+    /// About how many bytes the notes on it take.
+    const fn notes_bytes(&self) -> u64 {
+        self.data_bytes / BYTES_PER_NOTE + self.bytes / CHUNK_BYTES * PRINT_BYTES
+    }
 }
 
 /// What is noted of a disk.
@@ -93,7 +112,7 @@ fn decide(candidates: &[Candidate], noted: &BTreeMap<PathBuf, Noted>) -> Plan {
             continue;
         }
         let notes = noted.get(&disk.path).filter(|noted| noted.is_read);
-        let bytes = notes.map_or(disk.bytes / BYTES_PER_NOTE, |noted| noted.bytes);
+        let bytes = notes.map_or(disk.notes_bytes(), |noted| noted.bytes);
         if chosen.len() < MAX_FOUND && bytes <= left_bytes {
             left_bytes -= bytes;
             chosen.push(disk);
@@ -133,6 +152,10 @@ pub(crate) struct Surveyed {
 #[derive(Debug)]
 pub(crate) struct Survey {
     store: Arc<Store>,
+    /// Chunks with data that are read in one step.
+    step_chunks: u32,
+    /// Whether nothing is under way that reading gives way to.
+    may_read: AtomicBool,
     /// Locked during a step; there is one at a time.
     state: Mutex<State>,
 }
@@ -167,11 +190,41 @@ impl Survey {
     pub(crate) fn new(store: Arc<Store>) -> Self {
         Self {
             store,
+            step_chunks: STEP_CHUNKS,
+            may_read: AtomicBool::new(true),
             state: Mutex::default(),
         }
     }
 
-    /// Looks which disks there are, forgets what has changed, and reads 64 MiB of one at most. Blocks for as long.
+    /// With shorter steps, for disks of a few MiB.
+    #[cfg(test)]
+    pub(super) fn by_chunks(store: Arc<Store>, step_chunks: u32) -> Self {
+        Self {
+            step_chunks,
+            ..Self::new(store)
+        }
+    }
+
+    /// Says whether disks may be read from now on. If not, a step that is under way ends before its next chunk.
+    pub(crate) fn set_may_read(&self, may: bool) {
+        self.may_read.store(may, Ordering::Release);
+    }
+
+    /// # Errors
+    /// When reading gives way, or the program stops.
+    fn go_on(&self) -> io::Result<()> {
+        self.store.shared.go_on()?;
+        match self.may_read.load(Ordering::Acquire) {
+            true => Ok(()),
+            false => Err(io::Error::new(
+                io::ErrorKind::Interrupted,
+                "reading gives way to staging",
+            )),
+        }
+    }
+
+    /// Looks which disks there are, forgets what has changed, and reads 64 MiB of one's data at most. Blocks for as
+    /// long. Ends early where reading gives way to something else.
     ///
     /// # Errors
     /// When tart's home can't be looked at. A disk that can't be read is left alone for an hour, with what is known of
@@ -210,6 +263,12 @@ impl Survey {
             match known[path].forget() {
                 Ok(()) => {
                     state.stuck.remove(path);
+                    // there are more notes than was thought: it isn't read again and again
+                    if let Some((disk, _)) = disks.get(path).filter(|_| noted[path].is_read) {
+                        let changed = disk.changed;
+                        let failed = Failed { changed, at: now };
+                        state.failed.insert(path.clone(), failed);
+                    }
                 }
                 Err(error) => {
                     if state.stuck.insert(path.clone()) {
@@ -233,7 +292,8 @@ impl Survey {
             return Ok(surveyed);
         };
         surveyed.more = true;
-        match read(home, next, state.reading.take()) {
+        let (most, go_on) = (self.step_chunks, || self.go_on());
+        match read(home, next, state.reading.take(), (most, &go_on)) {
             Ok(None) => {
                 tracing::info!(disk = %next.path().display(), "a disk was read: new images find their bytes there");
             }
@@ -257,21 +317,29 @@ impl Survey {
         let taken = [
             volume.floor_bytes,
             self.store.outstanding_bytes(),
-            disk.bytes / BYTES_PER_NOTE * 2,
+            disk.notes_bytes() * 2,
         ];
         let taken = taken.into_iter().fold(0, u64::saturating_add);
         volume.free_bytes > taken
     }
 }
 
-/// Reads the next part of a disk. `None`: the disk is read.
-fn read(home: &Path, next: &FoundDisk, before: Option<Reading>) -> io::Result<Option<Reading>> {
+/// Reads the next part of a disk: so many chunks with data, or less if `go_on` doesn't want more. `None`: the disk is
+/// read.
+fn read(
+    home: &Path,
+    next: &FoundDisk,
+    before: Option<Reading>,
+    (most, go_on): (u32, &dyn Fn() -> io::Result<()>),
+) -> io::Result<Option<Reading>> {
     let mut reading = match before.filter(|reading| reading.is_of(next)) {
         Some(reading) => reading,
         None => next.begin(home)?,
     };
-    let is_read = reading.step()?;
-    Ok((!is_read).then_some(reading))
+    match reading.step(most, go_on) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Some(reading)),
+        is_read => Ok((!is_read?).then_some(reading)),
+    }
 }
 
 /// The disks in tart's home whose bytes can't be found otherwise, by their paths.
@@ -297,6 +365,7 @@ fn disks(store: &Store, now: SystemTime) -> io::Result<BTreeMap<PathBuf, (Candid
             path: path.clone(),
             whose,
             bytes: found.len(),
+            data_bytes: found.len().min(found.blocks() * 512),
             changed,
             rests: rests && (whose == Whose::Image || quiet),
         };
@@ -317,10 +386,10 @@ fn disks(store: &Store, now: SystemTime) -> io::Result<BTreeMap<PathBuf, (Candid
     for directory in cache::images(home)? {
         let inode = fs::symlink_metadata(directory.join(cache::DISK));
         let stage = inode.ok().and_then(|found| ours(found.ino()));
-        // the journal has the chunks of our own, and the recipe their blocks; a second body is the same
+        // the journal has the chunks of our own, and a recipe may have their blocks; a second body is the same
         if let Some(stage) = stage {
             let first = stage.names().disk_path();
-            if stage.recipe().is_some() || first != Some(directory.join(cache::DISK)) {
+            if first != Some(directory.join(cache::DISK)) || lends_blocks(stage) {
                 continue;
             }
         }
@@ -378,6 +447,7 @@ mod tests {
             path: name.into(),
             whose,
             bytes: 140_000_000_000,
+            data_bytes: 140_000_000_000,
             changed: SystemTime::UNIX_EPOCH + Duration::from_hours(hours),
             rests: true,
         }
@@ -462,6 +532,7 @@ mod tests {
             .zip(&names)
             .map(|(hours, name)| Candidate {
                 bytes: 1 << 30,
+                data_bytes: 1 << 30,
                 ..candidate(name, Whose::Image, hours)
             })
             .collect();
@@ -479,7 +550,7 @@ mod tests {
         assert_eq!(decide(&small, &notes), plan(None, &[]));
         notes.extend([read(&names[0])]);
         assert_eq!(decide(&small, &notes), plan(None, &["00"]));
-        // notes on 140 GB have 233 MB: on three such disks they would have more than there may be
+        // notes on 140 GB have 235 MB: on three such disks they would have more than there may be
         let large = ["a", "b", "c"].map(|name| candidate(name, Whose::Machine, 1));
         let all = noted([("a", READ), ("b", READ)]);
         assert_eq!(decide(&large, &all), plan(Some("c"), &[]));
@@ -489,5 +560,18 @@ mod tests {
         };
         let all = noted([("a", more), ("b", more)]);
         assert_eq!(decide(&large, &all), plan(None, &[]));
+        // holes have next to none
+        let sparse = Candidate {
+            bytes: 2 << 40,
+            data_bytes: 30 << 30,
+            ..candidate("sparse", Whose::Machine, 1)
+        };
+        assert_eq!(decide(&[sparse], &noted([])), plan(Some("sparse"), &[]));
+        let full = Candidate {
+            bytes: 2 << 40,
+            data_bytes: 2 << 40,
+            ..candidate("full", Whose::Machine, 1)
+        };
+        assert_eq!(decide(&[full], &noted([])), Plan::default());
     }
 }

@@ -183,15 +183,22 @@ pub(crate) fn recipe_with(
     content: Digest,
     change: impl Fn(&mut RecipeContent),
 ) -> NamedRecipe {
+    recipe_with_all(sample, |of| {
+        if of.digest == content.as_bytes() {
+            change(of);
+        }
+    })
+}
+
+/// The recipe of an image, of which somebody changed the contents.
+fn recipe_with_all(sample: &Sample, change: impl Fn(&mut RecipeContent)) -> NamedRecipe {
     let true_one = recipe(sample).recipe.encode();
     let mut rest = &true_one[..];
     let header = RecipeHeader::decode_length_delimited(&mut rest).unwrap();
     let mut bytes = header.encode_length_delimited_to_vec();
     while !rest.is_empty() {
         let mut of = RecipeContent::decode_length_delimited(&mut rest).unwrap();
-        if of.digest == content.as_bytes() {
-            change(&mut of);
-        }
+        change(&mut of);
         bytes.extend(of.encode_length_delimited_to_vec());
     }
     named(Recipe::parse(&bytes, &sample.layout).unwrap())

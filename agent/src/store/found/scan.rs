@@ -28,15 +28,19 @@ use proto::{
 
 use crate::{
     platform,
-    store::blocks::index::{Key, first_pages},
+    store::{
+        alike::ZEROS,
+        blocks::index::{Key, first_pages},
+    },
 };
 
 const MAGIC: [u8; 8] = *b"pbscan\0\x01";
 const RECORD_BYTES: usize = 24;
 const PRINT_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 9;
-/// Chunks that are read at a time. A block that goes on behind them isn't found: one in four thousand.
-const STEP_CHUNKS: u32 = 64;
+const PAGES_PER_CHUNK: u32 = 256;
+/// The most chunks of a record. A block that goes on behind them isn't found: one in four thousand.
+const RECORD_CHUNKS: u32 = 64;
 
 /// A run of a disk that is cut into chunks and blocks as a content is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,17 +140,24 @@ impl Scan {
         all.saturating_sub(u64::from(chunk) * CHUNK_BYTES)
     }
 
-    /// Reads the next chunks of the disk, without its holes.
+    /// Reads the next chunks of the disk, without its holes: those of one record, of which so many have data at most.
+    /// Returns how many have. `go_on` is asked before each chunk.
     ///
     /// # Errors
-    /// When the disk can't be read, or the log not written. The same chunks are read by the next call then.
-    pub(in crate::store) fn step(&mut self, disk: &File) -> io::Result<()> {
+    /// When the disk can't be read, or the log not written; and those of `go_on`. The same chunks are read by the next
+    /// call then.
+    pub(in crate::store) fn step(
+        &mut self,
+        disk: &File,
+        most: u32,
+        go_on: &dyn Fn() -> io::Result<()>,
+    ) -> io::Result<u32> {
         let (at, first) = self.next;
         let Some(extent) = self.extents.get(at).copied() else {
-            return Ok(());
+            return Ok(0);
         };
         let geometry = extent.geometry;
-        let chunks = STEP_CHUNKS.min(geometry.chunks() - first);
+        let last = geometry.chunks().min(first + RECORD_CHUNKS);
         let mut body = Vec::new();
         let mut entries: Vec<u8> = Vec::new();
         let mut page = self.first_pages[at] + u64::from(first) * (CHUNK_BYTES / PAGE_BYTES as u64);
@@ -160,19 +171,38 @@ impl Scan {
         };
         let mut cutter = Cutter::default();
         let mut bytes = Vec::new();
-        for chunk in (first..first + chunks).map(ChunkIndex) {
+        let mut hole = None;
+        let (mut end, mut data) = (first, 0);
+        while end < last && data < most {
+            go_on()?;
+            let chunk = ChunkIndex(end);
             let offset = extent.offset + geometry.offset(chunk);
+            let length = u64::from(geometry.len(chunk));
+            let has_data = platform::has_data(disk, offset..offset + length);
+            end += 1;
+            if !has_data && length == CHUNK_BYTES {
+                // as zeros that are read, without the work
+                let print = *hole.get_or_insert_with(|| Fingerprint::of(&ZEROS));
+                body.extend(print.0);
+                std::mem::take(&mut cutter).finish(&mut piece);
+                piece(Piece::Zeros {
+                    pages: PAGES_PER_CHUNK,
+                });
+                continue;
+            }
             bytes.clear();
             bytes.resize(geometry.len(chunk) as usize, 0);
-            if platform::has_data(disk, offset..offset + bytes.len() as u64) {
+            if has_data {
                 disk.read_exact_at(&mut bytes, offset)?;
+                data += 1;
             }
             body.extend(Fingerprint::of(&bytes).0);
             cutter.take(&bytes, &mut piece);
         }
         cutter.finish(&mut piece);
         body.append(&mut entries);
-        self.append(at, first..first + chunks, &body)
+        self.append(at, first..end, &body)?;
+        Ok(data)
     }
 
     fn append(&mut self, extent: usize, chunks: Range<u32>, body: &[u8]) -> io::Result<()> {
@@ -221,7 +251,7 @@ impl Scan {
                 check: *check,
             };
             // a page has a block at most; checked before anything of this length is allocated
-            if head.chunks > STEP_CHUNKS || head.blocks > STEP_CHUNKS * 256 {
+            if head.chunks > RECORD_CHUNKS || head.blocks > RECORD_CHUNKS * PAGES_PER_CHUNK {
                 return Ok(());
             }
             body.clear();
@@ -236,19 +266,29 @@ impl Scan {
         }
     }
 
-    /// Hands over each block that was found, with the page where it begins.
+    /// Hands over each block that was found, with the page where it begins. `go_on` is asked before each record.
+    ///
+    /// # Errors
+    /// When the log can't be read; and those of `go_on`.
     pub(in crate::store) fn each_block(
         &self,
+        go_on: &dyn Fn() -> io::Result<()>,
         take: &mut dyn FnMut(BlockPrint, u32),
     ) -> io::Result<()> {
+        let mut went_on = Ok(());
         self.records(&mut |head, body| {
+            went_on = go_on();
+            if went_on.is_err() {
+                return false;
+            }
             let (entries, _) = body[head.prints_bytes()..].as_chunks::<ENTRY_BYTES>();
             for [a, b, c, d, e, page @ ..] in entries {
                 let print = BlockPrint::from_bytes([*a, *b, *c, *d, *e]);
                 take(print, u32::from_be_bytes(*page));
             }
             true
-        })
+        })?;
+        went_on
     }
 
     /// Writes the fingerprints of all chunks to a file, behind the header.

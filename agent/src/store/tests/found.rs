@@ -1,6 +1,7 @@
 //! Disks that parbake didn't build: they are read once, lend their bytes to new images, and may change at any time.
 
 use std::{
+    cell::Cell,
     sync::atomic::{AtomicBool, Ordering},
     time::SystemTime,
 };
@@ -86,8 +87,17 @@ impl World {
         unreachable!("the loop has no end")
     }
 
+    /// Reads a common layer at a time.
     fn survey(&self) -> Survey {
-        Survey::new(self.store.clone())
+        Survey::by_chunks(self.store.clone(), 7)
+    }
+
+    /// The only disk on which there are notes.
+    fn found(&self) -> FoundDisk {
+        let home = fs::canonicalize(self.home.path()).unwrap();
+        let mut found = FoundDisk::known(&home);
+        assert_eq!(found.len(), 1);
+        found.remove(0)
     }
 
     fn begin(&self) -> Arc<Stage> {
@@ -142,7 +152,7 @@ fn what_tart_pulled_lends_its_bytes_once_it_is_read() {
         surveyed.notes_bytes > 0 && surveyed.notes_bytes < 64 << 10,
         "{surveyed:?}"
     );
-    // a layer at a time
+    // of 15 chunks
     assert_eq!(steps, 3);
     let stage = world.begin();
     assert_eq!(world.lacks(&stage), [CHANGED]);
@@ -189,8 +199,8 @@ fn reading_goes_on_after_a_restart_and_over_what_a_crash_cut_off() {
         let second = survey.step(SystemTime::now()).unwrap();
         assert!(first.more && second.left_bytes < first.left_bytes);
         drop(survey);
-        let found = FoundDisk::known(&fs::canonicalize(world.home.path()).unwrap());
-        assert!(found.len() == 1 && found[0].is_begun() && !found[0].is_read());
+        let found = world.found();
+        assert!(found.is_begun() && !found.is_read());
         let notes = fs::read_dir(world.home.path().join(".parbake/disks"));
         let log = notes.unwrap().next().unwrap().unwrap().path().join("scan");
         let length = fs::metadata(&log).unwrap().len();
@@ -198,12 +208,8 @@ fn reading_goes_on_after_a_restart_and_over_what_a_crash_cut_off() {
         file.set_len(length.saturating_sub(cut)).unwrap();
         let (surveyed, steps) = world.read(&world.survey());
         assert_eq!(surveyed.disks, 1);
-        // the log of three layers: 20 kB, 40 B, 20 kB
-        let left = match cut {
-            0 => 1,
-            1 => 2,
-            _ => 3,
-        };
+        // the log has 14 of 15 chunks, in records of seven, one and six, of which the last one is lost, or all
+        let left = if cut < 2 { 1 } else { 3 };
         assert_eq!(steps, left, "{cut}");
         assert_eq!(world.lacks(&world.begin()), [CHANGED], "{cut}");
     }
@@ -234,6 +240,117 @@ fn a_disk_whose_reading_failed_is_tried_again_after_an_hour_and_what_was_read_st
     let next = survey.step(minutes(60)).unwrap();
     assert!(next.more && next.left_bytes < first.left_bytes, "{next:?}");
     assert_eq!(world.read(&survey).0.disks, 1);
+}
+
+#[test]
+fn reading_gives_way_before_each_chunk_and_while_its_notes_are_made_and_goes_on() {
+    let interrupted = || io::Error::new(io::ErrorKind::Interrupted, "staging");
+    let world = World::new();
+    world.pull();
+    let survey = world.survey();
+    survey.set_may_read(false);
+    for _ in 0..2 {
+        let surveyed = survey.step(SystemTime::now()).unwrap();
+        assert!(surveyed.more);
+        assert_eq!(surveyed.left_bytes, world.old.disk.len() as u64);
+    }
+    drop(survey);
+    let (home, disk) = (fs::canonicalize(world.home.path()).unwrap(), world.found());
+    let step = |calls: usize| {
+        let mut reading = disk.begin(&home).unwrap();
+        let left = Cell::new(calls);
+        let go_on = || match left.get() {
+            0 => Err(interrupted()),
+            more => {
+                left.set(more - 1);
+                Ok(())
+            }
+        };
+        let done = reading.step(100, &go_on);
+        if let Err(error) = &done {
+            assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+            assert!(disk.is_begun() && !disk.is_read());
+            let notes = fs::read_dir(home.join(".parbake/disks")).unwrap();
+            let notes = notes.flatten().flat_map(|notes| fs::read_dir(notes.path()));
+            assert_eq!(notes.flatten().count(), 2, "about.json and scan");
+        }
+        (done.is_ok(), reading.left_bytes())
+    };
+    let all = world.old.disk.len() as u64;
+    for calls in 0..7 {
+        assert_eq!(step(calls), (false, all));
+    }
+    // what had been read isn't read again
+    assert!(step(7).1 < all);
+    assert_eq!(step(8), (false, 0));
+    // the blocks of three records are counted, and then sorted
+    for calls in 0..6 {
+        assert_eq!(step(calls), (false, 0));
+    }
+    assert_eq!(step(6), (true, 0));
+    assert_eq!(world.lacks(&world.begin()), [CHANGED]);
+}
+
+#[test]
+fn holes_cost_no_steps_and_their_disk_is_read() {
+    let world = World::new();
+    let disk = world.run_once();
+    let file = fs::File::options().write(true).open(&disk).unwrap();
+    let rested = file.metadata().unwrap().modified().unwrap();
+    // 8 GiB of a hole behind the data, and one chunk behind that
+    let behind = world.old.disk.len().next_multiple_of(MIB) as u64 + (8 << 30);
+    file.write_all_at(&noise(MIB, 5), behind).unwrap();
+    file.set_modified(rested).unwrap();
+    let survey = world.survey();
+    let (surveyed, steps) = world.read(&survey);
+    assert_eq!(
+        (surveyed.disks, surveyed.disk_bytes),
+        (1, behind + MIB as u64)
+    );
+    // as many as without the hole, and one for the last chunk
+    assert!(steps <= 3, "{steps}");
+    assert_eq!(world.lacks(&world.begin()), [CHANGED, 6]);
+    let mut prints = 0;
+    let zeros = proto::Fingerprint::of(&vec![0; MIB]);
+    let read = world.found().each_print(&mut |print, _, _| {
+        prints += u64::from(print == zeros);
+        Ok::<_, io::Error>(())
+    });
+    read.unwrap().unwrap();
+    assert_eq!(prints, 8 << 10);
+}
+
+#[test]
+fn an_image_whose_recipe_has_no_blocks_or_is_lost_is_read() {
+    for lost in [false, true] {
+        let world = World::new();
+        let whole = recipe(&world.old);
+        let by = match lost {
+            true => whole.clone(),
+            false => recipe_with_all(&world.old, |content| {
+                content.block_lengths.clear();
+                content.block_prints.clear();
+            }),
+        };
+        put(&world.home, &by);
+        let (stage, _) = begin_by(&world.store, &world.old, &by);
+        fill(&stage, &world.old);
+        install(&stage, &[]).unwrap();
+        let recipe = crate::store::recipes::directory(world.home.path());
+        let recipe = recipe.join(by.file.digest.hex().to_string());
+        if lost {
+            fs::remove_file(&recipe).unwrap();
+        }
+        let survey = world.survey();
+        assert_eq!(world.read(&survey).0.disks, 1);
+        assert_eq!(world.lacks(&world.begin()), [CHANGED]);
+        world.abandon();
+        // one that has them comes: the disk needs no notes any more
+        put(&world.home, &whole);
+        world.store.keep_recipe(&stage, whole.file).unwrap();
+        assert_eq!(world.read(&survey), (Surveyed::default(), 0));
+        assert_eq!(world.lacks(&world.begin()), [CHANGED]);
+    }
 }
 
 #[test]

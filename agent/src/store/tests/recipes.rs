@@ -224,6 +224,25 @@ fn hosts_make_equal_recipes_of_equal_images_and_say_what_they_lack() {
 }
 
 #[test]
+fn a_recipe_is_made_only_where_it_has_room_above_the_floor() {
+    let (home, (_, image)) = (tempfile::tempdir().unwrap(), releases());
+    let free = home.path().join("free");
+    fs::write(&free, u64::MAX.to_string()).unwrap();
+    let store = Store::open(home.path(), Options { space, ..options() }).unwrap();
+    let (stage, _) = begin(&store, &image, &[TAG]);
+    fill(&stage, &image);
+    install(&stage, &[TAG]).unwrap();
+    let most = 2 * Recipe::max_bytes(&image.layout);
+    for (bytes, has_room) in [(most - 1, false), (most, true)] {
+        fs::write(&free, bytes.to_string()).unwrap();
+        let begun = Making::begin(stage.clone(), home.path());
+        assert_eq!(begun.is_ok(), has_room, "{begun:?}");
+        let admitted = store.admit_recipe(image.layout.digest(), most);
+        assert_eq!(admitted.is_ok(), has_room);
+    }
+}
+
+#[test]
 fn a_host_that_has_the_image_keeps_a_true_recipe_and_refuses_a_false_one() {
     let (home, (_, image)) = (tempfile::tempdir().unwrap(), releases());
     let store = open(&home);
