@@ -42,6 +42,7 @@
 
 mod alike;
 mod blocks;
+mod budget;
 pub(crate) mod chunks;
 pub(crate) mod claim;
 mod doubt;
@@ -81,7 +82,6 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, Weak},
-    time::Duration,
 };
 
 use proto::{Digest, HostId, Layout};
@@ -281,6 +281,8 @@ impl Store {
         let others = self.all().into_iter();
         let others = others.filter(|other| other.layout().digest() != layout.digest());
         let seeds = Seeds::here(self.shared.clone(), others.collect());
+        let memory = recipe.map(|_| self.shared.take_memory(layout));
+        let _memory = memory.transpose()?;
         let there = self.stage(layout.digest());
         let there = there.filter(|stage| stage.names().is_there());
         // not under the lock: indexes may have to be made

@@ -226,6 +226,17 @@ pub struct Blocks {
     prints: Vec<u8>,
 }
 
+/// A place between two pieces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// Half bytes of lengths before it.
+    half: u32,
+    /// Blocks before it.
+    block: u32,
+    /// Pages before it.
+    page: u32,
+}
+
 /// Why a column of blocks isn't one of its content.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BlocksError {
@@ -393,11 +404,48 @@ impl Blocks {
         (&self.lengths, &self.prints)
     }
 
+    /// For each run of so many pages of the content the place before the piece that its first page is part of. 12 bytes
+    /// for each.
+    ///
+    /// # Panics
+    /// When a run has no pages.
+    #[must_use]
+    pub fn marks(&self, run_pages: u32) -> Vec<Mark> {
+        assert!(run_pages > 0, "a run has pages");
+        let mut lengths = HalfBytes::new(&self.lengths);
+        let (mut marks, mut mark) = (Vec::new(), Mark::default());
+        while let Some(length) = lengths.length() {
+            let (pages, blocks) = match length {
+                Length::Block(pages) => (u32::from(pages), 1),
+                Length::Zeros(0) => break,
+                Length::Zeros(pages) => (pages, 0),
+            };
+            let end = mark.page.saturating_add(pages);
+            let runs = mark.page.div_ceil(run_pages)..end.div_ceil(run_pages);
+            marks.extend(runs.map(|_| mark));
+            mark = Mark {
+                half: u32::try_from(lengths.at).unwrap_or(u32::MAX),
+                block: mark.block.saturating_add(blocks),
+                page: end,
+            };
+        }
+        marks
+    }
+
     /// All pieces, each with the number of its first page in the content.
     pub fn pieces(&self) -> impl Iterator<Item = (u32, Piece)> {
-        let mut lengths = HalfBytes::new(&self.lengths);
-        let mut prints = self.prints.as_chunks::<{ BlockPrint::BYTES }>().0.iter();
-        let mut page = 0_u32;
+        self.pieces_from(Mark::default())
+    }
+
+    /// The pieces behind a mark of [`marks`](Self::marks), as [`pieces`](Self::pieces) has them.
+    pub fn pieces_from(&self, mark: Mark) -> impl Iterator<Item = (u32, Piece)> {
+        let mut lengths = HalfBytes {
+            at: mark.half as usize,
+            ..HalfBytes::new(&self.lengths)
+        };
+        let prints = self.prints.as_chunks::<{ BlockPrint::BYTES }>().0;
+        let mut prints = prints.iter().skip(mark.block as usize);
+        let mut page = mark.page;
         core::iter::from_fn(move || {
             let piece = match lengths.length()? {
                 Length::Block(pages) => {

@@ -585,6 +585,7 @@ impl<S: OnDisk> Images<S> {
     /// files are removed again before the image is present, a growing pause comes first.
     fn restage(&mut self, now: Moment, digest: Digest) {
         self.put_down(digest, Life::Queued);
+        self.seek_recipe(now, digest);
         let Some(image) = self.catalogue.find_mut(&digest) else {
             return;
         };

@@ -4,10 +4,7 @@
 //! and notes on disks that were found those of these. So nothing is read to find what is alike. What is found is
 //! compared with the recipe: a wrong fingerprint costs a read, and never a wrong byte.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    convert::Infallible,
-};
+use std::{collections::BTreeSet, convert::Infallible, ops::Range};
 
 use proto::{
     CHUNK_BYTES, ChunkIndex, Digest, Fingerprint, Layout, Link, Source, image::Place,
@@ -18,16 +15,13 @@ use super::{
     claim::{Adopted, Claim, Look, WriteError},
     files::Where,
     found::FoundDisk,
+    place::ZEROS,
     recipes::NamedRecipe,
     stage::Stage,
 };
 
 /// A chunk of a stage: the content's number there, and the chunk's.
 type At = (usize, ChunkIndex);
-
-/// A chunk of zeros.
-pub(super) static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
-const _: () = assert!(ZEROS.len() as u64 == CHUNK_BYTES);
 
 /// How much room and work a copy saved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,43 +39,80 @@ impl Copied {
     }
 }
 
-/// Chunks that a stage lacks, by their fingerprints.
-pub(super) struct Lacking(BTreeMap<Fingerprint, Vec<At>>);
+/// Chunks that a stage lacks, by their fingerprints: 24 bytes for each.
+pub(super) struct Lacking {
+    /// Sorted. A chunk that isn't lacking any more has the content [`SETTLED`], and so have all of its fingerprint.
+    chunks: Vec<(Fingerprint, u32, ChunkIndex)>,
+    /// Those that are lacking.
+    left: usize,
+}
+
+/// No content's number.
+const SETTLED: u32 = u32::MAX;
 
 impl Lacking {
     /// The chunks that the stage lacks, of contents with a recipe.
     pub(super) fn of(stage: &Stage) -> Self {
-        let mut lacking: BTreeMap<Fingerprint, Vec<At>> = BTreeMap::new();
         let held = stage.chunks();
-        for at in 0..held.len() {
+        let all = (0..held.len()).map(|at| held.geometry(at).chunks() as usize);
+        let mut chunks = Vec::with_capacity(all.sum());
+        for (at, number) in (0..held.len()).zip(0..) {
             let has = held.held(at);
             for chunk in (0..has.chunks()).map(ChunkIndex) {
                 if !has.contains(chunk)
                     && let Some(link) = held.chunks(at).recipe_link(chunk)
                 {
-                    let of = lacking.entry(link.fingerprint).or_default();
-                    of.push((at, chunk));
+                    chunks.push((link.fingerprint, number, chunk));
                 }
             }
         }
-        Self(lacking)
+        chunks.sort_unstable();
+        Self {
+            left: chunks.len(),
+            chunks,
+        }
+    }
+
+    /// Where the chunks with this fingerprint stand, if they are lacking.
+    fn range(&self, print: &Fingerprint) -> Range<usize> {
+        let from = self.chunks.partition_point(|(of, ..)| of < print);
+        let behind = self.chunks[from..].partition_point(|(of, ..)| of == print);
+        match self.chunks.get(from) {
+            Some((_, number, _)) if *number != SETTLED => from..from + behind,
+            _ => from..from,
+        }
+    }
+
+    /// The chunks with this fingerprint.
+    fn wanted(&self, print: &Fingerprint) -> impl Iterator<Item = At> {
+        let wanted = self.chunks[self.range(print)].iter();
+        wanted.map(|(_, number, chunk)| (*number as usize, *chunk))
+    }
+
+    fn has(&self, print: &Fingerprint) -> bool {
+        !self.range(print).is_empty()
+    }
+
+    /// Forgets the chunks with this fingerprint.
+    fn forget(&mut self, print: &Fingerprint) {
+        let range = self.range(print);
+        self.left -= range.len();
+        for (_, number, _) in &mut self.chunks[range] {
+            *number = SETTLED;
+        }
     }
 
     /// Forgets the chunks with this fingerprint, if the stage holds all of them now.
     fn settle(&mut self, stage: &Stage, print: &Fingerprint) {
-        let held = |at: &At| stage.chunks().is_held(at.0, at.1);
-        if self
-            .0
-            .get(print)
-            .is_some_and(|wanted| wanted.iter().all(held))
-        {
-            self.0.remove(print);
+        let held = |at: At| stage.chunks().is_held(at.0, at.1);
+        if self.wanted(print).all(held) {
+            self.forget(print);
         }
     }
 
     /// Whether the stage lacks nothing that another disk could have.
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    pub(super) const fn is_empty(&self) -> bool {
+        self.left == 0
     }
 }
 
@@ -179,7 +210,8 @@ pub(super) fn common_layers(layout: &Layout, other: &Stage) -> u64 {
 /// The chunks of an image by their offsets on its disk, and apart from them zeros, which take no room. A clone of
 /// another disk has those in place that it has at the same offsets.
 pub(super) struct Offsets {
-    chunks: BTreeMap<u64, Fingerprint>,
+    /// Sorted.
+    chunks: Vec<(u64, Fingerprint)>,
     /// Bytes of zeros.
     zeros: u64,
 }
@@ -188,11 +220,15 @@ impl Offsets {
     /// The chunks of this image, by its recipe.
     pub(super) fn of(layout: &Layout, recipe: &Recipe) -> Self {
         let zeros = Fingerprint::of(&ZEROS);
+        let contents = layout.contents();
+        let all = contents
+            .iter()
+            .map(|spec| spec.geometry.chunks() as usize * spec.places.len());
         let mut offsets = Self {
-            chunks: BTreeMap::new(),
+            chunks: Vec::with_capacity(all.sum()),
             zeros: 0,
         };
-        for spec in layout.contents() {
+        for spec in contents {
             let Some(content) = recipe.content(&spec.digest) else {
                 continue;
             };
@@ -208,11 +244,12 @@ impl Offsets {
                         offsets.zeros += length;
                     } else {
                         let offset = offset + spec.geometry.offset(chunk);
-                        offsets.chunks.insert(offset, link.fingerprint);
+                        offsets.chunks.push((offset, link.fingerprint));
                     }
                 }
             }
         }
+        offsets.chunks.sort_unstable();
         offsets
     }
 
@@ -222,7 +259,8 @@ impl Offsets {
     }
 
     fn has(&self, offset: u64, print: Fingerprint) -> bool {
-        self.chunks.get(&offset) == Some(&print)
+        let found = self.chunks.binary_search_by_key(&offset, |(of, _)| *of);
+        found.is_ok_and(|at| self.chunks[at].1 == print)
     }
 
     /// Bytes that another image's disk has in common with this one at the same offsets.
@@ -308,7 +346,8 @@ pub(super) fn punch<E: From<WriteError>>(
     go_on: &mut dyn FnMut() -> Result<(), E>,
 ) -> Result<u64, E> {
     let zeros = Fingerprint::of(&ZEROS);
-    let wanted = lacking.0.remove(&zeros).unwrap_or_default();
+    let wanted: Vec<At> = lacking.wanted(&zeros).collect();
+    lacking.forget(&zeros);
     let (punched, _) = store(stage, &wanted, &ZEROS, go_on)?;
     Ok(punched)
 }
@@ -334,7 +373,7 @@ pub(super) fn copy<E: From<WriteError>>(
             let Some((link, _)) = theirs.link(at, chunk) else {
                 continue;
             };
-            if !lacking.0.contains_key(&link.fingerprint) {
+            if !lacking.has(&link.fingerprint) {
                 continue;
             }
             if stage.is_given_up() {
@@ -369,17 +408,17 @@ pub(super) fn copy_found<E: From<WriteError>>(
     go_on: &mut dyn FnMut() -> Result<(), E>,
 ) -> Result<Copied, E> {
     let mut copied = Copied::default();
-    let Ok(key) = disk.key() else {
+    let Ok(open) = disk.key().and_then(|key| disk.open_as(key)) else {
         return Ok(copied);
     };
     let read = disk.each_print::<E>(&mut |print, offset, length| {
-        if !lacking.0.contains_key(&print) {
+        if !lacking.has(&print) {
             return Ok(());
         }
         let in_place: &[u64] = if cloned { &[offset] } else { &[] };
         let mut read = || {
             let mut bytes = vec![0; length as usize];
-            let read = disk.read_at(&key, offset, &mut bytes).ok().flatten();
+            let read = open.read_at(offset, &mut bytes).ok().flatten();
             read.map(|()| bytes)
         };
         copied.add(take(stage, lacking, print, in_place, &mut read, go_on)?);
@@ -404,17 +443,17 @@ fn take<E: From<WriteError>>(
 ) -> Result<Copied, E> {
     let mut copied = Copied::default();
     let mut left = Vec::new();
-    for at in lacking.0.get(&print).into_iter().flatten() {
+    for at in lacking.wanted(&print) {
         go_on()?;
         if stage.is_given_up() {
             return Ok(copied);
         }
-        match adopt(stage, *at, offsets)? {
+        match adopt(stage, at, offsets)? {
             Some(bytes) => {
                 copied.bytes += bytes;
                 copied.in_place += bytes;
             }
-            None => left.push(*at),
+            None => left.push(at),
         }
     }
     if !left.is_empty()
@@ -424,7 +463,7 @@ fn take<E: From<WriteError>>(
         copied.bytes += stored;
         if !all_fit && Fingerprint::of(&bytes) == print {
             tracing::debug!(image = %stage.layout().digest(), "a fingerprint of the recipe is false; nothing more is looked for by it");
-            lacking.0.remove(&print);
+            lacking.forget(&print);
         }
     }
     lacking.settle(stage, &print);

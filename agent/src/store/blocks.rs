@@ -10,6 +10,7 @@
 
 pub(super) mod index;
 mod part;
+pub(super) mod pieces;
 
 use std::{
     collections::BTreeMap,
@@ -18,22 +19,22 @@ use std::{
     os::unix::fs::FileExt as _,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicU32, Ordering},
     },
 };
 
-use proto::{
-    BlockPrint, CHUNK_BYTES, ChunkIndex, ChunkSet, Digest, Geometry,
-    blocks::{self, Piece},
-};
+use proto::{BlockPrint, CHUNK_BYTES, ChunkIndex, ChunkSet, Digest, Geometry, blocks::Piece};
 
 pub(super) use self::index::{EachBlock, Index, Key, first_pages};
-use self::part::Pages;
 pub use self::part::{ChunkPart, FillError};
+use self::{
+    part::Pages,
+    pieces::{PAGES_PER_CHUNK, Pieces, SearchId},
+};
 use super::{
     files::{ImageFiles, Where},
-    found::FoundDisk,
+    found::{FoundDisk, OpenDisk},
     held::Held,
     place::{Access, Files},
     recipes::{Columns, Stamp},
@@ -41,7 +42,6 @@ use super::{
 use crate::lock::lock;
 
 const PAGE: u64 = 4096;
-const PAGES_PER_CHUNK: u32 = 256;
 /// The most disks that are searched. Their indexes have 4 MB in memory.
 pub(super) const MAX_DISKS: usize = 16;
 /// The places on one disk that are looked at for a block. A print is shared by accident by one block in 84,000, and by
@@ -52,19 +52,11 @@ const MAX_SAME: usize = 64;
 /// So many blocks that aren't where an index says, and its disk isn't searched any more: it has changed. By accident
 /// that happens to 160 of the 13 million blocks of 140 GB.
 const MAX_WRONG: u32 = 1024;
-/// The most pieces of a content that are looked for, blocks and runs of zeros, in 32 MB of memory: those of 10 GB and
-/// more. tart's layers have half a GB.
-const MAX_PIECES: usize = 1 << 20;
-/// The most chunks of an image of which parts are remembered, in about 5 MB of memory. Others are asked for as a whole.
-const MAX_PARTS: usize = 1 << 16;
 
 /// So many chunks that were put together of blocks and weren't the chunks, and no more are, in this stage: the recipe
 /// names other bytes' blocks. Each cost up to 7/8 of a MiB. By accident that happens to a few of the chunks of 140 GB
 /// for each disk that is searched: a look-up in 84,000 finds another block, and few of those have the same length.
 pub(super) const MAX_FALSE_PARTS: u32 = 64;
-
-/// The pieces of a content, each with the number of its first page.
-type Pieces = Vec<(u32, Piece)>;
 
 /// Whose disk it is.
 #[derive(Debug)]
@@ -72,7 +64,21 @@ enum Whose {
     /// Another image's, whose files are gone with it. For each content, its geometry and the chunks that were held.
     Image(Weak<ImageFiles>, Vec<(Geometry, ChunkSet)>),
     /// Nobody's that we know: a disk that was found, as it was when it was read.
-    Found(FoundDisk, Key),
+    Found(FoundDisk, Key, Mutex<Option<Arc<OpenDisk>>>),
+}
+
+/// Holds the disks of a search open that were found, while many blocks are read.
+#[derive(Debug)]
+pub(super) struct HeldOpen<'a>(&'a Search);
+
+impl Drop for HeldOpen<'_> {
+    fn drop(&mut self) {
+        for disk in &self.0.disks {
+            if let Whose::Found(_, _, open) = &disk.whose {
+                lock(open).take();
+            }
+        }
+    }
 }
 
 /// A disk, with an index of its blocks.
@@ -127,15 +133,16 @@ impl Disk {
         Ok(Some(Self {
             starts,
             first_pages: first_pages(geometries),
-            whose: Whose::Found(disk.clone(), key),
+            whose: Whose::Found(disk.clone(), key, Mutex::default()),
             index,
             path,
             wrong: AtomicU32::new(0),
         }))
     }
 
-    /// Whether a block with this print begins at an offset of the disk, as the index says. The disk isn't read.
-    pub(super) fn has_at(&self, print: BlockPrint, offset: u64) -> bool {
+    /// Whether a block with this print and these bytes lies at an offset of the disk, as the index says, in chunks that
+    /// are held. The disk isn't read.
+    pub(super) fn has_at(&self, print: BlockPrint, (offset, bytes): (u64, u64)) -> bool {
         let next = self.starts.partition_point(|(start, _)| *start <= offset);
         let Some((start, at)) = next.checked_sub(1).map(|last| self.starts[last]) else {
             return false;
@@ -144,7 +151,20 @@ impl Disk {
         let page = u32::try_from(self.first_pages[at] + within / PAGE);
         let found = self.index.find(print, MAX_SAME);
         within.is_multiple_of(PAGE)
+            && self.holds(at, within..within + bytes)
             && page.is_ok_and(|page| found.is_ok_and(|found| found.contains(&page)))
+    }
+
+    /// Whether these bytes of a content lie in chunks that were held. Of a disk that was found, all are there.
+    fn holds(&self, at: usize, bytes: Range<u64>) -> bool {
+        let Whose::Image(_, contents) = &self.whose else {
+            return true;
+        };
+        let mut chunks = bytes.start / CHUNK_BYTES..bytes.end.div_ceil(CHUNK_BYTES);
+        let is_held = |chunk| {
+            u32::try_from(chunk).is_ok_and(|chunk| contents[at].1.contains(ChunkIndex(chunk)))
+        };
+        chunks.all(is_held)
     }
 
     /// The bytes of a block with this print and length; `None` if the disk doesn't have them where the index says.
@@ -175,23 +195,25 @@ impl Disk {
         let end = start + length as u64;
         let geometry = match &self.whose {
             Whose::Image(_, contents) => contents[at].0,
-            Whose::Found(disk, _) => disk.extents()[at].geometry,
+            Whose::Found(disk, ..) => disk.extents()[at].geometry,
         };
         if end > geometry.size() {
             return Err(io::ErrorKind::InvalidData.into());
         }
         let mut bytes = vec![0; length];
-        let (files, held) = match &self.whose {
-            Whose::Image(files, contents) => (files.upgrade(), &contents[at].1),
-            Whose::Found(disk, key) => {
+        let files = match &self.whose {
+            Whose::Image(files, _) => files.upgrade(),
+            Whose::Found(disk, key, open) => {
                 let offset = disk.extents()[at].offset + start;
-                let read = disk.read_at(key, offset, &mut bytes)?;
+                let held_open = lock(open).clone();
+                let read = match held_open {
+                    Some(open) => open.read_at(offset, &mut bytes)?,
+                    None => disk.open_as(*key)?.read_at(offset, &mut bytes)?,
+                };
                 return Ok(read.map(|()| bytes));
             }
         };
-        let mut chunks = start / CHUNK_BYTES..end.div_ceil(CHUNK_BYTES);
-        let is_held = |chunk| u32::try_from(chunk).is_ok_and(|at| held.contains(ChunkIndex(at)));
-        let Some(files) = files.filter(|_| chunks.all(is_held)) else {
+        let Some(files) = files.filter(|_| self.holds(at, start..end)) else {
             return Ok(None);
         };
         files.each(at, Access::Read, &mut |place, file, base| match place {
@@ -217,18 +239,37 @@ impl Disk {
 pub(super) struct Search {
     columns: Columns,
     disks: Vec<Disk>,
-    /// The pieces of the content that was asked for last. Locked for a look.
-    last: Mutex<Option<(usize, Arc<Pieces>)>>,
+    /// Those of all searches, of which this one has a number.
+    pieces: Arc<Pieces>,
+    id: SearchId,
+}
+
+impl Drop for Search {
+    fn drop(&mut self) {
+        self.pieces.end(self.id);
+    }
 }
 
 impl Search {
-    /// A search by this recipe, on the first of these disks first.
-    pub(super) fn new(columns: Columns, disks: Vec<Disk>) -> Self {
+    /// A search by this recipe, on the first of these disks first. What is read of the recipe lies in `pieces`.
+    pub(super) fn new(columns: Columns, disks: Vec<Disk>, pieces: Arc<Pieces>) -> Self {
         Self {
             columns,
             disks,
-            last: Mutex::default(),
+            id: pieces.begin(),
+            pieces,
         }
+    }
+
+    /// Holds the disks open that were found, until what is returned is dropped. Otherwise each block opens its disk, so
+    /// that one that is removed while a stage fills keeps no room.
+    pub(super) fn hold_open(&self) -> HeldOpen<'_> {
+        for disk in &self.disks {
+            if let Whose::Found(found, key, open) = &disk.whose {
+                *lock(open) = found.open_as(*key).ok().map(Arc::new);
+            }
+        }
+        HeldOpen(self)
     }
 
     /// What is here of a chunk: zeros, and blocks that were found. `None` if no block was.
@@ -241,16 +282,15 @@ impl Search {
         geometry: Geometry,
         chunk: ChunkIndex,
     ) -> io::Result<Option<ChunkPart>> {
-        let pieces = self.pieces(at)?;
+        let read = || self.columns.blocks(at);
+        let pieces = self.pieces.of_chunk((self.id, at), chunk, read)?;
         let first = u64::from(chunk.0) * u64::from(PAGES_PER_CHUNK);
         let chunk_bytes = geometry.len(chunk);
         let end = first + u64::from(chunk_bytes).div_ceil(PAGE);
         let behind = |(page, piece): &(u32, Piece)| u64::from(*page) + u64::from(piece.pages());
-        let from = pieces.partition_point(|piece| behind(piece) <= first);
-        let of_chunk = pieces[from..].iter();
         let mut part = ChunkPart::new(chunk_bytes);
         let mut found = false;
-        for piece in of_chunk.take_while(|(page, _)| u64::from(*page) < end) {
+        for piece in &pieces {
             let page = u64::from(piece.0);
             let within = page.max(first)..behind(piece).min(end);
             let in_chunk = narrow(within.start - first)..narrow(within.end - first);
@@ -278,30 +318,6 @@ impl Search {
         }
         Ok(found.then_some(part))
     }
-
-    fn pieces(&self, at: usize) -> io::Result<Arc<Pieces>> {
-        if let Some((last, pieces)) = &*lock(&self.last)
-            && *last == at
-        {
-            return Ok(pieces.clone());
-        }
-        let pieces = Arc::new(bounded(&self.columns.blocks(at)?));
-        *lock(&self.last) = Some((at, pieces.clone()));
-        Ok(pieces)
-    }
-}
-
-/// The pieces of a content; none where there are too many.
-fn bounded(blocks: &blocks::Blocks) -> Pieces {
-    // counted first: a list that grows has room for twice as many
-    match blocks.pieces().nth(MAX_PIECES) {
-        Some(_) => Pieces::new(),
-        None => {
-            let mut pieces = Pieces::with_capacity(blocks.pieces().count());
-            pieces.extend(blocks.pieces());
-            pieces
-        }
-    }
 }
 
 /// A number of bytes or pages of one chunk or block.
@@ -313,8 +329,6 @@ fn narrow(number: u64) -> u32 {
 #[derive(Debug, Default)]
 pub(super) struct Blocks {
     found: Mutex<Option<Found>>,
-    /// Locked while the index of the stage's own blocks is made.
-    indexing: Mutex<()>,
     /// Whether the stage's recipe, whose file was this one, names blocks. Locked while that is found out.
     columns: Mutex<Option<((Digest, Stamp), bool)>>,
 }
@@ -326,6 +340,20 @@ struct Found {
     parts: BTreeMap<(usize, ChunkIndex), Pages>,
     /// Parts that weren't their chunks'.
     wrong: u32,
+}
+
+impl Found {
+    fn forget(&mut self, at: usize, chunk: ChunkIndex) {
+        if self.parts.remove(&(at, chunk)).is_some() {
+            self.search.pieces.drop_parts(1);
+        }
+    }
+}
+
+impl Drop for Found {
+    fn drop(&mut self) {
+        self.search.pieces.drop_parts(self.parts.len());
+    }
 }
 
 impl Blocks {
@@ -345,11 +373,6 @@ impl Blocks {
             Some((known, has)) if known == file => has,
             _ => columns.insert((file, read())).1,
         }
-    }
-
-    /// Waits until no other thread makes the index of the stage's own blocks, and keeps others from it.
-    pub(super) fn indexing(&self) -> MutexGuard<'_, ()> {
-        lock(&self.indexing)
     }
 
     /// A chunk that was put together of blocks wasn't the chunk. Returns whether blocks are looked for all the same.
@@ -382,7 +405,7 @@ impl Blocks {
     /// Remembers which part of a chunk was found.
     pub(super) fn note(&self, at: usize, chunk: ChunkIndex, part: &ChunkPart) {
         if let Some(found) = &mut *lock(&self.found)
-            && found.parts.len() < MAX_PARTS
+            && (found.parts.contains_key(&(at, chunk)) || found.search.pieces.add_part())
         {
             found.parts.insert((at, chunk), *part.pages());
         }
@@ -391,7 +414,7 @@ impl Blocks {
     /// Forgets the part of a chunk.
     pub(super) fn forget(&self, at: usize, chunk: ChunkIndex) {
         if let Some(found) = &mut *lock(&self.found) {
-            found.parts.remove(&(at, chunk));
+            found.forget(at, chunk);
         }
     }
 
@@ -434,10 +457,12 @@ impl Blocks {
             }
         };
         if let Some(found) = &mut *lock(&self.found) {
-            match &part {
-                Some(part) => found.parts.insert((at, chunk), *part.pages()),
-                None => found.parts.remove(&(at, chunk)),
-            };
+            match (&part, found.parts.get_mut(&(at, chunk))) {
+                (Some(part), Some(pages)) => *pages = *part.pages(),
+                // another thread has forgotten it
+                (Some(_), None) => {}
+                (None, _) => found.forget(at, chunk),
+            }
         }
         part
     }
@@ -447,28 +472,4 @@ impl Blocks {
 fn is_wanted<F: Files>(held: &Held<F>, at: usize, chunk: ChunkIndex) -> bool {
     let chunks = held.chunks(at);
     !chunks.held().contains(chunk) && chunks.recipe_link(chunk).is_some()
-}
-
-#[cfg(test)]
-mod tests {
-    use proto::blocks::Block;
-
-    use super::*;
-
-    #[test]
-    fn pieces_are_counted_and_not_only_blocks() {
-        const { assert!(size_of::<(u32, Piece)>() * MAX_PIECES <= 32 << 20) };
-        let block = Piece::Block(Block {
-            pages: 1,
-            print: BlockPrint::default(),
-        });
-        let mut blocks = blocks::Blocks::default();
-        for _ in 0..MAX_PIECES / 2 {
-            blocks.push(Piece::Zeros { pages: 1 });
-            blocks.push(block);
-        }
-        assert_eq!(bounded(&blocks).len(), MAX_PIECES);
-        blocks.push(Piece::Zeros { pages: 1 });
-        assert_eq!(bounded(&blocks).len(), 0);
-    }
 }

@@ -57,6 +57,26 @@ pub(super) struct FoundDisk {
     /// Our directory of it.
     directory: PathBuf,
     extents: Vec<Extent>,
+    /// Names how the disk is cut.
+    cut: Digest,
+}
+
+/// A disk that was found, open.
+#[derive(Debug)]
+pub(super) struct OpenDisk {
+    file: File,
+    cut: Digest,
+    key: Key,
+}
+
+impl OpenDisk {
+    /// Reads bytes of the disk. `None` if the disk isn't what was read any more.
+    pub(super) fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<Option<()>> {
+        if Key::new(self.cut, &self.file)? != self.key {
+            return Ok(None);
+        }
+        self.file.read_exact_at(bytes, offset).map(Some)
+    }
 }
 
 #[derive(Deserialize, Serialize)]
@@ -90,11 +110,13 @@ impl FoundDisk {
             let geometry = Geometry::new(bytes).ok()?;
             Some(Extent { offset, geometry })
         });
+        let extents: Vec<Extent> = extents.collect::<Option<_>>()?;
         let name = Digest::of(path.as_bytes()).hex().to_string();
         Some(Self {
             path: home.join(path),
             directory: directory(home).join(name),
-            extents: extents.collect::<Option<_>>()?,
+            cut: cut(&extents),
+            extents,
         })
     }
 
@@ -141,7 +163,14 @@ impl FoundDisk {
 
     /// What is known of the disk as it is now.
     pub(super) fn key(&self) -> io::Result<Key> {
-        Key::new(self.cut(), &self.open()?)
+        Key::new(self.cut, &self.open()?)
+    }
+
+    /// Opens the disk, to read it as long as it is what this key says. While it is open, a disk that is removed keeps
+    /// its room.
+    pub(super) fn open_as(&self, key: Key) -> io::Result<OpenDisk> {
+        let (file, cut) = (self.open()?, self.cut);
+        Ok(OpenDisk { file, cut, key })
     }
 
     /// Opens the disk. A symlink isn't followed.
@@ -150,16 +179,6 @@ impl FoundDisk {
             true => File::open(&self.path),
             false => Err(io::ErrorKind::NotFound.into()),
         }
-    }
-
-    /// Names how the disk is cut.
-    fn cut(&self) -> Digest {
-        let mut bytes = Vec::with_capacity(16 * self.extents.len());
-        for extent in &self.extents {
-            bytes.extend(extent.offset.to_le_bytes());
-            bytes.extend(extent.geometry.size().to_le_bytes());
-        }
-        Digest::of(&bytes)
     }
 
     fn chunks(&self) -> u64 {
@@ -271,20 +290,16 @@ impl FoundDisk {
         }
         Ok(Ok(()))
     }
+}
 
-    /// Reads bytes of the disk. `None` if the disk isn't what was read any more.
-    pub(super) fn read_at(
-        &self,
-        key: &Key,
-        offset: u64,
-        bytes: &mut [u8],
-    ) -> io::Result<Option<()>> {
-        let file = self.open()?;
-        if Key::new(self.cut(), &file)? != *key {
-            return Ok(None);
-        }
-        file.read_exact_at(bytes, offset).map(Some)
+/// Names how a disk is cut.
+fn cut(extents: &[Extent]) -> Digest {
+    let mut bytes = Vec::with_capacity(16 * extents.len());
+    for extent in extents {
+        bytes.extend(extent.offset.to_le_bytes());
+        bytes.extend(extent.geometry.size().to_le_bytes());
     }
+    Digest::of(&bytes)
 }
 
 /// A disk that is being read.
@@ -310,8 +325,8 @@ impl Reading {
     /// is asked before each chunk, and while the notes are made of what was read.
     ///
     /// # Errors
-    /// When the disk can't be read, the notes not written, or the disk was changed meanwhile. Those of `go_on`: the next
-    /// step goes on then.
+    /// When the disk can't be read, the notes not written, or the disk was changed meanwhile. Those of `go_on`: the
+    /// next step goes on then.
     pub(super) fn step(
         &mut self,
         most: u32,
@@ -324,7 +339,7 @@ impl Reading {
                 left -= self.scan.step(&file, left, go_on)?;
             }
         }
-        if Key::new(self.disk.cut(), &file)? != self.key {
+        if Key::new(self.disk.cut, &file)? != self.key {
             return Err(io::Error::other("the disk changed while it was read"));
         }
         if !self.scan.is_done() {

@@ -2,10 +2,14 @@
 
 use std::{collections::BTreeSet, fmt, fs::File, io, ops::Range, os::unix::fs::FileExt as _};
 
-use proto::ChunkIndex;
+use proto::{CHUNK_BYTES, ChunkIndex};
 
 use super::chunks::Chunks;
 use crate::platform;
+
+/// A chunk of zeros.
+pub(super) static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+const _: () = assert!(ZEROS.len() as u64 == CHUNK_BYTES);
 
 /// Where the bytes of contents lie. A content's number is its position in the list that
 /// [`Held::new`](super::held::Held::new) got.

@@ -124,8 +124,10 @@ pub(super) fn copy<E: From<WriteError>>(
     if disks.is_empty() {
         return Ok(0);
     }
-    let search = Arc::new(Search::new(columns, disks));
+    let pieces = stage.shared().pieces().clone();
+    let search = Arc::new(Search::new(columns, disks, pieces));
     stage.blocks().begin(search.clone());
+    let _open = search.hold_open();
     let mut copied = 0;
     for at in contents {
         let geometry = held.geometry(at);
@@ -207,7 +209,7 @@ impl Samples {
         let common = self
             .blocks
             .iter()
-            .filter(|(print, offset, _)| disk.has_at(*print, *offset));
+            .filter(|(print, offset, bytes)| disk.has_at(*print, (*offset, *bytes)));
         common.map(|(_, _, bytes)| bytes * self.step).sum()
     }
 }
@@ -266,14 +268,17 @@ pub(super) fn lends_blocks(other: &Stage) -> bool {
 }
 
 fn index(other: &Stage, name: Digest, term: &Term<'_>) -> io::Result<Option<Index>> {
-    // of stages that begin at the same time one makes it, and the others find it
-    let _indexing = other.blocks().indexing();
     let bodies = other.files().bodies();
     let Some(body) = bodies.first() else {
         return Ok(None);
     };
     let key = Key::new(name, &body.disk)?;
     let path = other.directory().join(INDEX);
+    if let Some(index) = Index::open(&path, &key)? {
+        return Ok(Some(index));
+    }
+    // of stages that begin at the same time one makes it, and the others find it
+    let _indexing = other.shared().indexing(&|| term.go_on())?;
     if let Some(index) = Index::open(&path, &key)? {
         return Ok(Some(index));
     }

@@ -11,10 +11,12 @@ use std::{
     time::Duration,
 };
 
-use proto::{Digest, HostId};
+use proto::{Digest, HostId, Layout};
 use tracing::debug;
 
 use super::{
+    blocks::pieces::Pieces,
+    budget::{Budget, Taken},
     claim::Hosts,
     news::{News, NewsBox},
     room::Room,
@@ -27,6 +29,13 @@ use crate::{
 
 /// A beginning looks for blocks this long.
 const MAX_SEARCH: Duration = Duration::from_mins(1);
+
+/// The memory of all beginnings together that go by a recipe, beside the recipes: two of 140 GB. Others wait.
+const MAX_BEGINNINGS_BYTES: u64 = 32 << 20;
+/// A chunk in the lists of a beginning: a fingerprint with a place.
+const CHUNK_NOTE_BYTES: u64 = 24;
+/// The indexes of the disks that a beginning searches.
+const SEARCH_BYTES: u64 = 5 << 20;
 
 /// The store's settings.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +78,12 @@ pub(crate) struct Shared {
     stopping: AtomicBool,
     /// Whether files on the volume can share blocks, once an attempt showed that.
     clones: OnceLock<bool>,
+    /// What searches read of recipes.
+    pieces: Arc<Pieces>,
+    /// The memory of beginnings.
+    beginnings: Budget,
+    /// One index is made at a time, in 10 MB.
+    indexing: Budget,
     /// This host's id, if it was set. Links that are made here name it as their maker.
     host: OnceLock<HostId>,
 }
@@ -85,6 +100,9 @@ impl Shared {
             news: NewsBox::default(),
             stopping: AtomicBool::new(false),
             clones: OnceLock::new(),
+            pieces: Arc::default(),
+            beginnings: Budget::new(MAX_BEGINNINGS_BYTES),
+            indexing: Budget::new(1),
             host: OnceLock::new(),
         }
     }
@@ -121,6 +139,42 @@ impl Shared {
     /// Whether nobody waits for an image any more.
     pub(super) fn is_given_up(&self, image: &Digest) -> bool {
         lock(&self.given_up).contains(image)
+    }
+
+    /// What searches read of recipes.
+    pub(super) const fn pieces(&self) -> &Arc<Pieces> {
+        &self.pieces
+    }
+
+    /// Waits until there is memory for the beginning of an image by a recipe, and takes it. An image that needs more
+    /// than all begins when no other one does.
+    ///
+    /// # Errors
+    /// When the program stops while this waits, or nobody waits for the image any more.
+    pub(super) fn take_memory(&self, layout: &Layout) -> io::Result<Taken<'_>> {
+        let contents = layout.contents();
+        let places = contents
+            .iter()
+            .map(|spec| u64::from(spec.geometry.chunks()) * (1 + spec.places.len() as u64));
+        let bytes = SEARCH_BYTES + places.sum::<u64>() * CHUNK_NOTE_BYTES;
+        self.beginnings.take(bytes, &|| {
+            self.go_on()?;
+            match self.is_given_up(layout.digest()) {
+                true => Err(io::Error::new(
+                    io::ErrorKind::Interrupted,
+                    "nobody waits for the image any more",
+                )),
+                false => Ok(()),
+            }
+        })
+    }
+
+    /// Waits until no other thread makes an index, and keeps others from it until what is returned is dropped.
+    ///
+    /// # Errors
+    /// Those of `go_on`.
+    pub(super) fn indexing(&self, go_on: &dyn Fn() -> io::Result<()>) -> io::Result<Taken<'_>> {
+        self.indexing.take(1, go_on)
     }
 
     pub(super) const fn hosts(&self) -> &Arc<Hosts> {

@@ -35,8 +35,8 @@ use crate::{
 const MAX_FOUND: usize = 16;
 /// The most bytes of all notes: those on 500 GB of data.
 const MAX_NOTES_BYTES: u64 = 512 << 20;
-/// Notes have about a thousandth of the bytes of a disk's data: 9 for each block of 16 KiB, and twice as many while they
-/// are made.
+/// Notes have about a thousandth of the bytes of a disk's data: 9 for each block of 16 KiB, and twice as many while
+/// they are made.
 const BYTES_PER_NOTE: u64 = 600;
 /// And so many for each MiB of a disk, also where it has holes.
 const PRINT_BYTES: u64 = 16;
@@ -293,8 +293,16 @@ impl Survey {
         };
         surveyed.more = true;
         let (most, go_on) = (self.step_chunks, || self.go_on());
+        let left = state.reading.as_ref().map(Reading::left_bytes);
+        surveyed.left_bytes = left.unwrap_or(0);
+        // what is read may end in an index
+        let indexing = go_on().and_then(|()| self.store.shared.indexing(&go_on));
+        let Ok(_indexing) = indexing else {
+            return Ok(surveyed);
+        };
         match read(home, next, state.reading.take(), (most, &go_on)) {
             Ok(None) => {
+                surveyed.left_bytes = 0;
                 tracing::info!(disk = %next.path().display(), "a disk was read: new images find their bytes there");
             }
             Ok(Some(reading)) => {
@@ -305,6 +313,7 @@ impl Survey {
                 tracing::debug!(disk = %next.path().display(), %error, "a disk isn't read now");
                 let changed = disk.changed;
                 let failed = Failed { changed, at: now };
+                surveyed.left_bytes = 0;
                 state.failed.insert(disk.path.clone(), failed);
             }
         }

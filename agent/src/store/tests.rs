@@ -3,6 +3,7 @@ use std::{
     fs,
     os::unix::fs::{FileExt as _, MetadataExt as _, symlink},
     sync::OnceLock,
+    time::Duration,
 };
 
 use proptest::prelude::*;
@@ -26,6 +27,8 @@ mod beginnings;
 pub(crate) mod blocks;
 mod damage;
 mod found;
+#[cfg(target_os = "linux")]
+mod full_host;
 mod model;
 mod notes;
 mod recipes;

@@ -126,6 +126,19 @@ proptest! {
     }
 
     #[test]
+    fn pieces_are_gone_through_from_each_mark(kinds in prop::collection::vec(0..4_u8, 0..300), run in 1..80_u32) {
+        let bytes = pages(&kinds);
+        let blocks = column(&cut(&bytes, &[bytes.len()]));
+        let all: Vec<(u32, Piece)> = blocks.pieces().collect();
+        let marks = blocks.marks(run);
+        prop_assert_eq!(marks.len(), kinds.len().div_ceil(run as usize));
+        for (first, mark) in (0..).step_by(run as usize).zip(marks) {
+            let from = all.partition_point(|(page, piece)| page + piece.pages() <= first);
+            prop_assert!(blocks.pieces_from(mark).eq(all[from..].iter().copied()));
+        }
+    }
+
+    #[test]
     fn any_column_is_one_of_its_content_or_an_error(
         lengths in prop::collection::vec(any::<u8>(), 0..20),
         prints in 0..40_usize,

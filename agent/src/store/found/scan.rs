@@ -29,8 +29,8 @@ use proto::{
 use crate::{
     platform,
     store::{
-        alike::ZEROS,
         blocks::index::{Key, first_pages},
+        place::ZEROS,
     },
 };
 
@@ -51,7 +51,7 @@ pub(in crate::store) struct Extent {
 }
 
 /// The bytes with which a file about this disk begins.
-pub(super) fn header(key: &Key) -> Vec<u8> {
+pub(in crate::store) fn header(key: &Key) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
     bytes.extend(key.to_bytes());
     bytes

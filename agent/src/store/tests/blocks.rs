@@ -141,6 +141,8 @@ fn what_moved_by_a_page_is_had_and_only_what_is_new_is_lacking() {
     // a block of 15 pages at most, which the page was put into, and the page
     assert!(bytes as usize <= 17 * PAGE, "{ranges:?}");
 
+    let pieces = stage.shared().pieces().clone();
+    assert_eq!(pieces.parts(), 1);
     let mut part = stage.part(releases.layer, CHANGED).unwrap();
     assert_eq!(part.lacking(), ranges);
     assert_eq!(part.lacking_bytes(), u64::from(bytes));
@@ -167,6 +169,9 @@ fn what_moved_by_a_page_is_had_and_only_what_is_new_is_lacking() {
     assert!(stage.part(releases.layer, CHANGED).is_none());
     stage.walk(releases.layer).unwrap();
     assert!(stage.is_closed(releases.layer));
+    drop(stage);
+    releases.abandon();
+    assert_eq!(pieces.parts(), 0);
 }
 
 #[test]
@@ -491,6 +496,37 @@ fn all_of_a_disk_that_moved_by_a_page_is_found_by_blocks() {
     // the chunk with the page, and the last one where a block of the old layer ends with it
     let lacking = new.layout.content_bytes() - found;
     assert!(lacking <= (2 * raws.len() * MIB + 200_000) as u64);
+}
+
+#[test]
+fn an_image_whose_chunks_rotted_is_no_base_for_what_it_lost() {
+    cloning::PRETENDED.set(true);
+    let Releases {
+        home,
+        store,
+        old,
+        new,
+        by,
+        layer: _,
+    } = Releases::new();
+    let first = store.stage(old.layout.digest()).unwrap();
+    install(&first, &[]).unwrap();
+    // all but the last bytes of it are written over, and it is found damaged
+    let disk = &first.files().bodies()[0].disk;
+    disk.write_all_at(&noise(old.disk.len() - PAGE, 9), 0)
+        .unwrap();
+    for content in old.contents.keys() {
+        for chunk in first.held(*content).iter() {
+            first.scrub(*content, chunk).unwrap();
+        }
+    }
+    assert!(first.is_installed() && !first.is_complete());
+    let (stage, _) = begin_by(&store, &new, &by);
+    assert!(!stage.files().began_as_clone());
+    fill(&stage, &new);
+    install(&stage, &[]).unwrap();
+    assert_installed(&image_dir(&home, "ghcr.io/org/image", &new), &new);
+    cloning::PRETENDED.set(false);
 }
 
 #[test]

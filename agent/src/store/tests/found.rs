@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    rc::Rc,
     sync::atomic::{AtomicBool, Ordering},
     time::SystemTime,
 };
@@ -251,10 +252,19 @@ fn reading_gives_way_before_each_chunk_and_while_its_notes_are_made_and_goes_on(
     survey.set_may_read(false);
     for _ in 0..2 {
         let surveyed = survey.step(SystemTime::now()).unwrap();
-        assert!(surveyed.more);
-        assert_eq!(surveyed.left_bytes, world.old.disk.len() as u64);
+        assert!(surveyed.more && surveyed.left_bytes == 0);
     }
+    survey.set_may_read(true);
+    let first = survey.step(SystemTime::now()).unwrap();
+    survey.set_may_read(false);
+    let second = survey.step(SystemTime::now()).unwrap();
+    assert_eq!(first, second);
+    assert!(first.more && first.left_bytes < world.old.disk.len() as u64);
     drop(survey);
+    // from the beginning, a step at a time
+    let notes = fs::read_dir(world.home.path().join(".parbake/disks"));
+    let notes = notes.unwrap().next().unwrap().unwrap().path();
+    fs::remove_file(notes.join("scan")).unwrap();
     let (home, disk) = (fs::canonicalize(world.home.path()).unwrap(), world.found());
     let step = |calls: usize| {
         let mut reading = disk.begin(&home).unwrap();
@@ -270,9 +280,8 @@ fn reading_gives_way_before_each_chunk_and_while_its_notes_are_made_and_goes_on(
         if let Err(error) = &done {
             assert_eq!(error.kind(), io::ErrorKind::Interrupted);
             assert!(disk.is_begun() && !disk.is_read());
-            let notes = fs::read_dir(home.join(".parbake/disks")).unwrap();
-            let notes = notes.flatten().flat_map(|notes| fs::read_dir(notes.path()));
-            assert_eq!(notes.flatten().count(), 2, "about.json and scan");
+            let left = fs::read_dir(&notes).unwrap().count();
+            assert_eq!(left, 2, "about.json and scan");
         }
         (done.is_ok(), reading.left_bytes())
     };
@@ -289,6 +298,43 @@ fn reading_gives_way_before_each_chunk_and_while_its_notes_are_made_and_goes_on(
     }
     assert_eq!(step(6), (true, 0));
     assert_eq!(world.lacks(&world.begin()), [CHANGED]);
+}
+
+#[test]
+fn a_found_disk_is_open_while_it_is_searched_and_not_while_the_stage_fills() {
+    let world = World::new();
+    let disk = world.pull();
+    world.read(&world.survey());
+    let inode = fs::metadata(&disk).unwrap().ino();
+    let is_open = move || {
+        let own = std::process::id();
+        let open = fs::read_dir(format!("/proc/{own}/fd")).unwrap().flatten();
+        let mut found = open.filter_map(|file| fs::metadata(file.path()).ok());
+        found.any(|found| found.ino() == inode)
+    };
+    let steps = Rc::new(Cell::new((0, 0)));
+    let hook = {
+        let steps = steps.clone();
+        at_steps(move |step| {
+            let (copying, open) = steps.get();
+            if step == "before a chunk is copied" {
+                steps.set((copying + 1, open + u32::from(is_open())));
+            }
+            Ok(())
+        })
+    };
+    let stage = world.begin();
+    drop(hook);
+    let (copying, open) = steps.get();
+    // not before the zeros
+    assert!(copying > 8 && open > 8, "{open} of {copying}");
+    assert!(!is_open());
+    // its blocks are read all the same, and it may go
+    assert!(stage.part(world.layer, ChunkIndex(CHANGED)).is_some());
+    assert!(!is_open());
+    fs::remove_file(&disk).unwrap();
+    assert!(stage.part(world.layer, ChunkIndex(CHANGED)).is_none());
+    world.finish(&stage);
 }
 
 #[test]

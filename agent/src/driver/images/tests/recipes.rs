@@ -279,6 +279,40 @@ fn an_order_leaves_the_recipe_of_a_stage_where_it_is_in_doubt() {
 }
 
 #[test]
+fn a_stage_goes_on_by_its_recipe_when_another_is_named_and_begins_anew_by_that() {
+    const NOTHING: [&str; 0] = [];
+    let mut world = World::filling();
+    world.disk.0.recipe.set(Some(file()));
+    order(&mut world, 8, Some(file()));
+    world.disk.0.left.take();
+    let another = Blob {
+        digest: Digest::of(b"another one"),
+        ..file()
+    };
+    assert_eq!(order(&mut world, 9, Some(another)), NOTHING);
+    assert_eq!(world.state(), StageState::Staging);
+    // its own one is worth no more than a host's word, and doubts of it count
+    assert!(world.disk.0.of_hosts.get() && world.told().recipe.is_empty());
+    assert_eq!(*world.disk.0.left.borrow(), BTreeSet::new());
+    let doubt = Doubt::parse(&doubt(&world, b"recipe")).unwrap();
+    assert!(world.images.doubt_recipe(&doubt));
+    assert_eq!(*world.disk.0.left.borrow(), [doubt.content].into());
+    // its files go: what begins anew waits for the other one
+    world.disk.0.gone.set(true);
+    world
+        .images
+        .removed(world.now, world.image, Reason::Removed);
+    assert_eq!(world.drain(), ["withdraw", "open the recipe", "report"]);
+    assert_eq!(world.state(), StageState::Queued);
+    world.hear(&[world.image], ImageNews::Closed(another.digest));
+    assert_eq!(world.drain(), ["read the recipe"]);
+    let read = recipe(&world);
+    world.read(Ok(read));
+    world.disk = Disk::default();
+    assert!(world.jobs().contains(&"begin by the recipe"));
+}
+
+#[test]
 fn an_installed_image_takes_a_recipe_that_another_host_made_and_refuses_a_false_one() {
     const NOTHING: [&str; 0] = [];
     let mut world = World::present();
