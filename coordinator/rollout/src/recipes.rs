@@ -7,8 +7,8 @@
 //! looks, and one that refuses a true recipe by the next maker, whose recipe is the same. A host that names one recipe
 //! after the other is believed about the first one, for hours: so each host can mislead the fleet about an image once.
 //!
-//! A maker reads the whole image, and the hosts that stage it meanwhile are served more slowly. So a recipe is made when
-//! the staging is over, or has been for long enough where the last hosts take long.
+//! A maker reads the whole image, and the hosts that stage it meanwhile are served more slowly. So a recipe is made
+//! when no host stages the image any more. Where the last hosts take long, they aren't waited for.
 
 use alloc::{collections::BTreeMap, vec::Vec};
 use core::time::Duration;

@@ -215,8 +215,8 @@ impl Plan {
             && self.hosts.may_retract(now, host, &self.config)
     }
 
-    /// Whether [`Event::RecipeDoubted`] has an effect also from a host that doesn't have the content's lease: it may have
-    /// had it under an earlier coordinator, which knew of the doubt.
+    /// Whether [`Event::RecipeDoubted`] has an effect also from a host that doesn't have the content's lease. The host
+    /// may have had the lease under an earlier coordinator, which knew of the doubt.
     #[must_use]
     pub fn hears_of_earlier_doubts(&self) -> bool {
         let now = self.clock.now();

@@ -5,8 +5,8 @@
 //! another host, which reads the same chunk. When two hosts name the same chunk, all hosts leave the recipe for that
 //! content. Where no other host can say anything, one word is enough.
 //!
-//! A coordinator that has just started doesn't know the words of before. Hosts say them again, without the lease. Such a
-//! word alone does nothing: it counts as the first one, beside that of a host that has the lease.
+//! A coordinator that has just started doesn't know the words of before. Hosts say them again, without the lease. Such
+//! a word alone does nothing: it counts as the first one, beside that of a host that has the lease.
 //!
 //! Whoever speaks goes behind other hosts for leases, as a host does that lets a lease fail, until another host says
 //! the same.
