@@ -26,8 +26,8 @@
 //!   believed, and the journal lists only chunks whose data are on disk. The same holds after `kill -9` without a power
 //!   loss.
 //! - *Dropping a chunk*, false or rotten: the journal has the drop before the chunk's place is written again (`held`).
-//! - *Decoding a blob*: the journal records the decoding after the disk is synced. A restart before the installation
-//!   decodes every blob again, because decoded bytes have no digest to compare them with.
+//! - *Decoding a blob*, as soon as it is here: the journal records the decoding after the disk is synced. A restart
+//!   before the installation decodes every blob again, because decoded bytes have no digest to compare them with.
 //! - *Installing*, in this order. Each step can be repeated, and [`install`] repeats them all:
 //!   1. The manifest and the marker are written into `image/`, and every file is synced. It is still a stage, now
 //!      complete.

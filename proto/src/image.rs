@@ -545,6 +545,13 @@ impl Layout {
         contents.list
     }
 
+    /// Whether layers of the disk travel as this blob, and are decoded from it when it is here.
+    #[must_use]
+    pub fn has_encoded(&self, content: &Digest) -> bool {
+        let is = |layer: &DiskLayer| layer.raw.is_none() && layer.blob.digest == *content;
+        self.layers.iter().any(is)
+    }
+
     /// The bytes of all [`contents`](Self::contents): what a host that has none of them must receive.
     #[must_use]
     pub const fn content_bytes(&self) -> u64 {

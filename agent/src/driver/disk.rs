@@ -372,6 +372,16 @@ pub(super) fn install(image: Digest, stage: Arc<Stage>, names: Vec<String>) -> W
     })
 }
 
+/// Decodes the layers that travelled as this blob. A failure shows at the installation, which tries again.
+pub(super) fn decode(stage: Arc<Stage>, content: Digest) -> Work {
+    Work::long(Long::Read, move || {
+        if let Err(error) = stage.decode(content) {
+            debug!(%content, %error, "layers weren't decoded; the installation does it");
+        }
+        Input::Nothing
+    })
+}
+
 /// Reads the bytes that an earlier process left in a stage. Ends in [`Input::ReadAgain`].
 pub(super) fn read_again(image: Digest, stage: Arc<Stage>) -> Work {
     Work::long(Long::Read, move || Input::ReadAgain {

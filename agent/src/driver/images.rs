@@ -507,8 +507,14 @@ impl<S: OnDisk> Images<S> {
         if let Some(file) = image.awaits(content) {
             let (layout, stage) = (image.layout.clone(), image.stage().cloned());
             self.effect(Effect::ReadRecipe(layout, file, stage));
-        } else if image.close(content) {
+            return;
+        }
+        if image.close(content) {
             self.advance(now, digest);
+        } else if image.is_at(Step::Filling) && image.layout.has_encoded(content) {
+            let (stage, content) = (image.stage().cloned(), *content);
+            let decode = stage.map(|stage| Effect::Decode { stage, content });
+            self.effects.extend(decode);
         }
     }
 

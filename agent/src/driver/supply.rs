@@ -220,6 +220,7 @@ impl Supply {
                 stage,
                 names,
             } => self.run(disk::install(image, stage, names)),
+            images::Effect::Decode { stage, content } => self.run(disk::decode(stage, content)),
             images::Effect::Abandon(image) => self.run(self.disk.abandon(image)),
             images::Effect::ReadAgain { image, stage } => self.run(disk::read_again(image, stage)),
             images::Effect::TakeUp {

@@ -59,6 +59,8 @@ pub enum DecodeLayerError {
 #[derive(Debug, Default)]
 pub(super) struct Decoded {
     contents: Mutex<BTreeSet<usize>>,
+    /// Held by the thread that decodes a blob: two threads decode none twice.
+    decoding: Mutex<()>,
 }
 
 impl Decoded {
@@ -81,27 +83,40 @@ impl Decoded {
         held: &Held<Arc<ImageFiles>>,
         layout: &Layout,
     ) -> Result<(), DecodeLayerError> {
-        let bodies = held.files().bodies();
-        for at in 0..held.len() {
-            if self.contains(at) {
-                continue;
-            }
-            let bodies = bodies.iter().map(|body| &**body);
-            let Some((layer, _)) = decode_content(held, layout, at, bodies)? else {
-                continue;
-            };
-            let failed = |error| DecodeLayerError::Io {
-                layer: Layout::name(layer),
-                error,
-            };
-            let content = held.digest(at);
-            held.touch(at);
-            held.flush().map_err(failed)?;
-            held.note(Record::Decoded { content });
-            lock(&self.contents).insert(at);
-            held.flush().map_err(failed)?;
-            tracing::debug!(%content, at, "layer decoded");
+        (0..held.len()).try_for_each(|at| self.decode(held, layout, at))
+    }
+
+    /// Decodes a blob, if this process hasn't done so yet. Does nothing for other contents. Waits while another thread
+    /// decodes a blob of the image.
+    ///
+    /// # Errors
+    /// [`DecodeLayerError::Rotten`] if the blob isn't here, or its bytes don't fit its digest any more.
+    pub(super) fn decode(
+        &self,
+        held: &Held<Arc<ImageFiles>>,
+        layout: &Layout,
+        at: usize,
+    ) -> Result<(), DecodeLayerError> {
+        let _decoding = lock(&self.decoding);
+        if self.contains(at) {
+            return Ok(());
         }
+        let bodies = held.files().bodies();
+        let bodies = bodies.iter().map(|body| &**body);
+        let Some((layer, _)) = decode_content(held, layout, at, bodies)? else {
+            return Ok(());
+        };
+        let failed = |error| DecodeLayerError::Io {
+            layer: Layout::name(layer),
+            error,
+        };
+        let content = held.digest(at);
+        held.touch(at);
+        held.flush().map_err(failed)?;
+        held.note(Record::Decoded { content });
+        lock(&self.contents).insert(at);
+        held.flush().map_err(failed)?;
+        tracing::debug!(%content, at, "layer decoded");
         Ok(())
     }
 }

@@ -487,6 +487,17 @@ impl Stage {
         self.held.flush()
     }
 
+    /// Decodes this blob of layers without a raw digest onto the disk, unless this process has done so.
+    ///
+    /// # Errors
+    /// [`DecodeLayerError::Rotten`] if the blob isn't here, or its bytes don't fit its digest any more.
+    pub(crate) fn decode(&self, blob: Digest) -> Result<(), DecodeLayerError> {
+        let Some(at) = self.held.find(&blob) else {
+            return Ok(());
+        };
+        self.decoded.decode(&self.held, &self.layout, at)
+    }
+
     /// Decodes the blobs of layers without a raw digest onto the disk, unless this process has done so. What an earlier
     /// process decoded is decoded again, because it has no digest to be compared with.
     ///

@@ -648,6 +648,54 @@ fn a_layer_that_does_not_decode_is_named() {
     }
 }
 
+/// A layer without a raw digest is decoded as soon as its blob is here, and the installation writes nothing of it.
+#[test]
+fn a_layer_is_decoded_before_the_image_is_whole() {
+    let (home, sample) = (
+        tempfile::tempdir().unwrap(),
+        sample_with(1, Some(Vec::new())),
+    );
+    let store = open(&home);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    let layers = sample.layout.layers();
+    let layer = layers.iter().find(|layer| layer.raw.is_none()).unwrap();
+    let blob = layer.blob.digest;
+    assert!(sample.layout.has_encoded(&blob));
+    assert!(matches!(
+        stage.decode(blob),
+        Err(DecodeLayerError::Rotten { content }) if content == blob
+    ));
+    let all = sample.contents.clone().into_iter();
+    let (encoded, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        all.partition(|(content, _)| *content == blob);
+    let part = |contents| Sample {
+        contents,
+        ..sample_with(1, Some(Vec::new()))
+    };
+    fill(&stage, &part(encoded));
+    let before = stage.files().written_bytes();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| stage.decode(blob).unwrap());
+        }
+    });
+    let written = stage.files().written_bytes() - before;
+    assert!(
+        (1..=layer.raw_bytes).contains(&written),
+        "it is decoded once: {written}"
+    );
+    // contents that are no blobs of layers are left alone
+    for content in others.keys() {
+        assert!(!sample.layout.has_encoded(content));
+        stage.decode(*content).unwrap();
+    }
+    fill(&stage, &part(others));
+    let before = stage.files().written_bytes();
+    install(&stage, &[TAG]).unwrap();
+    assert_eq!(stage.files().written_bytes(), before);
+    assert_installed(&image_dir(&home, "ghcr.io/org/image", &sample), &sample);
+}
+
 #[test]
 fn verifying_names_the_first_bad_layer_and_chunk() {
     let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));

@@ -33,6 +33,9 @@ pub(in crate::driver) enum Effect<S> {
     ReadRecipe(Arc<Layout>, Blob, Option<S>),
     /// Write down which names are wanted for an image. Ends in [`Images::recorded`](super::Images::recorded).
     Record { image: Digest, names: Vec<String> },
+    /// Decode the layers that travelled as this blob onto the disk, while the image's other contents come. A failure
+    /// is found by the installation, which decodes what isn't decoded.
+    Decode { stage: S, content: Digest },
     /// Make tart find an image under these names. Ends in [`Images::linked`](super::Images::linked).
     Install {
         image: Digest,

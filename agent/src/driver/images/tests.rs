@@ -282,6 +282,7 @@ impl World {
                 Effect::LeaveRecipe(..) => "leave the recipe",
                 Effect::ReadRecipe(..) => "read the recipe",
                 Effect::Record { .. } => "record",
+                Effect::Decode { .. } => "decode",
                 Effect::Install { .. } => "install",
                 Effect::Abandon(_) => "abandon",
                 Effect::ReadAgain { .. } => "read again",

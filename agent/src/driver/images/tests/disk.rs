@@ -35,6 +35,29 @@ fn files_that_cant_be_written_stop_the_one_image_while_it_fills_and_none_that_is
 }
 
 #[test]
+fn a_layer_that_travelled_as_a_blob_is_decoded_while_other_contents_come() {
+    let close = |world: &mut World, content: &Digest| {
+        world.images.content_closed(world.now, world.image, content);
+        world.drain()
+    };
+    let contents = World::new().layout.contents();
+    let [config, nvram, blob] = contents.as_slice() else {
+        panic!("{contents:?}")
+    };
+    let mut world = World::filling();
+    assert_eq!(close(&mut world, &config.digest), [] as [&str; 0]);
+    assert_eq!(close(&mut world, &blob.digest), ["decode"]);
+    close(&mut world, &nvram.digest);
+    assert!(world.found().has_all());
+    // the last content: the installation, which begins now, decodes the blob
+    let mut world = World::filling();
+    for content in [config, nvram, blob] {
+        assert!(!close(&mut world, &content.digest).contains(&"decode"));
+    }
+    assert!(world.found().has_all());
+}
+
+#[test]
 fn a_content_that_rots_takes_presence_away_until_it_is_verified_again() {
     let mut world = World::present();
     let content = world.layout.contents()[1].digest;
