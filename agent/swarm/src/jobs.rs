@@ -43,6 +43,16 @@ struct Job {
     wisher: Wisher,
 }
 
+impl Job {
+    /// The work of one target, in bytes.
+    fn work(&self, ground: &Ground) -> u64 {
+        match self.wisher.makes_work() {
+            true => ground.contents.len(self.id, self.chunk),
+            false => 0,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Targets {
     /// The roster from a random start with a random stride, so that spreaders don't all hit the same hosts.
@@ -110,8 +120,7 @@ impl Jobs {
             job.targets.len() + job.retry.iter().filter(takes).count()
         };
         let jobs = self.queue.iter();
-        jobs.map(|job| ground.contents.len(job.id, job.chunk) * ready(job) as u64)
-            .sum()
+        jobs.map(|job| job.work(ground) * ready(job) as u64).sum()
     }
 
     /// The chunks that are passed on, and who wishes it.
@@ -182,10 +191,9 @@ impl Jobs {
             }
             return;
         }
-        self.backlog_bytes += ground.contents.len(id, chunk) * left as u64;
         self.next += 1;
         ground.agenda.upload();
-        self.queue.push_back(Job {
+        let job = Job {
             seq: self.next,
             id,
             chunk,
@@ -195,7 +203,9 @@ impl Jobs {
             in_flight: 0,
             left,
             wisher,
-        });
+        };
+        self.backlog_bytes += job.work(ground) * left as u64;
+        self.queue.push_back(job);
     }
 
     /// The next target that can be pushed to now.
@@ -239,7 +249,7 @@ impl Jobs {
 
     fn remove(&mut self, ground: &mut Ground, at: usize) {
         if let Some(job) = self.queue.remove(at) {
-            let bytes = ground.contents.len(job.id, job.chunk) * job.left as u64;
+            let bytes = job.work(ground) * job.left as u64;
             self.backlog_bytes = self.backlog_bytes.saturating_sub(bytes);
             if job.wisher.is_ours() {
                 ground.handed_on(job.id);
@@ -302,8 +312,7 @@ impl Jobs {
     fn settle_target(&mut self, ground: &Ground, at: usize) {
         let job = &mut self.queue[at];
         job.left = job.left.saturating_sub(1);
-        let bytes = ground.contents.len(job.id, job.chunk);
-        self.backlog_bytes = self.backlog_bytes.saturating_sub(bytes);
+        self.backlog_bytes = self.backlog_bytes.saturating_sub(job.work(ground));
     }
 
     fn fitness(&self, ground: &mut Ground, at: usize, index: PeerIndex) -> Fitness {
@@ -375,7 +384,7 @@ impl Jobs {
     /// The peer is forgotten: nothing may mention it. The caller counts the backlog anew.
     pub(crate) fn forget_peer(&mut self, index: PeerIndex) {
         for job in &mut self.queue {
-            if job.wisher == Wisher::Peer(index) {
+            if job.wisher.peer() == Some(index) {
                 job.wisher = Wisher::Nobody;
             }
             let before = job.retry.len();
@@ -410,9 +419,7 @@ impl Jobs {
     /// Counts the backlog from scratch, after a rare event. `others`: bytes that don't belong to jobs.
     pub(crate) fn recount(&mut self, ground: &Ground, others: u64) {
         let jobs = self.queue.iter();
-        let jobs: u64 = jobs
-            .map(|job| ground.contents.len(job.id, job.chunk) * job.left as u64)
-            .sum();
+        let jobs: u64 = jobs.map(|job| job.work(ground) * job.left as u64).sum();
         self.backlog_bytes = jobs + others;
     }
 }

@@ -54,8 +54,11 @@ pub(crate) enum Wisher {
     /// We fetched the chunk from the registry, and the chunk hasn't left us once. Further fetching waits for such
     /// chunks.
     Ours,
-    /// This peer wishes it. The chunk came from the peer, or was here already.
+    /// This peer wishes it, and sent us the chunk.
     Peer(PeerIndex),
+    /// This peer wishes it of a chunk that was here already. Most hosts may have the chunk, so what is left to do doesn't
+    /// count as work: whoever has us spread everything once more keeps us from no other chunk.
+    Again(PeerIndex),
     /// Nobody wishes it any more: the chunk has left us once, or the peer is forgotten.
     Nobody,
 }
@@ -63,5 +66,18 @@ pub(crate) enum Wisher {
 impl Wisher {
     pub(crate) fn is_ours(self) -> bool {
         self == Self::Ours
+    }
+
+    /// The peer that wishes it, if any.
+    pub(crate) const fn peer(self) -> Option<PeerIndex> {
+        match self {
+            Self::Peer(peer) | Self::Again(peer) => Some(peer),
+            Self::Ours | Self::Nobody => None,
+        }
+    }
+
+    /// Whether what is still to be sent counts as work.
+    pub(crate) const fn makes_work(self) -> bool {
+        !matches!(self, Self::Again(_))
     }
 }

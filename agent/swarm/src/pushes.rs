@@ -69,21 +69,20 @@ impl Pushes {
             if other == id && of == chunk {
                 return false;
             }
-            own += usize::from(wisher == Wisher::Peer(peer));
+            own += usize::from(wisher.peer() == Some(peer));
         }
         own < SPREADS_OF_HELD
     }
 
-    /// A peer asked us to pass on this chunk, which is here.
+    /// This peer asked us to pass on this chunk, which is here.
     pub(crate) fn take_spread(
         &mut self,
         ground: &mut Ground,
-        from: PeerIndex,
+        (from, wisher): (PeerIndex, Wisher),
         id: ContentId,
         chunk: ChunkIndex,
         spread: Spread,
     ) {
-        let wisher = Wisher::Peer(from);
         match spread {
             Spread::Everyone => self.spread_to_all(ground, id, chunk, (Some(from), wisher)),
             Spread::To(mut keys) => {
@@ -416,7 +415,7 @@ impl Pushes {
     /// The peer is forgotten: nothing may mention it.
     pub(crate) fn forget_peer(&mut self, ground: &mut Ground, uploads: &Uploads, index: PeerIndex) {
         for handover in &mut self.handovers {
-            if handover.wisher == Wisher::Peer(index) {
+            if handover.wisher.peer() == Some(index) {
                 handover.wisher = Wisher::Nobody;
             }
         }

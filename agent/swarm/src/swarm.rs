@@ -24,6 +24,7 @@ use crate::{
     news::{self, News},
     peer::{Line, Peer, PeerIndex},
     promises,
+    push::Wisher,
     pushes::Pushes,
     report,
     serve::{Askers, Next, Serve},
@@ -370,7 +371,7 @@ impl Swarm {
                 if let Some(spread) = spread
                     && self.pushes.may_spread_held(peer, id, chunk)
                 {
-                    self.take_spread(peer, id, chunk, spread);
+                    self.take_spread((peer, Wisher::Again(peer)), id, chunk, spread);
                 }
                 Action::Decline(ticket, Declined::Already)
             }
@@ -378,9 +379,15 @@ impl Swarm {
         self.ground.act(answer);
     }
 
-    fn take_spread(&mut self, from: PeerIndex, id: ContentId, chunk: ChunkIndex, spread: Spread) {
+    fn take_spread(
+        &mut self,
+        from: (PeerIndex, Wisher),
+        id: ContentId,
+        chunk: ChunkIndex,
+        spread: Spread,
+    ) {
         let ground = &mut self.ground;
-        self.news.chosen_by(ground.now, from);
+        self.news.chosen_by(ground.now, from.0);
         self.pushes.take_spread(ground, from, id, chunk, spread);
     }
 
@@ -399,7 +406,7 @@ impl Swarm {
         }
         self.downloads.cancel_others(ground, id, chunk);
         if let Some(spread) = spread {
-            self.take_spread(peer, id, chunk, spread);
+            self.take_spread((peer, Wisher::Peer(peer)), id, chunk, spread);
         }
         self.leases.done_by_peers(&mut self.ground, id);
     }

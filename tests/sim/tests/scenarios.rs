@@ -285,6 +285,17 @@ fn who_lies_about_the_recipe_costs_little() {
     }
 }
 
+/// Rogues that had others spread everything once more made honest hosts busy for nobody: 1.27 with this seed.
+#[test]
+fn who_has_others_spread_everything_once_more_costs_little() {
+    let mut setup = Setup::new(Scenario::Rogues, 30, 4_000_000_000, 1);
+    (setup.manner, setup.recipe) = (Some(Rogue::Spread), true);
+    let outcome = run(&setup);
+    assert!(outcome.passed(), "{}", outcome.to_text());
+    let over = outcome.makespan_over_bound();
+    assert!(over <= 1.1, "{}", outcome.to_text());
+}
+
 #[test]
 fn a_seed_is_a_run() {
     let run = || small(Scenario::Faults, 12, 12);
