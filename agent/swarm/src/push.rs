@@ -56,8 +56,8 @@ pub(crate) enum Wisher {
     Ours,
     /// This peer wishes it, and sent us the chunk.
     Peer(PeerIndex),
-    /// This peer wishes it of a chunk that was here already. Most hosts may have the chunk, so what is left to do doesn't
-    /// count as work: whoever has us spread everything once more keeps us from no other chunk.
+    /// This peer wishes it of a chunk that was here already. Most hosts may have the chunk, so what is left to do is no
+    /// work: whoever has us spread everything once more keeps us from no other chunk.
     Again(PeerIndex),
     /// Nobody wishes it any more: the chunk has left us once, or the peer is forgotten.
     Nobody,
