@@ -389,9 +389,10 @@ async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io:
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::PermissionsExt as _, time::Duration};
+    use std::time::Duration;
 
     use super::*;
+    use crate::tart::tests::program;
 
     const REFERENCE: &str = "ghcr.io/org/image:1";
 
@@ -403,16 +404,27 @@ mod tests {
              if [ $1 = delete ]; then rm -r vms/$2; exit; fi\n{script}\n\
              mkdir -p vms/$3\ntouch vms/$3/disk.img vms/$3/config.json vms/$3/nvram.bin\n"
         );
-        // written beside and renamed: a test that forks meanwhile must not hold it open for writing
-        fs::write(home.path().join("new"), text).unwrap();
-        let mode = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(home.path().join("new"), mode).unwrap();
-        fs::rename(home.path().join("new"), &binary).unwrap();
+        program(&binary, &text);
         let tart = Tart::new(binary, home.path())
             .with_time_limit(Duration::from_secs(2))
             .with_pause(Duration::from_millis(1));
         let prefix = "golden-".to_owned();
         Goldens::new(prefix, home.path().into(), tart, Metrics::new().0)
+    }
+
+    /// The golden's name, and its directory.
+    fn place(home: &tempfile::TempDir) -> (String, PathBuf) {
+        let name = golden_name("golden-", REFERENCE);
+        let directory = cache::vm_directory(home.path(), &name);
+        (name, directory)
+    }
+
+    /// Somebody makes a VM in this directory.
+    fn make_theirs(directory: &Path) {
+        fs::create_dir_all(directory).unwrap();
+        for part in cache::PARTS {
+            fs::write(directory.join(part), "theirs").unwrap();
+        }
     }
 
     fn calls(home: &tempfile::TempDir) -> Vec<String> {
@@ -468,8 +480,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let goldens = goldens(&home, "");
         let image = Digest::of(b"image");
-        let name = golden_name("golden-", REFERENCE);
-        let directory = cache::vm_directory(home.path(), &name);
+        let (name, directory) = place(&home);
         let lies = || marks(home.path())[&name].lies(&directory);
         goldens.make(REFERENCE, image, || true).await.unwrap();
         assert_eq!(lies(), Lies::Ours);
@@ -479,10 +490,7 @@ mod tests {
         let moved = home.path().join("moved");
         fs::rename(&directory, &moved).unwrap();
         assert_eq!(lies(), Lies::Nothing);
-        fs::create_dir(&directory).unwrap();
-        for part in cache::PARTS {
-            fs::write(directory.join(part), "theirs").unwrap();
-        }
+        make_theirs(&directory);
         assert_eq!(lies(), Lies::Theirs);
         assert!(!goldens.exists(REFERENCE, image));
         fs::remove_dir_all(&directory).unwrap();
@@ -500,17 +508,10 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let goldens = goldens(&home, "");
         let image = Digest::of(b"image");
-        let name = golden_name("golden-", REFERENCE);
-        let directory = cache::vm_directory(home.path(), &name);
-        let theirs = || {
-            fs::create_dir_all(&directory).unwrap();
-            for part in cache::PARTS {
-                fs::write(directory.join(part), "theirs").unwrap();
-            }
-        };
+        let (name, directory) = place(&home);
         // without a mark, and with the mark of a golden that was removed
         for of in [image, Digest::of(b"next")] {
-            theirs();
+            make_theirs(&directory);
             let error = goldens.make(REFERENCE, of, || true).await.unwrap_err();
             let message = error.to_string();
             for word in [&name, REFERENCE, "no mark", "tart rename", "tart delete"] {
@@ -532,8 +533,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let goldens = goldens(&home, "");
         let image = Digest::of(b"image");
-        let name = golden_name("golden-", REFERENCE);
-        let directory = cache::vm_directory(home.path(), &name);
+        let (name, directory) = place(&home);
         let lies = || marks(home.path())[&name].lies(&directory);
         goldens.make(REFERENCE, image, || true).await.unwrap();
         let path = mark_path(home.path(), &name);
@@ -558,8 +558,7 @@ mod tests {
     #[tokio::test]
     async fn a_vm_that_takes_the_name_while_the_golden_is_cloned_stays() {
         let home = tempfile::tempdir().unwrap();
-        let name = golden_name("golden-", REFERENCE);
-        let directory = cache::vm_directory(home.path(), &name);
+        let (name, directory) = place(&home);
         let goldens = goldens(&home, &format!("mkdir -p vms/{name}"));
         let image = Digest::of(b"image");
         let error = goldens.make(REFERENCE, image, || true).await.unwrap_err();

@@ -8,10 +8,12 @@ use std::{
     io::{self, Write},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use tracing_subscriber::fmt::MakeWriter;
+
+use crate::lock::lock;
 
 /// A log file. Cloning shares it.
 #[derive(Clone, Debug)]
@@ -67,7 +69,7 @@ impl Open {
 
 impl Write for LogFile {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = lock(&self.open);
         // when that fails, the old file still takes it: a line in the wrong file beats a lost one
         open.follow().ok();
         // a whole line at once, also when it takes several calls

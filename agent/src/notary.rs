@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -18,7 +18,7 @@ use proto::{
 use tracing::warn;
 use wire::{Credentials, LinkSigner, Signatures};
 
-use crate::identity;
+use crate::{identity, lock::lock};
 
 /// Links that were made without a coordinator are accepted for this long after the coordinator came back, since they
 /// may be on their way.
@@ -120,7 +120,7 @@ impl Notary {
             return;
         };
         // the last writer writes the newest ticket
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = lock(&self.turn);
         let standing = self.state().standing.clone();
         let Some(bytes) = standing.map(|run| run.ticket().to_bytes()) else {
             return;
@@ -227,7 +227,7 @@ impl Notary {
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

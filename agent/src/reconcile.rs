@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use proto::{Digest, Moment};
+use proto::{Digest, Moment, pause::doubled};
 
 /// A job that failed is tried again after this long. The pause doubles up to the longest: a full disk may be emptied.
 pub const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(5));
@@ -441,7 +441,7 @@ impl Reconciler {
         let pause = match self.losses.get(name).map(|loss| loss.pause) {
             None => Duration::ZERO,
             Some(Duration::ZERO) => RETRY.0,
-            Some(pause) => (pause * 2).min(RETRY.1),
+            Some(pause) => doubled(pause, RETRY.1, 1),
         };
         let loss = Loss {
             at: now,
@@ -662,7 +662,7 @@ impl Reconciler {
 impl Item {
     fn fail(&mut self, now: Moment) {
         self.paused_until = now + self.pause;
-        self.pause = (self.pause * 2).min(RETRY.1);
+        self.pause = doubled(self.pause, RETRY.1, 1);
     }
 }
 

@@ -48,8 +48,7 @@ const STUCK: Duration = Duration::from_secs(10);
 pub(crate) struct Shipment {
     pub(crate) delivery: Delivery,
     pub(crate) wire_bytes: u64,
-    /// Bytes whose sending is as much work as the upload was: more than went out where a
-    /// peer asked for a part.
+    /// Bytes whose sending is as much work as the upload was: more than went out where a peer asked for a part.
     pub(crate) work_bytes: u64,
 }
 

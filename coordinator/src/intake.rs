@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -22,7 +22,7 @@ use proto::{
 };
 use tracing::warn;
 
-use crate::config::MAX_HOSTS;
+use crate::{config::MAX_HOSTS, lock::lock};
 
 /// A list that is this many times longer than its limit ends the host's session.
 const FAR_BEYOND: usize = 10;
@@ -178,7 +178,7 @@ impl Door {
     /// # Errors
     /// [`Wait`] when the stream isn't to be served.
     pub(crate) fn enter(&self, host: &HostId, now: Instant) -> Result<(), Wait> {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = lock(&self.hosts);
         if hosts.len() >= MAX_HOSTS {
             hosts.retain(|_, came| !came.is_over(now));
         }
@@ -202,7 +202,7 @@ impl Door {
 
     /// A host sent far too much. It stays away for [`AWAY`].
     pub(crate) fn send_away(&self, host: &HostId, now: Instant) {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = lock(&self.hosts);
         let came = hosts.entry(host.clone()).or_insert_with(|| Came::new(now));
         came.away_until = Some(now + AWAY);
     }

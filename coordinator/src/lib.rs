@@ -2,7 +2,8 @@
 //!
 //! [`program`] starts the coordinator. `driver` owns the plan (`rollout::stage`) and the fleet's state. `session`
 //! carries the driver's orders to hosts, and hosts' reports to the driver. `api` answers operators. [`authority`] and
-//! [`enrolment`] say which hosts may take part. The program on each host is `parbake`, a crate of its own.
+//! [`enrolment`] say which hosts may take part. The program on each host is `parbake-agent`, and the operators' program
+//! is `parbake`: each is a crate of its own.
 //!
 //! The coordinator deliberately doesn't touch the bytes of an image, and doesn't trust one host about another without
 //! proof. The pure plan decides about staging; nothing around the plan repeats or overrides such a decision.
@@ -19,6 +20,7 @@ mod driver;
 pub mod enrolment;
 mod fleet;
 mod intake;
+mod lock;
 mod metrics;
 pub mod network;
 mod predicted;

@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
@@ -23,6 +23,7 @@ use self::{attempts::patiently, pull_secret::Logins};
 use crate::{
     config::Origin,
     enrolment::unix,
+    lock::lock,
     wants::{Timing, Want},
 };
 
@@ -73,19 +74,11 @@ impl Asked {
 }
 
 /// A short-lived right to pull from a repository, as hosts get it.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct PullToken {
     /// A whole `Authorization` header value.
-    pub(crate) authorization: String,
+    pub(crate) authorization: Secret,
     pub(crate) expires_in: Duration,
-}
-
-impl std::fmt::Debug for PullToken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PullToken")
-            .field("expires_in", &self.expires_in)
-            .finish_non_exhaustive()
-    }
 }
 
 /// What hosts may be given for a repository.
@@ -228,26 +221,26 @@ impl Registries {
     /// When the Secret's text can't be used.
     pub(crate) fn learn(&self, secret: &str, dockerconfig: &[u8]) -> Result<(), LearnError> {
         let found = pull_secret::logins(dockerconfig)?;
-        let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut learned = lock(&self.learned);
         learned.insert(secret.to_owned(), found);
         Ok(())
     }
 
     /// Forgets the pull Secrets for which `keep` returns false: nobody names them any more, or they are gone.
     pub(crate) fn keep_secrets(&self, keep: impl Fn(&str) -> bool) {
-        let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut learned = lock(&self.learned);
         learned.retain(|secret, _| keep(secret));
     }
 
     /// Whether anything is remembered of a pull Secret.
     #[cfg(test)]
     pub(crate) fn knows(&self, secret: &String) -> bool {
-        let learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+        let learned = lock(&self.learned);
         learned.contains_key(secret)
     }
 
     fn learned(&self, secret: Option<&String>, registry: &str) -> Option<(String, String)> {
-        let learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+        let learned = lock(&self.learned);
         learned.get(secret?)?.get(registry).cloned()
     }
 
@@ -364,12 +357,12 @@ impl Registries {
         Ok(match granted {
             Grant::Open => Granted::Unneeded,
             Grant::Token { header, life } => Granted::Token(PullToken {
-                authorization: header.expose().to_owned(),
+                authorization: header,
                 expires_in: life,
             }),
             Grant::Password { header } if self.config.hand_down_passwords => {
                 Granted::Token(PullToken {
-                    authorization: header.expose().to_owned(),
+                    authorization: header,
                     expires_in: PASSWORD_LIFE,
                 })
             }
@@ -447,10 +440,7 @@ impl Registries {
 
     /// A known manifest, and whether this asker was given it before.
     fn known(&self, digest: &Digest, asked: &Asked) -> Option<((Digest, Found), bool)> {
-        let manifests = self
-            .manifests
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let manifests = lock(&self.manifests);
         let known = manifests.get(digest)?;
         Some((
             (*digest, known.found.clone()),
@@ -459,10 +449,7 @@ impl Registries {
     }
 
     fn enter(&self, digest: Digest, found: Found, asked: impl IntoIterator<Item = Asked>) {
-        let mut manifests = self
-            .manifests
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut manifests = lock(&self.manifests);
         if manifests.len() >= MAX_MANIFESTS && !manifests.contains_key(&digest) {
             // Any manifest may go: getting one again costs one request to the registry.
             manifests.pop_first();

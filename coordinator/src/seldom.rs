@@ -2,9 +2,11 @@
 //! with the number of lines that were left out.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
+
+use crate::lock::lock;
 
 /// Says when a line is due.
 #[derive(Debug)]
@@ -27,7 +29,7 @@ impl Seldom {
     /// Something happened that is worth a line. `Some` when a line is due, with the number of events since the last
     /// line that got none.
     pub(crate) fn due(&self, now: Instant) -> Option<u64> {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = lock(&self.said);
         let (last, unsaid) = *said;
         if last.is_some_and(|last| now.saturating_duration_since(last) < self.every) {
             said.1 = unsaid.saturating_add(1);

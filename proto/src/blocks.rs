@@ -40,7 +40,7 @@ pub enum Piece {
     Block(Block),
     /// Pages of zeros.
     Zeros {
-        /// How many.
+        /// The number of pages.
         pages: u32,
     },
 }
@@ -50,7 +50,7 @@ pub enum Piece {
 pub struct Block {
     /// 1 to [`MAX_BLOCK_PAGES`]. The last page of a content may be shorter than others.
     pub pages: u8,
-    /// What it is found by.
+    /// The hash by which the block is found.
     pub print: BlockPrint,
 }
 
@@ -73,9 +73,9 @@ impl Piece {
 pub struct BlockPrint(u64);
 
 impl BlockPrint {
-    /// Its bytes.
+    /// Bytes of a print.
     pub const BYTES: usize = 5;
-    /// Its bits.
+    /// Bits of a print.
     pub const BITS: u32 = 40;
 
     /// The print of a block with these bytes.
@@ -240,7 +240,7 @@ pub struct Mark {
 /// Why a column of blocks isn't one of its content.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BlocksError {
-    /// It has more bytes than a maker gives it.
+    /// The column has more bytes than a maker gives it.
     #[error("they have {bytes} bytes; {most} are the most for its size")]
     TooMany {
         /// The bytes of the column.
@@ -248,7 +248,7 @@ pub enum BlocksError {
         /// The most that are read.
         most: u64,
     },
-    /// Their lengths end before the content does, or go on behind it.
+    /// The lengths end before the content does, or go on behind its end.
     #[error("their lengths are those of {pages} pages or more; the content has {wanted}")]
     Lengths {
         /// The pages up to the length that doesn't fit.
@@ -259,15 +259,15 @@ pub enum BlocksError {
     /// Two runs of zeros follow each other. A maker makes one of them; many would cost a reader memory for nothing.
     #[error("a run of zeros ends at page {page}, and another one follows")]
     Runs {
-        /// The page between them.
+        /// The page between the two runs.
         page: u64,
     },
     /// There is another number of prints than of blocks.
     #[error("there are {bytes} bytes of prints, not {wanted}")]
     Prints {
-        /// The bytes.
+        /// The bytes of prints.
         bytes: usize,
-        /// The bytes for all blocks.
+        /// The bytes that the prints of all blocks have.
         wanted: usize,
     },
 }

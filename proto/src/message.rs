@@ -12,7 +12,7 @@
 )]
 
 use alloc::{string::ToString as _, vec::Vec};
-use core::ops::Range;
+use core::{fmt, ops::Range};
 
 use crate::{
     chain::{Resume, State},
@@ -47,6 +47,15 @@ pub enum FieldError {
     /// A host field isn't a host id.
     #[error(transparent)]
     Host(#[from] ParseHostIdError),
+}
+
+/// Doesn't show the token.
+impl fmt::Debug for PullToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PullToken")
+            .field("expires_in_seconds", &self.expires_in_seconds)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Link {
@@ -149,6 +158,23 @@ mod tests {
     fn parse(bounds: &[u32], chunk_bytes: u32) -> Result<Vec<Range<u32>>, FieldError> {
         let bounds = bounds.to_vec();
         Ranges { bounds }.parse(chunk_bytes)
+    }
+
+    #[test]
+    fn what_is_printed_of_an_order_lacks_its_token() {
+        let token = PullToken {
+            authorization: "Bearer hunter2".into(),
+            expires_in_seconds: 60,
+        };
+        let order = StageOrder {
+            token: Some(token),
+            ..StageOrder::default()
+        };
+        let printed = std::format!("{order:?}");
+        assert!(
+            printed.contains("60") && !printed.contains("hunter2"),
+            "{printed}"
+        );
     }
 
     #[test]

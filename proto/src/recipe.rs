@@ -173,7 +173,7 @@ impl Recipe {
     }
 
     /// The first bytes of a recipe of this image. The bytes of each content follow, in the manifest's order
-    /// ([`ContentRecipe::encode`]): so a recipe is written by who can't hold all of it at once.
+    /// ([`ContentRecipe::encode`]). So a program that can't hold all of a recipe at once can write one.
     #[must_use]
     pub fn encode_header(image: &Digest) -> Vec<u8> {
         let header = message::RecipeHeader {
@@ -238,8 +238,8 @@ fn part<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], ParseRecipeError> {
     Ok(body)
 }
 
-/// Reads a recipe part by part, for who can't hold all its blocks at once: a recipe of 140 GB may have 140 MB. A part
-/// is a message of the file, without the length that stands before it.
+/// Reads a recipe part by part, so that its blocks needn't be in memory together: the recipe of 140 GB may have 140 MB.
+/// A part is a message of the file, without the length that stands before the message.
 #[derive(Clone, Debug)]
 pub struct Reader<'a> {
     layout: &'a Layout,

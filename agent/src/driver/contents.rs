@@ -155,7 +155,6 @@ impl<S: Proving> Contents<S> {
         Ok(Some((content.id(), chunks)))
     }
 
-    /// The images that a content is part of.
     /// The contents of an image that are known, and its recipe, each with its order.
     pub(super) fn with_recipe(&self, layout: &Layout) -> Vec<(ContentId, u32)> {
         let specs = layout.contents().into_iter();

@@ -523,7 +523,8 @@ impl Exchange {
     /// Takes an image away from its contents. Contents that no other image has leave the swarm. Their leases end with
     /// the next report, which also says the image's new state. They don't end earlier: the coordinator would think that
     /// a host that returns a lease while it stages holds the content.
-    /// With a recipe, that alone leaves: the image doesn't use it.
+    ///
+    /// With a recipe, the image leaves the recipe's content alone, because the image doesn't use the recipe.
     pub(super) fn withdraw(&mut self, image: &Digest, recipe: Option<&Digest>) {
         for (id, content) in self.contents.remove_image(image, recipe) {
             let effects = self.origins.give_up(id, content);

@@ -185,12 +185,12 @@ const NAMES_SAID: usize = 16;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NoRecipe {
     pub(super) error: String,
-    /// It isn't the recipe of the image. Otherwise it can't be read now.
+    /// Whether what was read isn't the recipe of the image. Otherwise the recipe can't be read now.
     pub(super) is_false: bool,
 }
 
 impl NoRecipe {
-    /// It can't be read now.
+    /// The recipe can't be read now.
     pub(super) const fn unread(error: String) -> Self {
         Self {
             error,
@@ -202,14 +202,14 @@ impl NoRecipe {
 /// How far the recipe is that an image's stage is to begin by.
 #[derive(Debug, Default)]
 pub(super) enum RecipeAt {
-    /// There is none, or the stage begins without it.
+    /// There is no recipe, or the stage begins without it.
     #[default]
     Nowhere,
-    /// Its bytes come, and the stage waits for them.
+    /// The recipe's bytes come, and the stage waits for them.
     Coming(Blob),
-    /// It was read.
+    /// The recipe was read.
     Here(Arc<NamedRecipe>),
-    /// The image is installed, and has none. Its bytes come, and nothing waits for them.
+    /// The image is installed, and has no recipe. A recipe's bytes come, and nothing waits for them.
     Sought(Blob),
 }
 

@@ -39,7 +39,10 @@ impl RecipeFiles {
         &self.home
     }
 
-    /// Opens the file of a recipe, or makes it. It stays while what this returns is there. Blocks.
+    /// Opens the file of a recipe, or makes it. The file stays while what this returns is there. Blocks.
+    ///
+    /// A file that is open isn't opened a second time, as where a host makes a recipe while the same one comes from
+    /// another host. Two blobs would write one journal, and the one that is whole last wouldn't find its files.
     ///
     /// # Errors
     /// When the directory can't be read or written.
@@ -47,6 +50,13 @@ impl RecipeFiles {
         let geometry = Geometry::new(file.size).map_err(io::Error::other)?;
         let mut open = lock(&self.open);
         open.retain(|(_, blob)| blob.strong_count() > 0);
+        let of_file = |(name, blob): &(Digest, Weak<Blob>)| {
+            let blob = blob.upgrade().filter(|_| *name == file.digest);
+            blob.filter(|blob| blob.geometry() == geometry)
+        };
+        if let Some(blob) = open.iter().find_map(of_file) {
+            return Ok(blob);
+        }
         let blob = outside::open(file.digest, geometry, &recipes::directory(&self.home), me)?;
         let blob = Arc::new(blob);
         open.push((file.digest, Arc::downgrade(&blob)));
@@ -90,6 +100,8 @@ impl RecipeFiles {
 
 #[cfg(test)]
 mod tests {
+    use proto::{ChunkIndex, Link, Source, State};
+
     use super::*;
     use crate::{
         platform::Space,
@@ -125,6 +137,33 @@ mod tests {
         let path = directory.join(by.file.digest.hex().to_string());
         fs::write(path, by.recipe.encode()).unwrap();
         drop(open().unwrap());
+    }
+
+    /// Two blobs of one file ended in an error for the one that was whole last, and all images stopped filling.
+    #[test]
+    fn a_recipe_that_is_made_while_it_comes_from_another_host_is_one_blob() {
+        let home = tempfile::tempdir().unwrap();
+        let files = RecipeFiles::new(home.path().into());
+        let bytes = noise(9_000, 7);
+        let file = image::Blob {
+            digest: Digest::of(&bytes),
+            size: 9_000,
+        };
+        let me: HostId = "mac-1".parse().unwrap();
+        let [comes, made] = [(); 2].map(|()| files.open(file, &me).unwrap());
+        let link = Link::forge(comes.geometry(), ChunkIndex(0), State::INITIAL, &bytes);
+        let source = Source {
+            sender: me.key(),
+            maker: me.key(),
+        };
+        for blob in [made, comes] {
+            let written = blob.write(ChunkIndex(0), &bytes, link, source, (&me, None));
+            written.unwrap();
+            assert!(blob.walk().unwrap().is_empty());
+            assert!(blob.is_whole());
+        }
+        // nobody has it open any more: it is read from the disk
+        assert!(files.open(file, &me).unwrap().is_whole());
     }
 
     #[test]

@@ -27,7 +27,8 @@ const MEASURE_EVERY: Duration = Duration::from_secs(1);
 
 /// While there are disks to read that parbake didn't build, 64 MiB are read this often: 140 GB in 73 minutes.
 const SURVEY_EVERY: Duration = Duration::from_secs(2);
-/// Otherwise it is looked this often whether there are any. Also the time from the start to the first look.
+/// The time between two looks whether there is such a disk, while there is none. Also the time from the start to the
+/// first look.
 const SURVEY_LOOK_EVERY: Duration = Duration::from_mins(1);
 
 /// Chunks that are read again at a time, every 5 s: 140 GB in a day, at a load that nobody notices.

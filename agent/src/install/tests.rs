@@ -1,7 +1,10 @@
 use clap::Parser as _;
 
 use super::*;
-use crate::cli::{Cli, Command};
+use crate::{
+    cli::{Cli, Command},
+    tart::tests::program,
+};
 
 fn typed(arguments: &[&str]) -> (Install, Shared) {
     let fixed = ["parbake-agent", "install", "--user", "m1"];
@@ -298,18 +301,7 @@ fn launchd(directory: &Path, bootstrap: &str) -> Launchd {
          bootout) rm '{here}/job'; exit 36 ;;\n\
          bootstrap) {bootstrap} ;;\nesac\n"
     );
-    // Another process writes the script. If this process wrote it, a child that another thread forks meanwhile would
-    // hold the file open for writing, and such a file can't be run.
-    let shell = std::process::Command::new("/bin/sh")
-        .args([
-            "-c",
-            "printf %s \"$1\" > \"$2\" && chmod 755 \"$2\"",
-            "sh",
-            &text,
-        ])
-        .arg(&script)
-        .status();
-    assert!(shell.unwrap().success());
+    program(&script, &text);
     Launchd::new(script)
 }
 

@@ -1,4 +1,5 @@
-//! By which repositories a blob is read, and to readers by which of them its recipe proves it.
+//! The repositories of a blob: those by which clients read the blob, and those that have its recipe. The recipe proves
+//! the blob to readers by the latter alone.
 
 use std::{
     collections::BTreeSet,
@@ -9,17 +10,17 @@ use proto::ContentRecipe;
 
 use crate::lock::lock;
 
-/// The most repositories of one blob that are known to be read, and the most that are known to have its recipe. To
-/// readers by others no recipe proves it.
+/// The most repositories of one blob that are known to be read, and the most that are known to have its recipe. No
+/// recipe proves the blob to readers by other repositories.
 const MAX_REPOSITORIES: usize = 64;
 
 /// The repositories of a blob.
 #[derive(Debug, Default)]
 pub(super) struct Repositories {
-    /// By these it was read, since this process began it. Locked for look-ups.
+    /// The repositories by which clients read the blob since this process began it. Locked for look-ups.
     read_by: Mutex<BTreeSet<String>>,
-    /// The recipe that it took, and the repositories that have this recipe or an equal one. Locked for look-ups, and
-    /// while a recipe is taken.
+    /// The recipe that the blob took, and the repositories that have this recipe or an equal one. Locked for look-ups,
+    /// and while a recipe is taken.
     proved_by: Mutex<Option<(Arc<ContentRecipe>, BTreeSet<String>)>>,
 }
 

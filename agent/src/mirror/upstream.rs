@@ -8,7 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -19,7 +19,10 @@ use proto::{Digest, Version};
 use tracing::warn;
 
 use super::request::Repository;
-use crate::registries::{Access, Origin};
+use crate::{
+    lock::lock,
+    registries::{Access, Origin},
+};
 
 /// How long an accepted request speaks for further requests of the same client to the same repository.
 const VERDICT: Duration = Duration::from_secs(60);
@@ -360,7 +363,7 @@ impl Upstreams {
     }
 
     fn facts(&self) -> MutexGuard<'_, Facts> {
-        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.facts)
     }
 }
 

@@ -261,16 +261,14 @@ async fn drain(pipe: Option<impl AsyncRead + Unpin>, limit: usize) -> io::Result
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Instant};
+    use std::{fs, path::Path, time::Instant};
 
     use super::*;
+    use crate::tart::tests::program;
 
     fn fake(directory: &Path, script: &str) -> Tart {
         let path = directory.join("tart");
-        // Written under another name first: a busy text file can't be run.
-        fs::write(directory.join("new"), format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(directory.join("new"), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::rename(directory.join("new"), &path).unwrap();
+        program(&path, &format!("#!/bin/sh\n{script}\n"));
         Tart::new(path, directory).with_pause(Duration::from_millis(1))
     }
 

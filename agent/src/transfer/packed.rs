@@ -2,11 +2,13 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
 };
 
 use bytes::Bytes;
 use proto::{ChunkIndex, Digest, HostId, Link, Signed, Statement, message::Encoding};
+
+use crate::lock::lock;
 
 /// Bytes of packed chunks that are kept to be sent again: a spreader sends each chunk to every host, soon after the
 /// chunk came.
@@ -91,16 +93,11 @@ struct CacheInner {
 
 impl Cache {
     pub(crate) fn find(&self, content: Digest, chunk: ChunkIndex) -> Option<Packed> {
-        self.inner
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .chunks
-            .get(&(content, chunk))
-            .cloned()
+        lock(&self.inner).chunks.get(&(content, chunk)).cloned()
     }
 
     pub(crate) fn keep(&self, content: Digest, chunk: ChunkIndex, packed: Packed) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = lock(&self.inner);
         let added = packed.bytes.len();
         if let Some(before) = inner.chunks.insert((content, chunk), packed) {
             inner.bytes -= before.bytes.len();
@@ -119,7 +116,7 @@ impl Cache {
     }
 
     pub(crate) fn forget(&self, content: Digest, chunk: ChunkIndex) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = lock(&self.inner);
         if let Some(gone) = inner.chunks.remove(&(content, chunk)) {
             inner.bytes -= gone.bytes.len();
             inner.order.retain(|kept| *kept != (content, chunk));

@@ -111,6 +111,26 @@ impl World {
     }
 }
 
+/// What the other side opens next: it asks for a chunk.
+async fn requested(connection: &Connection) -> (Sender, Receiver, ChunkRequest) {
+    let (sender, mut receiver) = connection.accept().await.unwrap();
+    let open: PeerOpen = receiver.receive().await.unwrap().unwrap();
+    let Some(peer_open::Kind::Request(request)) = open.kind else {
+        panic!("{open:?}");
+    };
+    (sender, receiver, request)
+}
+
+/// What the other side opens next: it offers a chunk. With the chunk's header, and whether parts of it are sent.
+async fn offered(connection: &Connection) -> (Sender, Receiver, (ChunkHeader, bool)) {
+    let (sender, mut receiver) = connection.accept().await.unwrap();
+    let open: PeerOpen = receiver.receive().await.unwrap().unwrap();
+    let Some(peer_open::Kind::Push(push)) = open.kind else {
+        panic!("{open:?}");
+    };
+    (sender, receiver, (push.header.unwrap(), push.sends_parts))
+}
+
 fn peer(name: &str) -> HostKey {
     let host: HostId = name.parse().unwrap();
     host.key()
@@ -136,11 +156,7 @@ async fn a_request_for_what_is_lacking_moves_that_alone() {
     let lacking = world.to.lacking(peer("mac-1")).unwrap();
     let (_endpoints, [holder, to]) = world.connected().await;
     let served = async {
-        let (sender, mut receiver) = holder.accept().await.unwrap();
-        let open: PeerOpen = receiver.receive().await.unwrap().unwrap();
-        let Some(peer_open::Kind::Request(request)) = open.kind else {
-            panic!("{open:?}");
-        };
+        let (sender, _receiver, request) = requested(&holder).await;
         serve(sender, request.lacking, world.holder.clone()).await
     };
     let (receipt, shipment) = tokio::join!(request(to, world.to.clone()), served);
@@ -159,12 +175,7 @@ async fn a_push_moves_only_what_the_receiver_says_it_lacks() {
     let lacking = world.to.lacking(peer("mac-1")).unwrap();
     let (_endpoints, [holder, to]) = world.connected().await;
     let taken = async {
-        let (sender, mut receiver) = to.accept().await.unwrap();
-        let open: PeerOpen = receiver.receive().await.unwrap().unwrap();
-        let Some(peer_open::Kind::Push(push)) = open.kind else {
-            panic!("{open:?}");
-        };
-        let offered = (push.header.unwrap(), push.sends_parts);
+        let (sender, receiver, offered) = offered(&to).await;
         let peer = to.host().key();
         accept_push(peer, offered, sender, receiver, world.to.clone()).await
     };
@@ -194,12 +205,8 @@ async fn hosts_of_the_version_before_get_and_send_whole_chunks() {
     let world = World::new();
     let (_endpoints, [holder, to]) = world.connected().await;
     let taken = async {
-        let (sender, mut receiver) = to.accept().await.unwrap();
-        let open: PeerOpen = receiver.receive().await.unwrap().unwrap();
-        let Some(peer_open::Kind::Push(push)) = open.kind else {
-            panic!("{open:?}");
-        };
-        let offered = (push.header.unwrap(), false);
+        let (sender, receiver, (header, _)) = offered(&to).await;
+        let offered = (header, false);
         let peer = to.host().key();
         accept_push(peer, offered, sender, receiver, world.to.clone()).await
     };
@@ -358,11 +365,7 @@ async fn a_request_whose_part_fits_nothing_asks_the_same_peer_for_the_whole_at_o
         };
         sender.send(&reply).await.unwrap();
         sender.finish().unwrap();
-        let (sender, mut receiver) = holder.accept().await.unwrap();
-        let open: PeerOpen = receiver.receive().await.unwrap().unwrap();
-        let Some(peer_open::Kind::Request(request)) = open.kind else {
-            panic!("{open:?}");
-        };
+        let (sender, _receiver, request) = requested(&holder).await;
         assert_eq!(request.lacking, None);
         serve(sender, request.lacking, world.holder.clone()).await
     };
@@ -373,12 +376,7 @@ async fn a_request_whose_part_fits_nothing_asks_the_same_peer_for_the_whole_at_o
 
 /// The receiver's side of one push.
 async fn takes(to: &Connection, world: &World) -> Receipt {
-    let (sender, mut receiver) = to.accept().await.unwrap();
-    let open: PeerOpen = receiver.receive().await.unwrap().unwrap();
-    let Some(peer_open::Kind::Push(push)) = open.kind else {
-        panic!("{open:?}");
-    };
-    let offered = (push.header.unwrap(), push.sends_parts);
+    let (sender, receiver, offered) = offered(to).await;
     accept_push(to.host().key(), offered, sender, receiver, world.to.clone()).await
 }
 
@@ -564,11 +562,7 @@ async fn asks(
         assert_eq!(receiver.piece(1).await.unwrap(), None);
     };
     let served = async {
-        let (sender, mut receiver) = holder.accept().await.unwrap();
-        let open: PeerOpen = receiver.receive().await.unwrap().unwrap();
-        let Some(peer_open::Kind::Request(request)) = open.kind else {
-            panic!("{open:?}");
-        };
+        let (sender, _receiver, request) = requested(holder).await;
         serve(sender, request.lacking, world.holder.clone()).await
     };
     let (shipment, ()) = tokio::join!(served, asked);

@@ -58,18 +58,18 @@ fn is_direct(ground: &Ground) -> bool {
     ground.fleet.roster().len() <= ground.config.direct_targets
 }
 
-/// Whether this host has too much work to spread one more chunk to everyone. `backlog_bytes`: the pushes that we have
-/// yet to send.
+/// Whether this host has too much work to spread one more chunk to everyone. `work_bytes`: the pushes that this host
+/// has yet to send to hosts that take them, also of chunks that are still coming.
 pub(crate) fn is_loaded(
     ground: &Ground,
     id: ContentId,
     chunk: ChunkIndex,
-    backlog_bytes: u64,
+    work_bytes: u64,
 ) -> bool {
     let content = ground.contents.get(id);
     let known = content.is_some_and(|content| content.geometry.contains(chunk));
     let work = spread_bytes(ground, id, chunk);
-    known && is_direct(ground) && backlog_bytes > taken(ground, (id, chunk), work)
+    known && is_direct(ground) && work_bytes > taken(ground, (id, chunk), work)
 }
 
 /// A peer declined to spread a chunk to everyone, because it is busy. It isn't chosen again before it has had time for

@@ -313,11 +313,11 @@ fn middle_cut(text: &str, columns: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use client::view::ImageState;
 
-    fn host(name: &str, state: HostState, held_bytes: u64) -> HostProgress {
+    pub(crate) fn host(name: &str, state: HostState, held_bytes: u64) -> HostProgress {
         HostProgress {
             host: name.into(),
             state,
@@ -341,7 +341,7 @@ mod tests {
         }
     }
 
-    fn image(hosts: Vec<HostProgress>) -> ImageView {
+    pub(crate) fn image(hosts: Vec<HostProgress>) -> ImageView {
         ImageView {
             digest: "sha256:x".into(),
             references: Vec::new(),

@@ -8,7 +8,7 @@
 
 use std::{
     net::IpAddr,
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -18,7 +18,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::{allowance::Allowances, seldom::Seldom};
+use crate::{allowance::Allowances, lock::lock, seldom::Seldom};
 
 /// The most tries that are worked on at one time: each signs, and writes to the disk or reads from it.
 const AT_ONCE: usize = 16;
@@ -62,11 +62,7 @@ impl Tries {
         if let Some(others) = self.log.due(now) {
             warn!(%from, what, error, others, "a certificate is refused");
         }
-        let allowed = {
-            let allowances = self.allowances.lock();
-            let mut allowances = allowances.unwrap_or_else(PoisonError::into_inner);
-            allowances.take(wire::network(from), now)
-        };
+        let allowed = lock(&self.allowances).take(wire::network(from), now);
         if !allowed {
             sleep(PAUSE).await;
         }

@@ -312,4 +312,6 @@ fn is_older(version: &str, known: &str) -> bool {
 }
 
 #[cfg(test)]
+pub(crate) mod made_up;
+#[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -20,6 +20,7 @@ use prometheus_client::{
 use rollout::gate::{Outcome, PoolStatus, Reason, Verdict};
 
 use super::{crd::HostCounts, index::ObjectKey, prepull_gate::PrePullGate, write::PodWrite};
+use crate::lock::lock;
 
 /// A pool.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -220,7 +221,7 @@ impl Metrics {
                 *blocked.entry(reason.as_str()).or_default() += 1;
             }
         }
-        let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut denied = lock(&self.denied);
         denied.extend(blocked.keys().map(|reason| (key.clone(), *reason)));
         // a reason that blocks no Pod any more is set to 0
         for (_, reason) in denied.iter().filter(|(prepull, _)| prepull == key) {
@@ -239,7 +240,7 @@ impl Metrics {
         self.warm.remove(&label);
         self.replicas.remove(&label);
         self.oldest_pending.remove(&label);
-        let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut denied = lock(&self.denied);
         denied.retain(|(prepull, reason)| {
             if prepull == key {
                 self.denials.remove(&reason_label(key, reason));
@@ -252,7 +253,7 @@ impl Metrics {
     pub(crate) fn denied(&self, key: &ObjectKey, reason: Reason) {
         let reason = reason.as_str();
         self.denials.get_or_create(&reason_label(key, reason)).inc();
-        let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut denied = lock(&self.denied);
         denied.insert((key.clone(), reason));
     }
 

@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     net::IpAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -17,7 +17,7 @@ use proto::Digest;
 use tokio::{sync::Semaphore, time::timeout};
 use tracing::warn;
 
-use crate::{allowance::Allowances, secret::Secret};
+use crate::{allowance::Allowances, lock::lock, secret::Secret};
 
 /// The API server answers for a token within this time.
 const REVIEW: Duration = Duration::from_secs(5);
@@ -163,7 +163,7 @@ impl Tokens {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 }
 

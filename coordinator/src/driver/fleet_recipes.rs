@@ -1,4 +1,5 @@
-//! The fleet's own recipes: what hosts say of them, for who decides which one is used and who makes one.
+//! The fleet's own recipes: what hosts say of them. [`rollout::recipes`] decides which recipe is used, and which host
+//! makes one.
 
 use std::time::Duration;
 

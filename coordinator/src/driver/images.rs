@@ -386,8 +386,8 @@ impl Images {
         }
     }
 
-    /// What a word is worth of a host that has the lease of a content, and says that the image's recipe doesn't fit the
-    /// content's bytes.
+    /// The worth of a host's word that the image's recipe doesn't fit a content's bytes. The host has the content's
+    /// lease.
     pub(super) fn may_doubt(&self, doubt: &Doubt) -> Heard {
         let wanted = self.wants.get(&doubt.image);
         wanted.map_or(Heard::Nonsense, |wanted| wanted.may_doubt(doubt))

@@ -44,7 +44,7 @@ pub(super) struct Preview<'a> {
 type Known = (u64, &'static str);
 
 impl<'a> Preview<'a> {
-    /// From what the driver's parts know, and from rates and limits that operators set.
+    /// Predicts by what the driver's parts know, and by the rates and limits that operators set.
     pub(super) const fn new(
         members: &'a Members,
         staging: &'a Staging,

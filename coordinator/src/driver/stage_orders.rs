@@ -238,7 +238,7 @@ impl Made {
         let first = digest.as_bytes().first_chunk();
         stage.order = first.map_or(1, |bytes| u64::from_be_bytes(*bytes).max(1));
         stage.token = token.map(|token| message::PullToken {
-            authorization: token.authorization.clone(),
+            authorization: token.authorization.expose().to_owned(),
             expires_in_seconds: token.expires_in.as_secs(),
         });
         let whole = message::StageOrder {

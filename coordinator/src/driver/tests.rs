@@ -437,6 +437,17 @@ async fn no_more_images_are_wanted_than_hosts_can_be_told_of() {
 }
 
 impl World {
+    /// What is kept of an image on disk, by the last write.
+    fn kept(&mut self) -> Option<Want> {
+        let mut kept = None;
+        while let Ok(write) = self.writer.try_recv() {
+            if let Write::Want(want, _) = &write {
+                kept = Some(want.as_ref().clone());
+            }
+        }
+        kept
+    }
+
     fn host_or_none(&self, host: &str) -> Option<Arc<HostView>> {
         self.view
             .borrow()

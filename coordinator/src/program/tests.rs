@@ -294,6 +294,13 @@ impl World {
             .await
     }
 
+    /// Operators don't want the image any more.
+    async fn cancel(&self, digest: &Digest) {
+        let path = format!("/v1/images/{}", client::segment(&digest.to_string()));
+        let cancelled = self.client().call(Method::DELETE, &path, None::<&()>).await;
+        cancelled.unwrap();
+    }
+
     async fn image(&self, digest: &Digest) -> ImageView {
         self.get(&format!("/v1/images/sha256%3A{}", digest.hex()))
             .await
@@ -644,12 +651,7 @@ async fn what_is_wanted_survives_a_crash_and_presence_comes_back_with_the_hosts(
         })
         .await;
 
-    let path = format!("/v1/images/{}", client::segment(&digest.to_string()));
-    world
-        .client()
-        .call(Method::DELETE, &path, None::<&()>)
-        .await
-        .unwrap();
+    world.cancel(&digest).await;
     agent
         .order("cancel", |kind| {
             matches!(kind, Kind::Cancel(_)).then_some(())
@@ -690,12 +692,7 @@ async fn progress_is_a_stream_that_never_falls_and_ends_with_the_want() {
             held = line.hosts[0].held_bytes;
         }
     }
-    let path = format!("/v1/images/{}", client::segment(&digest.to_string()));
-    world
-        .client()
-        .call(Method::DELETE, &path, None::<&()>)
-        .await
-        .unwrap();
+    world.cancel(&digest).await;
     let mut last = None;
     while let Some(line) = timeout(PATIENCE, lines.next::<ImageView>())
         .await

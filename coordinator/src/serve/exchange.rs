@@ -6,7 +6,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
@@ -17,6 +17,8 @@ use axum::body::{Body, Bytes};
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use tokio::time::{Sleep, sleep};
 use wire::{Place, Work};
+
+use crate::lock::lock;
 
 /// What the two bodies of an exchange share. The exchange ends when both bodies are gone.
 #[derive(Debug)]
@@ -37,7 +39,7 @@ impl Exchange {
 
     /// The whole request has arrived.
     fn arrived(&self) {
-        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut work = lock(&self.work);
         work.get_or_insert_with(|| self.place.work());
     }
 

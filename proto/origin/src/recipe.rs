@@ -65,25 +65,25 @@ pub struct Found {
 /// Why a listed artifact isn't a recipe of the image.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ArtifactError {
-    /// Its manifest has more bytes than any recipe's.
+    /// The artifact's manifest has more bytes than that of any recipe.
     #[error("its manifest has {0} bytes, more than {MAX_ARTIFACT_BYTES}")]
     TooLarge(u64),
-    /// Its manifest isn't one of an artifact.
+    /// The manifest isn't one of an artifact.
     #[error("its manifest doesn't parse: {0}")]
     Json(String),
-    /// It is of another type.
+    /// The artifact is of another type.
     #[error("it is of type {0:?}")]
     Type(String),
-    /// It refers to another manifest, or to none.
+    /// The artifact refers to another manifest, or to none.
     #[error("it refers to {0}, not to the image")]
     Subject(String),
-    /// It hasn't exactly one layer.
+    /// The artifact hasn't exactly one layer.
     #[error("it has {0} layers instead of one")]
     Layers(usize),
-    /// Its layer's digest isn't a SHA-256 digest.
+    /// The layer's digest isn't a SHA-256 digest.
     #[error("its layer has no SHA-256 digest")]
     Digest,
-    /// Its layer has no bytes, or more than a recipe of this image may have.
+    /// The layer has no bytes, or more than a recipe of this image may have.
     #[error("its layer has {bytes} bytes; a recipe of this image has from 1 to {most}")]
     Size {
         /// The layer's bytes.
@@ -91,7 +91,7 @@ pub enum ArtifactError {
         /// The most that are read.
         most: u64,
     },
-    /// Its manifest can't be had.
+    /// The artifact's manifest can't be had.
     #[error(transparent)]
     Origin(OriginError),
 }
@@ -112,9 +112,9 @@ pub enum FindRecipeError {
         image: Digest,
         /// How many are listed.
         listed: usize,
-        /// The first of them.
+        /// The first artifact that is listed.
         artifact: Digest,
-        /// What is wrong with that one.
+        /// What is wrong with that artifact.
         cause: ArtifactError,
     },
 }
@@ -122,10 +122,10 @@ pub enum FindRecipeError {
 /// Why a recipe that was found couldn't be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FetchRecipeError {
-    /// The registry doesn't give its bytes.
+    /// The registry doesn't give the recipe's bytes.
     #[error(transparent)]
     Origin(#[from] OriginError),
-    /// Its bytes aren't a recipe of the image.
+    /// The bytes aren't a recipe of the image.
     #[error(transparent)]
     Parse(#[from] ParseRecipeError),
 }

@@ -5,7 +5,7 @@ use crate::{blocks::BlocksError, digest::Digest};
 /// Why bytes aren't the recipe of an image.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseRecipeError {
-    /// It has more bytes than any recipe of this image.
+    /// The recipe has more bytes than any of this image.
     #[error("recipe has {bytes} bytes; a recipe of this image has {most} at most")]
     TooLarge {
         /// The recipe's bytes.
@@ -13,13 +13,13 @@ pub enum ParseRecipeError {
         /// The most that are read.
         most: u64,
     },
-    /// It isn't a sequence of messages of these types.
+    /// The bytes aren't a sequence of a recipe's messages.
     #[error("recipe doesn't decode: {0}")]
     Protobuf(prost::DecodeError),
-    /// It was cut off.
+    /// The recipe was cut off.
     #[error("recipe is cut off")]
     Truncated,
-    /// It is the recipe of another image.
+    /// The recipe is of another image.
     #[error("recipe is of image {found}, not of {wanted}")]
     OtherImage {
         /// The image whose recipe is read.
@@ -30,16 +30,16 @@ pub enum ParseRecipeError {
     /// A digest isn't 32 bytes.
     #[error("recipe has a digest of {0} bytes")]
     Digest(usize),
-    /// It has more contents than the image.
+    /// The recipe has more contents than the image.
     #[error("recipe has more than the {0} contents of the image")]
     TooMany(usize),
-    /// It has a content that the image doesn't have, or has one twice.
+    /// The recipe has a content that the image doesn't have, or has one twice.
     #[error("recipe has content {0}, which the image doesn't have there")]
     Unexpected(Digest),
-    /// It lacks a content.
+    /// The recipe lacks a content.
     #[error("recipe lacks content {0}")]
     Lacks(Digest),
-    /// It gives a content another size than the manifest.
+    /// The recipe gives a content another size than the manifest does.
     #[error("recipe says that content {content} has {says} bytes; the manifest says {is}")]
     Size {
         /// The content.
@@ -61,13 +61,14 @@ pub enum ParseRecipeError {
         /// The bytes that the content's chunks need.
         wanted: usize,
     },
-    /// Its blocks aren't those of the content. Like every column it is refused although it is a hint, so that a maker
-    /// that writes nonsense is found when the recipe is verified, and not by what hosts fetch in vain.
+    /// The recipe's blocks aren't those of the content. A column of blocks that doesn't fit is refused although it is a
+    /// hint, so that a maker that writes nonsense is found when the recipe is verified, and not by what hosts fetch in
+    /// vain.
     #[error("recipe has blocks for content {content} that don't fit: {error}")]
     Blocks {
         /// The content.
         content: Digest,
-        /// What is wrong with them.
+        /// What is wrong with the blocks.
         error: BlocksError,
     },
 }
@@ -75,7 +76,7 @@ pub enum ParseRecipeError {
 /// Bytes that aren't the content whose recipe was to be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotTheContentError {
-    /// They are fewer or more.
+    /// The bytes are fewer or more than the content's.
     #[error("content {content} has {came} bytes instead of {size}")]
     Size {
         /// The content.
@@ -85,7 +86,7 @@ pub enum NotTheContentError {
         /// The bytes that came. One too many stands for all that would have followed.
         came: u64,
     },
-    /// They have another digest.
+    /// The bytes have another digest.
     #[error("content {content} isn't what its digest says: its bytes have the digest {found}")]
     Digest {
         /// The content.

@@ -20,7 +20,7 @@ use crate::{
 pub enum Authorised {
     /// Any host with a valid certificate. For the coordinator, which decides on each stream.
     Anyone,
-    /// These hosts. For agents.
+    /// These hosts alone. For agents.
     Only(BTreeSet<HostId>),
 }
 

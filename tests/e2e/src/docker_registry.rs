@@ -1,8 +1,8 @@
 //! Debian's `docker-registry` (the reference implementation of the distribution API) as a child process on loopback.
 //!
 //! It is a counterpart that wasn't written here: what works against both registries doesn't rest on a mistake that they
-//! share. The environment variable [`BINARY`] says which binary to run; without it, the tests that
-//! need the registry are ignored.
+//! share. The environment variable [`BINARY`] says which binary to run; without it, the tests that need the registry
+//! are ignored.
 
 use std::{
     fs::{self, File},

@@ -1,5 +1,5 @@
-//! What tests and the demo run the real programs against: a registry that counts bytes and misbehaves on demand, and
-//! images that look like tart's.
+//! What tests and the demo run the real programs against: a registry that counts bytes and misbehaves on demand, a host
+//! of the fleet that does what a test says, and images that look like tart's.
 //!
 //! Everything here is on loopback, and gone when its handle is dropped.
 
@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod demo;
 pub mod docker_registry;
 pub mod image;
+pub mod impostor;
 mod interrupt;
 pub mod oci;
 pub mod proxy;

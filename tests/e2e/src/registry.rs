@@ -75,6 +75,17 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// A registry that speaks TLS.
+    #[must_use]
+    pub fn tls() -> Self {
+        Self {
+            tls: true,
+            ..Self::default()
+        }
+    }
+}
+
 /// A running registry. Dropping it ends it.
 #[derive(Debug)]
 pub struct Registry {

@@ -5,6 +5,7 @@
 //!
 //! `docs/SIMULATION.md` says what the model assumes. No clock, no thread, no randomness but the seed.
 
+mod entry;
 pub mod network;
 pub mod outcome;
 pub mod roll;

@@ -203,35 +203,35 @@ pub enum Party {
 /// One way to lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rogue {
-    /// It says that it fetched all of a content as soon as it is leased it.
+    /// The rogue says that it fetched all of a content as soon as it has the content's lease.
     Done,
-    /// It says that it has the whole image.
+    /// The rogue says that it has the whole image.
     Present,
-    /// It says that it holds every content, and stages.
+    /// The rogue says that it holds every content, and stages.
     Whole,
-    /// It keeps leases and fetches nothing: it claims bytes, and a chunk a minute.
+    /// The rogue keeps leases and fetches nothing: it claims bytes, and a chunk a minute.
     Hoard,
-    /// It says that the registry wants to be left alone for an hour.
+    /// The rogue says that the registry wants to be left alone for an hour.
     Throttle,
-    /// It says that the registry lacks what it is leased.
+    /// The rogue says that the registry lacks what the rogue is leased.
     Missing,
-    /// It claims leases that nobody gave it.
+    /// The rogue claims leases that it wasn't given.
     Adopt,
-    /// It accuses honest hosts.
+    /// The rogue accuses honest hosts.
     Blame,
-    /// It says of each content that it is leased that the registry's bytes don't fit the recipe.
+    /// The rogue says of each content that it is leased: the registry's bytes don't fit the recipe.
     Doubt,
-    /// It sends false chunks, as in [`Scenario::Liars`].
+    /// The rogue sends false chunks, as in [`Scenario::Liars`].
     Lie,
-    /// It announces everything again and again, and has nothing of what it is asked for.
+    /// The rogue announces everything again and again, and has nothing that is asked for.
     Announce,
-    /// It offers and answers, and what it sends never comes.
+    /// The rogue offers and answers, and what it sends never comes.
     NotSent,
-    /// It accepts what it is offered, and doesn't take it.
+    /// The rogue accepts what it is offered, and doesn't take it.
     NotTaken,
-    /// It connects, and says nothing from then on.
+    /// The rogue connects, and says nothing from then on.
     Mute,
-    /// It has others spread what they hold once more.
+    /// The rogue has others spread what they hold once more.
     Spread,
 }
 

@@ -301,6 +301,19 @@ impl World {
         named.collect()
     }
 
+    /// An earlier process left the image as the disk has it.
+    fn recover(&mut self) {
+        let left = Left {
+            layout: Arc::new(self.layout.clone()),
+            manifest: manifest("a").into(),
+            wanted: vec![NAME.into()],
+            references: vec![NAME.into()],
+            entitled: None,
+            stage: self.disk.clone(),
+        };
+        self.images.recovered(self.now, left, None);
+    }
+
     fn found(&self) -> &Image<Disk> {
         self.images.catalogue.find(&self.image).unwrap()
     }
@@ -704,15 +717,7 @@ fn what_is_installed_whole_and_sound_is_present_at_the_first_look_after_a_restar
     let mut world = World::new();
     world.disk = Disk::whole(&world.layout);
     world.disk.0.installed.set(true);
-    let left = Left {
-        layout: Arc::new(world.layout.clone()),
-        manifest: manifest("a").into(),
-        wanted: vec![NAME.into()],
-        references: vec![NAME.into()],
-        entitled: None,
-        stage: world.disk.clone(),
-    };
-    world.images.recovered(world.now, left, None);
+    world.recover();
     assert_eq!(world.drain(), ["entitle", "take up"]);
     assert_eq!(
         world.look(&[(NAME, Sight::Image(world.image))]),
@@ -727,15 +732,7 @@ fn what_is_doubted_after_a_restart_is_begun_as_anything_else() {
     world.disk = Disk::whole(&world.layout);
     world.disk.0.installed.set(true);
     world.disk.0.doubted.set(true);
-    let left = Left {
-        layout: Arc::new(world.layout.clone()),
-        manifest: manifest("a").into(),
-        wanted: vec![NAME.into()],
-        references: vec![NAME.into()],
-        entitled: None,
-        stage: world.disk.clone(),
-    };
-    world.images.recovered(world.now, left, None);
+    world.recover();
     assert_eq!(world.drain(), ["entitle"]);
     // what is here is told at once
     assert_eq!(world.told().held_bytes, world.layout.content_bytes());

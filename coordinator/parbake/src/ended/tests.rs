@@ -2,9 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use client::view::SourceBytes;
-
 use super::*;
+use crate::frame::tests as made_up;
 
 /// The page that operators read.
 const OPERATING: &str = include_str!("../../../../docs/OPERATING.md");
@@ -30,50 +29,16 @@ const FREE: [Reason; 5] = [
 
 fn host(name: &str, state: HostState, failed_seconds: Option<u64>) -> HostProgress {
     HostProgress {
-        host: name.into(),
-        state,
-        reason: None,
-        message: String::new(),
-        connected: true,
-        total_bytes: 10,
-        held_bytes: 0,
-        bytes: SourceBytes::default(),
-        written_bytes: 0,
-        predicted: None,
-        measured: None,
-        upload_bytes: 0,
-        bytes_per_second: 0,
-        eta_seconds: None,
-        began_at: None,
-        presence_age_ms: None,
-        golden: false,
-        recipe: None,
         failed_seconds,
+        ..made_up::host(name, state, 0)
     }
 }
 
 fn image(hosts: Vec<HostProgress>) -> ImageView {
     ImageView {
-        digest: "sha256:x".into(),
         references: vec!["r.test/image:1".into()],
-        state: ImageState::Staging,
         reason: None,
-        message: String::new(),
-        disk_bytes: 10,
-        raw_bytes: 10,
-        registry_bytes: 5,
-        recipe: None,
-        contents: 1,
-        contents_done: 0,
-        hosts_selected: hosts.len() as u64,
-        hosts_present: 0,
-        hosts_failed: 0,
-        wanted_at: 0,
-        staged_seconds: None,
-        prediction: None,
-        measured: None,
-        hosts,
-        leases: Vec::new(),
+        ..made_up::image(hosts)
     }
 }
 

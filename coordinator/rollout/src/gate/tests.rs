@@ -643,17 +643,23 @@ fn a_gate_that_starts_amid_a_roll_keeps_places_for_successors_on_their_way() {
     // one of eight Pods left before the start, so one of two places is for its successor
     assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
     label(&mut gate, 1, 0);
+    successor_comes_and_is_warm(&mut gate);
+    assert_eq!(writes(&mut gate), [Action::Label(id(1))]);
+}
+
+/// A successor comes in the second second, which lets nobody go, and is warm in the third.
+fn successor_comes_and_is_warm(gate: &mut Gate) {
     let cold = Pod {
         image: NEW.into(),
         phase: Phase::Pending,
+        seen: second(2),
         ..pod(50)
     };
     gate.handle(second(2), Event::Pod(id(50), cold.clone()));
-    assert_eq!(writes(&mut gate), []);
+    assert_eq!(writes(gate), []);
     let warm = Pod {
         phase: Phase::Running,
         ..cold
     };
     gate.handle(second(3), Event::Pod(id(50), warm));
-    assert_eq!(writes(&mut gate), [Action::Label(id(1))]);
 }

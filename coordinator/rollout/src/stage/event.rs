@@ -23,7 +23,7 @@ pub struct Content {
 pub enum Selection {
     /// All hosts of the fleet, also those that join later.
     All,
-    /// These.
+    /// These hosts.
     Hosts(Vec<HostId>),
 }
 

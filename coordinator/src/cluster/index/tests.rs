@@ -36,16 +36,8 @@ fn pod(name: &str, uid: &str, version: &str) -> Value {
 }
 
 fn prepull(name: &str, created: &str, gate: Value) -> Value {
-    json!({
-        "apiVersion": "parbake.dev/v1alpha1",
-        "kind": "ImagePrePull",
-        "metadata": { "name": name, "namespace": "ns", "uid": name, "creationTimestamp": created },
-        "spec": {
-            "image": "r/i:2",
-            "nodeSelector": { "matchLabels": { "a": "b" } },
-            "gate": gate,
-        },
-    })
+    let more = json!({ "metadata": { "creationTimestamp": created }, "spec": { "gate": gate } });
+    made_up::prepull(name, "r/i:2", &more)
 }
 
 fn pool(spec: Value, gate: &str) -> Value {

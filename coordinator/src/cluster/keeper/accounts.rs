@@ -115,23 +115,17 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::cluster::{clock::Now, index::Kind, prepull_gate::gates};
+    use crate::cluster::{
+        clock::Now,
+        index::{Kind, made_up::prepull},
+        prepull_gate::gates,
+    };
 
     fn index(mode: &str) -> Index {
         let mut index = Index::default();
-        index.show(
-            Kind::PrePulls,
-            json!({
-                "apiVersion": "parbake.dev/v1alpha1",
-                "kind": "ImagePrePull",
-                "metadata": { "name": "pool", "namespace": "ns", "uid": "pool" },
-                "spec": {
-                    "image": "r/i:2",
-                    "nodeSelector": { "matchLabels": { "a": "b" } },
-                    "gate": { "mode": mode, "podSelector": { "matchLabels": { "app": "x" } } },
-                },
-            }),
-        );
+        let gate = json!({ "mode": mode, "podSelector": { "matchLabels": { "app": "x" } } });
+        let more = json!({ "spec": { "gate": gate } });
+        index.show(Kind::PrePulls, prepull("pool", "r/i:2", &more));
         index.show(
             Kind::Pods,
             json!({

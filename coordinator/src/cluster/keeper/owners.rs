@@ -316,24 +316,17 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::cluster::{index::Kind, prepull_gate::gates};
+    use crate::cluster::{
+        index::{Kind, made_up::prepull},
+        prepull_gate::gates,
+    };
 
     /// An ImagePrePull of image `new` whose Pods belong to these ReplicaSets.
     fn index(owners: &[&str]) -> Index {
         let mut index = Index::default();
-        index.show(
-            Kind::PrePulls,
-            json!({
-                "apiVersion": "parbake.dev/v1alpha1",
-                "kind": "ImagePrePull",
-                "metadata": { "name": "pool", "namespace": "ns", "uid": "pool" },
-                "spec": {
-                    "image": "new",
-                    "nodeSelector": { "matchLabels": { "a": "b" } },
-                    "gate": { "mode": "Own", "podSelector": { "matchLabels": { "app": "x" } } },
-                },
-            }),
-        );
+        let gate = json!({ "mode": "Own", "podSelector": { "matchLabels": { "app": "x" } } });
+        let more = json!({ "spec": { "gate": gate } });
+        index.show(Kind::PrePulls, prepull("pool", "new", &more));
         for name in owners {
             let owner =
                 json!({ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": name, "uid": name });

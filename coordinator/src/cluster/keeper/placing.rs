@@ -276,7 +276,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        cluster::{index::Kind, keeper::resolving::Resolved},
+        cluster::{
+            index::{Kind, made_up::prepull},
+            keeper::resolving::Resolved,
+        },
         driver::View,
         view::HostView,
         wants::tests::want,
@@ -329,15 +332,7 @@ mod tests {
         }
 
         fn show(&mut self, name: &str, spec: &Value) {
-            let mut object = json!({
-                "apiVersion": "parbake.dev/v1alpha1",
-                "kind": "ImagePrePull",
-                "metadata": { "name": name, "namespace": "ns", "uid": name },
-                "spec": { "image": "r/i:1", "nodeSelector": { "matchLabels": { "a": "b" } } },
-            });
-            for (field, value) in spec.as_object().unwrap() {
-                object["spec"][field] = value.clone();
-            }
+            let object = prepull(name, "r/i:1", &json!({ "spec": spec }));
             self.index.show(Kind::PrePulls, object);
             self.images.look(self.now, &self.index);
         }

@@ -405,23 +405,20 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{cluster::index::Kind, wants::tests::want};
+    use crate::{
+        cluster::index::{Kind, made_up::prepull},
+        wants::tests::want,
+    };
 
     fn key() -> ObjectKey {
         ObjectKey::new("ns", "a")
     }
 
     fn show(index: &mut Index, image: &str, more: &Value) {
-        let mut object = json!({
-            "apiVersion": "parbake.dev/v1alpha1",
-            "kind": "ImagePrePull",
-            "metadata": { "name": "a", "namespace": "ns", "uid": "a", "generation": 1 },
-            "spec": { "image": image, "nodeSelector": { "matchLabels": { "a": "b" } } },
-        });
-        for (part, fields) in more.as_object().unwrap() {
-            for (field, value) in fields.as_object().unwrap() {
-                object[part][field] = value.clone();
-            }
+        let mut object = prepull("a", image, more);
+        let generation = &mut object["metadata"]["generation"];
+        if generation.is_null() {
+            *generation = json!(1);
         }
         index.show(Kind::PrePulls, object);
     }

@@ -142,8 +142,8 @@ impl Wanted {
         std::mem::replace(&mut self.other_recipe, false)
     }
 
-    /// What a word is worth of a host that has the lease of a content, and says that the image's recipe doesn't fit the
-    /// content's bytes.
+    /// The worth of a host's word that the image's recipe doesn't fit a content's bytes. The host has the content's
+    /// lease.
     pub(super) fn may_doubt(&self, doubt: &Doubt) -> Heard {
         let contents = self.want.layout.contents();
         let content = contents.iter().find(|of| of.digest == doubt.content);

@@ -125,17 +125,6 @@ impl Fleet {
         let view = self.world.view.borrow();
         view.images[&self.want.digest()].as_ref().clone()
     }
-
-    /// What is kept of the image on disk, by the last write.
-    fn kept(&mut self) -> Option<Want> {
-        let mut kept = None;
-        while let Ok(write) = self.world.writer.try_recv() {
-            if let Write::Want(want, _) = &write {
-                kept = Some(want.as_ref().clone());
-            }
-        }
-        kept
-    }
 }
 
 #[tokio::test]
@@ -156,7 +145,7 @@ async fn one_host_is_asked_and_the_others_are_told_what_it_made() {
         (shown.digest, shown.made_by_fleet),
         (made.digest.to_string(), true)
     );
-    let kept = fleet.kept().unwrap();
+    let kept = fleet.world.kept().unwrap();
     assert_eq!((kept.recipe, kept.recipe_of_fleet), (Some(made), true));
     // nobody gets a lease of what no registry has
     let leased =

@@ -157,17 +157,6 @@ impl Staged {
         view.images[&self.want.digest()].as_ref().clone()
     }
 
-    /// What is kept of the image on disk, by the last write.
-    fn kept(&mut self) -> Option<Want> {
-        let mut kept = None;
-        while let Ok(write) = self.world.writer.try_recv() {
-            if let Write::Want(want, _) = &write {
-                kept = Some(want.as_ref().clone());
-            }
-        }
-        kept
-    }
-
     fn counted(&self) -> u64 {
         self.world.driver.metrics.recipe_doubts.get()
     }
@@ -204,7 +193,7 @@ async fn a_recipe_is_ordered_leased_shown_and_kept() {
         assert_eq!(orders[0].recipe, Some(file.clone()));
     }
     assert!(staged.leases.contains_key(&recipe("one").digest));
-    assert_eq!(staged.kept().unwrap().recipe, Some(recipe("one")));
+    assert_eq!(staged.world.kept().unwrap().recipe, Some(recipe("one")));
     let shown = staged.view();
     assert_eq!(shown.recipe, staged.want.recipe_view());
     assert_eq!(
@@ -250,7 +239,7 @@ async fn a_recipe_that_the_registry_doesnt_have_goes_and_the_image_stays() {
         assert_eq!(orders[0].recipe, None);
         assert!(orders[0].manifest.is_empty());
     }
-    assert_eq!(staged.kept().unwrap().recipe, None);
+    assert_eq!(staged.world.kept().unwrap().recipe, None);
     let shown = staged.view();
     assert_eq!((shown.recipe, shown.state), (None, ImageState::Staging));
     assert!(!staged.leases.contains_key(&lost));
@@ -320,7 +309,7 @@ async fn two_hosts_with_the_lease_are_heard_about_a_recipe_and_everybody_is_told
     assert_eq!(staged.counted(), 1);
     let shown = staged.view().recipe.unwrap();
     assert_eq!(shown.doubted_contents, [content.to_string()]);
-    let kept = staged.kept().unwrap();
+    let kept = staged.world.kept().unwrap();
     assert_eq!(kept.recipe_doubts, [(content, ChunkIndex(1))].into());
     // a host that comes later hears of it in its order
     let (_, mut queue) = staged.world.open("d", World::hello());

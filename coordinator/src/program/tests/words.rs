@@ -150,12 +150,7 @@ async fn how_long_it_took_outlives_the_coordinator_and_is_counted_once() {
         assert_eq!(counted(&world).await, "0");
     }
     // an image that is present when it is asked for has no time
-    let path = format!("/v1/images/sha256%3A{}", digest.hex());
-    world
-        .client()
-        .call(Method::DELETE, &path, None::<&()>)
-        .await
-        .unwrap();
+    world.cancel(&digest).await;
     while !agent.names().await.names.is_empty() {}
     let (again, ()) = tokio::join!(world.stage("one"), agent.look(&digest));
     again.unwrap();

@@ -43,31 +43,31 @@ impl Fault {
     }
 }
 
-/// Which requests: those that read.
+/// Which requests that read are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// All of them, those for tokens included.
+    /// All requests, those for tokens included.
     Everything,
-    /// Those for manifests.
+    /// Requests for manifests.
     Manifests,
-    /// Those for bytes of any blob.
+    /// Requests for bytes of any blob.
     Blobs,
-    /// Those for bytes of this blob.
+    /// Requests for bytes of this blob.
     Blob(Digest),
-    /// Those for what is known of this blob, none of its bytes.
+    /// Requests for what is known of this blob, without its bytes.
     BlobHead(Digest),
-    /// Those for tokens.
+    /// Requests for tokens.
     Tokens,
-    /// Those that are answered with a demand for credentials.
+    /// Requests that are answered with a demand for credentials.
     Demands,
-    /// Those for lists of the artifacts that refer to a manifest.
+    /// Requests for lists of the artifacts that refer to a manifest.
     Referrers,
 }
 
 /// What happens to a request. Several may happen to one, where that makes sense.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Misbehaviour {
-    /// It is answered with this status, and perhaps a `Retry-After`.
+    /// The request is answered with this status, and perhaps a `Retry-After`.
     Status {
         /// The status.
         status: u16,
@@ -100,11 +100,11 @@ pub enum Misbehaviour {
     ContentRange(Option<String>),
     /// The range starts so many bytes later than asked for.
     ShiftRange(u64),
-    /// It redirects to another host, which has the blob.
+    /// The registry redirects to another host, which has the blob.
     RedirectElsewhere,
-    /// It redirects to itself, for ever.
+    /// The registry redirects to itself, for ever.
     RedirectLoop,
-    /// It redirects to this address.
+    /// The registry redirects to this address.
     RedirectTo(String),
     /// A manifest's digest is announced as this one.
     AnnounceDigest(Digest),

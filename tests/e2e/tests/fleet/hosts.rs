@@ -16,6 +16,7 @@ use std::{
 use e2e::{
     cluster::{Agent, Cluster, wait_until},
     image::ImageSpec,
+    impostor::Impostor,
     registry,
     rig::Rig,
     site::{self, PATIENCE, Site},
@@ -29,9 +30,7 @@ use proto::{
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair};
 use serde_json::Value;
 use tokio::{runtime::Runtime, task::JoinSet};
-use wire::{Connection, Endpoint};
-
-use crate::impostor;
+use wire::Connection;
 
 const DEMO: &str = env!("CARGO_BIN_EXE_demo");
 
@@ -46,7 +45,7 @@ fn rig() -> (Rig, [String; 2]) {
 /// What the key of a host is good for in other hands.
 struct Stolen {
     runtime: Runtime,
-    endpoint: Endpoint,
+    host: Impostor,
 }
 
 /// What peers said and pushed unasked on a connection.
@@ -61,13 +60,13 @@ impl Stolen {
     fn from(agent: &Agent) -> Self {
         let runtime = site::runtime().unwrap();
         let state = agent.dir.join("state");
-        let (_, endpoint) = runtime.block_on(async { impostor::endpoint(&state) });
-        Self { runtime, endpoint }
+        let host = runtime.block_on(async { Impostor::of(&state).unwrap() });
+        Self { runtime, host }
     }
 
     fn connect(&self, agent: &Agent) -> Option<Connection> {
         let host = agent.host.parse().unwrap();
-        let connecting = self.endpoint.connect(agent.listen(), &host);
+        let connecting = self.host.endpoint().connect(agent.listen(), &host);
         self.runtime.block_on(connecting).ok()
     }
 

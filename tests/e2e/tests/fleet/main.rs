@@ -8,7 +8,6 @@ mod docker;
 mod help;
 mod hosts;
 mod image;
-mod impostor;
 mod made;
 mod names;
 mod peers;

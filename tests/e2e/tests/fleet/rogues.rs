@@ -8,8 +8,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -22,26 +20,21 @@ use bytes::Bytes;
 use e2e::{
     cluster::{Cluster, wait_until},
     image::{ImageSpec, Mix},
+    impostor::{Conduct, Impostor, announcements, has_all},
     rig::Rig,
 };
 use proto::{
-    ChunkIndex, Digest, HostId, Link, Signed, State, Ticket,
+    ChunkIndex, Digest, Link, Signed, State, Ticket,
     image::ContentSpec,
     message::{
-        ChunkHeader, ChunkPush, ChunkReply, ContentHeld, CoordinatorOpen, Encoding, Have, Held,
-        Hello, ImageState, LeaseEnd, LeaseState, Link as WireLink, Order, PeerOpen, PeerUpdate,
-        PushOutcome, PushReply, Report, StageState, Updates, chunk_reply, coordinator_open, order,
-        peer_open,
+        ChunkHeader, ChunkPush, ChunkReply, ContentHeld, Encoding, Held, ImageState, LeaseEnd,
+        LeaseState, Link as WireLink, PeerOpen, PushOutcome, PushReply, Report, StageState,
+        chunk_reply, order, peer_open,
     },
     statement::Run,
 };
-use tokio::{
-    task::JoinSet,
-    time::{interval, sleep, timeout},
-};
-use wire::{Connection, Endpoint, LinkSigner, Receiver, Sender};
-
-use crate::impostor;
+use tokio::time::{sleep, timeout};
+use wire::{Connection, Receiver, Sender};
 
 const DEMO: &str = env!("CARGO_BIN_EXE_demo");
 /// Longer than it takes on a busy machine, tar-pits included.
@@ -81,10 +74,8 @@ const HOLDERS: [Manner; 3] = [Manner::Boast, Manner::Hoard, Manner::Invent];
 /// An enrolled host without an agent.
 struct Rogue {
     manner: Manner,
-    me: HostId,
-    endpoint: Endpoint,
+    host: Arc<Impostor>,
     contents: Vec<ContentSpec>,
-    signer: LinkSigner,
     /// What it vouches under: the coordinator's standing ticket.
     standing: Mutex<Option<Arc<Run>>>,
     /// What it was leased, as runs that it makes of it, and since when.
@@ -98,15 +89,11 @@ struct Rogue {
 }
 
 impl Rogue {
-    /// Takes over the identity that an agent enrolled with.
-    fn new(manner: Manner, state: &Path, contents: Vec<ContentSpec>) -> Self {
-        let (me, endpoint) = impostor::endpoint(state);
+    fn new(manner: Manner, host: Arc<Impostor>, contents: Vec<ContentSpec>) -> Self {
         Self {
             manner,
-            me,
-            endpoint,
+            host,
             contents,
-            signer: LinkSigner::from_seed(&[7; 32]),
             standing: Mutex::default(),
             leased: Mutex::default(),
             grants: AtomicU64::new(0),
@@ -131,10 +118,10 @@ impl Rogue {
         let made = self.leased.lock().unwrap().get(&spec.digest).cloned();
         let link = match made.map(|(run, _)| run).or(standing) {
             Some(run) => {
-                let sign = |bytes: &[u8]| self.signer.sign(bytes);
+                let sign = |bytes: &[u8]| self.host.signer().sign(bytes);
                 Signed::new(spec.digest, chunk, link, run, sign).to_message()
             }
-            None => WireLink::new(&link, &self.me),
+            None => WireLink::new(&link, self.host.host()),
         };
         let header = ChunkHeader {
             link: Some(link),
@@ -159,53 +146,6 @@ impl Rogue {
                     sender.write(bytes.slice(at..=at)).await?;
                     sleep(Duration::from_secs(1)).await;
                 }
-            }
-        }
-        Ok(())
-    }
-
-    async fn answer(&self, mut sender: Sender, mut receiver: Receiver) -> anyhow::Result<()> {
-        let Some(PeerOpen { kind: Some(kind) }) = receiver.receive().await? else {
-            return Ok(());
-        };
-        match kind {
-            peer_open::Kind::Updates(_) => {
-                while receiver.receive::<PeerUpdate>().await?.is_some() {}
-            }
-            peer_open::Kind::Request(request) => {
-                self.heard.fetch_add(1, Ordering::Relaxed);
-                let spec = self
-                    .contents
-                    .iter()
-                    .find(|spec| spec.digest.as_bytes()[..] == request.content[..]);
-                let Some(spec) = spec else { return Ok(()) };
-                if self.manner == Manner::Silent {
-                    std::future::pending::<()>().await;
-                }
-                let (header, bytes) = self.lie(spec, ChunkIndex(request.index));
-                let reply = ChunkReply {
-                    kind: Some(chunk_reply::Kind::Chunk(header)),
-                };
-                sender.send(&reply).await?;
-                self.send(&mut sender, bytes).await?;
-            }
-            peer_open::Kind::Push(_) => {
-                let outcome = match self.manner {
-                    Manner::FalseBytes | Manner::FalseChain => PushOutcome::Already,
-                    Manner::Silent | Manner::Dribble => PushOutcome::Accepted,
-                    Manner::Boast | Manner::Hoard | Manner::Invent => PushOutcome::Busy,
-                };
-                let reply = PushReply {
-                    outcome: outcome.into(),
-                    lacking: None,
-                    may_want_whole: false,
-                };
-                sender.send(&reply).await?;
-                if outcome == PushOutcome::Accepted {
-                    std::future::pending::<()>().await;
-                }
-                sender.finish()?;
-                sender.stopped().await?;
             }
         }
         Ok(())
@@ -250,7 +190,84 @@ impl Rogue {
         self.contents.iter().filter(claims).cloned().collect()
     }
 
-    /// What it answers the coordinator's orders with.
+    fn chunks(&self, content: &Digest) -> u32 {
+        let spec = self.contents.iter().find(|spec| spec.digest == *content);
+        spec.map_or(1, |spec| spec.geometry.chunks())
+    }
+}
+
+impl Conduct for Rogue {
+    async fn answer(
+        &self,
+        asked: peer_open::Kind,
+        mut sender: Sender,
+        _receiver: Receiver,
+    ) -> anyhow::Result<()> {
+        match asked {
+            peer_open::Kind::Updates(_) => {}
+            peer_open::Kind::Request(request) => {
+                self.heard.fetch_add(1, Ordering::Relaxed);
+                let spec = self
+                    .contents
+                    .iter()
+                    .find(|spec| spec.digest.as_bytes()[..] == request.content[..]);
+                let Some(spec) = spec else { return Ok(()) };
+                if self.manner == Manner::Silent {
+                    std::future::pending::<()>().await;
+                }
+                let (header, bytes) = self.lie(spec, ChunkIndex(request.index));
+                let reply = ChunkReply {
+                    kind: Some(chunk_reply::Kind::Chunk(header)),
+                };
+                sender.send(&reply).await?;
+                self.send(&mut sender, bytes).await?;
+            }
+            peer_open::Kind::Push(_) => {
+                let outcome = match self.manner {
+                    Manner::FalseBytes | Manner::FalseChain => PushOutcome::Already,
+                    Manner::Silent | Manner::Dribble => PushOutcome::Accepted,
+                    Manner::Boast | Manner::Hoard | Manner::Invent => PushOutcome::Busy,
+                };
+                let reply = PushReply {
+                    outcome: outcome.into(),
+                    lacking: None,
+                    may_want_whole: false,
+                };
+                sender.send(&reply).await?;
+                if outcome == PushOutcome::Accepted {
+                    std::future::pending::<()>().await;
+                }
+                sender.finish()?;
+                sender.stopped().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that it holds everything, and pushes what nobody asked for, again and again.
+    async fn deal(&self, connection: &Connection) -> anyhow::Result<()> {
+        self.met.fetch_add(1, Ordering::Relaxed);
+        let (mut sender, _receiver) = announcements(connection).await?;
+        loop {
+            let claimed = self.claimed();
+            let all = claimed
+                .iter()
+                .map(|spec| (&spec.digest, spec.geometry.chunks()));
+            sender.send(&has_all(all)).await?;
+            for spec in &claimed {
+                let chunks = spec.geometry.chunks();
+                for chunk in (1..chunks.saturating_sub(1)).map(ChunkIndex) {
+                    // a push that the other side never ends doesn't keep it from the next
+                    let pushed = self.push(connection, spec, chunk);
+                    if let Ok(result) = timeout(Duration::from_secs(20), pushed).await {
+                        result?;
+                    }
+                }
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     fn obey(&self, kind: &order::Kind) -> anyhow::Result<Option<Report>> {
         Ok(match kind {
             order::Kind::Ticket(ticket) => {
@@ -305,13 +322,7 @@ impl Rogue {
         })
     }
 
-    fn chunks(&self, content: &Digest) -> u32 {
-        let spec = self.contents.iter().find(|spec| spec.digest == *content);
-        spec.map_or(1, |spec| spec.geometry.chunks())
-    }
-
-    /// What it says once a second.
-    fn hum(&self) -> Report {
+    fn report(&self) -> Report {
         let leased = self.leased.lock().unwrap();
         let leases =
             leased
@@ -330,131 +341,6 @@ impl Rogue {
         Report {
             leases: leases.collect(),
             ..Report::default()
-        }
-    }
-
-    /// Says that it holds everything, and pushes what nobody asked for, again and again.
-    async fn pester(&self, connection: &Connection) -> anyhow::Result<()> {
-        let (mut sender, _receiver) = connection.open().await?;
-        let updates = peer_open::Kind::Updates(Updates::default());
-        sender
-            .send(&PeerOpen {
-                kind: Some(updates),
-            })
-            .await?;
-        loop {
-            let claimed = self.claimed();
-            let have = claimed.iter().map(|spec| Have {
-                content: spec.digest.as_bytes().to_vec(),
-                runs: vec![0, spec.geometry.chunks()],
-                reset: true,
-            });
-            let update = PeerUpdate {
-                have: have.collect(),
-                load: None,
-            };
-            sender.send(&update).await?;
-            for spec in &claimed {
-                let chunks = spec.geometry.chunks();
-                for chunk in (1..chunks.saturating_sub(1)).map(ChunkIndex) {
-                    // a push that the other side never ends doesn't keep it from the next
-                    let pushed = self.push(connection, spec, chunk);
-                    if let Ok(result) = timeout(Duration::from_secs(20), pushed).await {
-                        result?;
-                    }
-                }
-            }
-            sleep(Duration::from_millis(100)).await;
-        }
-    }
-
-    async fn trade(self: Arc<Self>, connection: Connection) -> anyhow::Result<()> {
-        self.met.fetch_add(1, Ordering::Relaxed);
-        let serve = async {
-            let mut streams = JoinSet::new();
-            loop {
-                tokio::select! {
-                    accepted = connection.accept() => {
-                        let (sender, receiver) = accepted?;
-                        let rogue = self.clone();
-                        streams.spawn(async move { rogue.answer(sender, receiver).await });
-                    }
-                    Some(_ended) = streams.join_next() => {}
-                }
-            }
-        };
-        tokio::select! {
-            ended = serve => ended,
-            ended = self.pester(&connection) => ended,
-        }
-    }
-}
-
-/// Keeps a session, and trades with every real agent, whoever dials.
-async fn play(
-    rogue: Arc<Rogue>,
-    coordinator: SocketAddr,
-    real: BTreeSet<String>,
-) -> anyhow::Result<()> {
-    let connection = rogue
-        .endpoint
-        .connect(coordinator, &"coordinator".parse()?)
-        .await?;
-    let (mut sender, mut orders) = connection.open().await?;
-    let hello = Hello {
-        version: env!("CARGO_PKG_VERSION").into(),
-        peer_port: rogue.endpoint.local_addr()?.port().into(),
-        link_key: rogue.signer.public().to_vec(),
-        ..Hello::default()
-    };
-    let session = coordinator_open::Kind::Session(hello);
-    sender
-        .send(&CoordinatorOpen {
-            kind: Some(session),
-        })
-        .await?;
-    let full = Report {
-        full: true,
-        ..Report::default()
-    };
-    sender.send(&full).await?;
-    let mut known = BTreeSet::new();
-    let mut jobs = JoinSet::new();
-    let mut seconds = interval(Duration::from_secs(1));
-    loop {
-        tokio::select! {
-            _ = seconds.tick() => sender.send(&rogue.hum()).await?,
-            order = orders.receive::<Order>() => {
-                let Some(Order { kind: Some(kind) }) = order? else { continue };
-                if let Some(report) = rogue.obey(&kind)? {
-                    sender.send(&report).await?;
-                }
-                let order::Kind::Roster(roster) = kind else { continue };
-                for entry in roster.hosts {
-                    if real.contains(&entry.host) && known.insert(entry.host.clone()) {
-                        let (rogue, host) = (rogue.clone(), entry.host.parse::<HostId>()?);
-                        let address: SocketAddr = entry.address.parse()?;
-                        jobs.spawn(async move {
-                            loop {
-                                if let Ok(connection) = rogue.endpoint.connect(address, &host).await {
-                                    drop(rogue.clone().trade(connection).await);
-                                }
-                                sleep(Duration::from_millis(500)).await;
-                            }
-                        });
-                    }
-                }
-            }
-            incoming = rogue.endpoint.accept() => {
-                let Some(incoming) = incoming else { return Ok(()) };
-                let rogue = rogue.clone();
-                jobs.spawn(async move {
-                    if let Ok(connection) = incoming.establish().await {
-                        drop(rogue.trade(connection).await);
-                    }
-                });
-            }
-            Some(ended) = jobs.join_next() => ended?,
         }
     }
 }
@@ -494,21 +380,12 @@ impl World {
             let at = real + at;
             cluster.kill_agent(at).unwrap();
             let state = cluster.agents()[at].dir.join("state");
-            let address = std::fs::read_to_string(state.join("coordinator")).unwrap();
-            let coordinator: SocketAddr = address.trim().parse().unwrap();
-            let rogue = rig
-                .site
-                .runtime
-                .block_on(async { Rogue::new(*manner, &state, contents.clone()) });
+            let runtime = &rig.site.runtime;
+            let host = Arc::new(runtime.block_on(async { Impostor::of(&state).unwrap() }));
+            let rogue = Rogue::new(*manner, host.clone(), contents.clone());
             let rogue = Arc::new(rogue);
-            rogues.push(rogue.clone());
-            let real = names.clone();
-            drop(rig.site.runtime.spawn(async move {
-                loop {
-                    drop(play(rogue.clone(), coordinator, real.clone()).await);
-                    sleep(Duration::from_millis(500)).await;
-                }
-            }));
+            drop(runtime.spawn(host.play(rogue.clone(), names.clone())));
+            rogues.push(rogue);
         }
         let met = |rogue: &Arc<Rogue>| rogue.met.load(Ordering::Relaxed) >= real as u64;
         assert!(wait_until(PATIENCE, || rogues.iter().all(met)));

@@ -2,8 +2,6 @@
 //! programs (docker-registry as a registry, skopeo as a client).
 
 mod docker_registry;
-#[path = "../fleet/impostor.rs"]
-mod impostor;
 mod mirror;
 mod odd;
 mod origin;

@@ -608,10 +608,7 @@ fn a_manifest_may_have_four_mebibytes() {
 /// environment's, as on a Mac whose administrator set them up.
 #[test]
 fn a_fleet_reaches_its_registry_through_the_environments_proxy_and_nothing_else_goes_there() {
-    let options = registry::Options {
-        tls: true,
-        ..registry::Options::default()
-    };
+    let options = registry::Options::tls();
     let site = Site::new(options).unwrap();
     let names = [("registry.test:443".to_owned(), site.registry.addr())].into();
     let account = Some(("robot".to_owned(), "s3cret".to_owned()));

@@ -268,12 +268,7 @@ fn raw_bytes(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_with_a_ca_of_its_own_is_read_and_pushed_to() {
-    let registry = Registry::start(Options {
-        tls: true,
-        ..Options::default()
-    })
-    .await
-    .unwrap();
+    let registry = Registry::start(Options::tls()).await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     let image = spec().generate(directory.path()).unwrap();
     let reference = registry.hold(NAME, "1", &image);
@@ -290,12 +285,7 @@ async fn a_registry_with_a_ca_of_its_own_is_read_and_pushed_to() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_behind_a_proxy_is_read_and_pushed_to() {
-    let registry = Registry::start(Options {
-        tls: true,
-        ..Options::default()
-    })
-    .await
-    .unwrap();
+    let registry = Registry::start(Options::tls()).await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     let image = spec().generate(directory.path()).unwrap();
     registry.hold(NAME, "1", &image);

@@ -1,7 +1,5 @@
 //! The events of the world, and when they are due.
 
-use std::cmp::Ordering;
-
 use proto::Moment;
 use rollout::{gate, presence::Holdings};
 
@@ -33,34 +31,6 @@ pub(super) enum Due {
     Autoscale(usize),
     Fault(Fault),
     Sample,
-}
-
-/// An event with its time. Of two events at the same time, the one that was planned first happens first.
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) at: Moment,
-    pub(super) sequence: u64,
-    pub(super) due: Due,
-}
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Entry {}
-
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Entry {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (self.at, self.sequence).cmp(&(other.at, other.sequence))
-    }
 }
 
 /// What happens to the cluster from outside.

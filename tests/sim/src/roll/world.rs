@@ -16,10 +16,11 @@ use rollout::{
 
 use super::{
     Outcome, Setup,
-    due::{Due, Entry, Fault},
+    due::{Due, Fault},
     office::Office,
     tally::Tally,
 };
+use crate::entry::Entry;
 
 /// The number of pools: a fleet serves so many Xcode versions at one time.
 pub(super) const POOLS: usize = 6;
@@ -166,7 +167,7 @@ pub(super) struct World {
     pub(super) now: Moment,
     rng: ChaCha8Rng,
     sequence: u64,
-    pub(super) due: BinaryHeap<Reverse<Entry>>,
+    pub(super) due: BinaryHeap<Reverse<Entry<Moment, Due>>>,
     pub(super) images: Vec<Image>,
     pub(super) hosts: Vec<Host>,
     pub(super) pools: Vec<Pool>,

@@ -1,11 +1,11 @@
 //! Time, and what is to happen in it.
 
 use std::{
-    cmp::{Ordering, Reverse},
+    cmp::Reverse,
     collections::{BinaryHeap, VecDeque},
 };
 
-use crate::network::Nanos;
+use crate::{entry::Entry, network::Nanos};
 
 use super::due::{Due, Message};
 
@@ -18,7 +18,7 @@ pub(super) struct Clock {
     /// How long each message is under way.
     delay: Nanos,
     sequence: u64,
-    due: BinaryHeap<Reverse<Entry>>,
+    due: BinaryHeap<Reverse<Entry<Nanos, Due>>>,
     wire: VecDeque<(Nanos, Message)>,
 }
 
@@ -76,34 +76,6 @@ impl Clock {
             self.now = entry.at;
             Some(Next::Due(entry.due))
         }
-    }
-}
-
-/// An event at its moment.
-#[derive(Debug)]
-struct Entry {
-    at: Nanos,
-    sequence: u64,
-    due: Due,
-}
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Entry {}
-
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Entry {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (self.at, self.sequence).cmp(&(other.at, other.sequence))
     }
 }
 

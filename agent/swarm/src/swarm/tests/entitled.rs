@@ -71,6 +71,19 @@ fn a_content_goes_to_those_alone_that_may_have_it() {
     );
 }
 
+/// A push of a chunk of content 0 ended well.
+fn stored(peer: HostKey, chunk: ChunkIndex) -> Event {
+    Event::Sent {
+        peer,
+        id: ContentId(0),
+        chunk,
+        ticket: None,
+        delivery: Delivery::Stored,
+        wire_bytes: CHUNK,
+        work_bytes: CHUNK,
+    }
+}
+
 #[test]
 fn a_fresh_chunk_is_spread_among_those_alone_that_may_have_it() {
     for direct_targets in [2, 100] {
@@ -118,18 +131,7 @@ fn a_fresh_chunk_is_spread_among_those_alone_that_may_have_it() {
                 for (peer, chunk) in pushed {
                     got.insert(chunk);
                     now += 1;
-                    swarm.handle(
-                        at(now),
-                        Event::Sent {
-                            peer,
-                            id: ContentId(0),
-                            chunk,
-                            ticket: None,
-                            delivery: Delivery::Stored,
-                            wire_bytes: CHUNK,
-                            work_bytes: CHUNK,
-                        },
-                    );
+                    swarm.handle(at(now), stored(peer, chunk));
                 }
             }
         }
@@ -140,18 +142,7 @@ fn a_fresh_chunk_is_spread_among_those_alone_that_may_have_it() {
                 if let Action::Push { peer, chunk, .. } = action {
                     assert!(few.iter().any(|few| key(*few) == peer), "pushed to another");
                     got.insert(chunk);
-                    swarm.handle(
-                        at(now),
-                        Event::Sent {
-                            peer,
-                            id: ContentId(0),
-                            chunk,
-                            ticket: None,
-                            delivery: Delivery::Stored,
-                            wire_bytes: CHUNK,
-                            work_bytes: CHUNK,
-                        },
-                    );
+                    swarm.handle(at(now), stored(peer, chunk));
                 }
             }
         }

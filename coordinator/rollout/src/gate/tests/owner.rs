@@ -80,19 +80,7 @@ fn replicas_that_are_fewer_than_the_pods_are_not_believed() {
         label(&mut gate, 0, 0);
         gate.handle(second(1), Event::PodGone(id(0)));
         assert_eq!(writes(&mut gate), [], "its successor isn't there");
-        let cold = Pod {
-            image: NEW.into(),
-            phase: Phase::Pending,
-            seen: second(2),
-            ..pod(50)
-        };
-        gate.handle(second(2), Event::Pod(id(50), cold.clone()));
-        assert_eq!(writes(&mut gate), []);
-        let warm = Pod {
-            phase: Phase::Running,
-            ..cold
-        };
-        gate.handle(second(3), Event::Pod(id(50), warm));
+        successor_comes_and_is_warm(&mut gate);
         assert_eq!(writes(&mut gate), [Action::Label(id(1))]);
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     cluster::{
-        index::{Kind, Scope},
+        index::{Kind, Scope, made_up::prepull},
         keeper::resolving::Resolved,
     },
     wants::tests::want,
@@ -60,19 +60,8 @@ impl Stand {
         for (field, value) in gate.as_object().unwrap() {
             whole[field] = value.clone();
         }
-        self.show(
-            Kind::PrePulls,
-            json!({
-                "apiVersion": "parbake.dev/v1alpha1",
-                "kind": "ImagePrePull",
-                "metadata": { "name": name, "namespace": "ns", "uid": name },
-                "spec": {
-                    "image": "r/i:2",
-                    "nodeSelector": { "matchLabels": { "a": "b" } },
-                    "gate": whole,
-                },
-            }),
-        );
+        let more = json!({ "spec": { "gate": whole } });
+        self.show(Kind::PrePulls, prepull(name, "r/i:2", &more));
         self.images.look(self.now, &self.index);
         self.tell()
     }
@@ -132,6 +121,11 @@ impl Stand {
         let host = "mac-0".parse().unwrap();
         let event = gate::Event::Holds(host, holdings, Duration::ZERO);
         self.gating.tell(self.now, event);
+    }
+
+    /// How the pool is.
+    fn status(&self) -> gate::PoolStatus {
+        self.gating.status(&ObjectKey::new("ns", "pool")).unwrap()
     }
 
     fn steps(&mut self) -> Vec<Step> {
@@ -194,14 +188,7 @@ fn a_pod_that_is_made_anew_under_its_name_is_another() {
     assert_eq!(stand.gating.key(&gate::PodId("a".into())), None);
     let key = ObjectKey::new("ns", "a");
     assert_eq!(stand.gating.key(&gate::PodId("b".into())), Some(&key));
-    assert_eq!(
-        stand
-            .gating
-            .status(&ObjectKey::new("ns", "pool"))
-            .unwrap()
-            .alive,
-        1
-    );
+    assert_eq!(stand.status().alive, 1);
 }
 
 #[test]
@@ -221,14 +208,7 @@ fn the_older_of_two_gates_has_the_say_and_the_other_is_overlapped() {
     stand.index.remove(Kind::PrePulls, &first, None);
     assert_eq!(stand.tell().gone, [first]);
     assert!(!overlapped(&stand, "pool"));
-    assert_eq!(
-        stand
-            .gating
-            .status(&ObjectKey::new("ns", "pool"))
-            .unwrap()
-            .alive,
-        1
-    );
+    assert_eq!(stand.status().alive, 1);
 }
 
 #[test]
@@ -259,23 +239,9 @@ fn a_label_is_admitted_where_the_gate_guards_it_and_the_image_is_there() {
     // a dry run takes no place
     let pool = ObjectKey::new("ns", "pool");
     assert_eq!(stand.admit(true, &dry), Ok(Some(pool.clone())));
-    assert_eq!(
-        stand
-            .gating
-            .status(&ObjectKey::new("ns", "pool"))
-            .unwrap()
-            .reserved,
-        0
-    );
+    assert_eq!(stand.status().reserved, 0);
     assert_eq!(stand.admit(true, &asked), Ok(Some(pool)));
-    assert_eq!(
-        stand
-            .gating
-            .status(&ObjectKey::new("ns", "pool"))
-            .unwrap()
-            .reserved,
-        1
-    );
+    assert_eq!(stand.status().reserved, 1);
 }
 
 #[test]

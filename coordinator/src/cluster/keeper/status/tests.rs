@@ -1,6 +1,6 @@
 //! Statuses of made-up facts.
 
-use std::{collections::BTreeSet, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, sync::Arc};
 
 use rollout::gate::{self, Gate};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     cluster::{
-        index::{Index, Kind, ObjectKey, Scope},
+        index::{Index, Kind, ObjectKey, made_up::prepull},
         keeper::{
             conditions::{Unresolved, UnresolvedReason},
             resolving::{Resolved, Resolving},
@@ -75,22 +75,10 @@ impl Stand {
     fn show(&mut self, spec: &Value) {
         let status = self.index.prepulls.get(&key());
         let status = status.map(|facts| facts.status.clone());
-        let mut object = json!({
-            "apiVersion": "parbake.dev/v1alpha1",
-            "kind": "ImagePrePull",
-            "metadata": { "name": "a", "namespace": "ns", "uid": "a", "generation": 1 },
-            "spec": { "image": IMAGE, "nodeSelector": { "matchLabels": { "a": "b" } } },
-            "status": status,
-        });
-        for (field, value) in spec.as_object().unwrap() {
-            object["spec"][field] = value.clone();
-        }
-        let scope = Scope {
-            kind: Kind::PrePulls,
-            namespace: None,
-        };
-        let object = serde_json::from_value(object).unwrap();
-        self.index.apply(&scope, object, Instant::now()).unwrap();
+        let more = json!({ "metadata": { "generation": 1 }, "spec": spec });
+        let mut object = prepull("a", IMAGE, &more);
+        object["status"] = json!(status);
+        self.index.show(Kind::PrePulls, object);
         self.images.look(self.now, &self.index);
     }
 

@@ -1,35 +1,35 @@
 //! Somebody plants a false recipe in a repository of their own, beside others' blobs, and has a host of the fleet whose
 //! bytes fit it.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
+use e2e::impostor::{Conduct, Impostor, announcements, has_all};
 use proto::{
     ChunkIndex, Geometry, HostId, Layout, Link, Recipe, State,
     message::{
-        ChunkHeader, ChunkReply, CoordinatorOpen, Encoding, Have, Hello, Link as WireLink, Order,
-        PeerOpen, PeerUpdate, Refusal, Report, Updates, chunk_reply, coordinator_open, order,
-        peer_open,
+        ChunkHeader, ChunkReply, Encoding, Link as WireLink, Refusal, chunk_reply, peer_open,
     },
 };
 use tokio::time::sleep;
-use wire::{Connection, Endpoint, LinkSigner, Receiver, Sender};
+use wire::{Connection, Receiver, Sender};
 
 use super::{
     recipes::{RATE, planted, world},
     *,
 };
-use crate::impostor;
 
 /// The chunk that is false.
 const FALSE: ChunkIndex = ChunkIndex(5);
 
-/// An enrolled host that says it has a blob, and gives false bytes for it by a recipe.
-struct Rogue {
+/// Says that it has a blob, and gives false bytes for it by a recipe.
+struct Liar {
     me: HostId,
-    endpoint: Endpoint,
     blob: Digest,
     recipe: Digest,
     /// The chunks, with the states that the recipe has of them.
@@ -38,18 +38,15 @@ struct Rogue {
     lies: AtomicU64,
 }
 
-impl Rogue {
-    async fn answer(&self, mut sender: Sender, mut receiver: Receiver) -> anyhow::Result<()> {
-        let Some(PeerOpen { kind: Some(kind) }) = receiver.receive().await? else {
+impl Conduct for Liar {
+    async fn answer(
+        &self,
+        asked: peer_open::Kind,
+        mut sender: Sender,
+        _receiver: Receiver,
+    ) -> anyhow::Result<()> {
+        let peer_open::Kind::Request(request) = asked else {
             return Ok(());
-        };
-        let request = match kind {
-            peer_open::Kind::Updates(_) => {
-                while receiver.receive::<PeerUpdate>().await?.is_some() {}
-                return Ok(());
-            }
-            peer_open::Kind::Request(request) => request,
-            peer_open::Kind::Push(_) => return Ok(()),
         };
         if request.content != self.blob.as_bytes() {
             let reply = ChunkReply {
@@ -79,98 +76,12 @@ impl Rogue {
     }
 
     /// Says again and again that it has the whole blob: hosts hear it once they want the blob.
-    async fn announce(&self, connection: &Connection) -> anyhow::Result<()> {
-        let (mut sender, _receiver) = connection.open().await?;
-        let updates = Some(peer_open::Kind::Updates(Updates::default()));
-        sender.send(&PeerOpen { kind: updates }).await?;
+    async fn deal(&self, connection: &Connection) -> anyhow::Result<()> {
+        let (mut sender, _receiver) = announcements(connection).await?;
+        let all = has_all([(&self.blob, u32::try_from(self.chunks.len())?)]);
         loop {
-            let have = Have {
-                content: self.blob.as_bytes().to_vec(),
-                runs: vec![0, u32::try_from(self.chunks.len())?],
-                reset: true,
-            };
-            let update = PeerUpdate {
-                have: vec![have],
-                load: None,
-            };
-            sender.send(&update).await?;
+            sender.send(&all).await?;
             sleep(Duration::from_millis(100)).await;
-        }
-    }
-
-    async fn trade(self: Arc<Self>, connection: Connection) -> anyhow::Result<()> {
-        let serve = async {
-            let mut streams = JoinSet::new();
-            loop {
-                tokio::select! {
-                    accepted = connection.accept() => {
-                        let (sender, receiver) = accepted?;
-                        let rogue = self.clone();
-                        streams.spawn(async move { rogue.answer(sender, receiver).await });
-                    }
-                    Some(_ended) = streams.join_next() => {}
-                }
-            }
-        };
-        tokio::select! {
-            ended = serve => ended,
-            ended = self.announce(&connection) => ended,
-        }
-    }
-
-    /// Keeps a session, and trades with the host of this name, whoever dials.
-    async fn play(self: Arc<Self>, coordinator: SocketAddr, with: String) -> anyhow::Result<()> {
-        let name = "coordinator".parse()?;
-        let connection = self.endpoint.connect(coordinator, &name).await?;
-        let (mut sender, mut orders) = connection.open().await?;
-        let hello = Hello {
-            version: env!("CARGO_PKG_VERSION").into(),
-            peer_port: self.endpoint.local_addr()?.port().into(),
-            link_key: LinkSigner::from_seed(&[7; 32]).public().to_vec(),
-            ..Hello::default()
-        };
-        let kind = Some(coordinator_open::Kind::Session(hello));
-        sender.send(&CoordinatorOpen { kind }).await?;
-        let mut report = Report {
-            full: true,
-            ..Report::default()
-        };
-        let mut jobs = JoinSet::new();
-        let mut met = false;
-        loop {
-            sender.send(&report).await?;
-            report.full = false;
-            let second = sleep(Duration::from_secs(1));
-            tokio::pin!(second);
-            loop {
-                tokio::select! {
-                    () = &mut second => break,
-                    order = orders.receive::<Order>() => {
-                        let Some(Order { kind: Some(order::Kind::Roster(roster)) }) = order? else {
-                            continue;
-                        };
-                        let entry = roster.hosts.into_iter().find(|entry| entry.host == with);
-                        let Some(entry) = entry.filter(|_| !met) else { continue };
-                        met = true;
-                        let (rogue, host) = (self.clone(), with.parse::<HostId>()?);
-                        let address: SocketAddr = entry.address.parse()?;
-                        jobs.spawn(async move {
-                            if let Ok(connection) = rogue.endpoint.connect(address, &host).await {
-                                drop(rogue.clone().trade(connection).await);
-                            }
-                        });
-                    }
-                    incoming = self.endpoint.accept() => {
-                        let Some(incoming) = incoming else { return Ok(()) };
-                        let rogue = self.clone();
-                        jobs.spawn(async move {
-                            if let Ok(connection) = incoming.establish().await {
-                                drop(rogue.trade(connection).await);
-                            }
-                        });
-                    }
-                }
-            }
         }
     }
 }
@@ -216,13 +127,10 @@ fn false_bytes_that_fit_a_planted_recipe_reach_no_client_of_the_true_repository(
     });
     world.cluster.kill_agent(1).unwrap();
     let state = world.cluster.agents()[1].dir.join("state");
-    let coordinator = std::fs::read_to_string(state.join("coordinator")).unwrap();
-    let coordinator = coordinator.trim().parse().unwrap();
-    let with = world.cluster.agents()[0].host.clone();
-    let (me, endpoint) = world.run(async { impostor::endpoint(&state) });
-    let rogue = Arc::new(Rogue {
-        me,
-        endpoint,
+    let with = BTreeSet::from([world.cluster.agents()[0].host.clone()]);
+    let impostor = Arc::new(world.run(async { Impostor::of(&state).unwrap() }));
+    let liar = Arc::new(Liar {
+        me: impostor.host().clone(),
         blob,
         recipe,
         chunks,
@@ -233,7 +141,7 @@ fn false_bytes_that_fit_a_planted_recipe_reach_no_client_of_the_true_repository(
     let (ours, theirs_blob) = (world.blob(0, &blob), theirs_at(&format!("blobs/{blob}")));
     world.run(async {
         let mut playing = JoinSet::new();
-        playing.spawn(rogue.clone().play(coordinator, with));
+        playing.spawn(impostor.play(liar.clone(), with));
         // their client comes first, and the blob has their recipe
         assert_eq!(get(&theirs_at("manifests/1")).await.status, StatusCode::OK);
         while world.found(0) < 1.0 {
@@ -259,10 +167,6 @@ fn false_bytes_that_fit_a_planted_recipe_reach_no_client_of_the_true_repository(
             bytes.len(),
             good.len()
         );
-        assert!(playing.try_join_next().is_none(), "the rogue gave up");
     });
-    assert!(
-        rogue.lies.load(Ordering::Relaxed) > 0,
-        "nobody took the lie"
-    );
+    assert!(liar.lies.load(Ordering::Relaxed) > 0, "nobody took the lie");
 }

@@ -211,12 +211,7 @@ async fn a_proxy_that_is_silent_away_or_not_trusted_is_named_within_the_time_for
 async fn the_tunnels_end_is_the_registry_and_nobody_else() {
     // The proxy leads the name to a server with another certificate.
     let behind = behind(true, proxy::Options::default()).await;
-    let other = Registry::start(Options {
-        tls: true,
-        ..Options::default()
-    })
-    .await
-    .unwrap();
+    let other = Registry::start(Options::tls()).await.unwrap();
     let names = [(format!("{HOST}:443"), other.addr())].into();
     let liar = Proxy::start(proxy::Options {
         names,

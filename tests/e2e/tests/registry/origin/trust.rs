@@ -73,11 +73,7 @@ async fn redirects_end() {
 
 #[tokio::test]
 async fn redirects_to_plain_http_or_nowhere_are_refused() {
-    let world = world_with(Options {
-        tls: true,
-        ..Options::default()
-    })
-    .await;
+    let world = world_with(Options::tls()).await;
     let pem = world.registry.certificate_pem().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ca.pem");
@@ -108,11 +104,7 @@ async fn redirects_to_plain_http_or_nowhere_are_refused() {
 
 #[tokio::test]
 async fn an_unknown_certificate_is_not_trusted() {
-    let world = world_with(Options {
-        tls: true,
-        ..Options::default()
-    })
-    .await;
+    let world = world_with(Options::tls()).await;
     let client = Client::new(Config::default()).unwrap();
     let error = client
         .repository(&world.registry.reference(NAME, "1"), Credentials::Anonymous)
