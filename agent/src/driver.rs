@@ -61,6 +61,7 @@ use self::{
     disk::Disk,
     exchange::Exchange,
     jobs::{Jobs, Work},
+    leases::Granted,
     look::Seen,
     mirror::Mirror,
     orders::{Order, ReadOrderError},
@@ -455,6 +456,7 @@ impl Driver {
                 .unwrap_or_default(),
             takes_names: true,
             makes_recipes: true,
+            takes_ranges: true,
             roster_epoch: Some(self.supply.exchange().hosts().epoch()),
             link_key: self.notary.key().to_vec(),
         });
@@ -576,13 +578,17 @@ impl Driver {
             Order::Lease {
                 content,
                 image,
+                range,
                 ticket,
-            } => match self.notary.lease(content, ticket.as_ref()) {
-                Ok(()) => supply.exchange_mut().leased(content, image),
-                Err(error) => supply
-                    .exchange_mut()
-                    .give_lease_back(content, &error.to_string()),
-            },
+            } => {
+                let lease = Granted { image, range };
+                match self.notary.lease(content, ticket.as_ref()) {
+                    Ok(()) => supply.exchange_mut().leased(content, lease),
+                    Err(error) => supply
+                        .exchange_mut()
+                        .give_lease_back((content, range), &error.to_string()),
+                }
+            }
             Order::Stand(ticket) => match self.notary.stand(Some(&ticket)) {
                 Ok(()) => {
                     let notary = self.notary.clone();

@@ -7,7 +7,9 @@
 //! holds. That chunk's link remembers where in the blob its last block starts. Only this block comes again, and it has
 //! to match the end of the chunk that is held.
 //!
-//! If a recipe proves the content, the registry is asked for the wanted chunks alone, part by part (`span`).
+//! If a recipe proves the content, the registry is asked for the wanted chunks alone, part by part (`span`). Then
+//! several hosts may fetch a range of the chunks each. A fetch of a range ends when the range is here. It is given up
+//! when anything is wrong with the recipe or with the bytes: a fetch of the whole content finds out what.
 //!
 //! If the bytes turn out false, the fetch starts once more from the beginning, and trusts nothing that is held. By then
 //! other hosts have the links that this host made of the false bytes, under this host's name. The others find the links
@@ -79,6 +81,10 @@ pub(crate) async fn run(source: &impl Source, job: &mut Job) -> FetchEnd {
 async fn follow(next: Next, job: &mut Job, tried: &Access) -> Option<FetchEnd> {
     let news = match &next {
         Next::End(end) => return Some(end.clone()),
+        Next::StartAgain { error } if job.range.is_some() => {
+            debug!(content = %job.content, error, "giving up a range");
+            return Some(FetchEnd::Unwanted);
+        }
         Next::StartAgain { error } => {
             debug!(content = %job.content, error, "starting again from the blob's beginning");
             job.doubted = true;
@@ -216,6 +222,12 @@ impl<S: Source> Attempt<'_, S> {
             Some(reading) => reading.go_on(job).await,
             None => Reading::begin(job, self.from_start).await,
         };
+        if let Some(range) = job.range
+            && (!job.is_by_recipe() || reading.assembly.next() < range.from())
+        {
+            debug!(content = %job.content, "the recipe gives no place to begin a range at; giving it up");
+            return Err(Broke::Unwanted);
+        }
         let from = reading.at;
         let may_end = !self.from_start && !self.wholes.no_parts;
         let wanted = may_end.then(|| self.ends.span(job, reading.assembly.next(), from));

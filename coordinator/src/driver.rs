@@ -380,14 +380,15 @@ impl Driver {
             Action::Grant {
                 host,
                 content,
+                range,
                 image,
             } => {
                 self.staging.leases().granted();
                 let content = self.mirror.digest(content);
-                debug!(%host, %content, %image, "lease granted");
+                debug!(%host, %content, ?range, %image, "lease granted");
                 let tickets = self.members.tickets_mut();
                 let ticket = tickets.ticket(SystemTime::now(), &host, Some(content));
-                self.order(now, &host, order::grant(content, image, ticket));
+                self.order(now, &host, order::grant(content, range, image, ticket));
             }
             Action::Revoke {
                 host,

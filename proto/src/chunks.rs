@@ -20,6 +20,66 @@ impl fmt::Display for ChunkIndex {
     }
 }
 
+/// Chunks of a content that follow each other. There is at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ChunkRange {
+    from: u32,
+    until: u32,
+}
+
+impl ChunkRange {
+    /// The chunks from `from` up to and without `until`; `None` where that is no chunk.
+    #[must_use]
+    pub const fn new(from: u32, until: u32) -> Option<Self> {
+        if from < until {
+            Some(Self { from, until })
+        } else {
+            None
+        }
+    }
+
+    /// The first chunk.
+    #[must_use]
+    pub const fn from(self) -> u32 {
+        self.from
+    }
+
+    /// The chunk behind the last one.
+    #[must_use]
+    pub const fn until(self) -> u32 {
+        self.until
+    }
+
+    /// The number of chunks, which is never 0.
+    #[must_use]
+    pub const fn count(self) -> u32 {
+        self.until - self.from
+    }
+
+    /// The chunks, in order.
+    pub fn chunks(self) -> impl Iterator<Item = ChunkIndex> {
+        (self.from..self.until).map(ChunkIndex)
+    }
+
+    /// Whether the range has this chunk.
+    #[must_use]
+    pub const fn contains(self, chunk: ChunkIndex) -> bool {
+        self.from <= chunk.0 && chunk.0 < self.until
+    }
+
+    /// Whether a content of this many chunks has all of them.
+    #[must_use]
+    pub const fn is_within(self, chunks: u32) -> bool {
+        self.until <= chunks
+    }
+
+    /// Whether both ranges have a chunk in common.
+    #[must_use]
+    pub const fn overlaps(self, other: Self) -> bool {
+        self.from < other.until && other.from < self.until
+    }
+}
+
 /// The shape of a content: its size, and the chunks that follow from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {

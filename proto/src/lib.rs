@@ -32,7 +32,7 @@ pub mod tie;
 pub use blocks::BlockPrint;
 pub use causes::causes;
 pub use chain::{Link, Resume, State};
-pub use chunks::{CHUNK_BYTES, ChunkIndex, ChunkSet, Geometry};
+pub use chunks::{CHUNK_BYTES, ChunkIndex, ChunkRange, ChunkSet, Geometry};
 pub use digest::Digest;
 pub use fingerprint::Fingerprint;
 pub use host::{HostId, HostKey};

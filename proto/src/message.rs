@@ -16,6 +16,7 @@ use core::{fmt, ops::Range};
 
 use crate::{
     chain::{Resume, State},
+    chunks,
     digest::{Digest, ParseDigestError},
     fingerprint::Fingerprint,
     host::{HostId, ParseHostIdError},
@@ -44,6 +45,9 @@ pub enum FieldError {
     /// Ranges of a chunk aren't in order, don't lie in the chunk, or cut pages.
     #[error("ranges of a chunk are malformed")]
     Ranges,
+    /// A range of chunks has none, or more than any content.
+    #[error("range of chunks is empty or too long")]
+    ChunkRange,
     /// A host field isn't a host id.
     #[error(transparent)]
     Host(#[from] ParseHostIdError),
@@ -136,6 +140,27 @@ impl Ranges {
             return Err(FieldError::Ranges);
         }
         Ok(pairs.iter().map(|[start, end]| *start..*end).collect())
+    }
+}
+
+impl From<chunks::ChunkRange> for ChunkRange {
+    fn from(range: chunks::ChunkRange) -> Self {
+        Self {
+            from: range.from(),
+            until: range.until(),
+        }
+    }
+}
+
+impl ChunkRange {
+    /// The range.
+    ///
+    /// # Errors
+    /// When it has no chunk, or chunks that no content has.
+    pub fn parse(&self) -> Result<chunks::ChunkRange, FieldError> {
+        let range = chunks::ChunkRange::new(self.from, self.until);
+        let range = range.filter(|range| range.is_within(chunks::MAX_CHUNKS));
+        range.ok_or(FieldError::ChunkRange)
     }
 }
 

@@ -132,6 +132,7 @@ async fn fetch_all(
                 content: spec.digest,
                 geometry: spec.geometry,
                 kind: spec.kind,
+                range: None,
                 shelves: vec![Shelf::Stage(stage.clone())],
                 reference: image.to_owned(),
                 access: access.clone(),

@@ -11,7 +11,7 @@ mod moves;
 use std::{sync::Arc, time::Instant};
 
 use proto::{
-    ChunkIndex, Digest, HostKey, Moment,
+    ChunkIndex, ChunkRange, Digest, HostKey, Moment,
     image::{ContentSpec, Layout},
     message::{BlameKind, LeaseState, RosterChange, RosterEntry},
 };
@@ -32,6 +32,7 @@ use super::{
     hosts::{self, Hosts},
     image_news::ImageNews,
     input::Input,
+    leases::Granted,
     origins::{self, FetchWanted, Origins},
     streams::{PeerTransfers, Streams},
     transfers::Transfer,
@@ -206,13 +207,17 @@ impl Exchange {
                 self.hosts
                     .announce_load(peer, backlog_bytes, upload_bytes_per_second);
             }
-            Action::Fetch { id, until } => {
-                let effect = self.origins.want(&self.contents, id, until);
+            Action::Fetch { id, range, until } => {
+                let effect = self.origins.want(&self.contents, id, (range, until));
                 self.follow_origins(effect);
             }
             Action::StopFetch(id) => {
                 let effect = self.origins.stop(&mut self.contents, id);
                 self.follow_origins(effect);
+            }
+            Action::RangeDone(id) => {
+                let effects = self.origins.range_done(&self.contents, id);
+                self.follow_origins(effects);
             }
             Action::ReleaseLease(id) => {
                 let effects = self.origins.release(&self.contents, id);
@@ -678,9 +683,9 @@ impl Exchange {
         self.origins.is_leased(id)
     }
 
-    /// The coordinator leased this host a content, to be fetched under this image's name.
-    pub(super) fn leased(&mut self, content: Digest, image: Option<Digest>) {
-        let effects = self.origins.leased(&self.contents, content, image);
+    /// The coordinator leased this host a content, or a range of it.
+    pub(super) fn leased(&mut self, content: Digest, granted: Granted) {
+        let effects = self.origins.leased(&self.contents, content, granted);
         self.follow_origins(effects);
     }
 
@@ -697,8 +702,8 @@ impl Exchange {
     }
 
     /// Gives a lease back that can't be used: no host would take the links that are made with it.
-    pub(super) fn give_lease_back(&mut self, content: Digest, error: &str) {
-        let effect = self.origins.give_back(content, error);
+    pub(super) fn give_lease_back(&mut self, of: (Digest, Option<ChunkRange>), error: &str) {
+        let effect = self.origins.give_back(of, error);
         self.follow_origins([effect]);
     }
 }

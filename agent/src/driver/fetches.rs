@@ -9,7 +9,7 @@ use std::{
 };
 
 use proto::{
-    ChunkIndex, Digest, Reason,
+    ChunkIndex, ChunkRange, Digest, Reason,
     message::{LeaseEnd, OriginFault},
 };
 use swarm::event::{ContentId, OriginEnd};
@@ -40,6 +40,8 @@ struct Fetch {
 pub(super) struct Reins {
     /// Tells the fetch from an earlier one of the same content.
     pub(super) number: u64,
+    /// The chunks to fetch; `None`: all of them.
+    pub(super) range: Option<ChunkRange>,
     /// The chunk to pause before.
     pub(super) until: watch::Receiver<u32>,
     pub(super) access: watch::Receiver<Access>,
@@ -63,7 +65,7 @@ impl Fetches {
         id: ContentId,
         image: Option<Digest>,
         access: Access,
-        until: ChunkIndex,
+        (range, until): (Option<ChunkRange>, ChunkIndex),
     ) -> Reins {
         self.last_number += 1;
         let (until, until_now) = watch::channel(until.0);
@@ -78,6 +80,7 @@ impl Fetches {
         };
         let reins = Reins {
             number: fetch.number,
+            range,
             until: until_now,
             access: access_now,
             moved: fetch.moved.clone(),
@@ -225,7 +228,7 @@ mod tests {
     fn a_fetch_that_runs_goes_on_as_far_as_it_is_let() {
         let mut fetches = Fetches::default();
         assert!(!fetches.go_on(ID, ChunkIndex(9)));
-        let mut reins = fetches.begin(ID, None, Access::default(), ChunkIndex(4));
+        let mut reins = fetches.begin(ID, None, Access::default(), (None, ChunkIndex(4)));
         assert_eq!(*reins.until.borrow_and_update(), 4);
         assert!(fetches.go_on(ID, ChunkIndex(9)));
         assert_eq!(*reins.until.borrow_and_update(), 9);
@@ -235,7 +238,7 @@ mod tests {
     #[test]
     fn bytes_are_counted_while_the_fetch_runs() {
         let mut fetches = Fetches::default();
-        let reins = fetches.begin(ID, None, Access::default(), ChunkIndex(4));
+        let reins = fetches.begin(ID, None, Access::default(), (None, ChunkIndex(4)));
         reins.moved.fetch_add(7, Ordering::Relaxed);
         assert_eq!(fetches.moved_bytes(ID), 7);
         fetches.stop(ID);
@@ -246,9 +249,19 @@ mod tests {
     fn a_newer_token_reaches_the_fetches_of_its_image_alone() {
         let mut fetches = Fetches::default();
         let (one, other) = (image(1), image(2));
-        let of_one = fetches.begin(ContentId(1), Some(one), access("old"), ChunkIndex(4));
-        let of_other = fetches.begin(ContentId(2), Some(other), access("old"), ChunkIndex(4));
-        let of_mirror = fetches.begin(ContentId(3), None, access("old"), ChunkIndex(4));
+        let of_one = fetches.begin(
+            ContentId(1),
+            Some(one),
+            access("old"),
+            (None, ChunkIndex(4)),
+        );
+        let of_other = fetches.begin(
+            ContentId(2),
+            Some(other),
+            access("old"),
+            (None, ChunkIndex(4)),
+        );
+        let of_mirror = fetches.begin(ContentId(3), None, access("old"), (None, ChunkIndex(4)));
         fetches.renew(&one, &access("new"));
         assert_eq!(*of_one.access.borrow(), access("new"));
         assert_eq!(*of_other.access.borrow(), access("old"));
@@ -258,7 +271,7 @@ mod tests {
     #[test]
     fn a_fetch_that_is_stopped_ends_without_a_word() {
         let mut fetches = Fetches::default();
-        let reins = fetches.begin(ID, Some(image(1)), Access::default(), ChunkIndex(4));
+        let reins = fetches.begin(ID, Some(image(1)), Access::default(), (None, ChunkIndex(4)));
         assert!(fetches.stop(ID));
         assert!(reins.token.is_cancelled());
         assert!(!fetches.is_running(ID));
@@ -269,9 +282,9 @@ mod tests {
     #[test]
     fn the_late_end_of_a_stopped_fetch_does_not_end_the_next() {
         let mut fetches = Fetches::default();
-        let before = fetches.begin(ID, Some(image(1)), Access::default(), ChunkIndex(4));
+        let before = fetches.begin(ID, Some(image(1)), Access::default(), (None, ChunkIndex(4)));
         fetches.stop(ID);
-        let next = fetches.begin(ID, Some(image(2)), Access::default(), ChunkIndex(4));
+        let next = fetches.begin(ID, Some(image(2)), Access::default(), (None, ChunkIndex(4)));
         assert!(!fetches.ended(ID, before.number));
         assert!(fetches.is_running(ID));
         assert!(!next.token.is_cancelled());
@@ -284,7 +297,12 @@ mod tests {
     fn all_fetches_stop_with_the_agent() {
         let mut fetches = Fetches::default();
         let tokens = [1, 2, 3].map(|at| {
-            let reins = fetches.begin(ContentId(at), None, Access::default(), ChunkIndex(1));
+            let reins = fetches.begin(
+                ContentId(at),
+                None,
+                Access::default(),
+                (None, ChunkIndex(1)),
+            );
             reins.token
         });
         fetches.stop_all();

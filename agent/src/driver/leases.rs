@@ -7,7 +7,7 @@ use std::{
 };
 
 use proto::{
-    Digest,
+    ChunkRange, Digest,
     figure::{Bytes, Span},
     message::{LeaseEnd, LeaseState, OriginFault, OriginTrouble},
 };
@@ -61,11 +61,19 @@ enum Trouble {
     Failing(String),
 }
 
+/// What the coordinator granted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Granted {
+    /// The image under whose name the content is to be fetched, if the coordinator says so.
+    pub(super) image: Option<Digest>,
+    /// The chunks to fetch; `None`: all of them.
+    pub(super) range: Option<ChunkRange>,
+}
+
 /// A lease that this host holds.
 #[derive(Clone, Debug)]
 struct Lease {
-    /// The image under whose name the content is to be fetched, if the coordinator says so.
-    image: Option<Digest>,
+    granted: Granted,
     /// Chunks that were fetched under the lease.
     chunks: u32,
     /// The bytes that had come under the lease at an earlier report, and the moment at which they last grew.
@@ -88,9 +96,9 @@ pub(super) struct Progress {
 }
 
 impl Lease {
-    const fn new(image: Option<Digest>) -> Self {
+    const fn new(granted: Granted) -> Self {
         Self {
-            image,
+            granted,
             chunks: 0,
             seen: None,
             breaks: Breaks { count: 0, bytes: 0 },
@@ -142,6 +150,7 @@ impl Lease {
         LeaseState {
             content: content.as_bytes().to_vec(),
             chunks: self.chunks,
+            range: self.granted.range.map(Into::into),
             bytes,
             end: LeaseEnd::Unspecified.into(),
             message,
@@ -176,25 +185,25 @@ impl End {
 #[derive(Debug, Default)]
 pub(super) struct Leases {
     running: BTreeMap<ContentId, Lease>,
-    /// Leases of contents whose stage is being made ready, with the image of each. The notary has their tickets.
-    early: Vec<(Digest, Option<Digest>)>,
+    /// Leases of contents whose stage is being made ready. The notary has their tickets.
+    early: Vec<(Digest, Granted)>,
     /// Ends that no report has carried yet.
     ended: Vec<LeaseState>,
 }
 
 impl Leases {
-    /// The coordinator leased a content, to be fetched under this image's name.
-    pub(super) fn grant(&mut self, id: ContentId, image: Option<Digest>) {
-        self.running.insert(id, Lease::new(image));
+    /// The coordinator leased a content, or a range of it.
+    pub(super) fn grant(&mut self, id: ContentId, granted: Granted) {
+        self.running.insert(id, Lease::new(granted));
     }
 
     /// The coordinator leased a content that isn't known yet. The lease runs meanwhile. Returns whether there is room
     /// for it; if not, the next report gives it back, so that another host gets it.
-    pub(super) fn grant_early(&mut self, content: Digest, image: Option<Digest>) -> bool {
+    pub(super) fn grant_early(&mut self, content: Digest, granted: Granted) -> bool {
         self.early.retain(|(other, _)| *other != content);
         let room = self.early.len() < MAX_EARLY;
         if room {
-            self.early.push((content, image));
+            self.early.push((content, granted));
         } else {
             let how = End {
                 message: format!(
@@ -202,13 +211,13 @@ impl Leases {
                 ),
                 ..End::plain(LeaseEnd::Released)
             };
-            self.say_ended(content, 0, how);
+            self.say_ended((content, granted.range), 0, how);
         }
         room
     }
 
     /// The leases of contents that weren't known, to be granted anew.
-    pub(super) fn take_early(&mut self) -> Vec<(Digest, Option<Digest>)> {
+    pub(super) fn take_early(&mut self) -> Vec<(Digest, Granted)> {
         std::mem::take(&mut self.early)
     }
 
@@ -227,21 +236,21 @@ impl Leases {
         let Some(lease) = self.running.remove(&id) else {
             return false;
         };
-        self.say_ended(content, lease.chunks, how);
+        self.say_ended((content, lease.granted.range), lease.chunks, how);
         true
     }
 
     /// Gives a lease back that can't be used: no host would take the links that are made with it.
-    pub(super) fn give_back(&mut self, content: Digest, error: &str) {
+    pub(super) fn give_back(&mut self, of: (Digest, Option<ChunkRange>), error: &str) {
         let how = End {
             end: LeaseEnd::OriginFailed,
             fault: OriginFault::Host,
             message: error.to_owned(),
         };
-        self.say_ended(content, 0, how);
+        self.say_ended(of, 0, how);
     }
 
-    fn say_ended(&mut self, content: Digest, chunks: u32, how: End) {
+    fn say_ended(&mut self, (content, range): (Digest, Option<ChunkRange>), chunks: u32, how: End) {
         let End {
             end,
             fault,
@@ -251,6 +260,7 @@ impl Leases {
         self.ended.push(LeaseState {
             content: content.as_bytes().to_vec(),
             chunks,
+            range: range.map(Into::into),
             end: end.into(),
             fault: fault.into(),
             message,
@@ -268,7 +278,7 @@ impl Leases {
 
     /// The image under whose name a content is to be fetched, if the coordinator says so.
     pub(super) fn image(&self, id: ContentId) -> Option<Digest> {
-        self.running.get(&id)?.image
+        self.running.get(&id)?.granted.image
     }
 
     // ---- what the registry does -----------------------------------------------------------------------------------
@@ -361,9 +371,13 @@ mod tests {
         Duration::from_secs(count)
     }
 
+    fn by(image: Option<Digest>) -> Granted {
+        Granted { image, range: None }
+    }
+
     fn granted() -> Leases {
         let mut leases = Leases::default();
-        leases.grant(ID, None);
+        leases.grant(ID, Granted::default());
         leases
     }
 
@@ -497,11 +511,11 @@ mod tests {
     fn ends_of_a_report_that_was_not_sent_come_first_in_the_next() {
         let (mut leases, now) = (granted(), Instant::now());
         leases.end(ID, content(), End::plain(LeaseEnd::Done));
-        leases.grant(ContentId(4), None);
+        leases.grant(ContentId(4), Granted::default());
         let unsent = leases.report(now, |_| Some(idle(0, None)));
         assert_eq!(unsent.len(), 2);
         let later = Digest::of(b"later");
-        leases.give_back(later, "no ticket");
+        leases.give_back((later, None), "no ticket");
         leases.unsent(unsent);
         let told = leases.report(now, |_| None);
         let contents: Vec<_> = told.iter().map(|state| state.content.clone()).collect();
@@ -519,11 +533,11 @@ mod tests {
     fn a_lease_that_comes_before_its_content_waits_for_it() {
         let mut leases = Leases::default();
         let image = Some(Digest::of(b"an image"));
-        leases.grant_early(content(), None);
+        leases.grant_early(content(), Granted::default());
         // the lease is granted anew: the coordinator's last word counts
-        leases.grant_early(content(), image);
+        leases.grant_early(content(), by(image));
         assert_eq!(leases.count(), 0);
-        assert_eq!(leases.take_early(), [(content(), image)]);
+        assert_eq!(leases.take_early(), [(content(), by(image))]);
         assert!(leases.take_early().is_empty());
     }
 
@@ -531,10 +545,10 @@ mod tests {
     fn a_lease_that_is_taken_back_before_its_content_came_is_not_used() {
         let mut leases = Leases::default();
         let other = Digest::of(b"other");
-        leases.grant_early(content(), None);
-        leases.grant_early(other, None);
+        leases.grant_early(content(), Granted::default());
+        leases.grant_early(other, Granted::default());
         leases.lose_early(&content());
-        assert_eq!(leases.take_early(), [(other, None)]);
+        assert_eq!(leases.take_early(), [(other, Granted::default())]);
     }
 
     #[test]
@@ -542,12 +556,12 @@ mod tests {
         let mut leases = Leases::default();
         let content = |at: usize| Digest::of(&at.to_le_bytes());
         for at in 0..MAX_EARLY {
-            assert!(leases.grant_early(content(at), None));
+            assert!(leases.grant_early(content(at), Granted::default()));
         }
         // a repeated order takes no more room
-        assert!(leases.grant_early(content(0), None));
+        assert!(leases.grant_early(content(0), Granted::default()));
         assert!(leases.report(Instant::now(), |_| None).is_empty());
-        assert!(!leases.grant_early(content(MAX_EARLY), None));
+        assert!(!leases.grant_early(content(MAX_EARLY), Granted::default()));
         let told = leases.report(Instant::now(), |_| None);
         assert_eq!(told.len(), 1);
         assert_eq!(told[0].content, content(MAX_EARLY).as_bytes());
@@ -556,11 +570,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_said_of_a_lease_names_its_range() {
+        let (mut leases, now) = (Leases::default(), Instant::now());
+        let range = ChunkRange::new(16, 32);
+        let of_range = Granted { image: None, range };
+        leases.grant(ID, of_range);
+        let said = |state: LeaseState| state.range.map(|range| (range.from, range.until));
+        let state = one(&mut leases, now, idle(0, None));
+        assert_eq!(said(state), Some((16, 32)));
+        leases.end(ID, content(), End::plain(LeaseEnd::Done));
+        leases.grant_early(Digest::of(b"early"), of_range);
+        leases.give_back((Digest::of(b"other"), range), "no ticket");
+        for state in leases.report(now, |_| None) {
+            assert_eq!(said(state), Some((16, 32)));
+        }
+        assert_eq!(leases.take_early(), [(Digest::of(b"early"), of_range)]);
+        leases.grant(ID, Granted::default());
+        assert_eq!(said(one(&mut leases, now, idle(0, None))), None);
+    }
+
+    #[test]
     fn a_lease_remembers_the_image_that_it_was_granted_for() {
         let mut leases = granted();
         assert_eq!(leases.image(ID), None);
         let image = Some(Digest::of(b"an image"));
-        leases.grant(ID, image);
+        leases.grant(ID, by(image));
         assert_eq!((leases.image(ID), leases.count()), (image, 1));
     }
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use proto::{
-    ChunkIndex, Digest, HostId,
+    ChunkIndex, ChunkRange, Digest, HostId,
     digest::ParseDigestError,
-    message::{self, order::Kind},
+    message::{self, FieldError, order::Kind},
     recipe::Doubt,
 };
 
@@ -47,6 +47,8 @@ pub(super) enum Order {
     Lease {
         content: Digest,
         image: Option<Digest>,
+        /// The chunks to fetch; `None`: all of them.
+        range: Option<ChunkRange>,
         ticket: Option<message::Ticket>,
     },
     /// A ticket for links that are made without a lease.
@@ -82,6 +84,9 @@ pub(super) enum ReadOrderError {
     /// The order takes back a host's links, and names no host.
     #[error("order about {0:?}, which isn't a host")]
     Host(String),
+    /// A lease is for chunks that no content has.
+    #[error("order without chunks: {0}")]
+    Range(#[from] FieldError),
     /// The order comes from a later version.
     #[error("order of a kind that this version doesn't know")]
     Unknown,
@@ -124,6 +129,11 @@ pub(super) fn read(order: message::Order) -> Result<Order, ReadOrderError> {
         Kind::Lease(grant) => Order::Lease {
             content: digest(&grant.content)?,
             image: digest(&grant.manifest_digest).ok(),
+            range: grant
+                .range
+                .as_ref()
+                .map(message::ChunkRange::parse)
+                .transpose()?,
             ticket: grant.ticket,
         },
         Kind::Ticket(ticket) => Order::Stand(ticket),
@@ -207,6 +217,25 @@ mod tests {
             panic!("no lease");
         };
         assert!(image.is_none() && ticket.is_none());
+    }
+
+    #[test]
+    fn a_lease_may_be_for_a_range_that_a_content_can_have() {
+        let order = |from, until| {
+            of(Kind::Lease(message::LeaseGrant {
+                content: bytes(),
+                range: Some(message::ChunkRange { from, until }),
+                ..message::LeaseGrant::default()
+            }))
+        };
+        let Ok(Order::Lease { range, .. }) = order(16, 32) else {
+            panic!("no lease");
+        };
+        assert_eq!(range, ChunkRange::new(16, 32));
+        for (from, until) in [(0, 0), (32, 16), (7, u32::MAX)] {
+            let error = order(from, until).unwrap_err();
+            assert_eq!(error, ReadOrderError::Range(FieldError::ChunkRange));
+        }
     }
 
     #[test]

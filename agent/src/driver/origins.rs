@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use proto::{
-    ChunkIndex, Digest, Reason,
+    ChunkIndex, ChunkRange, Digest, Reason,
     message::{LeaseEnd, LeaseState},
     recipe::Doubt,
 };
@@ -14,7 +14,7 @@ use super::{
     contents::{self, Content, Contents, Proving},
     fetches::{self, Fetches, Reins, Told},
     image_news::ImageNews,
-    leases::{End, Leases, Progress},
+    leases::{End, Granted, Leases, Progress},
     trouble::Trouble,
 };
 use crate::{
@@ -60,6 +60,8 @@ pub(super) struct FetchWanted {
     pub(super) content: Digest,
     /// The images that have the content. The best one to ask for comes first. None for a blob of the mirror.
     pub(super) images: Vec<Digest>,
+    /// The chunks to fetch; `None`: all of them.
+    pub(super) range: Option<ChunkRange>,
     /// The chunk to pause before.
     pub(super) until: ChunkIndex,
 }
@@ -74,12 +76,12 @@ pub(super) struct Origins {
 impl Origins {
     // ---- fetches --------------------------------------------------------------------------------------------------
 
-    /// The swarm wants a content fetched as far as this chunk.
+    /// The swarm wants a content, or a range of it, fetched as far as this chunk.
     pub(super) fn want<S: Proving>(
         &self,
         contents: &Contents<S>,
         id: ContentId,
-        until: ChunkIndex,
+        (range, until): (Option<ChunkRange>, ChunkIndex),
     ) -> Option<Effect<S>> {
         if self.fetches.go_on(id, until) {
             return None;
@@ -93,6 +95,7 @@ impl Origins {
             id,
             content: content.digest(),
             images,
+            range,
             until,
         }))
     }
@@ -104,7 +107,8 @@ impl Origins {
         by: Option<Digest>,
         access: Access,
     ) -> Reins {
-        self.fetches.begin(wanted.id, by, access, wanted.until)
+        let until = (wanted.range, wanted.until);
+        self.fetches.begin(wanted.id, by, access, until)
     }
 
     /// The coordinator handed down a newer token for an image. Running fetches use the new token from now on.
@@ -296,16 +300,16 @@ impl Origins {
         self.leases.count()
     }
 
-    /// The coordinator leased this host a content, to be fetched under this image's name.
+    /// The coordinator leased this host a content, or a range of it.
     pub(super) fn leased<S: Proving>(
         &mut self,
         contents: &Contents<S>,
         content: Digest,
-        image: Option<Digest>,
+        granted: Granted,
     ) -> Vec<Effect<S>> {
         let Some(id) = contents.by_digest(&content).map(Content::id) else {
             // the stage isn't ready yet; the lease runs meanwhile
-            return match self.leases.grant_early(content, image) {
+            return match self.leases.grant_early(content, granted) {
                 true => Vec::new(),
                 false => {
                     warn!(%content, "a lease is given back: too many wait for their stages");
@@ -313,15 +317,18 @@ impl Origins {
                 }
             };
         };
-        self.leases.grant(id, image);
-        vec![Effect::Tell(Event::Leased(id))]
+        self.leases.grant(id, granted);
+        vec![Effect::Tell(match granted.range {
+            Some(range) => Event::RangeLeased(id, range),
+            None => Event::Leased(id),
+        })]
     }
 
     /// A stage is ready: leases of its contents may have come before.
     pub(super) fn take_early<S: Proving>(&mut self, contents: &Contents<S>) -> Vec<Effect<S>> {
         let early = self.leases.take_early().into_iter();
         early
-            .flat_map(|(content, image)| self.leased(contents, content, image))
+            .flat_map(|(content, granted)| self.leased(contents, content, granted))
             .collect()
     }
 
@@ -369,6 +376,18 @@ impl Origins {
         self.end_lease(id, content.digest(), End::plain(end))
     }
 
+    /// What this host was to fetch of a range is here.
+    pub(super) fn range_done<S: Proving>(
+        &mut self,
+        contents: &Contents<S>,
+        id: ContentId,
+    ) -> Vec<Effect<S>> {
+        let content = contents.find(id).map(Content::digest);
+        content.map_or_else(Vec::new, |content| {
+            self.end_lease(id, content, End::plain(LeaseEnd::Done))
+        })
+    }
+
     /// A content isn't wanted here any more: its fetch stops, and its lease ends with the next report.
     pub(super) fn give_up<S>(&mut self, id: ContentId, content: Digest) -> Vec<Effect<S>> {
         self.fetches.stop(id);
@@ -380,9 +399,13 @@ impl Origins {
     }
 
     /// Gives a lease back that can't be used: no host would take the links that are made with it.
-    pub(super) fn give_back<S>(&mut self, content: Digest, error: &str) -> Effect<S> {
+    pub(super) fn give_back<S>(
+        &mut self,
+        (content, range): (Digest, Option<ChunkRange>),
+        error: &str,
+    ) -> Effect<S> {
         warn!(%content, error, "a lease is given back");
-        self.leases.give_back(content, error);
+        self.leases.give_back((content, range), error);
         Effect::ReportSoon
     }
 
@@ -460,6 +483,7 @@ mod tests {
             id,
             content: content(),
             images: Vec::new(),
+            range: None,
             until: ChunkIndex(1),
         };
         origins.begin(&wanted, by, Access::default())
@@ -477,6 +501,14 @@ mod tests {
         FetchEnd::Failed(Failure::Settings("no password".into()))
     }
 
+    /// A lease by the order of this image.
+    fn by(number: u8) -> Granted {
+        Granted {
+            image: Some(image(number)),
+            range: None,
+        }
+    }
+
     /// The images that are told of trouble.
     fn troubled(effects: &[Effect<NoShelf>]) -> Vec<Digest> {
         let images = effects.iter().find_map(|effect| match effect {
@@ -492,15 +524,15 @@ mod tests {
     #[test]
     fn a_fetch_asks_first_by_the_image_that_the_lease_was_granted_for() {
         let (mut origins, contents, id) = with_content();
-        let asked = |origins: &Origins| match origins.want(&contents, id, ChunkIndex(1)) {
+        let asked = |origins: &Origins| match origins.want(&contents, id, (None, ChunkIndex(1))) {
             Some(Effect::Fetch(wanted)) => wanted.images,
             other => panic!("{other:?}"),
         };
         assert_eq!(asked(&origins), [image(1), image(2)]);
-        origins.leased(&contents, content(), Some(image(2)));
+        origins.leased(&contents, content(), by(2));
         assert_eq!(asked(&origins), [image(2), image(1)]);
         // an image that isn't here any more
-        origins.leased(&contents, content(), Some(image(3)));
+        origins.leased(&contents, content(), by(3));
         assert_eq!(asked(&origins), [image(1), image(2)]);
     }
 
@@ -508,10 +540,14 @@ mod tests {
     fn a_fetch_that_runs_is_not_begun_again() {
         let (mut origins, contents, id) = with_content();
         let reins = begin(&mut origins, id, None);
-        assert!(origins.want(&contents, id, ChunkIndex(2)).is_none());
+        assert!(origins.want(&contents, id, (None, ChunkIndex(2))).is_none());
         assert_eq!(*reins.until.borrow(), 2);
         let unknown = ContentId(99);
-        assert!(origins.want(&contents, unknown, ChunkIndex(2)).is_none());
+        assert!(
+            origins
+                .want(&contents, unknown, (None, ChunkIndex(2)))
+                .is_none()
+        );
     }
 
     #[test]
@@ -552,7 +588,7 @@ mod tests {
     #[test]
     fn a_fetch_that_was_stopped_ends_without_a_word() {
         let (mut origins, mut contents, id) = with_content();
-        origins.leased(&contents, content(), None);
+        origins.leased(&contents, content(), Granted::default());
         let number = begin(&mut origins, id, None).number;
         origins.stop(&mut contents, id);
         let effects = origins.ended(&mut contents, id, number, failed());
@@ -563,7 +599,7 @@ mod tests {
     #[test]
     fn a_fetch_ends_with_its_lease() {
         let (mut origins, mut contents, id) = with_content();
-        origins.leased(&contents, content(), None);
+        origins.leased(&contents, content(), Granted::default());
         let number = begin(&mut origins, id, None).number;
         let effects = origins.ended(&mut contents, id, number, FetchEnd::Done);
         assert!(!origins.is_leased(id));
@@ -581,7 +617,7 @@ mod tests {
     #[test]
     fn a_volume_that_fails_says_nothing_of_the_registry() {
         let (mut origins, mut contents, id) = with_content();
-        origins.leased(&contents, content(), None);
+        origins.leased(&contents, content(), Granted::default());
         let number = begin(&mut origins, id, None).number;
         let disk = FetchEnd::Disk("no space".into());
         let effects = origins.ended(&mut contents, id, number, disk);
@@ -622,7 +658,11 @@ mod tests {
     fn a_lease_that_comes_before_its_stage_counts_once_the_stage_is_ready() {
         let (mut origins, contents, id) = with_content();
         let unknown = Contents::<NoShelf>::new(proto::HostKey(1), std::sync::Arc::default());
-        assert!(origins.leased(&unknown, content(), None).is_empty());
+        assert!(
+            origins
+                .leased(&unknown, content(), Granted::default())
+                .is_empty()
+        );
         assert!(!origins.is_leased(id));
         let effects = origins.take_early(&contents);
         assert!(matches!(effects[..], [Effect::Tell(Event::Leased(leased))] if leased == id));
@@ -635,12 +675,14 @@ mod tests {
         let unknown = Contents::<NoShelf>::new(proto::HostKey(1), std::sync::Arc::default());
         let waits = |at: &u32| {
             let content = Digest::of(&at.to_le_bytes());
-            origins.leased(&unknown, content, None).is_empty()
+            origins
+                .leased(&unknown, content, Granted::default())
+                .is_empty()
         };
         let waiting = (0..).take_while(waits).count();
         let last = Digest::of(&u32::try_from(waiting).unwrap().to_le_bytes());
         // once more: the first time has only found out how many wait
-        let effects = origins.leased(&unknown, last, None);
+        let effects = origins.leased(&unknown, last, Granted::default());
         assert!(
             matches!(effects[..], [Effect::ForgetTicket(of), Effect::ReportSoon] if of == last)
         );
@@ -650,7 +692,7 @@ mod tests {
     fn a_lease_that_is_taken_back_before_its_stage_is_ready_never_counts() {
         let (mut origins, contents, id) = with_content();
         let unknown = Contents::<NoShelf>::new(proto::HostKey(1), std::sync::Arc::default());
-        origins.leased(&unknown, content(), None);
+        origins.leased(&unknown, content(), Granted::default());
         let effects = origins.lease_lost(&unknown, &content());
         assert!(matches!(effects[..], [Effect::ForgetTicket(_)]));
         assert!(origins.take_early(&contents).is_empty());
@@ -660,7 +702,7 @@ mod tests {
     #[test]
     fn a_lease_that_is_lost_while_fetching_clears_what_was_said_of_the_registry() {
         let (mut origins, mut contents, id) = with_content();
-        origins.leased(&contents, content(), None);
+        origins.leased(&contents, content(), Granted::default());
         begin(&mut origins, id, None);
         origins.news(&mut contents, Instant::now(), id, trouble(3));
         let effects = origins.lease_lost(&contents, &content());
@@ -680,10 +722,34 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_of_a_range_reaches_the_swarm_and_is_done_when_the_swarm_says_so() {
+        let (mut origins, contents, id) = with_content();
+        let range = ChunkRange::new(0, 1).unwrap();
+        let granted = Granted {
+            image: None,
+            range: Some(range),
+        };
+        let effects = origins.leased(&contents, content(), granted);
+        let [Effect::Tell(Event::RangeLeased(of, leased))] = effects[..] else {
+            panic!("{effects:?}");
+        };
+        assert_eq!((of, leased), (id, range));
+        origins.range_done(&contents, id);
+        assert!(!origins.is_leased(id));
+        let swarm = swarm::Swarm::new(proto::HostKey(1), swarm::Config::default(), 1);
+        let status = swarm.status(proto::Moment::START);
+        let states = origins.lease_states(&contents, Instant::now(), &status);
+        assert_eq!(states.len(), 1);
+        assert_eq!(states[0].end(), LeaseEnd::Done);
+        assert_eq!(states[0].range, Some(range.into()));
+        assert!(origins.range_done(&contents, id).is_empty());
+    }
+
+    #[test]
     fn a_lease_is_done_when_every_chunk_is_here_and_released_before() {
         let (mut origins, mut contents, id) = with_content();
         let mut released = |contents: &Contents<NoShelf>| {
-            origins.leased(contents, content(), None);
+            origins.leased(contents, content(), Granted::default());
             let effects = origins.release(contents, id);
             assert!(matches!(
                 effects[..],

@@ -140,6 +140,7 @@ impl Streams {
             content: content.digest(),
             geometry: content.geometry(),
             kind: content.kind(),
+            range: reins.range,
             shelves: content.shelves(),
             reference,
             access: reins.access,

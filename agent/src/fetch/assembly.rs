@@ -308,11 +308,15 @@ async fn resume(job: &Job) -> Start {
         return beginning(job);
     };
     let (content, kind, geometry) = (job.content, job.kind, job.geometry);
-    let held = job.first_missing();
+    let (held, amid) = (job.first_missing(), job.range.is_some());
     let (_, blob_size) = job.blob();
     let notary = job.notary.clone();
     let found = tokio::task::spawn_blocking(move || {
-        let missing = joined(&shelf, content, held);
+        // amid a content a recipe proves the chunk that the fetch goes on behind; what lies before may not be here
+        let missing = match amid && shelf.recipe(content).is_some() {
+            true => held,
+            false => joined(&shelf, content, held),
+        };
         let last = missing.checked_sub(1)?;
         let (link, _) = shelf.link(content, ChunkIndex(last))?;
         // no host believes a link that goes on from a link that nobody answers for, unless a recipe proves both

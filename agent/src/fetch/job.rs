@@ -6,7 +6,7 @@ use std::{
 };
 
 use origin::OriginError;
-use proto::{ChunkIndex, Digest, Geometry, HostId, HostKey, image::ContentKind};
+use proto::{ChunkIndex, ChunkRange, Digest, Geometry, HostId, HostKey, image::ContentKind};
 use swarm::event::ContentId;
 use tokio::sync::{mpsc, watch};
 
@@ -24,6 +24,9 @@ pub(crate) struct Job {
     pub(crate) content: Digest,
     pub(crate) geometry: Geometry,
     pub(crate) kind: ContentKind,
+    /// The chunks to fetch; `None`: all of them. A range needs a recipe. It begins at the content's beginning or behind
+    /// a chunk that is held.
+    pub(crate) range: Option<ChunkRange>,
     pub(crate) shelves: Vec<Shelf>,
     pub(crate) reference: String,
     /// The access as it was ordered; a newer token may come while the fetch runs.
@@ -111,11 +114,28 @@ impl From<OriginError> for Broke {
 }
 
 impl Job {
-    /// The first chunk that some shelf lacks.
+    /// The first chunk to fetch that some shelf lacks; the one behind the last chunk to fetch, where none does.
     pub(super) fn first_missing(&self) -> u32 {
-        let missing = |shelf: &Shelf| shelf.held(self.content).first_missing();
+        let missing = |shelf: &Shelf| {
+            let held = shelf.held(self.content);
+            match self.range {
+                Some(range) => range.chunks().find(|chunk| !held.contains(*chunk)),
+                None => held.first_missing(),
+            }
+        };
         let missing = self.shelves.iter().filter_map(missing).min();
-        missing.map_or(self.geometry.chunks(), |chunk| chunk.0)
+        missing.map_or(self.end(), |chunk| chunk.0)
+    }
+
+    /// The chunk behind the last one to fetch.
+    pub(super) fn end(&self) -> u32 {
+        let chunks = self.geometry.chunks();
+        self.range.map_or(chunks, |range| range.until().min(chunks))
+    }
+
+    /// Whether a chunk is to be fetched.
+    pub(super) fn has(&self, chunk: ChunkIndex) -> bool {
+        self.range.is_none_or(|range| range.contains(chunk))
     }
 
     /// Whether a recipe proves each chunk that is held. Without a recipe all of the blob is read: what peers brought of
@@ -125,9 +145,9 @@ impl Job {
         self.shelves.iter().all(by_recipe)
     }
 
-    /// Whether no shelf lacks a chunk, and a recipe proves all of them.
+    /// Whether no shelf lacks a chunk to fetch, and a recipe proves all of them.
     pub(super) fn has_all_by_recipe(&self) -> bool {
-        self.first_missing() == self.geometry.chunks() && self.is_by_recipe()
+        self.first_missing() == self.end() && self.is_by_recipe()
     }
 
     /// Tells the driver. The error means that the driver doesn't listen any more.

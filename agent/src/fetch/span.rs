@@ -55,7 +55,10 @@ impl Ends {
             return whole;
         };
         let held: Vec<_> = job.shelves.iter().map(|at| at.held(job.content)).collect();
-        let lacks = |chunk| held.iter().any(|set| !set.contains(ChunkIndex(chunk)));
+        let lacks = |chunk| {
+            let chunk = ChunkIndex(chunk);
+            job.has(chunk) && held.iter().any(|set| !set.contains(chunk))
+        };
         let places = Places {
             kind: job.kind,
             geometry: job.geometry,

@@ -137,6 +137,7 @@ impl Host {
             content: self.layer.digest(),
             geometry: self.layer.geometry(),
             kind: self.layer.kind,
+            range: None,
             shelves: vec![Shelf::Blob(self.reading.blob.clone())],
             reference: "registry.example/org/image:1".into(),
             access: self.access.subscribe(),

@@ -197,6 +197,7 @@ impl World {
             content: self.spec.digest,
             geometry: self.spec.geometry,
             kind: self.spec.kind,
+            range: None,
             shelves: vec![host.shelf.clone()],
             reference: format!("{address}/org/image:1"),
             access,

@@ -296,6 +296,7 @@ async fn fetched(world: &World) -> Vec<News> {
         content: subject.content,
         geometry: subject.geometry,
         kind: spec.unwrap().kind,
+        range: None,
         shelves: subject.shelves.clone(),
         reference: format!("{address}/org/image:1"),
         access,

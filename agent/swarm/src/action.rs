@@ -1,6 +1,6 @@
 //! The actions that the swarm asks of the shell.
 
-use proto::{ChunkIndex, ChunkSet, HostKey};
+use proto::{ChunkIndex, ChunkRange, ChunkSet, HostKey};
 
 use crate::event::{ContentId, Spread, Ticket};
 
@@ -91,11 +91,15 @@ pub enum Action {
     Fetch {
         /// The content.
         id: ContentId,
+        /// The chunks that the fetch is for; `None`: all of them. It stays the same until the fetch stops or ends.
+        range: Option<ChunkRange>,
         /// Where to pause.
         until: ChunkIndex,
     },
     /// Stop fetching. No more `OriginChunk` or `OriginEnded` comes for the content.
     StopFetch(ContentId),
+    /// Tell the coordinator that the lease of a range is done: what this host was to fetch of it is here.
+    RangeDone(ContentId),
     /// Tell the coordinator that we don't need this lease: the content is complete, or we can't fetch it.
     ReleaseLease(ContentId),
     /// Tell the coordinator that this peer was quarantined.

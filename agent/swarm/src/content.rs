@@ -3,7 +3,7 @@
 use alloc::{collections::BTreeMap, vec, vec::Vec};
 use core::time::Duration;
 
-use proto::{ChunkIndex, ChunkSet, Geometry, HostKey, Moment, pause::doubled};
+use proto::{ChunkIndex, ChunkRange, ChunkSet, Geometry, HostKey, Moment, pause::doubled};
 
 use crate::{event::Entitled, peer::PeerIndex, promise::Promises};
 
@@ -46,7 +46,11 @@ pub(crate) enum Grantor {
 #[derive(Clone, Debug)]
 pub(crate) struct Lease {
     pub(crate) grantor: Grantor,
-    /// Fetching may go up to and without this chunk; 0 before the first order.
+    /// The range that was leased; `None`: all chunks.
+    pub(crate) granted: Option<ChunkRange>,
+    /// The chunks to fetch of that range ([`Content::to_fetch`]); `None`: all of them.
+    pub(crate) range: Option<ChunkRange>,
+    /// Fetching may go up to and without this chunk; the first chunk to fetch before the first order.
     pub(crate) until: u32,
     /// Chunks before `until` that aren't here.
     pub(crate) ordered: u32,
@@ -61,6 +65,25 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
+    /// The first chunk to fetch.
+    pub(crate) fn first(&self) -> u32 {
+        self.range.map_or(0, ChunkRange::from)
+    }
+
+    /// The chunk behind the last one to fetch, in a content of this many chunks.
+    pub(crate) fn end(&self, chunks: u32) -> u32 {
+        self.range.map_or(chunks, |range| range.until().min(chunks))
+    }
+
+    /// Whether fetching may go beyond this chunk.
+    const fn has_passed(&self, chunk: ChunkIndex) -> bool {
+        let before = match self.range {
+            Some(range) => chunk.0 < range.from(),
+            None => false,
+        };
+        !before && chunk.0 < self.until
+    }
+
     /// The registry owes us one chunk more.
     pub(crate) fn order(&mut self, now: Moment) {
         if self.ordered == 0 {
@@ -202,6 +225,24 @@ impl Content {
         self.geometry.chunks()
     }
 
+    /// The chunks that the holder of this range fetches; `None` for none of them.
+    ///
+    /// The registry's bytes of a chunk can be decoded only behind a chunk that is held: they may repeat its last bytes.
+    /// So a range begins, and the range before it ends, at the first such place.
+    pub(crate) fn to_fetch(&self, range: ChunkRange) -> Option<ChunkRange> {
+        let behind_held = |from: u32| {
+            let held = |chunk: &u32| *chunk == 0 || self.held.contains(ChunkIndex(*chunk - 1));
+            let place = (from..self.chunks()).find(held);
+            place.unwrap_or(self.chunks())
+        };
+        ChunkRange::new(behind_held(range.from()), behind_held(range.until()))
+    }
+
+    /// Whether all of these chunks are held.
+    pub(crate) fn holds(&self, range: ChunkRange) -> bool {
+        self.held.is_full() || range.chunks().all(|chunk| self.held.contains(chunk))
+    }
+
     pub(crate) fn len(&self, chunk: ChunkIndex) -> u64 {
         u64::from(self.geometry.len(chunk))
     }
@@ -286,7 +327,7 @@ impl Content {
         self.news_at = now;
         self.was_stored();
         if let Some(lease) = &mut self.lease
-            && chunk.0 < lease.until
+            && lease.has_passed(chunk)
         {
             lease.ordered = lease.ordered.saturating_sub(1);
         }
@@ -301,7 +342,7 @@ impl Content {
         self.unannounced.remove(chunk);
         self.was_lost(now, chunk);
         if let Some(lease) = &mut self.lease
-            && chunk.0 < lease.until
+            && lease.has_passed(chunk)
         {
             // the shell fetches a chunk again only when it is told to go back, and it isn't told: a peer or the next
             // lease brings the chunk

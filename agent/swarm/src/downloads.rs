@@ -485,7 +485,11 @@ pub(crate) fn turn_grace(ground: &mut Ground) {
 
 /// Whether no push of this content can be expected: then its chunks are asked for at once.
 fn at_once(ground: &Ground, content: &Content) -> bool {
-    if content.lease.is_some() {
+    if content
+        .lease
+        .as_ref()
+        .is_some_and(|lease| lease.range.is_none())
+    {
         return true;
     }
     let (grace, config) = (ground.grace.time(), &ground.config);

@@ -3,7 +3,7 @@
 use alloc::{collections::BTreeSet, sync::Arc, vec::Vec};
 use core::time::Duration;
 
-use proto::{ChunkIndex, ChunkSet, HostKey};
+use proto::{ChunkIndex, ChunkRange, ChunkSet, HostKey};
 
 /// A content's number on this host. The shell chooses the number, and never reuses it while the swarm lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -170,6 +170,9 @@ pub enum Event {
     },
     /// The coordinator leased us a content: we may fetch the content from the registry.
     Leased(ContentId),
+    /// The coordinator leased us a range of a content: we may fetch its chunks from the registry, and other hosts fetch
+    /// the others. It takes the place of an earlier lease of the content.
+    RangeLeased(ContentId, ChunkRange),
     /// The lease is over (revoked or expired).
     LeaseLost(ContentId),
     /// A chunk came from the registry. The chunk is verified against its neighbours where they are there, and stored.

@@ -3,7 +3,7 @@
 use alloc::{collections::BTreeSet, vec::Vec};
 use core::time::Duration;
 
-use proto::{ChunkIndex, Moment, tie::mix};
+use proto::{ChunkIndex, ChunkRange, Moment, tie::mix};
 
 use crate::{
     Action,
@@ -57,16 +57,21 @@ impl Leases {
         leases.filter(|lease| lease.grantor == grantor).count()
     }
 
-    /// Grants a lease: a content may be fetched from the registry. `unassigned`: chunks of the content that came from
-    /// the registry and have no spreader yet. Returns whether the lease is new.
+    /// Grants a lease: a content, or a range of it, may be fetched from the registry. `unassigned`: chunks of the
+    /// content that came from the registry and have no spreader yet. Returns whether the lease is new.
     pub(crate) fn grant(
         &mut self,
         ground: &mut Ground,
         id: ContentId,
-        grantor: Grantor,
+        (grantor, granted): (Grantor, Option<ChunkRange>),
         unassigned: u32,
     ) -> bool {
         let now = ground.now;
+        let before = ground.contents.lease_mut(id);
+        // a fetch for our own clients goes on as it is
+        if before.is_some_and(|of| of.granted != granted && of.grantor != Grantor::Client) {
+            self.end(ground, id);
+        }
         let Some(content) = ground.contents.get_mut(id) else {
             ground.act(Action::ReleaseLease(id));
             return false;
@@ -83,9 +88,16 @@ impl Leases {
             lease.grantor = grantor;
             return false;
         }
+        let range = granted.and_then(|granted| content.to_fetch(granted));
+        if granted.is_some() && range.is_none_or(|range| content.holds(range)) {
+            ground.act(Action::RangeDone(id));
+            return false;
+        }
         content.lease = Some(Lease {
             grantor,
-            until: 0,
+            granted,
+            range,
+            until: range.map_or(0, ChunkRange::from),
             ordered: 0,
             ordered_at: now,
             waiting: unassigned,
@@ -103,24 +115,28 @@ impl Leases {
         self.leased.remove(&id);
         let content = ground.contents.get_mut(id);
         let lease = content.and_then(|content| content.lease.take());
-        if lease.is_some_and(|lease| lease.until > 0) {
+        if lease.is_some_and(|lease| lease.until > lease.first()) {
             ground.act(Action::StopFetch(id));
         }
     }
 
-    /// The last chunk came from a peer: nothing is left to fetch.
+    /// A chunk came from a peer. If it was the last one, nothing is left to fetch.
     pub(crate) fn done_by_peers(&mut self, ground: &mut Ground, id: ContentId) {
         let Some(content) = ground.contents.get(id) else {
             return;
         };
-        if let Some(lease) = &content.lease
-            && content.held.is_full()
-        {
-            let granted = lease.grantor == Grantor::Coordinator;
-            self.end(ground, id);
-            if granted {
-                ground.act(Action::ReleaseLease(id));
-            }
+        let Some(lease) = &content.lease else {
+            return;
+        };
+        let granted = lease.grantor == Grantor::Coordinator;
+        let action = match lease.range {
+            _ if content.held.is_full() => Action::ReleaseLease(id),
+            Some(range) if content.holds(range) => Action::RangeDone(id),
+            _ => return,
+        };
+        self.end(ground, id);
+        if granted {
+            ground.act(action);
         }
     }
 
@@ -135,10 +151,15 @@ impl Leases {
             OriginEnd::Failed | OriginEnd::Refused => Some(now + HEADLESS_AGAIN),
             OriginEnd::Bad => None,
         };
-        let had = content.lease.take().map(|lease| lease.grantor);
-        let full = content.held.is_full();
+        let had = content.lease.take();
+        let range = had.as_ref().and_then(|lease| lease.range);
+        let granted = had.is_some_and(|lease| lease.grantor == Grantor::Coordinator);
+        let full = match range {
+            Some(range) => content.holds(range),
+            None => content.held.is_full(),
+        };
         self.leased.remove(&id);
-        if end == OriginEnd::Done && !full && had == Some(Grantor::Coordinator) {
+        if end == OriginEnd::Done && !full && granted {
             // some chunk wasn't stored, or was lost since: another host or a new lease brings it
             ground.act(Action::ReleaseLease(id));
         }
@@ -171,9 +192,8 @@ impl Leases {
             };
             let ordered = lease.ordered;
             let mut blocked = false;
-            while lease.until < content.chunks()
-                && lease.ordered.saturating_add(lease.waiting) < window
-            {
+            let end = lease.end(content.chunks());
+            while lease.until < end && lease.ordered.saturating_add(lease.waiting) < window {
                 let chunk = ChunkIndex(lease.until);
                 if content.held.contains(chunk) {
                     lease.until += 1;
@@ -206,6 +226,7 @@ impl Leases {
             if lease.ordered > ordered {
                 ground.actions.push_back(Action::Fetch {
                     id: *id,
+                    range: lease.range,
                     until: ChunkIndex(lease.until),
                 });
             }

@@ -8,7 +8,7 @@
 use alloc::{collections::BTreeMap, vec::Vec};
 use core::time::Duration;
 
-use proto::{ChunkIndex, ChunkSet, Geometry, HostKey, Moment, pause::doubled};
+use proto::{ChunkIndex, ChunkRange, ChunkSet, Geometry, HostKey, Moment, pause::doubled};
 
 use crate::{
     Action, Config, Event, Status,
@@ -155,7 +155,8 @@ impl Swarm {
                 backlog_bytes,
                 upload_bytes_per_second,
             } => news::hear_load(ground, peer, backlog_bytes, upload_bytes_per_second),
-            Event::Leased(id) => self.grant(id, Grantor::Coordinator),
+            Event::Leased(id) => self.grant(id, Grantor::Coordinator, None),
+            Event::RangeLeased(id, range) => self.grant(id, Grantor::Coordinator, Some(range)),
             Event::LeaseLost(id) => self.lose_lease(id),
             Event::OriginChunk {
                 id,
@@ -252,7 +253,7 @@ impl Swarm {
         downloads::turn_grace(&mut self.ground);
         self.hurry();
         for id in self.leases.watch_coordinator(&mut self.ground) {
-            self.grant(id, Grantor::Headless);
+            self.grant(id, Grantor::Headless, None);
         }
         self.fetch_alone();
         let ground = &mut self.ground;
@@ -444,10 +445,10 @@ impl Swarm {
 
     // ---- the registry ---------------------------------------------------------------------------------------------
 
-    fn grant(&mut self, id: ContentId, grantor: Grantor) {
+    fn grant(&mut self, id: ContentId, grantor: Grantor, range: Option<ChunkRange>) {
         let unassigned = self.pushes.unassigned_of(id);
         let ground = &mut self.ground;
-        if self.leases.grant(ground, id, grantor, unassigned) {
+        if self.leases.grant(ground, id, (grantor, range), unassigned) {
             self.wants.began(ground.now, id);
         }
     }
@@ -551,7 +552,7 @@ impl Swarm {
         let coordinator = self.leases.has_coordinator();
         let due = self.wants.due(ground.now, coordinator, turn);
         for id in due.into_iter().take(room) {
-            self.grant(id, Grantor::Client);
+            self.grant(id, Grantor::Client, None);
         }
     }
 

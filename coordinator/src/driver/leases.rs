@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use proto::{Digest, HostId, Moment, message};
+use proto::{ChunkRange, Digest, HostId, Moment, message};
 use rollout::stage::{
     Event, Plan, RevokeCause,
     event::{self as word, Trouble},
@@ -94,6 +94,7 @@ impl Leases {
             Event::LeaseProgress {
                 host: host.clone(),
                 content,
+                range: range(lease),
                 chunks: lease.chunks,
                 bytes: lease.bytes,
                 paced: lease.paced,
@@ -180,6 +181,7 @@ impl Leases {
             Event::LeaseEnded {
                 host: host.clone(),
                 content,
+                range: range(lease),
                 end,
             },
         );
@@ -315,6 +317,15 @@ impl Leases {
     pub(super) fn says_anything(&self) -> bool {
         !self.said.is_empty()
     }
+}
+
+/// The range that a lease is for. A range that is none is that of no lease.
+fn range(lease: &message::LeaseState) -> Option<ChunkRange> {
+    let range = lease.range.as_ref()?;
+    range
+        .parse()
+        .ok()
+        .or(ChunkRange::new(u32::MAX - 1, u32::MAX))
 }
 
 /// What keeps the registry from giving the holder of a lease more.

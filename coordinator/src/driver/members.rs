@@ -189,6 +189,9 @@ impl Members {
             self.tickets.connected(now, host, key);
             self.rosters.connected(host, hello.roster_epoch);
             effects.tell(Event::HostConnected(host.clone()));
+            if hello.takes_ranges {
+                effects.tell(Event::TakesRanges(host.clone()));
+            }
             // the host needs the standing ticket before any lease
             if let Some(ticket) = self.tickets.standing((now, clock), host) {
                 effects.order(host, ticket);

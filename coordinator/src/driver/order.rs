@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use proto::{Digest, HostId, message, recipe::Doubt};
+use proto::{ChunkRange, Digest, HostId, message, recipe::Doubt};
 use tokio::sync::mpsc;
 
 use crate::view::BandwidthRequest;
@@ -29,16 +29,18 @@ pub(super) fn bandwidth(limits: BandwidthRequest) -> message::Order {
     }))
 }
 
-/// Grants a lease: the host may fetch a content of an image from the registry. With the ticket the host may sign links
-/// of that content.
+/// Grants a lease: the host may fetch a content of an image, or a range of it, from the registry. With the ticket the
+/// host may sign links of that content.
 pub(super) fn grant(
     content: Digest,
+    range: Option<ChunkRange>,
     image: Digest,
     ticket: Option<message::Ticket>,
 ) -> message::Order {
     order(message::order::Kind::Lease(message::LeaseGrant {
         content: content.as_bytes().to_vec(),
         manifest_digest: image.as_bytes().to_vec(),
+        range: range.map(Into::into),
         ticket,
     }))
 }

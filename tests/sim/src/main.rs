@@ -54,6 +54,14 @@ struct Cli {
     /// Rate of the registry, in bytes per second, for all hosts together.
     #[arg(long, default_value_t = sim::scenario::GIGABIT, env = "SIM_ORIGIN_RATE")]
     origin_rate: u64,
+    /// Rate of each stream of the registry, in bytes per second. Scenarios with a slow registry have their own.
+    /// [default: no limit]
+    #[arg(long, env = "SIM_STREAM_RATE", value_parser = clap::value_parser!(u64).range(1..))]
+    stream_rate: Option<u64>,
+    /// The most ranges of one content that are leased at one time, where there is a recipe. 1: contents are leased
+    /// whole.
+    #[arg(long, default_value_t = rollout::stage::Config::default().content_ranges, env = "SIM_CONTENT_RANGES")]
+    content_ranges: usize,
     /// Rate of each host's uplink, in bytes per second.
     #[arg(long, default_value_t = sim::scenario::GIGABIT, env = "SIM_UP_RATE")]
     up_rate: u64,
@@ -207,6 +215,8 @@ fn main() -> ExitCode {
     setup.manner = manner;
     setup.recipe |= cli.recipe;
     setup.change_percent = cli.change;
+    setup.stream_rate = cli.stream_rate;
+    setup.plan.content_ranges = cli.content_ranges;
     let swarm = &mut setup.swarm;
     swarm.uploads = cli.uploads;
     swarm.incoming = cli.incoming;

@@ -353,6 +353,8 @@ pub struct Setup {
     pub change_percent: u32,
     /// Without the image that lacks a layer.
     pub spared: bool,
+    /// Bytes per second that the registry gives each stream at most; `None`: as much as the lines carry.
+    pub stream_rate: Option<u64>,
     /// The registry's rate, bytes per second.
     pub origin_rate: u64,
     /// A host's uplink, bytes per second.
@@ -388,6 +390,7 @@ impl Setup {
             recipe: scenario == Scenario::Release,
             change_percent: 5,
             spared: false,
+            stream_rate: None,
             origin_rate: GIGABIT,
             up_rate: GIGABIT,
             down_rate: GIGABIT,

@@ -264,6 +264,23 @@ fn a_release_moves_what_changed() {
     }
 }
 
+/// A layer that changed in part comes by as many streams as the registry may have, and not by one.
+#[test]
+fn several_hosts_fetch_one_layer_of_a_release() {
+    let [whole, ranges] = [1, 4].map(|content_ranges| {
+        let mut setup = Setup::new(Scenario::Release, 20, 512 << 20, 1);
+        setup.change_percent = 20;
+        setup.stream_rate = Some(20_000_000);
+        setup.plan.content_ranges = content_ranges;
+        let outcome = run(&setup);
+        assert!(outcome.passed(), "{}", outcome.to_text());
+        outcome
+    });
+    assert!(whole.makespan_over_bound() > 4.0, "{}", whole.to_text());
+    assert!(ranges.makespan_over_bound() < 1.5, "{}", ranges.to_text());
+    assert!(ranges.origin_bytes <= whole.origin_bytes);
+}
+
 /// Hosts that say false things of the recipe take it from next to no content, whatever else they lie about.
 #[test]
 fn who_lies_about_the_recipe_costs_little() {

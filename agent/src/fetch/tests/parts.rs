@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use apple_lz4::MAX_BLOCK_BYTES;
-use proto::{message::RecipeContent, recipe::ContentRecipe};
+use proto::{ChunkRange, message::RecipeContent, recipe::ContentRecipe};
 
 use super::*;
 use crate::store::{
@@ -22,6 +22,8 @@ struct Staged {
     raw: Vec<u8>,
     blob: Vec<u8>,
     kind: ContentKind,
+    /// The chunks to fetch.
+    range: Option<ChunkRange>,
     /// The true recipe of the layer.
     true_one: Arc<ContentRecipe>,
     _home: TempDir,
@@ -55,6 +57,7 @@ impl Staged {
             blob: apple_lz4::encode(&raw),
             raw,
             kind: spec.kind,
+            range: None,
             true_one,
             _home: home,
         };
@@ -100,6 +103,7 @@ impl Staged {
             content: self.layer,
             geometry: Geometry::new(self.raw.len() as u64).unwrap(),
             kind: self.kind,
+            range: self.range,
             shelves: vec![Shelf::Stage(self.stage.clone())],
             reference: "registry.example/org/image:1".into(),
             access: access.subscribe(),
@@ -274,4 +278,37 @@ async fn a_recipe_that_is_left_ends_no_part_any_more() {
     let last = registry.parts().pop().unwrap();
     assert_eq!(last.end, staged.blob.len() as u64);
     staged.assert_whole();
+}
+
+#[tokio::test]
+async fn of_a_range_the_registry_is_asked_for_the_wanted_chunks_in_it() {
+    for (from, until, wanted) in [(0, 3, 1), (2, 9, 5)] {
+        let mut staged = Staged::new();
+        staged.range = ChunkRange::new(from, until);
+        let registry = staged.registry([]);
+        let (end, told) = staged.fetch(&registry).await;
+        assert_eq!((end, chunks(&told)), (FetchEnd::Done, vec![wanted]));
+        assert_eq!(registry.parts(), [staged.part(wanted)]);
+    }
+}
+
+#[tokio::test]
+async fn a_range_is_given_up_where_the_recipe_names_no_place_to_begin_at() {
+    let mut staged = Staged::with(|content| content.resumes.clear());
+    staged.range = ChunkRange::new(2, 9);
+    let registry = staged.registry([]);
+    let (end, told) = staged.fetch(&registry).await;
+    assert_eq!((end, chunks(&told)), (FetchEnd::Unwanted, Vec::new()));
+    assert!(registry.parts().is_empty());
+}
+
+#[tokio::test]
+async fn a_range_whose_bytes_are_false_is_given_up() {
+    // the place before the range's wanted chunk is another block's
+    let mut staged = Staged::with(misplace(4, 77));
+    staged.range = ChunkRange::new(2, 9);
+    let registry = staged.registry([]);
+    let (end, told) = staged.fetch(&registry).await;
+    assert_eq!(end, FetchEnd::Unwanted);
+    assert!(!told.contains(&News::Doubted), "{told:?}");
 }

@@ -6,6 +6,7 @@ mod budgets;
 mod entitled;
 mod losing;
 mod pushing;
+mod ranges;
 mod rogues;
 mod wants;
 
@@ -175,6 +176,7 @@ fn a_lease_is_fetched_window_by_window_while_chunks_are_handed_on() {
     let actions = feed(&mut swarm, 1, Event::Leased(ContentId(0)));
     assert!(actions.contains(&Action::Fetch {
         id: ContentId(0),
+        range: None,
         until: ChunkIndex(4)
     }));
     let mut later = Vec::new();
@@ -203,6 +205,7 @@ fn a_lease_is_fetched_window_by_window_while_chunks_are_handed_on() {
     let actions = feed(&mut swarm, 3, sent(peer, chunk, Delivery::Stored));
     assert!(actions.contains(&Action::Fetch {
         id: ContentId(0),
+        range: None,
         until: ChunkIndex(5)
     }));
 }

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use proto::{Digest, HostId};
+use proto::{ChunkRange, Digest, HostId};
 
 use super::event::Fault;
 
@@ -86,6 +86,8 @@ pub enum Action {
         host: HostId,
         /// The content.
         content: Digest,
+        /// The chunks that the host is to fetch; `None`: all of them.
+        range: Option<ChunkRange>,
         /// An image that it belongs to.
         image: Digest,
     },

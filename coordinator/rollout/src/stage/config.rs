@@ -10,6 +10,9 @@ pub struct Config {
     /// The most contents that are leased at one time in the whole fleet. Where images take all of these leases, mirrors
     /// get one more, because their clients don't wait for long.
     pub origin_streams: usize,
+    /// The most ranges of one content that are leased at one time, where a recipe proves the content. With 1, contents
+    /// are leased whole.
+    pub content_ranges: usize,
     /// A lease without progress for this long passes to another host.
     pub lease_timeout: Duration,
     /// A stream that brings this many bytes a second makes progress, however long a chunk takes.
@@ -65,6 +68,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             origin_streams: 4,
+            content_ranges: 4,
             lease_timeout: Duration::from_secs(10),
             slowest_stream_bytes_per_s: 4 << 10,
             paced_timeout: Duration::from_mins(1),

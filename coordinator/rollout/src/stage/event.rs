@@ -3,7 +3,7 @@
 use alloc::{string::String, vec::Vec};
 use core::time::Duration;
 
-use proto::{Digest, HostId, statement::Contradiction};
+use proto::{ChunkRange, Digest, HostId, statement::Contradiction};
 
 /// A content of an image, as the plan sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +119,8 @@ pub enum Event {
     HostForgotten(HostId),
     /// The host's session is up; its reports follow.
     HostConnected(HostId),
+    /// In this session the host takes leases of ranges. It follows `HostConnected`.
+    TakesRanges(HostId),
     /// The host's session is lost.
     HostDisconnected(HostId),
     /// An image is wanted. If the image is wanted already, its selection and its references are replaced. A host that
@@ -164,6 +166,8 @@ pub enum Event {
         host: HostId,
         /// The content.
         content: Digest,
+        /// The chunks that the lease is for; `None`: all of them.
+        range: Option<ChunkRange>,
         /// Chunks fetched so far.
         chunks: u32,
         /// The blob's bytes that came so far, with those of an incomplete chunk. 0 from a host that doesn't report
@@ -180,6 +184,8 @@ pub enum Event {
         host: HostId,
         /// The content.
         content: Digest,
+        /// The chunks that the lease was for; `None`: all of them.
+        range: Option<ChunkRange>,
         /// How.
         end: LeaseEnd,
     },

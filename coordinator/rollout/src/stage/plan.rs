@@ -1,8 +1,8 @@
 //! The plan gives each event to its parts, always in the same order, and hands out the actions that follow.
 //!
-//! Each part owns one kind of state: `hosts`, `images`, `contents` (with `receipts`, `tries` and `words`), `leases`,
-//! `origins` (with `wishes`), `records` (how each host's leases ended), `neighbours`, and the `clock`. `view` answers
-//! questions that need several parts, and changes none of them.
+//! Each part owns one kind of state: `hosts`, `images`, `contents` (with `parts`, `receipts`, `tries` and `words`),
+//! `leases`, `origins` (with `wishes`), `records` (how each host's leases ended), `neighbours`, and the `clock`. `view`
+//! answers questions that need several parts, and changes none of them.
 //!
 //! Each decision takes only the parts that it needs. `grants` chooses the next leases. `leasing` follows leases until
 //! they end. `trouble` handles registries that fail or recover. `witness` decides whose word about progress is
@@ -26,6 +26,7 @@ mod leasing;
 mod neighbours;
 mod orders;
 mod origins;
+mod parts;
 mod receipts;
 mod recipes;
 mod records;
@@ -195,7 +196,7 @@ impl Plan {
     /// Whether this host has the lease of a content now. Only the lease's holder is heard about how the fetch goes.
     #[must_use]
     pub fn holds_lease(&self, host: &HostId, content: &Digest) -> bool {
-        self.leases.holder(content) == Some(host)
+        self.leases.holds(content, host)
     }
 
     /// Whether a host whose client waits for this content should go on waiting. It should while chunks of the content
@@ -271,6 +272,7 @@ impl Plan {
             Event::HostKnown { host, zone } => self.know(&host, zone),
             Event::HostForgotten(host) => self.forget(&host),
             Event::HostConnected(host) => self.connected(&host),
+            Event::TakesRanges(host) => self.hosts.take_ranges(&host),
             Event::HostDisconnected(host) => self.hosts.disconnect(self.clock.now(), &host),
             Event::Wanted {
                 image,
@@ -299,12 +301,14 @@ impl Plan {
             Event::LeaseProgress {
                 host,
                 content,
+                range,
                 chunks,
                 bytes,
                 paced,
                 trouble,
             } => {
                 let said = Progress {
+                    range,
                     chunks,
                     bytes,
                     paced,
@@ -312,8 +316,14 @@ impl Plan {
                 };
                 leasing::progress(&mut self.desk(), &host, content, said);
             }
-            Event::LeaseEnded { host, content, end } => {
-                if let Some(refuted) = leasing::ended(&mut self.desk(), &host, content, end) {
+            Event::LeaseEnded {
+                host,
+                content,
+                range,
+                end,
+            } => {
+                let of = (content, range);
+                if let Some(refuted) = leasing::ended(&mut self.desk(), &host, of, end) {
                     self.refuted(refuted);
                 }
             }
@@ -383,6 +393,7 @@ impl Plan {
         trouble::judge_all(desk);
         leasing::expire(desk);
         witness::expire_unseen(desk);
+        leasing::give_ranges_up(desk);
         self.audit();
         self.effects.ask_for_grants();
     }
@@ -636,7 +647,7 @@ impl Plan {
             known.is_none_or(|known| known.size() != of.size)
         });
         for content in Vec::from_iter(sized) {
-            self.desk().revoke(content.digest, RevokeCause::Ended);
+            self.desk().revoke_all(content.digest, RevokeCause::Ended);
             self.contents.replace(now, &content);
         }
         for image in settled.freed {

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use proto::{Digest, HostId, Reason};
+use proto::{ChunkRange, Digest, HostId, Reason};
 
 use super::event::{Fault, Standing};
 
@@ -139,6 +139,8 @@ pub struct ImageStatus {
 pub struct LeaseStatus {
     /// The content.
     pub content: Digest,
+    /// The chunks that the holder fetches; `None`: all of them.
+    pub range: Option<ChunkRange>,
     /// The holder.
     pub host: HostId,
     /// The number of chunks fetched.

@@ -34,6 +34,7 @@ struct World {
     first: String,
     second: String,
     image: GeneratedImage,
+    spec: ImageSpec,
     /// Where on the disk the chunks lie that the first release doesn't have at the same place.
     changed: Vec<u64>,
     releases: usize,
@@ -57,20 +58,25 @@ impl World {
 
     /// The second release is this one. No host has any yet.
     fn of(second: &ImageSpec) -> Self {
+        Self::among(HOSTS, spec(), second)
+    }
+
+    fn among(hosts: usize, spec: ImageSpec, second: &ImageSpec) -> Self {
         let site = Site::new(registry::Options::default()).unwrap();
-        let old = site.image(&spec()).unwrap();
+        let old = site.image(&spec).unwrap();
         let image = site.image(second).unwrap();
         // what moves doesn't depend on whether a host has made a recipe in time
         let cluster = site.fleet(
             env!("CARGO_BIN_EXE_demo"),
-            HOSTS,
+            hosts,
             "",
             "make_recipes = false",
         );
         Self {
             first: site.registry.hold(REPOSITORY, "1", &old),
             second: site.registry.hold(REPOSITORY, "2", &image),
-            changed: changed(&old, &image),
+            changed: changed(&old, &image, spec.disk_bytes),
+            spec,
             releases: 0,
             cluster: cluster.unwrap(),
             image,
@@ -140,7 +146,7 @@ impl World {
         assert_ne!(image.digest, self.image.digest);
         let tag = format!("next-{}", self.releases);
         self.second = self.site.registry.hold(REPOSITORY, &tag, &image);
-        self.changed = changed(&self.image, &image);
+        self.changed = changed(&self.image, &image, self.spec.disk_bytes);
         self.image = image;
     }
 
@@ -159,9 +165,9 @@ impl World {
         let layout = self.image.layout().unwrap();
         let recipe = Recipe::parse(recipe, &layout).unwrap();
         let span = |at: &u64| {
-            let layer = &layout.layers()[usize::try_from(at / spec().layer_bytes).unwrap()];
+            let layer = &layout.layers()[usize::try_from(at / self.spec.layer_bytes).unwrap()];
             let of = recipe.content(&layer.raw.unwrap()).unwrap();
-            let chunk = u32::try_from((at % spec().layer_bytes) >> 20).unwrap();
+            let chunk = u32::try_from((at % self.spec.layer_bytes) >> 20).unwrap();
             let behind = |chunk: u32| {
                 let place = of.link(ChunkIndex(chunk)).unwrap().resume;
                 place.map_or(layer.blob.size, |place| place.blob_offset)
@@ -193,10 +199,10 @@ impl World {
     }
 }
 
-/// Where the chunks lie in which two disks differ at the same place.
-fn changed(old: &GeneratedImage, new: &GeneratedImage) -> Vec<u64> {
+/// Where the chunks lie in which two disks of this size differ at the same place.
+fn changed(old: &GeneratedImage, new: &GeneratedImage, disk_bytes: u64) -> Vec<u64> {
     let (mut one, mut other) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-    let all = (0..spec().disk_bytes).step_by(1 << 20);
+    let all = (0..disk_bytes).step_by(1 << 20);
     all.filter(|at| {
         old.disk.read(*at, &mut one);
         new.disk.read(*at, &mut other);
@@ -237,6 +243,37 @@ fn a_release_that_changes_little_moves_little() {
     );
     let status = world.cluster.status(&world.second).unwrap();
     assert!(status["recipe"]["digest"].is_string(), "{status}");
+}
+
+#[test]
+fn several_hosts_fetch_one_layer_by_ranges_and_the_registry_sends_no_more() {
+    // one layer of 96 MiB, of which at least 32 chunks and at most half are new
+    let first = ImageSpec::incompressible(96 << 20, 96 << 20, 5);
+    let second = first.changed_within(100, 30);
+    let world = World::among(4, first, &second);
+    let changed = world.changed.len();
+    assert!((32..=48).contains(&changed), "{changed} chunks changed");
+    world.stage(&world.first);
+    world.recipe(&["--push"]);
+    let recipe = world.made();
+    let spans = world.spans(&recipe);
+    world.site.registry.reset_counters();
+    // a stream is slower than the hosts are
+    world.site.registry.limit_each(Some(8 << 20));
+    world.stage(&world.second);
+    world.assert_holds();
+    let digest = world.image.digest.to_string();
+    let present = world.cluster.wait_present(&digest, Duration::from_secs(10));
+    let from_registry = present.unwrap().into_iter().map(|host| host.bytes[0]);
+    // the recipe is less than that
+    let fetched = from_registry.filter(|bytes| *bytes > 4 << 20).count();
+    let served = world.site.served();
+    println!(
+        "{fetched} of 4 hosts fetched {changed} chunks, {spans} bytes of blobs: {served} left the registry"
+    );
+    assert!(fetched >= 2, "{fetched}");
+    let rest = recipe.len() as u64 + (1 << 10);
+    assert!(100 * (served - rest) <= 115 * spans, "{served}");
 }
 
 #[test]

@@ -102,7 +102,7 @@ fn act(world: &mut State, host: u32, action: Action) {
                 world.tell(peer, event);
             }
         }
-        Action::Fetch { id, until } => fetch(world, host, id.0, until.0),
+        Action::Fetch { id, range, until } => fetch(world, host, id.0, (range, until.0)),
         Action::StopFetch(id) => {
             let fetching = world.node_mut(host).fetches.remove(&id.0);
             lose_part(world, id.0, fetching.as_ref());
@@ -110,6 +110,10 @@ fn act(world: &mut State, host: u32, action: Action) {
             if fetching.is_some_and(|fetching| fetching.again) {
                 take_all_back(world, host, id.0);
             }
+        }
+        Action::RangeDone(id) => {
+            world.node_mut(host).leases.remove(&id.0);
+            world.tell_lease_ended(host, id.0, LeaseEnd::Done);
         }
         Action::ReleaseLease(id) => {
             // as agents do it: who holds all of the content says so

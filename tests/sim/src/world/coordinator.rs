@@ -1,6 +1,6 @@
 //! The coordinator: what its plan is told, and how the plan's orders are carried out.
 
-use proto::{Digest, HostId, HostKey};
+use proto::{ChunkRange, Digest, HostId, HostKey};
 use rollout::stage::{
     self, Plan,
     event::{Content, Purpose, Selection},
@@ -137,12 +137,21 @@ fn plan_image(world: &mut State, image: usize) {
             image: world.images[image].digest,
             references: vec![format!("registry.example/image-{image}:1")],
             contents,
-            recipe: None,
+            recipe: world.recipe(),
             hosts,
             paused,
             purpose: Purpose::Stage,
         },
     );
+    // every host has it from the start
+    if let Some(recipe) = world.recipe() {
+        let hosts = world.nodes.iter().filter(|node| node.session);
+        let hosts: Vec<HostId> = hosts.map(|node| node.id.clone()).collect();
+        for host in hosts {
+            let contents = vec![(recipe.digest, recipe.chunks)];
+            plan_event(world, stage::Event::Holds { host, contents });
+        }
+    }
 }
 
 /// An event comes to the coordinator. It waits while the coordinator is busy.
@@ -217,15 +226,14 @@ fn hear(world: &mut State, event: stage::Event) {
             let host = world.by_id[host];
             world.node_mut(host).unheard = false;
         }
-        stage::Event::LeaseEnded { host, content, .. }
-            if world.office.leases.get(content) == Some(host) =>
-        {
-            world.office.leases.remove(content);
+        stage::Event::LeaseEnded { host, content, .. } => {
+            let lease = (*content, host.clone());
+            world.office.leases.remove(&lease);
         }
         // what a host that comes back doesn't name is over
         stage::Event::LeasesHeld { host, contents } => {
             let goes_on =
-                |content: &Digest, of: &mut HostId| of != host || contents.contains(content);
+                |(content, of): &(Digest, HostId)| of != host || contents.contains(content);
             world.office.leases.retain(goes_on);
         }
         _ => {}
@@ -297,7 +305,12 @@ fn plan_act(world: &mut State, action: stage::Action) {
                 pause_stage(world, host);
             }
         }
-        stage::Action::Grant { host, content, .. } => grant(world, host, content),
+        stage::Action::Grant {
+            host,
+            content,
+            range,
+            ..
+        } => grant(world, host, content, range),
         stage::Action::Revoke { host, content, .. } => revoke(world, &host, content),
         stage::Action::LeaveRecipe(left) => {
             if let Some(content) = world.content_of(left.content) {
@@ -366,35 +379,48 @@ fn order_cancel(world: &mut State, host: &HostId) {
 }
 
 /// A host gets the lease of a content, if the order reaches it.
-fn grant(world: &mut State, host: HostId, content: Digest) {
+fn grant(world: &mut State, host: HostId, content: Digest, range: Option<ChunkRange>) {
     let at = world.by_id[&host];
-    world.office.leases.insert(content, host);
+    // a recipe that nobody says to have for a moment: it doesn't move here
+    if world.content_of(content).is_none() {
+        return;
+    }
+    world.office.leases.insert((content, host));
     check_leases(world);
     check_granted(world, at, content);
     if let Some(content) = world.content_of(content)
         && is_reached(world, at)
-        && !abuses_lease(world, at, content)
     {
+        match range {
+            Some(range) => drop(world.node_mut(at).ranges.insert(content, range)),
+            None => drop(world.node_mut(at).ranges.remove(&content)),
+        }
+        if abuses_lease(world, at, content) {
+            return;
+        }
         let ticket = world.tickets;
         world.tickets += 1;
         let node = world.node_mut(at);
         node.leases.insert(content, 0);
         node.tickets.insert(content, ticket);
-        world.tell(at, swarm::Event::Leased(ContentId(content)));
+        let event = match range {
+            Some(range) => swarm::Event::RangeLeased(ContentId(content), range),
+            None => swarm::Event::Leased(ContentId(content)),
+        };
+        world.tell(at, event);
     }
 }
 
 /// A host loses the lease of a content. It hears of that if the order reaches it.
 fn revoke(world: &mut State, host: &HostId, content: Digest) {
-    if world.office.leases.get(&content) == Some(host) {
-        world.office.leases.remove(&content);
-    }
+    world.office.leases.remove(&(content, host.clone()));
     let host = world.by_id[host];
     if let Some(content) = world.content_of(content)
         && is_reached(world, host)
     {
         check_revoked(world, host, content);
         world.node_mut(host).leases.remove(&content);
+        world.node_mut(host).ranges.remove(&content);
         world.node_mut(host).hoarded.remove(&content);
         world.client_hears(host, content);
         world.tell(host, swarm::Event::LeaseLost(ContentId(content)));

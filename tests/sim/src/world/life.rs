@@ -10,7 +10,7 @@ use super::{
     lines::{NOTICED_AFTER, break_line, drop_transfer},
     node::JOURNAL_LAG,
     origin::abort_origin,
-    reports::{open_session, report_image, report_standing},
+    reports::{open_session, report_held, report_image, report_recipe, report_standing},
     state::{REPORT_EVERY, State},
     units::index,
 };
@@ -68,6 +68,12 @@ pub(super) fn stage_image(world: &mut State, host: u32, image: usize) {
     }
     if world.node(host).session {
         report_standing(world, host);
+        // as agents do it: what a new release shares with the one before is found when the stage begins
+        if world.setup.recipe {
+            world.node_mut(host).held_said = None;
+            report_recipe(world, host);
+            report_held(world, host);
+        }
     }
 }
 
@@ -83,6 +89,7 @@ pub(super) fn pause_stage(world: &mut State, host: u32) {
     let node = world.node_mut(host);
     node.fetches.clear();
     node.leases.clear();
+    node.ranges.clear();
     node.staged = false;
     node.stages.fill(false);
     for at in 0..world.specs.len() {
@@ -109,6 +116,7 @@ pub(super) fn crash(world: &mut State, host: u32) {
     node.session = false;
     node.fetches.clear();
     node.leases.clear();
+    node.ranges.clear();
     node.uploads = 0;
     node.requested.clear();
     let finished = node.finished_at.is_some();
@@ -174,7 +182,9 @@ pub(super) fn disk_fails(world: &mut State) {
     };
     expect_nothing_of(world, host);
     let leases: Vec<u32> = world.node(host).leases.keys().copied().collect();
+    let ranges = world.node(host).ranges.clone();
     pause_stage(world, host);
+    world.node_mut(host).ranges = ranges;
     world.node_mut(host).broken = true;
     for image in 0..world.images.len() {
         report_image(world, host, image);
@@ -186,12 +196,7 @@ pub(super) fn disk_fails(world: &mut State) {
 
 /// The first host that the coordinator thinks has a lease.
 pub(super) fn some_holder(world: &State) -> Option<u32> {
-    world
-        .office
-        .leases
-        .values()
-        .next()
-        .map(|id| world.by_id[id])
+    world.office.leases.first().map(|(_, id)| world.by_id[id])
 }
 
 /// The host needn't complete.

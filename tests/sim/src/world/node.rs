@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use proto::{ChunkSet, HostId, HostKey};
+use proto::{ChunkRange, ChunkSet, HostId, HostKey};
 use rollout::stage;
 use swarm::Swarm;
 
@@ -87,6 +87,8 @@ pub(super) struct Node {
     pub(super) fetches: BTreeMap<u32, Fetching>,
     /// Chunks that were fetched under each lease, by content.
     pub(super) leases: BTreeMap<u32, u32>,
+    /// The ranges that leases are for, by content; contents that are leased whole aren't here.
+    pub(super) ranges: BTreeMap<u32, ChunkRange>,
     /// When its swarm's timer is due.
     pub(super) timer_at: Nanos,
     pub(super) uploads: usize,
@@ -159,6 +161,7 @@ impl Node {
             keeps_recent: false,
             fetches: BTreeMap::new(),
             leases: BTreeMap::new(),
+            ranges: BTreeMap::new(),
             timer_at: u64::MAX,
             uploads: 0,
             grown_at: 0,
@@ -194,6 +197,8 @@ impl Node {
 /// A fetch from the registry.
 #[derive(Debug)]
 pub(super) struct Fetching {
+    /// The chunks to fetch; `None`: all of them.
+    pub(super) range: Option<ChunkRange>,
     pub(super) next: u32,
     pub(super) until: u32,
     pub(super) under_way: u32,

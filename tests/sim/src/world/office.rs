@@ -1,6 +1,6 @@
 //! What one coordinator knows: its plan, and what that was told.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proto::{Digest, HostId};
 use rollout::stage::{self, Plan};
@@ -29,7 +29,7 @@ pub(super) struct Office {
     pub(super) paused: bool,
     pub(super) quarantined: Vec<bool>,
     /// Leases that it thinks are out.
-    pub(super) leases: BTreeMap<Digest, HostId>,
+    pub(super) leases: BTreeSet<(Digest, HostId)>,
     /// When it last leased each content to each host.
     pub(super) granted: BTreeMap<(u32, Digest), VecDeque<Nanos>>,
 }
@@ -50,7 +50,7 @@ impl Office {
             unwanted: BTreeMap::new(),
             paused: false,
             quarantined: Vec::new(),
-            leases: BTreeMap::new(),
+            leases: BTreeSet::new(),
             granted: BTreeMap::new(),
         }
     }

@@ -1,6 +1,6 @@
 //! Fetches from the registry: what agents ask it for, what it refuses, and how fast it gives.
 
-use proto::ChunkIndex;
+use proto::{ChunkIndex, ChunkRange};
 use rollout::stage;
 use swarm::event::{ContentId, OriginEnd};
 
@@ -32,7 +32,12 @@ const BLOCK_BYTES: u64 = 64 << 10;
 const CONNECTION_BYTES: u64 = 300_000;
 
 /// A host fetches a content from the registry, or goes on with that, up to this chunk.
-pub(super) fn fetch(world: &mut State, host: u32, content: u32, until: u32) {
+pub(super) fn fetch(
+    world: &mut State,
+    host: u32,
+    content: u32,
+    (range, until): (Option<ChunkRange>, u32),
+) {
     check_fetch(world, host, content);
     if !world.node(host).fetches.contains_key(&content) {
         world.client_fetches(host, content);
@@ -44,7 +49,8 @@ pub(super) fn fetch(world: &mut State, host: u32, content: u32, until: u32) {
         .entry(content)
         .or_insert(Fetching {
             run,
-            next: 0,
+            range,
+            next: range.map_or(0, ChunkRange::from),
             until: 0,
             under_way: 0,
             asked: None,
@@ -54,6 +60,10 @@ pub(super) fn fetch(world: &mut State, host: u32, content: u32, until: u32) {
             false_from: None,
             again: false,
         });
+    if fetching.range != range {
+        world.findings.note("a fetch changed its range");
+        return;
+    }
     if until < fetching.until {
         world.findings.note("a fetch went back");
         return;
@@ -79,8 +89,14 @@ pub(super) fn pump_origin(world: &mut State, host: u32, content: u32) {
         {
             fetching.next += 1;
         }
-        let all = by_recipe && !fetching.again && node.held[content as usize].is_full();
-        if (fetching.next >= chunks || all) && fetching.under_way == 0 {
+        let end = fetching.range.map_or(chunks, ChunkRange::until);
+        let held = &node.held[content as usize];
+        let range_held = fetching.range.is_some_and(|range| {
+            let mut chunks = range.chunks();
+            chunks.all(|chunk| held.contains(chunk))
+        });
+        let all = by_recipe && !fetching.again && (held.is_full() || range_held);
+        if (fetching.next >= end || all) && fetching.under_way == 0 {
             node.fetches.remove(&content);
             node.leases.remove(&content);
             world.tell(
@@ -214,6 +230,7 @@ fn asks_registry(world: &mut State, host: u32, content: u32) -> bool {
     // an agent says so at once
     if let Some(chunks) = world.node(host).leases.get(&content).copied() {
         world.tell_plan_from(host, |world| stage::Event::LeaseProgress {
+            range: world.node(host).ranges.get(&content).copied(),
             host: world.node(host).id.clone(),
             content: world.specs[content as usize].digest,
             chunks,
@@ -302,7 +319,7 @@ pub(super) fn break_fetches(world: &mut State) {
             abort_origin(world, host, content);
             if let Some(fetching) = world.node_mut(host).fetches.get_mut(&content) {
                 // what was under way is fetched again, if the registry comes back in time
-                fetching.next = 0;
+                fetching.next = fetching.range.map_or(0, ChunkRange::from);
                 fetching.under_way = 0;
                 fetching.open = false;
                 fetching.false_from = None;

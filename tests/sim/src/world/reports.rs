@@ -33,7 +33,10 @@ pub(super) fn open_session(world: &mut State, host: u32) {
     world.node_mut(host).reported.fill(None);
     world.tell(host, swarm::Event::Coordinator(true));
     let id = world.node(host).id.clone();
-    world.tell_office(stage::Event::HostConnected(id));
+    world.tell_office(stage::Event::HostConnected(id.clone()));
+    if world.setup.recipe {
+        world.tell_office(stage::Event::TakesRanges(id));
+    }
     // what it holds and fetches is known before anything is asked of it
     if world.node(host).staged {
         report_standing(world, host);
@@ -47,6 +50,7 @@ pub(super) fn open_session(world: &mut State, host: u32) {
         host: id,
         contents: world.digests(&leases),
     });
+    report_recipe(world, host);
     report_held(world, host);
 }
 
@@ -93,6 +97,7 @@ pub(super) fn report(world: &mut State, host: u32, life: u32) {
             .iter()
             .any(|status| status.id.0 == content && status.paced);
         let event = stage::Event::LeaseProgress {
+            range: world.node(host).ranges.get(&content).copied(),
             host: world.node(host).id.clone(),
             content: world.specs[content as usize].digest,
             chunks,
@@ -104,8 +109,17 @@ pub(super) fn report(world: &mut State, host: u32, life: u32) {
     }
 }
 
+/// As agents do it: the host says that it has the image's recipe, if there is one.
+pub(super) fn report_recipe(world: &mut State, host: u32) {
+    if let Some(recipe) = world.recipe() {
+        let contents = vec![(recipe.digest, recipe.chunks)];
+        let host = world.node(host).id.clone();
+        world.tell_office(stage::Event::Holds { host, contents });
+    }
+}
+
 /// As agents do it: how much the host holds of each content, where that changed.
-fn report_held(world: &mut State, host: u32) {
+pub(super) fn report_held(world: &mut State, host: u32) {
     let node = world.node(host);
     let held = node.held.iter().enumerate().map(|(at, held)| {
         // what isn't verified isn't whole

@@ -85,6 +85,7 @@ fn claim_lease(world: &mut State, host: u32, content: u32, since: Nanos) {
     let bytes = CLAIMED_RATE * (held_for / 1_000_000_000);
     let chunks = index(usize::try_from(1 + held_for / CLAIMED_CHUNK_EVERY).unwrap_or(0));
     world.tell_plan_from(host, |world| stage::Event::LeaseProgress {
+        range: world.node(host).ranges.get(&content).copied(),
         host: world.node(host).id.clone(),
         content: world.specs[content as usize].digest,
         chunks: if throttles { 0 } else { chunks },

@@ -316,7 +316,11 @@ impl State {
             self.setup.scenario,
             Scenario::SlowRegistry | Scenario::MirrorSlow
         );
-        slow.then(|| (STREAM_RATE / self.scale).max(1))
+        let rate = match slow {
+            true => Some(STREAM_RATE),
+            false => self.setup.stream_rate,
+        };
+        rate.map(|rate| (rate / self.scale).max(1))
     }
 
     /// Sends the coordinator an event.
@@ -335,11 +339,23 @@ impl State {
 
     /// A host says that a lease is over.
     pub(super) fn tell_lease_ended(&mut self, host: u32, content: u32, end: LeaseEnd) {
+        let range = self.node_mut(host).ranges.remove(&content);
         self.tell_plan_from(host, |world| stage::Event::LeaseEnded {
+            range,
             host: world.node(host).id.clone(),
             content: world.specs[content as usize].digest,
             end,
         });
+    }
+
+    /// The image's recipe as the coordinator knows it, where there is one. It doesn't move here: every host has it.
+    pub(super) fn recipe(&self) -> Option<stage::event::Content> {
+        self.setup.recipe.then(|| stage::event::Content {
+            digest: Digest::of(b"the recipe"),
+            chunks: 1,
+            size: 1,
+            origin_bytes: 1,
+        })
     }
 
     /// The content of a digest.

@@ -94,6 +94,10 @@ fn any_event() -> impl Strategy<Value = Event> {
         6 => (peer(), id(), any_set(), any::<bool>()).prop_map(|(peer, id, chunks, reset)| Event::Announced { peer, id, chunks, reset }),
         2 => (peer(), any::<u64>(), any::<u64>()).prop_map(|(peer, backlog_bytes, upload_bytes_per_second)| Event::Load { peer, backlog_bytes, upload_bytes_per_second }),
         3 => id().prop_map(Event::Leased),
+        2 => (id(), 0u32..75, 1u32..75).prop_map(|(id, from, count)| {
+            let range = ChunkRange::new(from, from + count);
+            Event::RangeLeased(id, range.unwrap())
+        }),
         1 => id().prop_map(Event::LeaseLost),
         2 => (id(), 0u64..20_000, any::<bool>()).prop_map(|(id, after, admitted)| Event::Wanted { id, alone_after: Duration::from_millis(after), admitted }),
         1 => id().prop_map(Event::Unwanted),
@@ -167,7 +171,7 @@ fn check(
                 held.remove(*chunk);
             }
         }
-        Event::Leased(id) => {
+        Event::Leased(id) | Event::RangeLeased(id, _) => {
             model.leased.insert(*id);
         }
         Event::Wanted { id, .. } => {
@@ -226,6 +230,10 @@ fn check(
         }
         _ => {}
     }
+    let leased = match &event {
+        Event::Leased(id) | Event::RangeLeased(id, _) => Some(*id),
+        _ => None,
+    };
     swarm.handle(at(now), event);
     while let Some(action) = swarm.poll() {
         match action {
@@ -278,7 +286,10 @@ fn check(
             Action::Accept(ticket) | Action::Decline(ticket, _) => {
                 prop_assert_eq!(offer.take(), Some(ticket), "an offer is answered once");
             }
-            Action::Refuse(..) | Action::ReleaseLease(_) | Action::Report { .. } => {}
+            Action::Refuse(..)
+            | Action::ReleaseLease(_)
+            | Action::RangeDone(_)
+            | Action::Report { .. } => {}
             Action::Announce {
                 peer, id, chunks, ..
             } => {
@@ -289,7 +300,9 @@ fn check(
                 prop_assert!(more.is_empty(), "announced what isn't held");
             }
             Action::AnnounceLoad { peer, .. } => prop_assert!(model.up.contains(&peer)),
-            Action::Fetch { id, .. } => {
+            Action::Fetch { id, range, until } => {
+                let within = |range: ChunkRange| range.from() < until.0 && until.0 <= range.until();
+                prop_assert!(range.is_none_or(within), "fetched beyond the range");
                 let headless = model
                     .coordinator_lost
                     .is_some_and(|since| now - since >= 15_000)
@@ -299,6 +312,8 @@ fn check(
                     "fetched without a lease"
                 );
             }
+            // a lease may take the place of another one
+            Action::StopFetch(id) if leased == Some(id) => {}
             Action::StopFetch(id) => {
                 model.leased.remove(&id);
             }

@@ -68,7 +68,7 @@ fn a_download_budget_is_overdrawn_by_a_chunk_for_each_stream_at_most() {
         let now = step * 50;
         actions.extend(feed(&mut swarm, now, Event::Tick));
         for action in core::mem::take(&mut actions) {
-            let Action::Fetch { id, until } = action else {
+            let Action::Fetch { id, until, .. } = action else {
                 continue;
             };
             let from = came.insert(id, until.0).unwrap_or(0);

@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use proto::{Digest, HostId, Moment, pause::doubled};
 
-use super::{receipts::Receipts, tries::Tries, words::Words};
+use super::{parts::Parts, receipts::Receipts, tries::Tries, words::Words};
 use crate::stage::event::Content;
 
 /// A killed agent may lose chunks that it verified within this time before its last report. It flushes every half
@@ -36,6 +36,7 @@ pub(super) struct ContentState {
     doubt_not_before: Moment,
     /// When a chunk of the content last came, or else when the content was first wanted.
     moved_at: Moment,
+    parts: Parts,
     receipts: Receipts,
     tries: Tries,
     words: Words,
@@ -52,6 +53,7 @@ impl ContentState {
             doubts: 0,
             doubt_not_before: now,
             moved_at: now,
+            parts: Parts::new(now),
             receipts: Receipts::new(now, content),
             tries: Tries::default(),
             words: Words::default(),
@@ -75,6 +77,15 @@ impl ContentState {
     /// When a chunk of the content last came, or else when the content was first wanted.
     pub(super) const fn moved_at(&self) -> Moment {
         self.moved_at
+    }
+
+    /// What was leased of the content in ranges.
+    pub(super) const fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    pub(super) const fn parts_mut(&mut self) -> &mut Parts {
+        &mut self.parts
     }
 
     /// What the hosts that receive the content say of it.
@@ -147,6 +158,9 @@ impl ContentState {
             self.claim(now, id);
             return (before, false);
         }
+        if chunks < before {
+            self.parts.forget_host(id);
+        }
         (before, self.drop_from(id))
     }
 
@@ -169,6 +183,7 @@ impl ContentState {
     pub(super) fn forget_host(&mut self, id: &HostId) {
         self.done.remove(id);
         self.doubted.remove(id);
+        self.parts.forget_host(id);
         self.tries.forget_host(id);
         self.words.forget_host(id);
         self.receipts.forget_host(id);
@@ -206,6 +221,7 @@ impl ContentState {
         if self.doubts == 0 {
             self.tries.forget_last();
         }
+        self.parts.give_up();
         self.doubts = self.doubts.saturating_add(1);
         self.doubt_not_before = now + again;
         self.doubted = self.done.keys().cloned().collect();

@@ -51,6 +51,7 @@ impl Desk<'_> {
         self.effects.push(Action::Grant {
             host: grant.host.clone(),
             content: grant.content,
+            range: grant.range,
             image: grant.image,
         });
         self.begin(grant, None);
@@ -75,22 +76,37 @@ impl Desk<'_> {
             content.tries_mut().lease(now, &grant.host);
             self.origins
                 .lease(&grant.registry, &grant.repository, &grant.host);
+            if let Some(range) = grant.range {
+                content.parts_mut().lease(now, range, start.taken_over);
+            }
             self.leases.begin(now, grant, start);
         }
     }
 
-    /// Ends the lease of a content, whichever host holds it. Sends nothing.
-    pub(super) fn end(&mut self, content: Digest) -> Option<Lease> {
-        let lease = self.leases.end(&content)?;
+    /// Ends the lease that a host has of a content. Sends nothing.
+    pub(super) fn end(&mut self, content: Digest, id: &HostId) -> Option<Lease> {
+        let lease = self.leases.end(&content, id)?;
         self.effects.ask_for_grants();
         Some(lease)
     }
 
-    /// Ends the lease of a content and tells its holder.
-    pub(super) fn revoke(&mut self, content: Digest, cause: RevokeCause) -> Option<Lease> {
-        let lease = self.end(content)?;
+    /// Ends the lease that a host has of a content, and tells the host.
+    pub(super) fn revoke(
+        &mut self,
+        content: Digest,
+        id: &HostId,
+        cause: RevokeCause,
+    ) -> Option<Lease> {
+        let lease = self.end(content, id)?;
         self.effects.revoke(lease.host(), content, cause);
         Some(lease)
+    }
+
+    /// Ends all leases of a content, and tells their holders.
+    pub(super) fn revoke_all(&mut self, content: Digest, cause: RevokeCause) {
+        for (id, _) in self.leases.that(|of, _| *of == content) {
+            self.revoke(content, &id, cause);
+        }
     }
 
     /// Notes that this host's lease of the content came to nothing.
@@ -117,8 +133,8 @@ impl Desk<'_> {
         let over = self
             .leases
             .that(|content, lease| !wanted(lease.host(), content));
-        for (_, content) in over {
-            self.revoke(content, RevokeCause::Ended);
+        for (id, content) in over {
+            self.revoke(content, &id, RevokeCause::Ended);
         }
     }
 }

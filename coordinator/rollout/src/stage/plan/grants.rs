@@ -4,6 +4,9 @@
 //! images and mirrors both want leases, each gets half. Mirrors always have at least one lease, because a mirror's
 //! client doesn't wait for a layer of gigabytes. Recipes have room of their own: they are small, and are of use only
 //! before the contents that they prove.
+//!
+//! A content that goes by a recipe is leased in ranges to several hosts while fewer contents than streams are left:
+//! then neither one host's stream nor one host's waiting limits the fleet.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -11,9 +14,16 @@ use alloc::{
 };
 use core::time::Duration;
 
-use proto::{Digest, HostId, tie::mix};
+use proto::{ChunkRange, Digest, HostId, tie::mix};
 
-use super::{chance::prefix, contents::ContentState, images::Image, leases::Grant, view::View};
+use super::{
+    chance::prefix,
+    contents::ContentState,
+    hosts::Host,
+    images::Image,
+    leases::{Grant, Lease},
+    view::View,
+};
 use crate::stage::event::{Purpose, Standing};
 
 /// A host that connected so lately may not have met its peers, and would fetch what they already hold. It gets a lease
@@ -23,10 +33,37 @@ const NEWCOMER: (Duration, usize) = (Duration::from_secs(2), 2);
 /// The most recipes that are leased at one time, beside the contents that images need.
 pub(super) const RECIPE_STREAMS: usize = 2;
 
+/// The fewest missing chunks for which a range is worth another host's stream and its begin.
+const RANGE_CHUNKS: u32 = 16;
+/// Of this many hosts that stage a content, one may have a range of it. The others say what comes of the ranges.
+const HOSTS_PER_RANGE: usize = 2;
+
+/// What is leased next of a content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Share {
+    /// All of it.
+    Whole,
+    /// The first of the ranges. A host that takes no ranges gets all.
+    First(ChunkRange),
+    /// A range beside others.
+    Further(ChunkRange),
+}
+
+impl Share {
+    const fn range(self) -> Option<ChunkRange> {
+        match self {
+            Self::Whole => None,
+            Self::First(range) | Self::Further(range) => Some(range),
+        }
+    }
+}
+
 /// What this round has granted so far.
 #[derive(Default)]
 struct Given<'a> {
     contents: BTreeSet<Digest>,
+    /// The ranges of each content, with their hosts.
+    ranges: BTreeMap<Digest, Vec<(HostId, ChunkRange)>>,
     hosts: BTreeMap<HostId, usize>,
     registries: BTreeMap<&'a str, usize>,
     /// Mirrors' leases of each host: those that run and those of this round.
@@ -35,7 +72,13 @@ struct Given<'a> {
 
 impl<'a> Given<'a> {
     fn add(&mut self, grant: &Grant, image: &'a Image) {
-        self.contents.insert(grant.content);
+        match grant.range {
+            None => drop(self.contents.insert(grant.content)),
+            Some(range) => {
+                let ranges = self.ranges.entry(grant.content).or_default();
+                ranges.push((grant.host.clone(), range));
+            }
+        }
         *self.hosts.entry(grant.host.clone()).or_default() += 1;
         if image.is_mirrors() {
             *self.mirrors.entry(grant.host.clone()).or_default() += 1;
@@ -62,6 +105,8 @@ struct Queue<'a> {
     failed: bool,
     contents: core::slice::Iter<'a, Digest>,
     recipe: Option<Digest>,
+    /// The content of which a range was granted last: another range of it may be next.
+    again: Option<Digest>,
     /// The candidates for the image, once they have been computed.
     candidates: Option<Vec<&'a HostId>>,
 }
@@ -78,6 +123,7 @@ impl<'a> Queue<'a> {
             failed: false,
             contents: [].iter(),
             recipe: None,
+            again: None,
             candidates: None,
         }
     }
@@ -92,7 +138,11 @@ impl<'a> Queue<'a> {
     fn advance(&mut self) -> Option<(&'a Image, Digest)> {
         loop {
             if let Some(image) = self.image
-                && let Some(content) = self.recipe.take().or(self.contents.next().copied())
+                && let Some(content) = self
+                    .again
+                    .take()
+                    .or_else(|| self.recipe.take())
+                    .or_else(|| self.contents.next().copied())
             {
                 return Some((image, content));
             }
@@ -135,8 +185,7 @@ impl<'a> Queue<'a> {
                 continue;
             }
             let waits = image.is_mirrors() && content.tries().rests_for_mirrors(view.now);
-            let leased = view.leases.contains(&digest) || given.contents.contains(&digest);
-            if leased || waits || view.is_done(content) {
+            if waits || view.is_done(content) {
                 continue;
             }
             let candidates = self
@@ -147,11 +196,22 @@ impl<'a> Queue<'a> {
                 image,
                 digest,
                 content,
+                recipe: self.recipes,
                 trial: self.trial,
             };
-            let Some(host) = choice.pick(candidates, given) else {
+            if let Some(grant) = choice.narrow(given) {
+                given.add(&grant, image);
+                self.again = Some(digest);
+                return Some(grant);
+            }
+            let Some(share) = choice.share(given) else {
                 continue;
             };
+            let Some(host) = choice.pick(share, candidates, given) else {
+                continue;
+            };
+            let range = share.range();
+            let range = range.filter(|_| choice.takes_ranges(&host, given));
             // a second lease for one host waits while other hosts that could take it are about to report that they
             // stage; a recipe's lease is over soon
             let running = view.leases.iter();
@@ -165,12 +225,14 @@ impl<'a> Queue<'a> {
             let grant = Grant {
                 host,
                 content: digest,
+                range,
                 image: image.digest(),
                 registry: image.registry().into(),
                 repository: image.repository().into(),
                 purpose: image.purpose(),
             };
             given.add(&grant, image);
+            self.again = range.map(|_| digest);
             return Some(grant);
         }
         None
@@ -192,11 +254,101 @@ struct Choice<'a> {
     image: &'a Image,
     digest: Digest,
     content: &'a ContentState,
+    /// Whether the content is the image's recipe.
+    recipe: bool,
     /// Whether to choose a host on trial.
     trial: bool,
 }
 
 impl Choice<'_> {
+    /// What is leased next of the content, which no host holds whole; `None` for nothing.
+    fn share(&self, given: &Given<'_>) -> Option<Share> {
+        if given.contents.contains(&self.digest) {
+            return None;
+        }
+        let granted = given.ranges.get(&self.digest);
+        let narrowed =
+            |of: &&Lease| granted.is_some_and(|of_it| of_it.iter().any(|(id, _)| id == of.host()));
+        let leases = self.view.leases.all_of(&self.digest).iter();
+        let leases = leases.filter(|of| !narrowed(of));
+        let granted = granted.into_iter().flatten();
+        let ranges = leases
+            .map(Lease::range)
+            .chain(granted.map(|(_, range)| Some(*range)));
+        // one host may have all of it
+        let taken: Vec<ChunkRange> = ranges.collect::<Option<_>>()?;
+        let (chunks, parts) = (self.content.chunks(), self.content.parts());
+        let may = !self.recipe && self.view.may_have_ranges(self.image, self.content);
+        let begun = parts.are_begun() || !taken.is_empty();
+        match (may, begun) {
+            (true, true) if taken.len() >= self.view.config.content_ranges => None,
+            (true, true) => parts.next(chunks, &taken).map(Share::Further),
+            (true, false) => {
+                let ranges = u32::try_from(self.ranges()).unwrap_or(1).max(1);
+                let first = ChunkRange::new(0, chunks.div_ceil(ranges));
+                let first = first.filter(|_| ranges > 1);
+                Some(first.map_or(Share::Whole, Share::First))
+            }
+            // another image's recipe may have had it fetched in ranges, which spread
+            (false, _) if parts.cover(chunks) => None,
+            (false, _) => taken.is_empty().then_some(Share::Whole),
+        }
+    }
+
+    /// The first range of a content that one host fetches all of, for that host: it was leased before hosts had said
+    /// what they have of the content. The host gives up no more than a chunk that is on its way.
+    fn narrow(&self, given: &Given<'_>) -> Option<Grant> {
+        let [lease] = self.view.leases.all_of(&self.digest) else {
+            return None;
+        };
+        let (chunks, held) = (self.content.chunks(), self.content.receipts().most());
+        let early = lease.chunks() <= (chunks - held) / 4;
+        let whole = lease.range().is_none() && !given.ranges.contains_key(&self.digest);
+        let may = !self.recipe && self.view.may_have_ranges(self.image, self.content);
+        if !early || !whole || !may || !self.view.takes_ranges(self.image, lease.host()) {
+            return None;
+        }
+        let ranges = u32::try_from(self.ranges())
+            .ok()
+            .filter(|ranges| *ranges > 1)?;
+        Some(Grant {
+            host: lease.host().clone(),
+            content: self.digest,
+            range: ChunkRange::new(0, chunks.div_ceil(ranges)),
+            image: self.image.digest(),
+            registry: self.image.registry().into(),
+            repository: self.image.repository().into(),
+            purpose: self.image.purpose(),
+        })
+    }
+
+    /// In how many ranges the content is leased best, by the streams that would else be idle, the chunks that the hosts
+    /// lack, and the hosts that take ranges.
+    fn ranges(&self) -> usize {
+        let view = self.view;
+        let (chunks, held) = (self.content.chunks(), self.content.receipts().most());
+        let missing = chunks - held;
+        // a range begins behind a chunk that its holder has: of what is new, no range could
+        let by_chunks = match held >= chunks / 2 {
+            true => (missing / RANGE_CHUNKS) as usize,
+            false => 1,
+        };
+        let streams = view.config.origin_streams;
+        let most = view.config.content_ranges.min(by_chunks).min(streams);
+        if most < 2 {
+            return 1;
+        }
+        // hosts that haven't reported yet take part, too
+        let selected = self.image.selected(view.hosts);
+        let takers = selected.iter().filter(|id| {
+            let host = view.hosts.get(id);
+            view.hosts.is_here(id) && host.is_some_and(Host::takes_ranges)
+        });
+        let by_hosts = takers.count() / HOSTS_PER_RANGE;
+        let open = view.open_contents(streams);
+        most.min(by_hosts).min(streams / open.max(1))
+    }
+
     /// Chooses the host for the lease, of these candidates. The first criterion that tells two hosts apart decides:
     /// 1. The host made no link lately that was found false.
     /// 2. For a mirror's lease: the host's last leases for mirrors brought something.
@@ -206,7 +358,7 @@ impl Choice<'_> {
     /// 5. The host has the fewest leases. After that: it let the fewest fail.
     /// 6. The host stages already. After that: its zone has the fewest leases. After that: it holds most of the image.
     /// 7. A hash.
-    fn pick(&self, candidates: &[&HostId], given: &Given<'_>) -> Option<HostId> {
+    fn pick(&self, share: Share, candidates: &[&HostId], given: &Given<'_>) -> Option<HostId> {
         let Self {
             view,
             image,
@@ -243,6 +395,7 @@ impl Choice<'_> {
                 let says_whole =
                     host.counts() && !content.receipts().own_word() && content.is_done_on(id);
                 has_room(id)
+                    && (!matches!(share, Share::Further(_)) || self.takes_ranges(id, given))
                     && !view.records.is_unable(view.now, id, image.registry())
                     && !says_whole
                     && !content.tries().has_looked(&image.digest(), id, view.now)
@@ -275,6 +428,17 @@ impl Choice<'_> {
                 )
             })
             .map(|(id, _)| id.clone())
+    }
+
+    /// Whether this host takes a range of the content: it knows what a range is, has the image's recipe, and fetches no
+    /// other range.
+    fn takes_ranges(&self, id: &HostId, given: &Given<'_>) -> bool {
+        let fetches = self.view.leases.holds(&self.digest, id)
+            || given
+                .ranges
+                .get(&self.digest)
+                .is_some_and(|of| of.iter().any(|(by, _)| by == id));
+        !fetches && self.view.takes_ranges(self.image, id)
     }
 
     fn tie(&self, id: &HostId) -> u64 {

@@ -25,6 +25,8 @@ pub(super) struct Host {
     counts: bool,
     /// Whether the host has said so in this session.
     counted: bool,
+    /// Whether the host takes leases of ranges, in this session.
+    takes_ranges: bool,
     quarantined_until: Option<Moment>,
     charges: Charges,
 }
@@ -56,6 +58,11 @@ impl Host {
     /// Whether the host says how many chunks it holds of each content.
     pub(super) const fn counts(&self) -> bool {
         self.counts
+    }
+
+    /// Whether the host takes leases of ranges.
+    pub(super) const fn takes_ranges(&self) -> bool {
+        self.takes_ranges
     }
 
     /// Whether leases go to other hosts first.
@@ -162,6 +169,7 @@ impl Hosts {
             without_source: BTreeMap::new(),
             counts: false,
             counted: false,
+            takes_ranges: false,
             quarantined_until: None,
             charges: Charges::default(),
         };
@@ -184,7 +192,15 @@ impl Hosts {
         };
         host.connected = true;
         host.since = now;
+        host.takes_ranges = false;
         true
+    }
+
+    /// Notes that a connected host takes leases of ranges.
+    pub(super) fn take_ranges(&mut self, id: &HostId) {
+        if let Some(host) = self.by_id.get_mut(id).filter(|host| host.connected) {
+            host.takes_ranges = true;
+        }
     }
 
     /// Notes that a host's session is lost. The host's leases go on, because the host may still fetch and spread;

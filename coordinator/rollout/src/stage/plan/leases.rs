@@ -3,7 +3,7 @@
 use alloc::{collections::BTreeMap, string::String, vec::Vec};
 use core::time::Duration;
 
-use proto::{Digest, HostId, Moment};
+use proto::{ChunkRange, Digest, HostId, Moment};
 
 use crate::stage::event::{Purpose, Trouble};
 
@@ -16,6 +16,8 @@ const MOST_OF_A_CHUNK: u64 = 2 * proto::CHUNK_BYTES;
 pub(super) struct Grant {
     pub(super) host: HostId,
     pub(super) content: Digest,
+    /// The chunks to fetch, where several hosts fetch the content; `None`: all of them.
+    pub(super) range: Option<ChunkRange>,
     /// The image under whose name the content is fetched.
     pub(super) image: Digest,
     /// The registry that the holder asks.
@@ -38,7 +40,7 @@ pub(super) struct Start {
     pub(super) taken_over: bool,
 }
 
-/// The lease of one content.
+/// The lease of one content, or of a range of its chunks.
 #[derive(Debug)]
 pub(super) struct Lease {
     grant: Grant,
@@ -89,6 +91,11 @@ impl Lease {
 
     pub(super) const fn host(&self) -> &HostId {
         &self.grant.host
+    }
+
+    /// The chunks that the holder fetches; `None`: all of them.
+    pub(super) const fn range(&self) -> Option<ChunkRange> {
+        self.grant.range
     }
 
     /// The image under whose name the content is fetched.
@@ -273,32 +280,54 @@ impl Lease {
 /// The running leases, by content.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
-    by_content: BTreeMap<Digest, Lease>,
+    /// A content has one lease of all of it, or several leases of ranges that don't overlap. No host has two of one
+    /// content. No list is empty.
+    by_content: BTreeMap<Digest, Vec<Lease>>,
     /// When something was last leased under each image's name.
     asked_at: BTreeMap<Digest, Moment>,
 }
 
 impl Leases {
-    pub(super) fn of(&self, content: &Digest) -> Option<&Lease> {
-        self.by_content.get(content)
+    /// The lease that a host has of a content.
+    pub(super) fn of(&self, content: &Digest, id: &HostId) -> Option<&Lease> {
+        self.all_of(content).iter().find(|of| of.host() == id)
     }
 
-    pub(super) fn of_mut(&mut self, content: &Digest) -> Option<&mut Lease> {
-        self.by_content.get_mut(content)
+    pub(super) fn of_mut(&mut self, content: &Digest, id: &HostId) -> Option<&mut Lease> {
+        self.all_of_mut(content)
+            .iter_mut()
+            .find(|of| of.host() == id)
+    }
+
+    /// The leases of a content: one of all of it, or those of its ranges.
+    pub(super) fn all_of(&self, content: &Digest) -> &[Lease] {
+        self.by_content.get(content).map_or(&[], Vec::as_slice)
+    }
+
+    pub(super) fn all_of_mut(&mut self, content: &Digest) -> &mut [Lease] {
+        let leases = self.by_content.get_mut(content);
+        leases.map_or(&mut [], Vec::as_mut_slice)
     }
 
     pub(super) fn contains(&self, content: &Digest) -> bool {
         self.by_content.contains_key(content)
     }
 
-    /// The holder of a content's lease.
+    /// The holder of a content's first lease.
+    #[cfg(test)]
     pub(super) fn holder(&self, content: &Digest) -> Option<&HostId> {
-        self.of(content).map(Lease::host)
+        self.all_of(content).first().map(Lease::host)
+    }
+
+    /// Whether this host has a lease of the content.
+    pub(super) fn holds(&self, content: &Digest, id: &HostId) -> bool {
+        self.of(content, id).is_some()
     }
 
     /// All leases, by content.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Digest, &Lease)> {
-        self.by_content.iter()
+        let all = self.by_content.iter();
+        all.flat_map(|(content, leases)| leases.iter().map(move |lease| (content, lease)))
     }
 
     /// The holders and contents of the leases for which `is` holds, by content.
@@ -310,7 +339,7 @@ impl Leases {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.by_content.len()
+        self.by_content.values().map(Vec::len).sum()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -319,13 +348,13 @@ impl Leases {
 
     /// How many leases are for mirrors.
     pub(super) fn mirrors(&self) -> usize {
-        let all = self.by_content.values();
+        let all = self.by_content.values().flatten();
         all.filter(|lease| lease.is_mirrors()).count()
     }
 
     /// How many leases a host has.
     pub(super) fn of_host(&self, id: &HostId) -> usize {
-        let all = self.by_content.values();
+        let all = self.by_content.values().flatten();
         all.filter(|lease| lease.host() == id).count()
     }
 
@@ -334,16 +363,24 @@ impl Leases {
         self.asked_at.get(image).copied()
     }
 
-    /// Leases a content. The caller has checked that no other host has its lease.
+    /// Leases a content, or a range of it. The caller has checked that no host has a lease of what is granted.
     pub(super) fn begin(&mut self, now: Moment, grant: Grant, start: Start) {
         self.asked_at.insert(grant.image, now);
         let lease = Lease::new(now, grant, start);
-        self.by_content.insert(lease.grant.content, lease);
+        let leases = self.by_content.entry(lease.grant.content).or_default();
+        leases.retain(|of| of.host() != lease.host());
+        leases.push(lease);
     }
 
-    /// Ends the lease of a content, whichever host holds it.
-    pub(super) fn end(&mut self, content: &Digest) -> Option<Lease> {
-        self.by_content.remove(content)
+    /// Ends the lease that a host has of a content.
+    pub(super) fn end(&mut self, content: &Digest, id: &HostId) -> Option<Lease> {
+        let leases = self.by_content.get_mut(content)?;
+        let at = leases.iter().position(|of| of.host() == id)?;
+        let lease = leases.remove(at);
+        if leases.is_empty() {
+            self.by_content.remove(content);
+        }
+        Some(lease)
     }
 
     /// Forgets an image that isn't wanted any more.
@@ -363,6 +400,7 @@ mod tests {
         Grant {
             host: alloc::format!("host-{host}").parse().unwrap(),
             content: Digest::of(content.as_bytes()),
+            range: None,
             image: Digest::of(b"image"),
             registry: "registry.example".into(),
             repository: "registry.example/image".into(),
@@ -395,9 +433,9 @@ mod tests {
             (3, 2, 2)
         );
         let content = Digest::of(b"b");
-        assert_eq!(leases.holder(&content), Some(&host));
-        assert!(leases.end(&content).is_some());
-        assert!(leases.end(&content).is_none());
+        assert!(leases.holds(&content, &host));
+        assert!(leases.end(&content, &host).is_some());
+        assert!(leases.end(&content, &host).is_none());
         assert_eq!(
             (leases.len(), leases.mirrors(), leases.of_host(&host)),
             (2, 1, 1)

@@ -1,8 +1,9 @@
 //! How leases proceed and end, by the word of their holders. Which contents are leased next is decided in `grants`.
 
 use alloc::vec::Vec;
+use core::time::Duration;
 
-use proto::{Digest, HostId};
+use proto::{ChunkRange, Digest, HostId};
 
 use super::{
     desk::Desk,
@@ -15,9 +16,17 @@ use crate::stage::{
     event::{Fault, LeaseEnd, Trouble},
 };
 
+/// Ranges of a content that nobody fetches are left alone for this long while nothing of the content moves. A spread
+/// and the reports of it take two or three seconds.
+const RANGES_REST: Duration = Duration::from_secs(5);
+/// The time that a spread takes longer for each host of the fleet.
+const RANGES_REST_PER_HOST: Duration = Duration::from_millis(10);
+
 /// A lease holder's report about its fetch.
 #[derive(Clone, Copy)]
 pub(super) struct Progress {
+    /// The range that the lease is for; `None`: the whole content.
+    pub(super) range: Option<ChunkRange>,
     /// The chunks fetched so far.
     pub(super) chunks: u32,
     /// The blob's bytes that came so far.
@@ -58,8 +67,8 @@ fn pass_on_trials(desk: &mut Desk<'_>) {
     let over = desk
         .leases
         .that(|digest, lease| lease.is_trial() && !lease.has_brought() && wanted(digest));
-    for (_, content) in over {
-        desk.revoke(content, RevokeCause::Ended);
+    for (id, content) in over {
+        desk.revoke(content, &id, RevokeCause::Ended);
     }
 }
 
@@ -69,16 +78,17 @@ pub(super) fn progress(desk: &mut Desk<'_>, id: &HostId, digest: Digest, said: P
         deny(desk, id, digest);
         return;
     }
-    match desk.leases.holder(&digest) {
-        Some(holder) if holder == id => {
-            holder_progress(desk, digest, said);
-            trouble::hear(desk, digest, said.trouble);
+    match desk.leases.of(&digest, id).map(Lease::range) {
+        Some(range) if range == said.range => {
+            holder_progress(desk, id, digest, said);
+            trouble::hear(desk, id, digest, said.trouble);
         }
-        Some(_) => desk.effects.revoke(id, digest, RevokeCause::NotHeld),
-        None => match may_take_over(desk, id, digest) {
+        // the host speaks of a lease that ended before this one
+        Some(_) => {}
+        None => match may_take_over(desk, id, digest, said.range) {
             Some(grant) => {
                 desk.take_over(grant, said.chunks);
-                trouble::hear(desk, digest, said.trouble);
+                trouble::hear(desk, id, digest, said.trouble);
             }
             None => deny(desk, id, digest),
         },
@@ -94,11 +104,12 @@ fn deny(desk: &mut Desk<'_>, id: &HostId, digest: Digest) {
 
 /// The holder of a running lease reports on its fetch. Of a recipe, for which the holder's own word counts, that moves
 /// the lease on and says nothing about the registry.
-fn holder_progress(desk: &mut Desk<'_>, digest: Digest, said: Progress) {
+fn holder_progress(desk: &mut Desk<'_>, id: &HostId, digest: Digest, said: Progress) {
     let now = desk.now;
-    let (Some(content), Some(lease)) =
-        (desk.contents.get_mut(&digest), desk.leases.of_mut(&digest))
-    else {
+    let (Some(content), Some(lease)) = (
+        desk.contents.get_mut(&digest),
+        desk.leases.of_mut(&digest, id),
+    ) else {
         return;
     };
     let own_word = content.receipts().own_word();
@@ -145,11 +156,29 @@ fn names(lease: &Lease) -> (alloc::string::String, alloc::string::String) {
 /// The grant for a lease that a host says it has; `None` where the host isn't believed. A coordinator that has just
 /// started takes over running leases like this. It doesn't for contents that it has leased itself: it knows their
 /// holders.
-fn may_take_over(desk: &Desk<'_>, id: &HostId, digest: Digest) -> Option<Grant> {
+fn may_take_over(
+    desk: &Desk<'_>,
+    id: &HostId,
+    digest: Digest,
+    range: Option<ChunkRange>,
+) -> Option<Grant> {
     let view = desk.view();
     let content = view.contents.get(&digest)?;
     let usable = view.hosts.is_here(id) && view.records.failures(id) == 0;
-    let fresh = content.tries().asked_at().is_none();
+    let fresh = match range {
+        None => content.tries().asked_at().is_none(),
+        // holders of other ranges may have been heard before
+        Some(range) => {
+            let first = content.tries().asked_at().is_none();
+            (first || content.parts().are_taken_over())
+                && range.is_within(content.chunks())
+                && content.parts().lacks(range)
+                && view.leases.all_of(&digest).iter().all(|of| {
+                    let other = of.range();
+                    other.is_some_and(|other| !other.overlaps(range))
+                })
+        }
+    };
     let recipes = view.recipe_leases();
     let room = match content.is_recipe() {
         true => recipes < RECIPE_STREAMS,
@@ -175,6 +204,7 @@ fn may_take_over(desk: &Desk<'_>, id: &HostId, digest: Digest) -> Option<Grant> 
     Some(Grant {
         host: id.clone(),
         content: digest,
+        range,
         image: image.digest(),
         registry: image.registry().into(),
         repository: image.repository().into(),
@@ -187,19 +217,20 @@ fn may_take_over(desk: &Desk<'_>, id: &HostId, digest: Digest) -> Option<Grant> 
 pub(super) fn ended(
     desk: &mut Desk<'_>,
     id: &HostId,
-    digest: Digest,
+    (digest, range): (Digest, Option<ChunkRange>),
     end: LeaseEnd,
 ) -> Option<Refuted> {
     if !desk.hosts.contains(id) || !desk.contents.contains(&digest) {
         return None;
     }
-    let is_holder = desk.leases.holder(&digest) == Some(id);
+    let held = desk.leases.of(&digest, id).map(Lease::range);
+    let is_holder = held == Some(range);
     // a host that counts its chunks reports a complete content by that count
-    if !is_holder && desk.hosts.counts(id) {
+    if !is_holder && (range.is_some() || held.is_some() || desk.hosts.counts(id)) {
         return None;
     }
     let lease = match is_holder {
-        true => desk.end(digest),
+        true => desk.end(digest, id),
         false => None,
     };
     desk.effects.ask_for_grants();
@@ -252,6 +283,11 @@ fn done(desk: &mut Desk<'_>, id: &HostId, digest: Digest, lease: Option<&Lease>)
     };
     let own_word = content.receipts().own_word();
     let held_before = content.is_done_on(id);
+    if let Some(range) = lease.and_then(Lease::range) {
+        // of what the host holds beside it counts what it says there
+        content.parts_mut().fetched(now, range, id);
+        return;
+    }
     content.claim(now, id);
     if let Some(lease) = lease {
         let mirror = lease.is_mirrors();
@@ -289,6 +325,12 @@ fn done(desk: &mut Desk<'_>, id: &HostId, digest: Digest, lease: Option<&Lease>)
 /// `None` where the lease had ended before. Then the host may have been told to stop, and the word says little.
 fn released(desk: &mut Desk<'_>, id: &HostId, digest: Digest, lease: Option<&Lease>) {
     desk.note_failed(digest, id);
+    if lease.is_some_and(|lease| lease.range().is_some())
+        && let Some(content) = desk.contents.get_mut(&digest)
+    {
+        // the host can't begin there: its recipe gives no place, or it has left it
+        content.parts_mut().give_up();
+    }
     let Some(lease) = lease.filter(|lease| !lease.has_brought()) else {
         return;
     };
@@ -308,12 +350,12 @@ pub(super) fn expire(desk: &mut Desk<'_>) {
         .that(|_, lease| now.since(lease.progress_at()) >= timeout);
     for (id, digest) in over {
         let troubled = |lease: &Lease| lease.trouble().is_some();
-        let cause = match desk.leases.of(&digest).is_some_and(troubled) {
+        let cause = match desk.leases.of(&digest, &id).is_some_and(troubled) {
             true => RevokeCause::OriginFailed,
             false => RevokeCause::Ended,
         };
         // a lease that ended before in this loop may have ended this one
-        let Some(lease) = desk.revoke(digest, cause) else {
+        let Some(lease) = desk.revoke(digest, &id, cause) else {
             continue;
         };
         desk.note_failed(digest, &id);
@@ -323,12 +365,34 @@ pub(super) fn expire(desk: &mut Desk<'_>) {
     }
 }
 
+/// Leases contents whole again of which ranges were leased, where nothing came of the ranges for a while: no host that
+/// is left takes a range, or what their holders say that they fetched didn't reach the others.
+pub(super) fn give_ranges_up(desk: &mut Desk<'_>) {
+    let view = desk.view();
+    let hosts = u32::try_from(view.hosts.len()).unwrap_or(u32::MAX);
+    let patience = RANGES_REST + RANGES_REST_PER_HOST.saturating_mul(hosts);
+    let rests = |digest: &Digest| {
+        view.contents.get(digest).is_some_and(|content| {
+            let moved_at = content.parts().moved_at().max(content.moved_at());
+            content.parts().are_begun() && view.now.since(moved_at) >= patience
+        })
+    };
+    let contents = view.images.iter().flat_map(|image| image.contents());
+    let over = contents.filter(|of| rests(of) && !view.leases.contains(of));
+    let over: Vec<Digest> = over.copied().collect();
+    if !over.is_empty() {
+        desk.effects.ask_for_grants();
+    }
+    desk.contents
+        .each(over, |content| content.parts_mut().give_up());
+}
+
 /// Ends all leases of a host that is shunned or left the fleet. `tell` says whether the host is told.
 pub(super) fn drop_all_of(desk: &mut Desk<'_>, id: &HostId, tell: bool) {
     for (_, digest) in desk.leases.that(|_, lease| lease.host() == id) {
         match tell {
-            true => drop(desk.revoke(digest, RevokeCause::Ended)),
-            false => drop(desk.end(digest)),
+            true => drop(desk.revoke(digest, id, RevokeCause::Ended)),
+            false => drop(desk.end(digest, id)),
         }
     }
 }
@@ -343,8 +407,8 @@ pub(super) fn drop_lost(desk: &mut Desk<'_>, id: &HostId, has: &[Digest]) {
     let lost: Vec<(HostId, Digest)> = desk.leases.that(|digest, lease| {
         lease.host() == id && lease.granted_at() < since && !has.contains(digest)
     });
-    for (_, digest) in lost {
-        desk.end(digest);
+    for (id, digest) in lost {
+        desk.end(digest, &id);
     }
 }
 

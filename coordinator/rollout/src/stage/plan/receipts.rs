@@ -62,6 +62,11 @@ impl Receipts {
         before
     }
 
+    /// The most chunks that a host holds that doesn't hold all.
+    pub(super) fn most(&self) -> u32 {
+        self.counts.values().copied().max().unwrap_or(0)
+    }
+
     /// Notes that a host holds more than before. The caller leaves out the lease's holder.
     pub(super) fn grow(&mut self, id: &HostId) {
         self.grew.insert(id.clone());

@@ -13,7 +13,7 @@
 
 use proto::{Digest, HostId};
 
-use super::{contents::ContentState, desk::Desk, view::View};
+use super::{contents::ContentState, desk::Desk, leases::Lease, view::View};
 use crate::stage::{
     Action,
     action::{RecipeLeft, RevokeCause},
@@ -32,7 +32,7 @@ pub(super) fn doubted(
     digest: Digest,
     chunk: u32,
 ) {
-    let leased = desk.leases.holder(&digest) == Some(id);
+    let leased = desk.leases.holds(&digest, id);
     if !leased && !told_again {
         return;
     }
@@ -59,12 +59,18 @@ pub(super) fn doubted(
             desk.records.fail(id);
         }
         desk.note_failed(digest, id);
-        desk.revoke(digest, RevokeCause::Ended);
+        desk.revoke(digest, id, RevokeCause::Ended);
         return;
     }
     words.leave(&image);
+    // without the recipe no fetch can begin amid the content
+    content.parts_mut().give_up();
     for id in same.iter().filter(|of| again || *of != id) {
         desk.records.excuse(id);
+    }
+    let ranges = |of: &Digest, lease: &Lease| *of == digest && lease.range().is_some();
+    for (id, _) in desk.leases.that(ranges) {
+        desk.revoke(digest, &id, RevokeCause::Ended);
     }
     desk.effects.push(Action::LeaveRecipe(RecipeLeft {
         image,

@@ -17,6 +17,7 @@ use crate::stage::{
 pub(super) fn status(view: View<'_>) -> Status {
     let leases = view.leases.iter().map(|(digest, lease)| LeaseStatus {
         content: *digest,
+        range: lease.range(),
         host: lease.host().clone(),
         chunks: lease.chunks(),
         bytes_per_s: lease.bytes_per_s(view.now),

@@ -13,7 +13,7 @@ use super::{
     effects::Effects,
     hosts::Hosts,
     images::{Images, Order},
-    leases::{Grant, Leases},
+    leases::{Grant, Lease, Leases},
     origins::Origins,
     records::Records,
     view::View,
@@ -120,6 +120,7 @@ impl Stand {
         let grant = Grant {
             host: host(to),
             content: content(of),
+            range: None,
             image: image(number),
             registry: ordered.registry().into(),
             repository: ordered.repository().into(),
@@ -127,6 +128,12 @@ impl Stand {
         };
         self.desk().grant(grant);
         self.actions();
+    }
+
+    /// Ends the first lease of a content, and tells nobody.
+    pub(super) fn end(&mut self, of: Digest) -> Option<Lease> {
+        let id = self.leases.holder(&of)?.clone();
+        self.desk().end(of, &id)
     }
 
     pub(super) fn view(&self) -> View<'_> {

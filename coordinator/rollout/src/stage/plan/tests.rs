@@ -9,11 +9,14 @@ mod mirrors;
 mod neighbours;
 mod orders;
 mod origins;
+mod ranges;
 mod recipes;
 mod registries;
 mod trust;
 
 use alloc::collections::BTreeMap;
+
+use proto::ChunkRange;
 
 use super::*;
 use crate::stage::{
@@ -160,6 +163,7 @@ fn grants(actions: &[Action]) -> Vec<(HostId, Digest)> {
 
 fn ended(host: &HostId, content: Digest, end: LeaseEnd) -> Event {
     Event::LeaseEnded {
+        range: None,
         host: host.clone(),
         content,
         end,
@@ -177,6 +181,7 @@ fn report(number: usize, of: usize, standing: Standing, held_bytes: u64) -> Even
 
 fn running(host: &HostId, content: Digest, chunks: u32, trouble: Option<Trouble>) -> Event {
     Event::LeaseProgress {
+        range: None,
         host: host.clone(),
         content,
         chunks,
@@ -201,6 +206,7 @@ fn revokes(actions: &[Action]) -> usize {
 
 fn progress(by: &HostId, content: Digest, chunks: u32) -> Event {
     Event::LeaseProgress {
+        range: None,
         host: by.clone(),
         content,
         chunks,

@@ -186,15 +186,15 @@ fn end_troubled(desk: &mut Desk<'_>, registry: &str, repository: &str) {
             && lease.repository() == repository
             && lease.trouble().is_some()
     });
-    for (_, content) in troubled {
-        desk.revoke(content, RevokeCause::OriginFailed);
+    for (id, content) in troubled {
+        desk.revoke(content, &id, RevokeCause::OriginFailed);
     }
 }
 
 /// Takes a holder's word about its registry.
-pub(super) fn hear(desk: &mut Desk<'_>, content: Digest, trouble: Option<Trouble>) {
+pub(super) fn hear(desk: &mut Desk<'_>, id: &HostId, content: Digest, trouble: Option<Trouble>) {
     let now = desk.now;
-    let Some(lease) = desk.leases.of_mut(&content) else {
+    let Some(lease) = desk.leases.of_mut(&content, id) else {
         return;
     };
     lease.suffer(now, trouble);
@@ -205,7 +205,7 @@ pub(super) fn hear(desk: &mut Desk<'_>, content: Digest, trouble: Option<Trouble
     let origin = desk.origins.get(&registry);
     let waits = origin.is_some_and(|origin| origin.waits_until(&repository, now).is_some());
     match trouble {
-        Some(Trouble::Throttled(wish)) => refused(desk, content, wish),
+        Some(Trouble::Throttled(wish)) => refused(desk, id, content, wish),
         Some(_) if waits => end_troubled(desk, &registry, &repository),
         Some(Trouble::Failing) => judge(desk, &registry),
         Some(Trouble::Silent) | None => {}
@@ -239,9 +239,9 @@ fn judge(desk: &mut Desk<'_>, registry: &str) {
         let lasts = origin.has_failed(lease.repository()) || now.since(since) >= after;
         lease.registry() == registry && lasts
     });
-    for (_, content) in failed {
+    for (id, content) in failed {
         // a lease that ended before in this loop may have ended this one
-        if let Some(lease) = desk.revoke(content, RevokeCause::OriginFailed) {
+        if let Some(lease) = desk.revoke(content, &id, RevokeCause::OriginFailed) {
             lease_failed(desk, content, &lease);
         }
     }
@@ -249,12 +249,11 @@ fn judge(desk: &mut Desk<'_>, registry: &str) {
 
 /// A holder says that its registry asks to be left alone. Its lease ends, and other leases wait by the weight of its
 /// word.
-fn refused(desk: &mut Desk<'_>, content: Digest, wish: Duration) {
+fn refused(desk: &mut Desk<'_>, id: &HostId, content: Digest, wish: Duration) {
     let now = desk.now;
-    let Some(lease) = desk.revoke(content, RevokeCause::OriginFailed) else {
+    let Some(lease) = desk.revoke(content, id, RevokeCause::OriginFailed) else {
         return;
     };
-    let id = lease.host();
     desk.note_failed(content, id);
     let hosts = desk.hosts.connected();
     desk.records.fail(id);

@@ -7,9 +7,9 @@ use proto::{Digest, HostId, Moment};
 
 use super::{
     contents::{ContentState, Contents},
-    hosts::Hosts,
+    hosts::{Host, Hosts},
     images::{Image, Images},
-    leases::Leases,
+    leases::{Lease, Leases},
     origins::{Origin, Origins},
     records::Records,
 };
@@ -72,11 +72,37 @@ impl<'a> View<'a> {
             return false;
         }
         let moves = lately(content.moved_at());
-        match self.leases.of(digest) {
+        let leases = self.leases.all_of(digest);
+        match leases.iter().map(Lease::chunk_at).max() {
             // after a lease that came to nothing, the next holder first has to show that it brings chunks
-            Some(lease) => moves || content.tries().none_failed() && lately(lease.chunk_at()),
+            Some(chunk_at) => moves || content.tries().none_failed() && lately(chunk_at),
             None => moves || lately(self.contents.mirror_moved_at()),
         }
+    }
+
+    /// The contents that images need and that no host is thought to hold whole, up to this many.
+    pub(super) fn open_contents(self, most: usize) -> usize {
+        let images = self.images.iter().filter(|image| !image.is_mirrors());
+        let images = images.filter(|image| image.contradicts().is_none());
+        let contents = images.flat_map(|image| image.contents());
+        let open = contents.filter_map(|digest| self.open(digest));
+        let open = open.filter(|content| !content.parts().cover(content.chunks()));
+        open.take(most).count()
+    }
+
+    /// Whether ranges of this content may be leased to several hosts under the image's name: the image's recipe proves
+    /// each chunk of it when it comes, and leasing it so didn't fail.
+    pub(super) fn may_have_ranges(self, image: &Image, content: &ContentState) -> bool {
+        let by_recipe = image.recipe().is_some() && !content.words().are_heard(&image.digest());
+        by_recipe && !image.is_mirrors() && !content.is_recipe() && !content.parts().are_given_up()
+    }
+
+    /// Whether this host takes a range of a content of the image: it knows what a range is, and has the image's recipe.
+    pub(super) fn takes_ranges(self, image: &Image, id: &HostId) -> bool {
+        let recipe = image.recipe();
+        let recipe = recipe.and_then(|recipe| self.contents.get(&recipe.digest));
+        recipe.is_some_and(|recipe| recipe.is_done_on(id))
+            && self.hosts.get(id).is_some_and(Host::takes_ranges)
     }
 
     // ---- images -----------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ pub(super) fn count(desk: &mut Desk<'_>, id: &HostId, fresh: bool, contents: &[(
             desk.effects.ask_for_grants();
         }
         // chunks that a host brings along aren't news, nor chunks that it fetches itself
-        if chunks > before && !fresh && trusted && desk.leases.holder(digest) != Some(id) {
+        if chunks > before && !fresh && trusted && !desk.leases.holds(digest, id) {
             content.receipts_mut().grow(id);
         }
     }
@@ -117,8 +117,7 @@ fn look_at(view: View<'_>, image: &Image, sights: &mut BTreeMap<Digest, Sight>) 
         let Some(content) = view.contents.get(digest) else {
             continue;
         };
-        let holder = view.leases.holder(digest);
-        let lacks = |id: &&&HostId| !content.is_done_on(id) && holder != Some(**id);
+        let lacks = |id: &&&HostId| !content.is_done_on(id) && !view.leases.holds(digest, id);
         let receivers = match content.done().len() < selected.len() {
             true => staging.iter().filter(lacks).count(),
             false => 0,
@@ -139,7 +138,8 @@ fn seen(desk: &mut Desk<'_>, digest: Digest) {
     content.moved(now);
     content.forget_doubts();
     let bytes_per_chunk = content.receipts().bytes_per_chunk();
-    let Some(lease) = desk.leases.of_mut(&digest) else {
+    let leases = desk.leases.all_of_mut(&digest);
+    let Some(first) = leases.first() else {
         // the content comes from hosts that say that they hold it
         content.believe();
         let unleased = content.tries().asked_at().is_none();
@@ -149,23 +149,25 @@ fn seen(desk: &mut Desk<'_>, digest: Digest) {
         }
         return;
     };
-    let pace = lease.see(now, bytes_per_chunk);
     let (registry, repository) = (
-        String::from(lease.registry()),
-        String::from(lease.repository()),
+        String::from(first.registry()),
+        String::from(first.repository()),
     );
-    let (granted_at, mirror) = (lease.granted_at(), lease.is_mirrors());
-    content.tries_mut().came(&lease.image());
+    let (granted_at, mirror) = (first.granted_at(), first.is_mirrors());
+    content.tries_mut().came(&first.image());
     if mirror {
-        desk.records.mirror_brought(lease.host());
+        desk.records.mirror_brought(first.host());
         desk.contents.mirror_moved(now);
     }
-    desk.contents.moved(now);
-    if let Some(pace) = pace
-        && let Some(origin) = desk.origins.get_mut(&registry)
-    {
-        origin.see_pace(now, pace);
+    // which of several ranges the chunks belong to isn't said: each of its holders is thought to bring some
+    for lease in leases {
+        if let Some(pace) = lease.see(now, bytes_per_chunk)
+            && let Some(origin) = desk.origins.get_mut(&registry)
+        {
+            origin.see_pace(now, pace);
+        }
     }
+    desk.contents.moved(now);
     came(desk, digest, (&registry, &repository), granted_at);
 }
 
@@ -193,6 +195,7 @@ fn weigh_claims(desk: &mut Desk<'_>, digest: Digest, wanted_on: usize, expected:
     if claims >= enough {
         // so many hosts have verified the whole content that any word against it was wrong
         content.receipts_mut().verified();
+        content.parts_mut().clear();
         content.tries_mut().succeed();
         content.words_mut().settle();
     } else if doubtful {
@@ -233,7 +236,7 @@ pub(super) fn expire_unseen(desk: &mut Desk<'_>) {
     });
     for (id, digest) in over {
         // a lease that ended before in this loop may have ended this one
-        let Some(lease) = desk.revoke(digest, RevokeCause::Ended) else {
+        let Some(lease) = desk.revoke(digest, &id, RevokeCause::Ended) else {
             continue;
         };
         if let Some(content) = desk.contents.get_mut(&digest) {

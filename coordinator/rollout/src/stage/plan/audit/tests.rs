@@ -85,7 +85,7 @@ fn where_nothing_moves_for_twenty_seconds_what_hosts_lack_is_looked_for() {
     assert_eq!(lacking(stand.view()), BTreeSet::from([content(0)]));
     stand.lease(1, 0, 0);
     assert!(!is_still(stand.view()));
-    stand.desk().end(content(0));
+    stand.end(content(0));
     // no host lacks the content any more
     for number in 1..=5 {
         stand.report(&host(number), 0, Standing::Present);

@@ -132,7 +132,7 @@ fn after_a_failure_one_lease_tries_a_repository_and_others_are_asked_all_the_sam
     stand.want(0, &[0, 1, 2]);
     stand.want(1, &[3, 4]);
     stand.lease(1, 0, 0);
-    stand.desk().end(content(0));
+    stand.end(content(0));
     let now = stand.now;
     let repository = super::super::stand::repository(0);
     let origin = stand.origins.get_mut("registry.example").unwrap();

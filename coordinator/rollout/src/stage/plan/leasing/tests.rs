@@ -11,6 +11,7 @@ const MOMENT: Duration = Duration::from_micros(1);
 /// A report of a lease holder with this many chunks.
 const fn chunks(chunks: u32) -> Progress {
     Progress {
+        range: None,
         chunks,
         bytes: 0,
         paced: false,
@@ -48,7 +49,7 @@ fn a_lease_of_before_a_restart_is_taken_over_and_one_that_is_known_is_not() {
     let mut stand = Stand::new(4);
     stand.want(0, &[0, 1]);
     progress(&mut stand.desk(), &host(1), content(0), chunks(7));
-    let lease = stand.leases.of(&content(0)).unwrap();
+    let lease = stand.leases.all_of(&content(0)).first().unwrap();
     assert!(lease.is_taken_over());
     assert_eq!((lease.host(), lease.chunks()), (&host(1), 7));
     assert_eq!(revoked(&mut stand), []);
@@ -61,7 +62,7 @@ fn a_lease_of_before_a_restart_is_taken_over_and_one_that_is_known_is_not() {
     assert_eq!(revoked(&mut stand), [denied(1, 1)]);
     // this coordinator doesn't take over a lease of a content that it has leased itself
     stand.lease(3, 1, 0);
-    stand.desk().end(content(1));
+    stand.end(content(1));
     progress(&mut stand.desk(), &host(3), content(1), chunks(1));
     assert_eq!(revoked(&mut stand), [denied(3, 1)]);
 }
@@ -87,7 +88,7 @@ fn a_holders_chunks_count_by_themselves_only_where_nobody_could_say_otherwise() 
         stand.wait(Duration::from_secs(1));
         progress(&mut stand.desk(), &host(1), content(0), chunks(1));
         let now = stand.now;
-        let lease = stand.leases.of(&content(0)).unwrap();
+        let lease = stand.leases.all_of(&content(0)).first().unwrap();
         assert_eq!(lease.chunk_at(), now);
         assert_eq!(lease.has_brought(), moved);
         let of = stand.contents.get(&content(0)).unwrap();
@@ -152,7 +153,12 @@ fn a_holder_that_has_all_holds_it_and_is_believed_by_others_word() {
     stand
         .contents
         .each([content(0)], |of| of.tries_mut().fail(&host(2)));
-    ended(&mut stand.desk(), &host(1), content(0), LeaseEnd::Done);
+    ended(
+        &mut stand.desk(),
+        &host(1),
+        (content(0), None),
+        LeaseEnd::Done,
+    );
     assert!(!stand.leases.contains(&content(0)));
     let of = stand.contents.get_mut(&content(0)).unwrap();
     assert!(of.is_done_on(&host(1)));
@@ -171,7 +177,12 @@ fn a_holder_that_the_registry_failed_and_that_has_all_has_the_rest_from_peers() 
             ..chunks(0)
         };
         progress(&mut stand.desk(), &host(1), content(0), said);
-        ended(&mut stand.desk(), &host(1), content(0), LeaseEnd::Done);
+        ended(
+            &mut stand.desk(),
+            &host(1),
+            (content(0), None),
+            LeaseEnd::Done,
+        );
         let now = stand.now;
         let origin = stand.origins.get("registry.example").unwrap();
         assert_eq!(origin.gives(now), gives, "{trouble:?}");
@@ -192,7 +203,12 @@ fn who_gives_a_lease_back_holds_nothing_and_has_it_again_after_a_second() {
         stand.want(0, &[0]);
         stand.lease(1, 0, 0);
         stand.report(&host(1), 0, standing);
-        ended(&mut stand.desk(), &host(1), content(0), LeaseEnd::Released);
+        ended(
+            &mut stand.desk(),
+            &host(1),
+            (content(0), None),
+            LeaseEnd::Released,
+        );
         let of = stand.contents.get(&content(0)).unwrap();
         assert!(!of.is_done_on(&host(1)), "{standing:?}");
         assert!(of.tries().was_last(&host(1)));
@@ -209,7 +225,12 @@ fn who_gives_a_lease_back_that_brought_something_has_it_again_at_once() {
     stand.lease(1, 0, 0);
     stand.wait(Duration::from_secs(1));
     progress(&mut stand.desk(), &host(1), content(0), chunks(1));
-    ended(&mut stand.desk(), &host(1), content(0), LeaseEnd::Released);
+    ended(
+        &mut stand.desk(),
+        &host(1),
+        (content(0), None),
+        LeaseEnd::Released,
+    );
     grant(&mut stand.desk());
     assert_eq!(stand.leases.holder(&content(0)), Some(&host(1)));
 }
@@ -227,7 +248,10 @@ fn a_host_that_says_what_it_holds_ends_no_lease_of_others() {
         LeaseEnd::Faulty(Fault::Bad),
         LeaseEnd::HostUnable,
     ] {
-        assert_eq!(ended(&mut stand.desk(), &host(2), content(0), end), None);
+        assert_eq!(
+            ended(&mut stand.desk(), &host(2), (content(0), None), end),
+            None
+        );
     }
     assert_eq!(stand.leases.holder(&content(0)), Some(&host(1)));
     let of = stand.contents.get(&content(0)).unwrap();
@@ -241,7 +265,7 @@ fn two_hosts_refute_a_manifest_and_one_does_not() {
     let mut refutes = |number| {
         stand.lease(number, 0, 0);
         let end = LeaseEnd::Faulty(Fault::Bad);
-        ended(&mut stand.desk(), &host(number), content(0), end)
+        ended(&mut stand.desk(), &host(number), (content(0), None), end)
     };
     assert_eq!(refutes(1), None);
     let refuted = Refuted {
@@ -264,7 +288,7 @@ fn what_a_mirrors_registry_does_counts_for_mirrors_alone() {
         let mut stand = Stand::new(4);
         stand.ask(10, 10);
         stand.lease(1, 10, 10);
-        ended(&mut stand.desk(), &host(1), content(10), end);
+        ended(&mut stand.desk(), &host(1), (content(10), None), end);
         let tries = stand.contents.get(&content(10)).unwrap().tries();
         assert!(tries.rests_for_mirrors(stand.now), "{end:?}");
         assert_eq!(tries.fails(&image(10)), None);
@@ -307,7 +331,14 @@ fn who_wants_what_a_host_has_on_trial_gets_its_lease() {
     let now = stand.now;
     stand.records.mirror_expired(now, &host(1), now);
     stand.lease(1, 10, 10);
-    assert!(stand.leases.of(&content(10)).unwrap().is_trial());
+    assert!(
+        stand
+            .leases
+            .all_of(&content(10))
+            .first()
+            .unwrap()
+            .is_trial()
+    );
     grant(&mut stand.desk());
     assert_eq!(stand.leases.holder(&content(10)), Some(&host(2)));
     let ended = (host(1), content(10), RevokeCause::Ended);

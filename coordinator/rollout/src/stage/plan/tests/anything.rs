@@ -54,8 +54,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => any_image().prop_map(Event::Cancelled),
         1 => any_image().prop_map(Event::Urged),
         5 => (any_host(), any_image(), standing, any::<u64>()).prop_map(|(host, image, standing, held_bytes)| Event::Reported { host, image, standing, held_bytes }),
-        4 => (any_host(), any_content(), any::<u32>(), any::<u64>(), any::<bool>(), trouble).prop_map(|(host, content, chunks, bytes, paced, trouble)| Event::LeaseProgress { host, content, chunks, bytes, paced, trouble }),
-        4 => (any_host(), any_content(), end).prop_map(|(host, content, end)| Event::LeaseEnded { host, content, end }),
+        4 => (any_host(), any_content(), any::<u32>(), any::<u64>(), any::<bool>(), trouble).prop_map(|(host, content, chunks, bytes, paced, trouble)| Event::LeaseProgress { host, content, range: None, chunks, bytes, paced, trouble }),
+        4 => (any_host(), any_content(), end).prop_map(|(host, content, end)| Event::LeaseEnded { host, content, range: None, end }),
         2 => (any_host(), any_host()).prop_map(|(by, host)| Event::Blamed { by, host }),
         2 => (any_host(), prop::collection::vec(any_content(), 0..3)).prop_map(|(host, contents)| Event::LeasesHeld { host, contents }),
         3 => (any_host(), prop::collection::vec(any_content(), 0..3)).prop_map(|(host, contents)| Event::WithoutSource { host, contents }),
@@ -99,7 +99,7 @@ proptest! {
             if let Event::LeasesHeld { host, contents } = &event {
                 // the agent lost these leases; leases of this session stay, and the checks below give them back
                 let lost = |content: &Digest| !contents.contains(content);
-                let granted_before = |content: &Digest| plan.leases.of(content).is_some_and(|lease| plan.hosts.get(host).is_some_and(|host| lease.granted_at() < host.since()));
+                let granted_before = |content: &Digest| plan.leases.all_of(content).first().is_some_and(|lease| plan.hosts.get(host).is_some_and(|host| lease.granted_at() < host.since()));
                 if plan.hosts.contains(host) {
                     leases.retain(|content, holder| holder != host || !lost(content) || !granted_before(content));
                 }

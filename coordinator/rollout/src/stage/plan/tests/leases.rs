@@ -66,6 +66,7 @@ fn a_lease_without_progress_passes_to_another_host() {
     let first = grants(&want(&mut plan, 2_000, wanted(0, [0], Selection::All)));
     let (holder, content) = first[0].clone();
     let progress = |chunks, paced| Event::LeaseProgress {
+        range: None,
         host: holder.clone(),
         content,
         chunks,
@@ -160,6 +161,7 @@ fn a_content_that_is_fetched_twice_keeps_its_lease_and_no_more() {
     let mut revoked = None;
     for step in 1..=300u32 {
         let progress = Event::LeaseProgress {
+            range: None,
             host: holder.clone(),
             content,
             chunks: step,
@@ -190,6 +192,7 @@ fn pacing_keeps_a_lease_but_not_for_ever() {
     let mut lost_at = None;
     for second in 3..120 {
         let paced = Event::LeaseProgress {
+            range: None,
             host: holder.clone(),
             content,
             chunks: 0,
@@ -235,6 +238,7 @@ fn a_coordinator_that_was_restarted_takes_running_leases_over() {
         &mut plan,
         20,
         Event::LeaseProgress {
+            range: None,
             host: host(2),
             content: digest(2),
             chunks: 40,
@@ -321,6 +325,7 @@ fn a_stream_that_is_slow_keeps_its_lease_and_one_that_only_says_so_does_not() {
             // one chunk for each MiB that came
             let chunks = u32::try_from(bytes >> 20).unwrap();
             let slow = Event::LeaseProgress {
+                range: None,
                 host: by.clone(),
                 content,
                 chunks,
@@ -345,6 +350,7 @@ fn a_stream_that_is_slow_keeps_its_lease_and_one_that_only_says_so_does_not() {
     let (by, content) = grants(&want(&mut plan, 2_000, wanted(0, [0], Selection::All)))[0].clone();
     let lost = (1..600u64).find(|second| {
         let lie = Event::LeaseProgress {
+            range: None,
             host: by.clone(),
             content,
             chunks: 0,
@@ -398,6 +404,7 @@ fn streams_that_become_slow_together_keep_their_leases() {
                 };
                 let chunks = u32::try_from(bytes >> 20).unwrap();
                 let event = Event::LeaseProgress {
+                    range: None,
                     host: by.clone(),
                     content: *content,
                     chunks,

@@ -149,6 +149,7 @@ impl World {
         entry.push((self.millis, chunks));
         if chunks < 100 {
             return self.tell(Event::LeaseProgress {
+                range: None,
                 host: host(by),
                 content,
                 chunks,
@@ -164,6 +165,7 @@ impl World {
     fn lie_about(&mut self, by: usize, content: Digest, since: u64) {
         let seconds = (self.millis - since) / 1_000;
         let report = |chunks: u64, bytes, paced, trouble| Event::LeaseProgress {
+            range: None,
             host: host(by),
             content,
             chunks: u32::try_from(chunks).unwrap(),
@@ -353,6 +355,7 @@ fn who_makes_leases_up_gets_its_share_of_them_for_half_a_minute() {
         }
         want(&mut plan, 0, wanted(0, 0..9, Selection::All));
         let claim = |content, bytes| Event::LeaseProgress {
+            range: None,
             host: host(0),
             content: digest(content),
             chunks: 0,

@@ -29,6 +29,7 @@ fn a_registry_that_fails_several_hosts_is_left_alone_for_longer_and_longer() {
     assert_eq!(open.len(), 1, "one tries first");
     let (holder, content) = open[0].clone();
     let progress = Event::LeaseProgress {
+        range: None,
         host: holder,
         content,
         chunks: 3,

@@ -23,6 +23,12 @@ fn left_alone(stand: &Stand) -> Option<Moment> {
     origin.left_alone_until(&repository(0), stand.now)
 }
 
+/// The holder of a content's lease says what its registry does.
+fn hear(desk: &mut Desk<'_>, content: Digest, trouble: Option<Trouble>) {
+    let holder = desk.leases.holder(&content).cloned();
+    super::hear(desk, &holder.unwrap(), content, trouble);
+}
+
 #[test]
 fn a_connection_that_breaks_is_made_again_for_three_seconds() {
     let mut stand = Stand::new(4);
@@ -114,7 +120,7 @@ fn contents_that_fail_while_others_come_make_their_image_fail_after_half_a_minut
             now,
         );
         stand.wait(Duration::from_millis(500));
-        if let Some(lease) = stand.desk().end(content(0)) {
+        if let Some(lease) = stand.end(content(0)) {
             lease_over(&mut stand.desk(), content(0), &lease);
         }
         if failed_after.is_none()
@@ -180,7 +186,7 @@ fn a_holder_that_lets_an_images_lease_run_out_has_failed_and_a_mirrors_is_on_tri
     stand.lease(1, 0, 0);
     stand.lease(2, 10, 10);
     for of in [0, 10] {
-        let lease = stand.desk().end(content(of)).unwrap();
+        let lease = stand.end(content(of)).unwrap();
         ran_out(&mut stand.desk(), &lease);
     }
     assert_eq!(

@@ -31,7 +31,7 @@ fn leased() -> Stand {
 
 /// When other hosts last got something of the leased content.
 fn seen_at(stand: &Stand) -> Moment {
-    stand.leases.of(&content(0)).unwrap().seen_at()
+    stand.leases.all_of(&content(0)).first().unwrap().seen_at()
 }
 
 #[test]
@@ -74,7 +74,12 @@ fn a_registry_that_gives_is_noted_with_its_pace() {
     let mut stand = leased();
     stand.wait(Duration::from_secs(2));
     let now = stand.now;
-    stand.leases.of_mut(&content(0)).unwrap().fetch(now, 4, 0);
+    stand
+        .leases
+        .all_of_mut(&content(0))
+        .first_mut()
+        .unwrap()
+        .fetch(now, 4, 0);
     for number in 2..=6 {
         says(&mut stand, number, 0, 1);
     }
@@ -88,7 +93,7 @@ fn a_registry_that_gives_is_noted_with_its_pace() {
 #[test]
 fn what_a_few_say_to_hold_whole_is_believed_for_five_seconds() {
     let mut stand = leased();
-    stand.desk().end(content(0));
+    stand.end(content(0));
     says(&mut stand, 2, 0, 100);
     weigh(&mut stand.desk());
     let done = |stand: &Stand| {
@@ -117,7 +122,7 @@ fn what_a_few_say_to_hold_whole_is_believed_for_five_seconds() {
 #[test]
 fn the_word_of_a_few_lasts_while_hosts_get_the_content_without_a_lease() {
     let mut stand = leased();
-    stand.desk().end(content(0));
+    stand.end(content(0));
     says(&mut stand, 2, 0, 100);
     for chunks in 1..20 {
         weigh(&mut stand.desk());
@@ -139,7 +144,8 @@ fn a_holder_that_nobody_gets_anything_from_loses_its_lease() {
         let now = stand.now;
         stand
             .leases
-            .of_mut(&content(0))
+            .all_of_mut(&content(0))
+            .first_mut()
             .unwrap()
             .fetch(now, chunks, 0);
         stand.wait(patience - MOMENT);
@@ -162,11 +168,12 @@ fn a_holder_that_nobody_gets_anything_from_loses_its_lease() {
 #[test]
 fn a_lease_that_was_taken_over_shows_something_within_half_a_minute() {
     let mut stand = leased();
-    stand.desk().end(content(0));
+    stand.end(content(0));
     let ordered = stand.images.get(&image(0)).unwrap();
     let grant = crate::stage::plan::leases::Grant {
         host: host(1),
         content: content(0),
+        range: None,
         image: image(0),
         registry: ordered.registry().into(),
         repository: ordered.repository().into(),
