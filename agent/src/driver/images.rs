@@ -126,9 +126,8 @@ impl<S: OnDisk> Images<S> {
     /// Has the recipe brought by which an image's stage is to begin. The stage waits for it, for a while.
     fn seek_recipe(&mut self, now: Moment, digest: Digest) {
         if let Some(image) = self.catalogue.find_mut(&digest) {
-            let (left, sought) = image.seek_recipe(now);
-            self.effects
-                .extend(Effect::of_recipes(digest, left, sought));
+            let (left, need) = image.seek_recipe(now);
+            self.effects.extend(Effect::of_recipes(digest, left, need));
         }
     }
 
@@ -330,7 +329,7 @@ impl<S: OnDisk> Images<S> {
             self.reconciler.have(digest, Have::Kept);
             return self.fail(now, digest, Trouble::contradicts(&content));
         }
-        let recipe = stage.recipe();
+        let file = stage.recipe();
         self.effect(Effect::TakeUp {
             image: digest,
             layout,
@@ -338,8 +337,7 @@ impl<S: OnDisk> Images<S> {
             local_bytes,
         });
         // peers may lack it
-        self.effects
-            .extend(Effect::of_recipes(digest, None, recipe));
+        self.effects.extend(Effect::of_recipes(digest, None, file));
         self.read_again(digest);
         self.effect(Effect::ReportSoon);
         self.advance(now, digest);
@@ -507,14 +505,10 @@ impl<S: OnDisk> Images<S> {
         if let Some(file) = image.awaits(content) {
             let (layout, stage) = (image.layout.clone(), image.stage().cloned());
             self.effect(Effect::ReadRecipe(layout, file, stage));
-            return;
-        }
-        if image.close(content) {
+        } else if image.close(content) {
             self.advance(now, digest);
-        } else if image.is_at(Step::Filling) && image.layout.has_encoded(content) {
-            let (stage, content) = (image.stage().cloned(), *content);
-            let decode = stage.map(|stage| Effect::Decode { stage, content });
-            self.effects.extend(decode);
+        } else {
+            self.effects.extend(Effect::of_closed(image, *content));
         }
     }
 

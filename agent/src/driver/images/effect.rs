@@ -8,6 +8,7 @@ use proto::{
 };
 use swarm::event::Entitled;
 
+use super::super::image::{Image, OnDisk, Step};
 use crate::{registries::Access, store::recipes::NamedRecipe};
 
 /// Work that is to be done for images.
@@ -81,7 +82,15 @@ pub(in crate::driver) enum Effect<S> {
     ReportAll,
 }
 
-impl<S> Effect<S> {
+impl<S: OnDisk> Effect<S> {
+    /// What follows when a content is verified and others of the image still come: layers that travelled as this blob
+    /// are decoded.
+    pub(super) fn of_closed(image: &Image<S>, content: Digest) -> Option<Self> {
+        let stage = image.stage().filter(|_| image.is_at(Step::Filling))?;
+        let stage = image.layout.has_encoded(&content).then(|| stage.clone())?;
+        Some(Self::Decode { stage, content })
+    }
+
     /// What follows when an image leaves a recipe and needs another one.
     pub(super) fn of_recipes(
         image: Digest,

@@ -470,6 +470,9 @@ pub(super) fn next(view: View<'_>) -> Vec<Grant> {
     }
     let mirrors = view.leases.mirrors();
     let mut running = [view.leases.len() - mirrors - recipes, mirrors - trials];
+    // leases whose trial is over count as any other: those beyond the others' places keep the places of trials
+    let others: usize = running.iter().sum();
+    let over = others.saturating_sub(view.config.origin_streams + 1);
     loop {
         let first = usize::from(running[1] < running[0]);
         let next = [first, 1 - first].into_iter().find_map(|at| {
@@ -482,7 +485,7 @@ pub(super) fn next(view: View<'_>) -> Vec<Grant> {
         grants.push(grant);
     }
     let mut queue = Queue::new(view, Purpose::Mirror, true);
-    while trials < view.config.origin_streams
+    while trials + over < view.config.origin_streams
         && let Some(grant) = queue.next_grant(&mut given)
     {
         trials += 1;

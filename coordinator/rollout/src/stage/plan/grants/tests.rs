@@ -79,6 +79,32 @@ fn a_host_on_trial_has_one_blob_at_a_time_that_nobody_else_wants() {
 }
 
 #[test]
+fn leases_whose_trial_is_over_keep_the_places_of_trials() {
+    let mut stand = Stand::new(20);
+    let now = stand.now;
+    for number in 1..=20 {
+        stand.ask(number + 100, number + 100);
+        stand.records.mirror_expired(now, &host(number), now);
+    }
+    let streams = stand.config.origin_streams;
+    let mut counts = Vec::new();
+    for _ in 0..4 {
+        for (id, of, _) in granted(&stand) {
+            let number = (1..=20).find(|number| host(*number) == id).unwrap();
+            let blob = (101..=120).find(|blob| content(*blob) == of).unwrap();
+            stand.lease(number, blob, blob);
+            // others got something of it, but the blob isn't whole
+            stand.leases.of_mut(&of, &id).unwrap().see(now, 1 << 20);
+        }
+        counts.push(stand.leases.len());
+    }
+    assert_eq!(
+        counts,
+        [streams, 2 * streams, 2 * streams + 1, 2 * streams + 1]
+    );
+}
+
+#[test]
 fn who_failed_was_false_or_cannot_ask_comes_after_the_others() {
     let config = crate::stage::Config::default();
     type Spoil = fn(&mut Stand, &HostId, &crate::stage::Config);
