@@ -289,12 +289,13 @@ impl Staging {
         }
     }
 
-    /// Orders images again that hosts lost some time ago, and that are still gone.
+    /// Orders images again that hosts lost some time ago, and that are still gone and wanted there.
     pub(super) fn restage(&mut self, now: Moment, hosts: &Hosts) -> Effects {
         let mut effects = Effects::default();
         for (host, image) in self.restages.take_due(now) {
             let state = hosts.get(&host).and_then(|known| known.state(&image));
-            if state == Some(HostState::Gone) {
+            let wanted = self.images.get(&image);
+            if state == Some(HostState::Gone) && wanted.is_some_and(|of| of.selects(&host)) {
                 let order = self.stage(hosts, &host, image);
                 effects.send(order.map(|order| (host, order)));
             }
@@ -639,6 +640,27 @@ mod tests {
         assert!(effects.is_empty(), "it is too early");
         let effects = world.staging.restage(at(1), &world.hosts);
         assert_eq!(ordered(effects), ["a"]);
+    }
+
+    #[test]
+    fn an_image_whose_names_are_anothers_isnt_ordered_again_where_it_is_lost() {
+        let mut world = World::new(&["a"]);
+        let image = want("one", 1, 1 << 20);
+        let (digest, host) = (image.digest(), "a".parse().unwrap());
+        let later = Want {
+            references: image.references.clone(),
+            ..want("two", 2, 1 << 20)
+        };
+        world.enter(image);
+        world.order(digest);
+        world.reports("a", digest, message::StageState::Gone);
+        // it is lost before its name is asked for anew, and once more after that
+        world.staging.lost(at(0), &host, digest);
+        world.enter(later);
+        world.staging.lost(at(1), &host, digest);
+        let due = at(60 * 60);
+        let effects = world.staging.restage(due, &world.hosts);
+        assert!(effects.is_empty(), "nothing would name it");
     }
 
     #[test]

@@ -253,10 +253,11 @@ impl Wanted {
         self.took.told()
     }
 
-    /// Whether the image is wanted on this host, even if the host has left the fleet.
+    /// Whether the image is wanted on this host, even if the host has left the fleet. An image all of whose names are
+    /// other images' is wanted nowhere.
     pub(in crate::driver) fn selects(&self, host: &HostId) -> bool {
         let hosts = self.want.hosts.as_ref();
-        hosts.is_none_or(|hosts| hosts.contains(host))
+        self.planned && hosts.is_none_or(|hosts| hosts.contains(host))
     }
 
     /// Whether the image is paused on this host.
