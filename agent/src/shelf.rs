@@ -225,6 +225,27 @@ impl Shelf {
         }
     }
 
+    /// Whether another image here may hold a chunk with this link, of a content without a recipe.
+    pub(crate) fn may_be_here(&self, content: Digest, link: &Link) -> bool {
+        match self {
+            Self::Stage(stage) => stage.may_be_here(content, link),
+            Self::Blob(_) => false,
+        }
+    }
+
+    /// The bytes of a chunk with this link, if another image here holds them. Blocks.
+    pub(crate) fn find_here(
+        &self,
+        content: Digest,
+        chunk: ChunkIndex,
+        link: &Link,
+    ) -> Option<Vec<u8>> {
+        match self {
+            Self::Stage(stage) => stage.find_here(content, chunk, link),
+            Self::Blob(_) => None,
+        }
+    }
+
     /// The part of a chunk that was found on the disks of other images here wasn't the chunk's.
     pub(crate) fn part_was_false(&self) {
         match self {

@@ -59,6 +59,7 @@ mod news;
 mod outstanding;
 pub(crate) mod place;
 mod presence;
+mod prints;
 pub(crate) mod recipes;
 mod recover;
 mod references;
@@ -351,6 +352,9 @@ impl Store {
             stage.flush()?;
         }
         let copied = copied?;
+        if recipe.is_none() && !stage.is_complete() {
+            self.shared.set_prints(seeds.prints());
+        }
         // less may have been here than was expected, and fewer zeros
         room.admit(stage.outstanding_bytes(), layout.digest())?;
         Ok((stage, copied))

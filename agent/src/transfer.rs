@@ -30,7 +30,7 @@ pub(crate) use self::arrival::{Receipt, Subject, settle};
 pub(crate) use self::packed::{Cache, Packed, pack};
 pub(crate) use self::unfit::Unfit;
 use self::{
-    arrival::{check, store, store_part},
+    arrival::{check, store, store_from_here, store_part},
     part::Lacking,
 };
 
@@ -115,7 +115,8 @@ async fn ask(connection: &Connection, lacking: Option<Lacking>, subject: Subject
     }
 }
 
-/// Takes a pushed chunk, checks and stores it, and tells the sender the outcome. `sends_parts`: the sender sends only
+/// Takes a pushed chunk, checks and stores it, and tells the sender the outcome. If another image here holds the chunk,
+/// its bytes don't come. `sends_parts`: the sender sends only
 /// what this host lacks of the chunk, if this host says so.
 pub(crate) async fn accept_push(
     peer: HostKey,
@@ -124,6 +125,11 @@ pub(crate) async fn accept_push(
     mut receiver: Receiver,
     subject: Subject,
 ) -> Receipt {
+    if let Some(receipt) = find_here(peer, &header, &subject).await {
+        receiver.stop(StreamCode::CANCELLED);
+        say_how_a_push_ended(sender, PushOutcome::Already).await;
+        return receipt;
+    }
     let lacking = sends_parts.then(|| subject.lacking(peer)).flatten();
     let accepted = PushReply {
         outcome: PushOutcome::Accepted.into(),
@@ -151,6 +157,20 @@ pub(crate) async fn accept_push(
     // the sender may be gone; the stored chunk doesn't depend on it
     say_how_a_push_ended(sender, outcome).await;
     receipt
+}
+
+/// Takes the chunk that a peer offers from another image here, if one holds it.
+async fn find_here(peer: HostKey, header: &ChunkHeader, subject: &Subject) -> Option<Receipt> {
+    let message = header.link.as_ref()?;
+    let (link, _) = message.parse().ok()?;
+    // most chunks of most images are nowhere here: their signatures are checked once
+    if !subject.may_be_here(&link) {
+        return None;
+    }
+    let checked = check(subject, Some(message)).ok()?;
+    let subject = subject.clone();
+    let found = tokio::task::spawn_blocking(move || store_from_here(&subject, peer, &checked));
+    found.await.ok().flatten()
 }
 
 /// Takes a part of a pushed chunk. If what comes doesn't fit what is here, the whole chunk follows at once.

@@ -17,6 +17,7 @@ use super::{
     claim::WriteError,
     files::needed_bytes,
     found::FoundDisk,
+    prints::Prints,
     recipes::NamedRecipe,
     reuse::{self, Samples, Term},
     shared::Shared,
@@ -107,6 +108,11 @@ impl Seeds {
             images,
             found,
         }
+    }
+
+    /// What the images here hold, for a stage that begins without a recipe.
+    pub(super) fn prints(&self) -> Prints {
+        Prints::of(&self.images)
     }
 
     /// Says how an image begins. A clone of a disk saves the copying of the bytes that both have at the same offsets.

@@ -19,6 +19,7 @@ use super::{
     budget::{Budget, Taken},
     claim::Hosts,
     news::{News, NewsBox},
+    prints::Prints,
     room::Room,
     tree::ROOT,
 };
@@ -80,6 +81,8 @@ pub(crate) struct Shared {
     clones: OnceLock<bool>,
     /// What searches read of recipes.
     pieces: Arc<Pieces>,
+    /// What images here hold, as the last beginning without a recipe found it.
+    prints: Mutex<Arc<Prints>>,
     /// The memory of beginnings.
     beginnings: Budget,
     /// One index is made at a time, in 10 MB.
@@ -101,6 +104,7 @@ impl Shared {
             stopping: AtomicBool::new(false),
             clones: OnceLock::new(),
             pieces: Arc::default(),
+            prints: Mutex::default(),
             beginnings: Budget::new(MAX_BEGINNINGS_BYTES),
             indexing: Budget::new(1),
             host: OnceLock::new(),
@@ -144,6 +148,16 @@ impl Shared {
     /// What searches read of recipes.
     pub(super) const fn pieces(&self) -> &Arc<Pieces> {
         &self.pieces
+    }
+
+    /// What images here hold, for stages without a recipe.
+    pub(super) fn prints(&self) -> Arc<Prints> {
+        lock(&self.prints).clone()
+    }
+
+    /// Stages without a recipe look there from now on.
+    pub(super) fn set_prints(&self, prints: Prints) {
+        *lock(&self.prints) = Arc::new(prints);
     }
 
     /// Waits until there is memory for the beginning of an image by a recipe, and takes it. An image that needs more

@@ -386,6 +386,25 @@ impl Stage {
             .part(&self.held, self.held.find(&content)?, chunk)
     }
 
+    /// Whether a chunk with this link may lie whole in another image here. Of a content with a recipe that was found out
+    /// at the beginning. Reads no disk.
+    pub(crate) fn may_be_here(&self, content: Digest, link: &Link) -> bool {
+        let without_recipe = self.known(content).is_some_and(|of| of.recipe().is_none());
+        without_recipe && self.shared.prints().has(&link.fingerprint)
+    }
+
+    /// The bytes of a lacking chunk with this link, if another image here holds them. Blocks.
+    pub(crate) fn find_here(
+        &self,
+        content: Digest,
+        chunk: ChunkIndex,
+        link: &Link,
+    ) -> Option<Vec<u8>> {
+        let geometry = self.held.geometry(self.held.find(&content)?);
+        let prints = self.shared.prints();
+        prints.find(self.layout.digest(), link, (geometry, chunk))
+    }
+
     /// Forgets that a part of a chunk is here: with what came from elsewhere, it wasn't the chunk. The whole chunk has
     /// to come then.
     pub(crate) fn forget_part(&self, content: Digest, chunk: ChunkIndex) {

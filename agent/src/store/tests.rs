@@ -31,6 +31,7 @@ mod found;
 mod full_host;
 mod model;
 mod notes;
+mod prints;
 mod recipes;
 mod retire;
 mod tarts_cache;

@@ -59,6 +59,12 @@ impl Subject {
         self.shelves.iter().filter_map(of_shelf).collect()
     }
 
+    /// Whether this host may hold a chunk with this link in another image, where no recipe said so before.
+    pub(super) fn may_be_here(&self, link: &Link) -> bool {
+        let mut shelves = self.shelves.iter();
+        shelves.any(|shelf| shelf.may_be_here(self.content, link))
+    }
+
     /// The ranges of the chunk that this host lacks, where it has the rest; `None` where it needs the whole chunk, or
     /// this peer's part of the chunk didn't fit.
     pub(super) fn lacking(&self, peer: HostKey) -> Option<Lacking> {
@@ -264,6 +270,25 @@ pub(super) fn store(
         subject.cache.keep(subject.content, subject.chunk, packed);
     }
     receipt
+}
+
+/// Stores a chunk that another image here holds, if there is one that fits the link. `None`: its bytes have to come.
+/// Blocks.
+pub(super) fn store_from_here(
+    subject: &Subject,
+    peer: HostKey,
+    checked: &Checked,
+) -> Option<Receipt> {
+    let mut shelves = subject.shelves.iter();
+    let find = |shelf: &Shelf| shelf.find_here(subject.content, subject.chunk, &checked.link);
+    let bytes = shelves.find_map(find)?;
+    let mut receipt = store_bytes(subject, peer, checked, &bytes);
+    if receipt.result.is_err() {
+        return None;
+    }
+    receipt.liars = settle_of(subject, &checked.link, &bytes);
+    receipt.local_bytes = bytes.len() as u64;
+    Some(receipt)
 }
 
 /// Stores the bytes of a chunk that fit its link.

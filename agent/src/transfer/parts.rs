@@ -18,7 +18,7 @@ use crate::{
     store::{
         Stage,
         tests::{
-            begin_by,
+            begin, begin_by,
             blocks::{CHANGED, Releases},
             fill, open,
         },
@@ -45,12 +45,24 @@ impl World {
         Self::of(Releases::with_false_blocks())
     }
 
+    /// The other host has the old release, and begins the new one without a recipe.
+    fn without_recipe() -> Self {
+        let releases = Releases::new();
+        let (lacks, copied) = begin(&releases.store, &releases.new, &[]);
+        assert!(copied < 1 << 20, "{copied}");
+        Self::among(releases, lacks)
+    }
+
     fn of(releases: Releases) -> Self {
+        let (lacks, _) = releases.begin();
+        Self::among(releases, lacks)
+    }
+
+    fn among(releases: Releases, lacks: Arc<Stage>) -> Self {
         let authority = Authority::new();
         let home = tempfile::tempdir().unwrap();
         let (holds, _) = begin_by(&open(&home), &releases.new, &releases.by);
         fill(&holds, &releases.new);
-        let (lacks, _) = releases.begin();
         Self {
             holder: subject(&authority, &releases, "mac-1", holds),
             to: subject(&authority, &releases, "mac-2", lacks),
@@ -214,6 +226,86 @@ async fn hosts_of_the_version_before_get_and_send_whole_chunks() {
     let (_, receipt) = tokio::join!(pushed, taken);
     assert_eq!(receipt.result, Ok(()));
     assert_eq!((receipt.wire_bytes, receipt.local_bytes), (1 << 20, 0));
+}
+
+/// The holder offers a chunk to the other host.
+async fn pushed(world: &World, chunk: ChunkIndex) -> (Shipment, Receipt) {
+    let of = |subject: &Subject| Subject {
+        chunk,
+        ..subject.clone()
+    };
+    let (_endpoints, [holder, to]) = world.connected().await;
+    let taken = async {
+        let (sender, receiver, offered) = offered(&to).await;
+        let peer = to.host().key();
+        accept_push(peer, offered, sender, receiver, of(&world.to)).await
+    };
+    tokio::join!(push(holder, of(&world.holder), None), taken)
+}
+
+#[tokio::test]
+async fn without_a_recipe_a_chunk_that_another_image_here_holds_isnt_sent() {
+    let world = World::without_recipe();
+    let holds = |chunk| world.stage().held(world.releases.layer).contains(chunk);
+    // it lies before the page that was inserted
+    let same = ChunkIndex(0);
+    let (shipment, receipt) = pushed(&world, same).await;
+    assert_eq!(receipt.result, Ok(()));
+    assert_eq!((receipt.wire_bytes, receipt.local_bytes), (0, 1 << 20));
+    assert_eq!(
+        (shipment.delivery, shipment.wire_bytes),
+        (Delivery::Already, 0)
+    );
+    assert!(holds(same));
+    let held = world
+        .stage()
+        .read(world.releases.layer, same)
+        .unwrap()
+        .unwrap();
+    assert!(held.bytes == world.releases.raw()[..1 << 20]);
+
+    let (shipment, receipt) = pushed(&world, CHANGED).await;
+    assert_eq!(receipt.result, Ok(()));
+    assert_eq!((receipt.wire_bytes, receipt.local_bytes), (1 << 20, 0));
+    assert_eq!(shipment.delivery, Delivery::Stored);
+    assert!(holds(CHANGED));
+}
+
+#[tokio::test]
+async fn a_chunk_with_anothers_fingerprint_is_sent() {
+    let world = World::without_recipe();
+    let (_endpoints, [holder, to]) = world.connected().await;
+    let same = |subject: &Subject| Subject {
+        chunk: ChunkIndex(0),
+        ..subject.clone()
+    };
+    let here = load(same(&world.holder)).await.unwrap().link.fingerprint;
+    // fingerprints are signed: who answers for the chunk says so
+    let link = Link {
+        fingerprint: here,
+        ..load(world.holder.clone()).await.unwrap().link
+    };
+    let signed = world
+        .holder
+        .notary
+        .vouch(world.releases.layer, CHANGED, link);
+    let link = signed.unwrap().to_message();
+    let taken = async {
+        let (sender, receiver, (mut header, parts)) = offered(&to).await;
+        header.link = Some(link);
+        let peer = to.host().key();
+        accept_push(peer, (header, parts), sender, receiver, world.to.clone()).await
+    };
+    let (shipment, receipt) = tokio::join!(push(holder, world.holder.clone(), None), taken);
+    assert_eq!(receipt.result, Ok(()));
+    assert_eq!((receipt.wire_bytes, receipt.local_bytes), (1 << 20, 0));
+    assert_eq!(shipment.delivery, Delivery::Stored);
+    let held = world
+        .stage()
+        .read(world.releases.layer, CHANGED)
+        .unwrap()
+        .unwrap();
+    assert!(held.bytes == world.chunk());
 }
 
 /// The peer sends this as the part that the other host lacks.

@@ -246,6 +246,31 @@ fn a_release_that_changes_little_moves_little() {
 }
 
 #[test]
+fn without_a_recipe_each_layer_leaves_the_registry_once_and_peers_move_what_changed() {
+    let world = World::new();
+    let (changed, disk) = ((world.changed.len() as u64) << 20, spec().disk_bytes);
+    world.stage(&world.second);
+    world.assert_holds();
+    let (moved, local) = world.figures();
+    let served = world.site.served();
+    println!(
+        "{HOSTS} hosts, {changed} of {disk} bytes changed, no recipe: {served} left the registry, {moved} moved, {local} \
+         were there"
+    );
+    let blobs = world.image.blob_bytes();
+    assert!(served <= blobs + (1 << 20), "{served} of {blobs}");
+    // a host that reads a layer from the registry gets all of it there, and the others get from peers what changed;
+    // what one asks for by itself comes as a whole
+    let others = HOSTS as u64 - 1;
+    let peers = moved - blobs.min(moved);
+    let rest = 10 << 20;
+    assert!(peers <= others * changed + rest, "{peers}");
+    assert!(local + rest >= others * (disk - changed), "{local}");
+    let status = world.cluster.status(&world.second).unwrap();
+    assert!(status["recipe"].is_null(), "{status}");
+}
+
+#[test]
 fn several_hosts_fetch_one_layer_by_ranges_and_the_registry_sends_no_more() {
     // one layer of 96 MiB, of which at least 32 chunks and at most half are new
     let first = ImageSpec::incompressible(96 << 20, 96 << 20, 5);
@@ -332,10 +357,13 @@ fn a_false_recipe_is_found_by_who_reads_the_registry_and_staging_goes_on() {
     world.stage(&world.second);
     world.assert_holds();
     let log = world.cluster.coordinator_log();
-    let named = log
-        .iter()
-        .find(|line| line["fields"]["recipe"] == lie.to_string());
+    let named = log.iter().find(|line| {
+        let message = line["message"].as_str().unwrap_or_default();
+        let found = message.starts_with("recipe doesn't fit the registry's bytes of a content");
+        found && line["recipe"] == lie.to_string() && line["content"] == layer.to_string()
+    });
     println!("{named:?}");
+    assert!(named.is_some(), "the false recipe is dropped by name");
     let told = "a recipe doesn't fit the registry's bytes; a content goes on without it";
     assert_eq!(world.logged(told), HOSTS);
     let status = world.cluster.status(&world.second).unwrap();
