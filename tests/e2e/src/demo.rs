@@ -8,11 +8,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
 use proto::figure::Bytes;
 use serde_json::{Value, json};
 
+mod changed;
 mod process;
 mod releases;
 mod source;
@@ -67,6 +68,10 @@ pub struct Cli {
     /// Number of releases, 1 to 9. Each is staged after the one before, and differs from it in --change of its bytes.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=9), conflicts_with = "image")]
     releases: u8,
+    /// Raw disk in a file that takes the place of a generated one. May be given up to 9 times: each further disk is the
+    /// next release. [default: generated disks]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["image", "size", "incompressible", "seed", "releases", "change"])]
+    disk: Vec<PathBuf>,
     /// Percentage of each layer's bytes that a later release changes, 1 to 100.
     #[arg(long, default_value = "5%", value_name = "PERCENT", value_parser = percent)]
     change: u8,
@@ -120,6 +125,8 @@ fn bytes(text: &str) -> Result<u64, String> {
 const HEARD_WITHIN: Duration = Duration::from_secs(10);
 /// Each host is a process, and has an address of its own in the lab's one network.
 const MOST_HOSTS: usize = 250;
+/// Each release is an image on every host.
+const MOST_RELEASES: usize = 9;
 /// Below it a run measures how fast processes start.
 const LEAST_DISK: u64 = 1 << 20;
 /// What images are cut by.
@@ -248,7 +255,8 @@ fn demo(cli: &Cli) -> anyhow::Result<bool> {
 }
 
 fn stage(cli: &Cli, dir: &Path) -> anyhow::Result<bool> {
-    let source = source(cli, dir)?;
+    let specs = specs(cli)?;
+    let source = source(cli, specs.first(), dir)?;
     let reference = source.reference();
     let registry = reference.split('/').next().unwrap_or_default().to_owned();
     say(&format!("starting a coordinator and {} agents", cli.hosts));
@@ -293,16 +301,17 @@ fn stage(cli: &Cli, dir: &Path) -> anyhow::Result<bool> {
     wait_for(&mut waiting.0, Duration::from_secs(cli.timeout))?;
     drop(waiting);
     let mut answer = measure(cli, &source, &cluster, started)?;
-    if cli.releases > 1 {
+    if let Some((_, later)) = specs.split_first()
+        && !later.is_empty()
+    {
         let stand = Stand {
             cluster: &cluster,
             source: &source,
             patience: Duration::from_secs(cli.timeout),
-            percent: cli.change,
             recipe: cli.recipe,
             rate: cli.rate(),
         };
-        let later = releases::stage(&stand, spec(cli), cli.releases)?;
+        let later = releases::stage(&stand, later)?;
         answer["all_verified"] = (answer["all_verified"] == true
             && later.iter().all(|release| release["all_verified"] == true))
         .into();
@@ -326,26 +335,41 @@ fn is_loopback(registry: &str) -> bool {
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
-/// The first release's image.
-fn spec(cli: &Cli) -> ImageSpec {
-    if cli.incompressible {
-        return ImageSpec::incompressible(cli.size, cli.layer_size, cli.seed);
+/// The releases' images; none where somebody else's is staged.
+fn specs(cli: &Cli) -> anyhow::Result<Vec<ImageSpec>> {
+    if cli.image.is_some() {
+        return Ok(Vec::new());
     }
-    ImageSpec {
-        disk_bytes: cli.size,
-        layer_bytes: cli.layer_size,
-        seed: cli.seed,
-        ..ImageSpec::default()
+    if !cli.disk.is_empty() {
+        ensure!(
+            cli.disk.len() <= MOST_RELEASES,
+            "a demo has {MOST_RELEASES} disks at most"
+        );
+        let of_file = |path: &PathBuf| ImageSpec::of_file(path, cli.layer_size);
+        return Ok(cli.disk.iter().map(of_file).collect::<Result<_, _>>()?);
     }
+    let first = match cli.incompressible {
+        true => ImageSpec::incompressible(cli.size, cli.layer_size, cli.seed),
+        false => ImageSpec {
+            disk_bytes: cli.size,
+            layer_bytes: cli.layer_size,
+            seed: cli.seed,
+            ..ImageSpec::default()
+        },
+    };
+    let next = |spec: &ImageSpec| Some(spec.changed_within(100, cli.change));
+    let all = std::iter::successors(Some(first), next);
+    Ok(all.take(cli.releases.into()).collect())
 }
 
-fn source(cli: &Cli, dir: &Path) -> anyhow::Result<Source> {
-    if let Some(image) = &cli.image {
-        return Ok(Source::foreign(image.clone()));
-    }
+fn source(cli: &Cli, first: Option<&ImageSpec>, dir: &Path) -> anyhow::Result<Source> {
+    let Some(first) = first else {
+        let image = cli.image.clone().context("there is nothing to stage")?;
+        return Ok(Source::foreign(image));
+    };
     let rate = (cli.origin_rate() > 0).then(|| cli.origin_rate());
     tokio::runtime::Handle::current().block_on(Source::generated(
-        &spec(cli),
+        first,
         &dir.join("registry"),
         rate,
         cli.lab.as_deref(),
@@ -369,7 +393,7 @@ fn measure(
     let (present, image_bytes, raw_bytes) = match source.first() {
         Some(image) => {
             let present = cluster.wait_present(&image.digest.to_string(), patience)?;
-            (present, image.blob_bytes(), cli.size)
+            (present, image.blob_bytes(), image.disk.size())
         }
         None => {
             let present = cluster.wait_any_present(reference, patience)?;
@@ -522,6 +546,26 @@ mod tests {
         ] {
             assert!(parsed(&arguments).is_ok(), "{arguments:?}");
         }
+    }
+
+    #[test]
+    fn disks_in_files_are_the_releases() {
+        let disks: Vec<_> = [1, 3]
+            .map(|mib| {
+                let disk = tempfile::NamedTempFile::new().unwrap();
+                disk.as_file().set_len(mib << 20).unwrap();
+                disk
+            })
+            .into();
+        let mut arguments = vec!["demo".into()];
+        for disk in &disks {
+            arguments.extend(["--disk".into(), disk.path().as_os_str().to_owned()]);
+        }
+        let specs = specs(&Cli::try_parse_from(&arguments).unwrap()).unwrap();
+        let sizes: Vec<_> = specs.iter().map(|spec| spec.disk_bytes).collect();
+        assert_eq!(sizes, [1 << 20, 3 << 20]);
+        arguments.push("--releases=2".into());
+        assert!(Cli::try_parse_from(&arguments).is_err());
     }
 
     #[test]

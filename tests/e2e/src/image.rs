@@ -1,5 +1,5 @@
 //! Images that look like tart's, made from a seed: the disk is a function of the seed, so that any byte of any copy can
-//! be checked without keeping the original.
+//! be checked without keeping the original. Or of a real disk in a file, which stays.
 //!
 //! A disk is cut into groups of 2 MiB, each zero, compressible or incompressible. Group borders lie 320 KiB off the
 //! multiples of 2 MiB, as nothing in a real disk falls on the borders of chunks. Generation streams: memory use doesn't
@@ -76,6 +76,8 @@ pub struct ImageSpec {
     pub changes: Vec<Change>,
     /// What the last release put between the bytes of the one before.
     pub inserted: Option<Insertion>,
+    /// The disk's bytes are those of this file. It has `disk_bytes` at least, and stays as it is.
+    pub file: Option<PathBuf>,
 }
 
 /// What is wrong with an image. Layers are counted from 0 among the disk layers, and their copies share the flaw.
@@ -106,6 +108,14 @@ pub enum GenerateError {
     /// The spec contradicts itself.
     #[error("an image can't be made like this: {0}")]
     Spec(&'static str),
+    /// The disk's file can't be read.
+    #[error("disk {} can't be read: {cause}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        cause: io::Error,
+    },
     /// The directory can't be written.
     #[error("blob in {} can't be written: {cause}", path.display())]
     Write {
@@ -149,6 +159,7 @@ impl Default for ImageSpec {
             flaws: Vec::new(),
             changes: Vec::new(),
             inserted: None,
+            file: None,
         }
     }
 }
@@ -182,6 +193,25 @@ impl ImageSpec {
             layers_without_digest: 0,
             ..Self::default()
         }
+    }
+
+    /// An image of a raw disk in a file. Its every layer has the digest of its raw bytes in the manifest.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn of_file(path: &Path, layer_bytes: u64) -> Result<Self, GenerateError> {
+        let size = std::fs::metadata(path).map_err(|cause| GenerateError::Read {
+            path: path.to_owned(),
+            cause,
+        })?;
+        Ok(Self {
+            disk_bytes: size.len(),
+            layer_bytes,
+            repeated_layers: 0,
+            layers_without_digest: 0,
+            file: Some(path.to_owned()),
+            ..Self::default()
+        })
     }
 
     /// The next release: `percent` of the layers, at least one, have half of their groups changed; the others are
@@ -222,7 +252,7 @@ impl ImageSpec {
     /// The disk's bytes, without an image round them.
     ///
     /// # Errors
-    /// When the spec contradicts itself.
+    /// When the spec contradicts itself, or the disk's file can't be read.
     pub fn disk(&self) -> Result<Disk, GenerateError> {
         let parts = disk::Parts {
             disk_bytes: self.disk_bytes,
@@ -232,13 +262,24 @@ impl ImageSpec {
             repeated_layers: self.repeated_layers,
             inserted: self.inserted,
         };
-        Disk::new(&parts, &self.changes).map_err(GenerateError::Spec)
+        let disk = Disk::new(&parts, &self.changes).map_err(GenerateError::Spec)?;
+        let Some(path) = &self.file else {
+            return Ok(disk);
+        };
+        if self.repeated_layers > 0 || !self.changes.is_empty() || self.inserted.is_some() {
+            return Err(GenerateError::Spec("a file's bytes are taken as they are"));
+        }
+        let file = File::open(path).map_err(|cause| GenerateError::Read {
+            path: path.clone(),
+            cause,
+        })?;
+        Ok(disk.of_file(file))
     }
 
     /// Makes the image's blobs in a directory; those that are there already stay. Blocking: seconds per GiB.
     ///
     /// # Errors
-    /// When the spec contradicts itself, or the directory can't be written.
+    /// When the spec contradicts itself, the disk's file can't be read, or the directory can't be written.
     pub fn generate(&self, directory: &Path) -> Result<GeneratedImage, GenerateError> {
         let write = |cause| GenerateError::Write {
             path: directory.to_owned(),

@@ -12,6 +12,7 @@ use proto::figure::Bytes;
 use serde_json::{Value, json};
 
 use super::{
+    changed::Changed,
     process::{Ended, wait_for},
     source::Source,
     tell::{round, say},
@@ -22,8 +23,6 @@ use crate::{
     tart_home,
 };
 
-/// A disk is compared by what is moved: a chunk.
-const CHUNK: usize = 1 << 20;
 /// `parbake stage --wait` ends with the word of the last host, which is in that host's log by then.
 const HEARD_WITHIN: Duration = Duration::from_secs(10);
 
@@ -32,27 +31,21 @@ pub(super) struct Stand<'a> {
     pub(super) cluster: &'a Cluster,
     pub(super) source: &'a Source,
     pub(super) patience: Duration,
-    pub(super) percent: u8,
     pub(super) recipe: bool,
     /// Of the registry's link, or of every link; 0 where nobody knows it.
     pub(super) rate: u64,
 }
 
 /// Stages the releases after the first one, and measures each.
-pub(super) fn stage(
-    stand: &Stand<'_>,
-    first: ImageSpec,
-    releases: u8,
-) -> anyhow::Result<Vec<Value>> {
+pub(super) fn stage(stand: &Stand<'_>, later: &[ImageSpec]) -> anyhow::Result<Vec<Value>> {
     let (image, directory) = (stand.source.first(), stand.source.directory());
     let (image, directory) = image.zip(directory).context("releases are generated")?;
-    let (mut spec, mut before) = (first, image.clone());
+    let mut before = image.clone();
     let mut measured = Vec::new();
-    for number in 2..=releases {
-        spec = spec.changed_within(100, stand.percent);
+    for (number, spec) in (2..).zip(later) {
         say(&format!("making release {number}"));
         let image = spec.generate(directory)?;
-        measured.push(release(stand, number, (&before, &image), spec.disk_bytes)?);
+        measured.push(release(stand, number, &before, &image)?);
         before = image;
     }
     Ok(measured)
@@ -61,13 +54,13 @@ pub(super) fn stage(
 fn release(
     stand: &Stand<'_>,
     number: u8,
-    (before, image): (&GeneratedImage, &GeneratedImage),
-    disk_bytes: u64,
+    before: &GeneratedImage,
+    image: &GeneratedImage,
 ) -> anyhow::Result<Value> {
     let Stand {
         cluster, source, ..
     } = stand;
-    let changed = Changed::between(before, image, disk_bytes);
+    let changed = Changed::between(&before.disk, &image.disk);
     let reference = source.offer(&format!("release-{number}"), image)?;
     if stand.recipe {
         source.push_recipe(&reference)?;
@@ -91,19 +84,30 @@ fn release(
         let difference = difference.with_context(|| format!("disk of {}", agent.host))?;
         verified &= difference.is_none();
     }
-    let bound = (stand.rate > 0 && changed.compressed > 0)
-        .then(|| changed.compressed as f64 / stand.rate as f64);
+    let bound = (stand.rate > 0 && changed.chunks_compressed > 0)
+        .then(|| changed.chunks_compressed as f64 / stand.rate as f64);
+    let network = (total(0) + total(1)) / hosts.max(1);
+    let written = written(cluster, &reference)?;
+    let origin = source.sent()?.unwrap_or(0).saturating_sub(sent_before);
+    let over =
+        |bytes: u64, changed: u64| (changed > 0).then(|| round(bytes as f64 / changed as f64));
     Ok(json!({
         "release": number,
         "recipe": stand.recipe,
         "all_verified": verified,
         "image_bytes": image.blob_bytes(),
-        "changed_bytes": changed.raw,
-        "changed_bytes_compressed": changed.compressed,
-        "network_bytes_per_host": (total(0) + total(1)) / hosts.max(1),
+        "changed_bytes": changed.chunks,
+        "changed_bytes_compressed": changed.chunks_compressed,
+        "changed_pages_bytes": changed.pages,
+        "new_blocks_bytes_compressed": changed.blocks_compressed,
+        "lacking_chunks_bytes_compressed": changed.lacking_compressed,
+        "network_bytes_per_host": network,
+        "network_over_new_blocks": over(network, changed.blocks_compressed),
         "local_bytes_per_host": total(2) / hosts.max(1),
-        "origin_bytes": source.sent()?.unwrap_or(0).saturating_sub(sent_before),
-        "bytes_written": written(cluster, &reference)?,
+        "origin_bytes": origin,
+        "origin_over_lacking_chunks": over(origin, changed.lacking_compressed),
+        "bytes_written": written,
+        "written_over_changed_pages": over(written / hosts.max(1), changed.pages),
         "space_taken": taken,
         "makespan_s": round(makespan),
         "bound_s": bound.map(round),
@@ -128,31 +132,6 @@ fn written(cluster: &Cluster, reference: &str) -> anyhow::Result<u64> {
     Ok(written.map(Option::unwrap_or_default).sum())
 }
 
-/// Bytes of the chunks in which two disks differ at the same place.
-#[derive(Clone, Copy, Debug, Default)]
-struct Changed {
-    raw: u64,
-    /// As the registry compresses them.
-    compressed: u64,
-}
-
-impl Changed {
-    fn between(before: &GeneratedImage, image: &GeneratedImage, disk_bytes: u64) -> Self {
-        let mut changed = Self::default();
-        for at in (0..disk_bytes).step_by(CHUNK) {
-            let length = usize::try_from(disk_bytes - at).unwrap_or(CHUNK).min(CHUNK);
-            let (mut old, mut new) = (vec![0; length], vec![0; length]);
-            before.disk.read(at, &mut old);
-            image.disk.read(at, &mut new);
-            if old != new {
-                changed.raw += length as u64;
-                changed.compressed += apple_lz4::encode(&new).len() as u64;
-            }
-        }
-        changed
-    }
-}
-
 /// What a release moved, in a line.
 pub(super) fn line(release: &Value) -> String {
     let bytes = |name: &str| Bytes(release[name].as_u64().unwrap_or(0));
@@ -164,13 +143,14 @@ pub(super) fn line(release: &Value) -> String {
     let moved = release["network_bytes_per_host"].as_u64().unwrap_or(0);
     let saved = 100.0 * full.saturating_sub(moved) as f64 / full.max(1) as f64;
     format!(
-        "release {} {with}: {:.1} s. Chunks of {} changed ({} compressed).\n          \
+        "release {} {with}: {:.1} s. Chunks of {} changed ({} compressed), and blocks of {} are new (compressed).\n          \
          Each host received {} and had {} already; a full pull is {}: {saved:.0} % saved.\n          \
          The registry sent {}. All hosts wrote {}; their volume has {} less room.",
         release["release"],
         release["makespan_s"].as_f64().unwrap_or(0.0),
         bytes("changed_bytes"),
         bytes("changed_bytes_compressed"),
+        bytes("new_blocks_bytes_compressed"),
         bytes("network_bytes_per_host"),
         bytes("local_bytes_per_host"),
         bytes("image_bytes"),

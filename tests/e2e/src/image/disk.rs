@@ -1,6 +1,6 @@
-//! The bytes of a generated disk, as a function of its seed.
+//! The bytes of an image's disk: a function of a seed, or those of a file.
 
-use std::ops::Range;
+use std::{fs::File, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
 
 /// What is made at a time, and the unit of everything below.
 const CELL_BYTES: u64 = 64 << 10;
@@ -63,9 +63,11 @@ pub(super) struct Parts {
     pub(super) inserted: Option<Insertion>,
 }
 
-/// A disk whose every byte can be made at any time.
+/// A disk whose every byte can be made, or read from a file, at any time.
 #[derive(Clone, Debug)]
 pub struct Disk {
+    /// Where the bytes are read instead of made.
+    file: Option<Arc<File>>,
     size: u64,
     layer_bytes: u64,
     seed: u64,
@@ -133,6 +135,7 @@ impl Disk {
                 .for_each(|byte| *byte = b'a' + (*byte & 0x0f));
         }
         let mut disk = Self {
+            file: None,
             size: parts.disk_bytes,
             layer_bytes: parts.layer_bytes,
             seed: parts.seed,
@@ -160,6 +163,12 @@ impl Disk {
                 self.changed[at].push((release, change.within_percent.min(100)));
             }
         }
+    }
+
+    /// The same disk with a file's bytes.
+    pub(super) fn of_file(self, file: File) -> Self {
+        let file = Some(Arc::new(file));
+        Self { file, ..self }
     }
 
     /// Bytes of the disk.
@@ -193,8 +202,19 @@ impl Disk {
         }
     }
 
-    /// Makes the bytes from `offset` on; zeros behind the disk's end.
+    /// Makes or reads the bytes from `offset` on; zeros behind the disk's end.
+    ///
+    /// # Panics
+    /// When the disk's file can't be read.
     pub fn read(&self, offset: u64, bytes: &mut [u8]) {
+        if let Some(file) = &self.file {
+            let here = in_memory(self.size.saturating_sub(offset)).min(bytes.len());
+            let (here, behind) = bytes.split_at_mut(here);
+            file.read_exact_at(here, offset)
+                .expect("the disk's file can be read, and stays as it is");
+            behind.fill(0);
+            return;
+        }
         let Some(Insertion {
             at,
             bytes: inserted,
@@ -254,6 +274,9 @@ impl Disk {
 
     /// Whether nothing would make the cell at this offset smaller.
     pub(super) fn is_noise(&self, offset: u64) -> bool {
+        if self.file.is_some() {
+            return false;
+        }
         if self.inserted.is_some() {
             // a cell may have bytes of two kinds
             return self.mix.zero_percent + self.mix.compressible_percent == 0;

@@ -1,4 +1,4 @@
-//! The demo as a process: whenever it is asked to end, nothing of it is left.
+//! The demo as a process: whenever it is asked to end, nothing of it is left, and what it says of releases is so.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::{
@@ -6,6 +6,9 @@ use std::{
     path::Path,
     process::{Child, Command, Stdio},
 };
+
+use e2e::image::ImageSpec;
+use serde_json::Value;
 
 /// Processes whose command line names this directory.
 fn processes_of(dir: &Path) -> Vec<String> {
@@ -137,4 +140,82 @@ fn a_signal_while_disks_are_compared_leaves_nothing() {
         "0",
     ];
     ended_in("comparing every disk", "TERM", &large);
+}
+
+/// Writes a disk of 24 MiB that no packing makes smaller, with so many new bytes near its beginning.
+fn write_disk(path: &Path, inserted: u64) {
+    const SIZE: u64 = 24 << 20;
+    let spec = ImageSpec::incompressible(SIZE, SIZE, 3);
+    let disk = spec.with_inserted(5 << 19, inserted).disk().unwrap();
+    let mut bytes = vec![0; usize::try_from(SIZE).unwrap()];
+    disk.read(0, &mut bytes);
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Stages one disk after the other, and returns what the demo prints of the second one.
+fn release_of(disks: [&Path; 2], recipe: &[&str]) -> Value {
+    let [old, new] = disks.map(|path| path.to_str().unwrap());
+    let output = Command::new(env!("CARGO_BIN_EXE_demo"))
+        .args([
+            "--hosts",
+            "3",
+            "--timeout",
+            "120",
+            "--layer-size",
+            "8MiB",
+            "--json",
+        ])
+        .args(["--disk", old, "--disk", new])
+        .args(recipe)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let story = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{story}");
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["all_verified"], true, "{answer}");
+    assert_eq!(answer["raw_bytes"], 24 << 20);
+    let [release] = &answer["releases"].as_array().unwrap()[..] else {
+        panic!("{answer}");
+    };
+    release.clone()
+}
+
+#[test]
+fn what_a_release_of_disks_in_files_moves_is_printed_with_a_recipe_and_without() {
+    let dir = tempfile::tempdir().unwrap();
+    let disks = ["old.raw", "new.raw"].map(|name| dir.path().join(name));
+    write_disk(&disks[0], 0);
+    write_disk(&disks[1], 4096);
+    let disks = [&disks[0], &disks[1]].map(|path| path.as_path());
+    let figure = |of: &Value, name: &str| {
+        of[name]
+            .as_u64()
+            .unwrap_or_else(|| panic!("{name} in {of}"))
+    };
+    for (arguments, with) in [(&["--recipe"][..], true), (&[], false)] {
+        let release = release_of(disks, arguments);
+        println!("{release}");
+        let of = |name| figure(&release, name);
+        assert_eq!(release["recipe"], with);
+        // all but the first two MiB lies elsewhere, and a page of it is new
+        let moved = (24 << 20) - (5 << 19);
+        assert_eq!(of("changed_pages_bytes"), moved);
+        assert!(of("changed_bytes") >= moved && of("changed_bytes_compressed") >= moved);
+        assert!((4096..2 << 20).contains(&of("new_blocks_bytes_compressed")));
+        assert!(release["makespan_s"].as_f64().unwrap() > 0.0);
+        assert!(of("bytes_written") > 0 && of("space_taken") > 0);
+        if with {
+            // a chunk with the page, and two at the ends of each layer; and the recipe itself
+            let lacking = of("lacking_chunks_bytes_compressed");
+            assert!((1 << 20..=7 << 20).contains(&lacking), "{lacking}");
+            assert!(of("origin_bytes") * 100 <= lacking * 115 + (20 << 20));
+            assert!(of("network_bytes_per_host") <= lacking);
+            assert!(of("local_bytes_per_host") >= 16 << 20);
+        } else {
+            let image = of("image_bytes");
+            assert!(of("origin_bytes") >= moved && of("origin_bytes") <= image + (1 << 20));
+            assert!(of("network_bytes_per_host") >= moved / 2);
+        }
+    }
 }
