@@ -122,6 +122,8 @@ reasons! {
     AwaitingTurn = "awaiting_turn",
     /// No peer is connected.
     NoPeers = "no_peers",
+    /// The host's system sends nothing to any peer, although the coordinator is reached.
+    NoRoute = "no_route",
     /// No connected peer has a chunk that the host lacks.
     NoSource = "no_source",
     /// A peer is expected to push chunks that the host lacks.

@@ -20,7 +20,7 @@ use swarm::{
     event::{ContentId, Delivery, Entitled, Ticket},
 };
 use tracing::{info, warn};
-use wire::Connection;
+use wire::{ConnectError, Connection};
 
 pub(super) use self::effect::Effect;
 use self::{
@@ -36,6 +36,7 @@ use super::{
     origins::{self, FetchWanted, Origins},
     streams::{PeerTransfers, Streams},
     transfers::Transfer,
+    trouble::Trouble,
     walk::Walked,
 };
 use crate::{
@@ -260,17 +261,27 @@ impl Exchange {
     }
 
     /// A peer connected, or was dialled (`Err`: why not).
-    pub(super) fn connected(&mut self, peer: HostKey, result: Result<Connection, String>) {
+    pub(super) fn connected(&mut self, peer: HostKey, result: Result<Connection, ConnectError>) {
         match result {
             Ok(connection) => {
                 let effects = self.hosts.connected(peer, connection);
                 self.follow_hosts(effects);
             }
             Err(error) => {
+                let before = self.apart();
                 let effect = self.hosts.not_connected(peer, &error);
                 self.follow_hosts(effect);
+                if let (None, Some(apart)) = (before, self.apart()) {
+                    warn!("{}", apart.message);
+                }
             }
         }
+    }
+
+    /// Why this host reaches no peer, if its own system keeps it from all.
+    pub(super) fn apart(&self) -> Option<Trouble> {
+        let found = self.hosts.no_route()?;
+        Some(Trouble::no_route(&found, cfg!(target_os = "macos")))
     }
 
     /// A connection ended.

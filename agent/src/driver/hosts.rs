@@ -22,7 +22,7 @@ use swarm::{
 };
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
-use wire::{CloseCode, Connection};
+use wire::{CloseCode, ConnectError, Connection};
 
 use self::remembered::Remembered;
 
@@ -103,8 +103,28 @@ struct Member<L> {
     /// Announcements that wait for the peer, by content. `true`: it replaces earlier announcements.
     have: BTreeMap<Digest, (ChunkSet, bool)>,
     load: Option<Load>,
+    /// How dialling the peer ended last, if it failed and no connection came since.
+    undialled: Option<Undialled>,
     /// The peer's announcements of contents that aren't known here yet.
     remembered: Remembered,
+}
+
+/// Why a peer couldn't be dialled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Undialled {
+    /// This host's system sends nothing to the peer, in the system's words.
+    NoRoute(String),
+    /// Anything else.
+    Other,
+}
+
+/// This host's system sends nothing to any peer that was dialled, and no peer is connected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NoRoute {
+    /// The number of peers that were dialled.
+    pub(super) dialled: usize,
+    /// The system's words about one of them.
+    pub(super) cause: String,
 }
 
 impl<L: Clone> Member<L> {
@@ -120,6 +140,7 @@ impl<L: Clone> Member<L> {
             updates: None,
             have: BTreeMap::new(),
             load: None,
+            undialled: None,
             remembered: Remembered::default(),
         }
     }
@@ -319,12 +340,44 @@ impl<L: Clone> Hosts<L> {
     }
 
     /// Dialling a peer failed. The peer may have dialled this host and connected meanwhile.
-    pub(super) fn not_connected(&self, peer: HostKey, error: &str) -> Option<Effect<L>> {
-        debug!(%peer, error, "dialling failed");
-        let connection = self.connection(peer);
-        connection
-            .is_none()
-            .then_some(Effect::Tell(Event::Disconnected(peer)))
+    pub(super) fn not_connected(
+        &mut self,
+        peer: HostKey,
+        error: &ConnectError,
+    ) -> Option<Effect<L>> {
+        debug!(%peer, %error, "dialling failed");
+        let member = self.members.get_mut(&peer);
+        if let Some(member) = member {
+            if !member.connections.is_empty() {
+                return None;
+            }
+            member.undialled = Some(match error {
+                ConnectError::NoRoute { cause, .. } => Undialled::NoRoute(cause.clone()),
+                _ => Undialled::Other,
+            });
+        }
+        Some(Effect::Tell(Event::Disconnected(peer)))
+    }
+
+    /// Whether this host's system keeps this host from all peers. One connection, or one peer that is merely silent,
+    /// shows that it doesn't.
+    pub(super) fn no_route(&self) -> Option<NoRoute> {
+        let mut found: Option<NoRoute> = None;
+        for member in self.members.values() {
+            match &member.undialled {
+                _ if !member.connections.is_empty() => return None,
+                Some(Undialled::Other) => return None,
+                Some(Undialled::NoRoute(cause)) => {
+                    let found = found.get_or_insert_with(|| NoRoute {
+                        dialled: 0,
+                        cause: cause.clone(),
+                    });
+                    found.dialled += 1;
+                }
+                None => {}
+            }
+        }
+        found
     }
 
     /// A peer connected, or was dialled.
@@ -339,6 +392,7 @@ impl<L: Clone> Hosts<L> {
         self.next_serial += 1;
         let serial = self.next_serial;
         let mut out = Vec::new();
+        member.undialled = None;
         member.connections.push((serial, connection.clone()));
         if member.connections.len() > CONNECTIONS {
             // never the first one: the streams of this host would have to begin anew on another

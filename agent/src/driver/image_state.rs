@@ -4,7 +4,7 @@ use proto::{
     Digest, Moment, Reason,
     message::{ImageState, StageState},
 };
-use swarm::Standstill;
+use swarm::{Stall, Standstill};
 
 use super::{
     image::{Image, OnDisk},
@@ -43,14 +43,17 @@ pub(super) fn declined(digest: &Digest, references: &[String], message: &str) ->
 }
 
 /// Describes an image of this host. `still`: why none of its contents grows, if so. `unnamed`: why tart doesn't find
-/// the image, if so.
+/// the image, if so. `apart`: why this host reaches no peer, if its own system keeps it from all.
 pub(super) fn of<S: OnDisk>(
     now: Moment,
     image: &Image<S>,
     still: Option<Standstill>,
     unnamed: Option<&Trouble>,
+    apart: Option<&Trouble>,
 ) -> ImageState {
-    let trouble = image.trouble.as_ref().or(unnamed);
+    let peerless = still.is_some_and(|still| still.stall == Stall::NoPeers);
+    let apart = apart.filter(|_| peerless);
+    let trouble = image.trouble.as_ref().or(unnamed).or(apart);
     let (reason, message) = words(image.state(), trouble, still);
     // while another name is being linked, the names that an image has stay good
     let names = matches!(

@@ -78,9 +78,8 @@ impl<S: OnDisk> Images<S> {
             image,
             entitled: left.entitled,
         });
-        let stage = left.stage;
-        if stage.is_installed() && stage.is_complete() && !stage.is_doubted() {
-            self.take_up(now, image, stage, 0, contradicts);
+        if left.stage.is_installed() && left.stage.is_complete() && !left.stage.is_doubted() {
+            self.take_up(now, image, left.stage, 0, contradicts);
         }
     }
 
@@ -231,8 +230,7 @@ impl<S: OnDisk> Images<S> {
         self.effect(Effect::GiveUp(digest));
     }
 
-    /// The order to stage the image isn't valid any more: if the image is wanted again, the coordinator has to order it
-    /// again.
+    /// The order to stage the image isn't valid any more. If the image is wanted again, it has to be ordered again.
     fn forget_order(&mut self, digest: Digest) {
         if let Some(image) = self.catalogue.find_mut(&digest) {
             image.ordered.number = 0;
@@ -785,14 +783,16 @@ impl<S: OnDisk> Images<S> {
         self.reconciler.confirmed()
     }
 
-    /// The state of each image for the coordinator. `id_of` gives the swarm's number of a content.
+    /// The state of each image for the coordinator, as [`Catalogue::states`] says.
     pub(super) fn states(
         &self,
         now: Moment,
         status: &swarm::Status,
         id_of: impl Fn(&Digest) -> Option<ContentId>,
+        apart: Option<&Trouble>,
     ) -> Vec<ImageState> {
-        self.catalogue.states(now, &self.reconciler, status, id_of)
+        self.catalogue
+            .states(now, &self.reconciler, status, id_of, apart)
     }
 }
 

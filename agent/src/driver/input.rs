@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use proto::{ChunkIndex, Digest, HostKey};
 use swarm::event::{ContentId, Ticket};
-use wire::Connection;
+use wire::{ConnectError, Connection};
 
 use super::{image::NoRecipe, look::Seen, transfers::Transfer, trouble::Trouble, walk::Walked};
 use crate::{
@@ -22,7 +22,7 @@ pub(crate) enum Input {
     /// A peer connected, or was dialled (`Err`: why not).
     Connected {
         peer: HostKey,
-        result: Result<Connection, String>,
+        result: Result<Connection, ConnectError>,
     },
     /// A connection ended.
     ConnectionEnded {

@@ -79,10 +79,7 @@ impl Streams {
                 address,
             } = dial;
             let result = endpoint.connect(address, &host).await;
-            Input::Connected {
-                peer,
-                result: result.map_err(|error| error.to_string()),
-            }
+            Input::Connected { peer, result }
         })
     }
 

@@ -452,7 +452,10 @@ impl Supply {
     pub(super) fn image_states(&self, status: &swarm::Status) -> Vec<ImageState> {
         let contents = self.exchange.contents();
         let id_of = |content: &Digest| contents.by_digest(content).map(Content::id);
-        let mut states = self.images.states(self.now(), status, id_of);
+        let apart = self.exchange.apart();
+        let mut states = self
+            .images
+            .states(self.now(), status, id_of, apart.as_ref());
         states.iter_mut().for_each(|state| self.asks.tell(state));
         states
     }

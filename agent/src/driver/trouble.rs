@@ -2,6 +2,7 @@
 
 use proto::{Digest, Reason};
 
+use super::hosts::NoRoute;
 use crate::store::{BeginError, InstallError};
 
 /// Why something on this host failed: the reason, and a message for people.
@@ -17,6 +18,25 @@ impl Trouble {
         Self {
             reason: Reason::NotStored,
             message,
+        }
+    }
+
+    /// The system of this host sends nothing to any peer. `on_mac`: the system is macOS.
+    pub(super) fn no_route(found: &NoRoute, on_mac: bool) -> Self {
+        let NoRoute { dialled, cause } = found;
+        let cure = match on_mac {
+            true => {
+                "macOS keeps the agent from the local network: run it as a LaunchDaemon (`parbake-agent install`), or \
+                 allow it in System Settings, Privacy & Security, Local Network"
+            }
+            false => "look at this host's routes and firewall",
+        };
+        Self {
+            reason: Reason::NoRoute,
+            message: format!(
+                "nothing can be sent to any of the {dialled} peers that were tried ({cause}), although the coordinator \
+                 is reached; {cure}"
+            ),
         }
     }
 

@@ -31,7 +31,7 @@ use crate::{
     fault::{Fault, clean_bytes},
     identity::Leaf,
     registry::{Admission, Authorised, Registry, superseded},
-    reset,
+    reset, route,
     settings::{ALPN, Settings},
     verify::{Expect, Refused, Witness},
 };
@@ -91,6 +91,17 @@ pub enum ConnectError {
         address: SocketAddr,
         /// How long this side waited.
         after: Duration,
+    },
+    /// This host's system sends nothing to the address. Remedy: look at the host's routes. On a Mac, look whether macOS
+    /// keeps the program from the local network.
+    #[error("nothing can be sent to {host} at {address}: {cause}")]
+    NoRoute {
+        /// The host that was meant.
+        host: HostId,
+        /// The address.
+        address: SocketAddr,
+        /// The system's words.
+        cause: String,
     },
     /// The connection broke during the handshake for another reason. Remedy: try again.
     #[error("connection to {host} at {address} broke during the handshake: {reason}")]
@@ -343,14 +354,22 @@ impl Endpoint {
             });
         }
         let after = settings.handshake_timeout;
-        match timeout(after, self.dial(address, expected)).await {
-            Ok(result) => result,
-            Err(_) => Err(ConnectError::TimedOut {
+        let result = timeout(after, self.dial(address, expected)).await;
+        let result = result.unwrap_or_else(|_| {
+            Err(ConnectError::TimedOut {
                 host: expected.clone(),
                 address,
                 after,
-            }),
-        }
+            })
+        });
+        result.map_err(|error| match (&error, route::missing(address)) {
+            (ConnectError::TimedOut { .. }, Some(cause)) => ConnectError::NoRoute {
+                host: expected.clone(),
+                address,
+                cause,
+            },
+            _ => error,
+        })
     }
 
     async fn dial(

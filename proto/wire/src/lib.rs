@@ -26,6 +26,7 @@ mod locals;
 mod pinned;
 mod registry;
 mod reset;
+mod route;
 mod settings;
 mod signing;
 mod stream;

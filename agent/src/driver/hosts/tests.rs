@@ -129,10 +129,57 @@ fn a_peer_without_an_address_is_not_dialled() {
 #[test]
 fn a_failed_dial_counts_only_when_the_other_side_has_not_connected() {
     let (mut hosts, peer) = with_peer();
-    let effect = hosts.not_connected(peer, "refused").unwrap();
+    let effect = hosts.not_connected(peer, &silent()).unwrap();
     assert_eq!(told(&[effect]), [Event::Disconnected(peer)]);
     hosts.connected(peer, 1);
-    assert!(hosts.not_connected(peer, "refused").is_none());
+    assert!(hosts.not_connected(peer, &silent()).is_none());
+}
+
+fn silent() -> ConnectError {
+    ConnectError::TimedOut {
+        host: host("peer"),
+        address: "10.0.0.1:7".parse().unwrap(),
+        after: Duration::from_secs(5),
+    }
+}
+
+fn unroutable() -> ConnectError {
+    ConnectError::NoRoute {
+        host: host("peer"),
+        address: "10.0.0.1:7".parse().unwrap(),
+        cause: "No route to host (os error 65)".into(),
+    }
+}
+
+#[test]
+fn a_system_that_sends_to_no_peer_is_told_from_peers_that_are_silent() {
+    let mut hosts: Hosts<Line> = Hosts::default();
+    let entries = ["a", "b", "c"].map(|name| entry(name, "10.0.0.1:7"));
+    hosts.replace(&host("me"), 1, &entries, &[]);
+    assert_eq!(hosts.no_route(), None, "nobody was dialled");
+    hosts.not_connected(key("a"), &unroutable());
+    hosts.not_connected(key("b"), &unroutable());
+    let found = NoRoute {
+        dialled: 2,
+        cause: "No route to host (os error 65)".into(),
+    };
+    assert_eq!(hosts.no_route(), Some(found.clone()), "c wasn't dialled");
+
+    // one that is silent had something sent to it
+    hosts.not_connected(key("c"), &silent());
+    assert_eq!(hosts.no_route(), None);
+    hosts.not_connected(key("c"), &unroutable());
+    assert_eq!(hosts.no_route().unwrap().dialled, 3);
+
+    // a peer that dialled this host is reached, and what failed before is over
+    let effects = hosts.connected(key("c"), 1);
+    assert_eq!(hosts.no_route(), None);
+    hosts.ended(key("c"), serial(&effects), "its cable");
+    assert_eq!(hosts.no_route(), Some(found));
+
+    // hosts that left the roster say nothing any more
+    hosts.replace(&host("me"), 2, &entries[2..], &[]);
+    assert_eq!(hosts.no_route(), None);
 }
 
 #[test]

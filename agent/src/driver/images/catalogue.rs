@@ -260,13 +260,15 @@ impl<S: OnDisk> Catalogue<S> {
         blobs.collect()
     }
 
-    /// The state of each image for the coordinator. `id_of` gives the swarm's number of a content.
+    /// The state of each image for the coordinator. `id_of` gives the swarm's number of a content. `apart`: why this
+    /// host reaches no peer, if its own system keeps it from all.
     pub(super) fn states(
         &self,
         now: Moment,
         reconciler: &Reconciler,
         status: &swarm::Status,
         id_of: impl Fn(&Digest) -> Option<ContentId>,
+        apart: Option<&Trouble>,
     ) -> Vec<ImageState> {
         let declined = self.declined.iter().map(|(digest, declined)| {
             image_state::declined(digest, &declined.references, &declined.message)
@@ -284,7 +286,7 @@ impl<S: OnDisk> Catalogue<S> {
                 true => image_state::unnamed(now, image, reconciler),
                 false => None,
             };
-            image_state::of(now, image, still, unnamed.as_ref())
+            image_state::of(now, image, still, unnamed.as_ref(), apart)
         });
         declined.chain(images).collect()
     }

@@ -329,7 +329,7 @@ impl World {
 
     fn told(&self) -> ImageState {
         let nothing = swarm::Status::default();
-        let mut told = self.images.states(self.now, &nothing, |_| None);
+        let mut told = self.images.states(self.now, &nothing, |_| None, None);
         assert_eq!(told.len(), 1);
         told.remove(0)
     }

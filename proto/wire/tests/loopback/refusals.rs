@@ -354,14 +354,15 @@ async fn a_host_that_does_not_answer_times_out() {
         .unwrap_err();
     assert!(matches!(error, ConnectError::TimedOut { .. }), "{error}");
 
-    // what a dial sends to an address where nobody is, which a lying host can name for itself, is small
+    // what a dial sends to an address where nobody is, which a lying host can name for itself, is small: with the empty
+    // datagram that asks the system for a way
     silent.set_nonblocking(true).unwrap();
     let (mut packets, mut bytes, mut room) = (0, 0, [0; 2_048]);
     while let Ok(length) = silent.recv(&mut room) {
         (packets, bytes) = (packets + 1, bytes + length);
     }
     assert!(
-        (1..=2).contains(&packets) && bytes <= 2 * 1_500,
+        (1..=3).contains(&packets) && bytes <= 2 * 1_500,
         "{packets} of {bytes} bytes"
     );
 

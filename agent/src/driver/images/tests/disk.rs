@@ -1,6 +1,7 @@
 //! Tests of an image that is staged: chunks, installation, and what others do to the disk.
 
 use super::*;
+use crate::driver::hosts::NoRoute;
 
 // ---- chunks ---------------------------------------------------------------------------------------------------------
 
@@ -399,7 +400,8 @@ fn what_is_under_way_has_no_reason_and_what_stands_has_the_hosts_own() {
         since: Duration::from_secs(65),
     });
     let mut world = World::filling();
-    let reason = |world: &World, still| image_state::of(world.now, world.found(), still, None);
+    let reason =
+        |world: &World, still| image_state::of(world.now, world.found(), still, None, None);
     assert_eq!(reason(&world, still).reason, "throttled");
     assert_eq!(reason(&world, still).still_ms, 65_000);
     let images = [world.image];
@@ -416,4 +418,47 @@ fn what_is_under_way_has_no_reason_and_what_stands_has_the_hosts_own() {
     assert_eq!(reason(&world, None).reason, "no_room");
     assert_eq!(reason(&World::ordered(), None).reason, "preparing");
     assert_eq!(reason(&World::present(), None).reason, "");
+}
+
+#[test]
+fn a_system_that_sends_to_no_peer_is_named_where_peers_are_missing_and_nowhere_else() {
+    let world = World::filling();
+    let told = |on_mac, stall: Option<swarm::Stall>| {
+        let found = NoRoute {
+            dialled: 3,
+            cause: "No route to host (os error 65)".into(),
+        };
+        let apart = Trouble::no_route(&found, on_mac);
+        let still = stall.map(|stall| swarm::Standstill {
+            stall,
+            since: Duration::from_secs(65),
+        });
+        image_state::of(world.now, world.found(), still, None, Some(&apart))
+    };
+    let on_mac = told(true, Some(swarm::Stall::NoPeers));
+    assert_eq!(
+        (on_mac.reason.as_str(), on_mac.still_ms),
+        ("no_route", 65_000)
+    );
+    for part in ["3 peers", "os error 65", "LaunchDaemon", "Local Network"] {
+        assert!(on_mac.message.contains(part), "{}", on_mac.message);
+    }
+    let elsewhere = told(false, Some(swarm::Stall::NoPeers));
+    assert_eq!(elsewhere.reason, "no_route");
+    assert!(
+        elsewhere.message.contains("routes"),
+        "{}",
+        elsewhere.message
+    );
+    assert!(
+        !elsewhere.message.contains("macOS"),
+        "{}",
+        elsewhere.message
+    );
+
+    assert_eq!(
+        told(true, Some(swarm::Stall::Throttled)).reason,
+        "throttled"
+    );
+    assert_eq!(told(true, None).reason, "", "chunks come");
 }
