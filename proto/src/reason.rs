@@ -185,6 +185,8 @@ reasons! {
     Busy = "busy",
     /// The Pod carries the label already.
     AlreadyLabelled = "already_labelled",
+    /// An operator drains the Pod: it leaves without the gate.
+    OperatorDrain = "operator_drain",
     /// The Pod is neither Pending nor Running; or it is Pending in a pool that another controller labels.
     NotRunning = "not_running",
     /// An operator paused the roll.
@@ -201,6 +203,8 @@ reasons! {
     NodeNotReady = "node_not_ready",
     /// The Pod's Node is cordoned.
     NodeCordoned = "node_cordoned",
+    /// The Pod's Node is reserved for another pool.
+    NodeReserved = "node_reserved",
     /// The Pod's Node doesn't hold the image.
     ImageMissing = "image_missing",
     /// The Pod's Node said too long ago that it holds the image.
@@ -211,6 +215,8 @@ reasons! {
     TooFewHosts = "too_few_hosts",
     /// As many Pods are in flight as the cap allows.
     CapReached = "cap_reached",
+    /// As many Pods are in flight in the whole fleet as it may start at one time.
+    FleetCapReached = "fleet_cap_reached",
     /// Pods that were let go long ago have no successors, and fill the cap.
     NoSuccessor = "no_successor",
     /// A write on the Pod was refused, and the next try waits.

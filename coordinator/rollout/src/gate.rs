@@ -11,6 +11,7 @@
 //! it owns.
 
 pub mod action;
+mod budget;
 pub mod config;
 mod decide;
 pub mod event;
@@ -23,10 +24,11 @@ mod tests;
 mod writes;
 
 pub use action::{Action, Withdrawal};
+pub use budget::cap;
 pub use config::Config;
-pub use decide::{Gate, cap};
+pub use decide::Gate;
 pub use event::{
-    Before, Event, Heartbeat, Mode, OnDeadline, Outcome, Phase, Place, Pod, PodId, PodName,
+    Before, Event, Fleet, Heartbeat, Mode, OnDeadline, Outcome, Phase, Place, Pod, PodId, PodName,
     PrePull, PrePullId, Template,
 };
 pub use status::{Admission, Lag, PodStatus, PoolStatus, Reason, Verdict};

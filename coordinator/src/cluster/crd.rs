@@ -1,4 +1,4 @@
-//! The custom resources: `ImagePrePull`, which is ours, and `RunnerPool`, which we only read.
+//! The custom resources: `ImagePrePull`, which is ours, and `RunnerPool`, which we only read ([`runner_pool`]).
 //!
 //! [`definition`] is what `parbake-coordinator crd` prints and `deploy/crd.yaml` holds. Its schema refuses everything
 //! that can be judged without asking a registry. The schema is structural and uses no CEL, so that Kubernetes 1.20
@@ -21,10 +21,12 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use serde_json::json;
 
+pub mod runner_pool;
+
+pub use runner_pool::{DEFAULT_PERCENT, RunnerPool, RunnerPoolRollout, RunnerPoolSpec};
+
 /// The label that lets a Pod drain, unless `spec.gate.drainLabel` says otherwise. Its value is `true`.
 pub const DRAIN_LABEL: &str = "tuist.dev/drain-eligible";
-/// The share of a pool's replicas that may be in flight, in per cent, unless the gate or the pool says otherwise.
-pub const DEFAULT_PERCENT: i32 = 5;
 /// The most hosts that `status.failing` names.
 pub const MAX_FAILING: usize = 10;
 /// The annotation of an `ImagePrePull` by which somebody asks for its image anew. When the value changes, everything
@@ -625,56 +627,6 @@ fn rules(rules: serde_json::Value) -> Option<Vec<JSONSchemaProps>> {
     serde_json::from_value(rules).ok()
 }
 
-/// A pool of runners, as `runnerpools.tuist.dev` defines it. Only the fields that the gate uses are read, and we never
-/// write them.
-///
-/// The definition belongs to another project and may be newer. So unknown fields are ignored, and absent fields have
-/// the defaults of the pools' own controller.
-#[derive(Clone, CustomResource, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
-#[kube(
-    group = "tuist.dev",
-    version = "v1alpha1",
-    kind = "RunnerPool",
-    plural = "runnerpools",
-    namespaced,
-    schema = "disabled",
-    derive = "PartialEq"
-)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RunnerPoolSpec {
-    /// The image that the pool's Pods shall run. It is compared with the Pods' images as text.
-    pub image: String,
-    /// How many Pods there are meant to be. An autoscaler changes this number every few seconds.
-    pub replicas: i32,
-    /// The value of the label `tuist.dev/fleet` on the pool's Nodes.
-    pub fleet_selector: String,
-    /// `darwin` or `linux`. The coordinator follows only pools of `darwin`.
-    #[serde(default = "darwin")]
-    pub os: String,
-    /// The settings of the pool's rolls.
-    pub rollout: RunnerPoolRollout,
-}
-
-/// The settings of a pool's rolls.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RunnerPoolRollout {
-    /// The share of the replicas that may be in flight.
-    pub max_concurrent_percent: i32,
-}
-
-impl Default for RunnerPoolRollout {
-    fn default() -> Self {
-        Self {
-            max_concurrent_percent: DEFAULT_PERCENT,
-        }
-    }
-}
-
-fn darwin() -> String {
-    "darwin".to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -770,19 +722,5 @@ mod tests {
         );
         let again = serde_json::from_value(serde_json::to_value(&spec).unwrap()).unwrap();
         assert_eq!(spec, again);
-    }
-
-    #[test]
-    fn a_pool_from_a_newer_or_older_definition_is_read() {
-        let pool: RunnerPool = serde_json::from_value(json!({
-            "apiVersion": "tuist.dev/v1alpha1",
-            "kind": "RunnerPool",
-            "metadata": { "name": "p", "namespace": "n" },
-            "spec": { "image": "i", "future": { "x": 1 }, "rollout": {} },
-            "status": { "anything": true },
-        }))
-        .unwrap();
-        assert_eq!((pool.spec.os.as_str(), pool.spec.replicas), ("darwin", 0));
-        assert_eq!(pool.spec.rollout.max_concurrent_percent, DEFAULT_PERCENT);
     }
 }

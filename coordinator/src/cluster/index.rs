@@ -245,6 +245,7 @@ impl Index {
         let same = self.nodes.get(&name).is_some_and(|known| {
             (&known.uid, &known.labels, known.ready, known.schedulable)
                 == (&facts.uid, &facts.labels, facts.ready, facts.schedulable)
+                && known.reserved_for == facts.reserved_for
         });
         self.nodes.insert(name, facts);
         !same
@@ -282,6 +283,12 @@ impl Index {
                 Some(Change::RunnerPool(key.clone()))
             }
         }
+    }
+
+    /// The Nodes that are reserved for a pool, each with the value of the taint that says so.
+    pub(crate) fn reserved(&self) -> impl Iterator<Item = (&String, &str)> {
+        let nodes = self.nodes.iter();
+        nodes.filter_map(|(name, node)| Some((name, node.reserved_for.as_deref()?)))
     }
 
     /// The Nodes that an ImagePrePull selects.

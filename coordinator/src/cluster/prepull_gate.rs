@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 
 use kube::core::{Selector, SelectorExt as _};
-use proto::HostId;
+use proto::{Digest, HostId};
 use rollout::gate;
 
 use super::{
     clock::Now,
-    crd::{GateMode, OnDeadline},
+    crd::{GateMode, OnDeadline, RunnerPoolSpec},
     index::{Index, ObjectKey, PodFacts, PrePullFacts, is_labelled},
 };
 
@@ -17,6 +17,15 @@ use super::{
 const POOL_LABEL: &str = "tuist.dev/runner-pool";
 /// The label that names whom a runner works for. The label is empty or absent while the runner is idle.
 const BUSY_LABEL: &str = "tuist.dev/runner-pool-owner";
+/// The label of a Pod that an operator drains: its value is `true`, and the Pod leaves before its next claim. The
+/// operator may take the label off again.
+const OPERATOR_DRAIN_LABEL: &str = "tuist.dev/runner-operator-drain";
+/// The prefix of a reservation's value where the pool's name is too long for a taint. Hex digits of the name's SHA-256
+/// follow.
+const HASHED_POOL: &str = "pool-";
+/// The fewest hex digits by which a reservation may name a pool.
+const HASH_DIGITS: usize = 8;
+
 /// How one ImagePrePull gates Pods.
 #[derive(Clone, Debug)]
 pub(crate) struct PrePullGate {
@@ -28,6 +37,10 @@ pub(crate) struct PrePullGate {
     pub(crate) image: String,
     pub(crate) percent: i32,
     pub(crate) replicas: i32,
+    /// The RunnerPool whose Pods are gated.
+    pool: Option<String>,
+    /// The fleet that the RunnerPool shares with others.
+    fleet: Option<gate::Fleet>,
     /// The gate's RunnerPool can't be read, so the gate admits nothing.
     shut: bool,
 }
@@ -61,6 +74,9 @@ impl PrePullGate {
         if runner_pool_key.is_some() && runner_pool.is_none() && !shut {
             return None;
         }
+        if runner_pool.is_some_and(|runner_pool| !runner_pool.is_gated()) {
+            return None;
+        }
         let selector = match (&gate.pod_selector, pool_ref) {
             (Some(selector), _) => Selector::try_from(selector.clone()).ok()?,
             (None, Some(name)) => [(POOL_LABEL.to_owned(), name.clone())]
@@ -86,6 +102,8 @@ impl PrePullGate {
             replicas: runner_pool.map_or(gate.replicas.unwrap_or(0), |runner_pool| {
                 runner_pool.spec.replicas
             }),
+            pool: pool_ref.cloned(),
+            fleet: runner_pool.and_then(|runner_pool| fleet_of(&runner_pool.spec)),
             shut,
         })
     }
@@ -104,7 +122,14 @@ impl PrePullGate {
 
     /// How the gate sees the ImagePrePull, except for what the index doesn't know: the digest, what owners make, and
     /// the deadline.
-    pub(crate) fn for_gate(&self, facts: &PrePullFacts, hosts: BTreeSet<HostId>) -> gate::PrePull {
+    pub(crate) fn for_gate(
+        &self,
+        index: &Index,
+        facts: &PrePullFacts,
+        hosts: BTreeSet<HostId>,
+    ) -> gate::PrePull {
+        let others = index.reserved();
+        let others = others.filter(|(_, taint)| !self.is_named_by(taint));
         gate::PrePull {
             image: self.image.clone(),
             digest: None,
@@ -117,6 +142,8 @@ impl PrePullGate {
             replicas: self.replicas,
             template: gate::Template::Unknown,
             hosts,
+            reserved: others.filter_map(|(node, _)| node.parse().ok()).collect(),
+            fleet: self.fleet.clone(),
             paused: facts.spec.paused || self.shut,
             deadline: None,
             on_deadline: match facts.spec.on_deadline {
@@ -124,6 +151,11 @@ impl PrePullGate {
                 OnDeadline::Proceed => gate::OnDeadline::Proceed,
             },
         }
+    }
+
+    /// Whether the value of a reservation's taint names this gate's RunnerPool.
+    pub(crate) fn is_named_by(&self, taint: &str) -> bool {
+        self.pool.as_ref().is_some_and(|pool| names(taint, pool))
     }
 
     /// How the gate sees a Pod that this gate selects.
@@ -159,10 +191,159 @@ impl PrePullGate {
             deleting: pod.deleting,
             labelled: is_labelled(&pod.labels, &self.drain_label),
             busy: busy.is_some_and(|owner| !owner.is_empty()),
+            operator_drain: is_labelled(&pod.labels, OPERATOR_DRAIN_LABEL),
             heartbeat,
             created_unix_s: pod.created_unix_s,
             seen: now.moment_at(pod.seen),
         };
         (gate::PodId(pod.uid.clone()), told)
+    }
+}
+
+/// The fleet of a RunnerPool.
+fn fleet_of(spec: &RunnerPoolSpec) -> Option<gate::Fleet> {
+    let most = spec.provisioning.max_concurrent_per_fleet_selector;
+    (!spec.fleet_selector.is_empty()).then(|| gate::Fleet {
+        name: spec.fleet_selector.clone(),
+        most: most.and_then(|most| u32::try_from(most).ok()),
+    })
+}
+
+/// Whether the value of a reservation's taint names the pool of this name.
+pub(crate) fn names(taint: &str, pool: &str) -> bool {
+    let hashed = |hash: &str| {
+        let digest = Digest::of(pool.as_bytes()).hex().to_string();
+        hash.len() >= HASH_DIGITS && digest.starts_with(hash)
+    };
+    taint == pool || taint.strip_prefix(HASHED_POOL).is_some_and(hashed)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::cluster::index::{Kind, made_up::prepull};
+
+    fn pool(more: &Value) -> Value {
+        let mut object = json!({
+            "apiVersion": "tuist.dev/v1alpha1",
+            "kind": "RunnerPool",
+            "metadata": { "name": "xcode", "namespace": "ns", "uid": "xcode" },
+            "spec": { "image": "r/i:1", "replicas": 2, "fleetSelector": "m4" },
+        });
+        for (part, fields) in more.as_object().unwrap() {
+            for (field, value) in fields.as_object().unwrap() {
+                object[part][field] = value.clone();
+            }
+        }
+        object
+    }
+
+    /// An ImagePrePull that gates the pool.
+    fn index(more: &Value) -> Index {
+        let mut index = Index::default();
+        let gate = json!({ "mode": "Own", "poolRef": { "name": "xcode" } });
+        let own = prepull("xcode", "r/i:1", &json!({ "spec": { "gate": gate } }));
+        index.show(Kind::PrePulls, own);
+        index.show(Kind::RunnerPools, pool(more));
+        index
+    }
+
+    fn told(index: &Index) -> gate::PrePull {
+        let key = ObjectKey::new("ns", "xcode");
+        let gates = gates(index);
+        gates[0].for_gate(index, &index.prepulls[&key], BTreeSet::new())
+    }
+
+    #[test]
+    fn a_reservation_names_its_pool_in_full_or_by_a_hash() {
+        let long = "x".repeat(70);
+        let hash = Digest::of(long.as_bytes()).hex().to_string();
+        for (taint, pool, is_meant) in [
+            ("xcode", "xcode", true),
+            ("xcode-2", "xcode", false),
+            ("", "xcode", false),
+            (&format!("pool-{}", &hash[..16]), &long, true),
+            (&format!("pool-{hash}"), &long, true),
+            (&format!("pool-{}", &hash[..7]), &long, false),
+            ("pool-", &long, false),
+            ("pool-0123456789abcdef", &long, false),
+            // a pool may be called so
+            ("pool-a", "pool-a", true),
+        ] {
+            assert_eq!(names(taint, pool), is_meant, "{taint} {pool}");
+        }
+    }
+
+    #[test]
+    fn hosts_that_are_reserved_for_others_are_told_as_such() {
+        let mut index = index(&json!({}));
+        let node = |name: &str, taints: Value| {
+            let node =
+                json!({ "metadata": { "name": name, "uid": name }, "spec": { "taints": taints } });
+            serde_json::from_value(node).unwrap()
+        };
+        let taint = |value: &str, effect: &str| {
+            let taint =
+                json!({ "key": "tuist.dev/reserved-for", "value": value, "effect": effect });
+            json!([{ "key": "tuist.dev/macos", "value": "true", "effect": "NoSchedule" }, taint])
+        };
+        for (name, taints) in [
+            ("mine", taint("xcode", "NoSchedule")),
+            ("theirs", taint("other", "NoSchedule")),
+            ("free", json!([])),
+            ("odd", taint("other", "PreferNoSchedule")),
+        ] {
+            assert!(index.apply_node(&node(name, taints)));
+        }
+        assert_eq!(told(&index).reserved, ["theirs".parse().unwrap()].into());
+        // the reservation is over
+        assert!(index.apply_node(&node("theirs", json!([]))));
+        assert_eq!(told(&index).reserved, BTreeSet::new());
+    }
+
+    #[test]
+    fn a_fleet_and_its_cap_are_those_of_the_pool() {
+        assert_eq!(
+            told(&index(&json!({}))).fleet,
+            Some(gate::Fleet {
+                name: "m4".into(),
+                most: None
+            })
+        );
+        let most = json!({ "spec": { "provisioning": { "maxConcurrentPerFleetSelector": 3 } } });
+        assert_eq!(told(&index(&most)).fleet.unwrap().most, Some(3));
+        let none = json!({ "spec": { "fleetSelector": "" } });
+        assert_eq!(told(&index(&none)).fleet, None);
+    }
+
+    #[test]
+    fn a_pool_that_is_being_deleted_or_has_no_macs_gates_nothing() {
+        let finalizer = json!({ "metadata": { "finalizers": ["tuist.dev/runner-pool-drain"] } });
+        assert_eq!(gates(&index(&finalizer)).len(), 1);
+        for more in [
+            json!({ "metadata": { "deletionTimestamp": "2026-01-01T00:00:00Z" } }),
+            json!({ "spec": { "os": "linux" } }),
+        ] {
+            assert!(gates(&index(&more)).is_empty(), "{more}");
+        }
+    }
+
+    #[test]
+    fn an_operators_drain_is_read_off_the_pods_label() {
+        let mut index = index(&json!({}));
+        let mut drained = |value: &str| {
+            let labels = json!({ "tuist.dev/runner-pool": "xcode", OPERATOR_DRAIN_LABEL: value });
+            let meta = json!({ "name": "p", "namespace": "ns", "uid": "p", "labels": labels });
+            index.show(Kind::Pods, json!({ "metadata": meta }));
+            let (key, facts) = index.pods.iter().next().unwrap();
+            gates(&index)[0]
+                .pod(key, facts, Now::start())
+                .1
+                .operator_drain
+        };
+        assert!(drained("true"));
+        assert!(!drained("false"));
     }
 }

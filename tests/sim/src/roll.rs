@@ -23,7 +23,7 @@ use rollout::gate::{self, Before, Mode, OnDeadline, PrePullId, Template};
 
 use self::{
     check::{check_places, is_rolled, sample, say_who_waits},
-    cluster::{boot, end, job_done, poll, read_owner, reconcile, remove, warm_up},
+    cluster::{boot, empty_hosts, end, job_done, poll, read_owner, reconcile, remove, warm_up},
     coordinator::{answer, effect, hear, look, other_controller, see, start, tick, write_statuses},
     due::Due,
     faults::{autoscale, fault as happen, plan_faults},
@@ -68,8 +68,14 @@ pub fn run(setup: &Setup) -> Outcome {
 fn populate(world: &mut World) {
     let scenario = world.setup.scenario;
     world.jobs_percent = *world.one_of(&[0, 1, 5]);
-    if scenario == Scenario::NoOwner {
-        world.jobs_percent = 0;
+    match scenario {
+        Scenario::NoOwner => world.jobs_percent = 0,
+        Scenario::FleetCap => {
+            // where many jobs end, their successors use the fleet's cap up
+            world.jobs_percent = world.jobs_percent.min(1);
+            world.fleet_cap = Some(*world.one_of(&[1, 2, 4]));
+        }
+        _ => {}
     }
     for at in 0..POOLS {
         for tag in ["old", "new"] {
@@ -93,6 +99,7 @@ fn populate(world: &mut World) {
             exists: true,
             ready: true,
             schedulable: true,
+            reserved: None,
             holds: (0..POOLS).map(|at| first_image(scenario, at)).collect(),
             speaks_from: Some(world.now),
         });
@@ -148,6 +155,7 @@ fn populate(world: &mut World) {
             on_deadline: OnDeadline::Hold,
             owed: Vec::new(),
             gaps: 0,
+            reaped: Vec::new(),
         });
         world.push(Duration::ZERO, Due::Reconcile(at));
     }
@@ -169,6 +177,11 @@ fn run_to_end(world: &mut World) -> Outcome {
             })
             .max()
             .unwrap_or(0);
+        let all = world.pools.iter().map(|pool| pool.replicas.unsigned_abs());
+        let slowest = match world.fleet_cap {
+            Some(most) => slowest.max(all.sum::<u32>().div_ceil(most)),
+            None => slowest,
+        };
         let bound = world.calm_at + SETTLE + CYCLE * slowest;
         let Some(Reverse(entry)) = world.due.pop() else {
             break;
@@ -200,6 +213,7 @@ fn run_to_end(world: &mut World) -> Outcome {
 fn take(world: &mut World, due: Due) {
     match due {
         Due::Reconcile(pool) => {
+            empty_hosts(world);
             reconcile(world, pool);
             let again = world.between(2_000, 8_000);
             world.push(again, Due::Reconcile(pool));

@@ -64,6 +64,10 @@ fn what_the_scenarios_are_about_happens_in_them() {
         assert!(denied(scenario, "owner_unread") > 0);
     }
     assert!(denied(Scenario::NoOwner, "no_successor") > 0);
+    assert!(denied(Scenario::Beside, "node_reserved") > 0);
+    assert!(denied(Scenario::Beside, "node_cordoned") > 0);
+    assert!(denied(Scenario::FleetCap, "fleet_cap_reached") > 0);
+    assert_eq!(denied(Scenario::Roll, "fleet_cap_reached"), 0);
     assert_eq!(denied(Scenario::Roll, "owner_lags"), 0);
 }
 

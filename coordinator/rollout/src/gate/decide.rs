@@ -14,6 +14,7 @@ use proto::{HostId, Moment};
 use super::{
     Action, Admission, Config, Event, Mode, Outcome, Phase, Place, Pod, PodId, PodStatus,
     PoolStatus, PrePull, PrePullId, Reason, Template, Verdict, Withdrawal,
+    budget::{Budget, FleetUsed, Used, cap},
     hosts::Hosts,
     prepull::PrePullState,
     slots::{Left, Occupant, Slots},
@@ -23,25 +24,6 @@ use crate::presence::Held;
 
 /// The interval of looks at ages and slots while a pre-pull rolls.
 const TICK: Duration = Duration::from_secs(1);
-
-/// The most Pods of a pre-pull that may be in flight: `percent` of `replicas`, rounded down, and at least one.
-#[must_use]
-pub const fn cap(percent: i32, replicas: i32) -> u32 {
-    if percent <= 0 || replicas <= 0 {
-        return 1;
-    }
-    let share = percent.unsigned_abs() as u64 * replicas.unsigned_abs() as u64 / 100;
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "bounded by u32::MAX in the same expression"
-    )]
-    let share = if share > u32::MAX as u64 {
-        u32::MAX
-    } else {
-        share as u32
-    };
-    if share == 0 { 1 } else { share }
-}
 
 /// Decides which Pods may drain.
 #[derive(Clone, Debug)]
@@ -59,23 +41,6 @@ pub struct Gate {
     dirty: BTreeSet<PrePullId>,
     actions: VecDeque<Action>,
     tick_at: Moment,
-}
-
-/// How much of a pre-pull's cap is used.
-#[derive(Clone, Copy, Debug, Default)]
-struct Used {
-    /// Pods in flight by the rule of the runners' own controller.
-    letter: u32,
-    /// Slots beyond the Pods in flight.
-    reserved: u32,
-    /// As for [`PoolStatus::awaited`].
-    awaited: u32,
-    /// As for [`PoolStatus::missing`].
-    missing: u32,
-    /// As for [`PoolStatus::away`].
-    away: u32,
-    /// The cap. For a pre-pull that lacks Pods, it is a share of the Pods that are there or on their way.
-    cap: u32,
 }
 
 impl Gate {
@@ -154,6 +119,10 @@ impl Gate {
         if self.tick_at <= self.now {
             self.tick_at = self.now + TICK;
             let now = self.now;
+            let held = now + self.config.replacement;
+            for (pod, _) in self.pods.iter().filter(|(_, pod)| pod.is_terminating()) {
+                self.slots.hold(pod, now, held);
+            }
             self.slots.tick(now);
             let prepulls: Vec<PrePullId> = self.prepulls.keys().cloned().collect();
             for id in prepulls {
@@ -162,6 +131,7 @@ impl Gate {
             self.writes.tick(now, &self.config);
             self.all_dirty();
         }
+        self.dirty_fleets();
         for id in core::mem::take(&mut self.dirty) {
             self.act(&id);
         }
@@ -224,6 +194,7 @@ impl Gate {
             awaited: used.awaited,
             missing: used.missing,
             away: used.away,
+            giving_way: used.giving_way,
             lag: state.lag(self.now),
             cap: used.cap,
             hosts_usable: 0,
@@ -233,8 +204,8 @@ impl Gate {
         };
         let ready = self.hosts.ready(self.now, prepull, &self.config);
         (status.hosts_ready, status.hosts_usable) = (ready.have, ready.usable);
-        let rolling = self.is_rolling(state);
-        for (id, pod) in self.oldest_first(state) {
+        let rolling = self.budget().is_rolling(state);
+        for (id, pod) in self.budget().oldest_first(state) {
             if !pod.is_alive() {
                 continue;
             }
@@ -257,7 +228,7 @@ impl Gate {
                     Place::Unscheduled | Place::Elsewhere => None,
                 },
                 stale,
-                in_flight: self.is_in_flight(pod, prepull, rolling),
+                in_flight: self.budget().is_in_flight(pod, prepull, rolling),
                 verdict,
             });
         }
@@ -269,7 +240,7 @@ impl Gate {
     pub fn rolls(&self, id: &PrePullId) -> bool {
         self.prepulls
             .get(id)
-            .is_some_and(|state| self.is_rolling(state))
+            .is_some_and(|state| self.budget().is_rolling(state))
     }
 
     /// What is known of a pre-pull's image on a host.
@@ -284,6 +255,21 @@ impl Gate {
 
     fn all_dirty(&mut self) {
         self.dirty.extend(self.prepulls.keys().cloned());
+    }
+
+    /// Where a pre-pull changed, the others of its fleet may have got room.
+    fn dirty_fleets(&mut self) {
+        let fleet = |state: &PrePullState| Some(state.prepull().fleet.as_ref()?.name.clone());
+        let of = |id: &PrePullId| fleet(self.prepulls.get(id)?);
+        let fleets: BTreeSet<_> = self.dirty.iter().filter_map(of).collect();
+        if fleets.is_empty() {
+            return;
+        }
+        let mine = self.prepulls.iter().filter(|(_, state)| {
+            let fleet = state.prepull().fleet.as_ref();
+            fleet.is_some_and(|fleet| fleets.contains(&fleet.name))
+        });
+        self.dirty.extend(mine.map(|(id, _)| id.clone()));
     }
 
     fn set_prepull(&mut self, id: PrePullId, prepull: PrePull) {
@@ -323,7 +309,7 @@ impl Gate {
         {
             self.drop_pod(&id);
         }
-        let leaves = self.leaves(&id);
+        let leaves = self.leaves(&id, pod.is_terminating());
         let known = self.pods.contains_key(&id);
         let (alive, prepull) = (pod.is_alive(), pod.prepull.clone());
         let serves = pod.serves(self.now, self.config.heartbeat_max_age);
@@ -340,6 +326,15 @@ impl Gate {
         }
         if !alive && let Some(occupant) = leaves {
             self.slots.depart(&id, &prepull, occupant);
+        }
+        if !known && came.is_terminating() {
+            // the Pod was deleted before the gate knew of it
+            let left = Left::InFlight {
+                until: self.now + self.config.replacement,
+            };
+            let since = self.now;
+            self.slots
+                .depart(&id, &prepull, Occupant::Departed { since, left });
         }
         self.settle(&prepull);
         self.dirty.insert(prepull);
@@ -358,7 +353,7 @@ impl Gate {
     }
 
     fn drop_pod(&mut self, id: &PodId) {
-        let leaves = self.leaves(id);
+        let leaves = self.leaves(id, false);
         let Some(pod) = self.pods.remove(id) else {
             return;
         };
@@ -374,8 +369,9 @@ impl Gate {
         self.dirty.insert(pod.prepull);
     }
 
-    /// The slot that this Pod leaves if it goes now: its successor will take its room, but isn't there yet.
-    fn leaves(&self, id: &PodId) -> Option<Occupant> {
+    /// The slot that this Pod leaves if it goes now: its successor will take its room, but isn't there yet. `deleted`
+    /// says that somebody deletes the Pod before it has ended, outside of our cap.
+    fn leaves(&self, id: &PodId, deleted: bool) -> Option<Occupant> {
         let pod = self.pods.get(id)?;
         let state = self.prepulls.get(&pod.prepull)?;
         let taken = self.slots.of(self.now, id).is_some_and(Occupant::is_alive)
@@ -384,21 +380,21 @@ impl Gate {
         let left = match () {
             () if taken => Left::Taken,
             () if !pod.is_alive() => return None,
-            () if self.is_in_flight(pod, state.prepull(), self.is_rolling(state)) => {
+            () if deleted
+                || self.budget().is_in_flight(
+                    pod,
+                    state.prepull(),
+                    self.budget().is_rolling(state),
+                ) =>
+            {
                 Left::InFlight { until }
             }
+            () if Hosts::gives_way(pod, state.prepull()) => Left::InFlight { until },
             () => Left::ByItself { until },
         };
         Some(Occupant::Departed {
             since: self.now,
             left,
-        })
-    }
-
-    fn alive(&self, id: &PrePullId) -> usize {
-        self.prepulls.get(id).map_or(0, |state| {
-            let members = self.members(state);
-            members.filter(|(_, pod)| pod.is_alive()).count()
         })
     }
 
@@ -420,7 +416,11 @@ impl Gate {
             return;
         };
         let before = state.take_before();
-        let Some(state) = self.prepulls.get(id).filter(|state| self.is_rolling(state)) else {
+        let Some(state) = self
+            .prepulls
+            .get(id)
+            .filter(|state| self.budget().is_rolling(state))
+        else {
             return;
         };
         let as_usize = |many: u32| usize::try_from(many).unwrap_or(usize::MAX);
@@ -430,6 +430,7 @@ impl Gate {
         // The other recorded successors are there and were made from another image than the pre-pull's. Those made from
         // the pre-pull's image count as in flight anyway.
         let mut cold: Vec<(i64, PodId)> = self
+            .budget()
             .members(state)
             .filter(|(_, pod)| {
                 pod.is_alive()
@@ -480,85 +481,23 @@ impl Gate {
 
     // ---- the budget ---------------------------------------------------------------------------------------------
 
-    fn members<'a>(
-        &'a self,
-        state: &'a PrePullState,
-    ) -> impl Iterator<Item = (&'a PodId, &'a Pod)> {
-        state
-            .pods()
-            .iter()
-            .filter_map(|id| Some((id, self.pods.get(id)?)))
+    const fn budget(&self) -> Budget<'_> {
+        Budget {
+            now: self.now,
+            config: &self.config,
+            hosts: &self.hosts,
+            prepulls: &self.prepulls,
+            pods: &self.pods,
+            slots: &self.slots,
+        }
     }
 
-    fn oldest_first<'a>(&'a self, state: &'a PrePullState) -> Vec<(&'a PodId, &'a Pod)> {
-        let mut pods: Vec<_> = self.members(state).collect();
-        pods.sort_by(|(_, a), (_, b)| {
-            (a.created_unix_s, &a.name).cmp(&(b.created_unix_s, &b.name))
-        });
-        pods
+    fn alive(&self, id: &PrePullId) -> usize {
+        self.budget().alive(id)
     }
 
-    fn is_rolling(&self, state: &PrePullState) -> bool {
-        self.members(state)
-            .any(|(_, pod)| pod.is_alive() && pod.is_stale(state.prepull()))
-    }
-
-    /// Whether a Pod counts as in flight, by the rule of the runners' own controller. It does if it is stale and
-    /// labelled; or, while the pre-pull rolls, if it is current and idle but not warm.
-    fn is_in_flight(&self, pod: &Pod, prepull: &PrePull, rolling: bool) -> bool {
-        pod.is_alive()
-            && if pod.is_stale(prepull) {
-                pod.labelled
-            } else {
-                rolling && !pod.busy && !pod.is_warm(self.now, self.config.heartbeat_max_age)
-            }
-    }
-
-    /// How much of a pre-pull's cap is used.
     fn used(&self, id: &PrePullId) -> Used {
-        let Some(state) = self.prepulls.get(id) else {
-            return Used::default();
-        };
-        let rolling = self.is_rolling(state);
-        let flying = |pod: &Pod| self.is_in_flight(pod, state.prepull(), rolling);
-        let letter = self.members(state).filter(|(_, pod)| flying(pod)).count();
-        let (mut hidden, mut successors) = (0, 0);
-        let (mut departed, mut taken, mut overdue) = (0, 0, 0);
-        for (pod, occupant) in self.slots.in_prepull(self.now, id) {
-            match occupant {
-                Occupant::Departed { since, left } => {
-                    departed += usize::from(!matches!(left, Left::ByItself { .. }));
-                    taken += usize::from(left == Left::Taken);
-                    overdue += usize::from(
-                        left == Left::Taken && self.now.since(since) >= self.config.replacement,
-                    );
-                }
-                Occupant::Admitted { .. } | Occupant::Successor => {
-                    let hides = !self.pods.get(pod).is_some_and(flying);
-                    hidden += usize::from(hides);
-                    successors += usize::from(hides && occupant == Occupant::Successor);
-                }
-            }
-        }
-        // at most as many successors can come as the pre-pull lacks Pods
-        let lacking = state.wanted(self.now).saturating_sub(self.alive(id));
-        let count = |many: usize| u32::try_from(many).unwrap_or(u32::MAX);
-        let alive = self.alive(id);
-        let members = i32::try_from(alive + departed.min(lacking)).unwrap_or(i32::MAX);
-        let away = self.members(state).filter(|(_, pod)| {
-            pod.is_alive() && pod.phase == Phase::Running && self.hosts.is_away(pod) && !flying(pod)
-        });
-        Used {
-            away: count(away.count()),
-            cap: cap(
-                state.prepull().percent,
-                state.prepull().replicas.min(members),
-            ),
-            letter: count(letter),
-            reserved: count(hidden + departed.min(lacking)),
-            awaited: count(successors + taken.min(lacking)),
-            missing: count(overdue.min(lacking)),
-        }
+        self.budget().used(id)
     }
 
     fn take_slot(&mut self, id: &PodId) {
@@ -593,6 +532,9 @@ impl Gate {
         if pod.labelled {
             return Err(Reason::AlreadyLabelled);
         }
+        if pod.operator_drain {
+            return Err(Reason::OperatorDrain);
+        }
         let slot = self
             .slots
             .of(self.now, id)
@@ -622,9 +564,10 @@ impl Gate {
         self.hosts.check(self.now, pod, prepull, &self.config)?;
         let used = used.unwrap_or_else(|| self.used(&pod.prepull));
         let cap = used.cap;
-        let others = used.letter + used.reserved + used.away;
+        let others = used.letter + used.reserved + used.away + used.giving_way;
         // the Pod's own slot doesn't count against it
-        let in_flight = others - u32::from(slot.is_some()).min(others);
+        let own = u32::from(slot.is_some());
+        let in_flight = others - own.min(others);
         if in_flight >= cap {
             let missing = used.missing;
             return Err(
@@ -633,10 +576,17 @@ impl Gate {
                     false => Reason::CapReached {
                         in_flight,
                         away: used.away,
+                        giving_way: used.giving_way,
                         cap,
                     },
                 },
             );
+        }
+        if let Some(FleetUsed { in_flight, cap }) = used.fleet
+            && in_flight - own.min(in_flight) >= cap
+        {
+            let in_flight = in_flight - own.min(in_flight);
+            return Err(Reason::FleetCapReached { in_flight, cap });
         }
         Ok(admission)
     }
@@ -679,7 +629,7 @@ impl Gate {
         }
         let mut actions = Vec::new();
         if mode == Mode::Own {
-            for (pod, facts) in self.members(state) {
+            for (pod, facts) in self.budget().members(state) {
                 if facts.labelled
                     && facts.is_alive()
                     && !facts.busy
@@ -693,6 +643,7 @@ impl Gate {
         }
         // Pending Pods first, because they serve nobody
         let mut order: Vec<(bool, PodId)> = self
+            .budget()
             .oldest_first(state)
             .into_iter()
             .filter(|(_, pod)| pod.is_stale(state.prepull()))
@@ -720,7 +671,11 @@ impl Gate {
                 }
                 Ok(_)
                 | Err(
-                    Reason::Admitted | Reason::AlreadyLabelled | Reason::Busy | Reason::NotAlive,
+                    Reason::Admitted
+                    | Reason::AlreadyLabelled
+                    | Reason::OperatorDrain
+                    | Reason::Busy
+                    | Reason::NotAlive,
                 ) => {
                     self.told.remove(&pod);
                 }

@@ -74,6 +74,11 @@ pub struct PrePull {
     pub template: Template,
     /// The hosts on which the pre-pull's Pods may run.
     pub hosts: BTreeSet<HostId>,
+    /// Hosts that are reserved for another pool. The reserving controller deletes idle Pods there, outside of our cap,
+    /// and no successor of theirs can return.
+    pub reserved: BTreeSet<HostId>,
+    /// The fleet that the pre-pull shares with others, if it has one.
+    pub fleet: Option<Fleet>,
     /// Whether an operator paused the pre-pull: nothing is admitted.
     pub paused: bool,
     /// When the pre-pull's deadline passes, if it has one.
@@ -87,6 +92,16 @@ impl PrePull {
     pub(super) fn proceeds(&self, now: Moment) -> bool {
         self.on_deadline == OnDeadline::Proceed && self.deadline.is_some_and(|at| at <= now)
     }
+}
+
+/// The pools that share one set of hosts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fleet {
+    /// The name of the fleet. Pre-pulls that name the same fleet share it.
+    pub name: String,
+    /// The most Pods of the whole fleet that may be started at one time, as this pre-pull's pool says. Where several
+    /// pools of a fleet say so, the lowest number counts.
+    pub most: Option<u32>,
 }
 
 /// The phase of a Pod's life.
@@ -153,6 +168,8 @@ pub struct Pod {
     pub labelled: bool,
     /// Whether the Pod is busy with work.
     pub busy: bool,
+    /// Whether an operator drains the Pod: it leaves before it takes work again. The operator may think better of it.
+    pub operator_drain: bool,
     /// The Pod's heartbeat.
     pub heartbeat: Heartbeat,
     /// When the Pod was created, in Unix seconds. Older Pods drain first.
@@ -169,6 +186,17 @@ impl Pod {
         !self.deleting && self.phase != Phase::Ended
     }
 
+    /// Whether somebody deletes the Pod although it hasn't ended. A finalizer may hold the Pod for minutes, until its
+    /// virtual machine is gone.
+    pub(super) fn is_terminating(&self) -> bool {
+        self.deleting && self.phase != Phase::Ended
+    }
+
+    /// Whether the Pod leaves by an operator's will as soon as it can, so that it takes no more work.
+    pub(super) const fn is_drained(&self) -> bool {
+        self.operator_drain && !self.busy
+    }
+
     /// Whether the Pod's image isn't the pre-pull's.
     pub(super) fn is_stale(&self, prepull: &PrePull) -> bool {
         self.image != prepull.image
@@ -179,9 +207,10 @@ impl Pod {
         self.phase == Phase::Running && (self.busy || self.is_warm(now, heartbeat_max_age))
     }
 
-    /// Whether the Pod waits for work, by its heartbeat.
+    /// Whether the Pod waits for work, by its heartbeat. A Pod that an operator drains takes none.
     pub(super) fn is_warm(&self, now: Moment, heartbeat_max_age: Duration) -> bool {
         self.phase == Phase::Running
+            && !self.operator_drain
             && match self.heartbeat {
                 Heartbeat::Absent => true,
                 Heartbeat::Polling(at) => now.since(at) < heartbeat_max_age,

@@ -66,6 +66,15 @@ impl Hosts {
         Some(self.presence.of(now, host, &prepull.image, digest, max_age))
     }
 
+    /// Whether this Pod is about to be deleted by another controller: it is idle, on a host that is reserved for
+    /// another pool.
+    pub(super) fn gives_way(pod: &Pod, prepull: &PrePull) -> bool {
+        match &pod.place {
+            Place::On(host) => !pod.busy && pod.is_alive() && prepull.reserved.contains(host),
+            Place::Unscheduled | Place::Elsewhere => false,
+        }
+    }
+
     /// Whether this Pod's Node isn't Ready, so that nobody knows whether the Pod serves.
     pub(super) fn is_away(&self, pod: &Pod) -> bool {
         match &pod.place {
@@ -74,10 +83,10 @@ impl Hosts {
         }
     }
 
-    /// Counts the pre-pull's hosts that are Ready and take Pods.
+    /// Counts the pre-pull's hosts that are Ready and take its Pods.
     pub(super) fn ready(&self, now: Moment, prepull: &PrePull, config: &Config) -> Ready {
         let mut ready = Ready::default();
-        for host in &prepull.hosts {
+        for host in prepull.hosts.difference(&prepull.reserved) {
             let node = self.nodes.get(host);
             if node.is_some_and(|node| node.ready && node.schedulable) {
                 let held = self.presence(now, prepull, host, config);
@@ -134,6 +143,9 @@ impl Hosts {
         if !node.schedulable {
             return Err(Reason::NodeCordoned);
         }
+        if prepull.reserved.contains(host) {
+            return Err(Reason::NodeReserved);
+        }
         if prepull.proceeds(now) {
             return Ok(());
         }
@@ -177,6 +189,8 @@ mod tests {
             replicas: 4,
             template: Template::Unknown,
             hosts: (0..4).map(host).collect(),
+            reserved: BTreeSet::new(),
+            fleet: None,
             paused: false,
             deadline: Some(START),
             on_deadline,
@@ -196,6 +210,7 @@ mod tests {
             deleting: false,
             labelled: false,
             busy: false,
+            operator_drain: false,
             heartbeat: Heartbeat::Absent,
             created_unix_s: 0,
             seen: START,

@@ -155,6 +155,21 @@ impl Slots {
         self.insert(pod, prepull, occupant);
     }
 
+    /// This Pod left and still exists: its finalizer holds it. Its successor may not come before the Pod is gone, so
+    /// the slot's time counts from then.
+    pub(super) fn hold(&mut self, pod: &PodId, now: Moment, to: Moment) {
+        if let Some(Slot {
+            occupant: Occupant::Departed { since, left },
+            ..
+        }) = self.by_pod.get_mut(pod)
+        {
+            *since = now;
+            if let Left::ByItself { until } | Left::InFlight { until } = left {
+                *until = to;
+            }
+        }
+    }
+
     /// A Pod came into a pre-pull, and takes the slot of one that left. Returns whether that Pod was taken by the gate:
     /// then a slot is to be kept until the new Pod is warm.
     pub(super) fn succeed(&mut self, now: Moment, prepull: &PrePullId) -> bool {

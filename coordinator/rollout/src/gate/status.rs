@@ -22,6 +22,8 @@ pub enum Reason {
     Busy,
     /// The Pod carries the label already.
     AlreadyLabelled,
+    /// An operator drains the Pod: it leaves without the gate.
+    OperatorDrain,
     /// The Pod is neither Pending nor Running; or it is Pending in a pre-pull that another controller labels.
     NotRunning,
     /// An operator paused the roll.
@@ -39,6 +41,8 @@ pub enum Reason {
     NodeNotReady,
     /// The Pod's node is cordoned: the Pod's successor couldn't return there.
     NodeCordoned,
+    /// The Pod's node is reserved for another pool: the Pod's successor couldn't return there.
+    NodeReserved,
     /// The Pod's node doesn't hold the image.
     ImageMissing,
     /// The Pod's node held the image when it last reported, this long ago.
@@ -58,7 +62,16 @@ pub enum Reason {
         in_flight: u32,
         /// Of these, the Pods on Nodes that aren't Ready.
         away: u32,
+        /// Of these, the idle Pods on Nodes that are reserved for another pool: another controller deletes them.
+        giving_way: u32,
         /// The cap. While Pods are lacking, the cap is less than the pre-pull's share of its replicas.
+        cap: u32,
+    },
+    /// As many Pods are in flight in all pools of the fleet together as the fleet may start at one time.
+    FleetCapReached {
+        /// The Pods in flight in the fleet, with slots taken for others.
+        in_flight: u32,
+        /// The fleet's cap.
         cap: u32,
     },
     /// As many Pods are in flight as the cap allows, and some of them left long ago: their owner makes no successors.
@@ -85,6 +98,7 @@ impl Reason {
             Self::Current => proto::Reason::Current,
             Self::Busy => proto::Reason::Busy,
             Self::AlreadyLabelled => proto::Reason::AlreadyLabelled,
+            Self::OperatorDrain => proto::Reason::OperatorDrain,
             Self::NotRunning => proto::Reason::NotRunning,
             Self::Paused => proto::Reason::Paused,
             Self::OwnerUnread => proto::Reason::OwnerUnread,
@@ -93,11 +107,13 @@ impl Reason {
             Self::NodeUnknown => proto::Reason::NodeUnknown,
             Self::NodeNotReady => proto::Reason::NodeNotReady,
             Self::NodeCordoned => proto::Reason::NodeCordoned,
+            Self::NodeReserved => proto::Reason::NodeReserved,
             Self::ImageMissing => proto::Reason::ImageMissing,
             Self::PresenceOld(_) => proto::Reason::PresenceOld,
             Self::HostUnheard => proto::Reason::HostUnheard,
             Self::TooFewHosts { .. } => proto::Reason::TooFewHosts,
             Self::CapReached { .. } => proto::Reason::CapReached,
+            Self::FleetCapReached { .. } => proto::Reason::FleetCapReached,
             Self::NoSuccessor { .. } => proto::Reason::NoSuccessor,
             Self::RetryWaits => proto::Reason::RetryWaits,
             Self::Admitted => proto::Reason::Admitted,
@@ -124,6 +140,7 @@ impl Reason {
                 | Self::NodeUnknown
                 | Self::NodeNotReady
                 | Self::NodeCordoned
+                | Self::NodeReserved
                 | Self::ImageMissing
                 | Self::PresenceOld(_)
                 | Self::HostUnheard
@@ -136,7 +153,11 @@ impl Reason {
     pub const fn is_turn(self) -> bool {
         matches!(
             self,
-            Self::CapReached { .. } | Self::Admitted | Self::RetryWaits | Self::OwnerUnread
+            Self::CapReached { .. }
+                | Self::FleetCapReached { .. }
+                | Self::Admitted
+                | Self::RetryWaits
+                | Self::OwnerUnread
         )
     }
 }
@@ -210,6 +231,9 @@ pub struct PoolStatus {
     /// Running Pods on Nodes that aren't Ready. Nobody knows whether they serve, so they take up the cap like Pods in
     /// flight.
     pub away: u32,
+    /// Idle Pods on Nodes that are reserved for another pool. Another controller deletes them, so they take up the cap
+    /// like Pods in flight.
+    pub giving_way: u32,
     /// Evidence that the owner makes Pods of another image, while that holds up the pre-pull.
     pub lag: Option<Lag>,
     /// The most Pods that may be in flight: a share of the replicas, or of the present Pods where those are fewer.

@@ -12,6 +12,7 @@ use super::*;
 use crate::presence::{Held, Holdings};
 
 mod anything;
+mod beside;
 mod owner;
 
 const OLD: &str = "registry.test/runner:1";
@@ -46,6 +47,8 @@ fn prepull(replicas: i32, percent: i32) -> PrePull {
         replicas,
         template: Template::Unknown,
         hosts: (0..usize::try_from(replicas).unwrap()).map(host).collect(),
+        reserved: BTreeSet::new(),
+        fleet: None,
         paused: false,
         deadline: None,
         on_deadline: OnDeadline::Hold,
@@ -65,6 +68,7 @@ fn pod(at: usize) -> Pod {
         deleting: false,
         labelled: false,
         busy: false,
+        operator_drain: false,
         heartbeat: Heartbeat::Absent,
         created_unix_s: 100 + i64::try_from(at).unwrap(),
         seen: second(0),
@@ -168,6 +172,7 @@ fn pods_drain_oldest_first_and_never_more_than_the_cap() {
     let cap_reached = Reason::CapReached {
         in_flight: 2,
         away: 0,
+        giving_way: 0,
         cap: 2,
     };
     assert_eq!(gate.explain(&id(2)), Verdict::Blocked(cap_reached));
@@ -216,6 +221,7 @@ fn pods_on_nodes_that_are_not_ready_count_as_in_flight() {
     let reached = Reason::CapReached {
         in_flight: 2,
         away: 2,
+        giving_way: 0,
         cap: 2,
     };
     assert_eq!(gate.explain(&id(0)), Verdict::Blocked(reached));
@@ -495,6 +501,7 @@ fn two_questions_in_one_instant_do_not_pass_a_cap_of_one() {
     let reached = Reason::CapReached {
         in_flight: 1,
         away: 0,
+        giving_way: 0,
         cap: 1,
     };
     assert_eq!(gate.admit(second(0), &id(1)), Err(reached));

@@ -27,6 +27,9 @@ use crate::cluster::crd::{
 const HEARTBEAT_STATE: &str = "tuist.dev/runner-heartbeat-state";
 /// When the runner reported its state (RFC 3339).
 const HEARTBEAT_AT: &str = "tuist.dev/runner-heartbeat-at";
+/// The taint by which the runners' controllers reserve a Node for one pool, with the effect `NoSchedule`. Its value is
+/// the pool's name or, where that is too long for a taint, `pool-` and a hash of the name.
+const RESERVED_TAINT: &str = "tuist.dev/reserved-for";
 /// The name of an object in its namespace. A Node's namespace is empty.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ObjectKey {
@@ -120,6 +123,8 @@ pub(crate) struct NodeFacts {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) ready: bool,
     pub(crate) schedulable: bool,
+    /// The value of the taint that reserves the Node for a pool.
+    pub(crate) reserved_for: Option<String>,
 }
 
 /// An ImagePrePull.
@@ -147,6 +152,15 @@ pub(crate) struct RunnerPoolFacts {
     pub(crate) mode: Option<GateMode>,
     /// The image that the pool's own controller reports as observed. `None` where it reports nothing.
     pub(crate) observed: Option<String>,
+    /// The pool is being deleted. Its own controller drains it, and holds it by a finalizer meanwhile.
+    pub(crate) deleting: bool,
+}
+
+impl RunnerPoolFacts {
+    /// Whether the pool's Pods are gated: they run on Macs, and the pool isn't on its way out.
+    pub(crate) fn is_gated(&self) -> bool {
+        self.spec.os == "darwin" && !self.deleting
+    }
 }
 
 impl PrePullFacts {
@@ -255,6 +269,12 @@ pub(super) fn node_facts(node: &Node) -> NodeFacts {
         labels: node.metadata.labels.clone().unwrap_or_default(),
         ready: ready && node.metadata.deletion_timestamp.is_none(),
         schedulable: !spec.and_then(|spec| spec.unschedulable).unwrap_or(false),
+        reserved_for: spec
+            .and_then(|spec| spec.taints.as_ref())
+            .into_iter()
+            .flatten()
+            .find(|taint| taint.key == RESERVED_TAINT && taint.effect == "NoSchedule")
+            .map(|taint| taint.value.clone().unwrap_or_default()),
     }
 }
 
@@ -339,8 +359,10 @@ pub(super) fn runner_pool_facts(object: DynamicObject) -> Result<RunnerPoolFacts
     let observed = observed
         .filter(|image| !image.is_empty())
         .map(str::to_owned);
+    let deleting = object.metadata.deletion_timestamp.is_some();
     let pool: RunnerPool = parse(object)?;
     Ok(RunnerPoolFacts {
+        deleting,
         uid: pool.metadata.uid.clone().unwrap_or_default(),
         mode: mode_of(&pool.metadata)?,
         spec: pool.spec,

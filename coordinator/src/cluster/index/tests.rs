@@ -200,7 +200,7 @@ fn a_pool_that_cannot_be_read_any_more_holds_its_pods() {
         let all = gates(index);
         let facts = &index.prepulls[&key("pool")];
         assert!(all[0].selects(&key("p"), &index.pods[&key("p")]));
-        all[0].for_gate(facts, BTreeSet::new()).paused
+        all[0].for_gate(index, facts, BTreeSet::new()).paused
     };
     shown(&mut index, Kind::RunnerPools, pool(good.clone(), "guard")).unwrap();
     assert!(!paused(&index));
@@ -282,7 +282,7 @@ fn the_pods_of_a_prepull_that_was_never_read_are_held_as_far_as_its_gate_can_be_
         let Some(gate) = all.first() else { continue };
         shown(&mut index, Kind::Pods, pod("p", "p", "1")).unwrap();
         let facts = &index.prepulls[&key("a")];
-        assert!(facts.unread && gate.for_gate(facts, BTreeSet::new()).paused);
+        assert!(facts.unread && gate.for_gate(&index, facts, BTreeSet::new()).paused);
         assert!(gate.selects(&key("p"), &index.pods[&key("p")]));
         // an unread ImagePrePull stages nothing
         assert!(index.selected(&facts.spec).is_empty());

@@ -226,7 +226,7 @@ impl Gating {
         };
         let selected = index.selected(&facts.spec).into_iter();
         let hosts = selected.filter_map(|(name, _)| name.parse().ok()).collect();
-        let mut shown = prepull.for_gate(facts, hosts);
+        let mut shown = prepull.for_gate(index, facts, hosts);
         shown.digest = images.digest_of(&prepull.key, &prepull.image);
         let deadline = images
             .get(&prepull.key)

@@ -17,8 +17,10 @@ use crate::{
         clock::Now,
         crd::{ImagePrePullSpec, Rate},
         index::{Index, ObjectKey, PrePullFacts},
+        prepull_gate::names,
     },
     driver::{Ask, Limits, Placed, stricter},
+    view::HostState,
     wants::Want,
 };
 
@@ -121,6 +123,7 @@ impl Placing {
             }
         }
         self.keep_what_left(facts, &mut wants);
+        reserved_first(facts, &mut wants);
         // until the driver has shown its hosts, nothing is wanted on any host
         let whole = !hosts.view().hosts.is_empty()
             && index.prepulls.iter().all(|(key, prepull)| {
@@ -224,6 +227,62 @@ fn name(
     }
 }
 
+/// A host that is reserved for a pool gets a Pod of that pool next. So the pool's image comes there alone: hosts keep
+/// what they have of others until the image is there, or can't come.
+fn reserved_first(facts: Facts<'_>, wants: &mut BTreeMap<Digest, Placed>) {
+    for (node, taint) in facts.index.reserved() {
+        let Ok(host) = node.parse::<HostId>() else {
+            continue;
+        };
+        let first = awaited(facts, taint, &host);
+        let comes = |digest: &Digest| {
+            let placed = wants.get(digest);
+            placed.is_some_and(|placed| placed.want.hosts.iter().flatten().any(|on| *on == host))
+        };
+        if !first.iter().any(comes) {
+            continue;
+        }
+        for (digest, placed) in wants.iter_mut() {
+            let here = facts.hosts.word(&host);
+            let here = here.is_some_and(|word| word.holdings.contains_key(digest));
+            if here || first.contains(digest) {
+                continue;
+            }
+            if placed.want.hosts.get_or_insert_default().remove(&host) {
+                placed.paused.insert(host.clone());
+            }
+        }
+    }
+}
+
+/// The images of the pool that a taint names, where this host lacks them and they can come.
+fn awaited(facts: Facts<'_>, taint: &str, host: &HostId) -> BTreeSet<Digest> {
+    let Facts {
+        now,
+        index,
+        images,
+        hosts,
+    } = facts;
+    let prepulls = index.prepulls.iter().filter(|(_, prepull)| {
+        let pool = prepull
+            .spec
+            .gate
+            .as_ref()
+            .and_then(|gate| gate.pool_ref.as_ref());
+        !prepull.deleting && pool.is_some_and(|pool| names(taint, &pool.name))
+    });
+    let lacks = prepulls.filter_map(|(key, prepull)| {
+        let digest = images.get(key)?.known()?.digest();
+        let failed = hosts.view().images.get(&digest).is_some_and(|image| {
+            let mut on = image.hosts.iter();
+            on.any(|on| on.host == host.as_str() && on.state == HostState::Failed)
+        });
+        let here = hosts.holds(now, host, &digest, &prepull.spec.image);
+        (!here && !failed).then_some(digest)
+    });
+    lacks.collect()
+}
+
 /// The fleet's hosts on the Nodes that an ImagePrePull selects. When the ImagePrePull is done, only those that hold
 /// its image.
 fn selected(
@@ -280,7 +339,7 @@ mod tests {
             index::{Kind, made_up::prepull},
             keeper::resolving::Resolved,
         },
-        driver::View,
+        driver::{HostPresence, View},
         view::HostView,
         wants::tests::want,
     };
@@ -318,6 +377,29 @@ mod tests {
                 json!({ "metadata": { "name": node, "uid": node, "labels": { "a": value } } });
             self.index
                 .apply_node(&serde_json::from_value(node).unwrap());
+        }
+
+        fn reserve(&mut self, node: &str, pool: &str) {
+            let taint = json!({
+                "key": "tuist.dev/reserved-for",
+                "value": pool,
+                "effect": "NoSchedule",
+            });
+            let node = json!({
+                "metadata": { "name": node, "uid": node, "labels": { "a": "b" } },
+                "spec": { "taints": [taint] },
+            });
+            self.index
+                .apply_node(&serde_json::from_value(node).unwrap());
+        }
+
+        fn holds(&mut self, host: &str, image: Digest, name: &str) {
+            let word = HostPresence {
+                holdings: Arc::new([(image, [name.to_owned()].into())].into()),
+                checked_at: self.now.instant,
+            };
+            let word = [(host.parse().unwrap(), word)].into();
+            self.hosts.hear(self.now, Arc::new(word));
         }
 
         fn members(&mut self, hosts: &[&str]) {
@@ -437,6 +519,31 @@ mod tests {
         assert_eq!(stand.place().unwrap().0, [(2, 0)]);
         stand.members(&["mac-0"]);
         assert_eq!(stand.place().unwrap().0, [(1, 0)]);
+    }
+
+    #[test]
+    fn on_a_reserved_host_the_image_of_its_pool_comes_first_until_it_is_there() {
+        let mut stand = Stand::new();
+        let gate = |pool: &str| json!({ "gate": { "mode": "Own", "poolRef": { "name": pool } } });
+        stand.show("mine", &gate("mine"));
+        stand.show("other", &gate("other"));
+        stand.resolve("mine", "r/i:1", "one");
+        stand.resolve("other", "r/i:1", "two");
+        assert_eq!(stand.place().unwrap().0, [(2, 0), (2, 0)]);
+        stand.reserve("mac-1", "mine");
+        let first = want("one", 1, 1 << 20).digest();
+        let counts = |first_is_less: bool| match first_is_less {
+            true => [(2, 0), (1, 1)],
+            false => [(1, 1), (2, 0)],
+        };
+        let less = first < want("two", 1, 1 << 20).digest();
+        assert_eq!(stand.place().unwrap().0, counts(less));
+        // it is there
+        stand.holds("mac-1", first, "r/i:1");
+        assert_eq!(stand.place().unwrap().0, [(2, 0), (2, 0)]);
+        // a pool that nobody knows reserves the host
+        stand.reserve("mac-1", "stranger");
+        assert_eq!(stand.place(), None);
     }
 
     #[test]

@@ -132,11 +132,11 @@ impl RunnerPools {
         writes
     }
 
-    /// How a RunnerPool is gated. `None` where the pool isn't followed: its gate mode is none, or its runners aren't
-    /// Macs.
+    /// How a RunnerPool is gated. `None` where the pool isn't followed: its gate mode is none, its runners aren't Macs,
+    /// or it is being deleted.
     fn mode(&self, pool: &RunnerPoolFacts) -> Option<GateMode> {
         let mode = pool.mode.unwrap_or(self.default_gate);
-        (mode != GateMode::None && pool.spec.os == "darwin").then_some(mode)
+        (mode != GateMode::None && pool.is_gated()).then_some(mode)
     }
 
     /// Whether an ImagePrePull's time to live after staging is over. The ImagePrePull stays while its Pods roll.
@@ -373,6 +373,21 @@ mod tests {
             let due = RunnerPools::new(GateMode::Own).due(Instant::now(), &index, false);
             assert_eq!(due.len(), made, "{os} {image} {mode}");
         }
+    }
+
+    #[test]
+    fn a_pool_that_is_being_deleted_is_followed_no_more() {
+        let (mut index, now) = (Index::default(), Instant::now());
+        show_pool(&mut index, "darwin", "r/i:1", "own");
+        let object = made(&index);
+        show_prepull(&mut index, &object, "u");
+        index.runner_pools.get_mut(&key()).unwrap().deleting = true;
+        let due = RunnerPools::new(GateMode::None).due(now, &index, false);
+        assert!(matches!(&due[..], [(_, Own::Delete(_))]), "{due:?}");
+        // its controller's finalizer holds the pool for a while, and nothing is made anew
+        index.prepulls.clear();
+        let due = RunnerPools::new(GateMode::None).due(now, &index, false);
+        assert!(due.is_empty(), "{due:?}");
     }
 
     #[test]

@@ -189,6 +189,9 @@ pub(super) fn reason_text(reason: Reason, node: Option<&str>) -> String {
         Reason::NotAlive => "it has ended, or is being deleted".into(),
         Reason::Current => "it runs the pool's image already".into(),
         Reason::Busy => "it works for somebody; busy Pods are never touched".into(),
+        Reason::OperatorDrain => {
+            "an operator drains it: it leaves before it takes work again, and the gate leaves it alone".into()
+        }
         Reason::AlreadyLabelled => "it may drain: it carries the label".into(),
         Reason::NotRunning => "it isn't Running, and its pool isn't the coordinator's own".into(),
         Reason::Paused => "the roll is paused; `parbake resume` lets it go on".into(),
@@ -203,6 +206,9 @@ pub(super) fn reason_text(reason: Reason, node: Option<&str>) -> String {
         Reason::NodeNotReady => format!("{node} isn't Ready"),
         Reason::NodeCordoned => {
             format!("{node} is cordoned: the Pod's successor couldn't return there")
+        }
+        Reason::NodeReserved => {
+            format!("{node} is reserved for another pool: the Pod's successor couldn't return there")
         }
         Reason::ImageMissing => {
             format!("{node} doesn't hold the pool's image yet; see `parbake why {node}`")
@@ -220,15 +226,22 @@ pub(super) fn reason_text(reason: Reason, node: Option<&str>) -> String {
         Reason::CapReached {
             in_flight,
             away: 0,
+            giving_way: 0,
             cap,
         } => format!("{in_flight} Pods are in flight, and the cap is {cap}"),
         Reason::CapReached {
             in_flight,
             away,
+            giving_way,
             cap,
         } => format!(
-            "{} Pods are in flight, {away} are on Nodes that aren't Ready, and the cap is {cap} for both",
-            in_flight.saturating_sub(away)
+            "{} Pods are in flight, {away} are on Nodes that aren't Ready, {giving_way} on Nodes that are reserved for \
+             another pool, and the cap is {cap} for all of them",
+            in_flight.saturating_sub(away + giving_way)
+        ),
+        Reason::FleetCapReached { in_flight, cap } => format!(
+            "{in_flight} Pods are in flight in the pools of its fleet together, and the fleet's cap is {cap} \
+             (spec.provisioning.maxConcurrentPerFleetSelector of its RunnerPools; the lowest counts)"
         ),
         Reason::NoSuccessor { missing, cap } => format!(
             "{missing} Pods that were let go have had no successor for more than a minute, and the cap is {cap}: the owner of the pool's Pods makes none; if there shall be fewer, lower the replicas"

@@ -409,7 +409,9 @@ fn rolling(
         () if paused => RollingReason::Paused,
         () if pool.lag.is_some() => RollingReason::OwnerLags,
         () if pool.missing > 0 => RollingReason::NoSuccessor,
-        () if pool.in_flight + pool.reserved + pool.away >= pool.cap => RollingReason::AtCap,
+        () if pool.in_flight + pool.reserved + pool.away + pool.giving_way >= pool.cap => {
+            RollingReason::AtCap
+        }
         () => RollingReason::Held,
     };
     let mut text = format!(
@@ -425,6 +427,10 @@ fn rolling(
     }
     if pool.away > 0 {
         text = format!("{text}, {} on Nodes that aren't Ready", pool.away);
+    }
+    if pool.giving_way > 0 {
+        let many = pool.giving_way;
+        text = format!("{text}, {many} on Nodes that are reserved for another pool");
     }
     let reasons: Vec<String> = blocked(pool)
         .into_iter()

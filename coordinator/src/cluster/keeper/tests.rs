@@ -415,7 +415,8 @@ impl Stand {
         let key = ObjectKey::new("ns", "pool");
         let gate = self.keeper.gating.gate(&key).unwrap();
         let facts = &self.keeper.index.prepulls[&key];
-        let mut shown = gate.for_gate(facts, ["mac-0".parse().unwrap()].into());
+        let hosts = ["mac-0".parse().unwrap()].into();
+        let mut shown = gate.for_gate(&self.keeper.index, facts, hosts);
         shown.digest = Some(digest);
         self.tell(gate::Event::PrePull(key.prepull_id(), shown));
         let host = "mac-0".parse().unwrap();

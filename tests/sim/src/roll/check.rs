@@ -8,7 +8,7 @@ use rollout::gate::{self, Heartbeat, OnDeadline, Phase, Place, Reason, Template,
 use super::{
     due::Change,
     office::pod_id,
-    world::{ROLL_AT, World},
+    world::{Pod, ROLL_AT, Reaped, World},
 };
 
 /// The greatest age at which a host's report counts. This is the promised limit, not the gate's setting.
@@ -82,6 +82,11 @@ pub(super) fn check_write(world: &mut World, uid: u32, change: Change) {
         }
         Change::Label | Change::Reap => {}
     }
+    if facts.operator_drain {
+        world.violated("a Pod was let go that an operator drains", || {
+            format!("{facts:?}")
+        });
+    }
     if !stale {
         world.violated("a current Pod was let go", || format!("{facts:?}"));
     }
@@ -102,6 +107,14 @@ pub(super) fn check_write(world: &mut World, uid: u32, change: Change) {
             format!("pool {at}: {} after uid {uid}, cap {most}", flying + 1)
         });
     }
+    let flying: u32 = (0..world.pools.len())
+        .map(|at| in_flight_known(world, at, uid))
+        .sum();
+    if let Some(most) = world.fleet_cap.filter(|most| flying + 1 > *most) {
+        world.violated("more in flight than the fleet's cap", || {
+            format!("pool {at}: {} after uid {uid}, cap {most}", flying + 1)
+        });
+    }
 }
 
 /// Checks that the Pod's successor could start with the image.
@@ -113,6 +126,12 @@ fn check_place(world: &mut World, at: usize, change: Change, (facts, fresh): (&g
                     "a Pod was let go where the image isn't, by a young word",
                     || format!("{facts:?}"),
                 );
+            }
+            let told = world.office.prepulls.get(&at);
+            if told.is_some_and(|told| told.reserved.contains(host)) {
+                world.violated("a Pod was let go on a node of another pool", || {
+                    format!("{facts:?}")
+                });
             }
             if world.office.nodes.get(host) != Some(&(true, true)) {
                 world.violated("a Pod was let go on a node that isn't usable", || {
@@ -314,6 +333,7 @@ fn hosts_of(world: &World, at: usize) -> (usize, usize) {
         .hosts
         .iter()
         .filter(|host| world.office.nodes.get(*host) == Some(&(true, true)))
+        .filter(|host| !rule.reserved.contains(*host))
         .collect();
     let have = usable
         .iter()
@@ -349,17 +369,40 @@ fn in_flight_known(world: &World, at: usize, but: u32) -> u32 {
         let counts = if world.images[pod.image].reference == rule.image {
             let known = pod.successor || told.is_some();
             // the gate may not know that a Pod is warm again or works now
-            known && !pod.busy && !pod.warm(world.now)
+            known && !pod.busy && !pod.operator_drain && !pod.warm(world.now)
+                || told.is_some_and(|(_, facts)| gives_way(rule, pod, facts))
         } else {
             let labelled =
                 pod.labelled && (pod.admitted || told.is_some_and(|(_, facts)| facts.labelled));
-            labelled || under_way
+            labelled || under_way || told.is_some_and(|(_, facts)| gives_way(rule, pod, facts))
         };
         flying += usize::from(counts && *uid != but);
     }
-    let owed = world.pools[at].owed.len();
+    let owed = world.pools[at].owed.len() + reaped_known(world, at);
     let wanted = usize::try_from(world.pools[at].replicas.min(rule.replicas)).unwrap_or(0);
     u32::try_from(flying + owed.min(wanted.saturating_sub(alive))).unwrap_or(u32::MAX)
+}
+
+/// Whether the gate knows that another controller will delete this idle Pod.
+fn gives_way(rule: &gate::PrePull, pod: &Pod, told: &gate::Pod) -> bool {
+    let idle = !pod.busy && !told.busy && told.is_alive();
+    idle && matches!(&told.place, Place::On(host) if rule.reserved.contains(host))
+}
+
+/// The number of Pods that other controllers deleted, as the gate knows, and that have no successors. How long a
+/// finalizer holds a Pod doesn't count.
+fn reaped_known(world: &World, at: usize) -> usize {
+    let reaped = world.pools[at].reaped.iter();
+    let counts = |reaped: &&Reaped| match reaped.gone {
+        Some(gone) => {
+            world.office.gone.contains(&reaped.uid) && world.now.since(gone) < MADE_WITHIN
+        }
+        None => {
+            let told = world.office.pods.get(&reaped.uid);
+            told.is_some_and(|(_, facts)| facts.deleting)
+        }
+    };
+    reaped.filter(counts).count()
 }
 
 /// The number of Pods that are truly in flight: labelled stale Pods, and while the pool rolls, current Pods that are
@@ -487,14 +530,16 @@ fn sample_progress(world: &mut World, at: usize, synced_at: Moment) {
         letter += u32::from(if stale {
             facts.labelled
         } else {
-            rolling && !facts.busy && !warm
+            rolling && !facts.busy && !facts.operator_drain && !warm
         });
         let usable = matches!(&facts.place, Place::On(host) if world.office.nodes.get(host) == Some(&(true, true)))
-            && is_fresh(world, at, &facts.place);
+            && is_fresh(world, at, &facts.place)
+            && !matches!(&facts.place, Place::On(host) if rule.reserved.contains(host));
         candidates += u32::from(
             !rule.paused
                 && stale
                 && !facts.busy
+                && !facts.operator_drain
                 && !facts.labelled
                 && usable
                 && facts.phase == Phase::Running,
@@ -536,7 +581,11 @@ fn sample_progress(world: &mut World, at: usize, synced_at: Moment) {
         });
     }
     let now = world.now;
-    if letter > 0 || candidates == 0 || may_lag(world, at) || may_miss(world, at) {
+    // Pods that others delete fill a cap, and so do those of other pools of the fleet
+    let beside = !rule.reserved.is_empty()
+        || reaped_known(world, at) > 0
+        || (world.fleet_cap.is_some() && (0..world.pools.len()).any(|at| in_flight(world, at) > 0));
+    if letter > 0 || beside || candidates == 0 || may_lag(world, at) || may_miss(world, at) {
         world.tally.idle.remove(&at);
     } else if now.since((*world.tally.idle.entry(at).or_insert(now)).max(synced_at)) > IDLE_MOST {
         world.tally.idle.insert(at, now);
@@ -568,7 +617,14 @@ fn is_true(
             !matches!(&facts.place, Place::On(host) if world.office.nodes.contains_key(host))
         }
         Reason::TooFewHosts { .. } => facts.place == Place::Unscheduled,
+        Reason::NodeReserved => {
+            matches!(&facts.place, Place::On(host) if rule.reserved.contains(host))
+        }
+        Reason::OperatorDrain => facts.operator_drain,
         Reason::CapReached { in_flight, cap, .. } => cap <= most && in_flight >= cap,
+        Reason::FleetCapReached { in_flight, cap } => {
+            in_flight >= cap && world.fleet_cap.is_some_and(|most| cap >= most)
+        }
         Reason::NotRunning => facts.phase != Phase::Running,
         Reason::RetryWaits | Reason::Admitted => true,
         Reason::Paused => rule.paused,

@@ -6,9 +6,10 @@ use proto::Moment;
 use rollout::gate::{Heartbeat, Phase, Template};
 
 use super::{
+    Scenario,
     due::{Due, Sight},
     watches::{show, show_prepull},
-    world::{Owner, PODS_PER_HOST, Pod, World},
+    world::{Owner, PODS_PER_HOST, Pod, Reaped, World},
 };
 
 /// Marks a Pod as changed: its version grows, and the watches see it.
@@ -24,6 +25,11 @@ pub(super) fn changed(world: &mut World, uid: u32) {
 pub(super) fn remove(world: &mut World, uid: u32) {
     if let Some(pod) = world.pods.remove(&uid) {
         left(world, &pod);
+        let now = world.now;
+        let mut reaped = world.pools[pod.pool].reaped.iter_mut();
+        if let Some(reaped) = reaped.find(|reaped| reaped.uid == uid) {
+            reaped.gone = Some(now);
+        }
         show(world, Sight::PodGone(uid));
     }
 }
@@ -60,8 +66,44 @@ pub(super) fn delete(world: &mut World, uid: u32) {
         pod.deleting = true;
     }
     changed(world, uid);
-    let takes = world.between(100, 3_000);
+    // a finalizer waits until the virtual machine is gone
+    let waits = world.setup.scenario == Scenario::Beside && world.below(3) > 0;
+    let takes = match waits {
+        true => world.between(20_000, 240_000),
+        false => world.between(100, 3_000),
+    };
     world.push(takes, Due::Removed(uid));
+}
+
+/// Other controllers delete idle Pods outside of the cap: on hosts that are reserved for another pool, and on cordoned
+/// hosts.
+pub(super) fn empty_hosts(world: &mut World) {
+    if world.setup.scenario != Scenario::Beside {
+        return;
+    }
+    let gives_way = |pod: &Pod| {
+        let host = pod.host.map(|host| &world.hosts[host]);
+        host.is_some_and(|host| {
+            !host.schedulable || host.reserved.is_some_and(|pool| pool != pod.pool)
+        })
+    };
+    let pods = world.pods.iter();
+    let reaped: Vec<u32> = pods
+        .filter(|(_, pod)| pod.alive() && !pod.busy && gives_way(pod))
+        .map(|(uid, _)| *uid)
+        .collect();
+    for uid in reaped {
+        let pod = &world.pods[&uid];
+        let stale = pod.image != world.pools[pod.pool].image;
+        let taken = pod.successor || pod.admitted && (stale || !pod.labelled);
+        let pool = pod.pool;
+        delete(world, uid);
+        if !taken {
+            // it isn't a gap that ended by itself
+            world.pools[pool].gaps -= 1;
+            world.pools[pool].reaped.push(Reaped { uid, gone: None });
+        }
+    }
 }
 
 pub(super) fn reconcile(world: &mut World, at: usize) {
@@ -88,6 +130,7 @@ pub(super) fn reconcile(world: &mut World, at: usize) {
         }
         // the pool has all its Pods now
         world.pools[at].owed.clear();
+        world.pools[at].reaped.clear();
         world.pools[at].gaps = 0;
     }
     for (busy, _, _, uid) in alive.iter().take(alive.len().saturating_sub(wanted)) {
@@ -108,7 +151,11 @@ fn create(world: &mut World, at: usize) {
     let pool = &mut world.pools[at];
     let fills = pool.gaps > 0;
     pool.gaps = pool.gaps.saturating_sub(1);
-    let successor = !fills && !pool.owed.is_empty();
+    let replaces = !fills && !pool.reaped.is_empty();
+    if replaces {
+        pool.reaped.remove(0);
+    }
+    let successor = !fills && !replaces && !pool.owed.is_empty();
     if successor {
         pool.owed.remove(0);
     }
@@ -124,6 +171,7 @@ fn create(world: &mut World, at: usize) {
             labelled: false,
             busy: false,
             exiting: false,
+            operator_drain: false,
             heartbeat: Heartbeat::Absent,
             created: world.now,
             version: 0,
@@ -142,7 +190,7 @@ fn schedule(world: &mut World) {
         .map(|(uid, _)| *uid)
         .collect();
     for uid in waiting {
-        let image = world.pods[&uid].image;
+        let (image, pool) = (world.pods[&uid].image, world.pods[&uid].pool);
         let mut used = vec![0; world.hosts.len()];
         for host in world.pods.values().filter_map(|pod| pod.host) {
             used[host] += 1;
@@ -153,11 +201,13 @@ fn schedule(world: &mut World) {
             .map(|at| (at + turn) % many)
             .filter(|at| {
                 let host = &world.hosts[*at];
-                host.exists && host.ready && host.schedulable && used[*at] < PODS_PER_HOST
+                let takes = host.reserved.is_none_or(|reserved| reserved == pool);
+                let usable = host.exists && host.ready && host.schedulable;
+                takes && usable && used[*at] < PODS_PER_HOST
             })
             .min_by_key(|at| (!world.hosts[*at].holds.contains(&image), used[*at]));
         let Some(chosen) = chosen else {
-            return;
+            continue;
         };
         if let Some(pod) = world.pods.get_mut(&uid) {
             pod.host = Some(chosen);
@@ -241,7 +291,7 @@ pub(super) fn poll(world: &mut World, uid: u32) {
         world.push(again, Due::Poll(uid));
         return;
     }
-    if pod.labelled && pod.image != world.pools[pod.pool].image {
+    if pod.operator_drain || pod.labelled && pod.image != world.pools[pod.pool].image {
         if let Some(pod) = world.pods.get_mut(&uid) {
             pod.exiting = true;
         }

@@ -62,6 +62,12 @@ pub(super) enum Fault {
     /// The registry has answered which image the pool's reference names.
     Resolved(usize),
     Cordon(usize, bool),
+    /// The host is reserved for this pool, or for none any more.
+    Reserve(usize, Option<usize>),
+    /// An operator drains one of the pool's idle Pods.
+    Drain(usize),
+    /// The operator lets this Pod be.
+    LetBe(u32),
     Ready(usize, bool),
     /// The node is lost together with its Pods. With `silent`, its agent is lost too.
     Lost {

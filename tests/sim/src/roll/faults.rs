@@ -7,7 +7,7 @@ use rollout::gate::{OnDeadline, Phase, Template};
 
 use super::{
     Scenario,
-    cluster::{delete, end},
+    cluster::{changed, delete, end},
     due::{Due, Fault},
     watches::{show_node, show_prepull},
     world::{IMAGES, Owner, ROLL_AT, World},
@@ -76,6 +76,12 @@ pub(super) fn plan_faults(world: &mut World) {
                     world.pools[pool].on_deadline = OnDeadline::Proceed;
                 }
             }
+            Scenario::Beside => {
+                for _ in 0..3 {
+                    let when = world.between(0, 300_000);
+                    world.plan(ROLL_AT + when, Fault::Drain(pool));
+                }
+            }
             Scenario::Guard => {
                 let first = world.between(0, 10_000);
                 world.push(first, Due::Other(pool));
@@ -83,8 +89,17 @@ pub(super) fn plan_faults(world: &mut World) {
             _ => {}
         }
     }
+    if scenario == Scenario::Beside {
+        plan_reservations(world);
+    }
     for host in 0..hosts {
         match scenario {
+            Scenario::Beside if world.below(8) == 0 => {
+                let when = world.between(0, 300_000);
+                let lasts = world.between(20_000, 200_000);
+                world.plan(ROLL_AT + when, Fault::Cordon(host, true));
+                world.plan(ROLL_AT + when + lasts, Fault::Cordon(host, false));
+            }
             Scenario::Hosts => plan_host(world, host),
             Scenario::Prune if world.below(3) == 0 => {
                 for pool in 0..world.pools.len() {
@@ -103,6 +118,19 @@ pub(super) fn plan_faults(world: &mut World) {
             }
             _ => {}
         }
+    }
+}
+
+/// One host after the other is reserved for some pool, and given back.
+fn plan_reservations(world: &mut World) {
+    let mut when = ROLL_AT;
+    for _ in 0..8 {
+        let host = usize::try_from(world.below(world.hosts.len() as u64)).unwrap_or(0);
+        let pool = usize::try_from(world.below(world.pools.len() as u64)).unwrap_or(0);
+        when += world.between(2_000, 30_000);
+        world.plan(when, Fault::Reserve(host, Some(pool)));
+        when += world.between(10_000, 60_000);
+        world.plan(when, Fault::Reserve(host, None));
     }
 }
 
@@ -199,8 +227,22 @@ fn nudge(world: &mut World, pool: usize) {
     }
 }
 
+fn drain(world: &mut World, uid: u32, drains: bool) {
+    if let Some(pod) = world.pods.get_mut(&uid).filter(|pod| !pod.exiting) {
+        pod.operator_drain = drains;
+        changed(world, uid);
+    }
+}
+
 /// Ends one of a pool's idle running Pods that wasn't let go.
 fn end_one(world: &mut World, pool: usize) {
+    if let Some(uid) = idle_one(world, pool) {
+        end(world, uid);
+    }
+}
+
+/// One of a pool's idle running Pods that wasn't let go.
+fn idle_one(world: &mut World, pool: usize) -> Option<u32> {
     let idle: Vec<u32> = world
         .pods
         .iter()
@@ -213,9 +255,7 @@ fn end_one(world: &mut World, pool: usize) {
         .map(|(uid, _)| *uid)
         .collect();
     let at = usize::try_from(world.below(idle.len() as u64)).unwrap_or(0);
-    if let Some(uid) = idle.get(at) {
-        end(world, *uid);
-    }
+    idle.get(at).copied()
 }
 
 pub(super) fn fault(world: &mut World, fault: Fault) {
@@ -270,6 +310,23 @@ pub(super) fn fault(world: &mut World, fault: Fault) {
             world.hosts[host].schedulable = !cordoned;
             show_node(world, host);
         }
+        Fault::Reserve(host, pool) => {
+            world.hosts[host].reserved = pool;
+            for pool in 0..world.pools.len() {
+                show_prepull(world, pool);
+            }
+        }
+        Fault::Drain(pool) => {
+            let Some(uid) = idle_one(world, pool) else {
+                return;
+            };
+            drain(world, uid, true);
+            if world.below(2) == 0 {
+                let lasts = world.between(500, 8_000);
+                world.plan(world.now + lasts, Fault::LetBe(uid));
+            }
+        }
+        Fault::LetBe(uid) => drain(world, uid, false),
         Fault::Ready(host, ready) => {
             world.hosts[host].ready = ready;
             show_node(world, host);

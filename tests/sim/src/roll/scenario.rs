@@ -36,11 +36,16 @@ pub enum Scenario {
     TwoSpellings,
     /// Owners stop making Pods, and half of them resume after some minutes.
     NoOwner,
+    /// Other controllers delete Pods outside of the cap. They reserve hosts for pools, empty cordoned hosts, and drain
+    /// Pods for an operator, who thinks better of it half of the time. Finalizers hold deleted Pods for minutes.
+    Beside,
+    /// The pools share a cap on the Pods of the fleet that are started at one time.
+    FleetCap,
 }
 
 impl Scenario {
     /// Every scenario.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Roll,
         Self::Scale,
         Self::Rollback,
@@ -57,6 +62,8 @@ impl Scenario {
         Self::TemplateLeads,
         Self::TwoSpellings,
         Self::NoOwner,
+        Self::Beside,
+        Self::FleetCap,
     ];
 
     /// Whether only the gate takes Pods in this scenario, if there are no jobs.
@@ -93,6 +100,8 @@ impl Scenario {
             Self::TemplateLeads => "template-leads",
             Self::TwoSpellings => "two-spellings",
             Self::NoOwner => "no-owner",
+            Self::Beside => "beside",
+            Self::FleetCap => "fleet-cap",
         }
     }
 
@@ -116,6 +125,8 @@ impl Scenario {
             Self::TemplateLeads => "and long before them, with Pods that end in between",
             Self::TwoSpellings => "pools and owners spell one digest in two ways, for a while",
             Self::NoOwner => "owners make no Pods any more, half of them for good",
+            Self::Beside => "hosts are reserved or emptied, Pods drained, finalizers hold Pods",
+            Self::FleetCap => "pools share a cap on the Pods that are started at one time",
         }
     }
 

@@ -44,6 +44,8 @@ pub(super) struct Host {
     pub(super) exists: bool,
     pub(super) ready: bool,
     pub(super) schedulable: bool,
+    /// The pool that the host is reserved for.
+    pub(super) reserved: Option<usize>,
     /// The images that are ready on the host.
     pub(super) holds: BTreeSet<usize>,
     /// When the agent starts to report to the coordinator. `None` while the agent is silent.
@@ -94,6 +96,16 @@ pub(super) struct Pool {
     /// The number of Pods that others ended and whose successors aren't made yet. These successors count as made first,
     /// because nobody can tell successors apart.
     pub(super) gaps: u32,
+    /// Pods that other controllers deleted outside of the cap and whose successors aren't made yet.
+    pub(super) reaped: Vec<Reaped>,
+}
+
+/// A Pod that another controller deleted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reaped {
+    pub(super) uid: u32,
+    /// When its finalizer let go of it.
+    pub(super) gone: Option<Moment>,
 }
 
 impl Pool {
@@ -136,6 +148,8 @@ pub(super) struct Pod {
     pub(super) labelled: bool,
     pub(super) busy: bool,
     pub(super) exiting: bool,
+    /// An operator drains the Pod.
+    pub(super) operator_drain: bool,
     pub(super) heartbeat: Heartbeat,
     pub(super) created: Moment,
     pub(super) version: u64,
@@ -174,6 +188,8 @@ pub(super) struct World {
     pub(super) pods: BTreeMap<u32, Pod>,
     pub(super) next_uid: u32,
     pub(super) jobs_percent: u64,
+    /// The most Pods of the whole fleet that may be started at one time.
+    pub(super) fleet_cap: Option<u32>,
     pub(super) office: Office,
     pub(super) tally: Tally,
     /// No outside event happens to the fleet after this moment.
@@ -195,6 +211,7 @@ impl World {
             pods: BTreeMap::new(),
             next_uid: 0,
             jobs_percent: 0,
+            fleet_cap: None,
             office: Office::new(setup.gate.clone()),
             tally: Tally::default(),
             calm_at: ROLL_AT,
@@ -247,6 +264,7 @@ impl World {
             deleting: pod.deleting,
             labelled: pod.labelled,
             busy: pod.busy,
+            operator_drain: pod.operator_drain,
             heartbeat: pod.heartbeat,
             created_unix_s: i64::try_from(pod.created.since(Moment::START).as_secs())
                 .unwrap_or(i64::MAX),
@@ -273,6 +291,17 @@ impl World {
                 .filter(|host| host.exists)
                 .map(|host| host.id.clone())
                 .collect(),
+            reserved: self
+                .hosts
+                .iter()
+                .filter(|host| host.reserved.is_some_and(|pool| pool != at))
+                .map(|host| host.id.clone())
+                .collect(),
+            fleet: self.fleet_cap.map(|most| gate::Fleet {
+                name: "fleet".into(),
+                // one pool says less than the others
+                most: Some(if at == 0 { most } else { most + 1 }),
+            }),
             paused: pool.paused,
             deadline: pool.deadline,
             on_deadline: pool.on_deadline,

@@ -1,5 +1,7 @@
 //! Properties of the gate that hold for any events in any order.
 
+use alloc::vec;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -13,7 +15,8 @@ enum Step {
     Seen(usize),
     Node(usize, bool, bool),
     NodeGone(usize),
-    PrePull(i32, i32, bool, bool),
+    PrePull(i32, i32, bool, bool, u8),
+    Leaves(usize, bool, bool),
     Written(usize, u8),
     Synced(bool),
 }
@@ -31,8 +34,9 @@ fn step() -> impl Strategy<Value = Step> {
         (0..HOSTS).prop_map(Step::Seen),
         (0..HOSTS, any::<bool>(), any::<bool>()).prop_map(|(a, b, c)| Step::Node(a, b, c)),
         (0..HOSTS).prop_map(Step::NodeGone),
-        (0i32..80, 0i32..120, any::<bool>(), any::<bool>())
-            .prop_map(|(a, b, c, d)| Step::PrePull(a, b, c, d)),
+        (0i32..80, 0i32..120, any::<bool>(), any::<bool>(), 0u8..8)
+            .prop_map(|(a, b, c, d, e)| Step::PrePull(a, b, c, d, e)),
+        (0..PODS, any::<bool>(), any::<bool>()).prop_map(|(a, b, c)| Step::Leaves(a, b, c)),
         (0..PODS, 0u8..3).prop_map(|(a, b)| Step::Written(a, b)),
         any::<bool>().prop_map(Step::Synced),
     ]
@@ -73,7 +77,16 @@ fn event(step: &Step, now: Moment) -> Event {
             schedulable,
         },
         Step::NodeGone(at) => Event::NodeGone(host(at)),
-        Step::PrePull(replicas, percent, new, own) => {
+        Step::Leaves(at, deleting, operator_drain) => Event::Pod(
+            id(at),
+            Pod {
+                place: Place::On(host(at % HOSTS)),
+                deleting,
+                operator_drain,
+                ..pod(at)
+            },
+        ),
+        Step::PrePull(replicas, percent, new, own, around) => {
             let image = if new { NEW } else { OLD };
             Event::PrePull(
                 prepull_id(),
@@ -82,6 +95,12 @@ fn event(step: &Step, now: Moment) -> Event {
                     digest: Some(digest(image)),
                     mode: if own { Mode::Own } else { Mode::Guard },
                     hosts: (0..HOSTS).map(host).collect(),
+                    // one host may be reserved for another pool, and the fleet may have a cap
+                    reserved: (around & 1 == 1).then(|| host(0)).into_iter().collect(),
+                    fleet: (around & 2 == 2).then(|| Fleet {
+                        name: "fleet".into(),
+                        most: (around & 4 == 4).then_some(1),
+                    }),
                     ..prepull(replicas, percent)
                 },
             )
@@ -146,6 +165,7 @@ proptest! {
                         prop_assert!(fresh(pod));
                         let Place::On(host) = &pod.place else { unreachable!() };
                         prop_assert_eq!(nodes.get(host), Some(&true));
+                        prop_assert!(!pod.operator_drain && !rule.reserved.contains(host));
                     }
                     Action::Reap(id) => {
                         admitted = true;
@@ -166,7 +186,10 @@ proptest! {
             }
             if let Some(status) = gate.status(&prepull_id()) {
                 if admitted {
-                    prop_assert!(status.in_flight + status.reserved <= status.cap);
+                    let used = status.in_flight + status.reserved;
+                    prop_assert!(used + status.giving_way <= status.cap);
+                    let fleet = rule.as_ref().and_then(|rule| rule.fleet.as_ref()?.most);
+                    prop_assert!(fleet.is_none_or(|most| used <= most));
                 }
                 // the count by the rule of the runners' own controller, computed in another way
                 let rule = rule.as_ref().unwrap();
@@ -174,10 +197,12 @@ proptest! {
                 let stale = alive.iter().filter(|pod| pod.image != rule.image).count();
                 let labelled = alive.iter().filter(|pod| pod.image != rule.image && pod.labelled).count();
                 let cold = alive.iter().filter(|pod| {
-                    pod.image == rule.image && !pod.busy && !(pod.phase == Phase::Running && match pod.heartbeat {
+                    let warm = pod.phase == Phase::Running && match pod.heartbeat {
                         Heartbeat::Polling(at) => now.since(at) < Duration::from_secs(300),
                         _ => true,
-                    })
+                    };
+                    let idle = !pod.busy && !pod.operator_drain;
+                    pod.image == rule.image && idle && !warm
                 }).count();
                 let letter = labelled + if stale > 0 { cold } else { 0 };
                 prop_assert_eq!(status.in_flight as usize, letter);

@@ -25,6 +25,7 @@ fn a_place_whose_successor_never_comes_stays_taken_and_is_named() {
     let reached = Reason::CapReached {
         in_flight: 1,
         away: 0,
+        giving_way: 0,
         cap: 1,
     };
     let never = Reason::NoSuccessor { missing: 1, cap: 1 };
@@ -232,6 +233,7 @@ fn what_an_owner_says_holds_a_prepull_before_any_pod_is_lost() {
     let reached = Reason::CapReached {
         in_flight: 1,
         away: 0,
+        giving_way: 0,
         cap: 1,
     };
     assert_eq!(gate.explain(&id(1)), Verdict::Blocked(reached));

@@ -232,6 +232,8 @@ fn pool(stale: u32) -> PoolStatus {
         replicas: 1,
         template: gate::Template::Unknown,
         hosts: BTreeSet::new(),
+        reserved: BTreeSet::new(),
+        fleet: None,
         paused: false,
         deadline: None,
         on_deadline: gate::OnDeadline::Hold,

@@ -1,0 +1,226 @@
+//! How much of each cap is used. A pre-pull's cap is about its own Pods. A fleet's cap is about the Pods of all
+//! pre-pulls that share the fleet's hosts; the stricter of the two holds.
+
+use alloc::{collections::BTreeMap, vec::Vec};
+
+use proto::Moment;
+
+use super::{
+    Config, Phase, Pod, PodId, PrePull, PrePullId,
+    hosts::Hosts,
+    prepull::PrePullState,
+    slots::{Left, Occupant, Slots},
+};
+
+/// The most Pods of a pre-pull that may be in flight: `percent` of `replicas`, rounded down, and at least one.
+#[must_use]
+pub const fn cap(percent: i32, replicas: i32) -> u32 {
+    if percent <= 0 || replicas <= 0 {
+        return 1;
+    }
+    let share = percent.unsigned_abs() as u64 * replicas.unsigned_abs() as u64 / 100;
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "bounded by u32::MAX in the same expression"
+    )]
+    let share = if share > u32::MAX as u64 {
+        u32::MAX
+    } else {
+        share as u32
+    };
+    if share == 0 { 1 } else { share }
+}
+
+/// How much of a pre-pull's cap is used.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Used {
+    /// Pods in flight by the rule of the runners' own controller.
+    pub(super) letter: u32,
+    /// Slots beyond the Pods in flight.
+    pub(super) reserved: u32,
+    /// As for [`PoolStatus::awaited`](super::PoolStatus::awaited).
+    pub(super) awaited: u32,
+    /// As for [`PoolStatus::missing`](super::PoolStatus::missing).
+    pub(super) missing: u32,
+    /// As for [`PoolStatus::away`](super::PoolStatus::away).
+    pub(super) away: u32,
+    /// As for [`PoolStatus::giving_way`](super::PoolStatus::giving_way).
+    pub(super) giving_way: u32,
+    /// The cap. For a pre-pull that lacks Pods, it is a share of the Pods that are there or on their way.
+    pub(super) cap: u32,
+    /// How much of the fleet's cap is used, where the fleet has one.
+    pub(super) fleet: Option<FleetUsed>,
+}
+
+/// How much of a fleet's cap is used.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FleetUsed {
+    /// Pods of all pre-pulls of the fleet that are in flight or being started, with slots taken for others.
+    pub(super) in_flight: u32,
+    /// The cap.
+    pub(super) cap: u32,
+}
+
+/// The gate's state, to count in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Budget<'a> {
+    pub(super) now: Moment,
+    pub(super) config: &'a Config,
+    pub(super) hosts: &'a Hosts,
+    pub(super) prepulls: &'a BTreeMap<PrePullId, PrePullState>,
+    pub(super) pods: &'a BTreeMap<PodId, Pod>,
+    pub(super) slots: &'a Slots,
+}
+
+impl<'a> Budget<'a> {
+    /// A pre-pull's Pods.
+    pub(super) fn members(
+        self,
+        state: &'a PrePullState,
+    ) -> impl Iterator<Item = (&'a PodId, &'a Pod)> {
+        let ids = state.pods().iter();
+        ids.filter_map(move |id| Some((id, self.pods.get(id)?)))
+    }
+
+    /// A pre-pull's Pods, the oldest first.
+    pub(super) fn oldest_first(self, state: &'a PrePullState) -> Vec<(&'a PodId, &'a Pod)> {
+        let mut pods: Vec<_> = self.members(state).collect();
+        pods.sort_by(|(_, a), (_, b)| {
+            (a.created_unix_s, &a.name).cmp(&(b.created_unix_s, &b.name))
+        });
+        pods
+    }
+
+    /// The number of a pre-pull's Pods that are alive.
+    pub(super) fn alive(self, id: &PrePullId) -> usize {
+        self.prepulls.get(id).map_or(0, |state| {
+            let members = self.members(state);
+            members.filter(|(_, pod)| pod.is_alive()).count()
+        })
+    }
+
+    /// Whether a pre-pull has stale Pods that are alive.
+    pub(super) fn is_rolling(self, state: &PrePullState) -> bool {
+        self.members(state)
+            .any(|(_, pod)| pod.is_alive() && pod.is_stale(state.prepull()))
+    }
+
+    /// Whether a Pod counts as in flight, by the rule of the runners' own controller. It does if it is stale and
+    /// labelled; or, while the pre-pull rolls, if it is current and idle but not warm. A current Pod that an operator
+    /// drains doesn't: it is on its way out, and its successor counts.
+    pub(super) fn is_in_flight(self, pod: &Pod, prepull: &PrePull, rolling: bool) -> bool {
+        pod.is_alive()
+            && if pod.is_stale(prepull) {
+                pod.labelled
+            } else {
+                rolling && self.is_cold(pod)
+            }
+    }
+
+    /// Whether a living Pod is being started: it is idle and not warm, and nobody drains it.
+    fn is_cold(self, pod: &Pod) -> bool {
+        let max_age = self.config.heartbeat_max_age;
+        !pod.busy && !pod.operator_drain && !pod.is_warm(self.now, max_age)
+    }
+
+    /// How much of a pre-pull's cap is used, and of its fleet's cap.
+    pub(super) fn used(self, id: &PrePullId) -> Used {
+        let Some(state) = self.prepulls.get(id) else {
+            return Used::default();
+        };
+        let fleet = state.prepull().fleet.as_ref();
+        Used {
+            fleet: fleet.and_then(|fleet| self.fleet_used(&fleet.name)),
+            ..self.own_used(id, state)
+        }
+    }
+
+    /// How much of a fleet's cap is used. `None` where no pre-pull of the fleet names a cap.
+    fn fleet_used(self, name: &str) -> Option<FleetUsed> {
+        let mine = || {
+            self.prepulls.iter().filter_map(|(id, state)| {
+                let fleet = state.prepull().fleet.as_ref()?;
+                (fleet.name == name).then_some((id, state, fleet.most))
+            })
+        };
+        let cap = mine().filter_map(|(_, _, most)| most).min()?;
+        let in_flight = mine().map(|(id, state, _)| {
+            let used = self.own_used(id, state);
+            used.letter + used.reserved + self.starting(state)
+        });
+        Some(FleetUsed {
+            in_flight: in_flight.sum(),
+            cap: cap.max(1),
+        })
+    }
+
+    /// The number of Pods that are being started in a pre-pull that doesn't roll. In one that rolls, these are in
+    /// flight.
+    fn starting(self, state: &PrePullState) -> u32 {
+        if self.is_rolling(state) {
+            return 0;
+        }
+        let pods = self.members(state);
+        count(pods.filter(|(_, pod)| pod.is_alive() && self.is_cold(pod)))
+    }
+
+    /// How much of a pre-pull's own cap is used.
+    fn own_used(self, id: &PrePullId, state: &PrePullState) -> Used {
+        let prepull = state.prepull();
+        let rolling = self.is_rolling(state);
+        let flying = |pod: &Pod| self.is_in_flight(pod, prepull, rolling);
+        let (mut hidden, mut successors) = (0, 0);
+        let (mut departed, mut taken, mut overdue) = (0, 0, 0);
+        for (pod, occupant) in self.slots.in_prepull(self.now, id) {
+            match occupant {
+                Occupant::Departed { since, left } => {
+                    departed += usize::from(!matches!(left, Left::ByItself { .. }));
+                    taken += usize::from(left == Left::Taken);
+                    overdue += usize::from(
+                        left == Left::Taken && self.now.since(since) >= self.config.replacement,
+                    );
+                }
+                Occupant::Admitted { .. } | Occupant::Successor => {
+                    let hides = !self.pods.get(pod).is_some_and(flying);
+                    hidden += u32::from(hides);
+                    successors += u32::from(hides && occupant == Occupant::Successor);
+                }
+            }
+        }
+        let (alive, letter) = (self.alive(id), self.members(state));
+        // at most as many successors can come as the pre-pull lacks Pods
+        let lacking = state.wanted(self.now).saturating_sub(alive);
+        let at_most = |many: usize| u32::try_from(many.min(lacking)).unwrap_or(u32::MAX);
+        Used {
+            letter: count(letter.filter(|(_, pod)| flying(pod))),
+            reserved: hidden + at_most(departed),
+            awaited: successors + at_most(taken),
+            missing: at_most(overdue),
+            away: count(self.members(state).filter(|(_, pod)| {
+                let runs = pod.is_alive() && pod.phase == Phase::Running;
+                runs && self.hosts.is_away(pod) && !flying(pod)
+            })),
+            giving_way: count(self.members(state).filter(|(id, pod)| {
+                let slot = self.slots.of(self.now, id);
+                let counts = flying(pod) || self.hosts.is_away(pod) || slot.is_some();
+                Hosts::gives_way(pod, prepull) && !counts
+            })),
+            cap: self.cap(state, departed.min(lacking)),
+            fleet: None,
+        }
+    }
+
+    /// The most Pods of a pre-pull that may be in flight. `coming` successors count as there; Pods that an operator
+    /// drains don't.
+    fn cap(self, state: &PrePullState, coming: usize) -> u32 {
+        let there = self.members(state);
+        let there = there.filter(|(_, pod)| pod.is_alive() && !pod.is_drained());
+        let members = i32::try_from(there.count() + coming).unwrap_or(i32::MAX);
+        let prepull = state.prepull();
+        cap(prepull.percent, prepull.replicas.min(members))
+    }
+}
+
+fn count(pods: impl Iterator) -> u32 {
+    u32::try_from(pods.count()).unwrap_or(u32::MAX)
+}
