@@ -80,6 +80,7 @@ use crate::{
     registries::Origin,
     session::Heard,
     store::{Store, Volume, survey::Surveyed},
+    tart::Fitness,
 };
 
 /// Inputs of peers and fetches that wait for the driver. A full queue slows its senders. At 1 Gbit/s a hundred chunks
@@ -137,6 +138,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         parts.store.clone(),
         mirror.blobs().cloned(),
         parts.tart,
+        Arc::new(Fitness::new(parts.config.tart_binary.clone())),
         parts.config.tart_home.clone(),
         parts.config.keep_images,
     );
@@ -457,6 +459,7 @@ impl Driver {
             takes_names: true,
             makes_recipes: true,
             takes_ranges: true,
+            stages_stacked: true,
             roster_epoch: Some(self.supply.exchange().hosts().epoch()),
             link_key: self.notary.key().to_vec(),
         });

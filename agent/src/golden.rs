@@ -311,7 +311,7 @@ impl Goldens {
     pub(crate) fn exists(&self, reference: &str, image: Digest) -> bool {
         let name = golden_name(&self.prefix, reference);
         let directory = cache::vm_directory(&self.home, &name);
-        if !cache::is_complete(&directory) {
+        if !cache::is_machine(&directory) {
             return false;
         }
         let path = mark_path(&self.home, &name);
@@ -581,7 +581,7 @@ mod tests {
         assert!(goldens.make(REFERENCE, new, || true).await.is_err());
         let golden = golden_name("golden-", REFERENCE);
         let left = cache::vm_directory(home.path(), &unnamed(&golden));
-        assert!(cache::is_complete(&left));
+        assert!(cache::is_machine(&left));
         // the tag moves back: what is there isn't taken for the golden of before
         assert!(!goldens.exists(REFERENCE, old) && !goldens.exists(REFERENCE, new));
         fs::remove_file(home.path().join("cut")).unwrap();

@@ -226,11 +226,40 @@ fn for_so_long(waited: Duration) -> String {
 /// # Errors
 /// When the lock is still held after `wait`, or the directory can't be locked.
 pub(crate) fn lock_directory(directory: &Path, wait: Duration) -> Result<DirectoryLock, LockError> {
+    let opened = open_directory(directory).map_err(|error| LockError::Io {
+        path: directory.into(),
+        error,
+    })?;
+    lock_exclusively(opened.into(), directory, wait)
+}
+
+/// Locks a file as [`lock_directory`] locks a directory. Makes the file if it is missing.
+///
+/// # Errors
+/// When another process holds the lock for longer than `wait`, or the file can't be opened or locked.
+pub(crate) fn lock_file(file: &Path, wait: Duration) -> Result<DirectoryLock, LockError> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(file)
+        .map_err(|error| LockError::Io {
+            path: file.into(),
+            error,
+        })?;
+    lock_exclusively(opened.into(), file, wait)
+}
+
+fn lock_exclusively(
+    fd: OwnedFd,
+    directory: &Path,
+    wait: Duration,
+) -> Result<DirectoryLock, LockError> {
     let failed = |error: io::Error| LockError::Io {
         path: directory.into(),
         error,
     };
-    let fd = OwnedFd::from(open_directory(directory).map_err(failed)?);
     let start = Instant::now();
     loop {
         match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {

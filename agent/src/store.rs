@@ -13,6 +13,7 @@
 //!     blobs/<hex>                  blobs of layers without a raw digest
 //!     image/                       becomes cache/OCIs/<host>/<ns>/sha256:<hex>/
 //!       disk.img config.json nvram.bin
+//!     content/<hex>                files of a stacked image, which has no disk.img: become cache/content/sha256/<hex>
 //! ```
 //!
 //! **The disk under construction is the store.** A chunk is written at its final offset. The same file seeds peers from
@@ -31,13 +32,15 @@
 //! - *Installing*, in this order. Each step can be repeated, and [`install`] repeats them all:
 //!   1. The manifest and the marker are written into `image/`, and every file is synced. It is still a stage, now
 //!      complete.
+//!      Each file of a stacked image is proved, and gets a second name in `cache/content/sha256/` (`stacked`). tart's
+//!      locks are held until step 3 is done, so that tart collects no file before a record refers to it.
 //!   2. `image/` is renamed into the cache, or exchanged with what tart put there. The inode in `status.json` tells the
 //!      next start that the directory is ours. The marker `.explicitly-pulled` moves along, so tart's `gc` keeps the
 //!      image although nothing points to it yet. A second repository gets a twin (`twin`), whose inode is noted first.
 //!   3. The tag's symlink is made under another name and renamed over the old one. The tag names the old target or the
 //!      new one at every moment.
 //!   4. The marker is removed if only a tag names the image. Until then tart keeps the image longer than it has to.
-//!   5. `status.json` says installed.
+//!   5. `status.json` says installed, and `content/` is removed.
 //! - *Forgetting*: directories are removed bottom up, `status.json` first, so what a crash leaves is no stage any more.
 
 mod alike;
@@ -45,6 +48,7 @@ mod blocks;
 mod budget;
 pub(crate) mod chunks;
 pub(crate) mod claim;
+mod content_files;
 mod doubt;
 mod earlier;
 mod files;
@@ -56,6 +60,7 @@ mod layers;
 pub(crate) mod making;
 mod names;
 mod news;
+mod open_file;
 mod outstanding;
 pub(crate) mod place;
 mod presence;
@@ -69,6 +74,7 @@ mod room;
 mod root;
 mod seed;
 mod shared;
+mod stacked;
 mod stage;
 mod status;
 mod steps;
@@ -100,6 +106,7 @@ pub use self::{
     room::{NoRoomError, Volume},
     root::OpenStoreError,
     shared::Options,
+    stacked::FileError,
     stage::Stage,
     verify::{Verified, VerifyError, doubt, verify},
 };

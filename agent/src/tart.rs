@@ -1,8 +1,10 @@
 //! tart: its references, its paths on disk, and running it.
 
 pub(crate) mod cache;
+mod fitness;
 mod operation;
 
+pub(crate) use fitness::{Fitness, Unfit};
 pub(crate) use operation::{Tart, TartError};
 pub(crate) use proto::reference::{ParseReferenceError, Reference, Version};
 

@@ -365,9 +365,9 @@ impl Driver {
             | Action::Stage { image, .. }
                 if self.mirror.is_blob(&image) => {}
             Action::Stage { host, image } => {
-                if let Some(order) = self.staging.stage(self.members.hosts(), &host, image) {
-                    self.send_to(now, &host, &order);
-                }
+                let hosts = self.members.hosts_mut();
+                let effects = self.staging.begin(now, hosts, &host, image);
+                self.carry(now, effects);
             }
             Action::Cancel { host, image } => {
                 let stop = self.staging.stop(&host, image, false);

@@ -566,7 +566,31 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn want(seed: &str, layers: u64, raw_bytes: u64) -> Want {
-        let manifest = manifest(seed, layers, raw_bytes);
+        want_of(seed, manifest(seed, layers, raw_bytes))
+    }
+
+    /// A stacked image: a base, and an overlay of one layer.
+    pub(crate) fn stacked_want(seed: &str) -> Want {
+        use proto::image::{
+            BLOCK_SIZE_ANNOTATION, CHUNK_COUNT_ANNOTATION, DISK_SIZE_ANNOTATION,
+            FILE_DIGEST_ANNOTATION, OVERLAY_TYPE, RAW_DIGEST_ANNOTATION,
+        };
+        let flat = manifest(seed, 2, 1 << 20);
+        let mut manifest: serde_json::Value = serde_json::from_slice(&flat).unwrap();
+        let layers = &mut manifest["layers"];
+        for at in [1, 2] {
+            let raw = layers[at]["annotations"][RAW_DIGEST_ANNOTATION].clone();
+            layers[at]["annotations"][FILE_DIGEST_ANNOTATION] = raw;
+        }
+        layers[2]["mediaType"] = OVERLAY_TYPE.into();
+        layers[2]["annotations"][CHUNK_COUNT_ANNOTATION] = "1".into();
+        manifest["annotations"] = serde_json::json!({
+            DISK_SIZE_ANNOTATION: "8388608", BLOCK_SIZE_ANNOTATION: "4096",
+        });
+        want_of(seed, manifest.to_string().into_bytes())
+    }
+
+    fn want_of(seed: &str, manifest: Vec<u8>) -> Want {
         Want {
             layout: Arc::new(Layout::parse(&manifest, &Digest::of(&manifest)).unwrap()),
             manifest: manifest.into(),

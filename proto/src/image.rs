@@ -3,6 +3,13 @@
 //! Every [`Layout`] is sound: the manifest's bytes have the digest that names the image, every layer has a known type,
 //! and sizes add up and stay within the limits below. A layout proves nothing about the contents' bytes; the chain
 //! does.
+//!
+//! Behind a layout stands a [`Format`], which the layers' types tell. Whatever the format, a layout is a list of
+//! [`DiskFile`]s, each cut into layers, which are contents: who moves contents needs to know nothing of formats. Who
+//! puts files on a disk does. `stack` makes files of layers and has the rules of each format.
+
+mod layer;
+mod stack;
 
 use alloc::{
     borrow::ToOwned as _,
@@ -11,10 +18,20 @@ use alloc::{
     string::{String, ToString as _},
     vec::Vec,
 };
-use core::fmt;
 
 use sha2::{Digest as _, Sha256};
 
+pub use self::{
+    layer::{Blob, DISK_SIZE_ANNOTATION, DiskLayer, LayerName},
+    stack::{
+        BLOCK_SIZE_ANNOTATION, CHUNK_COUNT_ANNOTATION, DiskFile, FILE_DIGEST_ANNOTATION, Format,
+        MAX_FILES, MAX_STACKED_LAYER_BYTES, OVERLAY_TYPE, StackError,
+    },
+};
+use self::{
+    layer::{decimal, shorten},
+    stack::{Around, Mark},
+};
 use crate::{
     chunks::Geometry,
     digest::{Digest, Hex},
@@ -29,8 +46,6 @@ pub const DISK_TYPE: &str = "application/vnd.cirruslabs.tart.disk.v2";
 /// Media type of the layer that becomes `nvram.bin`.
 pub const NVRAM_TYPE: &str = "application/vnd.cirruslabs.tart.nvram.v1";
 
-/// Annotation of a manifest: the bytes of the whole disk, decimal.
-pub const DISK_SIZE_ANNOTATION: &str = "org.cirruslabs.tart.uncompressed-disk-size";
 /// Annotation of a disk layer: its raw bytes, decimal.
 pub const RAW_SIZE_ANNOTATION: &str = "org.cirruslabs.tart.uncompressed-size";
 /// Annotation of a disk layer: the digest of its raw bytes.
@@ -49,30 +64,6 @@ pub const MAX_SMALL_BLOB_BYTES: u64 = 1 << 30;
 /// memory.
 pub const MAX_DISK_BYTES: u64 = 2 << 40;
 
-/// Bytes as the registry stores them, by digest and size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Blob {
-    /// The digest of the bytes.
-    pub digest: Digest,
-    /// The number of bytes, never 0.
-    pub size: u64,
-}
-
-/// A slice of the disk, with the compressed blob from which it is decoded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DiskLayer {
-    /// The layer's position among all layers of the manifest, from 0. Errors name it.
-    pub position: usize,
-    /// The compressed layer in the registry.
-    pub blob: Blob,
-    /// The digest of the raw bytes, if the manifest gives it. A layer without one travels as a blob.
-    pub raw: Option<Digest>,
-    /// The number of raw bytes, never 0.
-    pub raw_bytes: u64,
-    /// The offset of the raw bytes on the disk.
-    pub offset: u64,
-}
-
 /// A tart image as its manifest describes it. The manifest was checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -81,6 +72,8 @@ pub struct Layout {
     config: Blob,
     nvram: Blob,
     layers: Vec<DiskLayer>,
+    format: Format,
+    files: Vec<DiskFile>,
     content_bytes: u64,
 }
 
@@ -126,21 +119,6 @@ pub enum Place {
     Config,
     /// The content is `nvram.bin`.
     Nvram,
-}
-
-/// The name of a manifest's layer in an error.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LayerName {
-    /// The layer's position among all layers, from 0.
-    pub position: usize,
-    /// The layer's digest as the manifest gives it, cut after 80 characters, without control characters.
-    pub digest: String,
-}
-
-impl fmt::Display for LayerName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "layer {} ({})", self.position, self.digest)
-    }
 }
 
 /// Why bytes aren't the manifest of an image that can be staged.
@@ -256,6 +234,9 @@ pub enum ParseImageError {
         /// The layer.
         layer: LayerName,
     },
+    /// The image has overlays, and isn't a stack of files.
+    #[error(transparent)]
+    Stack(#[from] StackError),
     /// The layers' raw sizes don't add up to the disk's size.
     #[error("disk layers add up to {layers} bytes, but the manifest says {annotated}")]
     DiskSize {
@@ -275,6 +256,12 @@ struct RawManifest {
     layers: Vec<RawDescriptor>,
     #[serde(default)]
     annotations: Option<BTreeMap<String, String>>,
+}
+
+impl RawManifest {
+    fn annotation(&self, key: &str) -> Option<&str> {
+        Some(self.annotations.as_ref()?.get(key)?.as_str())
+    }
 }
 
 #[derive(serde::Deserialize)]
@@ -372,114 +359,44 @@ impl Layout {
             return Err(ParseImageError::Schema(manifest.schema_version));
         }
         // OCI makes this field optional. By now, the registry's Content-Type has said the same.
-        if let Some(media_type) = manifest.media_type
+        if let Some(media_type) = &manifest.media_type
             && media_type != MANIFEST_TYPE
         {
-            return Err(ParseImageError::MediaType(shorten(&media_type, 80)));
+            return Err(ParseImageError::MediaType(shorten(media_type, 80)));
         }
         if manifest.layers.len() > MAX_LAYERS {
             return Err(ParseImageError::TooManyLayers(manifest.layers.len()));
         }
         let annotated = manifest
-            .annotations
-            .as_ref()
-            .and_then(|all| all.get(DISK_SIZE_ANNOTATION))
+            .annotation(DISK_SIZE_ANNOTATION)
             .map(|text| number(text, DISK_SIZE_ANNOTATION, || "manifest".to_owned()))
             .transpose()?;
-        let layout = Self::from_layers(*digest, &manifest.layers)?;
-        if let Some(annotated) = annotated
-            && annotated != layout.disk_bytes
+        let layers = Layers::read(&manifest.layers)?;
+        let around = Around {
+            config: layers.config.0,
+            nvram: layers.nvram.0,
+            layers: manifest.layers.len(),
+            block_size: manifest.annotation(BLOCK_SIZE_ANNOTATION),
+            disk_bytes: annotated,
+        };
+        let (format, files) = stack::files(&layers.disk, &layers.marks, &around)?;
+        if format == Format::Flat
+            && let Some(annotated) = annotated
+            && annotated != layers.disk_bytes
         {
             return Err(ParseImageError::DiskSize {
-                layers: layout.disk_bytes,
+                layers: layers.disk_bytes,
                 annotated,
             });
         }
-        Ok(layout)
-    }
-
-    fn from_layers(digest: Digest, raw: &[RawDescriptor]) -> Result<Self, ParseImageError> {
-        let mut sizes = Sizes::default();
-        let (mut config, mut nvram) = (None, None);
-        let mut layers: Vec<DiskLayer> = Vec::new();
-        let mut disk_bytes = 0u64;
-        for (position, descriptor) in raw.iter().enumerate() {
-            let name = || LayerName {
-                position,
-                digest: shorten(&descriptor.digest, 80),
-            };
-            let (part, max) = match descriptor.media_type.as_str() {
-                CONFIG_TYPE => (Some(("config", &mut config)), MAX_SMALL_BLOB_BYTES),
-                NVRAM_TYPE => (Some(("nvram", &mut nvram)), MAX_SMALL_BLOB_BYTES),
-                DISK_TYPE => (None, MAX_LAYER_BYTES),
-                other => {
-                    return Err(ParseImageError::UnknownLayer {
-                        layer: name(),
-                        media_type: shorten(other, 80),
-                    });
-                }
-            };
-            let blob = Blob {
-                digest: descriptor
-                    .digest
-                    .parse()
-                    .map_err(|_| ParseImageError::BadDigest {
-                        layer: name(),
-                        field: "digest",
-                    })?,
-                size: bounded(descriptor.size, max, "size", name)?,
-            };
-            sizes.enter(blob, false, name)?;
-            if let Some((part, slot)) = part {
-                if slot.replace(blob).is_some() {
-                    return Err(ParseImageError::Repeated {
-                        layer: name(),
-                        part,
-                    });
-                }
-                continue;
-            }
-            let text = descriptor
-                .annotation(RAW_SIZE_ANNOTATION)
-                .ok_or_else(|| ParseImageError::NoRawSize { layer: name() })?;
-            let raw_bytes = number(text, RAW_SIZE_ANNOTATION, || name().to_string())?;
-            let raw_bytes = bounded(raw_bytes, MAX_LAYER_BYTES, "raw size", name)?;
-            let raw = descriptor
-                .annotation(RAW_DIGEST_ANNOTATION)
-                .map(str::parse::<Digest>)
-                .transpose()
-                .map_err(|_| ParseImageError::BadDigest {
-                    layer: name(),
-                    field: RAW_DIGEST_ANNOTATION,
-                })?;
-            if let Some(raw) = raw {
-                let content = Blob {
-                    digest: raw,
-                    size: raw_bytes,
-                };
-                sizes.enter(content, true, name)?;
-            }
-            layers.push(DiskLayer {
-                position,
-                blob,
-                raw,
-                raw_bytes,
-                offset: disk_bytes,
-            });
-            disk_bytes = disk_bytes
-                .checked_add(raw_bytes)
-                .filter(|sum| *sum <= MAX_DISK_BYTES)
-                .ok_or_else(|| ParseImageError::DiskTooLarge { layer: name() })?;
-        }
-        if layers.is_empty() {
-            return Err(ParseImageError::Missing("disk"));
-        }
         let mut layout = Self {
-            digest,
-            disk_bytes,
-            config: config.ok_or(ParseImageError::Missing("config"))?,
-            nvram: nvram.ok_or(ParseImageError::Missing("nvram"))?,
-            layers,
+            digest: *digest,
+            disk_bytes: layers.disk_bytes,
+            config: layers.config.1,
+            nvram: layers.nvram.1,
+            layers: layers.disk,
+            format,
+            files,
             content_bytes: 0,
         };
         // cached, because every report of every host asks for this sum, and a large image has thousands of contents
@@ -494,7 +411,7 @@ impl Layout {
         &self.digest
     }
 
-    /// The disk's raw bytes: the size of `disk.img`.
+    /// The disk's raw bytes: the size of `disk.img`, or of all files of a stacked image together.
     #[must_use]
     pub const fn disk_bytes(&self) -> u64 {
         self.disk_bytes
@@ -516,6 +433,35 @@ impl Layout {
     #[must_use]
     pub fn layers(&self) -> &[DiskLayer] {
         &self.layers
+    }
+
+    /// How the disk lies on a host.
+    #[must_use]
+    pub const fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The files that the disk consists of, in the manifest's order: they cover the disk without gaps. A flat image has
+    /// one, a stacked one its base and then its overlays.
+    #[must_use]
+    pub fn files(&self) -> &[DiskFile] {
+        &self.files
+    }
+
+    /// The bytes of the disk's first file: of a stacked image's base, or of a flat image's whole disk.
+    #[must_use]
+    pub fn base_bytes(&self) -> u64 {
+        self.files.first().map_or(0, |file| file.bytes)
+    }
+
+    /// The index of the file at an offset on the disk, and the offset in that file. Behind the disk's end, the last
+    /// file.
+    #[must_use]
+    pub fn file_at(&self, offset: u64) -> (usize, u64) {
+        let after = self.files.partition_point(|file| file.start <= offset);
+        // the first file begins at 0
+        let at = after.saturating_sub(1);
+        (at, offset - self.files[at].start)
     }
 
     /// Every content that a host needs to build this image, each once: config, nvram, and then the disk's in the order
@@ -569,15 +515,119 @@ impl Layout {
             })
             .sum()
     }
+}
 
-    /// The name of a disk layer in an error.
-    #[must_use]
-    pub fn name(layer: &DiskLayer) -> LayerName {
-        LayerName {
-            position: layer.position,
-            digest: layer.blob.digest.to_string(),
+/// The layers of a manifest, each of which is sound.
+struct Layers<'a> {
+    /// Its position, too.
+    config: (usize, Blob),
+    nvram: (usize, Blob),
+    disk: Vec<DiskLayer>,
+    /// One for each disk layer.
+    marks: Vec<Mark<'a>>,
+    disk_bytes: u64,
+}
+
+impl<'a> Layers<'a> {
+    fn read(raw: &'a [RawDescriptor]) -> Result<Self, ParseImageError> {
+        let mut sizes = Sizes::default();
+        let (mut config, mut nvram) = (None, None);
+        let (mut disk, mut marks) = (Vec::new(), Vec::new());
+        let mut disk_bytes = 0u64;
+        for (position, descriptor) in raw.iter().enumerate() {
+            let name = || LayerName {
+                position,
+                digest: shorten(&descriptor.digest, 80),
+            };
+            let (part, max) = match descriptor.media_type.as_str() {
+                CONFIG_TYPE => (Some(("config", &mut config)), MAX_SMALL_BLOB_BYTES),
+                NVRAM_TYPE => (Some(("nvram", &mut nvram)), MAX_SMALL_BLOB_BYTES),
+                DISK_TYPE | OVERLAY_TYPE => (None, MAX_LAYER_BYTES),
+                other => {
+                    return Err(ParseImageError::UnknownLayer {
+                        layer: name(),
+                        media_type: shorten(other, 80),
+                    });
+                }
+            };
+            let blob = Blob {
+                digest: descriptor
+                    .digest
+                    .parse()
+                    .map_err(|_| ParseImageError::BadDigest {
+                        layer: name(),
+                        field: "digest",
+                    })?,
+                size: bounded(descriptor.size, max, "size", name)?,
+            };
+            sizes.enter(blob, false, name)?;
+            if let Some((part, slot)) = part {
+                if slot.replace((position, blob)).is_some() {
+                    return Err(ParseImageError::Repeated {
+                        layer: name(),
+                        part,
+                    });
+                }
+                continue;
+            }
+            let (raw, raw_bytes) = raw_of(descriptor, &mut sizes, name)?;
+            disk.push(DiskLayer {
+                position,
+                blob,
+                raw,
+                raw_bytes,
+                offset: disk_bytes,
+            });
+            marks.push(Mark {
+                overlay: descriptor.media_type == OVERLAY_TYPE,
+                file_digest: descriptor.annotation(FILE_DIGEST_ANNOTATION),
+                chunk_count: descriptor.annotation(CHUNK_COUNT_ANNOTATION),
+            });
+            disk_bytes = disk_bytes
+                .checked_add(raw_bytes)
+                .filter(|sum| *sum <= MAX_DISK_BYTES)
+                .ok_or_else(|| ParseImageError::DiskTooLarge { layer: name() })?;
         }
+        if disk.is_empty() {
+            return Err(ParseImageError::Missing("disk"));
+        }
+        Ok(Self {
+            config: config.ok_or(ParseImageError::Missing("config"))?,
+            nvram: nvram.ok_or(ParseImageError::Missing("nvram"))?,
+            disk,
+            marks,
+            disk_bytes,
+        })
     }
+}
+
+/// The digest of a disk layer's raw bytes, if the manifest gives it, and their number.
+fn raw_of(
+    descriptor: &RawDescriptor,
+    sizes: &mut Sizes,
+    name: impl Fn() -> LayerName,
+) -> Result<(Option<Digest>, u64), ParseImageError> {
+    let text = descriptor
+        .annotation(RAW_SIZE_ANNOTATION)
+        .ok_or_else(|| ParseImageError::NoRawSize { layer: name() })?;
+    let raw_bytes = number(text, RAW_SIZE_ANNOTATION, || name().to_string())?;
+    let raw_bytes = bounded(raw_bytes, MAX_LAYER_BYTES, "raw size", &name)?;
+    let raw = descriptor
+        .annotation(RAW_DIGEST_ANNOTATION)
+        .map(str::parse::<Digest>)
+        .transpose()
+        .map_err(|_| ParseImageError::BadDigest {
+            layer: name(),
+            field: RAW_DIGEST_ANNOTATION,
+        })?;
+    if let Some(raw) = raw {
+        let content = Blob {
+            digest: raw,
+            size: raw_bytes,
+        };
+        sizes.enter(content, true, name)?;
+    }
+    Ok((raw, raw_bytes))
 }
 
 #[derive(Default)]
@@ -653,24 +703,11 @@ fn number(
     annotation: &'static str,
     place: impl Fn() -> String,
 ) -> Result<u64, ParseImageError> {
-    // `parse` alone would accept a leading `+`.
-    let decimal = text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse()
-        .ok()
-        .filter(|_| decimal)
-        .ok_or_else(|| ParseImageError::BadNumber {
-            place: place(),
-            annotation,
-            text: shorten(text, 80),
-        })
-}
-
-/// At most `max` characters of a text from outside. Control characters become `?`.
-fn shorten(text: &str, max: usize) -> String {
-    text.chars()
-        .take(max)
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
+    decimal(text).ok_or_else(|| ParseImageError::BadNumber {
+        place: place(),
+        annotation,
+        text: shorten(text, 80),
+    })
 }
 
 /// The name of the golden VM that is made from this reference. It is the prefix, followed by the first eight bytes, in

@@ -93,6 +93,8 @@ reasons! {
     Failed = "failed",
     /// The host held the image and lost it.
     Gone = "gone",
+    /// The host's agent can't stage images of this kind; a later one can.
+    NeedsNewerAgent = "needs_newer_agent",
     /// The image failed, so no host gets it.
     ImageFailed = "image_failed",
 
@@ -160,6 +162,10 @@ reasons! {
     TagMoved = "tag_moved",
     /// The golden VM of the image couldn't be made.
     GoldenFailed = "golden_failed",
+    /// The image is a stacked one, and the host's tart is too old for it, or doesn't say its version.
+    NeedsNewerTart = "needs_newer_tart",
+    /// The golden VM of a stacked image needs a later macOS than the host has.
+    NeedsNewerMacos = "needs_newer_macos",
     /// The manifest names something that this version can't stage.
     Unsupported = "unsupported",
     /// The image's files were removed.

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use proto::{ChunkIndex, Digest, image::Layout};
+use proto::{ChunkIndex, Digest, Reason, image::Layout};
 use tracing::{debug, warn};
 
 use super::{
@@ -36,6 +36,7 @@ use crate::{
         retire::{empty, retire},
         survey::Survey,
     },
+    tart::Fitness,
 };
 
 /// Old images are looked after this often, beside a look at the disk.
@@ -49,6 +50,8 @@ pub(super) struct Disk {
     blobs: Option<Arc<Blobs>>,
     /// Makes goldens, where they are wanted.
     goldens: Option<Arc<Goldens>>,
+    /// Which images tart can use.
+    fitness: Arc<Fitness>,
     /// tart's home, with the files of recipes.
     recipes: Arc<RecipeFiles>,
     /// Reads disks that parbake didn't build.
@@ -64,6 +67,7 @@ impl Disk {
         store: Arc<Store>,
         blobs: Option<Arc<Blobs>>,
         goldens: Option<Arc<Goldens>>,
+        fitness: Arc<Fitness>,
         home: PathBuf,
         keep: Option<usize>,
     ) -> Self {
@@ -72,6 +76,7 @@ impl Disk {
             store,
             blobs,
             goldens,
+            fitness,
             recipes: Arc::new(RecipeFiles::new(home)),
             keep,
             retired: Arc::default(),
@@ -182,6 +187,9 @@ impl Disk {
         names: &[String],
         (recipe, in_doubt): &(Option<Arc<NamedRecipe>>, BTreeSet<Digest>),
     ) -> Result<(Arc<Stage>, u64), Trouble> {
+        self.fitness
+            .may_stage(layout.format())
+            .map_err(Trouble::from)?;
         let by = recipe.as_deref().map(|recipe| (recipe, in_doubt));
         let (store, image) = (&self.store, layout.digest());
         let make_room = |bytes| {
@@ -221,10 +229,20 @@ impl Disk {
     ) -> Result<Work, Result<(), InstallError>> {
         match self.goldens.clone().filter(|_| !placed.is_empty()) {
             Some(goldens) => {
-                let stage = stage.clone();
-                Ok(Work::waiting(make_goldens(
-                    goldens, image, stage, placed, installed,
-                )))
+                let (stage, fitness) = (stage.clone(), self.fitness.clone());
+                Ok(Work::waiting(async move {
+                    let fit = fitness.may_clone(stage.layout().format());
+                    let result = match fit.map_err(Trouble::from) {
+                        Ok(()) => make_goldens(&goldens, image, &stage, placed).await,
+                        unfit => unfit,
+                    };
+                    Input::Golden {
+                        image,
+                        stage,
+                        result,
+                        installed,
+                    }
+                }))
             }
             None => Err(installed),
         }
@@ -340,23 +358,20 @@ impl Disk {
 }
 
 async fn make_goldens(
-    goldens: Arc<Goldens>,
+    goldens: &Goldens,
     image: Digest,
-    stage: Arc<Stage>,
+    stage: &Stage,
     placed: Vec<String>,
-    installed: Result<(), InstallError>,
-) -> Input {
+) -> Result<(), Trouble> {
     let mut made = Ok(());
     for reference in placed {
         let names = || !stage.is_gone() && stage.is_named(&reference);
         made = made.and(goldens.make(&reference, image, names).await);
     }
-    Input::Golden {
-        image,
-        stage,
-        result: made.map_err(|error| error.to_string()),
-        installed,
-    }
+    made.map_err(|error| Trouble {
+        reason: Reason::GoldenFailed,
+        message: error.to_string(),
+    })
 }
 
 /// Makes tart find an image under these names. Ends in [`Input::Installed`].

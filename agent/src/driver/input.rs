@@ -105,7 +105,7 @@ pub(crate) enum Input {
     Golden {
         image: Digest,
         stage: Arc<Stage>,
-        result: Result<(), String>,
+        result: Result<(), Trouble>,
         installed: Result<(), InstallError>,
     },
     /// A stage was removed.

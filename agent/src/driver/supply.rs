@@ -437,13 +437,9 @@ impl Supply {
         image: Digest,
         stage: &Arc<Stage>,
         installed: Result<(), InstallError>,
-        made: Result<(), String>,
+        made: Result<(), Trouble>,
     ) {
         self.images.goldens_made(image, made.is_ok());
-        let made = made.map_err(|message| Trouble {
-            reason: Reason::GoldenFailed,
-            message,
-        });
         self.images
             .linked(self.now(), image, stage, installed, made);
     }

@@ -3,7 +3,10 @@
 use proto::{Digest, Reason};
 
 use super::hosts::NoRoute;
-use crate::store::{BeginError, InstallError};
+use crate::{
+    store::{BeginError, FileError, InstallError},
+    tart::Unfit,
+};
 
 /// Why something on this host failed: the reason, and a message for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +63,15 @@ impl Trouble {
     }
 }
 
+impl From<Unfit> for Trouble {
+    fn from(unfit: Unfit) -> Self {
+        Self {
+            reason: unfit.reason(),
+            message: unfit.to_string(),
+        }
+    }
+}
+
 impl From<&BeginError> for Trouble {
     fn from(error: &BeginError) -> Self {
         let reason = match error {
@@ -81,7 +93,10 @@ impl From<&InstallError> for Trouble {
             InstallError::Incomplete(_) | InstallError::Gone => Reason::Incomplete,
             InstallError::Removed => Reason::Removed,
             InstallError::NoRoom(_) => Reason::NoRoom,
-            InstallError::Layer(_) => Reason::ContentBad,
+            InstallError::Layer(_) | InstallError::File(FileError::Digest { .. }) => {
+                Reason::ContentBad
+            }
+            InstallError::File(FileError::Io { .. }) => Reason::NotStored,
             InstallError::Busy(_) => Reason::TartBusy,
             InstallError::InTheWay { .. } => Reason::InTheWay,
             InstallError::Io(_) => Reason::NotStored,

@@ -142,7 +142,7 @@ pub(super) fn copy_content<E: From<WriteError>>(
     let in_body = stage.files().places(ours).iter();
     let there: Vec<bool> = in_body
         .filter(|place| **place != Where::Blob)
-        .map(|place| cloned && matches!(place, Where::Disk(_)) && their_places.contains(place))
+        .map(|place| cloned && is_cloned(stage, other, *place) && their_places.contains(place))
         .collect();
     let mut copied = 0;
     for chunk in (0..geometry.chunks()).map(ChunkIndex) {
@@ -193,10 +193,19 @@ pub(super) fn copy_content<E: From<WriteError>>(
     Ok(copied)
 }
 
+/// Whether a place is in the file of the disk that may begin as a clone of the other disk's: the first of both.
+fn is_cloned(stage: &Stage, other: &Stage, place: Where) -> bool {
+    let within = stage.layout().base_bytes().min(other.layout().base_bytes());
+    matches!(place, Where::Disk(offset) if offset < within)
+}
+
 /// Bytes of raw layers that both images have at the same offset of their disks, and that `other` holds whole.
 pub(super) fn common_layers(layout: &Layout, other: &Stage) -> u64 {
     let held = other.chunks();
-    let layers = layout.layers().iter().filter(|layer| {
+    // only the first file of a disk begins as a clone
+    let within = layout.base_bytes().min(other.layout().base_bytes());
+    let layers = layout.layers().iter().filter(|layer| layer.offset < within);
+    let layers = layers.filter(|layer| {
         layer.raw.is_some_and(|raw| {
             held.find(&raw).is_some_and(|at| {
                 let places = other.files().places(at);
@@ -236,13 +245,14 @@ impl Offsets {
             let links = chunks.filter_map(|chunk| Some((chunk, content.link(chunk)?)));
             for (chunk, link) in links {
                 for place in &spec.places {
-                    let Place::Disk { offset } = place else {
+                    let Place::Disk { offset } = *place else {
                         continue;
                     };
                     let length = u64::from(spec.geometry.len(chunk));
                     if link.fingerprint == zeros && length == CHUNK_BYTES {
                         offsets.zeros += length;
-                    } else {
+                    } else if offset < layout.base_bytes() {
+                        // only the first file of a disk begins as a clone
                         let offset = offset + spec.geometry.offset(chunk);
                         offsets.chunks.push((offset, link.fingerprint));
                     }
@@ -275,6 +285,7 @@ impl Offsets {
                 };
                 for place in other.files().places(at) {
                     if let Where::Disk(offset) = place
+                        && *offset < other.layout().base_bytes()
                         && self.has(offset + geometry.offset(chunk), link.fingerprint)
                     {
                         common += u64::from(geometry.len(chunk));

@@ -3,6 +3,9 @@
 //! A *body* is one directory's `disk.img`, `config.json` and `nvram.bin`. An image under construction has one body. An
 //! installed image has one in each repository of tart's cache that names it. Bodies share no inode, so an edit of one
 //! changes no other. A chunk is written to all bodies, and read from the first.
+//!
+//! The disk of a stacked image is several files, which lie outside of the directory: in the stage's own while it is
+//! built, and then where tart has the files that images share. All bodies of such an image have these files in common.
 
 use std::{
     collections::BTreeSet,
@@ -18,66 +21,76 @@ use std::{
 
 use proto::{
     ChunkIndex, Digest, Layout,
-    image::{ContentSpec, Place},
+    image::{ContentSpec, Format, Place},
 };
 
 use super::{
     news::News,
+    open_file::OpenFile,
     place::{Access, Files},
     shared::Shared,
     sync::sync_data,
-    tree::{BLOBS, io_at},
+    tree::{BLOBS, CONTENT, IMAGE, io_at},
 };
 use crate::{platform, tart::cache};
 
 /// The files of one directory that holds the image.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Body {
-    /// Inode of its disk. A rename keeps the inode, so the inode tells our disk from one that tart made under the same
-    /// name.
+    /// Inode of its disk, or of a stacked image's config. A rename keeps the inode, so the inode tells our directory
+    /// from one that tart made under the same name.
     pub(super) inode: u64,
-    pub(super) disk: File,
-    config: File,
-    nvram: File,
-    /// Inodes of its disk, its config and its NVRAM.
-    inodes: [u64; 3],
+    /// The files of its disk, each with the offset on the disk where it begins. Bodies of a stacked image share them.
+    disk: Vec<(u64, Arc<OpenFile>)>,
+    config: Arc<OpenFile>,
+    nvram: Arc<OpenFile>,
 }
 
 impl Body {
     /// A body of this layout in a directory. Makes the files that aren't there.
     pub(super) fn create(directory: &Path, layout: &Layout) -> io::Result<Self> {
-        let open = |name: &str, size: u64| {
-            let path = directory.join(name);
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path)
-                .map_err(|error| io_at("creating", &path, error))?;
-            file.set_len(size)
-                .map_err(|error| io_at("resizing", &path, error))?;
-            Ok::<_, io::Error>(file)
-        };
-        Self::of(
-            open(cache::DISK, layout.disk_bytes())?,
-            open(cache::CONFIG, layout.config().size)?,
-            open(cache::NVRAM, layout.nvram().size)?,
-        )
+        let paths = building_paths(directory, layout);
+        let files = layout.files().iter().zip(paths);
+        let disk = files.map(|(file, path)| Ok((file.start, make(&path, file.bytes)?)));
+        let disk = disk.collect::<io::Result<_>>()?;
+        Self::with_disk(directory, layout, disk)
     }
 
-    /// Creates the body of a new image. If `base` is given and the volume can clone, its disk begins as a clone of
-    /// `base`. The second value says whether it does.
+    /// A second body of a stacked image, in another directory. It has the same disk. Makes the files that aren't there.
+    pub(super) fn beside(&self, directory: &Path, layout: &Layout) -> io::Result<Self> {
+        Self::with_disk(directory, layout, self.disk.clone())
+    }
+
+    fn with_disk(
+        directory: &Path,
+        layout: &Layout,
+        disk: Vec<(u64, Arc<OpenFile>)>,
+    ) -> io::Result<Self> {
+        Ok(Self::of(
+            layout,
+            disk,
+            make(&directory.join(cache::CONFIG), layout.config().size)?,
+            make(&directory.join(cache::NVRAM), layout.nvram().size)?,
+        ))
+    }
+
+    /// Creates the body of a new image. If `base` is given and the volume can clone, its disk (the first file of it)
+    /// begins as a clone of `base`. The second value says whether it does.
     pub(super) fn begin(
         directory: &Path,
         layout: &Layout,
         base: Option<&Path>,
     ) -> io::Result<(Self, bool)> {
-        let Some(base) = base else {
+        let paths = building_paths(directory, layout);
+        if layout.format() == Format::Stacked
+            && let Some(content) = paths.first().and_then(|path| path.parent())
+        {
+            fs::create_dir_all(content).map_err(|error| io_at("creating", content, error))?;
+        }
+        let (Some(base), Some(disk)) = (base, paths.first()) else {
             return Ok((Self::create(directory, layout)?, false));
         };
-        let disk = directory.join(cache::DISK);
-        let cloned = match platform::clone_file(base, &disk) {
+        let cloned = match platform::clone_file(base, disk) {
             Ok(()) => true,
             Err(platform::CloneError::Unsupported) => false,
             Err(platform::CloneError::Io(error)) => {
@@ -95,17 +108,21 @@ impl Body {
         }
     }
 
-    /// Opens the body in a directory. If an `installed` body is read-only, it is opened for reading and can't be
-    /// mended.
+    /// Opens the body in a directory, whose disk consists of these files. If an `installed` body is read-only, it is
+    /// opened for reading and can't be mended.
     ///
     /// A config or NVRAM of another size is resized. A later read shows the bytes that are then missing.
-    pub(super) fn open(directory: &Path, installed: bool, layout: &Layout) -> io::Result<Self> {
-        let open = |name: &str, size: Option<u64>| {
-            let path = directory.join(name);
-            let file = match open_part(&path, Access::Write) {
+    pub(super) fn open(
+        directory: &Path,
+        disk: &[PathBuf],
+        installed: bool,
+        layout: &Layout,
+    ) -> io::Result<Self> {
+        let open = |path: &Path, size: Option<u64>| {
+            let file = match open_part(path, Access::Write) {
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied && installed => {
                     tracing::warn!(path = %path.display(), "an installed image may only be read: it is served, but can't be mended");
-                    return open_part(&path, Access::Read);
+                    return OpenFile::of(open_part(path, Access::Read)?);
                 }
                 other => other?,
             };
@@ -115,75 +132,163 @@ impl Body {
                 tracing::warn!(path = %path.display(), bytes = size, "a file of an image has another size than its manifest says");
                 file.set_len(size)?;
             }
-            Ok(file)
+            OpenFile::of(file)
         };
-        Self::of(
-            open(cache::DISK, None)?,
-            open(cache::CONFIG, Some(layout.config().size))?,
-            open(cache::NVRAM, Some(layout.nvram().size))?,
-        )
+        let files = layout.files().iter().zip(disk);
+        let disk = files.map(|(file, path)| Ok((file.start, open(path, None)?)));
+        let disk = disk.collect::<io::Result<_>>()?;
+        let config = open(&directory.join(cache::CONFIG), Some(layout.config().size))?;
+        let nvram = open(&directory.join(cache::NVRAM), Some(layout.nvram().size))?;
+        Ok(Self::of(layout, disk, config, nvram))
     }
 
-    fn of(disk: File, config: File, nvram: File) -> io::Result<Self> {
-        let inode = |file: &File| Ok::<_, io::Error>(file.metadata()?.ino());
-        let inodes = [inode(&disk)?, inode(&config)?, inode(&nvram)?];
-        Ok(Self {
-            inode: inodes[0],
+    fn of(
+        layout: &Layout,
+        disk: Vec<(u64, Arc<OpenFile>)>,
+        config: Arc<OpenFile>,
+        nvram: Arc<OpenFile>,
+    ) -> Self {
+        let told = match (layout.format(), disk.first()) {
+            (Format::Flat, Some((_, file))) => file,
+            _ => &config,
+        };
+        Self {
+            inode: told.inode(),
             disk,
             config,
             nvram,
-            inodes,
-        })
+        }
     }
 
-    /// Whether the files in a directory are this body's files, with these sizes. A replaced, lengthened or shortened
-    /// file isn't the image, although tart would use it.
-    fn lies_in(&self, directory: &Path, sizes: [u64; 3]) -> bool {
-        let parts = [cache::DISK, cache::CONFIG, cache::NVRAM].iter();
-        parts
-            .zip(self.inodes)
-            .zip(sizes)
-            .all(|((part, inode), size)| {
-                fs::symlink_metadata(directory.join(part)).is_ok_and(|found| {
-                    found.is_file() && found.ino() == inode && found.len() == size
-                })
+    /// The inodes of the files of its disk.
+    pub(super) fn disk_inodes(&self) -> Vec<u64> {
+        self.disk.iter().map(|(_, file)| file.inode()).collect()
+    }
+
+    /// A file of its disk. The image has one with this number.
+    pub(super) fn disk_file(&self, at: usize) -> &Arc<OpenFile> {
+        &self.disk[at].1
+    }
+
+    /// The file at an offset on the disk, and the offset in that file.
+    pub(super) fn disk_at(&self, offset: u64) -> (&File, u64) {
+        let after = self.disk.partition_point(|(start, _)| *start <= offset);
+        // the first file begins at 0
+        let (start, file) = &self.disk[after.saturating_sub(1)];
+        (file.file(), offset - start)
+    }
+
+    /// The same body with other files of its disk.
+    fn sharing(&self, files: &[(usize, Arc<OpenFile>)]) -> Self {
+        let mut body = self.clone();
+        for (at, file) in files {
+            body.disk[*at].1 = file.clone();
+        }
+        body
+    }
+
+    /// Whether the files of a directory, and of a disk with these paths, are this body's files, with these sizes. A
+    /// replaced, lengthened or shortened file isn't the image, although tart would use it.
+    fn lies_in(&self, directory: &Path, disk: &[PathBuf], sizes: &Sizes) -> bool {
+        let lies = |path: &Path, file: &OpenFile, size: u64| {
+            fs::symlink_metadata(path).is_ok_and(|found| {
+                found.is_file() && found.ino() == file.inode() && found.len() == size
             })
+        };
+        let mut files = self.disk.iter().zip(disk).zip(&sizes.disk);
+        files.all(|(((_, file), path), size)| lies(path, file, *size))
+            && lies(&directory.join(cache::CONFIG), &self.config, sizes.config)
+            && lies(&directory.join(cache::NVRAM), &self.nvram, sizes.nvram)
     }
 
     /// Whether its disk has the size of this layout.
     pub(super) fn fits(&self, layout: &Layout) -> io::Result<bool> {
-        Ok(self.disk.metadata()?.len() == layout.disk_bytes())
+        for ((_, open), file) in self.disk.iter().zip(layout.files()) {
+            if open.file().metadata()?.len() != file.bytes {
+                return Ok(false);
+            }
+        }
+        Ok(self.disk.len() == layout.files().len())
     }
 
-    fn files(&self) -> [&File; 3] {
-        [&self.disk, &self.config, &self.nvram]
+    fn disk_files(&self) -> impl Iterator<Item = &OpenFile> {
+        self.disk.iter().map(|(_, file)| &**file)
     }
 
     /// The file of a place, and where the content starts in it; `None` for a blob, which is in no body.
-    pub(super) const fn place(&self, place: Where) -> Option<(&File, u64)> {
+    pub(super) fn place(&self, place: Where) -> Option<(&File, u64)> {
         match place {
-            Where::Disk(offset) => Some((&self.disk, offset)),
-            Where::Config => Some((&self.config, 0)),
-            Where::Nvram => Some((&self.nvram, 0)),
+            Where::Disk(offset) => Some(self.disk_at(offset)),
+            Where::Config => Some((self.config.file(), 0)),
+            Where::Nvram => Some((self.nvram.file(), 0)),
             Where::Blob => None,
         }
     }
 
-    /// Bytes that the body takes from the volume, by the file system's count. Blocks shared with a clone are counted,
-    /// too.
-    pub(super) fn taken_bytes(&self) -> u64 {
-        let taken = |file: &File| file.metadata().map_or(0, |found| found.blocks() * 512);
-        self.files().into_iter().map(taken).sum()
+    /// Bytes that a second body takes from the volume where files can't be cloned, by the file system's count.
+    pub(super) fn copied_bytes(&self) -> u64 {
+        let shared = self.inode == self.config.inode();
+        let disk = self.disk_files().filter(|_| !shared);
+        let files = disk.chain([&*self.config, &*self.nvram]);
+        files.map(OpenFile::taken_bytes).sum()
     }
 
     /// Syncs its files to the disk.
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.files().into_iter().try_for_each(platform::sync_full)
+        let mut files = self.disk_files().chain([&*self.config, &*self.nvram]);
+        files.try_for_each(|file| platform::sync_full(file.file()))
     }
 
-    /// Whether its disk still has a name.
+    /// Whether the file that tells it from others still has a name.
     pub(super) fn is_linked(&self) -> bool {
-        self.disk.metadata().is_ok_and(|found| found.nlink() > 0)
+        let mut files = self.disk_files().chain([&*self.config]);
+        files.any(|file| file.inode() == self.inode && file.is_linked())
+    }
+}
+
+/// Makes a file of this size, or takes the one that is there.
+fn make(path: &Path, size: u64) -> io::Result<Arc<OpenFile>> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(|error| io_at("creating", path, error))?;
+    file.set_len(size)
+        .map_err(|error| io_at("resizing", path, error))?;
+    OpenFile::of(file)
+}
+
+/// Where the files of an image's disk lie while it is under construction in `directory`, which is in the stage's own.
+pub(super) fn building_paths(directory: &Path, layout: &Layout) -> Vec<PathBuf> {
+    let content = directory.parent().unwrap_or(directory).join(CONTENT);
+    disk_paths(directory, layout, |digest| {
+        content.join(digest.hex().to_string())
+    })
+}
+
+/// Where the files of an image's disk lie that is installed in `directory`.
+pub(super) fn installed_paths(home: &Path, directory: &Path, layout: &Layout) -> Vec<PathBuf> {
+    disk_paths(directory, layout, |digest| {
+        cache::content_file(home, digest)
+    })
+}
+
+fn disk_paths(
+    directory: &Path,
+    layout: &Layout,
+    content: impl Fn(&Digest) -> PathBuf,
+) -> Vec<PathBuf> {
+    match layout.format() {
+        Format::Flat => vec![directory.join(cache::DISK)],
+        Format::Stacked => {
+            let digests = layout
+                .files()
+                .iter()
+                .filter_map(|file| file.digest.as_ref());
+            digests.map(content).collect()
+        }
     }
 }
 
@@ -213,6 +318,14 @@ pub(super) enum Where {
     Blob,
 }
 
+/// Sizes of an image's files, by its layout.
+#[derive(Debug)]
+struct Sizes {
+    disk: Vec<u64>,
+    config: u64,
+    nvram: u64,
+}
+
 /// The files of an image.
 #[derive(Debug)]
 pub(crate) struct ImageFiles {
@@ -220,8 +333,8 @@ pub(crate) struct ImageFiles {
     image: Digest,
     /// `.parbake/<hex>`.
     directory: PathBuf,
-    /// Sizes of the disk, the config and the NVRAM, by the layout.
-    sizes: [u64; 3],
+    layout: Layout,
+    sizes: Sizes,
     contents: Vec<(Digest, Vec<Where>)>,
     /// The first body is the one that is read. Never empty.
     bodies: RwLock<Vec<Arc<Body>>>,
@@ -244,11 +357,12 @@ impl ImageFiles {
             shared,
             image: *layout.digest(),
             directory: directory.to_owned(),
-            sizes: [
-                layout.disk_bytes(),
-                layout.config().size,
-                layout.nvram().size,
-            ],
+            layout: layout.clone(),
+            sizes: Sizes {
+                disk: layout.files().iter().map(|file| file.bytes).collect(),
+                config: layout.config().size,
+                nvram: layout.nvram().size,
+            },
             contents: contents
                 .iter()
                 .map(|spec| (spec.digest, places_of(spec)))
@@ -274,12 +388,46 @@ impl ImageFiles {
         bodies.clone()
     }
 
-    /// Whether a directory holds all files of one of the bodies.
-    pub(super) fn lie_in(&self, directory: &Path) -> bool {
+    /// Where the files of the disk of the body in this directory lie. Those of an image under construction may have got
+    /// their places in tart's cache already.
+    pub(super) fn disk_paths(&self, directory: &Path) -> Vec<PathBuf> {
+        let installed = installed_paths(self.shared.home(), directory, &self.layout);
+        if directory != self.directory.join(IMAGE) || self.layout.format() == Format::Flat {
+            return installed;
+        }
         let bodies = self.bodies.read().unwrap_or_else(PoisonError::into_inner);
-        bodies
-            .iter()
-            .any(|body| body.lies_in(directory, self.sizes))
+        let inodes = bodies
+            .first()
+            .map_or_else(Vec::new, |body| body.disk_inodes());
+        let own = building_paths(directory, &self.layout).into_iter();
+        let paths = own.zip(installed).zip(inodes);
+        let paths = paths.map(|((own, installed), inode)| {
+            let found = fs::symlink_metadata(&own);
+            match found.is_ok_and(|found| found.ino() == inode) {
+                true => own,
+                false => installed,
+            }
+        });
+        paths.collect()
+    }
+
+    /// Whether a directory holds all files of one of the bodies. tart finds a stacked image by its manifest, too.
+    pub(super) fn lie_in(&self, directory: &Path) -> bool {
+        let paths = self.disk_paths(directory);
+        let bodies = self.bodies.read().unwrap_or_else(PoisonError::into_inner);
+        let mut bodies = bodies.iter();
+        let needs_manifest =
+            self.layout.format() == Format::Stacked && directory != self.directory.join(IMAGE);
+        bodies.any(|body| body.lies_in(directory, &paths, &self.sizes))
+            && (!needs_manifest || directory.join(cache::MANIFEST).is_file())
+    }
+
+    /// Puts these files of the disk in the places of the bodies' own.
+    pub(super) fn share(&self, files: &[(usize, Arc<OpenFile>)]) {
+        let mut bodies = self.bodies.write().unwrap_or_else(PoisonError::into_inner);
+        for body in &mut *bodies {
+            *body = Arc::new(body.sharing(files));
+        }
     }
 
     /// Adds another body, whose bytes are written and compared already.
@@ -381,9 +529,10 @@ impl Files for Arc<ImageFiles> {
         let config = places(|place| *place == Where::Config);
         let nvram = places(|place| *place == Where::Nvram);
         for body in self.bodies() {
-            let written = [disk, config, nvram].into_iter().zip(body.files());
-            for (_, file) in written.filter(|(written, _)| *written) {
-                sync_data(file)?;
+            let files = body.disk_files().map(|file| (disk, file));
+            let files = files.chain([(config, &*body.config), (nvram, &*body.nvram)]);
+            for (_, file) in files.filter(|(written, _)| *written) {
+                sync_data(file.file())?;
             }
         }
         let mut blobs = false;

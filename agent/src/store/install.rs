@@ -8,17 +8,19 @@ use std::{
     time::Duration,
 };
 
-use proto::Digest;
+use proto::{Digest, image::Format};
 
 use super::{
+    content_files::{ContentLock, lock_content},
     layers::DecodeLayerError,
     references::{ReferenceError, parse_references},
     room::NoRoomError,
+    stacked::{self, FileError},
     stage::{Installing, Stage},
     steps::{going_on, step},
     tree::{
-        GUARD, IMAGE, Marker, OURS, REPLACED, TWIN, create_directories, io_at, marker, remove_any,
-        write_new,
+        CONTENT, GUARD, IMAGE, Marker, OURS, REPLACED, TWIN, create_directories, io_at, marker,
+        remove_any, write_new,
     },
     twin::{self, TwinError},
 };
@@ -42,6 +44,9 @@ pub enum InstallError {
     /// A layer that travels as a blob can't be decoded onto the disk.
     #[error(transparent)]
     Layer(DecodeLayerError),
+    /// A file of a stacked image isn't what the manifest says.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// tart held its lock for longer than the store waits. Most likely it pulls from the same registry.
     #[error("tart is busy: {0}")]
     Busy(LockError),
@@ -120,6 +125,13 @@ pub fn install_as(stage: &Stage, references: &[String]) -> (Vec<String>, Result<
     }
     let (placed, result) = Installation { stage }.run(&references, &mut installing);
     (placed.iter().map(ToString::to_string).collect(), result)
+}
+
+fn busy(error: LockError) -> InstallError {
+    match error {
+        LockError::Busy { .. } => InstallError::Busy(error),
+        LockError::Io { path, error } => io_at("locking", &path, error).into(),
+    }
 }
 
 /// An error if the image was given up or its files were removed.
@@ -231,6 +243,9 @@ impl Installation<'_> {
                 return Err(InstallError::Incomplete(content));
             }
         }
+        if is_built || doubted {
+            stacked::check_files(self.stage)?;
+        }
         if is_built {
             self.seal(&building)?;
         }
@@ -245,8 +260,9 @@ impl Installation<'_> {
         }
         self.stage.names().set_installed()?;
         self.stage.blocks().end();
-        // Removes the directory that tart had, if it was exchanged for ours. A twin that waits for tart's lock stays.
-        for rest in [IMAGE, REPLACED] {
+        // Removes the directory that tart had, if it was exchanged for ours, and names of files that have others now. A
+        // twin that waits for tart's lock stays.
+        for rest in [IMAGE, REPLACED, CONTENT] {
             remove_any(&self.stage.directory().join(rest))?;
         }
         Ok(())
@@ -284,12 +300,13 @@ impl Installation<'_> {
         };
         create_directories(self.stage.shared().home(), &repository)?;
         let lock = platform::lock_directory(&host, self.stage.shared().lock_wait());
-        let _lock = lock.map_err(|error| match error {
-            LockError::Busy { .. } => InstallError::Busy(error),
-            LockError::Io { path, error } => io_at("locking", &path, error).into(),
-        })?;
+        let _lock = lock.map_err(busy)?;
+        let _content = self.lock_content()?;
         let before = self.marker_before(&target, source.is_some());
         if let Some(source) = source {
+            if self.is_stacked() && !stacked::put(self.stage)? {
+                return Err(InstallError::Removed);
+            }
             self.move_in(&source, &target)?;
             platform::sync_directory(&repository)?;
             step("moved")?;
@@ -316,6 +333,21 @@ impl Installation<'_> {
         platform::sync_directory(&target)?;
         step("marked")?;
         Ok(())
+    }
+
+    /// tart's locks round the files of stacked images, if this is one.
+    fn lock_content(self) -> Result<Option<ContentLock>, InstallError> {
+        if !self.is_stacked() {
+            return Ok(None);
+        }
+        let shared = self.stage.shared();
+        lock_content(shared.home(), shared.lock_wait())
+            .map(Some)
+            .map_err(busy)
+    }
+
+    fn is_stacked(self) -> bool {
+        self.stage.layout().format() == Format::Stacked
     }
 
     /// The marker that stood in the image's place before ours came there. What it named by digest goes on to have a

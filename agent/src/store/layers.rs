@@ -107,7 +107,7 @@ impl Decoded {
             return Ok(());
         };
         let failed = |error| DecodeLayerError::Io {
-            layer: Layout::name(layer),
+            layer: layer.name(),
             error,
         };
         let content = held.digest(at);
@@ -148,7 +148,7 @@ pub(super) fn mend(
     let Some((layer, true)) = decode_content(held, layout, at, bodies)? else {
         return Ok(false);
     };
-    let layer = Layout::name(layer);
+    let layer = layer.name();
     tracing::warn!(image = %layout.digest(), %layer, "decoded bytes have changed on disk; they were written anew");
     held.touch(at);
     held.flush()
@@ -173,7 +173,7 @@ fn decode_content<'a, 'b>(
         };
         let layer = &layout.layers()[*layer];
         let failed = |error| DecodeLayerError::Io {
-            layer: Layout::name(layer),
+            layer: layer.name(),
             error,
         };
         if last.is_none() {
@@ -186,7 +186,8 @@ fn decode_content<'a, 'b>(
         }
         let blob = File::open(held.files().blob_path(at)).map_err(failed)?;
         for body in bodies.clone() {
-            let written = decode_layer(&blob, spec.geometry.size(), &body.disk, layer)?;
+            let place = body.disk_at(layer.offset);
+            let written = decode_layer(&blob, spec.geometry.size(), place, layer)?;
             held.files().wrote(written.bytes);
             changed |= written.differed;
         }
@@ -208,14 +209,14 @@ struct Written {
 fn decode_layer(
     blob: &File,
     blob_bytes: u64,
-    disk: &File,
+    (disk, start): (&File, u64),
     layer: &DiskLayer,
 ) -> Result<Written, DecodeLayerError> {
     let failed = |error| DecodeLayerError::Io {
-        layer: Layout::name(layer),
+        layer: layer.name(),
         error,
     };
-    let mut offset = layer.offset;
+    let mut offset = start;
     let mut raw = Vec::with_capacity(DECODE_BYTES);
     let mut there = Vec::new();
     let mut written = Written::default();
@@ -241,7 +242,7 @@ fn decode_layer(
     })
     .map_err(failed)?
     .map_err(|error| DecodeLayerError::Bad {
-        layer: Layout::name(layer),
+        layer: layer.name(),
         error,
     })?;
     flush(&mut raw, &mut offset).map_err(failed)?;

@@ -12,6 +12,7 @@ use swarm::event::Entitled;
 
 use super::{
     files::{Body, ImageFiles},
+    open_file::OpenFile,
     status::Status,
     tree::{GUARD, IMAGE, STATUS, io_at},
 };
@@ -95,6 +96,17 @@ impl Names {
         })?;
         self.files.add_body(body);
         Ok(())
+    }
+
+    /// Notes that these files of the disk are others from now on. The note survives a crash.
+    pub(super) fn note_files(&self, files: &[(usize, Arc<OpenFile>)]) -> io::Result<()> {
+        self.change(|status| {
+            for (at, file) in files {
+                if let Some(inode) = status.file_inodes.get_mut(*at) {
+                    *inode = file.inode();
+                }
+            }
+        })
     }
 
     /// Whether some reference names the image by digest in this reference's repository. If so, the marker stays.
@@ -263,7 +275,7 @@ impl Names {
             let ours = cache::image_directory(home, reference, &self.image);
             cache::tag_link(home, reference)
                 .and_then(|link| fs::read_link(link).ok())
-                .is_some_and(|target| target != ours && cache::is_complete(&target))
+                .is_some_and(|target| target != ours && cache::is_complete(home, &target))
         });
         lost.collect()
     }
@@ -319,7 +331,7 @@ impl Names {
         self.disk_path().is_some() && self.directory.join(STATUS).exists()
     }
 
-    /// The path of the image's disk.
+    /// The path of the image's disk: of its first file, if it is stacked.
     pub(super) fn disk_path(&self) -> Option<PathBuf> {
         let building = self.directory.join(IMAGE);
         let directory = if self.is_ours(&building) {
@@ -327,7 +339,7 @@ impl Names {
         } else {
             self.installed_directory()?
         };
-        Some(directory.join(cache::DISK))
+        self.files.disk_paths(&directory).into_iter().next()
     }
 
     /// The references under which tart finds the image now.

@@ -8,17 +8,18 @@ use std::{
     sync::Arc,
 };
 
-use proto::{Digest, Layout};
+use proto::{Digest, Layout, image::Format};
 
 use super::{
     blocks::Index,
     doubt,
-    files::Body,
+    files::{Body, building_paths, installed_paths},
     journal::{Journal, Record},
     shared::Shared,
+    stacked,
     stage::{Parts, Stage},
-    status::Status,
-    tree::{IMAGE, JOURNAL, STATUS, write_new},
+    status::{Status, inode},
+    tree::{IMAGE, JOURNAL, STATUS, remove_any, write_new},
 };
 use crate::tart::{Reference, cache};
 
@@ -76,9 +77,7 @@ pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io:
         Ok(found) => found,
         Err((file, reason)) => return damaged(file, reason),
     };
-    let is_ours = |path: &PathBuf| {
-        fs::metadata(path.join(cache::DISK)).is_ok_and(|disk| status.has_disk(disk.ino()))
-    };
+    let is_ours = |path: &PathBuf| status.is_of(path);
     let in_cache: BTreeSet<PathBuf> = status
         .references
         .iter()
@@ -88,11 +87,18 @@ pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io:
     let installed = !in_cache.is_empty();
     let building = Some(directory.join(IMAGE)).filter(is_ours);
     let mut bodies: Vec<Body> = Vec::new();
+    if installed && layout.format() == Format::Stacked {
+        // a crash came after the record: its files have their names in tart's cache
+        drop_own_names(shared.home(), directory, &layout)?;
+    }
     for files in in_cache
         .iter()
         .chain(building.iter().filter(|_| !installed))
     {
-        let body = match Body::open(files, installed, &layout) {
+        let Some(disk) = disk_paths(shared.home(), (files, directory), &layout, &status) else {
+            continue;
+        };
+        let body = match Body::open(files, &disk, installed, &layout) {
             // a part of the body was removed
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             other => other?,
@@ -116,6 +122,10 @@ pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io:
     let status = Status {
         disk_inode: first.inode,
         twin_inodes: bodies.iter().skip(1).map(|body| body.inode).collect(),
+        file_inodes: match layout.format() {
+            Format::Flat => Vec::new(),
+            Format::Stacked => first.disk_inodes(),
+        },
         installed,
         ..status
     };
@@ -126,7 +136,51 @@ pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io:
         journal,
     };
     let stage = Stage::recover(shared.clone(), layout, &manifest, parts, (records, damaged));
+    if stage.is_installed() && !stage.is_doubted() {
+        stacked::note(&stage);
+    }
     Ok(Loaded::Stage(Box::new(stage)))
+}
+
+/// Where the files of the disk of the body in `files` lie. `None` if tart's cache has others than ours. While the stage
+/// has names of its own for its files, these count: an installation may not have come to an end.
+fn disk_paths(
+    home: &Path,
+    (files, directory): (&Path, &Path),
+    layout: &Layout,
+    status: &Status,
+) -> Option<Vec<PathBuf>> {
+    let installed = installed_paths(home, files, layout);
+    if layout.format() == Format::Flat {
+        return Some(installed);
+    }
+    let own = building_paths(&directory.join(IMAGE), layout);
+    let inodes = status.file_inodes.iter();
+    let mut paths = Vec::new();
+    for ((own, installed), inode) in own.into_iter().zip(installed).zip(inodes) {
+        let found = fs::symlink_metadata(&installed);
+        if found.is_ok_and(|found| found.ino() == *inode) {
+            paths.push(installed);
+        } else if own.is_file() {
+            paths.push(own);
+        } else {
+            return None;
+        }
+    }
+    (paths.len() == layout.files().len()).then_some(paths)
+}
+
+/// Removes the stage's own names of files that lie in tart's cache, to which a record refers.
+fn drop_own_names(home: &Path, directory: &Path, layout: &Layout) -> io::Result<()> {
+    let installed = installed_paths(home, directory, layout);
+    let own = building_paths(&directory.join(IMAGE), layout);
+    for (own, installed) in own.iter().zip(&installed) {
+        let found = fs::symlink_metadata(installed);
+        if found.is_ok_and(|found| found.is_file()) {
+            remove_any(own)?;
+        }
+    }
+    Ok(())
 }
 
 /// A file, and what is wrong with the file.
@@ -171,14 +225,14 @@ fn status_again(
     reason: &str,
 ) -> io::Result<Option<Status>> {
     let mut references: Vec<Reference> = Vec::new();
-    let mut inodes = Vec::new();
+    let (mut inodes, mut file_inodes) = (Vec::new(), Vec::new());
     for installed in cache::installed(home, &image)? {
         let names = cache::tags(home, &installed);
-        if let Ok(disk) = fs::symlink_metadata(installed.join(cache::DISK))
-            && disk.is_file()
-            && !names.is_empty()
-        {
-            inodes.push(disk.ino());
+        if let Some(found) = inode(&installed).filter(|_| !names.is_empty()) {
+            if file_inodes.is_empty() {
+                file_inodes = content_inodes(home, &installed);
+            }
+            inodes.push(found);
             references.extend(names);
         }
     }
@@ -192,6 +246,7 @@ fn status_again(
         wanted: None,
         disk_inode: inodes.remove(0),
         twin_inodes: inodes,
+        file_inodes,
         installed: true,
         // the lost notes named the hosts; until the coordinator names them again, no other host may have it
         entitled: Some(Arc::default()),
@@ -201,6 +256,16 @@ fn status_again(
     doubt::mark(directory)?;
     status.write(directory)?;
     Ok(Some(status))
+}
+
+/// The inodes of the files that a stacked image's manifest in tart's cache refers to. None if one is missing.
+fn content_inodes(home: &Path, installed: &Path) -> Vec<u64> {
+    let layout = cache::manifest(installed).filter(|of| of.format() == Format::Stacked);
+    let paths = layout.map_or_else(Vec::new, |layout| installed_paths(home, installed, &layout));
+    let inodes = paths
+        .iter()
+        .map(|path| fs::symlink_metadata(path).map(|found| found.ino()));
+    inodes.collect::<io::Result<_>>().unwrap_or_default()
 }
 
 /// The journal, its valid records, and whether the journal is damaged. Logs what the damage costs.

@@ -9,6 +9,8 @@
 //! - a local VM was made while the image was in use, or soon after ([`Old::may_have_made`]). A clone carries no note of
 //!   its image, so any such VM may be one, and whoever starts it again (a Pod, say) may need the golden.
 //!
+//! A file of a stacked image goes with the last image or VM that refers to it.
+//!
 //! Only files that we made are removed: those with our inodes, and goldens with our marks, in the directory that the
 //! mark names. What tart pulled itself, and
 //! VMs, are never touched. Where somebody else named our files, by a tag or a marker, the image stays, too.
@@ -17,7 +19,8 @@
 //!
 //! **What a crash leaves**, step by step: goldens are moved away first, and their marks removed. The image is still
 //! installed, and the next call goes on with it. Then the tags are removed, so tart may collect what they named. The
-//! image's directories are moved away next. From then on the next start removes our notes, because the image isn't in
+//! image's directories are moved away next, and then files that no image refers to any more; tart collects those that a
+//! crash leaves. From then on the next start removes our notes, because the image isn't in
 //! the cache any more. What was moved away is removed last, outside of all locks ([`empty`]).
 
 use std::{
@@ -26,15 +29,17 @@ use std::{
     io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use proto::Digest;
+use proto::{Digest, image::Format};
 use rustix::process::{Flock, FlockType, fcntl_getlk};
 use tracing::{info, warn};
 
 use super::{
     Store,
+    content_files::{freed, lock_content, unreferred},
     news::News,
     stage::Stage,
     status::Status,
@@ -83,10 +88,7 @@ impl Installed {
         let places = status.references.iter();
         let mut directories: Vec<PathBuf> = places
             .map(|reference| cache::image_directory(home, reference, &image))
-            .filter(|directory| {
-                let disk = fs::metadata(directory.join(cache::DISK));
-                disk.is_ok_and(|disk| status.has_disk(disk.ino()))
-            })
+            .filter(|directory| status.is_of(directory))
             .collect();
         directories.sort();
         directories.dedup();
@@ -296,11 +298,19 @@ pub(crate) fn preview(home: &Path, keep: usize, now: SystemTime) -> io::Result<P
     let goldens = goldens(home);
     let images = look_at_all(home, &installed, &here, &goldens);
     let verdicts = decide(&images, &machines(home, &goldens)?, keep, now);
+    // what several images share goes with the last of them
+    let mut gone: Vec<PathBuf> = Vec::new();
     let previewed = verdicts.into_iter().map(|(image, stays)| {
         let installed = installed.iter().find(|of| of.image == image);
         let goldens = goldens.get(&image).map_or(&[][..], Vec::as_slice);
         let machines = machines_of(home, goldens);
-        let mut files = installed.map_or(machines, |of| of.directories.clone());
+        let mut files = installed.map_or(machines.clone(), |of| of.directories.clone());
+        let mut without = [&files[..], &machines].concat();
+        if stays.is_none() {
+            gone.append(&mut without);
+            without.clone_from(&gone);
+        }
+        let shared = installed.map_or_else(Vec::new, |of| freed(home, &of.directories, &without));
         files.extend(installed.map(|of| of.notes.clone()));
         let known = installed.map_or(&[][..], |of| &of.known);
         let marked = goldens
@@ -314,7 +324,11 @@ pub(crate) fn preview(home: &Path, keep: usize, now: SystemTime) -> io::Result<P
             references: named.map(ToString::to_string).collect(),
             goldens: goldens.cloned().collect(),
             stays,
-            bytes: files.iter().map(|path| taken_bytes(path)).sum(),
+            bytes: files
+                .iter()
+                .chain(&shared)
+                .map(|path| taken_bytes(path))
+                .sum(),
         }
     });
     let mut images: Vec<Previewed> = previewed.collect();
@@ -327,10 +341,15 @@ pub(crate) fn preview(home: &Path, keep: usize, now: SystemTime) -> io::Result<P
     })
 }
 
-/// Bytes that a directory's files take on the volume. What can't be read counts as none.
+/// Bytes that a file, or a directory's files, take on the volume. What can't be read counts as none.
 fn taken_bytes(directory: &Path) -> u64 {
     /// `st_blocks` counts units of so many bytes.
     const BLOCK_BYTES: u64 = 512;
+    if let Ok(found) = fs::symlink_metadata(directory)
+        && found.is_file()
+    {
+        return found.blocks() * BLOCK_BYTES;
+    }
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let sizes = entries.map(|entry| match entry.file_type() {
         Ok(kind) if kind.is_dir() => taken_bytes(&entry.path()),
@@ -564,6 +583,15 @@ pub(super) fn remove(
     let Some(_locks) = lock_places(home, &known)? else {
         return Ok(false);
     };
+    let is_stacked = |stage: &&Arc<Stage>| stage.layout().format() == Format::Stacked;
+    let _content = match stage.as_ref().filter(is_stacked) {
+        None => None,
+        Some(_) => match lock_content(home, Duration::ZERO) {
+            Ok(locked) => Some(locked),
+            Err(LockError::Busy { .. }) => return Ok(false),
+            Err(LockError::Io { error, .. }) => return Err(error),
+        },
+    };
     // somebody may have cloned it, run a golden or wanted it since it was looked at without the locks
     let (verdicts, goldens) = verdicts(store, keep, now)?;
     if verdicts.get(image) != Some(&None) {
@@ -592,6 +620,9 @@ pub(super) fn remove(
         move_out(home, directory)?;
         step("image moved")?;
     }
+    if is_stacked(&stage) {
+        move_out_files(home, stage)?;
+    }
     store.let_go(image);
     stage.set_gone();
     drop(installing);
@@ -599,6 +630,20 @@ pub(super) fn remove(
     store.shared.tell(News::Retired { image: *image });
     move_out(home, &store.shared.directory(image))?;
     Ok(true)
+}
+
+/// Moves away the files of a stacked image that nobody refers to any more. The caller holds tart's locks round them.
+fn move_out_files(home: &Path, stage: &Stage) -> io::Result<()> {
+    let files = unreferred(home, stage.layout(), &[]).unwrap_or_else(|error| {
+        let image = stage.layout().digest();
+        warn!(%image, %error, "files of a retired image are left for tart to collect");
+        Vec::new()
+    });
+    for file in files {
+        move_out(home, &cache::content_file(home, &file))?;
+        step("file moved")?;
+    }
+    Ok(())
 }
 
 /// Takes the locks that tart holds while it pulls, while a new VM gets its name, and until a VM that begins to run is

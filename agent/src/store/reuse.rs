@@ -14,7 +14,7 @@ use std::{
 use proto::{
     BlockPrint, ChunkIndex, Digest, Layout,
     blocks::{PAGE_BYTES, Piece},
-    image::Place,
+    image::{Format, Place},
 };
 
 use super::{
@@ -232,6 +232,10 @@ fn columns(stage: &Stage) -> Option<Columns> {
 pub(super) fn disk(other: &Arc<Stage>, term: &Term<'_>) -> Option<Disk> {
     let is_whole = other.is_installed() || other.is_complete();
     let file = other.recipe().filter(|_| is_whole && !other.is_gone())?;
+    // an index is of one file; what a stacked image has is found as whole chunks
+    if other.layout().format() != Format::Flat {
+        return None;
+    }
     match index(other, file.digest, term) {
         Ok(index) => {
             let held = other.chunks();
@@ -256,8 +260,11 @@ pub(super) fn lends_blocks(other: &Stage) -> bool {
     else {
         return false;
     };
+    if other.layout().format() != Format::Flat {
+        return false;
+    }
     let path = other.directory().join(INDEX);
-    let index = Key::new(file.digest, &body.disk).and_then(|key| Index::open(&path, &key));
+    let index = Key::new(file.digest, body.disk_at(0).0).and_then(|key| Index::open(&path, &key));
     let is_there = index.is_ok_and(|index| index.is_some());
     let stamp = recipes::Stamp::of(other.shared().home(), &file.digest);
     let has_columns = |stamp| {
@@ -272,7 +279,7 @@ fn index(other: &Stage, name: Digest, term: &Term<'_>) -> io::Result<Option<Inde
     let Some(body) = bodies.first() else {
         return Ok(None);
     };
-    let key = Key::new(name, &body.disk)?;
+    let key = Key::new(name, body.disk_at(0).0)?;
     let path = other.directory().join(INDEX);
     if let Some(index) = Index::open(&path, &key)? {
         return Ok(Some(index));

@@ -18,6 +18,7 @@ use super::{
     blocks::pieces::Pieces,
     budget::{Budget, Taken},
     claim::Hosts,
+    content_files::ContentFiles,
     news::{News, NewsBox},
     prints::Prints,
     room::Room,
@@ -87,6 +88,8 @@ pub(crate) struct Shared {
     beginnings: Budget,
     /// One index is made at a time, in 10 MB.
     indexing: Budget,
+    /// Files of tart's cache that images share.
+    content_files: ContentFiles,
     /// This host's id, if it was set. Links that are made here name it as their maker.
     host: OnceLock<HostId>,
 }
@@ -107,6 +110,7 @@ impl Shared {
             prints: Mutex::default(),
             beginnings: Budget::new(MAX_BEGINNINGS_BYTES),
             indexing: Budget::new(1),
+            content_files: ContentFiles::default(),
             host: OnceLock::new(),
         }
     }
@@ -193,6 +197,11 @@ impl Shared {
 
     pub(super) const fn hosts(&self) -> &Arc<Hosts> {
         &self.hosts
+    }
+
+    /// The files of tart's cache that images of ours installed, and share.
+    pub(super) const fn content_files(&self) -> &ContentFiles {
+        &self.content_files
     }
 
     pub(super) const fn room(&self) -> &Room {

@@ -12,7 +12,7 @@ use std::{
 use proto::{
     Answer, CHUNK_BYTES, ChunkIndex, ChunkSet, Digest, HostId, HostKey, Layout, Link, Source,
     Statement,
-    image::Blob,
+    image::{Blob, Format},
     ledger::{Entered, Verdict},
 };
 use swarm::event::Entitled;
@@ -23,18 +23,19 @@ use super::{
     claim::{HeldChunk, Look, WriteError},
     doubt::Doubt,
     earlier::{self, LostLinks},
-    files::{Body, ImageFiles, Where},
+    files::{Body, ImageFiles, Where, installed_paths},
     held::Held,
     journal::{Journal, Record},
     layers::{self, DecodeLayerError, Decoded},
     names::Names,
+    open_file::OpenFile,
     outstanding::{self, Outstanding, Promise},
     recipes::{self, NamedRecipe, ReadRecipeError},
     room::{Builder, NoRoomError},
     shared::Shared,
     status::Status,
     steps::step,
-    tree::{IMAGE, JOURNAL, TWIN, begun_at, io_at, remove_any, write_new},
+    tree::{CONTENT, IMAGE, JOURNAL, TWIN, begun_at, io_at, remove_any, write_new},
 };
 use crate::{
     lock::lock,
@@ -117,8 +118,15 @@ impl Stage {
         write_new(&directory.join(cache::MANIFEST), manifest)?;
         let status = Status {
             disk_inode: body.inode,
+            file_inodes: match layout.format() {
+                Format::Flat => Vec::new(),
+                Format::Stacked => body.disk_inodes(),
+            },
             ..status
         };
+        if layout.format() == Format::Stacked {
+            platform::sync_directory(&directory.join(CONTENT))?;
+        }
         platform::sync_directory(&image)?;
         step("the manifest is written")?;
         let parts = Parts {
@@ -661,7 +669,7 @@ impl Stage {
     /// Sets room aside for a copy of the image, until the promise is dropped.
     pub(super) fn promise_room(&self) -> Result<Promise<'_>, NoRoomError> {
         let bodies = self.files.bodies();
-        let need_bytes = bodies.first().map_or(0, |body| body.taken_bytes());
+        let need_bytes = bodies.first().map_or(0, |body| body.copied_bytes());
         self.shared.room().admit(need_bytes, self.layout.digest())?;
         Ok(self.outstanding.promise(need_bytes))
     }
@@ -700,7 +708,10 @@ impl Stage {
         let directories = self.names.installed_directories();
         let bodies: Vec<Body> = directories
             .iter()
-            .filter_map(|directory| Body::open(directory, true, &self.layout).ok())
+            .filter_map(|directory| {
+                let disk = installed_paths(self.shared.home(), directory, &self.layout);
+                Body::open(directory, &disk, true, &self.layout).ok()
+            })
             .collect();
         if !bodies.is_empty() {
             self.files.replace_bodies(bodies);
@@ -720,6 +731,15 @@ impl Stage {
             }
             Ok(())
         })
+    }
+
+    /// Uses these files of the disk instead of its own: another image put the same ones into tart's cache. What they
+    /// hold is compared when it is used.
+    pub(super) fn share_files(&self, files: &[(usize, Arc<OpenFile>)]) -> io::Result<()> {
+        self.names.note_files(files)?;
+        self.files.share(files);
+        self.held.doubt();
+        Ok(())
     }
 
     /// Counts every chunk as unread, and every blob as not decoded.

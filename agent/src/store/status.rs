@@ -1,13 +1,13 @@
 //! `status.json`: the references that a stage is for, and the disks that its journal describes.
 
-use std::{fs, io, path::Path, sync::Arc};
+use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
 
 use proto::{HostKey, image::Blob};
 use serde::{Deserialize, Serialize};
 use swarm::event::Entitled;
 
 use super::tree::{STATUS, io_at};
-use crate::tart::Reference;
+use crate::tart::{Reference, cache};
 
 const VERSION: u32 = 1;
 
@@ -20,11 +20,13 @@ pub(super) struct Status {
     pub(super) references: Vec<Reference>,
     /// The references that shall name the image now. None if an earlier version wrote the file, which didn't note them.
     pub(super) wanted: Option<Vec<Reference>>,
-    /// Inode of `disk.img`. A rename keeps the inode, so the inode tells our disk from one that tart made under the
-    /// same name.
+    /// Inode of `disk.img`, or of a stacked image's `config.json`. A rename keeps the inode, so the inode tells our
+    /// directory from one that tart made under the same name.
     pub(super) disk_inode: u64,
-    /// Inodes of the disks of twins in other repositories.
+    /// The same inodes of twins in other repositories.
     pub(super) twin_inodes: Vec<u64>,
+    /// Inodes of the files of a stacked image, in the manifest's order. They are none for a flat one.
+    pub(super) file_inodes: Vec<u64>,
     /// Whether the image is in tart's cache. If the file system says otherwise, the file system counts.
     pub(super) installed: bool,
     /// The hosts that may have what the image holds.
@@ -42,6 +44,8 @@ struct File {
     disk_inode: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     twin_inodes: Vec<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    file_inodes: Vec<u64>,
     installed: bool,
     /// Keys of hosts. None means all hosts, also if an earlier version wrote the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -54,6 +58,14 @@ struct File {
 struct RecipeFile {
     digest: String,
     size: u64,
+}
+
+/// The inode that tells a directory of an image from another one: that of its disk, or of its configuration where the
+/// disk lies elsewhere.
+pub(super) fn inode(directory: &Path) -> Option<u64> {
+    let of = |part: &str| fs::symlink_metadata(directory.join(part)).ok();
+    let found = of(cache::DISK).or_else(|| of(cache::CONFIG))?;
+    found.is_file().then(|| found.ino())
 }
 
 fn parse(references: &[String]) -> Vec<Reference> {
@@ -93,6 +105,7 @@ impl Status {
             wanted: file.wanted.as_deref().map(parse),
             disk_inode: file.disk_inode,
             twin_inodes: file.twin_inodes,
+            file_inodes: file.file_inodes,
             installed: file.installed,
             entitled: file
                 .entitled
@@ -107,8 +120,13 @@ impl Status {
         }))
     }
 
-    /// Whether a disk with this inode is one of ours.
-    pub(super) fn has_disk(&self, inode: u64) -> bool {
+    /// Whether a directory is one of ours, by the inode of the file that tells.
+    pub(super) fn is_of(&self, directory: &Path) -> bool {
+        inode(directory).is_some_and(|found| self.has(found))
+    }
+
+    /// Whether the inode is that of a directory of ours.
+    pub(super) fn has(&self, inode: u64) -> bool {
         self.disk_inode == inode || self.twin_inodes.contains(&inode)
     }
 
@@ -122,6 +140,7 @@ impl Status {
             wanted: self.wanted.as_ref().map(texts),
             disk_inode: self.disk_inode,
             twin_inodes: self.twin_inodes.clone(),
+            file_inodes: self.file_inodes.clone(),
             installed: self.installed,
             entitled: self
                 .entitled

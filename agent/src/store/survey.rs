@@ -17,7 +17,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use proto::{CHUNK_BYTES, Digest, Layout};
+use proto::{CHUNK_BYTES, Layout, image::Format};
 
 use super::{
     Store,
@@ -44,6 +44,8 @@ const PRINT_BYTES: u64 = 16;
 const STEP_CHUNKS: u32 = 64;
 /// A VM's disk rests for this long before it is read: VMs that live for an hour write to it all the time.
 const REST: Duration = Duration::from_hours(1);
+/// A file of a stacked image with fewer bytes is fetched sooner than it is read, and takes no place from a disk.
+const LEAST_FILE_BYTES: u64 = 256 << 20;
 /// A disk that couldn't be read, or whose notes couldn't be written, is left alone for so long.
 const RETRY: Duration = Duration::from_hours(1);
 
@@ -363,8 +365,7 @@ fn disks(store: &Store, now: SystemTime) -> io::Result<BTreeMap<PathBuf, (Candid
         stages.iter().find(has)
     };
     let mut disks = BTreeMap::new();
-    let mut add = |directory: &Path, whose: Whose, layers: &[(u64, u64)], rests: bool| {
-        let path = directory.join(cache::DISK);
+    let mut add = |path: PathBuf, whose: Whose, layers: &[(u64, u64)], rests: bool| {
         let found = fs::symlink_metadata(&path).ok()?;
         let changed = found.modified().ok()?;
         let quiet = now
@@ -406,7 +407,10 @@ fn disks(store: &Store, now: SystemTime) -> io::Result<BTreeMap<PathBuf, (Candid
             Some(stage) => layers(stage.layout()),
             None => layers_of(&directory),
         };
-        add(&directory, Whose::Image, &layers, true);
+        add(directory.join(cache::DISK), Whose::Image, &layers, true);
+    }
+    for (path, layers) in content_files(home)? {
+        add(path, Whose::Image, &layers, true);
     }
     let marks = golden::marks(home).into_iter();
     let of_ours: BTreeSet<String> = marks
@@ -426,10 +430,29 @@ fn disks(store: &Store, now: SystemTime) -> io::Result<BTreeMap<PathBuf, (Candid
         if !of_ours.contains(&name) {
             let directory = entry.path();
             let rests = !is_running(&directory);
-            add(&directory, Whose::Machine, &[], rests);
+            add(directory.join(cache::DISK), Whose::Machine, &[], rests);
         }
     }
     Ok(disks)
+}
+
+/// The large files of stacked images, with where layers lie in each, by the manifests that refer to them. Ours are
+/// among them, because no index is made of their blocks otherwise.
+fn content_files(home: &Path) -> io::Result<BTreeMap<PathBuf, Vec<(u64, u64)>>> {
+    let mut files = BTreeMap::new();
+    for directory in cache::images(home)? {
+        let layout = cache::manifest(&directory).filter(|of| of.format() == Format::Stacked);
+        let Some(layout) = layout else { continue };
+        for file in layout.files() {
+            let large = file.digest.filter(|_| file.bytes >= LEAST_FILE_BYTES);
+            if let Some(digest) = large {
+                let layers = layout.layers()[file.layers.clone()].iter();
+                let layers = layers.map(|layer| (layer.offset - file.start, layer.raw_bytes));
+                files.insert(cache::content_file(home, &digest), layers.collect());
+            }
+        }
+    }
+    Ok(files)
 }
 
 fn layers(layout: &Layout) -> Vec<(u64, u64)> {
@@ -442,9 +465,7 @@ fn layers(layout: &Layout) -> Vec<(u64, u64)> {
 /// The layers of an image that tart pulled, by the manifest beside it. None if that can't be read: tart writes it anew,
 /// so its digest is another one, and what it says is a hint.
 fn layers_of(directory: &Path) -> Vec<(u64, u64)> {
-    let manifest = fs::read(directory.join(cache::MANIFEST)).ok();
-    let layout = manifest.and_then(|bytes| Layout::parse(&bytes, &Digest::of(&bytes)).ok());
-    layout.map_or_else(Vec::new, |layout| layers(&layout))
+    cache::manifest(directory).map_or_else(Vec::new, |layout| layers(&layout))
 }
 
 #[cfg(test)]

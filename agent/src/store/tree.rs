@@ -18,6 +18,8 @@ pub(super) const STATUS: &str = "status.json";
 pub(super) const BLOBS: &str = "blobs";
 /// The index of an image's blocks.
 pub(super) const INDEX: &str = "blocks.index";
+/// The directory with the files of a stacked image that is under construction.
+pub(super) const CONTENT: &str = "content";
 /// A second directory of the image, on its way to another repository.
 pub(super) const TWIN: &str = "twin";
 /// The directory that stood in the image's place in the cache.

@@ -1,6 +1,6 @@
 //! A second directory of an installed image, for another repository of tart's cache. It is a clone if the volume can
 //! clone files, otherwise a copy. It shares no inode with the first directory, because an edit of one must not edit the
-//! other.
+//! other. The files of a stacked image's disk have no second copy, because tart shares them, too.
 //!
 //! A clone is compared with the links after it was made. The chunks of a copy are compared before they are written. So
 //! a byte that rotted in the first directory never reaches the second: the chunk is dropped and reported as
@@ -8,7 +8,7 @@
 
 use std::{fs, io, os::unix::fs::FileExt as _, path::PathBuf};
 
-use proto::{ChunkIndex, Digest};
+use proto::{ChunkIndex, Digest, image::Format};
 
 use super::{
     claim::Look,
@@ -61,7 +61,12 @@ pub(super) fn make(stage: &Stage) -> Result<PathBuf, TwinError> {
     remove_any(&twin)?;
     fs::create_dir(&twin).map_err(|error| io_at("creating", &twin, error))?;
     let clone = |part: &str| platform::clone_file(&from.join(part), &twin.join(part));
-    let cloned = match cache::PARTS.iter().try_for_each(|part| clone(part)) {
+    let stacked = stage.layout().format() == Format::Stacked;
+    let parts = match stacked {
+        true => &[cache::CONFIG, cache::NVRAM][..],
+        false => &cache::PARTS,
+    };
+    let cloned = match parts.iter().try_for_each(|part| clone(part)) {
         Ok(()) => true,
         Err(CloneError::Unsupported) => false,
         Err(CloneError::Io(error)) => return Err(io_at("cloning into", &twin, error).into()),
@@ -71,7 +76,10 @@ pub(super) fn make(stage: &Stage) -> Result<PathBuf, TwinError> {
         true => None,
         false => Some(stage.promise_room()?),
     };
-    let body = Body::create(&twin, stage.layout())?;
+    let body = match stage.files().bodies().first().filter(|_| stacked) {
+        Some(first) => first.beside(&twin, stage.layout())?,
+        None => Body::create(&twin, stage.layout())?,
+    };
     fill(stage, &body, cloned)?;
     body.sync()?;
     drop(promise);
@@ -85,12 +93,19 @@ pub(super) fn make(stage: &Stage) -> Result<PathBuf, TwinError> {
 
 /// Writes the chunks that the twin lacks, and compares those that it has.
 fn fill(stage: &Stage, body: &Body, cloned: bool) -> Result<(), TwinError> {
+    let stacked = stage.layout().format() == Format::Stacked;
     for at in 0..stage.chunks().len() {
         let geometry = stage.chunks().geometry(at);
         let content = stage.chunks().digest(at);
         for chunk in (0..geometry.chunks()).map(ChunkIndex) {
             let places = stage.chunks().files().places(at);
-            if places.iter().all(|place| *place == Where::Blob) {
+            let lies_elsewhere = |place: &Where| match place {
+                Where::Blob => true,
+                // the files of a stacked image's disk are the first directory's
+                Where::Disk(_) => stacked,
+                Where::Config | Where::Nvram => false,
+            };
+            if places.iter().all(lies_elsewhere) {
                 continue;
             }
             if cloned && is_in(stage, body, at, chunk)? {

@@ -4,18 +4,19 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::{FileExt as _, MetadataExt as _},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
 
 use proto::{
     ChunkIndex, Digest, Geometry, Layout, State, chain,
-    image::{Blob, DiskLayer, LayerName, ParseImageError},
+    image::{Blob, DiskFile, DiskLayer, Format, LayerName, ParseImageError},
 };
 use sha2::{Digest as _, Sha256};
 
 use super::{
     doubt::mark,
+    files::installed_paths,
     journal::{Journal, Record},
     layers::decode_blob,
     status::Status,
@@ -164,38 +165,67 @@ pub fn verify(
         check_file(&directory.join(name), blob)?;
         advance(blob.size);
     }
-    let path = directory.join(cache::DISK);
-    let disk = open(&path)?;
-    check_manifest(&directory, &ours, &disk, &digest)?;
-    let size = disk.metadata().map_err(at(&path))?.len();
-    if size != layout.disk_bytes() {
-        return Err(VerifyError::Size {
-            path,
-            wanted: layout.disk_bytes(),
-            found: size,
-        });
-    }
-    for layer in layout.layers() {
-        match layer.raw {
-            Some(raw) => {
-                let found = hash(&disk, layer.offset, layer.raw_bytes).map_err(at(&path))?;
-                if found != raw {
-                    let chunk = first_bad(&disk, layer, &raw, &ours.join(JOURNAL), &digest);
-                    return Err(VerifyError::Layer {
-                        layer: Layout::name(layer),
-                        chunk,
-                    });
-                }
-            }
-            None => check_encoded(&disk, layer, &ours.join(BLOBS), &path)?,
-        }
-        advance(layer.raw_bytes);
+    check_manifest(&directory, &ours, &digest)?;
+    let paths = installed_paths(home, &directory, &layout);
+    for (file, path) in layout.files().iter().zip(&paths) {
+        check_disk_file(&layout, file, path, &ours, &mut advance)?;
     }
     Ok(Verified {
         digest,
         directory,
         bytes: total,
     })
+}
+
+/// Compares a file of the disk with its layers and, if the image is stacked, with its own digest.
+fn check_disk_file(
+    layout: &Layout,
+    file: &DiskFile,
+    path: &Path,
+    ours: &Path,
+    advance: &mut impl FnMut(u64),
+) -> Result<(), VerifyError> {
+    let disk = open(path)?;
+    let size = disk.metadata().map_err(at(path))?.len();
+    if size != file.bytes {
+        return Err(VerifyError::Size {
+            path: path.into(),
+            wanted: file.bytes,
+            found: size,
+        });
+    }
+    let whole = file.digest.filter(|_| layout.format() == Format::Stacked);
+    let mut hasher = whole.map(|_| Sha256::new());
+    for layer in &layout.layers()[file.layers.clone()] {
+        let start = layer.offset - file.start;
+        match layer.raw {
+            Some(raw) => {
+                let found = hash_into(&disk, start, layer.raw_bytes, hasher.as_mut());
+                if found.map_err(at(path))? != raw {
+                    let place = (&disk, start);
+                    let journal = ours.join(JOURNAL);
+                    let chunk = first_bad(place, layer, &raw, &journal, layout.digest());
+                    return Err(VerifyError::Layer {
+                        layer: layer.name(),
+                        chunk,
+                    });
+                }
+            }
+            None => check_encoded(&disk, layer, &ours.join(BLOBS), path)?,
+        }
+        advance(layer.raw_bytes);
+    }
+    if let (Some(wanted), Some(hasher)) = (whole, hasher) {
+        let found = Digest::from_bytes(hasher.finalize().into());
+        if found != wanted {
+            return Err(VerifyError::File {
+                path: path.into(),
+                wanted,
+                found,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Tells the agent of this tart home that [`verify`] found an image damaged. The agent withdraws the image's presence,
@@ -230,7 +260,7 @@ fn find(home: &Path, reference: &Reference) -> Result<(PathBuf, Digest), VerifyE
     };
     let found = fs::canonicalize(&path)
         .ok()
-        .filter(|found| cache::is_complete(found));
+        .filter(|found| cache::is_complete(home, found));
     let digest = found
         .as_deref()
         .and_then(|found| found.file_name()?.to_str()?.parse().ok());
@@ -250,7 +280,7 @@ fn find_staged(home: &Path, digest: Digest) -> Result<(PathBuf, Digest), VerifyE
     let status = status.map_err(at(&path))?.unwrap_or_default();
     let places = status.references.iter();
     let mut places = places.map(|reference| cache::image_directory(home, reference, &digest));
-    let found = places.find(|place| cache::is_complete(place));
+    let found = places.find(|place| cache::is_complete(home, place));
     let image = digest.to_string();
     found
         .map(|place| (place, digest))
@@ -280,16 +310,10 @@ fn read_layout(paths: &[PathBuf; 2], digest: &Digest) -> Result<Layout, VerifyEr
 
 /// Compares the manifest in a directory that we installed. Skips directories that tart pulled, where tart writes its
 /// own manifest.
-fn check_manifest(
-    directory: &Path,
-    ours: &Path,
-    disk: &File,
-    digest: &Digest,
-) -> Result<(), VerifyError> {
+fn check_manifest(directory: &Path, ours: &Path, digest: &Digest) -> Result<(), VerifyError> {
     let path = directory.join(cache::MANIFEST);
-    let inode = disk.metadata().map_err(at(&path))?.ino();
-    let is_ours =
-        Status::read(ours).is_ok_and(|status| status.is_some_and(|status| status.has_disk(inode)));
+    let status = Status::read(ours);
+    let is_ours = status.is_ok_and(|status| status.is_some_and(|status| status.is_of(directory)));
     if !is_ours {
         return Ok(());
     }
@@ -334,7 +358,7 @@ fn check_encoded(
     let path = blobs.join(layer.blob.digest.hex().to_string());
     if !path.exists() {
         return Err(VerifyError::NoBlob {
-            layer: Layout::name(layer),
+            layer: layer.name(),
         });
     }
     check_file(&path, layer.blob)?;
@@ -354,7 +378,7 @@ fn check_encoded(
         Ok(())
     } else {
         Err(VerifyError::Layer {
-            layer: Layout::name(layer),
+            layer: layer.name(),
             chunk: None,
         })
     }
@@ -362,7 +386,7 @@ fn check_encoded(
 
 /// The first chunk at which the bytes on disk leave the chain, by the links in the store's journal.
 fn first_bad(
-    disk: &File,
+    (disk, start): (&File, u64),
     layer: &DiskLayer,
     raw: &Digest,
     journal: &Path,
@@ -387,7 +411,7 @@ fn first_bad(
     let mut bytes = vec![0; PIECE_BYTES];
     for (chunk, end) in (0..).map(ChunkIndex).zip(ends) {
         let bytes = &mut bytes[..geometry.len(chunk) as usize];
-        disk.read_exact_at(bytes, layer.offset + geometry.offset(chunk))
+        disk.read_exact_at(bytes, start + geometry.offset(chunk))
             .ok()?;
         state = chain::step(geometry, chunk, state, bytes);
         if end? != state {
@@ -398,6 +422,16 @@ fn first_bad(
 }
 
 fn hash(file: &File, offset: u64, size: u64) -> io::Result<Digest> {
+    hash_into(file, offset, size, None)
+}
+
+/// Does what [`hash`] does, and has another hasher take the same bytes.
+fn hash_into(
+    file: &File,
+    offset: u64,
+    size: u64,
+    mut also: Option<&mut Sha256>,
+) -> io::Result<Digest> {
     let mut hasher = Sha256::new();
     let mut piece = vec![0; PIECE_BYTES];
     let mut done = 0;
@@ -405,6 +439,9 @@ fn hash(file: &File, offset: u64, size: u64) -> io::Result<Digest> {
         let length = usize::try_from(size - done).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES));
         file.read_exact_at(&mut piece[..length], offset + done)?;
         hasher.update(&piece[..length]);
+        if let Some(also) = &mut also {
+            also.update(&piece[..length]);
+        }
         done += length as u64;
     }
     Ok(Digest::from_bytes(hasher.finalize().into()))

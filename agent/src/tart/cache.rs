@@ -6,7 +6,8 @@ use std::{
 };
 
 use proto::{
-    Digest,
+    Digest, Layout,
+    image::{Format, MAX_MANIFEST_BYTES},
     reference::{Reference, Version},
 };
 
@@ -21,7 +22,10 @@ pub(crate) const MANIFEST: &str = "manifest.json";
 /// Keeps tart's `gc` from an image that no tag points to.
 pub(crate) const MARKER: &str = ".explicitly-pulled";
 
-/// The files that a directory needs, so that tart takes it for an image or a VM.
+/// The disk of a local VM that tart (from 2.36 on) made of a stacked image. Such a VM has no [`DISK`].
+pub(crate) const OVERLAY: &str = "overlay.asif";
+
+/// The files that a directory needs, so that tart takes it for a flat image or a VM made of one.
 pub(crate) const PARTS: [&str; 3] = [CONFIG, DISK, NVRAM];
 
 /// The directory of a registry. tart locks it while it pulls from that registry.
@@ -139,14 +143,67 @@ pub(crate) fn tags(home: &Path, installed: &Path) -> Vec<Reference> {
     named().unwrap_or_default()
 }
 
+/// The directory with the files of stacked images. tart (from 2.36 on) locks it while it installs there.
+pub(crate) fn content_directory(home: &Path) -> PathBuf {
+    home.join("cache/content")
+}
+
+/// The file that tart locks while it moves or removes files of stacked images, and while it makes or removes what
+/// refers to them. Names with a leading dot are never collected there.
+pub(crate) fn content_lock(home: &Path) -> PathBuf {
+    content_directory(home).join(".gc.lock")
+}
+
+/// Where all images that have this file share it. The name is the digest of the whole file.
+pub(crate) fn content_file(home: &Path, file: &Digest) -> PathBuf {
+    content_directory(home)
+        .join("sha256")
+        .join(file.hex().to_string())
+}
+
+/// The manifest in a directory of an image or a VM. `None` if there is none, or it can't be read or understood. tart
+/// before 2.36 writes it anew, so it proves nothing.
+pub(crate) fn manifest(directory: &Path) -> Option<Layout> {
+    let path = directory.join(MANIFEST);
+    let found = fs::metadata(&path).ok()?;
+    if !found.is_file() || found.len() > MAX_MANIFEST_BYTES as u64 {
+        return None;
+    }
+    let bytes = fs::read(path).ok()?;
+    Layout::parse(&bytes, &Digest::of(&bytes)).ok()
+}
+
 /// The directory of a local VM.
 pub(crate) fn vm_directory(home: &Path, name: &str) -> PathBuf {
     home.join("vms").join(name)
 }
 
-/// Whether tart takes this directory for an image or a VM: its files exist. Nothing is hashed.
-pub(crate) fn is_complete(directory: &Path) -> bool {
-    PARTS
+/// Whether tart can clone the image in this directory: its files exist, and those of a stacked image have their
+/// lengths. Nothing is hashed. A half record, which tart takes for an image and can't clone, isn't one.
+pub(crate) fn is_complete(home: &Path, directory: &Path) -> bool {
+    if !are_files(directory, &[CONFIG, NVRAM]) {
+        return false;
+    }
+    if are_files(directory, &[DISK]) {
+        return true;
+    }
+    let Some(layout) = manifest(directory).filter(|of| of.format() == Format::Stacked) else {
+        return false;
+    };
+    layout.files().iter().all(|file| {
+        let found = file.digest.map(|digest| content_file(home, &digest));
+        let found = found.and_then(|path| fs::symlink_metadata(path).ok());
+        found.is_some_and(|found| found.is_file() && found.len() == file.bytes)
+    })
+}
+
+/// Whether tart takes this directory for a local VM.
+pub(crate) fn is_machine(directory: &Path) -> bool {
+    are_files(directory, &PARTS) || are_files(directory, &[CONFIG, NVRAM, MANIFEST, OVERLAY])
+}
+
+fn are_files(directory: &Path, parts: &[&str]) -> bool {
+    parts
         .iter()
         .all(|part| fs::metadata(directory.join(part)).is_ok_and(|found| found.is_file()))
 }

@@ -34,6 +34,8 @@ pub(super) struct Host {
     pub(super) version: String,
     /// Whether the host's version makes recipes of images that it holds.
     pub(super) makes_recipes: bool,
+    /// Whether the host's version stages stacked images.
+    pub(super) stages_stacked: bool,
     pub(super) volume: Option<VolumeView>,
     /// The bytes that wait to be uploaded, by the host's own word.
     pub(super) backlog_bytes: u64,
@@ -51,6 +53,7 @@ impl Host {
             place: None,
             version: String::new(),
             makes_recipes: false,
+            stages_stacked: false,
             volume: None,
             backlog_bytes: 0,
             upload_bytes_per_second: 0,
@@ -142,6 +145,7 @@ impl Hosts {
         };
         known.version = progress::clean(&hello.version);
         known.makes_recipes = hello.makes_recipes;
+        known.stages_stacked = hello.stages_stacked;
         known.volume = hello.volume.as_ref().map(volume);
         let advertised = peer_address(remote, hello, networks);
         match &advertised {

@@ -5,8 +5,10 @@
 
 use std::sync::Arc;
 
-use proto::{Digest, HostId, Moment, limits::MAX_IMAGES, message, recipe::Doubt};
-use rollout::stage::{Event, Plan, RecipeLeft, RecipeLoss};
+use proto::{
+    Digest, HostId, Moment, Reason, image::Format, limits::MAX_IMAGES, message, recipe::Doubt,
+};
+use rollout::stage::{Event, Plan, RecipeLeft, RecipeLoss, event::Standing};
 use tracing::warn;
 
 use super::{
@@ -209,6 +211,39 @@ impl Staging {
         self.orders.named(host, named);
     }
 
+    /// Has a host stage an image. A host whose agent can't stage images of this kind isn't ordered to: the image fails
+    /// there, with the reason, as if the host had said so.
+    pub(super) fn begin(
+        &mut self,
+        now: Moment,
+        hosts: &mut Hosts,
+        host: &HostId,
+        image: Digest,
+    ) -> Effects {
+        let mut effects = Effects::default();
+        if self.can_stage(hosts, host, &image) {
+            let order = self.stage(hosts, host, image);
+            effects.send(order.map(|order| (host.clone(), order)));
+            return effects;
+        }
+        let report = message::ImageState {
+            manifest: image.as_bytes().to_vec(),
+            state: message::StageState::Failed.into(),
+            reason: Reason::NeedsNewerAgent.as_str().to_owned(),
+            message: "it is a stacked image, which the host's agent can't stage; upgrade the agent"
+                .to_owned(),
+            ..message::ImageState::default()
+        };
+        hosts.image(now, host, image, &report, None);
+        effects.tell(Event::Reported {
+            host: host.clone(),
+            image,
+            standing: Standing::Failed,
+            held_bytes: 0,
+        });
+        effects
+    }
+
     /// Makes the order for a host to stage an image. `None` when the host has the order already and goes on.
     pub(super) fn stage(
         &mut self,
@@ -217,6 +252,13 @@ impl Staging {
         image: Digest,
     ) -> Option<Arc<message::Order>> {
         self.tell(hosts, host, image, false)
+    }
+
+    /// Whether the host's agent can stage an image of this kind.
+    fn can_stage(&self, hosts: &Hosts, host: &HostId, image: &Digest) -> bool {
+        let wanted = self.images.get(image);
+        hosts.get(host).is_none_or(|known| known.stages_stacked)
+            || wanted.is_none_or(|of| of.want().layout.format() == Format::Flat)
     }
 
     /// As [`stage`](Self::stage). With `news_only`, a host that has the order isn't asked to try again.
@@ -228,6 +270,9 @@ impl Staging {
         news_only: bool,
     ) -> Option<Arc<message::Order>> {
         let wanted = self.images.get(&image)?;
+        if !self.can_stage(hosts, host, &image) {
+            return None;
+        }
         let names = self.images.names_on(host).into_iter();
         let names = names.filter(|(_, (named, _))| *named == image);
         let names = names.map(|(reference, _)| reference).collect();

@@ -19,6 +19,7 @@ mod blames;
 mod cluster;
 mod fleet_recipes;
 mod flood;
+mod formats;
 mod names;
 mod predictions;
 mod recipes;
@@ -162,9 +163,13 @@ impl World {
     }
 
     pub(super) fn stage(&mut self, seed: &str) -> Result<StageReply, StageError> {
+        self.stage_want(want(seed, 1, 1 << 20))
+    }
+
+    pub(super) fn stage_want(&mut self, want: Want) -> Result<StageReply, StageError> {
         let (reply, mut answer) = oneshot::channel();
         self.driver.apply(Input::Asked(Ask::Stage {
-            want: Box::new(want(seed, 1, 1 << 20)),
+            want: Box::new(want),
             reply,
         }));
         // Answers as the writer does after writing the file.

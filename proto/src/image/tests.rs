@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 
 use super::*;
 
+mod stacked;
+
 fn blob(seed: u8) -> Digest {
     Digest::of(&[seed])
 }
@@ -186,10 +188,10 @@ fn the_number_of_layers_and_the_manifest_are_bounded() {
 #[test]
 fn unknown_layers_are_declined_by_name() {
     let mut layer = disk(10, 1, None);
-    layer["mediaType"] = json!("application/vnd.cirruslabs.tart.disk.asif.overlay.v1");
+    layer["mediaType"] = json!("application/vnd.cirruslabs.tart.disk.v3");
     let text = parse_disks(vec![layer]).unwrap_err().to_string();
     assert!(
-        text.contains("layer 1 (sha256:") && text.contains("asif.overlay.v1"),
+        text.contains("layer 1 (sha256:") && text.contains("disk.v3"),
         "{text}"
     );
 }

@@ -3,7 +3,7 @@
 //!
 //! A disk is cut into groups of 2 MiB, each zero, compressible or incompressible. Group borders lie 320 KiB off the
 //! multiples of 2 MiB, as nothing in a real disk falls on the borders of chunks. Generation streams: memory use doesn't
-//! depend on the disk's size.
+//! depend on the disk's size. A stacked image has a base, which is such a disk, and overlays, each of which is one too.
 //!
 //! ```
 //! use e2e::image::ImageSpec;
@@ -14,17 +14,17 @@
 //! assert_eq!(image.layout()?.disk_bytes(), 8 << 20);
 //! let next = spec.changed(25).generate(directory.path())?;
 //! assert_ne!(next.digest, image.digest);
-//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 mod disk;
 mod encode;
 mod push;
+mod stack;
 
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, BufWriter, Read as _, Write as _},
+    io::{self, BufWriter, Write as _},
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
@@ -37,21 +37,22 @@ use bytes::Bytes;
 use proto::{
     Digest, Layout, RegistryReference,
     image::{
-        CONFIG_TYPE, DISK_SIZE_ANNOTATION, DISK_TYPE, MANIFEST_TYPE, NVRAM_TYPE, ParseImageError,
-        RAW_DIGEST_ANNOTATION, RAW_SIZE_ANNOTATION,
+        CONFIG_TYPE, DISK_SIZE_ANNOTATION, DISK_TYPE, DiskFile, MANIFEST_TYPE, NVRAM_TYPE,
+        ParseImageError, RAW_DIGEST_ANNOTATION, RAW_SIZE_ANNOTATION,
     },
 };
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-pub use self::disk::{Change, Disk, Insertion, Mix};
 use self::encode::Encoder;
+pub use self::{
+    disk::{Change, Disk, Insertion, Mix},
+    stack::Overlay,
+};
 use crate::interrupt;
 
 /// Threads that encode layers.
 const THREADS: usize = 2;
-/// Bytes of a disk that are compared at a time.
-const COMPARE_BYTES: usize = 1 << 20;
 
 /// What an image is made of. The same spec always makes the same image, to the byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +79,8 @@ pub struct ImageSpec {
     pub inserted: Option<Insertion>,
     /// The disk's bytes are those of this file. It has `disk_bytes` at least, and stays as it is.
     pub file: Option<PathBuf>,
+    /// What lies on the disk, oldest first; with any, the image is a stacked one, and its disk is the base.
+    pub overlays: Vec<Overlay>,
 }
 
 /// What is wrong with an image. Layers are counted from 0 among the disk layers, and their copies share the flaw.
@@ -100,6 +103,9 @@ pub enum Flaw {
     DiskSize,
     /// There is no nvram.
     NoNvram,
+    /// The manifest gives another digest for this whole file of a stacked image; the base is file 0. Its layers are
+    /// sound.
+    FileDigest(usize),
 }
 
 /// Why an image can't be made.
@@ -135,8 +141,10 @@ pub struct GeneratedImage {
     pub manifest: Bytes,
     /// The manifest's digest: the image's name.
     pub digest: Digest,
-    /// The bytes of the disk.
+    /// The bytes of the disk; those of the base of a stacked image.
     pub disk: Disk,
+    /// The bytes of its overlays.
+    pub overlays: Vec<Disk>,
     /// What becomes `config.json`.
     pub config: Bytes,
     /// What becomes `nvram.bin`.
@@ -160,6 +168,7 @@ impl Default for ImageSpec {
             changes: Vec::new(),
             inserted: None,
             file: None,
+            overlays: Vec::new(),
         }
     }
 }
@@ -241,6 +250,27 @@ impl ImageSpec {
         }
     }
 
+    /// The disk as the base of a stacked image, with these overlays. Each layer has the digest of its raw bytes then.
+    #[must_use]
+    pub fn stacked(&self, overlays: &[Overlay]) -> Self {
+        Self {
+            overlays: overlays.to_vec(),
+            layers_without_digest: 0,
+            ..self.clone()
+        }
+    }
+
+    /// An overlay as a disk of its own.
+    fn overlay(&self, overlay: &Overlay) -> Self {
+        Self {
+            disk_bytes: overlay.bytes,
+            layer_bytes: self.layer_bytes,
+            seed: overlay.seed,
+            mix: self.mix,
+            ..Self::incompressible(0, 0, 0)
+        }
+    }
+
     /// The same image with something wrong.
     #[must_use]
     pub fn flawed(&self, flaw: Flaw) -> Self {
@@ -288,8 +318,10 @@ impl ImageSpec {
         if self.nvram_bytes == 0 {
             return Err(GenerateError::Spec("an nvram has a byte at least"));
         }
+        if !self.overlays.is_empty() && self.layers_without_digest > 0 {
+            return Err(GenerateError::Spec("each layer of a stack has a digest"));
+        }
         let disk = self.disk()?;
-        let layers = self.encode(&disk, directory).map_err(write)?;
         let mut blobs = BTreeMap::new();
         let mut small = |bytes: &[u8]| -> Result<(Digest, u64), GenerateError> {
             let digest = Digest::of(bytes);
@@ -308,25 +340,37 @@ impl ImageSpec {
         let (digest, size) = small(&config)?;
         all.push(descriptor(CONFIG_TYPE, &digest, size));
         let (nvram_digest, nvram_size) = small(&nvram)?;
-        let mut short = 0;
-        for (at, layer) in layers.iter().enumerate() {
-            blobs.insert(layer.digest, layer.size);
-            all.push(self.disk_descriptor(at, disk.source(at), layer));
-            short += u64::from(self.flaws.contains(&Flaw::TooShort(disk.source(at))));
+        let short = self.push_file(&disk, directory, &mut all, &mut blobs);
+        let mut short = short.map_err(write)?;
+        let mut overlays = Vec::new();
+        for (overlay, at) in self.overlays.iter().zip(1..) {
+            let file = self.overlay(overlay);
+            let bytes = file.disk()?;
+            let first = all.len();
+            let pushed = file.push_file(&bytes, directory, &mut all, &mut blobs);
+            short += pushed.map_err(write)?;
+            self.mark_file(&mut all[first..], &bytes, at)
+                .map_err(write)?;
+            overlays.push(bytes);
         }
         if !self.flaws.contains(&Flaw::NoNvram) {
             all.push(descriptor(NVRAM_TYPE, &nvram_digest, nvram_size));
         }
+        let mut annotations = json!({ "org.cirruslabs.tart.upload-time": "2026-11-01T00:00:00Z" });
+        let mut disk_bytes = self.disk_bytes;
+        if !overlays.is_empty() {
+            let base = 1..=disk.layers();
+            self.mark_file(&mut all[base], &disk, 0).map_err(write)?;
+            disk_bytes = stack::guest_disk(&mut annotations, disk_bytes);
+        }
         let extra = short + u64::from(self.flaws.contains(&Flaw::DiskSize));
+        annotations[DISK_SIZE_ANNOTATION] = (disk_bytes + extra).to_string().into();
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST_TYPE,
             "config": descriptor("application/vnd.oci.image.config.v1+json", &oci_digest, oci_size),
             "layers": all,
-            "annotations": {
-                DISK_SIZE_ANNOTATION: (self.disk_bytes + extra).to_string(),
-                "org.cirruslabs.tart.upload-time": "2026-11-01T00:00:00Z",
-            },
+            "annotations": annotations,
         });
         let manifest = Bytes::from(manifest.to_string());
         Ok(GeneratedImage {
@@ -334,16 +378,45 @@ impl ImageSpec {
             digest: Digest::of(&manifest),
             manifest,
             disk,
+            overlays,
             config: config.into(),
             nvram: nvram.into(),
             blobs,
         })
     }
 
+    /// Encodes a file's layers, and adds them to the manifest's. Returns how many bytes more the manifest says that
+    /// they have.
+    fn push_file(
+        &self,
+        disk: &Disk,
+        directory: &Path,
+        all: &mut Vec<Value>,
+        blobs: &mut BTreeMap<Digest, u64>,
+    ) -> io::Result<u64> {
+        let mut short = 0;
+        for (at, layer) in self.encode(disk, directory)?.iter().enumerate() {
+            blobs.insert(layer.digest, layer.size);
+            all.push(self.disk_descriptor(at, disk.source(at), layer));
+            short += u64::from(self.flaws.contains(&Flaw::TooShort(disk.source(at))));
+        }
+        Ok(short)
+    }
+
+    /// Marks a file's layers as those of a file of a stack, whose base is file 0.
+    fn mark_file(&self, layers: &mut [Value], disk: &Disk, file: usize) -> io::Result<()> {
+        let digest = match self.flaws.contains(&Flaw::FileDigest(file)) {
+            true => Digest::of(b"another file"),
+            false => stack::file_digest(disk)?,
+        };
+        stack::mark(layers, &digest, file > 0);
+        Ok(())
+    }
+
     fn disk_descriptor(&self, at: usize, source: usize, layer: &Encoded) -> Value {
         let has = |flaw| self.flaws.contains(&flaw);
         let media_type = if has(Flaw::UnknownType(source)) {
-            "application/vnd.cirruslabs.tart.disk.asif.overlay.v1"
+            "application/vnd.cirruslabs.tart.disk.v3"
         } else {
             DISK_TYPE
         };
@@ -508,30 +581,28 @@ impl GeneratedImage {
             .blob_bytes()
     }
 
+    /// The files that the disk consists of, with their bytes.
+    ///
+    /// # Panics
+    /// When a flaw makes a layout impossible.
+    #[must_use]
+    pub fn files(&self) -> Vec<(DiskFile, &Disk)> {
+        let layout = self
+            .layout()
+            .expect("only images without such flaws are laid out");
+        let files = layout.files().iter().cloned();
+        files
+            .zip([&self.disk].into_iter().chain(&self.overlays))
+            .collect()
+    }
+
     /// Compares a file with the disk, byte for byte. `None` is equal; otherwise the offset of the first difference, or
     /// of the shorter one's end.
     ///
     /// # Errors
     /// When the file can't be read.
     pub fn compare(&self, path: &Path) -> io::Result<Option<u64>> {
-        let mut file = File::open(path)?;
-        let found = file.metadata()?.len();
-        let (mut ours, mut theirs) = (vec![0; COMPARE_BYTES], vec![0; COMPARE_BYTES]);
-        let common = found.min(self.disk.size());
-        let mut offset = 0;
-        while offset < common {
-            interrupt::check()?;
-            let length = usize::try_from((common - offset).min(COMPARE_BYTES as u64))
-                .map_err(io::Error::other)?;
-            file.read_exact(&mut theirs[..length])?;
-            self.disk.read(offset, &mut ours[..length]);
-            if ours[..length] != theirs[..length] {
-                let same = ours.iter().zip(&theirs).take_while(|(a, b)| a == b).count();
-                return Ok(Some(offset + same as u64));
-            }
-            offset += length as u64;
-        }
-        Ok((found != self.disk.size()).then_some(common))
+        self.disk.compare(path)
     }
 }
 

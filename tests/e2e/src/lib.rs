@@ -16,6 +16,7 @@ pub mod registry;
 pub mod rig;
 pub mod runners;
 pub mod site;
+pub mod stand_in;
 pub mod tart_client;
 pub mod tart_home;
 pub mod world;

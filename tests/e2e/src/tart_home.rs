@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use proto::Digest;
+
 use crate::image::GeneratedImage;
 
 /// Where tart looks for a reference: a tag's link, or an image's directory.
@@ -33,6 +35,13 @@ pub fn disk(home: &Path, reference: &str) -> PathBuf {
     directory(home, reference).join("disk.img")
 }
 
+/// Where the file of a stacked image with this digest lies.
+#[must_use]
+pub fn content(home: &Path, file: &Digest) -> PathBuf {
+    let directory = home.join("cache/content/sha256");
+    directory.join(file.hex().to_string())
+}
+
 /// What of an installed image isn't the source's, bit by bit.
 ///
 /// # Errors
@@ -45,21 +54,32 @@ pub fn difference(
     reference: &str,
     image: &GeneratedImage,
 ) -> anyhow::Result<Option<String>> {
-    let disk = disk(home, reference);
+    let record = directory(home, reference);
     let reading = |path: &Path, error: io::Error| {
         let message = format!("reading {}", path.display());
         anyhow::Error::new(error).context(message)
     };
-    let compared = image.compare(&disk);
-    if let Some(offset) = compared.map_err(|error| reading(&disk, error))? {
-        return Ok(Some(format!("{} from byte {offset} on", disk.display())));
+    for (file, bytes) in image.files() {
+        let path = match file.digest.filter(|_| !image.overlays.is_empty()) {
+            Some(digest) => content(home, &digest),
+            None => disk(home, reference),
+        };
+        let compared = bytes.compare(&path);
+        if let Some(offset) = compared.map_err(|error| reading(&path, error))? {
+            return Ok(Some(format!("{} from byte {offset} on", path.display())));
+        }
+    }
+    // a stacked image has its disk elsewhere alone
+    let half = !image.overlays.is_empty() && disk(home, reference).exists();
+    if half {
+        return Ok(Some(format!("{} has a disk of its own", record.display())));
     }
     for (name, source) in [
         ("config.json", &image.config),
         ("nvram.bin", &image.nvram),
         ("manifest.json", &image.manifest),
     ] {
-        let path = disk.with_file_name(name);
+        let path = record.join(name);
         let found = std::fs::read(&path).map_err(|error| reading(&path, error))?;
         if found != *source {
             return Ok(Some(path.display().to_string()));

@@ -51,7 +51,8 @@ impl World {
         let swarm = Swarm::new(me.key(), swarm::Config::default(), 1);
         let exchange = Exchange::new(swarm, now, streams, metrics.clone());
         let path = home.path().to_owned();
-        let disk = Disk::new(Arc::new(open(&home)), None, None, path, None);
+        let fitness = Arc::new(crate::tart::Fitness::new(path.join("tart")));
+        let disk = Disk::new(Arc::new(open(&home)), None, None, fitness, path, None);
         let manifest = manifest("a");
         let image = Digest::of(&manifest);
         Self {

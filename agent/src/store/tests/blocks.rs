@@ -224,7 +224,8 @@ fn a_disk_that_is_changed_in_mid_stage_lacks_more_and_lends_no_false_byte() {
     let ranges = stage.lacking_ranges(releases.layer, CHANGED).unwrap();
     // somebody writes over a part of the old disk
     let first = releases.store.stage(releases.old.layout.digest()).unwrap();
-    let disk = &first.files().bodies()[0].disk;
+    let bodies = first.files().bodies();
+    let disk = bodies[0].disk_at(0).0;
     let behind = (MIB + 100 * PAGE) as u64;
     disk.write_all_at(&noise(20 * PAGE, 9), behind).unwrap();
     let part = stage.part(releases.layer, CHANGED).unwrap();
@@ -258,7 +259,8 @@ fn a_disk_that_changed_before_gets_a_new_index_and_lends_no_false_byte() {
     releases.abandon();
     let before = fs::read(releases.index()).unwrap();
     let first = releases.store.stage(releases.old.layout.digest()).unwrap();
-    let disk = &first.files().bodies()[0].disk;
+    let bodies = first.files().bodies();
+    let disk = bodies[0].disk_at(0).0;
     disk.write_all_at(&noise(2 * MIB, 9), 3 * MIB as u64)
         .unwrap();
     disk.set_modified(std::time::SystemTime::UNIX_EPOCH)
@@ -512,7 +514,8 @@ fn an_image_whose_chunks_rotted_is_no_base_for_what_it_lost() {
     let first = store.stage(old.layout.digest()).unwrap();
     install(&first, &[]).unwrap();
     // all but the last bytes of it are written over, and it is found damaged
-    let disk = &first.files().bodies()[0].disk;
+    let bodies = first.files().bodies();
+    let disk = bodies[0].disk_at(0).0;
     disk.write_all_at(&noise(old.disk.len() - PAGE, 9), 0)
         .unwrap();
     for content in old.contents.keys() {

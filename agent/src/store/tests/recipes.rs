@@ -82,14 +82,14 @@ fn a_clone_is_compared_where_it_lies() {
     let other = open(&elsewhere);
     let (second, _) = begin_by(&other, &new, &by);
     let body = &second.files().bodies()[0];
-    body.disk.write_all_at(&old.disk, 0).unwrap();
+    body.disk_at(0).0.write_all_at(&old.disk, 0).unwrap();
     let mut lacking = Lacking::of(&second);
     let mut go_on = || Ok::<_, WriteError>(());
     let copied = alike::copy(&second, &mut lacking, &first, true, &mut go_on).unwrap();
     // each chunk once, and zeros need no other disk
     assert_eq!(copied.in_place, MIB as u64 + 100_000 + 5_000);
     let mut disk = vec![0; new.disk.len()];
-    body.disk.read_exact_at(&mut disk, 0).unwrap();
+    body.disk_at(0).0.read_exact_at(&mut disk, 0).unwrap();
     let layer = Digest::of(&new.disk[..4 * MIB + 100_000]);
     let held = second.held(layer);
     for chunk in held.iter() {
@@ -216,7 +216,7 @@ fn hosts_make_equal_recipes_of_equal_images_and_say_what_they_lack() {
 
         // somebody wrote into the image
         let body = &stage.files().bodies()[0];
-        body.disk.write_all_at(b"changed", 4_000).unwrap();
+        body.disk_at(0).0.write_all_at(b"changed", 4_000).unwrap();
         let mut making = Making::begin(stage.clone(), home.path()).unwrap();
         let error = making.go_on(1_000).unwrap_err();
         assert!(matches!(error, MakeRecipeError::Damaged(_)), "{error}");
@@ -351,7 +351,8 @@ fn a_clone_reserves_what_differs_and_a_copy_all_of_it() {
         fill(&first, &old);
         install(&first, &[TAG]).unwrap();
         if rots {
-            let disk = &first.files().bodies()[0].disk;
+            let bodies = first.files().bodies();
+            let disk = bodies[0].disk_at(0).0;
             // the last chunk of the layer, at both places
             for at in [4 * MIB, 8 * MIB + 105_000] {
                 disk.write_all_at(&[9; 10], at as u64).unwrap();
@@ -396,7 +397,8 @@ fn a_base_that_has_less_than_its_notes_say_ends_in_no_room() {
     let (first, _) = begin(&store, &old, &[TAG]);
     fill(&first, &old);
     install(&first, &[TAG]).unwrap();
-    let disk = &first.files().bodies()[0].disk;
+    let bodies = first.files().bodies();
+    let disk = bodies[0].disk_at(0).0;
     disk.write_all_at(&noise(2 * MIB, 9), 0).unwrap();
     let by = recipe(&new);
     let name = "ghcr.io/org/image:two".to_owned();
@@ -458,7 +460,8 @@ fn pages_that_lie_in_a_clone_are_not_written_until_a_sync_fails() {
     let stage = store.stage(new.layout.digest()).unwrap();
     store.flush().unwrap();
     // half of each place has its bytes already
-    let disk = &stage.files().bodies()[0].disk;
+    let bodies = stage.files().bodies();
+    let disk = bodies[0].disk_at(0).0;
     for place in [0, 4 * MIB + 105_000] {
         disk.write_all_at(&new.disk[..MIB / 2], place as u64)
             .unwrap();

@@ -561,3 +561,44 @@ fn a_chunk_that_changed_on_disk_is_not_copied() {
     install(&stage, &[]).unwrap();
     assert_installed(&image_dir(&home, "ghcr.io/org/image", &two), &two);
 }
+
+#[test]
+fn a_half_record_and_a_link_to_nowhere_are_no_image_and_are_repaired() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let store = open(&home);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    fill(&stage, &sample);
+    let directory = image_dir(&home, "ghcr.io/org/image", &sample);
+    let repository = directory.parent().unwrap().to_owned();
+    // tart (from 2.36 on) left a record without its disk, which its `pull` takes for an image and its `clone` doesn't
+    fs::create_dir_all(&directory).unwrap();
+    for part in [cache::CONFIG, cache::NVRAM, cache::MANIFEST] {
+        fs::write(directory.join(part), "theirs").unwrap();
+    }
+    assert!(!cache::is_complete(home.path(), &directory));
+    install(&stage, &[]).unwrap();
+    assert_installed(&directory, &sample);
+    // its prune left the tag's link without what it leads to
+    let link = repository.join("one");
+    fs::remove_file(&link).unwrap();
+    let nowhere = repository.join(Digest::of(b"pruned").to_string());
+    symlink(&nowhere, &link).unwrap();
+    assert_eq!(store.presence()[0].references, Vec::<String>::new());
+    // the tag wasn't moved to another image, so the link is ours to make again
+    assert_eq!(store.presence()[0].moved, Vec::<String>::new());
+    install(&stage, &[]).unwrap();
+    assert_eq!(fs::read_link(&link).unwrap(), directory);
+    // nor to one of which only a half record is there
+    fs::create_dir_all(&nowhere).unwrap();
+    for part in [cache::CONFIG, cache::NVRAM] {
+        fs::write(nowhere.join(part), "theirs").unwrap();
+    }
+    fs::remove_file(&link).unwrap();
+    symlink(&nowhere, &link).unwrap();
+    assert_eq!(store.presence()[0].moved, Vec::<String>::new());
+    install(&stage, &[]).unwrap();
+    assert_eq!(store.presence()[0].references, [TAG]);
+    // without its manifest, as tart up to 2.35 may have it, the image is there all the same
+    fs::remove_file(directory.join(cache::MANIFEST)).unwrap();
+    assert_eq!(store.presence()[0].references, [TAG]);
+}

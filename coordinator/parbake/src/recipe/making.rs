@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     patience::Patience,
     progress::{Count, Progress},
-    tart::Installed,
+    tart::{Installed, Place},
 };
 
 /// Pieces that wait for a content's thread. hyper reads 400 KiB at a time at most, so they have 3 MiB for each content.
@@ -45,12 +45,28 @@ impl Source {
         bytes.sum()
     }
 
-    async fn make(self, spec: ContentSpec, count: Count) -> anyhow::Result<ContentRecipe> {
+    /// Where a content stands on this machine, if the image is read from tart's cache.
+    fn place(&self, layout: &Layout, spec: &ContentSpec) -> Option<Place> {
+        match self {
+            Self::Registry(_) => None,
+            Self::Tart(installed) => installed.place(layout, spec),
+        }
+    }
+
+    async fn make(
+        self,
+        spec: ContentSpec,
+        place: Option<Place>,
+        count: Count,
+    ) -> anyhow::Result<ContentRecipe> {
         match self {
             Self::Registry(repository) => streamed(&repository, spec, &count).await,
-            Self::Tart(installed) => spawn_blocking(move || installed.make(&spec, &count))
-                .await
-                .context("reading from tart's cache")?,
+            Self::Tart(_) => {
+                let place = place.context("a content that `has_all` has refused")?;
+                spawn_blocking(move || Installed::make(&place, &spec, &count))
+                    .await
+                    .context("reading from tart's cache")?
+            }
         }
     }
 }
@@ -69,7 +85,8 @@ pub(super) async fn make(
         while running.len() < at_a_time
             && let Some(spec) = contents.next()
         {
-            running.spawn(source.clone().make(spec, progress.count()));
+            let place = source.place(layout, &spec);
+            running.spawn(source.clone().make(spec, place, progress.count()));
         }
         tokio::select! {
             done = running.join_next() => match done {

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use proto::{
     Digest, Layout,
-    image::{ContentSpec, MAX_MANIFEST_BYTES, Place},
+    image::{self, ContentSpec, Format, MAX_MANIFEST_BYTES},
     recipe::{ContentRecipe, Maker},
     reference::Version,
 };
@@ -20,9 +20,13 @@ use super::progress::Count;
 /// Bytes that are read at a time: a chunk, so that the recipe's maker needn't copy it.
 const READ_BYTES: usize = 1 << 20;
 
+/// A file, and an offset in it.
+pub(super) type Place = (PathBuf, u64);
+
 /// An image's directory in tart's cache.
 #[derive(Clone, Debug)]
 pub(super) struct Installed {
+    home: PathBuf,
     directory: PathBuf,
     digest: Digest,
 }
@@ -58,7 +62,11 @@ impl Installed {
                 directory.display()
             )
         })?;
-        Ok(Self { directory, digest })
+        Ok(Self {
+            home,
+            directory,
+            digest,
+        })
     }
 
     /// The digest that names the image.
@@ -80,7 +88,7 @@ impl Installed {
     /// Checks that every content can be read from the disk.
     pub(super) fn has_all(layout: &Layout) -> anyhow::Result<()> {
         for content in layout.contents() {
-            if place(&content).is_none() {
+            if is_elsewhere(&content) {
                 bail!(
                     "layer {} of image {} has no digest of its raw bytes, so its blob isn't on this disk; leave out \
                      --tart-home to read it from the registry",
@@ -92,10 +100,12 @@ impl Installed {
         Ok(())
     }
 
-    /// Makes the recipe of a content. Blocks.
-    pub(super) fn make(&self, spec: &ContentSpec, count: &Count) -> anyhow::Result<ContentRecipe> {
-        let (file, offset) = place(spec).context("a content that `has_all` has refused")?;
-        let path = self.directory.join(file);
+    /// Makes the recipe of a content that stands there. Blocks.
+    pub(super) fn make(
+        (path, offset): &Place,
+        spec: &ContentSpec,
+        count: &Count,
+    ) -> anyhow::Result<ContentRecipe> {
         let reading = || {
             format!(
                 "reading content {} from {}; if the image is damaged, pull it again",
@@ -103,14 +113,14 @@ impl Installed {
                 path.display()
             )
         };
-        let file = File::open(&path).with_context(reading)?;
+        let file = File::open(path).with_context(reading)?;
         let mut maker = Maker::of(spec);
         let mut buffer = vec![0; READ_BYTES];
         let mut at = 0;
         while at < spec.geometry.size() {
             let left = spec.geometry.size() - at;
             let now = usize::try_from(left).unwrap_or(READ_BYTES).min(READ_BYTES);
-            file.read_exact_at(&mut buffer[..now], offset + at)
+            file.read_exact_at(&mut buffer[..now], *offset + at)
                 .with_context(reading)?;
             maker.take(&buffer[..now]).with_context(reading)?;
             count.add(now);
@@ -118,6 +128,32 @@ impl Installed {
         }
         maker.finish().with_context(reading)
     }
+
+    /// The file in which a content stands, and the offset in that file. The files of a stacked image's disk are those
+    /// that tart (from 2.36 on) has for all images together.
+    pub(super) fn place(&self, layout: &Layout, content: &ContentSpec) -> Option<Place> {
+        let here = |name: &str| self.directory.join(name);
+        content.places.iter().find_map(|place| match place {
+            image::Place::Disk { offset } if layout.format() == Format::Flat => {
+                Some((here("disk.img"), *offset))
+            }
+            image::Place::Disk { offset } => {
+                let (file, within) = layout.file_at(*offset);
+                let digest = layout.files()[file].digest?;
+                let files = self.home.join("cache/content/sha256");
+                Some((files.join(digest.hex().to_string()), within))
+            }
+            image::Place::Config => Some((here("config.json"), 0)),
+            image::Place::Nvram => Some((here("nvram.bin"), 0)),
+            image::Place::Encoded { .. } => None,
+        })
+    }
+}
+
+/// Whether a content isn't among the image's files.
+fn is_elsewhere(content: &ContentSpec) -> bool {
+    let mut places = content.places.iter();
+    places.all(|place| matches!(place, image::Place::Encoded { .. }))
 }
 
 fn default_home() -> anyhow::Result<PathBuf> {
@@ -125,16 +161,6 @@ fn default_home() -> anyhow::Result<PathBuf> {
     let home = std::env::var_os("TART_HOME").map(PathBuf::from);
     home.or_else(of_user)
         .context("tart's home isn't known: set TART_HOME, or name it by --tart-home")
-}
-
-/// The file in which a content stands, and the offset in that file.
-fn place(content: &ContentSpec) -> Option<(&'static str, u64)> {
-    content.places.iter().find_map(|place| match place {
-        Place::Disk { offset } => Some(("disk.img", *offset)),
-        Place::Config => Some(("config.json", 0)),
-        Place::Nvram => Some(("nvram.bin", 0)),
-        Place::Encoded { .. } => None,
-    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,18 @@
 //! The bytes of an image's disk: a function of a seed, or those of a file.
 
-use std::{fs::File, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    ops::Range,
+    os::unix::fs::FileExt as _,
+    path::Path,
+    sync::Arc,
+};
+
+use crate::interrupt;
+
+/// Bytes of a disk that are compared at a time.
+pub(super) const COMPARE_BYTES: usize = 1 << 20;
 
 /// What is made at a time, and the unit of everything below.
 const CELL_BYTES: u64 = 64 << 10;
@@ -237,6 +249,32 @@ impl Disk {
         if !moved.is_empty() {
             self.read_own(offset - inserted, moved);
         }
+    }
+
+    /// Compares a file with these bytes, byte for byte. `None` is equal; otherwise the offset of the first difference,
+    /// or of the shorter one's end.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn compare(&self, path: &Path) -> io::Result<Option<u64>> {
+        let mut file = File::open(path)?;
+        let found = file.metadata()?.len();
+        let (mut ours, mut theirs) = (vec![0; COMPARE_BYTES], vec![0; COMPARE_BYTES]);
+        let common = found.min(self.size());
+        let mut offset = 0;
+        while offset < common {
+            interrupt::check()?;
+            let length = usize::try_from((common - offset).min(COMPARE_BYTES as u64))
+                .map_err(io::Error::other)?;
+            file.read_exact(&mut theirs[..length])?;
+            self.read(offset, &mut ours[..length]);
+            if ours[..length] != theirs[..length] {
+                let same = ours.iter().zip(&theirs).take_while(|(a, b)| a == b).count();
+                return Ok(Some(offset + same as u64));
+            }
+            offset += length as u64;
+        }
+        Ok((found != self.size()).then_some(common))
     }
 
     /// Makes bytes as if nothing were inserted.

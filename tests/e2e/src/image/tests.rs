@@ -326,3 +326,43 @@ fn what_is_inserted_moves_what_lies_behind_it() {
     };
     assert!(repeated.disk().is_err());
 }
+
+#[test]
+fn a_stacked_image_has_a_file_for_its_base_and_for_each_overlay() {
+    let directory = tempfile::tempdir().unwrap();
+    let overlays = [(9 << 20, 7), (4096, 8)].map(|(bytes, seed)| Overlay { bytes, seed });
+    let flat = ImageSpec {
+        layers_without_digest: 0,
+        ..small()
+    };
+    let base = flat.generate(directory.path()).unwrap();
+    let spec = flat.stacked(&overlays);
+    let image = spec.generate(directory.path()).unwrap();
+    let layout = image.layout().unwrap();
+    let files = image.files();
+    assert_eq!(files.len(), 3);
+    let mut decoded = Vec::new();
+    for (file, disk) in &files {
+        let mut bytes = Vec::new();
+        for layer in &layout.layers()[file.layers.clone()] {
+            let raw = decode(&image.blob(&layer.blob.digest).unwrap());
+            assert_eq!(Some(Digest::of(&raw)), layer.raw);
+            bytes.extend(raw);
+        }
+        assert_eq!(Some(Digest::of(&bytes)), file.digest);
+        let path = directory.path().join("file");
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(disk.compare(&path).unwrap(), None);
+        decoded.push(bytes.len() as u64);
+    }
+    assert_eq!(decoded, [spec.disk_bytes, 9 << 20, 4096]);
+    assert_eq!(files[1].0.layers.len(), 3);
+    // the base is the flat image's disk, layer by layer
+    let raw = |layout: &Layout| -> Vec<_> { layout.layers().iter().map(|l| l.raw).collect() };
+    let (one, other) = (raw(&base.layout().unwrap()), raw(&layout));
+    assert_eq!(one, other[..one.len()]);
+    let flawed = spec.flawed(Flaw::FileDigest(1)).generate(directory.path());
+    let flawed = flawed.unwrap().layout().unwrap();
+    assert_ne!(flawed.files()[1].digest, layout.files()[1].digest);
+    assert_eq!(flawed.layers(), layout.layers());
+}

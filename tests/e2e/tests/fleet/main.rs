@@ -14,5 +14,6 @@ mod peers;
 mod recipes;
 mod releases;
 mod rogues;
+mod stacked;
 mod staging;
 mod words;
