@@ -12,7 +12,7 @@ use std::{
 
 use e2e::{
     cluster::{Cluster, wait_until},
-    image::{GeneratedImage, ImageSpec, Overlay},
+    image::{Flaw, GeneratedImage, ImageSpec, Overlay},
     registry,
     site::{self, PATIENCE, Site},
     stand_in::{CloneError, Tart},
@@ -110,6 +110,24 @@ fn an_older_tart_declines_a_stacked_image_by_name_until_it_is_upgraded() {
     says(&site, "2.36.0");
     cluster.stage(&[&reference, "--wait"]).unwrap();
     arrives(&cluster, &reference, &image);
+}
+
+#[test]
+fn a_file_that_isnt_what_the_manifest_says_is_never_seen_by_tart() {
+    let site = Site::new(registry::Options::default()).unwrap();
+    let (_, setting) = says(&site, "2.36.0");
+    let cluster = site.fleet(DEMO, 1, &setting, "").unwrap();
+    let image = site.image(&stack(10).flawed(Flaw::FileDigest(1))).unwrap();
+    let reference = site.registry.hold("fleet/macos", "1", &image);
+    cluster.stage(&[&reference]).unwrap();
+    let told = || cluster.status(&image.digest.to_string()).unwrap()["hosts"][0].clone();
+    assert!(wait_until(PATIENCE, || told()["reason"] == "content_bad"));
+    let told = told()["message"].to_string();
+    assert!(told.contains("make a file with digest"), "{told}");
+    let home = cluster.agents()[0].tart_home();
+    assert_eq!(Tart::new(home.clone()).list().unwrap(), [] as [PathBuf; 0]);
+    let files = std::fs::read_dir(home.join("cache/content/sha256"));
+    assert_eq!(files.map_or(0, Iterator::count), 0);
 }
 
 /// SplitMix64: the moments and commands are a function of the seed.
