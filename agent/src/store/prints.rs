@@ -1,8 +1,8 @@
 //! Chunks that images here hold, by fingerprint: what a host has of an image without a recipe.
 //!
-//! Without a recipe a chunk's link is told with the chunk. A peer that offers one tells the link first. So this host can
-//! look whether another image here holds the chunk, and the bytes needn't come. What is found is a guess, as by recipes:
-//! its bytes are compared with the link.
+//! Without a recipe a chunk's link is told with the chunk. A peer that offers one tells the link first. So this host
+//! can look whether another image here holds the chunk, and the bytes needn't come. What is found is a guess, as by
+//! recipes: its bytes are compared with the link.
 
 use std::{
     cmp::Reverse,
