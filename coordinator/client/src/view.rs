@@ -289,10 +289,22 @@ pub struct LeaseView {
     pub content: String,
     /// The host.
     pub host: String,
+    /// The chunks that the host fetches, where others may fetch the others. Absent: all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<RangeView>,
     /// The number of chunks that were fetched.
     pub chunks: u32,
     /// Milliseconds since the last progress.
     pub idle_ms: u64,
+}
+
+/// Chunks of a content, each of 1 MiB, counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RangeView {
+    /// The first chunk.
+    pub from: u32,
+    /// The chunk behind the last one.
+    pub until: u32,
 }
 
 /// A host, and the reasons for its state.

@@ -8,8 +8,8 @@ use proto::{
 };
 
 use client::view::{
-    CancelReply, HostProgress, HostState, HostView, ImageState, ImageView, PlanReply, PodView,
-    PoolView, RecipeView, ShortOfRoom,
+    CancelReply, HostProgress, HostState, HostView, ImageState, ImageView, LeaseView, PlanReply,
+    PodView, PoolView, RangeView, RecipeView, ShortOfRoom,
 };
 
 use crate::prediction;
@@ -157,7 +157,24 @@ pub fn image(image: &ImageView) -> String {
     for host in hosts {
         _ = writeln!(text, "  {:<name$}  {}", host.host, progress(host));
     }
+    if image.state != ImageState::Cancelled {
+        for lease in &image.leases {
+            _ = writeln!(text, "  {:<name$}  {}", lease.host, fetching(lease));
+        }
+    }
     text
+}
+
+/// What a host fetches from the registry.
+fn fetching(lease: &LeaseView) -> String {
+    let (fetched, content) = (lease.chunks, &lease.content);
+    match lease.range {
+        None => format!("fetches {content} from the registry: {fetched} MiB came"),
+        Some(RangeView { from, until }) => format!(
+            "fetches the MiB {from} to {} of {content} from the registry: {fetched} MiB came",
+            until.saturating_sub(1)
+        ),
+    }
 }
 
 /// Whether an image has a recipe, and what is amiss with it.
@@ -523,6 +540,37 @@ mod tests {
         let thirty = at_eighty(&image(&shown(30)));
         let hosts = thirty.lines().filter(|line| line.starts_with("  berlin"));
         assert_eq!(hosts.count(), 30);
+    }
+
+    #[test]
+    fn the_status_says_who_fetches_which_part_of_a_content_from_the_registry() {
+        let lease = |host: &str, range| LeaseView {
+            content: digest(),
+            host: host.into(),
+            range,
+            chunks: 17,
+            idle_ms: 0,
+        };
+        let range = Some(RangeView {
+            from: 128,
+            until: 256,
+        });
+        let mut shown = ImageView {
+            hosts: Vec::new(),
+            leases: vec![lease("mini-2", range), lease("mini-3", None)],
+            ..shown(0)
+        };
+        let digest = digest();
+        let expected = format!(
+            "  mini-2  fetches the MiB 128 to 255 of {digest} from the registry: 17 MiB came
+  mini-3  fetches {digest} from the registry: 17 MiB came
+"
+        );
+        let text = image(&shown);
+        assert!(text.ends_with(&expected), "{text}");
+        at_eighty(&text);
+        shown.state = ImageState::Cancelled;
+        assert!(!image(&shown).contains("fetches"));
     }
 
     #[test]

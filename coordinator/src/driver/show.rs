@@ -9,7 +9,7 @@ use std::{
 use proto::{Digest, HostId, Moment, Reason};
 use rollout::stage::{
     event::Fault,
-    status::{HostReason, HostStatus, ImageReason, ImageStatus, Status},
+    status::{HostReason, HostStatus, ImageReason, ImageStatus, LeaseStatus, Status},
 };
 use tokio::sync::watch;
 
@@ -29,7 +29,7 @@ use crate::{
     metrics::{HOST_STATES, KindLabel, Metrics, SourceLabel, StateLabel, image_state},
     progress::Progress,
     view::{
-        HostImage, HostProgress, HostState, HostView, ImageState, ImageView, LeaseView,
+        HostImage, HostProgress, HostState, HostView, ImageState, ImageView, LeaseView, RangeView,
         SourceBytes, StagingBytes,
     },
 };
@@ -249,14 +249,7 @@ impl Facts<'_> {
             prediction: predicted.map(|predicted| predicted.view.clone()),
             measured,
             hosts,
-            leases: leases
-                .map(|lease| LeaseView {
-                    content: lease.content.to_string(),
-                    host: lease.host.to_string(),
-                    chunks: lease.chunks,
-                    idle_ms: u64::try_from(lease.idle.as_millis()).unwrap_or(u64::MAX),
-                })
-                .collect(),
+            leases: leases.map(lease_view).collect(),
         })
     }
 
@@ -487,6 +480,20 @@ impl Facts<'_> {
     }
 }
 
+/// A lease, as the API shows it.
+fn lease_view(lease: &LeaseStatus) -> LeaseView {
+    LeaseView {
+        content: lease.content.to_string(),
+        host: lease.host.to_string(),
+        range: lease.range.map(|range| RangeView {
+            from: range.from(),
+            until: range.until(),
+        }),
+        chunks: lease.chunks,
+        idle_ms: u64::try_from(lease.idle.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -506,5 +513,34 @@ mod tests {
         seen.borrow_and_update();
         views.publish(View::default());
         assert!(seen.has_changed().unwrap());
+    }
+
+    #[test]
+    fn a_lease_is_shown_with_the_chunks_that_it_is_for() {
+        let mut lease = LeaseStatus {
+            content: Digest::of(b"a content"),
+            range: proto::ChunkRange::new(128, 256),
+            host: "mini-2".parse().unwrap(),
+            chunks: 17,
+            bytes_per_s: 0,
+            idle: Duration::from_millis(120),
+        };
+        let content = lease.content;
+        let shown = |lease: &LeaseStatus| serde_json::to_value(lease_view(lease)).unwrap();
+        let expected = serde_json::json!({
+            "content": content.to_string(),
+            "host": "mini-2",
+            "range": {"from": 128, "until": 256},
+            "chunks": 17,
+            "idle_ms": 120,
+        });
+        assert_eq!(shown(&lease), expected);
+        lease.range = None;
+        assert!(shown(&lease).get("range").is_none());
+        // a coordinator of an earlier version doesn't say it
+        let mut earlier = expected;
+        earlier.as_object_mut().unwrap().remove("range");
+        let read: LeaseView = serde_json::from_value(earlier).unwrap();
+        assert_eq!(read.range, None);
     }
 }
