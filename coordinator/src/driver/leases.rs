@@ -88,13 +88,14 @@ impl Leases {
         images: &Images,
     ) -> Token {
         let trouble = trouble(lease);
-        let holds = plan.holds_lease(host, &content);
+        let of = range(lease);
+        let holds = plan.has_lease(host, &content, of);
         plan.handle(
             now,
             Event::LeaseProgress {
                 host: host.clone(),
                 content,
-                range: range(lease),
+                range: of,
                 chunks: lease.chunks,
                 bytes: lease.bytes,
                 paced: lease.paced,
@@ -103,7 +104,7 @@ impl Leases {
         );
         // The report may have ended the lease, so the lease is looked up before and after. A coordinator that has just
         // started takes over leases that run, so a lease may be known only after the report.
-        if !holds && !plan.holds_lease(host, &content) {
+        if !holds && !plan.has_lease(host, &content, of) {
             return Token::Good;
         }
         if let Some(trouble) = trouble {
@@ -146,8 +147,9 @@ impl Leases {
         images: &Images,
     ) -> Token {
         let (end, outcome) = ended(lease);
+        let of = range(lease);
         let mut token = Token::Good;
-        if plan.holds_lease(host, &content) {
+        if plan.has_lease(host, &content, of) {
             let outcome = outcome.as_str();
             Metrics::count(&self.metrics.lease_ends, outcome);
             let message = progress::clean(&lease.message);
@@ -181,7 +183,7 @@ impl Leases {
             Event::LeaseEnded {
                 host: host.clone(),
                 content,
-                range: range(lease),
+                range: of,
                 end,
             },
         );
@@ -320,7 +322,7 @@ impl Leases {
 }
 
 /// The range that a lease is for. A range that is none is that of no lease.
-fn range(lease: &message::LeaseState) -> Option<ChunkRange> {
+pub(super) fn range(lease: &message::LeaseState) -> Option<ChunkRange> {
     let range = lease.range.as_ref()?;
     range
         .parse()

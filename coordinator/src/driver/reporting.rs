@@ -8,7 +8,8 @@ use rollout::stage::{Event, Plan, event::Standing};
 use tracing::debug;
 
 use super::{
-    blames::Blames, effect::Effects, members::Members, mirror::Mirrored, staging::Staging,
+    blames::Blames, effect::Effects, leases::range, members::Members, mirror::Mirrored,
+    staging::Staging,
 };
 
 /// The host that reports, and the parts that its report changes.
@@ -157,10 +158,10 @@ impl Reporting<'_> {
             self.standing(image, Standing::Gone, 0);
         }
         let leases = report.leases.iter();
-        let contents = leases.filter_map(|lease| self.meant(&lease.content));
+        let leases = leases.filter_map(|lease| Some((self.meant(&lease.content)?, range(lease))));
         let event = Event::LeasesHeld {
             host: self.host.clone(),
-            contents: contents.collect(),
+            leases: leases.collect(),
         };
         self.plan.handle(self.now, event);
     }

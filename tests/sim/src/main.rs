@@ -62,6 +62,9 @@ struct Cli {
     /// whole.
     #[arg(long, default_value_t = rollout::stage::Config::default().content_ranges, env = "SIM_CONTENT_RANGES")]
     content_ranges: usize,
+    /// The fewest missing chunks of a content for each range of it, where there is a recipe.
+    #[arg(long, default_value_t = rollout::stage::Config::default().range_chunks, env = "SIM_RANGE_CHUNKS")]
+    range_chunks: u32,
     /// Rate of each host's uplink, in bytes per second.
     #[arg(long, default_value_t = sim::scenario::GIGABIT, env = "SIM_UP_RATE")]
     up_rate: u64,
@@ -114,9 +117,10 @@ struct Cli {
     /// The image has a recipe, which every host has from the start: chunks are proved when they arrive.
     #[arg(long, env = "SIM_RECIPE")]
     recipe: bool,
-    /// Share of the chunks that changed since the release that hosts hold, in scenario `release`, in percent.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100), env = "SIM_CHANGE")]
-    change: u32,
+    /// Every host holds the release before, and this percentage of the chunks changed since. The image has a recipe.
+    /// [default: 5 in scenario `release`; in others hosts hold nothing]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100), env = "SIM_CHANGE")]
+    change: Option<u32>,
     /// Exit with 1 if the makespan is more than this many times its lower bound. [default: no limit]
     #[arg(
         long,
@@ -198,6 +202,14 @@ fn main() -> ExitCode {
         eprintln!("hosts, bytes and rates must be more than 0");
         return ExitCode::from(2);
     }
+    let one_image = !matches!(
+        scenario,
+        Scenario::MissingLayer | Scenario::Mirror | Scenario::MirrorSlow | Scenario::MirrorAlone
+    );
+    if cli.change.is_some() && !one_image {
+        eprintln!("--change is for scenarios with one image and no mirrors");
+        return ExitCode::from(2);
+    }
     if cli.chunk_bytes < proto::CHUNK_BYTES || !cli.chunk_bytes.is_multiple_of(proto::CHUNK_BYTES) {
         eprintln!("--chunk-bytes must be a multiple of {}", proto::CHUNK_BYTES);
         return ExitCode::from(2);
@@ -213,10 +225,11 @@ fn main() -> ExitCode {
     setup.zones = cli.zones.max(1);
     setup.trace = cli.trace;
     setup.manner = manner;
-    setup.recipe |= cli.recipe;
-    setup.change_percent = cli.change;
+    setup.change_percent = cli.change.or(setup.change_percent);
+    setup.recipe |= cli.recipe || setup.change_percent.is_some();
     setup.stream_rate = cli.stream_rate;
     setup.plan.content_ranges = cli.content_ranges;
+    setup.plan.range_chunks = cli.range_chunks;
     let swarm = &mut setup.swarm;
     swarm.uploads = cli.uploads;
     swarm.incoming = cli.incoming;

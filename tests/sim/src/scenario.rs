@@ -221,6 +221,9 @@ pub enum Rogue {
     Blame,
     /// The rogue says of each content that it is leased: the registry's bytes don't fit the recipe.
     Doubt,
+    /// The rogue says that it fetches, and that it has fetched, ranges of contents that it wasn't given, odd ones among
+    /// them.
+    Ranges,
     /// The rogue sends false chunks, as in [`Scenario::Liars`].
     Lie,
     /// The rogue announces everything again and again, and has nothing that is asked for.
@@ -237,7 +240,7 @@ pub enum Rogue {
 
 impl Rogue {
     /// Every way.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Done,
         Self::Present,
         Self::Whole,
@@ -247,6 +250,7 @@ impl Rogue {
         Self::Adopt,
         Self::Blame,
         Self::Doubt,
+        Self::Ranges,
         Self::Lie,
         Self::Announce,
         Self::NotSent,
@@ -268,6 +272,7 @@ impl Rogue {
             Self::Adopt => "adopt",
             Self::Blame => "blame",
             Self::Doubt => "doubt",
+            Self::Ranges => "ranges",
             Self::Lie => "lie",
             Self::Announce => "announce",
             Self::NotSent => "not-sent",
@@ -292,6 +297,9 @@ impl Rogue {
             Self::Doubt => {
                 "says of what it is leased that it doesn't fit the recipe, where there is one"
             }
+            Self::Ranges => {
+                "says that it fetches and fetched ranges that nobody gave it, of a release"
+            }
             Self::Lie => "sends false chunks, as in liars",
             Self::Announce => "announces everything, and has nothing of what it is asked for",
             Self::NotSent => "offers and answers, and what it sends never comes",
@@ -313,7 +321,8 @@ impl Rogue {
             | Self::Missing
             | Self::Adopt
             | Self::Blame
-            | Self::Doubt => Party::Coordinator,
+            | Self::Doubt
+            | Self::Ranges => Party::Coordinator,
             Self::Lie
             | Self::Announce
             | Self::NotSent
@@ -349,8 +358,9 @@ pub struct Setup {
     pub manner: Option<Rogue>,
     /// Whether the image has a recipe, which every host has from the start.
     pub recipe: bool,
-    /// Percent of the chunks that changed in [`Scenario::Release`].
-    pub change_percent: u32,
+    /// Whether every host holds the release before, of which this percentage of the chunks changed; `None`: hosts hold
+    /// nothing. A release has a recipe.
+    pub change_percent: Option<u32>,
     /// Without the image that lacks a layer.
     pub spared: bool,
     /// Bytes per second that the registry gives each stream at most; `None`: as much as the lines carry.
@@ -388,7 +398,7 @@ impl Setup {
             seed,
             manner: None,
             recipe: scenario == Scenario::Release,
-            change_percent: 5,
+            change_percent: (scenario == Scenario::Release).then_some(5),
             spared: false,
             stream_rate: None,
             origin_rate: GIGABIT,

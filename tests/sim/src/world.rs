@@ -102,12 +102,9 @@ impl World {
                 begin_life(&mut self.state, index(host));
             }
         }
-        let first = match self.state.setup.scenario {
-            _ if self.state.mirrors_first() => ORDERED_AFTER,
-            // a release comes to a fleet that has been up for long: a coordinator that has just started waits for hosts
-            // that hold something
-            Scenario::Release => seconds(self.state.setup.plan.settle.as_secs_f64()),
-            _ => 0,
+        let first = match self.state.mirrors_first() {
+            true => ORDERED_AFTER,
+            false => seconds(self.state.release_after_s()),
         };
         if self.state.setup.scenario != Scenario::MirrorAlone {
             self.state.at(WARM_UP + first, Due::Order);

@@ -248,7 +248,7 @@ fn what_is_paused_for_a_while_is_moved_once() {
 fn a_release_moves_what_changed() {
     for (seed, change) in [(1, 1), (2, 5), (3, 20)] {
         let mut setup = Setup::new(Scenario::Release, 20, 4_000_000_000, seed);
-        setup.change_percent = change;
+        setup.change_percent = Some(change);
         let outcome = run(&setup);
         assert!(outcome.passed(), "{}", outcome.to_text());
         assert!(outcome.changed_bytes < setup.image_bytes / 2);
@@ -269,7 +269,7 @@ fn a_release_moves_what_changed() {
 fn several_hosts_fetch_one_layer_of_a_release() {
     let [whole, ranges] = [1, 4].map(|content_ranges| {
         let mut setup = Setup::new(Scenario::Release, 20, 512 << 20, 1);
-        setup.change_percent = 20;
+        setup.change_percent = Some(20);
         setup.stream_rate = Some(20_000_000);
         setup.plan.content_ranges = content_ranges;
         let outcome = run(&setup);

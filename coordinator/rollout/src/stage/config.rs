@@ -4,6 +4,11 @@ use core::time::Duration;
 
 use proto::pause::doubled;
 
+/// The most ranges of one content that are leased at one time: as many as there are streams by default.
+const CONTENT_RANGES: usize = 4;
+/// The fewest missing chunks for which one more range is worth another host's stream and its begin.
+const RANGE_CHUNKS: u32 = 16;
+
 /// Staging's limits and times.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -13,6 +18,8 @@ pub struct Config {
     /// The most ranges of one content that are leased at one time, where a recipe proves the content. With 1, contents
     /// are leased whole.
     pub content_ranges: usize,
+    /// The fewest missing chunks of a content for which one more range is worth another host's stream and its begin.
+    pub range_chunks: u32,
     /// A lease without progress for this long passes to another host.
     pub lease_timeout: Duration,
     /// A stream that brings this many bytes a second makes progress, however long a chunk takes.
@@ -68,7 +75,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             origin_streams: 4,
-            content_ranges: 4,
+            content_ranges: CONTENT_RANGES,
+            range_chunks: RANGE_CHUNKS,
             lease_timeout: Duration::from_secs(10),
             slowest_stream_bytes_per_s: 4 << 10,
             paced_timeout: Duration::from_mins(1),

@@ -194,8 +194,8 @@ pub enum Event {
     LeasesHeld {
         /// The host.
         host: HostId,
-        /// The contents.
-        contents: Vec<Digest>,
+        /// The contents, each with the chunks that the lease is for; `None`: all of them.
+        leases: Vec<(Digest, Option<ChunkRange>)>,
     },
     /// A host lacks chunks of these contents that none of its connected peers has. Replaces the host's earlier list.
     WithoutSource {

@@ -44,7 +44,7 @@ mod words;
 use alloc::{collections::BTreeSet, string::String, vec::Vec};
 use core::time::Duration;
 
-use proto::{Digest, HostId, Moment, statement::Contradiction};
+use proto::{ChunkRange, Digest, HostId, Moment, statement::Contradiction};
 use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng as _;
 
@@ -199,6 +199,14 @@ impl Plan {
         self.leases.holds(content, host)
     }
 
+    /// Whether this host has the lease of these chunks of a content now; `None`: of all chunks. Words about another
+    /// range than the one that the host has say nothing.
+    #[must_use]
+    pub fn has_lease(&self, host: &HostId, content: &Digest, range: Option<ChunkRange>) -> bool {
+        let lease = self.leases.of(content, host);
+        lease.is_some_and(|lease| lease.range() == range)
+    }
+
     /// Whether a host whose client waits for this content should go on waiting. It should while chunks of the content
     /// reach any host, or while the content is queued and chunks of other contents come. Otherwise the host does better
     /// to fetch the content by itself.
@@ -327,8 +335,8 @@ impl Plan {
                     self.refuted(refuted);
                 }
             }
-            Event::LeasesHeld { host, contents } => {
-                leasing::drop_lost(&mut self.desk(), &host, &contents);
+            Event::LeasesHeld { host, leases } => {
+                leasing::drop_lost(&mut self.desk(), &host, &leases);
             }
             Event::WithoutSource { host, contents } => {
                 let known = &self.contents;

@@ -6,7 +6,8 @@ use std::{
 };
 
 use proto::message::{
-    ImageState, LeaseEnd, LeaseState, OriginFault, OriginTrouble, Report, Retraction, StageState,
+    ChunkRange, ImageState, LeaseEnd, LeaseState, OriginFault, OriginTrouble, Report, Retraction,
+    StageState,
 };
 use tracing::Level;
 
@@ -117,13 +118,31 @@ async fn leases_that_a_host_never_had_are_neither_logged_nor_counted_nor_remembe
     assert!(world.driver.staging.leases().bad_contents() == 0);
     let said = |world: &World| world.driver.staging.leases().says_anything();
     assert!(!said(&world));
-    // the same words count when they come from the holder of the lease
+    // nor those of the holder about chunks that it wasn't leased
     let a = world
         .driver
         .members
         .sessions()
         .number(&"a".parse().unwrap())
         .unwrap();
+    let of_range = |lease: &LeaseState, (from, until)| LeaseState {
+        range: Some(ChunkRange { from, until }),
+        ..lease.clone()
+    };
+    let log = Log::of(|| {
+        for range in [(0, 1), (0, u32::MAX), (1, 0)] {
+            let words = [ended(OriginFault::Missing), runs.clone()];
+            let report = Report {
+                leases: words.iter().map(|of| of_range(of, range)).collect(),
+                ..Report::default()
+            };
+            world.report("a", a, report);
+        }
+    });
+    assert_eq!(log, Vec::<String>::new());
+    assert!(ends(&world, "content_missing") == 0 && !said(&world));
+    assert_eq!(world.driver.staging.leases().bad_contents(), 0);
+    // the same words count when they come from the holder of the lease
     let log = Log::of(|| {
         let of = |lease: LeaseState| Report {
             leases: vec![lease],

@@ -17,7 +17,7 @@ use super::{
     links::{FalseLink, Lie},
     mirror::client_served,
     node::{Fetching, JOURNAL_LAG},
-    origin::{new_run, pump_origin},
+    origin::{give_range_back, new_run, pump_origin},
     registry::Registry,
     rogue::{blame, doubt_recipe},
     state::State,
@@ -152,6 +152,11 @@ fn take_from_origin(world: &mut State, host: u32, content: u32, chunk: u32) {
     let node = world.node(host);
     if false_link.is_some() || node.liar || node.is_rogue(Rogue::Doubt) {
         doubt_recipe(world, host, content, chunk);
+    }
+    let ranged = world.node(host).ranges.contains_key(&content);
+    if false_link.is_some() && ranged {
+        give_range_back(world, host, content);
+        return;
     }
     if false_link.is_some() && last {
         let run = new_run(world, host, content);

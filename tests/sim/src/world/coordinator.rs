@@ -226,19 +226,36 @@ fn hear(world: &mut State, event: stage::Event) {
             let host = world.by_id[host];
             world.node_mut(host).unheard = false;
         }
-        stage::Event::LeaseEnded { host, content, .. } => {
-            let lease = (*content, host.clone());
-            world.office.leases.remove(&lease);
+        // a word about another lease than the one that the host has ends none
+        stage::Event::LeaseEnded {
+            host,
+            content,
+            range,
+            ..
+        } if leased_range(world, content, host) == Some(*range) => {
+            world.office.leases.remove(&(*content, host.clone()));
         }
         // what a host that comes back doesn't name is over
-        stage::Event::LeasesHeld { host, contents } => {
-            let goes_on =
-                |(content, of): &(Digest, HostId)| of != host || contents.contains(content);
-            world.office.leases.retain(goes_on);
+        stage::Event::LeasesHeld { host, leases } => {
+            let mut held = core::mem::take(&mut world.office.leases);
+            held.retain(|(content, of)| {
+                let range = leased_range(world, content, of);
+                of != host || range.is_some_and(|range| leases.contains(&(*content, range)))
+            });
+            world.office.leases = held;
         }
         _ => {}
     }
     plan_event(world, event);
+}
+
+/// The chunks of the lease that the plan knows as this host's; `Some(None)`: all of the content.
+fn leased_range(world: &State, content: &Digest, host: &HostId) -> Option<Option<ChunkRange>> {
+    let leases = world.office.plan.as_ref()?.status(world.moment()).leases;
+    let lease = leases
+        .iter()
+        .find(|of| of.content == *content && of.host == *host);
+    lease.map(|lease| lease.range)
 }
 
 fn plan_event(world: &mut State, event: stage::Event) {

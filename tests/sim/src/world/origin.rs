@@ -69,6 +69,10 @@ pub(super) fn fetch(
         return;
     }
     fetching.until = until;
+    if range.is_some() && !world.has_recipe(host, content) {
+        give_range_back(world, host, content);
+        return;
+    }
     pump_origin(world, host, content);
 }
 
@@ -145,6 +149,22 @@ pub(super) fn pump_origin(world: &mut State, host: u32, content: u32) {
         }
         begin_transfer(world, id);
     }
+}
+
+/// A fetch of a range can't go on: without a recipe it can't begin, and what came may be false.
+pub(super) fn give_range_back(world: &mut State, host: u32, content: u32) {
+    abort_origin(world, host, content);
+    let node = world.node_mut(host);
+    node.fetches.remove(&content);
+    node.leases.remove(&content);
+    world.tell(
+        host,
+        swarm::Event::OriginEnded {
+            id: ContentId(content),
+            end: OriginEnd::Failed,
+        },
+    );
+    world.tell_lease_ended(host, content, stage::event::LeaseEnd::Released);
 }
 
 /// A host stops a fetch: what is under way of it is lost.

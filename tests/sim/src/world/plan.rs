@@ -266,9 +266,9 @@ fn slow_down(world: &mut State, host: usize, down: bool) {
     }
 }
 
-/// A fault strikes so long after the warm-up.
+/// A fault strikes so long after the image is ordered first.
 fn strikes_at(world: &mut State, after_s: f64, fault: Fault) {
-    let at = WARM_UP + seconds(after_s);
+    let at = WARM_UP + seconds(world.release_after_s() + after_s);
     world.faults.push((at, fault));
     let number = world.faults.len() - 1;
     world.at(at, Due::Fault(number));
@@ -300,8 +300,15 @@ fn make_liar(world: &mut State, host: usize) {
 fn make_rogues(world: &mut State, hosts: &[usize]) {
     let of = |party: Party| -> Vec<Rogue> {
         let all = Rogue::ALL.into_iter();
-        let recipe = world.setup.recipe;
-        let fits = |rogue: &Rogue| rogue.party() == party && (recipe || *rogue != Rogue::Doubt);
+        let (recipe, release) = (world.setup.recipe, world.setup.change_percent.is_some());
+        let fits = |rogue: &Rogue| {
+            let says_something = match rogue {
+                Rogue::Doubt => recipe,
+                Rogue::Ranges => release,
+                _ => true,
+            };
+            rogue.party() == party && says_something
+        };
         all.filter(fits).collect()
     };
     let (coordinator, peers) = (of(Party::Coordinator), of(Party::Peers));

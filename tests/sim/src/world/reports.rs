@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use proto::Digest;
+use proto::{ChunkRange, Digest};
 use rollout::stage::{
     self,
     event::{Standing, Trouble},
@@ -44,12 +44,16 @@ pub(super) fn open_session(world: &mut State, host: u32) {
     let node = world.node_mut(host);
     node.without_source.clear();
     node.held_said = None;
-    let leases: Vec<u32> = node.leases.keys().copied().collect();
-    let id = node.id.clone();
-    world.tell_office(stage::Event::LeasesHeld {
-        host: id,
-        contents: world.digests(&leases),
-    });
+    let leases = node.leases.keys();
+    let leases = leases.map(|content| (*content, node.ranges.get(content).copied()));
+    let leases: Vec<(u32, Option<ChunkRange>)> = leases.collect();
+    let leases = leases.into_iter();
+    let leases = leases.map(|(content, range)| (world.specs[content as usize].digest, range));
+    let event = stage::Event::LeasesHeld {
+        host: world.node(host).id.clone(),
+        leases: leases.collect(),
+    };
+    world.tell_office(event);
     report_recipe(world, host);
     report_held(world, host);
 }

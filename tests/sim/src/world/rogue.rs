@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use proto::{ChunkIndex, ChunkSet};
+use proto::{ChunkIndex, ChunkRange, ChunkSet};
 use rollout::stage::{
     self,
     event::{Fault, LeaseEnd, Standing, Trouble},
@@ -95,6 +95,44 @@ fn claim_lease(world: &mut State, host: u32, content: u32, since: Nanos) {
     });
 }
 
+/// What a rogue says of ranges that it wasn't given: short ones, long ones, and some that no content has. It fetches
+/// some of them, and has fetched others.
+fn claim_ranges(world: &mut State, host: u32) {
+    for content in 0..index(world.specs.len()) {
+        let (digest, chunks) = {
+            let spec = &world.specs[content as usize];
+            (spec.digest, spec.geometry.chunks())
+        };
+        let from = index(world.random(chunks as usize));
+        let long = index(world.random(chunks as usize));
+        let range = match world.random(4) {
+            0 => ChunkRange::new(from, from + 1),
+            1 => ChunkRange::new(0, chunks),
+            2 => ChunkRange::new(chunks, chunks + 1 + long),
+            _ => ChunkRange::new(from, from + 1 + long),
+        };
+        let fetches = world.random(2) == 0;
+        let host_id = world.node(host).id.clone();
+        world.tell_plan_from(host, |_| match fetches {
+            true => stage::Event::LeaseProgress {
+                host: host_id,
+                content: digest,
+                range,
+                chunks: 1,
+                bytes: CLAIMED_RATE,
+                paced: true,
+                trouble: None,
+            },
+            false => stage::Event::LeaseEnded {
+                host: host_id,
+                content: digest,
+                range,
+                end: LeaseEnd::Done,
+            },
+        });
+    }
+}
+
 /// What a rogue says beside its true report, or in its stead. Whether that is all.
 pub(super) fn rogue_reports(world: &mut State, host: u32) -> bool {
     if world.node(host).rogues.is_empty() {
@@ -108,6 +146,7 @@ pub(super) fn rogue_reports(world: &mut State, host: u32) -> bool {
     let (id, is) = (node.id.clone(), |rogue| node.is_rogue(rogue));
     let (present, whole) = (is(Rogue::Present), is(Rogue::Whole));
     let (blames, adopts) = (is(Rogue::Blame), is(Rogue::Adopt));
+    let is_ranges = is(Rogue::Ranges);
     if blames {
         defame(world, host);
     }
@@ -115,6 +154,9 @@ pub(super) fn rogue_reports(world: &mut State, host: u32) -> bool {
         for content in 0..index(world.specs.len()) {
             claim_lease(world, host, content, WARM_UP);
         }
+    }
+    if is_ranges {
+        claim_ranges(world, host);
     }
     if whole {
         let all = world.specs.iter();

@@ -141,8 +141,8 @@ impl State {
             .filter(|spec| images[spec.image].is_staged())
             .map(|spec| spec.geometry.size())
             .sum();
-        if setup.scenario == Scenario::Release {
-            let old = contents::unchanged(&specs, setup.change_percent, &mut rng);
+        if let Some(change_percent) = setup.change_percent {
+            let old = contents::unchanged(&specs, change_percent, &mut rng);
             unchanged_bytes = contents::bytes(&specs, &old);
             changed_bytes -= unchanged_bytes;
             for node in &mut nodes {
@@ -308,6 +308,14 @@ impl State {
         (image / float(origin) + self.lost_s)
             .max(image / float(slowest) + self.joined_s)
             .max(image * float(wanted.len() as u64) / float(origin + up))
+    }
+
+    /// When a release is ordered after the warm-up, in seconds; 0 for an image of which hosts hold nothing. A release
+    /// comes to a fleet that has been up for long: a coordinator that has just started waits for hosts that hold
+    /// something.
+    pub(super) fn release_after_s(&self) -> f64 {
+        let settle = self.setup.plan.settle.as_secs_f64();
+        self.setup.change_percent.map_or(0.0, |_| settle)
     }
 
     /// What the registry gives each stream, where that is little.

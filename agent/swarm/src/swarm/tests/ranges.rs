@@ -113,3 +113,49 @@ fn another_range_or_the_whole_content_takes_the_place_of_a_range() {
     assert!(actions.contains(&Action::StopFetch(ID)), "{actions:?}");
     assert_eq!(fetches(&actions), [(None, 64)]);
 }
+
+#[test]
+fn a_range_behind_the_contents_end_is_done_at_once_and_one_across_it_ends_there() {
+    let mut swarm = holding([15, 31]);
+    for (from, until) in [(64, 65), (200, u32::MAX)] {
+        let actions = feed(&mut swarm, 1, Event::RangeLeased(ID, range(from, until)));
+        assert_eq!(actions, [Action::RangeDone(ID)]);
+    }
+    let actions = feed(&mut swarm, 2, Event::RangeLeased(ID, range(32, u32::MAX)));
+    assert_eq!(fetches(&actions), [(Some(range(32, 64)), 64)]);
+}
+
+#[test]
+fn a_lease_that_becomes_one_of_a_range_behind_which_its_host_is_already_is_done() {
+    let mut swarm = holding([]);
+    feed(&mut swarm, 1, Event::Leased(ID));
+    for chunk in 0..40 {
+        feed(&mut swarm, 2, from_registry(chunk));
+    }
+    let actions = feed(&mut swarm, 3, Event::RangeLeased(ID, range(0, 32)));
+    assert!(actions.contains(&Action::StopFetch(ID)), "{actions:?}");
+    assert!(actions.contains(&Action::RangeDone(ID)), "{actions:?}");
+    assert_eq!(fetches(&actions), []);
+    assert!(!swarm.status(at(3)).contents[0].leased);
+}
+
+#[test]
+fn a_range_whose_coordinator_goes_is_fetched_to_its_end_and_the_rest_by_whose_turn_it_is() {
+    let mut swarm = holding([15, 31]);
+    feed(&mut swarm, 1, Event::RangeLeased(ID, range(16, 32)));
+    feed(&mut swarm, 2, Event::Coordinator(false));
+    for chunk in 16..31 {
+        feed(&mut swarm, 3, from_registry(chunk));
+    }
+    let end = OriginEnd::Done;
+    feed(&mut swarm, 4, Event::OriginEnded { id: ID, end });
+    assert!(!swarm.status(at(4)).contents[0].leased);
+    let mut actions = Vec::new();
+    for second in 5..120 {
+        actions.extend(feed(&mut swarm, second * 1_000, Event::Tick));
+    }
+    assert!(
+        fetches(&actions).iter().any(|(range, _)| range.is_none()),
+        "{actions:?}"
+    );
+}

@@ -159,7 +159,7 @@ impl ContentState {
             return (before, false);
         }
         if chunks < before {
-            self.parts.forget_host(id);
+            self.parts.lose(id);
         }
         (before, self.drop_from(id))
     }

@@ -33,8 +33,6 @@ const NEWCOMER: (Duration, usize) = (Duration::from_secs(2), 2);
 /// The most recipes that are leased at one time, beside the contents that images need.
 pub(super) const RECIPE_STREAMS: usize = 2;
 
-/// The fewest missing chunks for which a range is worth another host's stream and its begin.
-const RANGE_CHUNKS: u32 = 16;
 /// Of this many hosts that stage a content, one may have a range of it. The others say what comes of the ranges.
 const HOSTS_PER_RANGE: usize = 2;
 
@@ -282,13 +280,14 @@ impl Choice<'_> {
         let begun = parts.are_begun() || !taken.is_empty();
         match (may, begun) {
             (true, true) if taken.len() >= self.view.config.content_ranges => None,
-            (true, true) => parts.next(chunks, &taken).map(Share::Further),
-            (true, false) => {
-                let ranges = u32::try_from(self.ranges()).unwrap_or(1).max(1);
-                let first = ChunkRange::new(0, chunks.div_ceil(ranges));
-                let first = first.filter(|_| ranges > 1);
-                Some(first.map_or(Share::Whole, Share::First))
+            // while it isn't known whether the registry gives it, one host asks
+            (true, true) if !taken.is_empty() && self.is_in_question() => None,
+            (true, true) => {
+                let most = u32::try_from(self.view.config.content_ranges).unwrap_or(u32::MAX);
+                let least = chunks.div_ceil(most.max(1));
+                parts.next((chunks, least), &taken).map(Share::Further)
             }
+            (true, false) => Some(self.first().map_or(Share::Whole, Share::First)),
             // another image's recipe may have had it fetched in ranges, which spread
             (false, _) if parts.cover(chunks) => None,
             (false, _) => taken.is_empty().then_some(Share::Whole),
@@ -301,20 +300,22 @@ impl Choice<'_> {
         let [lease] = self.view.leases.all_of(&self.digest) else {
             return None;
         };
-        let (chunks, held) = (self.content.chunks(), self.content.receipts().most());
-        let early = lease.chunks() <= (chunks - held) / 4;
+        let (view, image, content) = (self.view, self.image, self.content);
         let whole = lease.range().is_none() && !given.ranges.contains_key(&self.digest);
-        let may = !self.recipe && self.view.may_have_ranges(self.image, self.content);
-        if !early || !whole || !may || !self.view.takes_ranges(self.image, lease.host()) {
+        let may = !self.recipe && view.may_have_ranges(image, content);
+        let takes =
+            lease.image() == image.digest() && view.takes_ranges(image, content, lease.host());
+        if !whole || !may || !takes {
             return None;
         }
-        let ranges = u32::try_from(self.ranges())
-            .ok()
-            .filter(|ranges| *ranges > 1)?;
+        let first = self.first()?;
+        if lease.chunks() > self.missing() / 4 {
+            return None;
+        }
         Some(Grant {
             host: lease.host().clone(),
             content: self.digest,
-            range: ChunkRange::new(0, chunks.div_ceil(ranges)),
+            range: Some(first),
             image: self.image.digest(),
             registry: self.image.registry().into(),
             repository: self.image.repository().into(),
@@ -322,38 +323,70 @@ impl Choice<'_> {
         })
     }
 
-    /// In how many ranges the content is leased best, by the streams that would else be idle, the chunks that the hosts
-    /// lack, and the hosts that take ranges.
-    fn ranges(&self) -> usize {
-        let view = self.view;
-        let (chunks, held) = (self.content.chunks(), self.content.receipts().most());
-        let missing = chunks - held;
-        // a range begins behind a chunk that its holder has: of what is new, no range could
-        let by_chunks = match held >= chunks / 2 {
-            true => (missing / RANGE_CHUNKS) as usize,
-            false => 1,
-        };
-        let streams = view.config.origin_streams;
-        let most = view.config.content_ranges.min(by_chunks).min(streams);
-        if most < 2 {
-            return 1;
-        }
-        // hosts that haven't reported yet take part, too
-        let selected = self.image.selected(view.hosts);
-        let takers = selected.iter().filter(|id| {
+    fn is_in_question(&self) -> bool {
+        let tries = self.content.tries();
+        tries.is_in_question(&self.image.digest())
+    }
+
+    /// The first of the ranges in which the content is leased best; `None` where it is leased whole.
+    fn first(&self) -> Option<ChunkRange> {
+        let ranges = u32::try_from(self.ranges()).ok()?;
+        let size = self.content.chunks().div_ceil(ranges.max(1));
+        ChunkRange::new(0, size).filter(|_| ranges > 1)
+    }
+
+    /// The hosts that take ranges, as far as they have reported, and the chunks that each of them holds. Those that
+    /// haven't reported yet are thought to be like the others.
+    fn takers(&self) -> (usize, Vec<u32>) {
+        let (view, image, content) = (self.view, self.image, self.content);
+        let selected = image.selected(view.hosts);
+        let here = selected.iter().filter(|id| {
             let host = view.hosts.get(id);
             view.hosts.is_here(id) && host.is_some_and(Host::takes_ranges)
         });
-        let by_hosts = takers.count() / HOSTS_PER_RANGE;
-        let open = view.open_contents(streams);
-        most.min(by_hosts).min(streams / open.max(1))
+        let mut hosts = 0;
+        let mut held = Vec::new();
+        for id in here {
+            let holds = content.receipts().of(id);
+            let able = holds >= content.chunks() / 2;
+            hosts += usize::from(able || holds == 0);
+            held.extend(able.then_some(holds));
+        }
+        (hosts, held)
+    }
+
+    /// The chunks that most of the hosts lack that take ranges: no host's word decides alone.
+    fn missing(&self) -> u32 {
+        let (_, mut held) = self.takers();
+        held.sort_unstable();
+        let median = held.get(held.len() / 2).copied();
+        self.content.chunks() - median.unwrap_or(0)
+    }
+
+    /// In how many ranges the content is leased best, by the streams that would else be idle, the chunks that the hosts
+    /// lack, and the hosts that take ranges.
+    fn ranges(&self) -> usize {
+        let config = self.view.config;
+        let streams = config.origin_streams;
+        let idle = streams / self.view.open_contents(streams).max(1);
+        let most = config.content_ranges.min(idle);
+        if most < 2 {
+            return 1;
+        }
+        let (hosts, held) = self.takers();
+        // a range begins behind a chunk that its holder has: of what is new, no range could
+        if held.is_empty() {
+            return 1;
+        }
+        let by_chunks = (self.missing() / config.range_chunks.max(1)) as usize;
+        most.min(by_chunks).min(hosts / HOSTS_PER_RANGE)
     }
 
     /// Chooses the host for the lease, of these candidates. The first criterion that tells two hosts apart decides:
     /// 1. The host made no link lately that was found false.
     /// 2. For a mirror's lease: the host's last leases for mirrors brought something.
     /// 3. The host wasn't the last to have the content's lease, nor the last to ask the failing registry. After that:
-    ///    its last lease of the content didn't fail.
+    ///    its last lease of the content didn't fail. After that: it takes the first of several ranges as a range.
     /// 4. The host is thought to hold the content itself. It then says so at once.
     /// 5. The host has the fewest leases. After that: it let the fewest fail.
     /// 6. The host stages already. After that: its zone has the fewest leases. After that: it holds most of the image.
@@ -413,6 +446,7 @@ impl Choice<'_> {
                     barren,
                     content.tries().was_last(id) || prober == Some(*id),
                     content.tries().has_failed(id),
+                    matches!(share, Share::First(_)) && !self.takes_ranges(id, given),
                     host.counts() || !content.is_doubted(id),
                     view.leases.of_host(id) + given.to(id) + handicap,
                     view.records.failures(id),
@@ -430,15 +464,14 @@ impl Choice<'_> {
             .map(|(id, _)| id.clone())
     }
 
-    /// Whether this host takes a range of the content: it knows what a range is, has the image's recipe, and fetches no
-    /// other range.
+    /// Whether this host takes a range of the content, and fetches no other range.
     fn takes_ranges(&self, id: &HostId, given: &Given<'_>) -> bool {
         let fetches = self.view.leases.holds(&self.digest, id)
             || given
                 .ranges
                 .get(&self.digest)
                 .is_some_and(|of| of.iter().any(|(by, _)| by == id));
-        !fetches && self.view.takes_ranges(self.image, id)
+        !fetches && self.view.takes_ranges(self.image, self.content, id)
     }
 
     fn tie(&self, id: &HostId) -> u64 {

@@ -8,6 +8,7 @@ use proto::{ChunkRange, Digest, HostId};
 use super::{
     desk::Desk,
     grants::RECIPE_STREAMS,
+    hosts::Host,
     leases::{Grant, Lease},
     trouble,
 };
@@ -167,10 +168,12 @@ fn may_take_over(
     let usable = view.hosts.is_here(id) && view.records.failures(id) == 0;
     let fresh = match range {
         None => content.tries().asked_at().is_none(),
-        // holders of other ranges may have been heard before
+        // holders of other ranges may have been heard before; a recipe has no ranges
         Some(range) => {
             let first = content.tries().asked_at().is_none();
             (first || content.parts().are_taken_over())
+                && !content.is_recipe()
+                && view.hosts.get(id).is_some_and(Host::takes_ranges)
                 && range.is_within(content.chunks())
                 && content.parts().lacks(range)
                 && view.leases.all_of(&digest).iter().all(|of| {
@@ -199,6 +202,7 @@ fn may_take_over(
         .images
         .iter()
         .filter(|image| view.wants(image, &digest))
+        .filter(|image| range.is_none() || view.may_have_ranges(image, content))
         .min_by_key(|image| image.purpose())
         .filter(|image| view.origin_wait(image).is_none())?;
     Some(Grant {
@@ -285,7 +289,8 @@ fn done(desk: &mut Desk<'_>, id: &HostId, digest: Digest, lease: Option<&Lease>)
     let held_before = content.is_done_on(id);
     if let Some(range) = lease.and_then(Lease::range) {
         // of what the host holds beside it counts what it says there
-        content.parts_mut().fetched(now, range, id);
+        let brought = lease.is_some_and(Lease::has_brought);
+        content.parts_mut().fetched(now, range, id, brought);
         return;
     }
     content.claim(now, id);
@@ -328,8 +333,8 @@ fn released(desk: &mut Desk<'_>, id: &HostId, digest: Digest, lease: Option<&Lea
     if lease.is_some_and(|lease| lease.range().is_some())
         && let Some(content) = desk.contents.get_mut(&digest)
     {
-        // the host can't begin there: its recipe gives no place, or it has left it
-        content.parts_mut().give_up();
+        // the host can't begin there: its recipe gives no place, or it has left it; or it doesn't stage any more
+        content.parts_mut().give_back(id);
     }
     let Some(lease) = lease.filter(|lease| !lease.has_brought()) else {
         return;
@@ -380,11 +385,30 @@ pub(super) fn give_ranges_up(desk: &mut Desk<'_>) {
     let contents = view.images.iter().flat_map(|image| image.contents());
     let over = contents.filter(|of| rests(of) && !view.leases.contains(of));
     let over: Vec<Digest> = over.copied().collect();
-    if !over.is_empty() {
-        desk.effects.ask_for_grants();
+    for digest in over {
+        give_up(desk, digest);
     }
-    desk.contents
-        .each(over, |content| content.parts_mut().give_up());
+}
+
+/// Leases a content whole from now on. Somebody who said that he fetched a range lied, or lost it: they all go behind
+/// others for this content, and those of whose lease nobody got anything, for all contents.
+fn give_up(desk: &mut Desk<'_>, digest: Digest) {
+    desk.effects.ask_for_grants();
+    let Some(content) = desk.contents.get_mut(&digest) else {
+        return;
+    };
+    let own_word = content.receipts().own_word();
+    let fetchers = content.parts().fetchers();
+    let fetchers: Vec<(HostId, bool)> = fetchers
+        .map(|(id, brought)| (id.clone(), brought))
+        .collect();
+    content.parts_mut().give_up();
+    for (id, brought) in fetchers {
+        content.tries_mut().fail(&id);
+        if !brought && !own_word && desk.hosts.contains(&id) {
+            desk.records.fail(&id);
+        }
+    }
 }
 
 /// Ends all leases of a host that is shunned or left the fleet. `tell` says whether the host is told.
@@ -398,14 +422,15 @@ pub(super) fn drop_all_of(desk: &mut Desk<'_>, id: &HostId, tell: bool) {
 }
 
 /// Takes the list of all leases that a host says it has. Leases that were granted in an earlier session and aren't on
-/// the list were lost when the agent restarted. They end, so that their contents are leased again at once.
-pub(super) fn drop_lost(desk: &mut Desk<'_>, id: &HostId, has: &[Digest]) {
+/// the list were lost when the agent restarted, or their orders never came. They end, so that their contents are leased
+/// again at once.
+pub(super) fn drop_lost(desk: &mut Desk<'_>, id: &HostId, has: &[(Digest, Option<ChunkRange>)]) {
     let Some(host) = desk.hosts.get(id) else {
         return;
     };
     let since = host.since();
     let lost: Vec<(HostId, Digest)> = desk.leases.that(|digest, lease| {
-        lease.host() == id && lease.granted_at() < since && !has.contains(digest)
+        lease.host() == id && lease.granted_at() < since && !has.contains(&(*digest, lease.range()))
     });
     for (id, digest) in lost {
         desk.end(digest, &id);

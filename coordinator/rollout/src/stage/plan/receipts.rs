@@ -29,6 +29,8 @@ pub(super) struct Receipts {
     finished_by: Option<(HostId, bool)>,
     /// The number of lease holders in a row that nobody got anything from.
     disbelieved: u32,
+    /// When the last of them was counted.
+    disbelieved_at: Moment,
     /// The blob's bytes for each chunk, on average.
     bytes_per_chunk: u64,
 }
@@ -43,6 +45,7 @@ impl Receipts {
             claimed_at: None,
             finished_by: None,
             disbelieved: 0,
+            disbelieved_at: Moment::START,
             bytes_per_chunk: content.origin_bytes / u64::from(content.chunks.max(1)),
         }
     }
@@ -62,9 +65,9 @@ impl Receipts {
         before
     }
 
-    /// The most chunks that a host holds that doesn't hold all.
-    pub(super) fn most(&self) -> u32 {
-        self.counts.values().copied().max().unwrap_or(0)
+    /// The chunks that this host says that it holds, if it holds some and not all; else 0.
+    pub(super) fn of(&self, id: &HostId) -> u32 {
+        self.counts.get(id).copied().unwrap_or(0)
     }
 
     /// Notes that a host holds more than before. The caller leaves out the lease's holder.
@@ -126,9 +129,13 @@ impl Receipts {
         self.finished_by = None;
     }
 
-    /// Counts one more lease holder that nobody got anything from.
-    pub(super) fn disbelieve(&mut self) {
-        self.disbelieved = (self.disbelieved + 1).min(DISBELIEVED_MOST);
+    /// Counts one more lease holder that nobody got anything from. Holders of several ranges at one time aren't holders
+    /// in a row: one counts whose lease was granted when the one before had lost its own.
+    pub(super) fn disbelieve(&mut self, now: Moment, granted_at: Moment) {
+        if granted_at >= self.disbelieved_at {
+            self.disbelieved = (self.disbelieved + 1).min(DISBELIEVED_MOST);
+            self.disbelieved_at = now;
+        }
     }
 
     /// The factor by which the next holder is believed longer than the first, while nobody gets anything from it.
@@ -177,8 +184,10 @@ mod tests {
     {
         let mut receipts = receipts();
         let mut patience = alloc::vec![receipts.patience()];
-        for _ in 0..8 {
-            receipts.disbelieve();
+        for at in 1..=8 {
+            receipts.disbelieve(Moment(10 * at), Moment(10 * at - 9));
+            // of another range, at the same time
+            receipts.disbelieve(Moment(10 * at + 1), Moment(10 * at - 5));
             patience.push(receipts.patience());
         }
         assert_eq!(patience, [1, 1, 2, 4, 8, 16, 32, 32, 32]);

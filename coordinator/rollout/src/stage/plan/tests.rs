@@ -7,6 +7,7 @@ mod liars;
 mod loss;
 mod mirrors;
 mod neighbours;
+mod odd_ranges;
 mod orders;
 mod origins;
 mod ranges;

@@ -37,6 +37,16 @@ struct Faults {
     again_at: Moment,
 }
 
+/// A content that its registry fails.
+#[derive(Debug)]
+struct Away {
+    failures: u32,
+    /// When the last failure was counted.
+    failed_at: Moment,
+    /// The content is left alone until then.
+    until: Moment,
+}
+
 /// A host's word that a content is faulty.
 pub(super) struct Word<'a> {
     pub(super) by: &'a HostId,
@@ -45,6 +55,8 @@ pub(super) struct Word<'a> {
     pub(super) fault: Fault,
     /// The number of hosts that may say what the image's registry has.
     pub(super) witnesses: usize,
+    /// Another host fetches a range of the content, and has no trouble: what comes of that says more.
+    pub(super) others_fetch: bool,
 }
 
 /// How attempts to fetch one content ended.
@@ -52,9 +64,8 @@ pub(super) struct Word<'a> {
 pub(super) struct Tries {
     /// The faults that hosts found, by the image under whose name they asked.
     faults: BTreeMap<Digest, Faults>,
-    /// How often the registry failed the content while it gave others something, since a chunk of the content came; and
-    /// until when the content is left alone for that.
-    away: Option<(u32, Moment)>,
+    /// Set while the registry failed the content and gave others something, until a chunk of the content comes.
+    away: Option<Away>,
     /// When the content was last leased.
     asked_at: Option<Moment>,
     /// The hosts that ever had a lease of the content. Only these made links of it.
@@ -152,17 +163,33 @@ impl Tries {
 
     // ---- its registry fails it --------------------------------------------------------------------------------------
 
-    /// The registry failed the content's holder. Another host, if there is one, may try at once. When that host fails
-    /// too, the content is left alone for a while that grows.
-    pub(super) fn leave_alone(&mut self, now: Moment, id: &HostId, others: bool, config: &Config) {
-        let failures = self.away.map_or(0, |(failures, _)| failures);
+    /// The registry failed the content's holder, whose lease was granted at `granted_at`. Another host, if there is
+    /// one, may try at once. When that host fails too, the content is left alone for a while that grows. Of several
+    /// ranges that the registry fails at one time, the first says it all.
+    pub(super) fn leave_alone(
+        &mut self,
+        now: Moment,
+        (id, granted_at): (&HostId, Moment),
+        others: bool,
+        config: &Config,
+    ) {
+        self.fail(id);
+        if let Some(away) = &self.away
+            && granted_at < away.failed_at
+        {
+            return;
+        }
+        let failures = self.away.as_ref().map_or(0, |away| away.failures);
         let wait = match failures.checked_sub(1) {
             Some(before) => config.origin_pause(before),
             None if others => Duration::ZERO,
             None => config.origin_pause(0),
         };
-        self.away = Some((failures.saturating_add(1), now + wait));
-        self.fail(id);
+        self.away = Some(Away {
+            failures: failures.saturating_add(1),
+            failed_at: now,
+            until: now + wait,
+        });
     }
 
     /// Whether the registry failed the content since a chunk of it came.
@@ -172,14 +199,14 @@ impl Tries {
 
     /// Until when the content is left alone because its registry failed it.
     pub(super) fn away_until(&self, now: Moment) -> Option<Moment> {
-        let (_, until) = self.away?;
-        Some(until).filter(|until| now < *until)
+        let away = self.away.as_ref()?;
+        Some(away.until).filter(|until| now < *until)
     }
 
     /// Ends that wait. The number of failures is kept.
     pub(super) fn wake(&mut self, now: Moment) {
-        if let Some((_, until)) = &mut self.away {
-            *until = now.min(*until);
+        if let Some(away) = &mut self.away {
+            away.until = now.min(away.until);
         }
     }
 
@@ -198,6 +225,7 @@ impl Tries {
             image,
             fault,
             witnesses,
+            others_fetch,
         } = *word;
         // so many that liars among the witnesses can't decide alone, but at most twice the least number
         let share = config.share(witnesses).min(config.bad_witnesses * 2);
@@ -242,12 +270,13 @@ impl Tries {
         };
         let lasts = now.since(faults.since) >= least;
         let said = faults.by.len() >= enough || (alone && faults.times as usize >= enough);
-        if said && lasts {
+        let decided = said && lasts && !others_fetch;
+        if decided {
             let rounds = faults.rounds.map_or(0, |rounds| rounds.saturating_add(1));
             faults.rounds = Some(rounds);
             faults.retry_at = now + doubled(first, most, rounds);
         }
-        Some(said && lasts)
+        Some(decided)
     }
 
     /// Whether the content isn't to be asked for yet under this image's name.
@@ -273,13 +302,21 @@ impl Tries {
     pub(super) fn came(&mut self, image: &Digest) {
         self.away = None;
         self.returned.clear();
-        if self
-            .faults
-            .get(image)
-            .is_some_and(|faults| !matches!(faults.fault, Fault::Bad | Fault::CutShort))
-        {
+        if self.shows_at_once(image) {
             self.faults.remove(image);
         }
+    }
+
+    /// Whether a host found a fault under this image's name that a chunk of the content would refute.
+    fn shows_at_once(&self, image: &Digest) -> bool {
+        let faults = self.faults.get(image);
+        faults.is_some_and(|faults| !matches!(faults.fault, Fault::Bad | Fault::CutShort))
+    }
+
+    /// Whether the registry failed the content, or a host said that it lacks it, since a chunk of it came: then one
+    /// host at a time asks.
+    pub(super) fn is_in_question(&self, image: &Digest) -> bool {
+        self.is_away() || self.shows_at_once(image)
     }
 
     /// Forgets what was found wrong with the content under this image's name.
@@ -346,6 +383,7 @@ mod tests {
             image,
             fault,
             witnesses,
+            others_fetch: false,
         };
         tries.find_faulty(now, &word, &Config::default())
     }
@@ -423,26 +461,29 @@ mod tests {
     #[test]
     fn a_registry_that_fails_a_content_is_asked_by_another_host_at_once_and_then_later_and_later() {
         let (mut tries, config) = (Tries::default(), Config::default());
-        tries.leave_alone(START, &host(1), true, &config);
+        tries.leave_alone(START, (&host(1), START), true, &config);
         assert!(tries.is_away() && tries.has_failed(&host(1)));
         assert_eq!(tries.away_until(START), None);
+        let mut now = START;
         for seconds in [1, 2, 4] {
-            tries.leave_alone(START, &host(2), true, &config);
-            let until = START + Duration::from_secs(seconds);
+            tries.leave_alone(now, (&host(2), now), true, &config);
+            let until = now + Duration::from_secs(seconds);
             assert_eq!(tries.away_until(until - MOMENT), Some(until));
             assert_eq!(tries.away_until(until), None);
+            // the registry fails another range, too, which was leased before
+            tries.leave_alone(until, (&host(3), now - MOMENT), true, &config);
+            assert_eq!(tries.away_until(until), None);
+            now = until;
         }
-        tries.wake(START);
-        assert_eq!(tries.away_until(START), None);
+        assert!(tries.has_failed(&host(3)));
+        tries.wake(now);
+        assert_eq!(tries.away_until(now), None);
         // the number of failures is remembered
-        tries.leave_alone(START, &host(2), true, &config);
-        assert_eq!(
-            tries.away_until(START),
-            Some(START + Duration::from_secs(8))
-        );
+        tries.leave_alone(now, (&host(2), now), true, &config);
+        assert_eq!(tries.away_until(now), Some(now + Duration::from_secs(8)));
         // the only host of a fleet waits from the first failure on
         let mut alone = Tries::default();
-        alone.leave_alone(START, &host(1), false, &config);
+        alone.leave_alone(START, (&host(1), START), false, &config);
         assert_eq!(
             alone.away_until(START),
             Some(START + Duration::from_secs(1))

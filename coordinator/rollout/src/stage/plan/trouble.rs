@@ -44,6 +44,7 @@ pub(super) fn find_faulty(
         image,
         fault,
         witnesses: desk.view().witnesses(&image),
+        others_fetch: others_fetch(desk, id, &content),
     };
     let tries = desk.contents.get_mut(&content)?.tries_mut();
     let failed = tries.find_faulty(desk.now, &word, desk.config)?;
@@ -54,6 +55,12 @@ pub(super) fn find_faulty(
         desk.effects.lose_recipe((image, content, cause));
     }
     Some(failed)
+}
+
+/// Whether a host fetches a range of the content beside this host, and has no trouble.
+fn others_fetch(desk: &Desk<'_>, id: &HostId, content: &Digest) -> bool {
+    let mut leases = desk.leases.all_of(content).iter();
+    leases.any(|of| of.host() != id && of.trouble().is_none())
 }
 
 /// A content's registry fails this host, and gives something to others.
@@ -96,12 +103,13 @@ fn failed_again(desk: &mut Desk<'_>, content: Digest, lease: &Lease) -> bool {
 }
 
 /// A registry failed the holder of this content. See [`Tries::leave_alone`](super::tries::Tries::leave_alone).
-fn leave_content_alone(desk: &mut Desk<'_>, content: Digest, id: &HostId) {
+fn leave_content_alone(desk: &mut Desk<'_>, content: Digest, lease: &Lease) {
     let others = desk.hosts.connected() >= 2;
+    let of = (lease.host(), lease.granted_at());
     if let Some(content) = desk.contents.get_mut(&content) {
         content
             .tries_mut()
-            .leave_alone(desk.now, id, others, desk.config);
+            .leave_alone(desk.now, of, others, desk.config);
     }
 }
 
@@ -120,7 +128,7 @@ pub(super) fn lease_failed(desk: &mut Desk<'_>, content: Digest, lease: &Lease) 
     let recipe = desk.contents.get(&content);
     let recipe = recipe.is_some_and(ContentState::is_recipe);
     if recipe || gave || !repository_failed(desk, content, lease) {
-        leave_content_alone(desk, content, lease.host());
+        leave_content_alone(desk, content, lease);
     }
 }
 
@@ -132,7 +140,7 @@ pub(super) fn lease_over(desk: &mut Desk<'_>, content: Digest, lease: &Lease) {
     if lease.trouble().is_some() {
         lease_failed(desk, content, lease);
     } else if nothing && !failed_again(desk, content, lease) {
-        leave_content_alone(desk, content, lease.host());
+        leave_content_alone(desk, content, lease);
     }
 }
 

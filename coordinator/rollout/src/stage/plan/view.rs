@@ -97,12 +97,15 @@ impl<'a> View<'a> {
         by_recipe && !image.is_mirrors() && !content.is_recipe() && !content.parts().are_given_up()
     }
 
-    /// Whether this host takes a range of a content of the image: it knows what a range is, and has the image's recipe.
-    pub(super) fn takes_ranges(self, image: &Image, id: &HostId) -> bool {
+    /// Whether this host takes a range of a content of the image: it knows what a range is, has the image's recipe, and
+    /// holds so much of the content that it can begin amid it. A host that gave a range of it back gets no other.
+    pub(super) fn takes_ranges(self, image: &Image, content: &ContentState, id: &HostId) -> bool {
         let recipe = image.recipe();
         let recipe = recipe.and_then(|recipe| self.contents.get(&recipe.digest));
         recipe.is_some_and(|recipe| recipe.is_done_on(id))
             && self.hosts.get(id).is_some_and(Host::takes_ranges)
+            && content.receipts().of(id) >= content.chunks() / 2
+            && !content.parts().has_given_back(id)
     }
 
     // ---- images -----------------------------------------------------------------------------------------------------

@@ -229,6 +229,7 @@ fn in_both<'a>(
 /// Ends leases from which other hosts have received nothing for too long.
 pub(super) fn expire_unseen(desk: &mut Desk<'_>) {
     hear_slow(desk);
+    let now = desk.now;
     let view = desk.view();
     let over = desk.leases.that(|digest, lease| {
         let content = view.contents.get(digest);
@@ -241,7 +242,7 @@ pub(super) fn expire_unseen(desk: &mut Desk<'_>) {
         };
         if let Some(content) = desk.contents.get_mut(&digest) {
             content.tries_mut().fail(&id);
-            content.receipts_mut().disbelieve();
+            content.receipts_mut().disbelieve(now, lease.granted_at());
         }
         ran_out(desk, &lease);
         lease_over(desk, digest, &lease);

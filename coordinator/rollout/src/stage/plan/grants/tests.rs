@@ -35,7 +35,8 @@ fn what_is_leased_held_or_resting_is_not_granted() {
         .each([content(1)], |of| of.claim(now, &host(2)));
     let config = stand.config.clone();
     stand.contents.each([content(2)], |of| {
-        of.tries_mut().leave_alone(now, &host(3), false, &config);
+        of.tries_mut()
+            .leave_alone(now, (&host(3), now), false, &config);
     });
     let contents: Vec<Digest> = granted(&stand).iter().map(|(_, of, _)| *of).collect();
     assert_eq!(contents, [content(3)]);

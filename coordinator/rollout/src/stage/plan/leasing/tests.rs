@@ -312,7 +312,7 @@ fn leases_of_an_earlier_life_that_a_host_does_not_name_are_over() {
     stand.hosts.disconnect(now, &host(1));
     stand.hosts.connect(now, &host(1));
     stand.lease(1, 2, 0);
-    drop_lost(&mut stand.desk(), &host(1), &[content(1)]);
+    drop_lost(&mut stand.desk(), &host(1), &[(content(1), None)]);
     let left: Vec<Digest> = stand.leases.iter().map(|(of, _)| *of).collect();
     let mut expected = [1, 2].map(content);
     expected.sort_unstable();

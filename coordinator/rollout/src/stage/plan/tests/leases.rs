@@ -126,8 +126,8 @@ fn who_has_just_come_back_is_leased_to_after_the_others() {
     let back = |plan: &mut Plan, millis: u64, host: &HostId| {
         let mut actions = feed(plan, millis, Event::HostDisconnected(host.clone()));
         actions.extend(feed(plan, millis, Event::HostConnected(host.clone())));
-        let (host, contents) = (host.clone(), Vec::new());
-        actions.extend(feed(plan, millis, Event::LeasesHeld { host, contents }));
+        let (host, leases) = (host.clone(), Vec::new());
+        actions.extend(feed(plan, millis, Event::LeasesHeld { host, leases }));
         grants(&actions)
     };
     // the newcomer has no lease and the others have one each, but one of the others gets the lost lease
@@ -274,7 +274,10 @@ fn leases_that_went_with_an_earlier_life_are_granted_again_at_once() {
     let before = theirs(&plan);
     let held = |contents: Vec<Digest>| Event::LeasesHeld {
         host: killed.clone(),
-        contents,
+        leases: contents
+            .into_iter()
+            .map(|content| (content, None))
+            .collect(),
     };
     // in the same session, the lease may have been granted while the report was on its way
     assert_eq!(feed(&mut plan, 4_000, held(Vec::new())), []);

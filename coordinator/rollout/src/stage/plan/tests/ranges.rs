@@ -2,14 +2,14 @@
 
 use super::*;
 
-const RECIPE: usize = 50;
+pub(super) const RECIPE: usize = 50;
 
-fn range(from: u32, until: u32) -> ChunkRange {
+pub(super) fn range(from: u32, until: u32) -> ChunkRange {
     ChunkRange::new(from, until).unwrap()
 }
 
 /// The granted ranges, with their hosts; `None` for a lease of all chunks.
-fn granted(actions: &[Action]) -> Vec<(HostId, Option<ChunkRange>)> {
+pub(super) fn granted(actions: &[Action]) -> Vec<(HostId, Option<ChunkRange>)> {
     let granted = actions.iter().filter_map(|action| match action {
         Action::Grant {
             host,
@@ -25,7 +25,7 @@ fn granted(actions: &[Action]) -> Vec<(HostId, Option<ChunkRange>)> {
     granted.collect()
 }
 
-fn revoked(actions: &[Action]) -> Vec<HostId> {
+pub(super) fn revoked(actions: &[Action]) -> Vec<HostId> {
     let revoked = actions.iter().filter_map(|action| match action {
         Action::Revoke { host, .. } => Some(host.clone()),
         _ => None,
@@ -33,7 +33,7 @@ fn revoked(actions: &[Action]) -> Vec<HostId> {
     revoked.collect()
 }
 
-fn holds(number: usize, chunks: u32) -> Event {
+pub(super) fn holds(number: usize, chunks: u32) -> Event {
     Event::Holds {
         host: host(number),
         contents: vec![(digest(RECIPE), 4), (digest(0), chunks)],
@@ -41,13 +41,13 @@ fn holds(number: usize, chunks: u32) -> Event {
 }
 
 /// A host stages the image, and has some of it.
-fn stages(number: usize) -> Event {
+pub(super) fn stages(number: usize) -> Event {
     report(number, 0, Standing::Staging, 1 << 20)
 }
 
 /// A fleet that stages an image of one content, of which each host holds `chunks` of 100 and the recipe. The hosts
 /// `take` ranges. Also returns what was granted.
-fn staging(
+pub(super) fn staging(
     hosts: usize,
     chunks: u32,
     take: impl Fn(usize) -> bool,
@@ -68,7 +68,7 @@ fn staging(
 }
 
 /// Two ranges of the content, and the hosts that fetch them.
-fn parted() -> (Plan, [HostId; 2]) {
+pub(super) fn parted() -> (Plan, [HostId; 2]) {
     let (plan, granted) = staging(8, 60, |_| true);
     let [(first, one), (second, other)] = &granted[..] else {
         panic!("{granted:?}");
@@ -78,7 +78,7 @@ fn parted() -> (Plan, [HostId; 2]) {
     (plan, [first.clone(), second.clone()])
 }
 
-fn moves(by: &HostId, range: Option<ChunkRange>, chunks: u32) -> Event {
+pub(super) fn moves(by: &HostId, range: Option<ChunkRange>, chunks: u32) -> Event {
     Event::LeaseProgress {
         host: by.clone(),
         content: digest(0),
@@ -90,7 +90,7 @@ fn moves(by: &HostId, range: Option<ChunkRange>, chunks: u32) -> Event {
     }
 }
 
-fn ends(by: &HostId, range: Option<ChunkRange>, end: LeaseEnd) -> Event {
+pub(super) fn ends(by: &HostId, range: Option<ChunkRange>, end: LeaseEnd) -> Event {
     Event::LeaseEnded {
         host: by.clone(),
         content: digest(0),
@@ -257,10 +257,15 @@ fn a_content_that_came_in_ranges_and_is_whole_on_some_host_is_not_leased_again()
 }
 
 #[test]
-fn a_range_that_is_given_back_ends_ranges_once_the_others_are_through() {
+fn a_range_that_two_hosts_give_back_ends_ranges_once_the_others_are_through() {
     let (mut plan, [first, second]) = parted();
-    let end = LeaseEnd::Released;
-    let actions = feed(&mut plan, 5_000, ends(&first, Some(range(0, 50)), end));
+    let (of, end) = (Some(range(0, 50)), LeaseEnd::Released);
+    let actions = feed(&mut plan, 5_000, ends(&first, of, end));
+    let [(third, again)] = &granted(&actions)[..] else {
+        panic!("{actions:?}");
+    };
+    assert!(*again == of && ![&first, &second].contains(&third));
+    let actions = feed(&mut plan, 5_500, ends(third, of, end));
     assert_eq!(granted(&actions), []);
     let done = ends(&second, Some(range(50, 100)), LeaseEnd::Done);
     let actions = feed(&mut plan, 6_000, done);
