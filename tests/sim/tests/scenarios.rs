@@ -281,6 +281,33 @@ fn several_hosts_fetch_one_layer_of_a_release() {
     assert!(ranges.origin_bytes <= whole.origin_bytes);
 }
 
+/// Promises hold amid ranges, too: among rogues in every way that has to do with leases, holders that leave or fail, a
+/// coordinator that starts anew, and a registry that gives false bytes.
+#[test]
+fn ranges_amid_faults_and_liars_end_in_a_whole_image_on_each_host() {
+    for (scenario, manner, seed) in [
+        (Scenario::Rogues, None, 1),
+        (Scenario::Rogues, Some(Rogue::Ranges), 1),
+        (Scenario::Rogues, Some(Rogue::Done), 1),
+        // its liars failed the image while others fetched
+        (Scenario::Rogues, Some(Rogue::Missing), 2),
+        (Scenario::Vanish, None, 1),
+        (Scenario::DiskFails, None, 1),
+        (Scenario::Leftover, None, 1),
+        (Scenario::Corrupt, None, 2),
+    ] {
+        let mut setup = Setup::new(scenario, 20, 1 << 30, seed);
+        (setup.manner, setup.recipe, setup.change_percent) = (manner, true, Some(20));
+        setup.stream_rate = Some(20_000_000);
+        setup.pieces = 2;
+        let outcome = run(&setup);
+        assert!(outcome.passed(), "{manner:?} {}", outcome.to_text());
+        assert_eq!(outcome.shunned_honest, 0, "{}", outcome.to_text());
+        assert!(outcome.origin_over_image() <= 1.1, "{}", outcome.to_text());
+        assert!(outcome.makespan_s <= 60.0, "{}", outcome.to_text());
+    }
+}
+
 /// Hosts that say false things of the recipe take it from next to no content, whatever else they lie about.
 #[test]
 fn who_lies_about_the_recipe_costs_little() {
