@@ -6,15 +6,17 @@
 
 use std::{
     cmp::Reverse,
+    fmt,
     sync::{
         Arc, Weak,
         atomic::{AtomicU32, Ordering},
     },
+    time::SystemTime,
 };
 
-use proto::{ChunkIndex, Digest, Fingerprint, Geometry, Link};
+use proto::{ChunkIndex, ChunkSet, Digest, Fingerprint, Geometry, Link};
 
-use super::{place::ZEROS, stage::Stage};
+use super::place::ZEROS;
 
 /// The most chunks that are found by their fingerprints, in 8 MiB: those of three or four images of 140 GB.
 const MAX_PRINTS: usize = 512 << 10;
@@ -24,39 +26,50 @@ const MAX_SAME: usize = 4;
 /// chunks names false ones. Each cost the reading and hashing of a chunk.
 const MAX_FALSE: u32 = 64;
 
+/// An image here. Its contents are named by their numbers.
+pub(super) trait Lender: fmt::Debug + Send + Sync {
+    /// Its digest.
+    fn image(&self) -> &Digest;
+    /// When it began. `None` if the volume doesn't tell.
+    fn since(&self) -> Option<SystemTime>;
+    /// Whether nothing of it is read any more.
+    fn has_left(&self) -> bool;
+    /// The chunks that are held of each content.
+    fn chunks_held(&self) -> Vec<ChunkSet>;
+    /// The fingerprint of a chunk that is held.
+    fn print(&self, at: usize, chunk: ChunkIndex) -> Option<Fingerprint>;
+    /// The bytes of a chunk that is held. Blocks.
+    fn bytes(&self, at: usize, chunk: ChunkIndex) -> Option<Vec<u8>>;
+}
+
 /// See the [module](self). Holds no image: one that goes is found no more.
 #[derive(Debug, Default)]
 pub(super) struct Prints {
     /// The beginnings of fingerprints in order, each with a number in `contents` and a chunk.
     chunks: Vec<(u64, u32, ChunkIndex)>,
     /// Images, with the number of a content there.
-    contents: Vec<(Weak<Stage>, usize)>,
+    contents: Vec<(Weak<dyn Lender>, usize)>,
     /// Chunks that weren't what was looked for.
     wrong: AtomicU32,
 }
 
 impl Prints {
     /// The chunks that these images hold now, the newest images first. Zeros aren't among them: nobody sends any.
-    pub(super) fn of(images: &[Arc<Stage>]) -> Self {
-        let mut images: Vec<_> = images.iter().filter(|stage| !stage.is_gone()).collect();
-        images.sort_by_key(|stage| Reverse(stage.begun_at()));
+    pub(super) fn of(mut images: Vec<Arc<dyn Lender>>) -> Self {
+        images.retain(|image| !image.has_left());
+        images.sort_by_key(|image| Reverse(image.since()));
         let zeros = Fingerprint::of(&ZEROS);
         let mut prints = Self::default();
-        for stage in images {
-            let held = stage.chunks();
-            for at in 0..held.len() {
+        for image in images {
+            for (at, held) in image.chunks_held().into_iter().enumerate() {
                 let number = u32::try_from(prints.contents.len()).unwrap_or(u32::MAX);
-                prints.contents.push((Arc::downgrade(stage), at));
-                for chunk in held.held(at).iter() {
+                prints.contents.push((Arc::downgrade(&image), at));
+                for chunk in held.iter() {
                     if prints.chunks.len() >= MAX_PRINTS {
                         break;
                     }
-                    match held.link(at, chunk) {
-                        Some((link, _)) if link.fingerprint != zeros => {
-                            let first = first(&link.fingerprint);
-                            prints.chunks.push((first, number, chunk));
-                        }
-                        _ => {}
+                    if let Some(print) = image.print(at, chunk).filter(|print| *print != zeros) {
+                        prints.chunks.push((first(&print), number, chunk));
                     }
                 }
             }
@@ -80,16 +93,13 @@ impl Prints {
     ) -> Option<Vec<u8>> {
         let mut candidates = self.candidates(&link.fingerprint).take(MAX_SAME);
         candidates.find_map(|(number, theirs)| {
-            let (stage, at) = self.contents.get(number as usize)?;
-            let stage = stage.upgrade()?;
-            if stage.layout().digest() == not || stage.is_gone() {
+            let (image, at) = self.contents.get(number as usize)?;
+            let image = image.upgrade()?;
+            let is_same = image.print(*at, theirs) == Some(link.fingerprint);
+            if !is_same || image.image() == not || image.has_left() {
                 return None;
             }
-            let (found, _) = stage.chunks().link(*at, theirs)?;
-            if found.fingerprint != link.fingerprint {
-                return None;
-            }
-            let bytes = stage.chunks().read(*at, theirs).ok().flatten()?.bytes;
+            let bytes = image.bytes(*at, theirs)?;
             let fits = link.holds(geometry, chunk, &bytes);
             if !fits && self.wrong.fetch_add(1, Ordering::Relaxed) + 1 == MAX_FALSE {
                 tracing::warn!(image = %not, chunks = MAX_FALSE, "fingerprints of chunks that hosts offer are false; no more are looked for here");

@@ -112,7 +112,8 @@ impl Seeds {
 
     /// What the images here hold, for a stage that begins without a recipe.
     pub(super) fn prints(&self) -> Prints {
-        Prints::of(&self.images)
+        let images = self.images.iter();
+        Prints::of(images.map(|image| image.clone() as _).collect())
     }
 
     /// Says how an image begins. A clone of a disk saves the copying of the bytes that both have at the same offsets.

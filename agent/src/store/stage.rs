@@ -10,8 +10,8 @@ use std::{
 };
 
 use proto::{
-    Answer, CHUNK_BYTES, ChunkIndex, ChunkSet, Digest, HostId, HostKey, Layout, Link, Source,
-    Statement,
+    Answer, CHUNK_BYTES, ChunkIndex, ChunkSet, Digest, Fingerprint, HostId, HostKey, Layout, Link,
+    Source, Statement,
     image::{Blob, Format},
     ledger::{Entered, Verdict},
 };
@@ -30,6 +30,7 @@ use super::{
     names::Names,
     open_file::OpenFile,
     outstanding::{self, Outstanding, Promise},
+    prints::Lender,
     recipes::{self, NamedRecipe, ReadRecipeError},
     room::{Builder, NoRoomError},
     shared::Shared,
@@ -94,6 +95,35 @@ impl Builder for Stage {
         }
         let lacking = outstanding::lacking(&self.layout, &self.held, &self.decoded);
         self.outstanding.of(lacking)
+    }
+}
+
+impl Lender for Stage {
+    fn image(&self) -> &Digest {
+        self.layout.digest()
+    }
+
+    fn since(&self) -> Option<SystemTime> {
+        self.begun_at()
+    }
+
+    fn has_left(&self) -> bool {
+        self.is_gone()
+    }
+
+    fn chunks_held(&self) -> Vec<ChunkSet> {
+        let contents = 0..self.held.len();
+        contents.map(|at| self.held.held(at)).collect()
+    }
+
+    fn print(&self, at: usize, chunk: ChunkIndex) -> Option<Fingerprint> {
+        let (link, _) = self.held.link(at, chunk)?;
+        Some(link.fingerprint)
+    }
+
+    fn bytes(&self, at: usize, chunk: ChunkIndex) -> Option<Vec<u8>> {
+        let held = self.held.read(at, chunk).ok().flatten()?;
+        Some(held.bytes)
     }
 }
 
