@@ -424,7 +424,7 @@ impl Stage {
             .part(&self.held, self.held.find(&content)?, chunk)
     }
 
-    /// Whether a chunk with this link may lie whole in another image here. Of a content with a recipe that was found out
+    /// Whether a chunk with this link may lie whole in another image here. Of contents with a recipe that was found out
     /// at the beginning. Reads no disk.
     pub(crate) fn may_be_here(&self, content: Digest, link: &Link) -> bool {
         let without_recipe = self.known(content).is_some_and(|of| of.recipe().is_none());
