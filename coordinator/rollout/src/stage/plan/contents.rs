@@ -179,6 +179,13 @@ impl ContentState {
         self.done.remove(id).is_some()
     }
 
+    /// Notes that no other host gets anything of the content from this host: neither all of it, nor a range that it
+    /// fetched.
+    pub(super) fn serves_none(&mut self, id: &HostId) {
+        self.drop_from(id);
+        self.parts.lose(id);
+    }
+
     /// Forgets what the host said: it left the fleet, is shunned, or lost all.
     pub(super) fn forget_host(&mut self, id: &HostId) {
         self.done.remove(id);

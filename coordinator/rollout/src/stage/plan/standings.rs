@@ -35,9 +35,7 @@ pub(super) fn learn(
             // A mirror asks only for what it doesn't hold. For other images: the host may have held the image whole
             // and found it changed, or have lost all of it. Either way it serves the contents to nobody.
             if image.purpose() == Purpose::Mirror || news.was_whole() || held_bytes == 0 {
-                contents.each(image.fetched(), |content| {
-                    content.drop_from(id);
-                });
+                contents.each(image.fetched(), |content| content.serves_none(id));
             }
             // the agent was killed before it had journaled the chunks that it reported
             if let Some(heard_at) = news.lost_since {
@@ -50,9 +48,7 @@ pub(super) fn learn(
             // get it. Contents that another image of the host shares are still served from there.
             let served = desk.images.served_by(id, &digest);
             let lost = image.fetched().filter(|content| !served.contains(content));
-            contents.each(lost, |content| {
-                content.drop_from(id);
-            });
+            contents.each(lost, |content| content.serves_none(id));
             desk.effects.ask_for_grants();
         }
         Standing::Queued | Standing::Failed => {}

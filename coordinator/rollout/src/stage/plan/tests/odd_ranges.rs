@@ -430,3 +430,18 @@ fn a_word_that_the_registry_lacks_it_waits_for_the_host_that_fetches_another_ran
     }
     assert!(looked == 3 && fails(&plan), "{looked}");
 }
+
+#[test]
+fn the_range_that_a_host_fetched_goes_to_another_when_the_host_can_serve_it_no_more() {
+    for (standing, held) in [(Standing::Failed, 1 << 20), (Standing::Staging, 0)] {
+        let (mut plan, [first, second]) = parted();
+        let of = range(0, 50);
+        feed(&mut plan, 4_300, ends(&first, Some(of), LeaseEnd::Done));
+        let number = (0..8).find(|number| host(*number) == first).unwrap();
+        let actions = feed(&mut plan, 4_400, report(number, 0, standing, held));
+        let [(third, again)] = &granted(&actions)[..] else {
+            panic!("{standing:?}: {actions:?}");
+        };
+        assert!(*again == Some(of) && *third != second, "{standing:?}");
+    }
+}
