@@ -257,6 +257,8 @@ impl Installation<'_> {
         step("placed")?;
         if doubted {
             self.stage.end_doubt()?;
+            // its files were opened anew, and compared
+            stacked::note(self.stage);
         }
         self.stage.names().set_installed()?;
         self.stage.blocks().end();

@@ -355,6 +355,24 @@ fn images_share_the_files_that_they_have_in_common() {
 }
 
 #[test]
+fn an_image_that_was_doubted_keeps_its_files_when_another_has_them_too() {
+    let home = tempfile::tempdir().unwrap();
+    let store = open(&home);
+    let (one, two) = (stack(1), stack(2));
+    let first = stage(&store, &one, TAG);
+    assert!(doubt(home.path(), TAG).unwrap());
+    assert!(!is_present(&store, &one, TAG));
+    install(&first, &[]).unwrap();
+    assert!(is_present(&store, &one, TAG));
+    let inode = || fs::metadata(&files(&home, &one)[0].0).unwrap().ino();
+    let before = inode();
+    drop(stage(&store, &two, "ghcr.io/org/image:two"));
+    assert_eq!(inode(), before);
+    assert!(is_present(&store, &one, TAG));
+    assert!(is_present(&store, &two, "ghcr.io/org/image:two"));
+}
+
+#[test]
 fn a_file_goes_with_the_last_image_or_machine_that_has_it() {
     let home = tempfile::tempdir().unwrap();
     let store = open(&home);
