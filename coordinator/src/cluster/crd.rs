@@ -21,8 +21,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use serde_json::json;
 
+pub mod image_from;
 pub mod runner_pool;
 
+pub use image_from::{ImageFrom, WorkloadKind};
 pub use runner_pool::{DEFAULT_PERCENT, RunnerPool, RunnerPoolRollout, RunnerPoolSpec};
 
 /// The label that lets a Pod drain, unless `spec.gate.drainLabel` says otherwise. Its value is `true`.
@@ -64,7 +66,7 @@ const RATE: &str = r"^[1-9][0-9]{0,8}(k|M|G|Ki|Mi|Gi)?$";
     status = "ImagePrePullStatus",
     derive = "PartialEq",
     doc = "Stages a tart VM image on the selected Nodes before Pods need it, and gates the roll of Pods to it.",
-    printcolumn = r#"{"name":"Image","type":"string","jsonPath":".spec.image"}"#,
+    printcolumn = r#"{"name":"Image","type":"string","jsonPath":".status.image"}"#,
     printcolumn = r#"{"name":"Staged","type":"integer","jsonPath":".status.hosts.staged"}"#,
     printcolumn = r#"{"name":"Selected","type":"integer","jsonPath":".status.hosts.selected"}"#,
     printcolumn = r#"{"name":"Excluded","type":"integer","jsonPath":".status.hosts.excluded"}"#,
@@ -80,8 +82,13 @@ pub struct ImagePrePullSpec {
     /// The image, with its registry, by tag or by digest: `ghcr.io/org/image:tag`.
     /// Write it exactly as the Pods do, because the gate compares the two texts.
     /// A tag is resolved to a digest once. If the tag moves in the registry later, this object doesn't follow it.
+    /// Either this field or `imageFrom` is needed, and not both.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(min = 3, max = 512), regex(pattern = REFERENCE))]
     pub image: String,
+    /// The workload, in this namespace, whose template names the image. The object follows the template by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_from: Option<ImageFrom>,
     /// Labels of the Nodes that shall hold the image.
     /// The selector can't be empty, because an empty one selects every Node, also those that aren't Macs.
     /// Nodes that aren't Ready, are cordoned or have no enrolled agent of the same name don't count.
@@ -266,7 +273,10 @@ pub struct ImagePrePullStatus {
     /// Why the object stands there, in one word. If the condition `Degraded` is true, this is its reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Digest of the manifest to which `image` was resolved.
+    /// The image that is wanted: `spec.image`, or what the template of `spec.imageFrom` says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Digest of the manifest to which the image was resolved.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
     /// Size of the image in the registry, in bytes.
@@ -560,6 +570,13 @@ pub fn definition() -> CustomResourceDefinition {
         else {
             continue;
         };
+        if let Some(spec) = at(root, &["spec"]) {
+            // not CEL, which Kubernetes knows only since 1.25
+            spec.one_of = rules(json!([
+                { "required": ["image"] },
+                { "required": ["imageFrom"] },
+            ]));
+        }
         if let Some(selector) = at(root, &["spec", "nodeSelector"]) {
             selects_something(selector);
         }
@@ -656,6 +673,11 @@ mod tests {
                 "{path:?}"
             );
         }
+        let spec = at(root, &["spec"]).unwrap();
+        assert_eq!(spec.one_of.as_ref().unwrap().len(), 2);
+        assert_eq!(spec.required, Some(vec!["nodeSelector".to_owned()]));
+        let image = at(root, &["spec", "image"]).unwrap();
+        assert_eq!(image.default, None, "an API server refuses an empty text");
         let terms = at(root, &["spec", "nodeSelector", "matchExpressions"]).unwrap();
         let Some(JSONSchemaPropsOrArray::Schema(term)) = &terms.items else {
             panic!("terms have a schema");

@@ -18,12 +18,15 @@ use kube::core::{DynamicObject, Selector, SelectorExt as _};
 
 use super::crd::{ImagePrePull, ImagePrePullSpec};
 use facts::{guessed, node_facts, parse, pod_facts, prepull_facts, runner_pool_facts};
+use workloads::image_of;
 
 mod facts;
+mod workloads;
 
 pub(crate) use facts::{
-    NodeFacts, ObjectKey, Owner, PodFacts, PrePullFacts, RunnerPoolFacts, is_labelled,
+    NodeFacts, ObjectKey, Owner, PodFacts, PrePullFacts, RunnerPoolFacts, Source, is_labelled,
 };
+pub(crate) use workloads::{Workload, WorkloadKey};
 
 /// The prefix of our Node labels. The first twelve hex digits of the image's digest follow.
 pub(crate) const IMAGE_LABEL: &str = "parbake.dev/image-";
@@ -83,6 +86,8 @@ pub(crate) struct Index {
     pub(crate) runner_pools: BTreeMap<ObjectKey, RunnerPoolFacts>,
     /// RunnerPools that exist and can't be read. Nobody knows what they mean, so the Pods that they gate are blocked.
     pub(crate) unreadable_runner_pools: BTreeSet<ObjectKey>,
+    /// The workloads that ImagePrePulls follow, as far as they were seen.
+    workloads: BTreeMap<WorkloadKey, Workload>,
     /// The objects that a running relist has shown so far.
     listed: BTreeMap<Scope, BTreeSet<ObjectKey>>,
 }
@@ -180,7 +185,9 @@ impl Index {
     fn apply_prepull(&mut self, key: &ObjectKey, object: DynamicObject) -> Result<Change, String> {
         match parse::<ImagePrePull>(object.clone()) {
             Ok(prepull) => {
-                self.prepulls.insert(key.clone(), prepull_facts(prepull));
+                let facts = prepull_facts(prepull);
+                let known = self.prepulls.insert(key.clone(), facts);
+                self.find_image(key, known.as_ref());
                 Ok(Change::PrePull(key.clone()))
             }
             Err(error) => {
@@ -193,6 +200,64 @@ impl Index {
                 Err(error)
             }
         }
+    }
+
+    /// Finds the image that an ImagePrePull wants. `known` is the object as it was known before. Returns whether the
+    /// image, or what is known of it, changed.
+    fn find_image(&mut self, key: &ObjectKey, known: Option<&PrePullFacts>) -> bool {
+        let Some(facts) = self.prepulls.get_mut(key).filter(|facts| !facts.unread) else {
+            return false;
+        };
+        let workload = WorkloadKey::of(key, facts).and_then(|key| self.workloads.get(&key));
+        let (image, source) = match image_of(facts, workload) {
+            Ok(image) => (image, Source::Known),
+            // the last image counts: of this coordinator, or of an earlier one
+            Err(source) => {
+                let known = known.filter(|known| known.uid == facts.uid);
+                let known = known.map(|known| known.spec.image.clone());
+                let known = known.or_else(|| facts.status.image.clone());
+                (known.unwrap_or_default(), source)
+            }
+        };
+        let changed = (&facts.spec.image, &facts.source) != (&image, &source);
+        (facts.spec.image, facts.source) = (image, source);
+        changed
+    }
+
+    /// The workloads that ImagePrePulls follow.
+    pub(crate) fn followed(&self) -> BTreeSet<WorkloadKey> {
+        let prepulls = self.prepulls.iter().filter(|(_, facts)| !facts.deleting);
+        prepulls
+            .filter_map(|(key, facts)| WorkloadKey::of(key, facts))
+            .collect()
+    }
+
+    /// Whether the containers of a workload's template are known.
+    pub(crate) fn is_workload_known(&self, key: &WorkloadKey) -> bool {
+        matches!(self.workloads.get(key), Some(Workload::Containers(_)))
+    }
+
+    /// A workload is as shown; `None`: it isn't watched any more. Returns the ImagePrePulls that follow it and changed.
+    pub(crate) fn apply_workload(
+        &mut self,
+        key: &WorkloadKey,
+        workload: Option<Workload>,
+    ) -> Vec<Change> {
+        match workload {
+            Some(workload) => drop(self.workloads.insert(key.clone(), workload)),
+            None => drop(self.workloads.remove(key)),
+        }
+        let mine = self
+            .prepulls
+            .iter()
+            .filter(|(prepull, facts)| WorkloadKey::of(prepull, facts).as_ref() == Some(key));
+        let mine: Vec<_> = mine
+            .map(|(key, facts)| (key.clone(), facts.clone()))
+            .collect();
+        let changed = mine
+            .into_iter()
+            .filter(|(key, before)| self.find_image(key, Some(before)));
+        changed.map(|(key, _)| Change::PrePull(key)).collect()
     }
 
     /// A RunnerPool is as shown. If it can't be read, nobody knows what it means.

@@ -23,10 +23,10 @@ use tracing::{debug, error, info, warn};
 use super::{
     clock::{Clock, Now},
     crd::GateMode,
-    index::{Change, Index, Kind, ObjectKey, PrePullFacts},
+    index::{Change, Index, Kind, ObjectKey, PrePullFacts, Source},
     metrics::Metrics,
     review,
-    watch::follow,
+    watch::{follow, follow_workload},
     write::{MayWrite, PodWritten},
 };
 use crate::{
@@ -35,7 +35,7 @@ use crate::{
 };
 use accounts::Accounts;
 use ask::Paused;
-use conditions::Trouble;
+use conditions::{Trouble, UnresolvedReason};
 use gating::{Gating, Order, Step, Told};
 use hosts::Hosts;
 use input::Input;
@@ -50,6 +50,7 @@ use secrets::Secrets;
 use status::Stands;
 use statuses::Statuses;
 use watches::Watches;
+use workloads::Workloads;
 
 mod accounts;
 mod ask;
@@ -74,6 +75,7 @@ mod statuses;
 #[cfg(test)]
 mod tests;
 mod watches;
+mod workloads;
 mod writes;
 
 pub(crate) use ask::{Admission, Question};
@@ -114,6 +116,7 @@ pub(crate) struct Keeper {
     clock: Clock,
     index: Index,
     watches: Watches,
+    workloads: Workloads,
     hosts: Hosts,
     guarded: watch::Receiver<Guarded>,
 
@@ -149,6 +152,7 @@ impl Keeper {
             clock: Clock::start(),
             index: Index::default(),
             watches: Watches::new(&namespaces),
+            workloads: Workloads::default(),
             hosts: Hosts::default(),
             guarded: parts.guarded,
             gating: Gating::default(),
@@ -185,13 +189,28 @@ impl Keeper {
             watches.spawn(follow(client, scope, seen.clone(), shutdown.clone()));
         }
         drop(seen);
+        let (seen, mut workloads) = mpsc::channel(INBOX);
+        let mut following = JoinSet::new();
         self.apply(Input::View(view.borrow_and_update().clone()));
         self.apply(Input::Presence(presence.borrow_and_update().clone()));
         loop {
+            for (workload, stop) in self.workloads.take_begun() {
+                let (client, seen) = (self.jobs.client(), seen.clone());
+                let follow = follow_workload(client, workload, seen, stop);
+                following.spawn(shutdown.clone().run_until_cancelled_owned(follow));
+            }
             let due = self.next();
             let input = tokio::select! {
                 () = shutdown.cancelled() => break,
                 Some((scope, sight)) = sights.recv() => Input::Seen(scope, sight),
+                Some((workload, sight)) = workloads.recv() => Input::Workload(workload, sight),
+                Some(ended) = following.join_next() => {
+                    if let Err(error) = ended {
+                        error!(%error, "a watch died; this is a defect");
+                        return;
+                    }
+                    continue;
+                }
                 Some(question) = questions.recv() => Input::Asked(question),
                 Ok(()) = presence.changed() => Input::Presence(presence.borrow_and_update().clone()),
                 Ok(()) = view.changed() => Input::View(view.borrow_and_update().clone()),
@@ -217,6 +236,7 @@ impl Keeper {
         // jobs that were begun end by their own time-outs
         while self.jobs.next().await.is_some() {}
         while watches.join_next().await.is_some() {}
+        while following.join_next().await.is_some() {}
     }
 
     /// When something is next due, if nothing happens before.
@@ -248,6 +268,11 @@ impl Keeper {
             Input::Seen(scope, seen) => {
                 let watches = &mut self.watches;
                 for change in watches.see(now.instant, &mut self.index, &scope, seen) {
+                    self.take(now, change);
+                }
+            }
+            Input::Workload(workload, seen) => {
+                for change in self.workloads.see(&mut self.index, &workload, seen) {
                     self.take(now, change);
                 }
             }
@@ -311,6 +336,9 @@ impl Keeper {
     fn keep_up(&mut self, now: Now) {
         let synced = self.watches.synced();
         if synced {
+            for change in self.workloads.look(&mut self.index) {
+                self.take(now, change);
+            }
             let absent = self.watches.is_kind_absent();
             for (key, own) in self.runner_pools.due(now.instant, &self.index, absent) {
                 self.jobs.write_prepull(key, own);
@@ -536,6 +564,10 @@ impl Keeper {
     /// The troubles of an ImagePrePull besides those of its image and its roll.
     fn troubles(&self, key: &ObjectKey, prepull: &PrePullFacts) -> Vec<(Trouble, String)> {
         let mut troubles = Vec::new();
+        if let Source::Unknown(why) = &prepull.source {
+            let trouble = Trouble::Unresolved(UnresolvedReason::ImageFrom);
+            troubles.push((trouble, why.clone()));
+        }
         if self.gating.is_overlapped(&self.index, key) {
             let text = "an older ImagePrePull gates its Pods".to_owned();
             troubles.push((Trouble::OverlappingGate, text));

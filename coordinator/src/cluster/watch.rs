@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use kube::{
     Api, Client,
     core::{ApiResource, DynamicObject},
@@ -15,8 +16,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    crd::{ImagePrePull, RunnerPool},
-    index::{Kind, Scope},
+    crd::{ImagePrePull, RunnerPool, WorkloadKind},
+    index::{Kind, ObjectKey, Scope, WorkloadKey},
     trouble,
 };
 
@@ -61,15 +62,41 @@ pub(crate) async fn follow(
         }
         _ => Api::all_with(client, &resource),
     };
+    watch(api, watcher::Config::default(), scope, seen, shutdown).await;
+}
+
+/// Follows one workload until `shutdown`, or until nobody listens.
+pub(crate) async fn follow_workload(
+    client: Client,
+    workload: WorkloadKey,
+    seen: mpsc::Sender<(WorkloadKey, Seen)>,
+    shutdown: CancellationToken,
+) {
+    let resource = match workload.kind {
+        WorkloadKind::Deployment => ApiResource::erase::<Deployment>(&()),
+        WorkloadKind::ReplicaSet => ApiResource::erase::<ReplicaSet>(&()),
+        WorkloadKind::StatefulSet => ApiResource::erase::<StatefulSet>(&()),
+    };
+    let ObjectKey { namespace, name } = &workload.key;
+    let api: Api<DynamicObject> = Api::namespaced_with(client, namespace, &resource);
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    watch(api, config, workload, seen, shutdown).await;
+}
+
+/// Follows what this API lists. Each report has the `id`.
+async fn watch<I: Clone>(
+    api: Api<DynamicObject>,
+    config: watcher::Config,
+    id: I,
+    seen: mpsc::Sender<(I, Seen)>,
+    shutdown: CancellationToken,
+) {
     let mut backoff = Backoff::seeded(PAUSE, PAUSE_MOST);
     let mut failed: Option<Instant> = None;
     loop {
         // A new watcher after each error: the old one would go on from where it was, and would report its recovery only
         // at the next change. A list reports at once, and shows which objects are gone.
-        let events = watcher(
-            api.clone(),
-            watcher::Config::default().timeout(WATCH_SECONDS),
-        );
+        let events = watcher(api.clone(), config.clone().timeout(WATCH_SECONDS));
         let mut events = std::pin::pin!(events);
         let error = loop {
             let event = tokio::select! {
@@ -86,7 +113,7 @@ pub(crate) async fn follow(
                 Some(Ok(watcher::Event::InitDone)) => Seen::Listed,
                 Some(Err(error)) => break error,
             };
-            if seen.send((scope.clone(), told)).await.is_err() {
+            if seen.send((id.clone(), told)).await.is_err() {
                 return;
             }
         };
@@ -94,7 +121,7 @@ pub(crate) async fn follow(
             absent: is_absent(&error),
             error: trouble::watching(&error),
         };
-        if seen.send((scope.clone(), blind)).await.is_err() {
+        if seen.send((id.clone(), blind)).await.is_err() {
             return;
         }
         if failed.is_none_or(|at| at.elapsed() >= CALM) {

@@ -136,12 +136,29 @@ pub(crate) struct PrePullFacts {
     pub(crate) retry: Option<String>,
     pub(crate) created_unix_s: i64,
     pub(crate) deleting: bool,
+    /// The object's spec, but for `image`: that is the image that is wanted, also where the object follows a workload.
+    /// Where the image isn't known, the last one that was known counts.
     pub(crate) spec: ImagePrePullSpec,
+    /// `spec.image` as the object says it.
+    pub(crate) said: String,
+    /// Where the image comes from.
+    pub(crate) source: Source,
     pub(crate) status: ImagePrePullStatus,
     /// The RunnerPool that owns the ImagePrePull: name and uid.
     pub(crate) owner: Option<(String, String)>,
     /// The ImagePrePull can't be read as it is now. It is paused, and its Pods are blocked.
     pub(crate) unread: bool,
+}
+
+/// Where an ImagePrePull's image comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The image is known: the object names it, or the workload that the object follows.
+    Known,
+    /// The workload that the object follows is being looked for.
+    Awaited,
+    /// Nobody can say which image is wanted: why, and what to do.
+    Unknown(String),
 }
 
 /// A RunnerPool.
@@ -180,7 +197,10 @@ impl PrePullFacts {
     /// The status, if it describes the object's present generation.
     pub(crate) fn standing_status(&self) -> Option<&ImagePrePullStatus> {
         let same = self.status.observed_generation == Some(self.generation);
-        same.then_some(&self.status)
+        // a workload's image changes without the object
+        let follows = self.spec.image_from.is_some();
+        let of_it = !follows || self.status.image.as_ref() == Some(&self.spec.image);
+        (same && of_it).then_some(&self.status)
     }
 }
 
@@ -306,6 +326,7 @@ pub(super) fn guessed(object: &DynamicObject) -> PrePullFacts {
         metadata: object.metadata.clone(),
         spec: ImagePrePullSpec {
             image: text(&spec["image"]).unwrap_or_default(),
+            image_from: None,
             node_selector: LabelSelector::default(),
             origin_streams: None,
             bandwidth: None,
@@ -346,6 +367,8 @@ pub(super) fn prepull_facts(prepull: ImagePrePull) -> PrePullFacts {
             .and_then(|mut annotations| annotations.remove(RETRY_ANNOTATION)),
         created_unix_s: unix_s(meta.creation_timestamp.as_ref()),
         deleting: meta.deletion_timestamp.is_some(),
+        said: prepull.spec.image.clone(),
+        source: Source::Known,
         spec: prepull.spec,
         status: prepull.status.unwrap_or_default(),
         owner,

@@ -52,6 +52,8 @@ pub(super) enum UnresolvedReason {
     RegistryTimeout,
     /// The pull Secret can't be used.
     PullSecret,
+    /// Nobody can say which image is meant: the workload that the object follows can't be read, or names none.
+    ImageFrom,
     /// A reason that a coordinator of another version wrote.
     Other(String),
 }
@@ -67,6 +69,7 @@ impl UnresolvedReason {
             Self::RegistryFailed => "RegistryFailed",
             Self::RegistryTimeout => "RegistryTimeout",
             Self::PullSecret => "PullSecret",
+            Self::ImageFrom => "ImageFrom",
             Self::Other(text) => text,
         }
     }
@@ -81,6 +84,7 @@ impl UnresolvedReason {
             Self::RegistryFailed,
             Self::RegistryTimeout,
             Self::PullSecret,
+            Self::ImageFrom,
         ];
         let found = known.into_iter().find(|reason| reason.as_str() == text);
         found.unwrap_or_else(|| Self::Other(text.to_owned()))

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     cluster::{
-        index::{ObjectKey, Scope},
+        index::{ObjectKey, Scope, WorkloadKey},
         watch::Seen,
         write::{PodWritten, WriteError},
     },
@@ -27,6 +27,8 @@ use crate::{
 pub(super) enum Input {
     /// A watch sees something.
     Seen(Scope, Seen),
+    /// The watch of a workload sees something.
+    Workload(WorkloadKey, Seen),
     /// Some hosts hold other images, or looked at their disks again.
     Presence(Arc<PresenceView>),
     /// Staging made progress, or the fleet changed.

@@ -18,7 +18,7 @@ use crate::{
     cluster::{
         clock::Now,
         crd::{ImagePrePullSpec, ImagePrePullStatus},
-        index::{Index, ObjectKey, PrePullFacts},
+        index::{Index, ObjectKey, PrePullFacts, Source},
     },
     wants::Want,
 };
@@ -222,6 +222,18 @@ impl Image {
         }
     }
 
+    /// Nobody can say which image is meant.
+    fn cannot_be_named(&mut self, now: Instant, why: &str) {
+        self.state = State::Failed {
+            why: Unresolved {
+                reason: UnresolvedReason::ImageFrom,
+                message: why.to_owned(),
+            },
+            backoff: Backoff::seeded(RETRY, RETRY_MOST),
+            retry_at: now,
+        };
+    }
+
     /// Whether the object was changed or annotated since its image was last asked for.
     fn is_asked_anew(&self, facts: &PrePullFacts) -> bool {
         self.asked != AskedBy::of(facts)
@@ -276,6 +288,18 @@ impl Resolving {
             // nothing new is asked for an ImagePrePull that can't be read, and what is known of it stays
             if facts.unread {
                 continue;
+            }
+            match &facts.source {
+                Source::Known => {}
+                // what was known of the image before goes on
+                _ if !facts.spec.image.is_empty() => {}
+                Source::Awaited => continue,
+                Source::Unknown(why) => {
+                    let image = self.images.entry(key.clone());
+                    let image = image.or_insert_with(|| Image::new(now, facts, None));
+                    image.cannot_be_named(now.instant, why);
+                    continue;
+                }
             }
             let ask = |image: &Image| Ask {
                 key: key.clone(),

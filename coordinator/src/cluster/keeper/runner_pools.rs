@@ -211,6 +211,7 @@ fn percent(pool: &RunnerPoolFacts) -> i32 {
 fn owned(key: &ObjectKey, pool: &RunnerPoolFacts, mode: GateMode) -> ImagePrePull {
     let spec = ImagePrePullSpec {
         image: pool.spec.image.clone(),
+        image_from: None,
         node_selector: nodes_of(pool),
         origin_streams: None,
         bandwidth: None,

@@ -143,6 +143,7 @@ fn measured(facts: &Facts<'_>) -> ImagePrePullStatus {
     let mut status = ImagePrePullStatus {
         observed_generation: Some(prepull.generation),
         started_at: time(image.started_at()),
+        image: Some(image.reference().to_owned()).filter(|image| !image.is_empty()),
         digest: image.digest().map(ToString::to_string),
         ..ImagePrePullStatus::default()
     };

@@ -48,6 +48,13 @@ fn with(path: &str, value: Value) -> Value {
     spec
 }
 
+/// `good` with a workload instead of an image.
+fn from(workload: Value) -> Value {
+    let mut spec = with("imageFrom", workload);
+    spec.as_object_mut().unwrap().remove("image");
+    spec
+}
+
 #[tokio::test]
 #[cfg_attr(
     not(api_server),
@@ -87,6 +94,8 @@ async fn the_definition_is_taken_prunes_defaults_refuses_and_has_a_status() {
         with("bandwidth", json!({ "upload": "100M", "download": "1Gi" })),
         term(json!({ "key": "a", "operator": "Exists" })),
         term(json!({ "key": "a", "operator": "In", "values": ["b"] })),
+        from(json!({ "kind": "Deployment", "name": "x" })),
+        from(json!({ "kind": "StatefulSet", "name": "x", "container": "y" })),
     ]
     .into_iter()
     .enumerate()
@@ -98,7 +107,7 @@ async fn the_definition_is_taken_prunes_defaults_refuses_and_has_a_status() {
     let typed: Api<ImagePrePull> = Api::namespaced(client.clone(), "default");
     assert_eq!(
         typed.list(&Default::default()).await.unwrap().items.len(),
-        10
+        12
     );
 
     for (field, spec) in [
@@ -118,6 +127,13 @@ async fn the_definition_is_taken_prunes_defaults_refuses_and_has_a_status() {
             "image",
             json!({ "nodeSelector": { "matchLabels": { "a": "b" } } }),
         ),
+        (
+            "oneOf",
+            with("imageFrom", json!({ "kind": "Deployment", "name": "x" })),
+        ),
+        ("kind", from(json!({ "kind": "DaemonSet", "name": "x" }))),
+        ("name", from(json!({ "kind": "Deployment" }))),
+        ("name", from(json!({ "kind": "Deployment", "name": "" }))),
         ("nodeSelector", json!({ "image": "ghcr.io/org/image" })),
         ("nodeSelector", with("nodeSelector", json!({}))),
         (

@@ -1,0 +1,301 @@
+//! The gate beside the runners' own controllers, on a real API server: what they write on Nodes, Pods and pools, and
+//! what they delete outside of the cap. Two pools on one host, and releases that only rename an image.
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "helpers of tests are tests, and print what they measure"
+)]
+
+use std::time::{Duration, Instant, SystemTime};
+
+use e2e::{
+    runners::{self, NAMESPACE},
+    world::{Image, Setup, World, pool_spec},
+};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::{
+    Api,
+    api::{DeleteParams, Patch, PatchParams},
+};
+use serde_json::{Value, json};
+
+const DEMO: &str = env!("CARGO_BIN_EXE_demo");
+
+fn name(pod: &Pod) -> String {
+    pod.metadata.name.clone().unwrap()
+}
+
+fn node(pod: &Pod) -> String {
+    runners::node(pod).unwrap().to_owned()
+}
+
+/// Why a Pod is held, as `parbake why` asks.
+async fn reason_of(world: &World, pod: &str) -> String {
+    let path = format!("/v1/pods/{NAMESPACE}/{pod}");
+    let token = world.token().unwrap();
+    let (_, body) = world.ask(&path, Some(&token)).await.unwrap();
+    let view: Value = serde_json::from_str(&body).unwrap_or_default();
+    view["reason"].as_str().unwrap_or_default().to_owned()
+}
+
+async fn until_reason(world: &World, pod: &str, reason: &str) {
+    world
+        .until(&format!("{pod} says {reason}"), || async {
+            (reason_of(world, pod).await == reason).then_some(())
+        })
+        .await
+        .unwrap();
+}
+
+async fn patch_pod(world: &World, pod: &str, patch: Value) {
+    runners::pods(&world.client)
+        .patch(pod, &PatchParams::default(), &Patch::Merge(&patch))
+        .await
+        .unwrap();
+}
+
+/// Reserves a Node for a pool, or for none.
+async fn reserve(world: &World, node: &str, pool: Option<&str>) {
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    let taints: Vec<Value> = pool
+        .iter()
+        .map(|pool| json!({ "key": "tuist.dev/reserved-for", "value": pool, "effect": "NoSchedule" }))
+        .collect();
+    let patch = json!({ "spec": { "taints": taints } });
+    nodes
+        .patch(node, &PatchParams::default(), &Patch::Merge(&patch))
+        .await
+        .unwrap();
+}
+
+/// Waits until a pool's object says that this many hosts hold the image under this very name.
+async fn until_named(world: &World, pool: &str, image: &Image, hosts: usize) {
+    let prepulls = runners::prepulls(&world.client);
+    world
+        .until("it is everywhere by this name", || async {
+            let found = prepulls.get_opt(pool).await.ok()??;
+            let of_it = found.spec.image == image.reference;
+            let status = found.status.filter(|status| {
+                of_it && status.observed_generation == found.metadata.generation
+            })?;
+            (usize::try_from(status.hosts.staged) == Ok(hosts)).then_some(())
+        })
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(
+    not(api_server),
+    ignore = "needs KUBEBUILDER_ASSETS: a folder with kube-apiserver and etcd"
+)]
+async fn what_other_controllers_delete_reserve_and_drain_counts_and_gets_no_label() {
+    const HOSTS: usize = 6;
+    let mut world = World::start(Setup::new(DEMO, HOSTS)).await.unwrap();
+    world.begin("own", 17, 1).await.unwrap();
+    world.set(|manners| &manners.dispatches, false);
+    let pods = world.pods().await;
+    let (reserved, drained, plain) = (&pods[0], &pods[1], &pods[2]);
+
+    // a Node is reserved for another pool before the roll: the Pod there will be deleted, and fills the cap of one
+    reserve(&world, &node(reserved), Some("another")).await;
+    let drain = |value: Option<&str>| json!({ "metadata": { "labels": { "tuist.dev/runner-operator-drain": value } } });
+    patch_pod(&world, &name(drained), drain(Some("true"))).await;
+    let new = world.image("2", 2).unwrap();
+    world.roll(&new, 1).await.unwrap();
+    until_named(&world, "xcode", &new, HOSTS).await;
+    until_reason(&world, &name(plain), "cap_reached").await;
+    until_reason(&world, &name(reserved), "node_reserved").await;
+    until_reason(&world, &name(drained), "operator_drain").await;
+    assert!(world.checker.found().labelled.is_empty());
+
+    // the other controller deletes it; a finalizer holds it, and its successor doesn't start
+    world.set(|manners| &manners.boots, false);
+    let held = json!({ "metadata": { "finalizers": ["tuist.dev/vm"] } });
+    patch_pod(&world, &name(reserved), held).await;
+    runners::pods(&world.client)
+        .delete(&name(reserved), &DeleteParams::default())
+        .await
+        .unwrap();
+    world
+        .until_pods("it has a successor", |pods| {
+            pods.iter().any(|pod| new.is_of(pod))
+        })
+        .await
+        .unwrap();
+    reserve(&world, &node(reserved), None).await;
+    until_reason(&world, &name(plain), "cap_reached").await;
+    assert_eq!(reason_of(&world, &name(reserved)).await, "not_alive");
+    assert!(world.checker.found().labelled.is_empty());
+
+    // the successor is warm, and the one that is terminating counts no more
+    world.set(|manners| &manners.boots, true);
+    world
+        .until_found("one is labelled", |found| found.labelled.len() == 1)
+        .await
+        .unwrap();
+    let terminating = runners::pods(&world.client)
+        .get(&name(reserved))
+        .await
+        .unwrap();
+    assert!(terminating.metadata.deletion_timestamp.is_some());
+    let released = json!({ "metadata": { "finalizers": null } });
+    patch_pod(&world, &name(reserved), released).await;
+
+    // all roll but the one that an operator drains, until the operator thinks better of it
+    world.set(|manners| &manners.dispatches, true);
+    world
+        .until_pods("the others run it", |pods| {
+            pods.len() == HOSTS && pods.iter().filter(|pod| new.runs(pod)).count() == HOSTS - 1
+        })
+        .await
+        .unwrap();
+    assert_eq!(reason_of(&world, &name(drained)).await, "operator_drain");
+    patch_pod(&world, &name(drained), drain(None)).await;
+    world.until_all_run(&new, HOSTS).await.unwrap();
+    world.check().unwrap();
+
+    // the pool is deleted, and its own controller's finalizer holds it: gating stops at once
+    let pools = runners::pools(&world.client);
+    let held = json!({ "metadata": { "finalizers": ["tuist.dev/runner-pool-drain"] } });
+    let params = PatchParams::default();
+    pools
+        .patch("xcode", &params, &Patch::Merge(&held))
+        .await
+        .unwrap();
+    pools
+        .delete("xcode", &DeleteParams::default())
+        .await
+        .unwrap();
+    world
+        .until("its ImagePrePull is gone", || async {
+            let found = runners::prepulls(&world.client)
+                .get_opt("xcode")
+                .await
+                .ok()?;
+            found.is_none().then_some(())
+        })
+        .await
+        .unwrap();
+    assert!(pools.get_opt("xcode").await.unwrap().is_some());
+    until_reason(&world, &name(&world.pods().await[0]), "not_gated").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(
+    not(api_server),
+    ignore = "needs KUBEBUILDER_ASSETS: a folder with kube-apiserver and etcd"
+)]
+async fn two_pools_share_hosts_and_their_fleets_cap_and_each_image_has_its_label() {
+    const HOSTS: usize = 3;
+    let mut world = World::start(Setup::new(DEMO, HOSTS)).await.unwrap();
+    let old = world.begin("own", 100, 3).await.unwrap();
+    // a second guest on each host, of another pool; the pools say different caps for their fleet
+    world.rule("second", &old, 3);
+    let with = |mut spec: Value, most: usize| {
+        spec["provisioning"] = json!({ "maxConcurrentPerFleetSelector": most, "odd": [null] });
+        spec
+    };
+    let spec = with(pool_spec(&old.reference, HOSTS, 100), 1);
+    runners::add_pool(&world.client, "second", "own", spec)
+        .await
+        .unwrap();
+    let provisioning = json!({ "provisioning": { "maxConcurrentPerFleetSelector": 5 } });
+    runners::change_pool(&world.client, "xcode", provisioning)
+        .await
+        .unwrap();
+    world.until_all_run(&old, 2 * HOSTS).await.unwrap();
+    world.until_staged("second", &old, HOSTS).await.unwrap();
+
+    // both roll, each to an image of its own: one Pod of the whole fleet goes
+    world.set(|manners| &manners.dispatches, false);
+    let (first, second) = (world.image("2", 2).unwrap(), world.image("3", 3).unwrap());
+    world.roll(&first, 3).await.unwrap();
+    world.rule("second", &second, 3);
+    let image = json!({ "image": second.reference });
+    runners::change_pool(&world.client, "second", image)
+        .await
+        .unwrap();
+    until_named(&world, "xcode", &first, HOSTS).await;
+    until_named(&world, "second", &second, HOSTS).await;
+    world
+        .until("all others wait for the fleet", || async {
+            let mut waiting = 0;
+            for pod in world.pods().await {
+                waiting += usize::from(reason_of(&world, &name(&pod)).await == "fleet_cap_reached");
+            }
+            (waiting == 2 * HOSTS - 1).then_some(())
+        })
+        .await
+        .unwrap();
+    assert_eq!(world.checker.found().labelled.len(), 1);
+    world.set(|manners| &manners.dispatches, true);
+    world
+        .until_pods("both have rolled", |pods| {
+            let run = |image: &Image| pods.iter().filter(|pod| image.runs(pod)).count();
+            run(&first) == HOSTS && run(&second) == HOSTS
+        })
+        .await
+        .unwrap();
+    world.check().unwrap();
+
+    // each Node says of each image that it holds it
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    for image in [&first, &second] {
+        let hex = image.image.digest.hex().to_string();
+        let label = format!("parbake.dev/image-{}=ready", &hex[..12]);
+        let params = kube::api::ListParams::default().labels(&label);
+        world
+            .until("every Node says so", || async {
+                let listed = nodes.list(&params).await.ok()?;
+                (listed.items.len() == HOSTS).then_some(())
+            })
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(
+    not(api_server),
+    ignore = "needs KUBEBUILDER_ASSETS: a folder with kube-apiserver and etcd"
+)]
+async fn a_release_that_only_renames_the_image_opens_the_gate_at_once_and_moves_nothing() {
+    const HOSTS: usize = 8;
+    let mut world = World::start(Setup::new(DEMO, HOSTS)).await.unwrap();
+    let old = world.begin("own", 100, HOSTS).await.unwrap();
+    let renamed = world.image("2", 1).unwrap();
+    assert_eq!(old.image.digest, renamed.image.digest);
+    let blobs = world.registry.counters().bytes;
+    world.set(|manners| &manners.dispatches, false);
+    let (begun, changed) = (Instant::now(), SystemTime::now());
+    world.roll(&renamed, HOSTS).await.unwrap();
+    world
+        .until_found("all are labelled", |found| found.labelled.len() == HOSTS)
+        .await
+        .unwrap();
+    let found = world.checker.found();
+    let after = |at: SystemTime| at.duration_since(changed).unwrap_or_default();
+    let (first, last) = (
+        after(found.labelled[0].at),
+        after(found.labelled[HOSTS - 1].at),
+    );
+    println!(
+        "renamed -> labelled: the first of {HOSTS} Pods after {first:?}, the last after {last:?}"
+    );
+    assert!(last < Duration::from_secs(5), "{last:?}");
+    assert_eq!(world.registry.counters().bytes, blobs);
+    world.set(|manners| &manners.dispatches, true);
+    world.until_all_run(&renamed, HOSTS).await.unwrap();
+    println!("rolled after {:?}", begun.elapsed());
+    world.check().unwrap();
+    until_named(&world, "xcode", &renamed, HOSTS).await;
+    for agent in world.cluster.agents() {
+        // the old name is there until somebody retires it, and neither moved a byte
+        let moved = agent.log().into_iter().filter(|line| {
+            let bytes = |field: &str| line[field].as_u64().unwrap_or(0);
+            line["message"] == "image is present" && bytes("origin_bytes") + bytes("peer_bytes") > 0
+        });
+        assert!(moved.count() <= 1, "{}", agent.host);
+    }
+}
