@@ -309,7 +309,10 @@ impl Choice<'_> {
             return None;
         }
         let first = self.first()?;
-        if lease.chunks() > self.missing() / 4 {
+        // the chunks under way are lost: that isn't worth it where some host lacks little any more
+        let (_, held) = self.takers();
+        let left = content.chunks() - held.into_iter().max().unwrap_or(0);
+        if lease.chunks() > left / 4 || left / view.config.range_chunks.max(1) < 2 {
             return None;
         }
         Some(Grant {
