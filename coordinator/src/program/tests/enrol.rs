@@ -278,12 +278,18 @@ async fn the_api_wants_its_token_its_pin_and_sound_requests() {
             .to_string();
         assert!(error.contains(part), "{path}: {error}");
     }
-    let unknown = world.registry.put("asif", &unknown_layer());
-    let error = world.stage("asif").await.unwrap_err().to_string();
-    assert!(
-        error.contains("asif.overlay") && error.contains("layer"),
-        "{unknown}: {error}"
-    );
+    let overlay = "application/vnd.cirruslabs.tart.disk.asif.overlay.v1";
+    for (kind, parts) in [
+        ("application/vnd.example.disk.v9", ["disk.v9", "layer"]),
+        (overlay, ["stacked", "block-size"]),
+    ] {
+        let refused = world.registry.put("odd", &of_layers(kind));
+        let error = world.stage("odd").await.unwrap_err().to_string();
+        assert!(
+            parts.iter().all(|part| error.contains(part)),
+            "{refused}: {error}"
+        );
+    }
     let named = json!({"reference": world.reference("one"), "hosts": ["mini-9"]});
     world.registry.put("one", &manifest("one", 1, 1 << 20));
     let error = world
@@ -294,11 +300,10 @@ async fn the_api_wants_its_token_its_pin_and_sound_requests() {
     assert!(error.contains("mini-9"), "{error}");
 }
 
-fn unknown_layer() -> Vec<u8> {
-    let text = String::from_utf8(manifest("asif", 1, 9)).unwrap();
-    let kind = proto::image::DISK_TYPE;
-    text.replace(kind, "application/vnd.cirruslabs.tart.disk.asif.overlay.v1")
-        .into_bytes()
+/// A manifest whose disk's layers are of this type.
+fn of_layers(kind: &str) -> Vec<u8> {
+    let text = String::from_utf8(manifest("odd", 1, 9)).unwrap();
+    text.replace(proto::image::DISK_TYPE, kind).into_bytes()
 }
 
 #[tokio::test(flavor = "multi_thread")]
