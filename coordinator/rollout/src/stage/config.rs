@@ -7,7 +7,7 @@ use proto::pause::doubled;
 /// The most ranges of one content that are leased at one time: as many as there are streams by default.
 const CONTENT_RANGES: usize = 4;
 /// The fewest missing chunks for which one more range is worth another host's stream and its begin.
-const RANGE_CHUNKS: u32 = 8;
+const RANGE_CHUNKS: u32 = 16;
 
 /// Staging's limits and times.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -117,12 +117,7 @@ fn feed(plan: &mut Plan, millis: u64, event: Event) -> Vec<Action> {
 
 /// A plan with this many connected hosts.
 fn fleet(count: usize) -> Plan {
-    // tests of ranges count on two of a content of which hosts lack 40 chunks
-    let config = Config {
-        range_chunks: 16,
-        ..Config::default()
-    };
-    let mut plan = Plan::new(config, 3);
+    let mut plan = Plan::new(Config::default(), 3);
     for number in 0..count {
         feed(
             &mut plan,
