@@ -273,7 +273,7 @@ fn what_cannot_be_staged_is_refused_before_anything_moves() {
     let missing = format!("{}/fleet/macos:nothing", rig.site.registry.addr());
     let hostile = format!("{}/fleet/../../macos:1", rig.site.registry.addr());
     for (image, word) in [
-        (&rig.reference, "asif"),
+        (&rig.reference, "disk.v3"),
         (&missing, "nothing"),
         (&hostile, "reference"),
     ] {
