@@ -14,6 +14,7 @@
 //! assert_eq!(image.layout()?.disk_bytes(), 8 << 20);
 //! let next = spec.changed(25).generate(directory.path())?;
 //! assert_ne!(next.digest, image.digest);
+//! # Ok::<(), anyhow::Error>(())
 //! ```
 
 mod disk;
