@@ -116,8 +116,7 @@ async fn ask(connection: &Connection, lacking: Option<Lacking>, subject: Subject
 }
 
 /// Takes a pushed chunk, checks and stores it, and tells the sender the outcome. If another image here holds the chunk,
-/// its bytes don't come. `sends_parts`: the sender sends only
-/// what this host lacks of the chunk, if this host says so.
+/// its bytes don't come. `sends_parts`: the sender sends only what this host lacks of the chunk, if this host says so.
 pub(crate) async fn accept_push(
     peer: HostKey,
     (header, sends_parts): (ChunkHeader, bool),

@@ -354,22 +354,14 @@ impl Endpoint {
             });
         }
         let after = settings.handshake_timeout;
-        let result = timeout(after, self.dial(address, expected)).await;
-        let result = result.unwrap_or_else(|_| {
-            Err(ConnectError::TimedOut {
-                host: expected.clone(),
-                address,
-                after,
-            })
-        });
-        result.map_err(|error| match (&error, route::missing(address)) {
-            (ConnectError::TimedOut { .. }, Some(cause)) => ConnectError::NoRoute {
-                host: expected.clone(),
-                address,
-                cause,
-            },
-            _ => error,
-        })
+        let host = || expected.clone();
+        match timeout(after, self.dial(address, expected)).await {
+            Ok(Err(ConnectError::TimedOut { after, .. })) => {
+                Err(unanswered(host(), address, after))
+            }
+            Ok(result) => result,
+            Err(_) => Err(unanswered(host(), address, after)),
+        }
     }
 
     async fn dial(
@@ -750,6 +742,22 @@ impl fmt::Debug for Incoming {
         f.debug_struct("Incoming")
             .field("remote_address", &self.remote_address())
             .finish_non_exhaustive()
+    }
+}
+
+/// No answer came from an address: nobody is there, or this host's system sends nothing to it.
+fn unanswered(host: HostId, address: SocketAddr, after: Duration) -> ConnectError {
+    match route::missing(address) {
+        Some(cause) => ConnectError::NoRoute {
+            host,
+            address,
+            cause,
+        },
+        None => ConnectError::TimedOut {
+            host,
+            address,
+            after,
+        },
     }
 }
 
