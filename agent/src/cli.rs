@@ -87,7 +87,8 @@ pub enum Command {
     /// Show which old images the agent would remove from this host, and how much room they take.
     ///
     /// The command removes nothing. The agent removes old images by itself, once a minute, where the settings file has
-    /// keep_images. The agent may run meanwhile.
+    /// keep_images or keep_days, or where the coordinator has a rule for the fleet (`parbake clean --dry-run` asks it).
+    /// The agent may run meanwhile.
     Clean(Clean),
     /// Stage one image on this host from its registry alone, without a coordinator.
     ///
@@ -119,6 +120,10 @@ pub struct Clean {
     /// How many images of each repository stay, the wanted ones among them. [default: keep_images of the settings file]
     #[arg(long, env = "PARBAKE_AGENT_KEEP", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep: Option<u32>,
+    /// For how many days after its last use an image stays, beside those that stay for their number. [default:
+    /// keep_days of the settings file, if --keep isn't given]
+    #[arg(long, env = "PARBAKE_AGENT_KEEP_DAYS", value_name = "D", value_parser = clap::value_parser!(u32).range(1..))]
+    pub days: Option<u32>,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

@@ -9,16 +9,26 @@ use std::{
     time::Duration,
 };
 
+use proto::retention::MAX_KEEP_IMAGES;
 use serde::Deserialize;
 
 use self::mirror::MirrorFile;
 pub use self::mirror::{MIRROR_PORT, MirrorConfigError, MirrorSettings, OnTrouble};
-use crate::cli::{Run, Shared};
+use crate::{
+    cli::{Run, Shared},
+    retention::{Own, Rule, RuleError},
+};
 
 /// The default UDP port for peers. Ports 8080, 8081, 9091 and 9100 are taken on the hosts of known fleets.
 pub const PEER_PORT: u16 = 7471;
 /// The default TCP port for health, metrics and status.
 pub const ADMIN_PORT: u16 = 7472;
+/// How long the fleet's rule about old images stands before it counts, unless the settings say otherwise. Whoever set
+/// it wrongly has this long to notice.
+const RETENTION_GRACE_SECONDS: u64 = 600;
+/// The longest such time, in seconds: a week.
+const MAX_GRACE_SECONDS: u64 = 7 * 86_400;
+
 /// The agent's settings.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -40,8 +50,8 @@ pub struct Config {
     pub floor_percent: u8,
     /// Whether space that macOS would purge on demand counts as free.
     pub count_purgeable: bool,
-    /// How many images of a repository stay, the wanted ones among them; `None`: all.
-    pub keep_images: Option<usize>,
+    /// Which old images stay.
+    pub retention: Own,
     /// Name prefix of the goldens that are made after an install; `None`: no golden is made.
     pub golden_prefix: Option<String>,
     /// tart's binary.
@@ -110,9 +120,12 @@ pub enum ConfigError {
     /// The floor has to leave room for something.
     #[error("floor_percent is {0}; it has to be from 0 to 90")]
     Floor(u8),
-    /// The newest image can't be removed.
-    #[error("keep_images is 0; leave it out and all images stay, or set it to 1 or more")]
-    KeepNone,
+    /// The rule about old images isn't one.
+    #[error(transparent)]
+    Retention(#[from] RuleError),
+    /// The fleet's rule about old images has to stand for a while that ends.
+    #[error("retention_grace_seconds is {0}; it has to be from 0 to {MAX_GRACE_SECONDS}")]
+    Grace(u64),
     /// The mirror's settings can't work.
     #[error(transparent)]
     Mirror(#[from] MirrorConfigError),
@@ -131,6 +144,9 @@ struct File {
     floor_percent: Option<u8>,
     count_purgeable: bool,
     keep_images: Option<u32>,
+    keep_days: Option<u32>,
+    fleet_retention: Option<bool>,
+    retention_grace_seconds: Option<u64>,
     golden_prefix: Option<String>,
     tart_binary: Option<PathBuf>,
     upload_bytes_per_second: u64,
@@ -168,9 +184,7 @@ impl Config {
         if floor_percent > 90 {
             return Err(ConfigError::Floor(floor_percent));
         }
-        if file.keep_images == Some(0) {
-            return Err(ConfigError::KeepNone);
-        }
+        let retention = own_retention(&file)?;
         let state_dir = shared
             .state_dir
             .clone()
@@ -199,9 +213,7 @@ impl Config {
             zone: file.zone,
             floor_percent,
             count_purgeable: file.count_purgeable,
-            keep_images: file
-                .keep_images
-                .map(|keep| usize::try_from(keep).unwrap_or(usize::MAX)),
+            retention,
             golden_prefix: file.golden_prefix.filter(|prefix| !prefix.is_empty()),
             tart_binary: file
                 .tart_binary
@@ -221,6 +233,22 @@ impl Config {
             },
         })
     }
+}
+
+fn own_retention(file: &File) -> Result<Own, ConfigError> {
+    let grace = file
+        .retention_grace_seconds
+        .unwrap_or(RETENTION_GRACE_SECONDS);
+    if grace > MAX_GRACE_SECONDS {
+        return Err(ConfigError::Grace(grace));
+    }
+    // no host holds more images than that, so greater numbers mean the same
+    let images = file.keep_images.map(|keep| keep.min(MAX_KEEP_IMAGES));
+    Ok(Own {
+        rule: Rule::new(images, file.keep_days)?,
+        takes_fleets: file.fleet_retention.unwrap_or(true),
+        grace: Duration::from_secs(grace),
+    })
 }
 
 fn read(path: &Path) -> Result<File, ConfigError> {
@@ -312,15 +340,32 @@ mod tests {
     }
 
     #[test]
-    fn images_are_retired_only_where_it_is_said_how_many_stay() {
-        let keep =
-            |file| load(file, &["run", "--tart-home", "/a"]).map(|config| config.keep_images);
-        assert_eq!(keep("").unwrap(), None);
-        assert_eq!(keep("keep_images = 2").unwrap(), Some(2));
-        assert!(matches!(
-            keep("keep_images = 0"),
-            Err(ConfigError::KeepNone)
-        ));
+    fn images_are_retired_only_where_a_rule_says_what_stays() {
+        let own = |file| load(file, &["run", "--tart-home", "/a"]).map(|config| config.retention);
+        let rule = |images, days| Rule::new(images, days).unwrap();
+        let none = own("").unwrap();
+        assert_eq!(none.rule, None);
+        assert!(none.takes_fleets && none.grace == Duration::from_mins(10));
+        for (file, expected) in [
+            ("keep_images = 2", rule(Some(2), None)),
+            ("keep_days = 14", rule(None, Some(14))),
+            ("keep_images = 2\nkeep_days = 14", rule(Some(2), Some(14))),
+            // an earlier version took any number
+            ("keep_images = 4000000000", rule(Some(1_000), None)),
+        ] {
+            assert_eq!(own(file).unwrap().rule, expected, "{file}");
+        }
+        let out = own("fleet_retention = false\nretention_grace_seconds = 0").unwrap();
+        assert!(!out.takes_fleets && out.grace.is_zero());
+        for (file, part) in [
+            ("keep_images = 0", "keep_images is 0"),
+            ("keep_days = 0", "keep_days is 0"),
+            ("keep_days = 3651", "from 1 to 3650"),
+            ("retention_grace_seconds = 604801", "from 0 to 604800"),
+        ] {
+            let error = own(file).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod leases;
 mod look;
 mod making;
 mod mirror;
+mod old_images;
 mod orders;
 mod origins;
 mod patience;
@@ -41,7 +42,7 @@ use std::{sync::Arc, time::Instant};
 
 use proto::{
     ChunkIndex, Digest, HostId,
-    message::{Hello, Report},
+    message::{Hello, OldImages, Report},
 };
 use swarm::{Event, Swarm};
 use tokio::{
@@ -78,6 +79,7 @@ use crate::{
     mirror::{Ears, Wish},
     notary::Notary,
     registries::Origin,
+    retention::{Question, Retention},
     session::Heard,
     store::{Store, Volume, survey::Surveyed},
     tart::Fitness,
@@ -125,6 +127,8 @@ pub(crate) struct Driver {
     upkeep: Upkeep,
     /// What is known of disks that parbake didn't build.
     found: Surveyed,
+    /// By whose rule old images go.
+    retention: Retention,
     jobs: Jobs,
 }
 
@@ -140,7 +144,6 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         parts.tart,
         Arc::new(Fitness::new(parts.config.tart_binary.clone())),
         parts.config.tart_home.clone(),
-        parts.config.keep_images,
     );
     let mut wishes = parts.mirror.map(|ears| ears.wishes);
     let now = Instant::now();
@@ -161,6 +164,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
     };
     let swarm = Swarm::new(parts.me.key(), swarm_config, seed);
     let step_back = parts.config.step_back_load_percent;
+    let retention = Retention::new(parts.config.retention);
     let exchange = Exchange::new(swarm, now, streams, parts.metrics.clone());
     let mut driver = Driver {
         supply: Supply::new(exchange, mirror, disk.clone(), parts.metrics.clone(), now),
@@ -177,6 +181,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         reporting: Reporting::new(now),
         upkeep: Upkeep::new(now, volume, step_back),
         found: Surveyed::default(),
+        retention,
         jobs: Jobs::new(),
     };
     driver.start();
@@ -288,7 +293,8 @@ impl Driver {
             Chore::Flush => self.disk.flush(),
             Chore::Look => {
                 self.supply.images_mut().look_begins();
-                if let Some(work) = self.disk.retire() {
+                let terms = self.retention.terms(self.supply.now());
+                if let Some(work) = self.disk.retire(terms) {
                     self.jobs.start(work);
                 }
                 self.disk.look()
@@ -396,6 +402,7 @@ impl Driver {
             Input::Presence { seen, load_percent } => self.looked(&seen, load_percent),
             Input::Measured(volume) => self.measured(volume),
             Input::Surveyed(result) => self.surveyed(result),
+            Input::OldImages(answer) => self.answer_old_images(*answer),
             Input::Scrubbed => self.upkeep.scrubbed(),
             Input::Looked {
                 content,
@@ -460,6 +467,7 @@ impl Driver {
             makes_recipes: true,
             takes_ranges: true,
             stages_stacked: true,
+            takes_retention: true,
             roster_epoch: Some(self.supply.exchange().hosts().epoch()),
             link_key: self.notary.key().to_vec(),
         });
@@ -533,6 +541,7 @@ impl Driver {
             }
             Heard::Down(taken_in) => {
                 self.session = None;
+                self.retention.session_ended();
                 self.notary.set_connected(false);
                 self.tell(Event::Coordinator(false));
                 // the next session begins with the state after all orders of this one
@@ -630,6 +639,11 @@ impl Driver {
                 supply.images_mut().doubt_recipe(&doubt);
             }
             Order::MakeRecipe(image) => supply.make_recipe(image),
+            Order::Retention(order) => self.retention.ordered(now, order),
+            Order::OldImagesAsked(asked) => {
+                let question = self.retention.ask(now, asked);
+                self.look_at_old_images(question);
+            }
             Order::Recheck(chunks) => {
                 for (content, chunk) in chunks {
                     self.look_at(&content, chunk);
@@ -650,6 +664,32 @@ impl Driver {
         self.endpoint.authorise(Authorised::Only(all.collect()));
         self.endpoint.supersede(hosts.enrolled());
         self.endpoint.expect(hosts.addresses());
+    }
+
+    /// Looks which old images would go, if a question asks for it.
+    fn look_at_old_images(&mut self, question: Option<Question>) {
+        if let Some(Question { terms, answer }) = question {
+            self.jobs.start(self.disk.preview(terms, answer));
+        }
+    }
+
+    /// Answers the coordinator's question which old images would go. Where there is no room for the answer, the
+    /// coordinator says that this host gave none.
+    fn answer_old_images(&mut self, answer: OldImages) {
+        let report = Report {
+            old_images: Some(answer),
+            names: self.supply.images().names_confirmed(),
+            ..Report::default()
+        };
+        let sent = self
+            .session
+            .as_ref()
+            .map(|session| session.try_send(report));
+        if !matches!(sent, Some(Ok(()))) {
+            debug!("an answer about old images couldn't be sent");
+        }
+        let next = self.retention.answered(self.supply.now());
+        self.look_at_old_images(next);
     }
 
     // ---- chores -----------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ pub mod program;
 mod purgeable;
 pub mod reconcile;
 mod registries;
+pub mod retention;
 mod session;
 mod shelf;
 pub mod store;

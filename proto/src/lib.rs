@@ -25,6 +25,7 @@ pub mod pause;
 pub mod reason;
 pub mod recipe;
 pub mod reference;
+pub mod retention;
 pub mod secret;
 pub mod statement;
 pub mod tie;

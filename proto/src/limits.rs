@@ -20,3 +20,7 @@ pub const MAX_MIRROR_WANTS: usize = 64;
 pub const MAX_WITHOUT_SOURCE: usize = 16;
 /// Contents of which the report says how much the host holds.
 pub const MAX_HELD: usize = 256;
+/// Old images of which the answer to a question says what becomes of them. Of more the answer says their number.
+pub const MAX_OLD_IMAGES: usize = 32;
+/// References that the answer says of each of these.
+pub const MAX_OLD_REFERENCES: usize = 2;

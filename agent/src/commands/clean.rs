@@ -10,36 +10,35 @@ use super::answer::print;
 use crate::{
     cli::Clean,
     config::Config,
+    retention::{InUse, Rule, Terms},
     store::retire::{Preview, preview},
 };
 
 /// Shows what the agent would remove. Removes nothing.
 pub(crate) async fn clean(config: &Config, options: &Clean) -> anyhow::Result<bool> {
-    let keep = options.keep.and_then(|keep| usize::try_from(keep).ok());
-    let Some(keep) = keep.or(config.keep_images) else {
+    let typed = Rule::new(options.keep, options.days)?;
+    let Some(rule) = typed.or(config.retention.rule) else {
         bail!(
-            "how many images of a repository stay isn't set, so the agent removes none: set keep_images in the settings \
-             file, or see with --keep N what it would do"
+            "this host's settings don't say which old images stay, so the agent removes none but by a rule of the \
+             fleet (`parbake clean --dry-run`): set keep_images or keep_days in the settings file, or see with --keep N \
+             or --days D what it would do"
         );
     };
     let home = config.tart_home.clone();
-    let previewed = tokio::task::spawn_blocking(move || preview(&home, keep, SystemTime::now()));
+    // what Pods refer to, the running agent alone knows
+    let in_use = InUse::default();
+    let terms = Terms { rule, in_use };
+    let previewed = tokio::task::spawn_blocking(move || preview(&home, &terms, SystemTime::now()));
     let preview = previewed
         .await?
         .with_context(|| format!("looking at images in {}", config.tart_home.display()))?;
     match options.json {
-        true => print(&answer(&preview, keep).to_string()),
-        false => print(text(&preview, keep).trim_end()),
+        true => print(&answer(&preview, rule).to_string()),
+        false => print(text(&preview, rule).trim_end()),
     }
 }
 
-/// Bytes of the images that would go.
-fn bytes(preview: &Preview) -> u64 {
-    let go = preview.images.iter().filter(|image| image.stays.is_none());
-    go.map(|image| image.bytes).sum()
-}
-
-fn answer(preview: &Preview, keep: usize) -> serde_json::Value {
+fn answer(preview: &Preview, rule: Rule) -> serde_json::Value {
     let images = preview.images.iter().map(|image| {
         json!({
             "digest": image.image.to_string(), "references": image.references, "goldens": image.goldens,
@@ -48,12 +47,12 @@ fn answer(preview: &Preview, keep: usize) -> serde_json::Value {
         })
     });
     json!({
-        "keep": keep, "bytes": bytes(preview), "left_bytes": preview.left_bytes, "images": images.collect::<Vec<_>>(),
+        "keep": rule.images(), "days": rule.days(), "bytes": preview.freed_bytes(), "left_bytes": preview.left_bytes, "images": images.collect::<Vec<_>>(),
     })
 }
 
 /// The answer as people read it.
-fn text(preview: &Preview, keep: usize) -> String {
+fn text(preview: &Preview, rule: Rule) -> String {
     let mut text = String::new();
     for image in &preview.images {
         let becomes = match &image.stays {
@@ -72,10 +71,10 @@ fn text(preview: &Preview, keep: usize) -> String {
     }
     let go = preview.images.iter().filter(|image| image.stays.is_none());
     text += &match go.count() {
-        0 => format!("nothing would go where {keep} of a repository stay"),
+        0 => format!("nothing would go where {rule}"),
         count => format!(
-            "{count} would go where {keep} of a repository stay: {}, less what they share with files that stay",
-            Bytes(bytes(preview))
+            "{count} would go where {rule}: {}, less what they share with files that stay",
+            Bytes(preview.freed_bytes())
         ),
     };
     if preview.left_bytes > 0 {
@@ -105,13 +104,14 @@ mod tests {
             images: vec![image("1", None), image("2", Some(Stays::Wanted))],
             left_bytes: 0,
         };
+        let rule = Rule::new(Some(1), None).unwrap().unwrap();
         assert_eq!(
-            text(&preview, 1),
+            text(&preview, rule),
             "ghcr.io/org/image:1  2.0 GB  would go; goldens golden-1\n\
              ghcr.io/org/image:2  2.0 GB  stays: it is wanted; goldens golden-2\n\
              1 would go where 1 of a repository stay: 2.0 GB, less what they share with files that stay"
         );
-        let answer = answer(&preview, 1);
+        let answer = answer(&preview, rule);
         assert_eq!(answer["bytes"], 2_000_000_000_u64);
         assert_eq!(answer["images"][0]["goes"], true);
         assert_eq!(answer["images"][1]["why"], "it is wanted");

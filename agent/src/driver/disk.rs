@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use proto::{ChunkIndex, Digest, Reason, image::Layout};
+use proto::{ChunkIndex, Digest, Reason, image::Layout, message::OldImages};
 use tracing::{debug, warn};
 
 use super::{
@@ -20,7 +20,7 @@ use super::{
     input::Input,
     jobs::{Long, Work},
     look::Seen,
-    making,
+    making, old_images,
     recipe_files::RecipeFiles,
     trouble::Trouble,
 };
@@ -29,11 +29,12 @@ use crate::{
     lock::lock,
     mirror::blobs::Blobs,
     platform,
+    retention::Terms,
     shelf::Shelf,
     store::{
         BeginError, InstallError, Look, Stage, Store, install_as,
         recipes::{self, NamedRecipe, ReadRecipeError},
-        retire::{empty, retire},
+        retire::{empty, preview, retire},
         survey::Survey,
     },
     tart::Fitness,
@@ -56,8 +57,6 @@ pub(super) struct Disk {
     recipes: Arc<RecipeFiles>,
     /// Reads disks that parbake didn't build.
     survey: Arc<Survey>,
-    /// How many images of a repository stay, if any are retired.
-    keep: Option<usize>,
     /// When old images were last looked after. Locked while they are.
     retired: Arc<Mutex<Option<Instant>>>,
 }
@@ -69,7 +68,6 @@ impl Disk {
         goldens: Option<Arc<Goldens>>,
         fitness: Arc<Fitness>,
         home: PathBuf,
-        keep: Option<usize>,
     ) -> Self {
         Self {
             survey: Arc::new(Survey::new(store.clone())),
@@ -78,7 +76,6 @@ impl Disk {
             goldens,
             fitness,
             recipes: Arc::new(RecipeFiles::new(home)),
-            keep,
             retired: Arc::default(),
         }
     }
@@ -308,11 +305,11 @@ impl Disk {
         })
     }
 
-    /// Retires old images, removes what was retired before, and recipes that nobody needs. Writes down who may have
-    /// images, where that failed before. `None` if that was done within the last minute, or is under way. It isn't a
-    /// part of [`look`](Self::look), because removing whole disks takes a while, and presence is waited for. Ends in
-    /// [`Input::Nothing`]; the store has the news.
-    pub(super) fn retire(&self) -> Option<Work> {
+    /// Retires old images by these terms, removes what was retired before, and recipes that nobody needs. Writes down
+    /// who may have images, where that failed before. `None` if that was done within the last minute, or is under way.
+    /// It isn't a part of [`look`](Self::look), because removing whole disks takes a while, and presence is waited for.
+    /// Ends in [`Input::Nothing`]; the store has the news.
+    pub(super) fn retire(&self, terms: Option<Terms>) -> Option<Work> {
         let due = |last: &Option<Instant>| last.is_none_or(|last| last.elapsed() >= RETIRE_EVERY);
         if !self.retired.try_lock().is_ok_and(|last| due(&last)) {
             return None;
@@ -322,8 +319,8 @@ impl Disk {
             let mut last = lock(&disk.retired);
             // another job may have been started before the lock was taken
             if due(&last) {
-                if let Some(keep) = disk.keep {
-                    retire(&disk.store, keep, SystemTime::now());
+                if let Some(terms) = terms {
+                    retire(&disk.store, &terms, SystemTime::now());
                 }
                 empty(&disk.store);
                 if let Err(error) = disk.store.keep_all_entitled() {
@@ -334,6 +331,16 @@ impl Disk {
             }
             Input::Nothing
         }))
+    }
+
+    /// Says what would become of the images on the disk by these terms. Ends in [`Input::OldImages`].
+    pub(super) fn preview(&self, terms: Option<Terms>, answer: OldImages) -> Work {
+        let home = self.home().to_owned();
+        Work::blocking(move || {
+            let terms = terms.as_ref();
+            let seen = terms.map(|terms| preview(&home, terms, SystemTime::now()));
+            Input::OldImages(Box::new(old_images::answer(answer, seen)))
+        })
     }
 
     /// Says whether disks that parbake didn't build may be read now. If not, the part that is being read ends early.

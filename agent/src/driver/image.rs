@@ -748,7 +748,7 @@ impl<S: OnDisk> Image<S> {
                 "no name of it is wanted, and none is left"
             }
             // the store has logged it
-            Reason::Retired => "nobody wants it, and as many newer ones stay as keep_images says",
+            Reason::Retired => "nobody wants it, and the rule about old images had it removed",
             _ => {
                 warn!(%image, "image was removed; presence is withdrawn");
                 "image was removed from tart's cache by tart or somebody else"

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use proto::{ChunkIndex, Digest, HostKey};
+use proto::{ChunkIndex, Digest, HostKey, message::OldImages};
 use swarm::event::{ContentId, Ticket};
 use wire::{ConnectError, Connection};
 
@@ -117,6 +117,8 @@ pub(crate) enum Input {
     },
     /// The volume's room.
     Measured(Volume),
+    /// The answer to the coordinator's question which old images would go.
+    OldImages(Box<OldImages>),
     /// A part of a disk that parbake didn't build was read, or there was none to read.
     Surveyed(Result<Surveyed, String>),
     /// A few chunks were read again.

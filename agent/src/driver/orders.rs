@@ -71,6 +71,10 @@ pub(super) enum Order {
     Doubt(Doubt),
     /// The recipe of this image is to be made here.
     MakeRecipe(Digest),
+    /// The fleet's rule about old images, and what Pods refer to.
+    Retention(message::Retention),
+    /// Which old images would go?
+    OldImagesAsked(message::OldImagesAsked),
     /// Peers blame this host for these chunks.
     Recheck(Vec<(Digest, ChunkIndex)>),
 }
@@ -154,6 +158,8 @@ pub(super) fn read(order: message::Order) -> Result<Order, ReadOrderError> {
         Kind::Queue(queue) => Order::Queue(queue),
         Kind::RecipeDoubt(doubt) => Order::Doubt(Doubt::parse(&doubt)?),
         Kind::MakeRecipe(order) => Order::MakeRecipe(digest(&order.manifest_digest)?),
+        Kind::Retention(retention) => Order::Retention(retention),
+        Kind::OldImagesAsked(asked) => Order::OldImagesAsked(asked),
         Kind::Recheck(recheck) => {
             let chunks = recheck.chunks.iter();
             let chunks = chunks.filter_map(|one| {

@@ -305,6 +305,7 @@ impl Reporting {
             without_source,
             held,
             recipe_doubts: doubts.iter().map(Doubt::to_message).collect(),
+            old_images: None,
         };
         let later = fit::events(&mut report);
         if !later.is_empty() || !self.doubts.is_empty() {

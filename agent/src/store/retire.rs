@@ -1,12 +1,14 @@
 //! Retires old images: takes images that nobody wants any more out of tart's cache, with their goldens, so that their
-//! space is free again. Off unless the operator sets how many images of a repository stay.
+//! space is free again. Off unless the operator sets a rule.
 //!
 //! [`decide`] is a function of facts. An image stays while
 //! - it is wanted under any name, or it is among the newest of its repository that are to stay,
-//! - it was wanted, or cloned from, within the last hour ([`REST`]),
+//! - it was used within the days that the rule says,
+//! - a Pod or a pool of the cluster refers to it, as far as the coordinator told,
+//! - it was wanted, or cloned from, within the last hour,
 //! - somebody else named it, too: by a tag, or by a marker,
 //! - one of its goldens runs as a VM,
-//! - a local VM was made while the image was in use, or soon after ([`Old::may_have_made`]). A clone carries no note of
+//! - a local VM was made while the image was in use, or soon after. A clone carries no note of
 //!   its image, so any such VM may be one, and whoever starts it again (a Pod, say) may need the golden.
 //!
 //! A file of a stacked image goes with the last image or VM that refers to it.
@@ -50,12 +52,14 @@ use crate::{
     golden::{self, Lies},
     lock::lock,
     platform::{self, DirectoryLock, LockError},
+    retention::Terms,
     tart::{Reference, cache},
 };
 
-/// An image rests this long after it was wanted or cloned from. Whoever cancels the wrong image has this long to stage
-/// it again.
-const REST: Duration = Duration::from_hours(1);
+mod decide;
+
+pub(crate) use decide::Stays;
+use decide::{Old, decide};
 
 /// An installed image, as its notes and tart's cache say.
 #[derive(Clone, Debug)]
@@ -103,132 +107,12 @@ impl Installed {
     }
 }
 
-/// What is known of an installed image.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Old {
-    image: Digest,
-    /// Where tart's cache has it.
-    repositories: BTreeSet<PathBuf>,
-    wanted: bool,
-    /// When its staging began.
-    since: SystemTime,
-    /// When it was last wanted, or cloned from.
-    used: SystemTime,
-    /// tart set the note of the last clone back: it pulled another image under the same tag. So clones may be younger
-    /// than `used` says.
-    outdated: bool,
-    /// A link or a marker of somebody else in tart's cache that names it.
-    elsewhere: Option<String>,
-    /// A golden of it that runs.
-    running: Option<String>,
-}
-
-impl Old {
-    /// Whether a VM that was made at this moment may be a clone of the image.
-    ///
-    /// The last clone is younger than `used`: tart notes the use first, in whole seconds, and then makes the VM's
-    /// directory. Where the times contradict each other, nothing is known of the beginning.
-    fn may_have_made(&self, made: SystemTime) -> bool {
-        let until = self.used.checked_add(REST).filter(|_| !self.outdated);
-        let began = self.since > self.used || made >= self.since;
-        began && until.is_none_or(|until| made <= until)
-    }
-
-    /// With the clones of these directories that tart noted in their access times. `None` if one can't be looked at.
-    fn used_by<'a>(mut self, directories: impl Iterator<Item = &'a PathBuf>) -> Option<Self> {
-        for path in directories {
-            let found = fs::metadata(path).and_then(|found| found.accessed());
-            let cloned = found.ok()?;
-            self.used = self.used.max(cloned);
-            self.outdated |= cloned == SystemTime::UNIX_EPOCH;
-        }
-        Some(self)
-    }
-}
-
-/// Why an image stays.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Stays {
-    /// It is wanted.
-    #[error("it is wanted")]
-    Wanted,
-    /// It is among the newest of a repository.
-    #[error("it is among the newest of its repository")]
-    Newest,
-    /// It was used within the last hour.
-    #[error("it was wanted or cloned from within the last hour")]
-    UsedLately,
-    /// Somebody else named it by this link or marker in tart's cache.
-    #[error("somebody else named it: {0}")]
-    NamedElsewhere(String),
-    /// This golden of it runs.
-    #[error("its golden runs: {0}")]
-    Runs(String),
-    /// This VM may be a clone of it.
-    #[error("VM {0} may be a clone of it")]
-    MayBeCloned(String),
-}
-
-/// Decides which images go. `keep` of each repository stay, the wanted ones among them. `machines` are local VMs that
-/// aren't goldens of ours, with the times when they were made.
-fn decide(
-    images: &[Old],
-    machines: &[(String, SystemTime)],
-    keep: usize,
-    now: SystemTime,
-) -> BTreeMap<Digest, Option<Stays>> {
-    let mut newest: Vec<&Old> = images.iter().collect();
-    newest.sort_by_key(|old| (!old.wanted, std::cmp::Reverse((old.used, old.image))));
-    let mut kept: BTreeMap<&PathBuf, usize> = BTreeMap::new();
-    let mut verdicts = BTreeMap::new();
-    for old in newest {
-        let places = old.repositories.iter();
-        let has_place = places
-            .clone()
-            .any(|place| kept.get(place).copied().unwrap_or(0) < keep);
-        let verdict = if old.wanted {
-            Some(Stays::Wanted)
-        } else if has_place {
-            Some(Stays::Newest)
-        } else {
-            needed(old, machines, now)
-        };
-        // what stays for another reason takes no place from a newer image
-        if matches!(verdict, Some(Stays::Wanted | Stays::Newest)) {
-            for place in places {
-                *kept.entry(place).or_default() += 1;
-            }
-        }
-        verdicts.insert(old.image, verdict);
-    }
-    verdicts
-}
-
-/// Why an image stays that isn't wanted and isn't among the newest.
-fn needed(old: &Old, machines: &[(String, SystemTime)], now: SystemTime) -> Option<Stays> {
-    if let Some(name) = &old.elsewhere {
-        return Some(Stays::NamedElsewhere(name.clone()));
-    }
-    if let Some(golden) = &old.running {
-        return Some(Stays::Runs(golden.clone()));
-    }
-    // a clock that was set back makes it rest again
-    if now
-        .duration_since(old.used)
-        .is_ok_and(|rested| rested >= REST)
-    {
-        let clone = machines.iter().find(|(_, made)| old.may_have_made(*made));
-        return clone.map(|(name, _)| Stays::MayBeCloned(name.clone()));
-    }
-    Some(Stays::UsedLately)
-}
-
-/// Retires the images that may go, if `keep` images of each repository stay. Returns those that went. Their files are
+/// Retires the images that may go, by these terms. Returns those that went. Their files are
 /// only moved away; [`empty`] removes them. What can't be looked at, or is locked by tart, is tried again with the next
 /// call.
-pub(crate) fn retire(store: &Store, keep: usize, now: SystemTime) -> Vec<Digest> {
+pub(crate) fn retire(store: &Store, terms: &Terms, now: SystemTime) -> Vec<Digest> {
     // without any lock: nearly always there is nothing to retire, and nobody is kept waiting
-    let verdicts = match verdicts(store, keep, now) {
+    let verdicts = match verdicts(store, terms, now) {
         Ok((verdicts, _)) => verdicts,
         Err(error) => {
             warn!(%error, "old images stay, because local VMs can't be listed");
@@ -236,7 +120,7 @@ pub(crate) fn retire(store: &Store, keep: usize, now: SystemTime) -> Vec<Digest>
         }
     };
     let go = verdicts.into_iter().filter(|(_, stays)| stays.is_none());
-    let go = go.filter_map(|(image, _)| match remove(store, &image, keep, now) {
+    let go = go.filter_map(|(image, _)| match remove(store, &image, terms, now) {
         Ok(true) => {
             info!(%image, "an old image is retired: nobody wants it, and enough newer ones stay");
             Some(image)
@@ -259,6 +143,14 @@ pub(crate) struct Preview {
     pub(crate) left_bytes: u64,
 }
 
+impl Preview {
+    /// Bytes of the images that would go.
+    pub(crate) fn freed_bytes(&self) -> u64 {
+        let go = self.images.iter().filter(|image| image.stays.is_none());
+        go.map(|image| image.bytes).sum()
+    }
+}
+
 /// What would become of an image.
 #[derive(Clone, Debug)]
 pub(crate) struct Previewed {
@@ -274,12 +166,12 @@ pub(crate) struct Previewed {
     pub(crate) bytes: u64,
 }
 
-/// What [`retire`] would do in this home of tart now, if `keep` images of each repository stay. Changes nothing, and
+/// What [`retire`] would do in this home of tart now, by these terms. Changes nothing, and
 /// takes no lock. Leaves out images of which the disk doesn't tell enough: they stay.
 ///
 /// # Errors
 /// When our directory or the local VMs can't be listed.
-pub(crate) fn preview(home: &Path, keep: usize, now: SystemTime) -> io::Result<Preview> {
+pub(crate) fn preview(home: &Path, terms: &Terms, now: SystemTime) -> io::Result<Preview> {
     let home = &fs::canonicalize(home)?;
     let root = home.join(ROOT);
     let (mut installed, mut here) = (Vec::new(), BTreeSet::new());
@@ -297,7 +189,7 @@ pub(crate) fn preview(home: &Path, keep: usize, now: SystemTime) -> io::Result<P
     }
     let goldens = goldens(home);
     let images = look_at_all(home, &installed, &here, &goldens);
-    let verdicts = decide(&images, &machines(home, &goldens)?, keep, now);
+    let verdicts = decide(&images, &machines(home, &goldens)?, terms, now);
     // what several images share goes with the last of them
     let mut gone: Vec<PathBuf> = Vec::new();
     let previewed = verdicts.into_iter().map(|(image, stays)| {
@@ -375,7 +267,7 @@ type Goldens = BTreeMap<Digest, Vec<(String, Option<Reference>)>>;
 type Verdicts = BTreeMap<Digest, Option<Stays>>;
 
 /// Looks at everything, and decides.
-fn verdicts(store: &Store, keep: usize, now: SystemTime) -> io::Result<(Verdicts, Goldens)> {
+fn verdicts(store: &Store, terms: &Terms, now: SystemTime) -> io::Result<(Verdicts, Goldens)> {
     let home = store.shared.home();
     let goldens = goldens(home);
     let stages = store.all();
@@ -389,7 +281,7 @@ fn verdicts(store: &Store, keep: usize, now: SystemTime) -> io::Result<(Verdicts
         return Ok((Verdicts::new(), goldens));
     }
     let machines = machines(home, &goldens)?;
-    Ok((decide(&images, &machines, keep, now), goldens))
+    Ok((decide(&images, &machines, terms, now), goldens))
 }
 
 /// What is known of installed images, and of goldens whose images aren't here.
@@ -419,6 +311,7 @@ fn look(home: &Path, installed: &Installed, goldens: &Goldens) -> Option<Old> {
     let repositories = directories.iter().filter_map(|found| found.parent());
     let old = Old {
         image,
+        names: names_of(home, installed),
         repositories: repositories.map(Path::to_owned).collect(),
         wanted: installed.wanted,
         since: begun_at(&installed.notes)?,
@@ -427,7 +320,18 @@ fn look(home: &Path, installed: &Installed, goldens: &Goldens) -> Option<Old> {
         elsewhere: named_elsewhere(home, &installed.known, directories).ok()?,
         running: running(&machines),
     };
-    old.used_by(directories.iter().chain(&machines))
+    used_by(old, directories.iter().chain(&machines))
+}
+
+/// The places of the references that name an image, or may again: but for tags that lead to another image now.
+fn names_of(home: &Path, installed: &Installed) -> BTreeSet<String> {
+    let leads_away = |reference: &&Reference| {
+        let to = cache::tag_link(home, reference).and_then(|link| fs::read_link(link).ok());
+        to.is_some_and(|to| !installed.directories.contains(&to))
+    };
+    let known = installed.known.iter();
+    let known = known.filter(|reference| !leads_away(reference));
+    known.map(Reference::place).collect()
 }
 
 /// What is known of goldens of ours whose image isn't here any more: tart or somebody else removed it.
@@ -453,8 +357,12 @@ fn look_at_orphans(
     let there = goldens
         .iter()
         .filter(|(name, _)| cache::vm_directory(home, name).is_dir());
+    let named = goldens
+        .iter()
+        .filter_map(|(_, reference)| reference.as_ref());
     let old = Old {
         image,
+        names: named.map(Reference::place).collect(),
         repositories: there.map(|(_, of)| repository(of)).collect(),
         wanted: false,
         since,
@@ -463,7 +371,17 @@ fn look_at_orphans(
         elsewhere: None,
         running: running(&machines),
     };
-    old.used_by(machines.iter())
+    used_by(old, machines.iter())
+}
+
+/// The image with the clones of these directories that tart noted in their access times. `None` if one can't be looked
+/// at.
+fn used_by<'a>(mut old: Old, directories: impl Iterator<Item = &'a PathBuf>) -> Option<Old> {
+    for path in directories {
+        let found = fs::metadata(path).and_then(|found| found.accessed());
+        old.cloned(found.ok()?);
+    }
+    Some(old)
 }
 
 /// A link or a marker in tart's cache by which somebody else named the image.
@@ -565,7 +483,7 @@ fn machines(home: &Path, goldens: &Goldens) -> io::Result<Vec<(String, SystemTim
 pub(super) fn remove(
     store: &Store,
     image: &Digest,
-    keep: usize,
+    terms: &Terms,
     now: SystemTime,
 ) -> io::Result<bool> {
     let _changing = lock(&store.changing);
@@ -593,7 +511,7 @@ pub(super) fn remove(
         },
     };
     // somebody may have cloned it, run a golden or wanted it since it was looked at without the locks
-    let (verdicts, goldens) = verdicts(store, keep, now)?;
+    let (verdicts, goldens) = verdicts(store, terms, now)?;
     if verdicts.get(image) != Some(&None) {
         return Ok(false);
     }
@@ -677,122 +595,5 @@ fn move_out(home: &Path, directory: &Path) -> io::Result<()> {
     match fs::rename(directory, to.unwrap_or(retired)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         renamed => renamed.map_err(|error| io_at("retiring", directory, error)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(hours: u64) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_hours(hours)
-    }
-
-    fn old(name: &str, wanted: bool, since: u64, used: u64) -> Old {
-        Old {
-            image: Digest::of(name.as_bytes()),
-            repositories: [PathBuf::from("org/image")].into(),
-            wanted,
-            since: at(since),
-            used: at(used),
-            outdated: false,
-            elsewhere: None,
-            running: None,
-        }
-    }
-
-    /// What becomes of each image, in the order in which they are given, at hour 100.
-    fn verdicts(images: &[Old], machines: &[(&str, u64)], keep: usize) -> Vec<Option<Stays>> {
-        let machines: Vec<_> = machines
-            .iter()
-            .map(|(name, made)| ((*name).to_owned(), at(*made)))
-            .collect();
-        let verdicts = decide(images, &machines, keep, at(100));
-        let of = images.iter().map(|old| verdicts[&old.image].clone());
-        of.collect()
-    }
-
-    #[test]
-    fn the_wanted_and_the_newest_of_a_repository_stay() {
-        let images = [
-            old("a", false, 10, 20),
-            old("b", false, 20, 30),
-            old("c", false, 30, 40),
-            old("d", true, 40, 99),
-        ];
-        use Stays::{Newest, Wanted};
-        let of = |keep| verdicts(&images, &[], keep);
-        assert_eq!(of(1), [None, None, None, Some(Wanted)]);
-        assert_eq!(of(2), [None, None, Some(Newest), Some(Wanted)]);
-        assert_eq!(
-            of(4),
-            [Some(Newest), Some(Newest), Some(Newest), Some(Wanted)]
-        );
-        // wanted images stay whatever their number
-        let wanted = [
-            old("a", true, 10, 20),
-            old("b", true, 20, 30),
-            old("c", false, 30, 40),
-        ];
-        assert_eq!(
-            verdicts(&wanted, &[], 1),
-            [Some(Wanted), Some(Wanted), None]
-        );
-        // each repository has places of its own, and an image that has one in any of them stays
-        let mut elsewhere = images.clone();
-        elsewhere[0].repositories = [PathBuf::from("org/other")].into();
-        elsewhere[1].repositories.insert("org/third".into());
-        assert_eq!(
-            verdicts(&elsewhere, &[], 1),
-            [Some(Newest), Some(Newest), None, Some(Wanted)]
-        );
-    }
-
-    #[test]
-    fn what_may_be_needed_stays_and_takes_no_place() {
-        let one = |since, used| [old("old", false, since, used), old("new", true, 50, 99)];
-        let of =
-            |images: &[Old], machines: &[(&str, u64)]| verdicts(images, machines, 1)[0].clone();
-        // it was used an hour ago, or less
-        assert_eq!(of(&one(10, 99), &[]), None);
-        let mut lately = one(10, 99);
-        lately[0].used += Duration::from_secs(1);
-        assert_eq!(of(&lately, &[]), Some(Stays::UsedLately));
-        // the clock was set back
-        assert_eq!(of(&one(10, 101), &[]), Some(Stays::UsedLately));
-        // a VM that was made while the image was in use, or within an hour after, may be its clone; others aren't
-        let clone = Some(Stays::MayBeCloned("vm".into()));
-        for (made, stays) in [(9, false), (10, true), (20, true), (21, true), (22, false)] {
-            let expected = clone.clone().filter(|_| stays);
-            assert_eq!(of(&one(10, 20), &[("vm", made)]), expected, "{made}");
-        }
-        // tart set the access time back: how old clones are isn't known
-        let mut outdated = one(10, 20);
-        outdated[0].outdated = true;
-        for (made, stays) in [(9, false), (10, true), (90, true)] {
-            let expected = clone.clone().filter(|_| stays);
-            assert_eq!(of(&outdated, &[("vm", made)]), expected, "{made}");
-        }
-        // the times contradict each other
-        for (made, stays) in [(1, true), (21, true), (22, false)] {
-            let expected = clone.clone().filter(|_| stays);
-            assert_eq!(of(&one(30, 20), &[("vm", made)]), expected, "{made}");
-        }
-        let mut running = one(10, 20);
-        running[0].running = Some("golden".into());
-        assert_eq!(of(&running, &[]), Some(Stays::Runs("golden".into())));
-        let mut elsewhere = one(10, 20);
-        elsewhere[0].elsewhere = Some("stable".into());
-        let named = Stays::NamedElsewhere("stable".into());
-        assert_eq!(of(&elsewhere, &[]), Some(named));
-        // what stays for such a reason leaves the place to the newest
-        let images = [
-            old("a", false, 10, 20),
-            old("b", false, 30, 40),
-            old("c", false, 50, 60),
-        ];
-        let stays = verdicts(&images, &[("vm", 35)], 1);
-        let clone = Some(Stays::MayBeCloned("vm".into()));
-        assert_eq!(stays, [None, clone, Some(Stays::Newest)]);
     }
 }

@@ -21,7 +21,7 @@ use super::{
     tree::{IMAGE, JOURNAL, STATUS},
     *,
 };
-use crate::{platform::Space, tart::cache};
+use crate::{platform::Space, retention::Terms, tart::cache};
 
 mod beginnings;
 pub(crate) mod blocks;
@@ -46,6 +46,11 @@ pub(crate) struct Sample {
     contents: BTreeMap<Digest, Vec<u8>>,
     disk: Vec<u8>,
     config: Vec<u8>,
+}
+
+/// So many images of each repository stay.
+fn keep(images: u32) -> Terms {
+    Terms::of(Some(images), None)
 }
 
 pub(crate) fn noise(size: usize, seed: u64) -> Vec<u8> {

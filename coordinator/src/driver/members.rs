@@ -104,6 +104,8 @@ impl Members {
             without_source,
             recipe_doubts,
             held,
+            // answers a question, and is no part of the view
+            old_images: _,
             // shown once a second, or by what presence makes of it
             volume: _,
             load: _,

@@ -52,7 +52,7 @@ impl World {
         let exchange = Exchange::new(swarm, now, streams, metrics.clone());
         let path = home.path().to_owned();
         let fitness = Arc::new(crate::tart::Fitness::new(path.join("tart")));
-        let disk = Disk::new(Arc::new(open(&home)), None, None, fitness, path, None);
+        let disk = Disk::new(Arc::new(open(&home)), None, None, fitness, path);
         let manifest = manifest("a");
         let image = Digest::of(&manifest);
         Self {

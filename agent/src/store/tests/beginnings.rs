@@ -263,8 +263,9 @@ fn a_base_that_is_retired_or_removed_at_any_step_costs_a_fetch_and_never_a_byte(
             let directory = disk.parent().unwrap().to_owned();
             let happening = move |store: &Store| {
                 if retires {
-                    let later = SystemTime::now() + Duration::from_hours(3);
-                    assert_eq!(retire(store, 0, later), [image]);
+                    let later = SystemTime::now() + Duration::from_hours(30);
+                    let terms = Terms::of(None, Some(1));
+                    assert_eq!(retire(store, &terms, later), [image]);
                     // the files, too
                     empty(store);
                 } else {

@@ -81,24 +81,28 @@ fn an_old_image_goes_with_its_golden_and_its_space_is_back() {
     let open_disk = fs::File::open(&disk).unwrap();
 
     let now = || SystemTime::now() + LATER;
-    assert_eq!(retire(&store, 1, now()), [], "all are wanted");
+    assert_eq!(retire(&store, &keep(1), now()), [], "all are wanted");
     for sample in [&old, &current] {
         store.want(sample.layout.digest(), &[]).unwrap();
     }
     assert_eq!(
-        retire(&store, 2, SystemTime::now()),
+        retire(&store, &keep(2), SystemTime::now()),
         [],
         "they rest for an hour"
     );
-    let stays = retire(&store, 2, now());
+    let stays = retire(&store, &keep(2), now());
     // on volumes whose access times aren't exact, the VM may be younger than the last use
     assert_eq!(stays, [], "the VM may be a clone");
     fs::remove_dir_all(&machine).unwrap();
     fs::remove_dir_all(&foreign).unwrap();
     let lock = platform::lock_directory(&home.path().join("cache/OCIs/ghcr.io"), Duration::ZERO);
-    assert_eq!(retire(&store, 2, now()), [], "tart pulls from the registry");
+    assert_eq!(
+        retire(&store, &keep(2), now()),
+        [],
+        "tart pulls from the registry"
+    );
     drop(lock);
-    let gone = retire(&store, 2, now());
+    let gone = retire(&store, &keep(2), now());
     assert_eq!(gone, [*old.layout.digest()]);
     assert_eq!(store.take_news(), [News::Retired { image: gone[0] }]);
     // the files are removed by a job of their own
@@ -119,14 +123,14 @@ fn an_old_image_goes_with_its_golden_and_its_space_is_back() {
     let two = blocks(home.path());
     assert!(two > before, "two images take more than one");
     store.want(next.layout.digest(), &[]).unwrap();
-    assert_eq!(retire(&store, 1, now()), [*current.layout.digest()]);
+    assert_eq!(retire(&store, &keep(1), now()), [*current.layout.digest()]);
     empty(&store);
     assert!(blocks(home.path()) + before / 2 < two, "{before} {two}");
     assert!(!cache::vm_directory(home.path(), "golden-1").exists());
     assert!(cache::vm_directory(home.path(), "golden-3").exists());
     assert!(pulled.join(cache::DISK).exists());
     assert_eq!(
-        retire(&store, 1, now()),
+        retire(&store, &keep(1), now()),
         [],
         "the newest stays, although nobody wants it"
     );
@@ -152,7 +156,7 @@ fn a_preview_says_what_retiring_then_does_and_changes_nothing() {
     let now = || SystemTime::now() + LATER;
     let before = blocks(home.path());
     // beside a store that is open: no lock is taken
-    let of = |keep| preview(home.path(), keep, now()).unwrap();
+    let of = |keep| preview(home.path(), &super::keep(keep), now()).unwrap();
     let [goes, stays] = &of(1).images[..] else {
         panic!("{:?}", of(1));
     };
@@ -172,7 +176,7 @@ fn a_preview_says_what_retiring_then_does_and_changes_nothing() {
     assert_eq!(blocks(home.path()), before);
     assert!(directory.exists() && store.take_news().is_empty());
 
-    assert_eq!(retire(&store, 1, now()), [goes.image]);
+    assert_eq!(retire(&store, &keep(1), now()), [goes.image]);
     empty(&store);
     let left = of(1);
     assert_eq!((left.images.len(), left.left_bytes), (1, 0));
@@ -184,10 +188,10 @@ fn a_preview_says_what_retiring_then_does_and_changes_nothing() {
     assert_eq!(orphan.goldens, ["golden-2"]);
     assert_eq!(orphan.references, ["ghcr.io/org/image:2"]);
     assert!(orphan.bytes > 0);
-    assert!(preview(&home.path().join("none"), 1, now()).is_err());
+    assert!(preview(&home.path().join("none"), &keep(1), now()).is_err());
     let empty_home = tempfile::tempdir().unwrap();
     assert!(
-        preview(empty_home.path(), 1, now())
+        preview(empty_home.path(), &keep(1), now())
             .unwrap()
             .images
             .is_empty()
@@ -207,14 +211,14 @@ fn an_image_that_somebody_else_named_stays() {
     // `tart pull` of another tag of a cached image makes a link, and nothing else
     let stable = directory.with_file_name("stable");
     symlink(&directory, &stable).unwrap();
-    assert_eq!(retire(&store, 1, later()), []);
+    assert_eq!(retire(&store, &keep(1), later()), []);
     fs::remove_file(&stable).unwrap();
     // and `tart pull` by digest makes a marker
     fs::write(directory.join(cache::MARKER), b"").unwrap();
-    assert_eq!(retire(&store, 1, later()), []);
+    assert_eq!(retire(&store, &keep(1), later()), []);
     assert!(directory.join(cache::DISK).exists());
     fs::remove_file(directory.join(cache::MARKER)).unwrap();
-    assert_eq!(retire(&store, 1, later()), [image]);
+    assert_eq!(retire(&store, &keep(1), later()), [image]);
 }
 
 #[test]
@@ -237,14 +241,14 @@ fn an_image_by_digest_goes_unless_tart_pulled_it_too() {
     installed(&home, &store, 2);
     store.want(&digest, &[]).unwrap();
     let later = || SystemTime::now() + LATER;
-    assert_eq!(retire(&store, 1, later()), []);
+    assert_eq!(retire(&store, &keep(1), later()), []);
     // without that the marker is ours
     fs::remove_file(&marker).unwrap();
     store.want(&digest, std::slice::from_ref(&name)).unwrap();
     install(&stage, &[&name]).unwrap();
     assert!(marker.exists() && store.presence().len() == 2);
     store.want(&digest, &[]).unwrap();
-    assert_eq!(retire(&store, 1, later()), [digest]);
+    assert_eq!(retire(&store, &keep(1), later()), [digest]);
 }
 
 #[test]
@@ -258,11 +262,11 @@ fn a_crash_amid_retiring_leaves_neither_a_golden_nor_half_an_image() {
         store.want(&image, &[]).unwrap();
         let later = SystemTime::now() + LATER;
         STEPS_LEFT.set(steps);
-        let died = retire(&store, 1, later).is_empty();
+        let died = retire(&store, &keep(1), later).is_empty();
         STEPS_LEFT.set(usize::MAX);
         drop(store);
         let store = open(&home);
-        retire(&store, 1, later);
+        retire(&store, &keep(1), later);
         empty(&store);
         let directory = image_dir(&home, "ghcr.io/org/image", &old);
         let gone = [
@@ -301,7 +305,7 @@ fn a_golden_whose_image_tart_pruned_goes_by_the_same_rule() {
     assert_eq!(store.presence().len(), 1);
     let golden = |number: u32| cache::vm_directory(home.path(), &format!("golden-{number}"));
     let now = SystemTime::now();
-    assert_eq!(retire(&store, 1, now), [], "they rest for an hour");
+    assert_eq!(retire(&store, &keep(1), now), [], "they rest for an hour");
     // an older clone than any of the others
     set_accessed(&golden(1), now - LATER);
     for (number, age) in [(1, 3), (2, 2)] {
@@ -312,14 +316,14 @@ fn a_golden_whose_image_tart_pruned_goes_by_the_same_rule() {
     let later = now + LATER;
     // the wanted one and the newest of the others
     let clone = clone(&home, &golden(1), "vm");
-    assert_eq!(retire(&store, 1, later), [], "the VM may be a clone");
+    assert_eq!(retire(&store, &keep(1), later), [], "the VM may be a clone");
     fs::remove_dir_all(clone).unwrap();
     set_accessed(&golden(1), now - 3 * LATER);
     set_accessed(&golden(2), now - 2 * LATER);
-    assert_eq!(retire(&store, 2, later), [*old.layout.digest()]);
+    assert_eq!(retire(&store, &keep(2), later), [*old.layout.digest()]);
     assert!(!golden(1).exists() && !marks(&home).join("golden-1").exists());
     assert!(golden(2).exists() && golden(3).exists());
-    assert_eq!(retire(&store, 1, later), [*pruned.layout.digest()]);
+    assert_eq!(retire(&store, &keep(1), later), [*pruned.layout.digest()]);
     assert!(!golden(2).exists() && golden(3).exists());
 }
 
@@ -337,11 +341,11 @@ fn a_vm_that_somebody_made_under_a_golden_s_name_stays() {
     fs::remove_dir_all(ours).unwrap();
     store.want(old.layout.digest(), &[]).unwrap();
     let later = SystemTime::now() + LATER;
-    assert_eq!(retire(&store, 1, later), [], "it may be a clone");
+    assert_eq!(retire(&store, &keep(1), later), [], "it may be a clone");
     // nor does it go when the image was pruned
     fs::remove_dir_all(image_dir(&home, "ghcr.io/org/image", &old)).unwrap();
     assert_eq!(store.presence().len(), 1);
-    assert_eq!(retire(&store, 1, later), []);
+    assert_eq!(retire(&store, &keep(1), later), []);
     empty(&store);
     assert!(
         golden.join(cache::DISK).exists(),
@@ -362,11 +366,11 @@ fn a_golden_of_an_earlier_version_whose_vm_is_not_noted_stays_with_its_image() {
     let digest = *old.layout.digest();
     store.want(&digest, &[]).unwrap();
     let later = || SystemTime::now() + LATER;
-    assert_eq!(retire(&store, 1, later()), []);
+    assert_eq!(retire(&store, &keep(1), later()), []);
     assert!(cache::vm_directory(home.path(), "golden-1").exists());
     // its VM was noted since
     fs::write(&path, text).unwrap();
-    assert_eq!(retire(&store, 1, later()), [digest]);
+    assert_eq!(retire(&store, &keep(1), later()), [digest]);
     assert!(!cache::vm_directory(home.path(), "golden-1").exists());
 }
 
@@ -384,9 +388,13 @@ fn a_mark_without_a_golden_takes_no_place_from_an_image() {
     fs::remove_dir_all(image_dir(&home, "ghcr.io/org/image", &pruned)).unwrap();
     fs::remove_dir_all(cache::vm_directory(home.path(), "golden-2")).unwrap();
     let later = SystemTime::now() + LATER;
-    assert_eq!(retire(&store, 2, later), [], "no look has found that");
+    assert_eq!(
+        retire(&store, &keep(2), later),
+        [],
+        "no look has found that"
+    );
     assert_eq!(store.presence().len(), 2);
-    assert_eq!(retire(&store, 2, later), [*pruned.layout.digest()]);
+    assert_eq!(retire(&store, &keep(2), later), [*pruned.layout.digest()]);
     assert!(!marks(&home).join("golden-2").exists());
     assert!(store.stage(previous.layout.digest()).is_some());
     assert!(cache::vm_directory(home.path(), "golden-1").exists());
@@ -404,20 +412,20 @@ fn what_keeps_an_image_is_looked_for_again_under_the_locks() {
     // a VM was made after the look by which the image was to go
     let golden = cache::vm_directory(home.path(), "golden-1");
     let clone = clone(&home, &golden, "vm");
-    assert!(!remove(&store, &image, 1, later).unwrap());
+    assert!(!remove(&store, &image, &keep(1), later).unwrap());
     fs::remove_dir_all(clone).unwrap();
     // a pull by tart
     let host = home.path().join("cache/OCIs/ghcr.io");
     let lock = platform::lock_directory(&host, Duration::ZERO).unwrap();
-    assert!(!remove(&store, &image, 1, later).unwrap());
+    assert!(!remove(&store, &image, &keep(1), later).unwrap());
     drop(lock);
     // an installation
     let stage = store.stage(&image).unwrap();
     let installing = stage.installing();
-    assert!(!remove(&store, &image, 1, later).unwrap());
+    assert!(!remove(&store, &image, &keep(1), later).unwrap());
     drop(installing);
     assert!(golden.exists() && stage.is_named("ghcr.io/org/image:1"));
-    assert!(remove(&store, &image, 1, later).unwrap());
+    assert!(remove(&store, &image, &keep(1), later).unwrap());
 }
 
 /// Makes a VM as tart does: notes the use of its source in whole seconds, and makes the VM's directory then.
@@ -444,9 +452,9 @@ fn the_last_clone_of_a_golden_keeps_its_image() {
     let golden = cache::vm_directory(home.path(), "golden-1");
     let clone = clone(&home, &golden, "vm");
     let later = SystemTime::now() + LATER;
-    assert_eq!(retire(&store, 1, later), []);
+    assert_eq!(retire(&store, &keep(1), later), []);
     fs::remove_dir_all(clone).unwrap();
-    assert_eq!(retire(&store, 1, later), [*old.layout.digest()]);
+    assert_eq!(retire(&store, &keep(1), later), [*old.layout.digest()]);
     assert!(!golden.exists());
 }
 
@@ -468,9 +476,9 @@ fn a_clone_keeps_its_image_whose_access_time_tart_set_back() {
     // tart pulls another image under the tag
     set_accessed(&directory, SystemTime::UNIX_EPOCH);
     let later = SystemTime::now() + LATER;
-    assert_eq!(retire(&store, 1, later), []);
+    assert_eq!(retire(&store, &keep(1), later), []);
     fs::remove_dir_all(clone).unwrap();
-    assert_eq!(retire(&store, 1, later), [*old.layout.digest()]);
+    assert_eq!(retire(&store, &keep(1), later), [*old.layout.digest()]);
 }
 
 #[test]
@@ -486,9 +494,9 @@ fn a_manifest_that_is_made_again_forgets_no_clone() {
     fs::write(manifest, b"damaged").unwrap();
     let store = open(&home);
     let later = SystemTime::now() + LATER;
-    assert_eq!(retire(&store, 1, later), []);
+    assert_eq!(retire(&store, &keep(1), later), []);
     fs::remove_dir_all(clone).unwrap();
-    assert_eq!(retire(&store, 1, later), [*old.layout.digest()]);
+    assert_eq!(retire(&store, &keep(1), later), [*old.layout.digest()]);
 }
 
 /// The file that the child process of a test locks.
@@ -567,8 +575,8 @@ fn an_image_whose_golden_runs_stays() {
     let config = cache::vm_directory(home.path(), "golden-1").join(cache::CONFIG);
     let mut runs = start_again("an_image_whose_golden_runs_stays", &config);
     let later = SystemTime::now() + LATER;
-    assert_eq!(retire(&store, 1, later), []);
+    assert_eq!(retire(&store, &keep(1), later), []);
     drop(runs.stdin.take());
     assert!(runs.wait().unwrap().success());
-    assert_eq!(retire(&store, 1, later), [*old.layout.digest()]);
+    assert_eq!(retire(&store, &keep(1), later), [*old.layout.digest()]);
 }

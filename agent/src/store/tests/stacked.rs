@@ -390,14 +390,14 @@ fn a_file_goes_with_the_last_image_or_machine_that_has_it() {
     };
     // what the last wanted image has, no other one frees
     let freed = |at: usize| {
-        let seen = preview(home.path(), 1, later).unwrap();
+        let seen = preview(home.path(), &keep(1), later).unwrap();
         let digest = samples[at].layout.digest();
         let found = seen.images.iter().find(|of| of.image == *digest).unwrap();
         (found.stays.is_none(), found.bytes)
     };
     let base = fs::metadata(&files(&home, &samples[0])[0].0).unwrap();
     assert!(freed(0).0 && freed(0).1 < base.blocks() * 512 + (2 << 20));
-    let mut went = retire(&store, 1, later);
+    let mut went = retire(&store, &keep(1), later);
     went.sort();
     let mut expected = [&samples[0], &samples[1]].map(|sample| *sample.layout.digest());
     expected.sort();
