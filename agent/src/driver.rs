@@ -681,11 +681,8 @@ impl Driver {
             names: self.supply.images().names_confirmed(),
             ..Report::default()
         };
-        let sent = self
-            .session
-            .as_ref()
-            .map(|session| session.try_send(report));
-        if !matches!(sent, Some(Ok(()))) {
+        let session = self.session.as_ref();
+        if session.is_none_or(|session| session.try_send(report).is_err()) {
             debug!("an answer about old images couldn't be sent");
         }
         let next = self.retention.answered(self.supply.now());
