@@ -85,6 +85,14 @@ fn a_host_that_comes_back_takes_part_in_the_roll() {
     }
 }
 
+/// The checker took a pool for stuck whose cap was filled by a Pod on a node that isn't Ready, and that nobody evicts.
+#[test]
+fn a_pod_on_a_node_that_is_not_ready_may_hold_the_roll_up() {
+    for seed in [17, 61, 105] {
+        rolls(roll::Scenario::Hosts, seed);
+    }
+}
+
 /// A refused withdrawal freed the place of the label that it was to take off, while its Pod was on its way out.
 #[test]
 fn a_refused_withdrawal_lets_no_other_pod_go() {

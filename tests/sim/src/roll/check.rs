@@ -585,7 +585,11 @@ fn sample_progress(world: &mut World, at: usize, synced_at: Moment) {
     let beside = !rule.reserved.is_empty()
         || reaped_known(world, at) > 0
         || (world.fleet_cap.is_some() && (0..world.pools.len()).any(|at| in_flight(world, at) > 0));
-    if letter > 0 || beside || candidates == 0 || may_lag(world, at) || may_miss(world, at) {
+    // Pods on nodes that aren't Ready fill a cap, too
+    let (away, there) = away_told(world, &id);
+    let full = away >= cap(rule.percent, rule.replicas.min(there));
+    let waits = letter > 0 || beside || full || may_lag(world, at) || may_miss(world, at);
+    if waits || candidates == 0 {
         world.tally.idle.remove(&at);
     } else if now.since((*world.tally.idle.entry(at).or_insert(now)).max(synced_at)) > IDLE_MOST {
         world.tally.idle.insert(at, now);
@@ -593,6 +597,25 @@ fn sample_progress(world: &mut World, at: usize, synced_at: Moment) {
             format!("pool {at}: {candidates} could")
         });
     }
+}
+
+/// The number of a pre-pull's living Pods that run on nodes that aren't Ready, and of all its living Pods, by what was
+/// told.
+fn away_told(world: &World, prepull: &gate::PrePullId) -> (u32, i32) {
+    let (mut away, mut there) = (0, 0);
+    for (_, facts) in world.office.pods.values() {
+        if facts.prepull != *prepull || !facts.is_alive() {
+            continue;
+        }
+        let node = match &facts.place {
+            Place::On(host) => world.office.nodes.get(host),
+            Place::Unscheduled | Place::Elsewhere => None,
+        };
+        let runs = facts.phase == Phase::Running;
+        away += u32::from(runs && node.is_some_and(|(ready, _)| !ready));
+        there += 1;
+    }
+    (away, there)
 }
 
 /// Whether the gate's reason about a Pod of this pool is true by what was told. `usable` says whether the Pod's node
@@ -621,7 +644,12 @@ fn is_true(
             matches!(&facts.place, Place::On(host) if rule.reserved.contains(host))
         }
         Reason::OperatorDrain => facts.operator_drain,
-        Reason::CapReached { in_flight, cap, .. } => cap <= most && in_flight >= cap,
+        Reason::CapReached {
+            in_flight,
+            away,
+            cap,
+            ..
+        } => cap <= most && in_flight >= cap && away <= away_told(world, &facts.prepull).0,
         Reason::FleetCapReached { in_flight, cap } => {
             in_flight >= cap && world.fleet_cap.is_some_and(|most| cap >= most)
         }
