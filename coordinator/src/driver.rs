@@ -771,7 +771,7 @@ impl Driver {
             };
             self.metrics.stage_seconds.observe(took.as_secs_f64());
             let reference = shown.references.first().map_or("", String::as_str);
-            info!(%image, reference, hosts = shown.hosts_present, elapsed_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX), "image is staged everywhere");
+            info!(%image, reference, hosts = shown.hosts_present, elapsed_ms = proto::millis(took), "image is staged everywhere");
             Arc::make_mut(shown).staged_seconds = Some(took.as_secs_f64());
             if let Some(want) = self.staging.images().asked(image) {
                 self.write(Write::Want(Box::new(want), Answer::none()));

@@ -343,9 +343,9 @@ impl Progress {
             bytes_per_second: rate,
             eta_seconds: left.checked_div(rate),
             began_at: (self.begun_at_ms > 0).then_some(self.begun_at_ms / 1_000),
-            presence_age_ms: self.presence.map(|(at, age)| {
-                age.saturating_add(u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX))
-            }),
+            presence_age_ms: self
+                .presence
+                .map(|(at, age)| age.saturating_add(proto::millis(now.since(at)))),
             golden: self.golden,
             recipe: self.recipe.map(|(recipe, _)| recipe.to_string()),
             failed_seconds: self

@@ -39,7 +39,7 @@ pub use fingerprint::Fingerprint;
 pub use host::{HostId, HostKey};
 pub use image::Layout;
 pub use ledger::{Answer, Ledger, Source};
-pub use moment::Moment;
+pub use moment::{Moment, millis};
 pub use reason::{Reason, ToldReason};
 pub use recipe::{ContentRecipe, Recipe};
 pub use reference::{ParseReferenceError, Reference, RegistryReference, Version};

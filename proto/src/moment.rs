@@ -23,6 +23,12 @@ impl Moment {
     }
 }
 
+/// A duration in whole milliseconds, as messages, files and logs have it; the largest number where it doesn't fit.
+#[must_use]
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

@@ -84,7 +84,7 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
             .make(image, manifest.digest, || named.is_named(image))
             .await?;
     }
-    let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let elapsed_ms = proto::millis(started.elapsed());
     if json {
         let answer = json!({
             "image": image, "digest": manifest.digest.to_string(), "present": true,
@@ -162,7 +162,7 @@ async fn fetch_all(
             Some((_, news)) = progress.recv() => match news {
                 News::Chunk { origin_bytes: bytes, .. } => origin_bytes += bytes,
                 News::Trouble { error, wait, .. } => {
-                    warn!(error, retry_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX), "registry has trouble; trying again");
+                    warn!(error, retry_ms = proto::millis(wait), "registry has trouble; trying again");
                 }
                 _ => {}
             },

@@ -23,7 +23,7 @@ pub(crate) async fn verify(config: &Config, image: &str, json: bool) -> anyhow::
         (verified, told)
     });
     let (verified, told) = checked.await?;
-    let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let elapsed_ms = proto::millis(started.elapsed());
     let (verified, digest, mut message) = match verified {
         Ok(verified) => (true, Some(verified.digest.to_string()), String::new()),
         // nothing is said about an image that isn't here: a typo is no damage

@@ -623,9 +623,7 @@ impl<S: OnDisk> Image<S> {
         let since_1970 = stage
             .begun_at()
             .and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
-        let begun_at_ms = since_1970.map_or(0, |time| {
-            u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-        });
+        let begun_at_ms = since_1970.map_or(0, proto::millis);
         if begun_at_ms != self.begun_at_ms {
             self.counts = Counts::default();
         }
@@ -712,8 +710,8 @@ impl<S: OnDisk> Image<S> {
         info!(
             image = %self.digest(),
             references = ?self.seen.ready.iter().take(NAMES_SAID).collect::<Vec<_>>(),
-            elapsed_ms = millis(staged_in),
-            install_ms = millis(installed_in),
+            elapsed_ms = proto::millis(staged_in),
+            install_ms = proto::millis(installed_in),
             origin_bytes = self.counts.origin,
             peer_bytes = self.counts.peers,
             local_bytes = self.counts.local,
@@ -789,11 +787,6 @@ impl<S: OnDisk> Image<S> {
         self.trouble
             .take_if(|trouble| reasons.contains(&trouble.reason));
     }
-}
-
-/// Whole milliseconds, as a number that JSON logs keep one.
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

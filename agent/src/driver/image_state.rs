@@ -73,9 +73,7 @@ pub(super) fn of<S: OnDisk>(
         peer_bytes: image.counts.peers,
         local_bytes: image.counts.local,
         upload_bytes: image.counts.uploaded,
-        presence_age_ms: image.seen.at.map_or(0, |at| {
-            u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX)
-        }),
+        presence_age_ms: image.seen.at.map_or(0, |at| proto::millis(now.since(at))),
         golden: image.seen.golden,
         order: Some(image.ordered.number),
         recipe: recipe.map_or_else(Vec::new, |file| file.digest.as_bytes().to_vec()),
@@ -87,9 +85,7 @@ pub(super) fn of<S: OnDisk>(
             true => image.seen.ready.clone(),
             false => Vec::new(),
         },
-        still_ms: still.map_or(0, |still| {
-            u64::try_from(still.since.as_millis()).unwrap_or(u64::MAX)
-        }),
+        still_ms: still.map_or(0, |still| proto::millis(still.since)),
         begun_at_ms: image.begun_at_ms,
         written_bytes: image.stage().map_or(0, OnDisk::written_bytes),
         // of recipes that are made, others know

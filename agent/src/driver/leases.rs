@@ -156,7 +156,7 @@ impl Lease {
             message,
             paced,
             trouble: trouble.into(),
-            retry_after_ms: u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX),
+            retry_after_ms: proto::millis(retry_after),
             fault: OriginFault::Unspecified.into(),
         }
     }

@@ -46,7 +46,7 @@ pub(super) async fn make(
             let blob = keep(&making, file, &files, &store.host())?;
             store.keep_recipe(&stage, file)?;
             stage.standing().prove(file.digest);
-            let elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let elapsed_ms = proto::millis(start.elapsed());
             info!(image = %stage.layout().digest(), recipe = %file.digest, bytes = file.size, elapsed_ms, "the image's recipe is made");
             Ok(blob)
         })

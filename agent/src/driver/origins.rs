@@ -216,7 +216,7 @@ impl Origins {
         let Some(content) = contents.find(id).filter(|_| running) else {
             return Vec::new();
         };
-        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let wait_ms = proto::millis(wait);
         warn!(content = %content.digest(), error, wait_ms, "fetching from the registry has trouble; trying again");
         let message = format!("{error} (next attempt in {wait_ms} ms)");
         self.leases

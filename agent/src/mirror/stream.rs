@@ -49,7 +49,7 @@ impl Pulse {
     }
 
     pub(super) fn beat(&self) {
-        let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let now = proto::millis(self.born.elapsed());
         self.at.store(now, Ordering::Relaxed);
     }
 

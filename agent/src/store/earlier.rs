@@ -110,7 +110,7 @@ impl LostLinks {
         }
         held.flush()?;
         self.lost.store(false, Ordering::Release);
-        let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let elapsed_ms = proto::millis(started.elapsed());
         tracing::info!(%image, linked, lost, elapsed_ms, "the journal's lost links were made again from the disk");
         Ok(())
     }

@@ -49,7 +49,7 @@ impl Term {
 
     /// Extends the term after a renewal of the lease. The term then lasts until the time `until` of [`clock`].
     pub(super) fn extend(&self, until: Duration) {
-        let until = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
+        let until = proto::millis(until);
         self.until.store(until, Ordering::Release);
     }
 

@@ -4,7 +4,6 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
 };
 
 use proto::{Digest, HostId, image::ContentKind};
@@ -400,11 +399,10 @@ fn bytes(moved: Moved) -> StagingBytes {
 }
 
 fn shown(at_ms: u64, predicted: &Prediction) -> PredictionView {
-    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     PredictionView {
         at_ms,
         bytes: bytes(predicted.total),
-        milliseconds: predicted.time.map(|(time, _)| millis(time)),
+        milliseconds: predicted.time.map(|(time, _)| proto::millis(time)),
         bound_by: predicted.time.map(|(_, bound)| bound.as_str().to_owned()),
         unknown: predicted
             .unknown

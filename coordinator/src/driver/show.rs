@@ -490,7 +490,7 @@ fn lease_view(lease: &LeaseStatus) -> LeaseView {
             until: range.until(),
         }),
         chunks: lease.chunks,
-        idle_ms: u64::try_from(lease.idle.as_millis()).unwrap_or(u64::MAX),
+        idle_ms: proto::millis(lease.idle),
     }
 }
 

@@ -71,7 +71,7 @@ impl Took {
         };
         // rounded to the millisecond, as on disk
         let took = before + now.since(since);
-        let took = Duration::from_millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+        let took = Duration::from_millis(proto::millis(took));
         *self = Self::Done { took, asked_at_ms };
         Some(took)
     }
@@ -105,7 +105,7 @@ impl Took {
             }),
             Self::Done { took, asked_at_ms } => Timing::Known(Timed {
                 asked_at_ms: *asked_at_ms,
-                staged_ms: Some(u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
+                staged_ms: Some(proto::millis(*took)),
             }),
             Self::Untold => Timing::Unknown,
         }
@@ -115,7 +115,7 @@ impl Took {
 /// The wall clock, in Unix milliseconds: only for what is kept over restarts.
 pub(super) fn unix_ms() -> u64 {
     let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    u64::try_from(since_1970.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+    proto::millis(since_1970.unwrap_or_default())
 }
 
 #[cfg(test)]

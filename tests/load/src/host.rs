@@ -215,7 +215,7 @@ impl Host {
     }
 
     fn states(&self) -> Vec<ImageState> {
-        let age = u64::try_from(self.looked.elapsed().as_millis()).unwrap_or(0);
+        let age = proto::millis(self.looked.elapsed());
         let state = |(manifest, image): (&Vec<u8>, &Image)| ImageState {
             manifest: manifest.clone(),
             reference: image.references.first().cloned().unwrap_or_default(),

@@ -548,7 +548,7 @@ fn prediction(shown: &ImageView, before: Option<PredictionStatus>) -> Option<Pre
     let seconds = |millis: u64| i64::try_from(millis.div_ceil(1_000)).unwrap_or(i64::MAX);
     let took = shown.staged_seconds;
     let took = took.and_then(|took| Duration::try_from_secs_f64(took).ok());
-    let took = took.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+    let took = took.map(proto::millis);
     Some(PredictionStatus {
         bytes: counts(predicted.bytes),
         measured: counts(measured),

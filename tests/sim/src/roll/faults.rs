@@ -177,7 +177,7 @@ fn plan_owner(world: &mut World, pool: usize, rolls: Moment) {
         Scenario::TemplateLeads => {
             world.plan(rolls, template(1));
             for _ in 0..2 {
-                let within = u64::try_from(apart.as_millis()).unwrap_or(0);
+                let within = proto::millis(apart);
                 let when = world.between(0, within.max(1));
                 world.plan(rolls + when, Fault::End(pool));
             }

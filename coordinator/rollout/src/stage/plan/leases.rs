@@ -184,7 +184,7 @@ impl Lease {
 
     /// The bytes per second since the last whole chunk, by the holder's word.
     pub(super) fn bytes_per_s_of_chunk(&self, now: Moment) -> u64 {
-        let millis = u64::try_from(now.since(self.chunk_at).as_millis()).unwrap_or(u64::MAX);
+        let millis = proto::millis(now.since(self.chunk_at));
         let bytes = self.bytes - self.chunk_bytes;
         bytes.saturating_mul(1_000).checked_div(millis).unwrap_or(0)
     }
