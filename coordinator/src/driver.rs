@@ -95,7 +95,7 @@ pub(crate) use self::{
     limits::stricter,
     order::ORDERS,
     presence::{HostPresence, PresenceView},
-    refusals::Refused,
+    refusals::{Cause, Refused},
     show::View,
     writer::{WRITES, Write, write},
 };

@@ -44,10 +44,13 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
-use wire::{Crowd, LocalNames, Place, utc};
+use wire::{Crowd, LocalNames, Place};
 
 use self::exchange::{Arriving, Exchange, Leaving};
-use crate::{authority::Identity, driver::Refused};
+use crate::{
+    authority::Identity,
+    driver::{Cause, Refused},
+};
 
 mod exchange;
 
@@ -154,12 +157,7 @@ impl Guarded {
         let refused = Refused {
             host: None,
             address: SocketAddr::new(remote.ip().to_canonical(), remote.port()),
-            reason: "expired",
-            message: format!(
-                "by its clock the certificate of this coordinator's API isn't good, and by the clock here it is {}; \
-                 set the clock that is wrong",
-                utc(SystemTime::now())
-            ),
+            cause: Cause::Clock(SystemTime::now()),
         };
         // the channel may be full; the client's next attempt is reported again
         drop(self.refusals.try_send(refused));

@@ -16,7 +16,7 @@ use super::{
     input::Input,
     order::{Addressed, Orders},
     presence::Presence,
-    refusals::{Refusals, Refused},
+    refusals::{Cause, Refusals, Refused},
     roster::Entry,
     rosters::Rosters,
     sessions::Sessions,
@@ -244,15 +244,15 @@ impl Members {
         let part = |host: &HostId| self.hosts.contains(host) || revoked(host);
         let known = host.clone().filter(part);
         if host.as_ref().is_some_and(revoked) {
-            refused.reason = "revoked";
-            "it was turned away, because it is revoked".clone_into(&mut refused.message);
+            refused.cause = Cause::Revoked;
         }
-        let (address, reason, error) = (refused.address, refused.reason, refused.message.clone());
+        let (address, error) = (refused.address, refused.cause.clone());
+        let reason = error.as_str();
         if self.refusals.note(now, known, refused) {
             let host = host.map(tracing::field::display);
-            warn!(host, %address, reason, error, "a host and this coordinator don't take each other");
+            warn!(host, %address, reason, %error, "a host and this coordinator don't take each other");
         } else {
-            debug!(%address, reason, error, "a host and this coordinator don't take each other");
+            debug!(%address, reason, %error, "a host and this coordinator don't take each other");
         }
     }
 

@@ -3,12 +3,13 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use proto::{HostId, Moment};
-use wire::AcceptError;
+use wire::{AcceptError, Fault, utc};
 
 use crate::view::RefusalView;
 
@@ -27,10 +28,51 @@ pub(crate) struct Refused {
     pub(crate) host: Option<HostId>,
     /// The address from which the connection came.
     pub(crate) address: SocketAddr,
-    /// The kind of the refusal: a name of a closed set.
-    pub(crate) reason: &'static str,
+    /// Why.
+    pub(crate) cause: Cause,
+}
+
+/// Why one side of a handshake didn't take the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// The host is revoked.
+    Revoked,
+    /// This coordinator has something against the host.
+    Host(Fault),
+    /// The host has something against this coordinator.
+    Coordinator(Fault),
+    /// By the client's clock the certificate of this coordinator's API has expired. Here it was this time.
+    Clock(SystemTime),
+}
+
+impl Cause {
+    /// The name for logs: one of a closed set.
+    pub(super) const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Revoked => "revoked",
+            Self::Host(fault) | Self::Coordinator(fault) => fault.as_str(),
+            Self::Clock(_) => "expired",
+        }
+    }
+}
+
+impl fmt::Display for Cause {
     /// What is wrong, and what to do.
-    pub(crate) message: String,
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Revoked => f.write_str("it was turned away, because it is revoked"),
+            Self::Host(fault) => fault.of_peer().fmt(f),
+            Self::Coordinator(fault) => {
+                write!(f, "it doesn't take this coordinator: {}", fault.of_us())
+            }
+            Self::Clock(here) => write!(
+                f,
+                "by its clock the certificate of this coordinator's API isn't good, and by the clock here it is {}; \
+                 set the clock that is wrong",
+                utc(*here)
+            ),
+        }
+    }
 }
 
 impl Refused {
@@ -45,14 +87,12 @@ impl Refused {
             } => Some(Self {
                 host: host.clone(),
                 address: *address,
-                reason: fault.as_str(),
-                message: fault.of_peer().to_string(),
+                cause: Cause::Host(fault.clone()),
             }),
             AcceptError::Refused { address, fault, .. } => Some(Self {
                 host: None,
                 address: *address,
-                reason: fault.as_str(),
-                message: format!("it doesn't take this coordinator: {}", fault.of_us()),
+                cause: Cause::Coordinator(fault.clone()),
             }),
             AcceptError::TimedOut { .. }
             | AcceptError::GaveWay { .. }
@@ -66,6 +106,8 @@ struct Kept {
     at: Moment,
     logged_at: Moment,
     refused: Refused,
+    /// The cause in words, which name the time of the refusal.
+    message: String,
 }
 
 /// The last refusal of each host.
@@ -94,12 +136,13 @@ impl Refusals {
             return false;
         }
         let logged = before
-            .filter(|before| before.refused.reason == refused.reason)
+            .filter(|before| before.refused.cause.as_str() == refused.cause.as_str())
             .map(|before| before.logged_at)
             .filter(|at| recent(*at));
         let kept = Kept {
             at: now,
             logged_at: logged.unwrap_or(now),
+            message: refused.cause.to_string(),
             refused,
         };
         self.hosts.insert(host, kept);
@@ -116,7 +159,7 @@ impl Refusals {
         Some(RefusalView {
             seconds_ago: now.since(kept.at).as_secs(),
             address: kept.refused.address.to_string(),
-            message: kept.refused.message.clone(),
+            message: kept.message.clone(),
         })
     }
 }
@@ -125,12 +168,13 @@ impl Refusals {
 mod tests {
     use super::*;
 
-    fn refused(reason: &'static str, last: u8) -> Refused {
+    const EXPIRED: Fault = Fault::Expired(None);
+
+    fn refused(fault: Fault, last: u8) -> Refused {
         Refused {
             host: None,
             address: SocketAddr::from(([10, 0, 0, last], 7471)),
-            reason,
-            message: format!("because of {reason}"),
+            cause: Cause::Host(fault),
         }
     }
 
@@ -143,15 +187,15 @@ mod tests {
         let host: HostId = "mini-1".parse().unwrap();
         let mut refusals = Refusals::default();
         let mut note =
-            |seconds, reason| refusals.note(at(seconds), Some(host.clone()), refused(reason, 1));
-        assert!(note(0, "expired"));
-        assert!(!note(10, "expired") && !note(599, "expired"));
-        assert!(note(600, "expired"));
+            |seconds, fault| refusals.note(at(seconds), Some(host.clone()), refused(fault, 1));
+        assert!(note(0, EXPIRED));
+        assert!(!note(10, EXPIRED) && !note(599, EXPIRED));
+        assert!(note(600, EXPIRED));
         // a refusal for another reason is logged at once
-        assert!(note(610, "unauthorised") && !note(620, "unauthorised"));
+        assert!(note(610, Fault::Unauthorised) && !note(620, Fault::Unauthorised));
         let shown = refusals.of(at(625), &host).unwrap();
         assert_eq!(shown.seconds_ago, 5);
-        assert_eq!(shown.message, "because of unauthorised");
+        assert_eq!(shown.message, Fault::Unauthorised.of_peer().to_string());
         refusals.forget(&host);
         assert_eq!(refusals.of(at(625), &host), None);
     }
@@ -160,16 +204,16 @@ mod tests {
     fn strangers_fill_neither_memory_nor_log() {
         let mut refusals = Refusals::default();
         let logged = (0..200).filter(|last| {
-            let first = refusals.note(at(0), None, refused("expired", *last));
-            let again = refusals.note(at(1), None, refused("expired", *last));
+            let first = refusals.note(at(0), None, refused(EXPIRED, *last));
+            let again = refusals.note(at(1), None, refused(EXPIRED, *last));
             assert!(!again);
             first
         });
         assert_eq!(logged.count(), MAX_STRANGERS);
-        assert!(refusals.note(at(700), None, refused("expired", 0)));
+        assert!(refusals.note(at(700), None, refused(EXPIRED, 0)));
         for number in 0..MAX_HOSTS + 10 {
             let host = Some(format!("h{number}").parse().unwrap());
-            refusals.note(at(1), host, refused("expired", 1));
+            refusals.note(at(1), host, refused(EXPIRED, 1));
         }
         assert_eq!(refusals.hosts.len(), MAX_HOSTS);
     }

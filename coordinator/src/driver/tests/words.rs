@@ -1,17 +1,35 @@
 //! Tests the sentences about hosts that are away, turned away or revoked, and about registries.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
+
+use wire::{Bound, Fault, Untimely};
 
 use super::*;
-use crate::{config::HostEntry, driver::Refused, enrolment::Revocation, metrics::encode};
+use crate::{
+    config::HostEntry,
+    driver::{Cause, Refused},
+    enrolment::Revocation,
+    metrics::encode,
+};
 
-fn refused(host: Option<&str>, address: &str, message: &str) -> Input {
+fn refused(host: Option<&str>, address: &str, cause: Cause) -> Input {
     Input::Refused(Refused {
         host: host.map(|host| host.parse().unwrap()),
         address: address.parse().unwrap(),
-        reason: "expired",
-        message: message.into(),
+        cause,
     })
+}
+
+/// What a clock finds that is 40 days late.
+fn expired() -> Fault {
+    let ended = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_874_712);
+    Fault::Expired(Some(Untimely {
+        clock: ended + Duration::from_hours(40 * 24),
+        bound: Bound::Ended(ended),
+    }))
 }
 
 fn why(world: &mut World, host: &str) -> String {
@@ -45,9 +63,11 @@ async fn a_host_that_was_turned_away_says_why_by_its_name_or_its_address() {
     // known by its certificate, from whatever address it connects
     let clock =
         "its certificate ended 2026-11-28 14:05:12 UTC, and by the clock here it is 2027-01-07";
-    world
-        .driver
-        .apply(refused(Some("mini-1"), "192.0.2.9:1", clock));
+    world.driver.apply(refused(
+        Some("mini-1"),
+        "192.0.2.9:1",
+        Cause::Host(expired()),
+    ));
     let now = why(&mut world, "mini-1");
     assert!(
         now.contains(clock) && now.contains("from 192.0.2.9:1"),
@@ -57,22 +77,28 @@ async fn a_host_that_was_turned_away_says_why_by_its_name_or_its_address() {
     world.driver.apply(refused(
         None,
         "10.0.0.2:7472",
-        "by its clock it is 2026-11-26",
+        Cause::Coordinator(expired()),
     ));
-    assert!(why(&mut world, "mini-3").contains("by its clock"));
+    let said = why(&mut world, "mini-3");
+    assert!(said.contains("it doesn't take this coordinator"), "{said}");
+    assert!(said.contains("by its clock it is 2027-01-07"), "{said}");
     assert!(!why(&mut world, "mini-2").contains("by its clock"));
     // two hosts share the first IP address, so neither is meant; the second one is one host's alone
-    world
-        .driver
-        .apply(refused(None, "10.0.0.2:50000", "somebody's"));
+    world.driver.apply(refused(
+        None,
+        "10.0.0.2:50000",
+        Cause::Coordinator(Fault::Protocol),
+    ));
     world.driver.apply(refused(
         None,
         "10.0.0.1:50000",
-        "it doesn't take the API's certificate",
+        Cause::Coordinator(Fault::ForeignAuthority),
     ));
-    assert!(!why(&mut world, "mini-2").contains("somebody's"));
-    assert!(!why(&mut world, "mini-3").contains("somebody's"));
-    assert!(why(&mut world, "mini-1").contains("the API's certificate"));
+    let (protocol, foreign) = (Fault::Protocol, Fault::ForeignAuthority);
+    let (protocol, foreign) = (protocol.of_us().to_string(), foreign.of_us().to_string());
+    assert!(!why(&mut world, "mini-2").contains(&protocol));
+    assert!(!why(&mut world, "mini-3").contains(&protocol));
+    assert!(why(&mut world, "mini-1").contains(&foreign));
     // a session clears the refusal
     let (_, _queue) = world.open_from("mini-1", World::hello(), "10.0.0.1:7471");
     assert_eq!(why(&mut world, "mini-1"), "");
@@ -95,7 +121,7 @@ async fn a_revoked_host_shows_when_and_why_and_what_takes_it_back() {
     world.driver.apply(refused(
         Some("mini-3"),
         "10.0.0.3:7471",
-        "it isn't on the list of authorised hosts; add it to the fleet, if it should be part of it",
+        Cause::Host(Fault::Unauthorised),
     ));
     let said = why(&mut world, "mini-3");
     // the first line has the host's remedy; the other remedy wouldn't help
