@@ -258,8 +258,8 @@ impl Driver {
         let images = self.supply.images();
         Needs {
             filling: images.catalogue().is_filling(),
-            beginning: images.is_beginning(),
-            look: images.look_due(),
+            beginning: images.reconciler().is_beginning(),
+            look: images.reconciler().look_due(),
         }
     }
 
@@ -398,7 +398,10 @@ impl Driver {
                 result,
                 installed,
             } => supply.golden_made(image, &stage, installed, result),
-            Input::Abandoned(image) => supply.images_mut().abandoned(image),
+            Input::Abandoned(image) => {
+                let now = supply.now();
+                supply.images_mut().abandoned(now, image);
+            }
             Input::Presence { seen, load_percent } => self.looked(&seen, load_percent),
             Input::Measured(volume) => self.measured(volume),
             Input::Surveyed(result) => self.surveyed(result),
@@ -444,7 +447,10 @@ impl Driver {
         let up = self.session.is_some();
         let snapshot = Snapshot::new(&self.me, up, &images, &status, self.found);
         self.snapshot.send_replace(Arc::new(snapshot));
-        let (all, desired) = (self.supply.images(), self.supply.images().desired());
+        let (all, desired) = (
+            self.supply.images(),
+            self.supply.images().reconciler().desired(),
+        );
         let images = self
             .reporting
             .fit(images, |image| all.is_wanted(image), desired);
@@ -493,7 +499,7 @@ impl Driver {
             leases,
             volume,
             wants,
-            names_confirmed: self.supply.images().names_confirmed(),
+            names_confirmed: self.supply.images().reconciler().confirmed(),
         };
         let (report, ends) = self.reporting.make(now, facts);
         self.supply.exchange_mut().lease_states_unsent(ends);
@@ -587,6 +593,7 @@ impl Driver {
             Order::Pause(image) => supply.images_mut().pause(image),
             Order::Cancel(image) => supply.images_mut().cancel(now, image),
             Order::Names(names) => supply.images_mut().order_names(now, names),
+            Order::Sequence(images) => supply.images_mut().take_sequence(images),
             Order::Lease {
                 content,
                 image,
@@ -678,7 +685,7 @@ impl Driver {
     fn answer_old_images(&mut self, answer: OldImages) {
         let report = Report {
             old_images: Some(answer),
-            names: self.supply.images().names_confirmed(),
+            names: self.supply.images().reconciler().confirmed(),
             ..Report::default()
         };
         let session = self.session.as_ref();

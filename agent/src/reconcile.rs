@@ -90,6 +90,8 @@ pub struct Reconciler {
     /// What each reference names. Absent: not known since a job touched the reference.
     seen: BTreeMap<String, Sight>,
     images: BTreeMap<Digest, Item>,
+    /// The order in which images are to be finished, by the coordinator's word. Others come after these.
+    sequence: Vec<Digest>,
     /// The names that we linked, until a look has shown them.
     linked: BTreeMap<String, Digest>,
     /// Names that somebody else removed or moved.
@@ -210,6 +212,26 @@ impl Reconciler {
         if let Some((number, _)) = &mut self.looking {
             *number = 0;
         }
+    }
+
+    /// Takes the order in which images are to be finished. Returns the images whose ranks changed.
+    pub(crate) fn take_sequence(&mut self, sequence: Vec<Digest>) -> Vec<Digest> {
+        self.stirred = true;
+        let images = self.images.keys().copied();
+        let before: Vec<(Digest, u16)> = images.map(|image| (image, self.rank(&image))).collect();
+        self.sequence = sequence;
+        let moved = before
+            .into_iter()
+            .filter(|(image, rank)| self.rank(image) != *rank);
+        moved.map(|(image, _)| image).collect()
+    }
+
+    /// The image's place among those that are to be finished here, from 0 on. Images of one rank come at once.
+    #[must_use]
+    pub(crate) fn rank(&self, image: &Digest) -> u16 {
+        let mut sequence = self.sequence.iter();
+        let rank = sequence.position(|other| other == image);
+        u16::try_from(rank.unwrap_or(self.sequence.len())).unwrap_or(u16::MAX)
     }
 
     /// The image isn't wanted under any name.
@@ -339,6 +361,23 @@ impl Reconciler {
         self.tidy();
     }
 
+    /// The image's files are being removed, although the image is wanted: it is begun anew when its pause is over.
+    pub(crate) fn abandon(&mut self, image: Digest) {
+        self.stirred = true;
+        if let Some(item) = self.images.get_mut(&image) {
+            item.running = Some(Job::Abandon);
+        }
+    }
+
+    /// Of these images, those that are to be finished before this one are tried without a pause.
+    pub(crate) fn hurry_before(&mut self, later: &Digest, images: Vec<Digest>, now: Moment) {
+        let rank = self.rank(later);
+        let before = images.into_iter().filter(|image| self.rank(image) < rank);
+        for image in before.collect::<Vec<_>>() {
+            self.wait(image, now, Duration::ZERO);
+        }
+    }
+
     /// A stage was removed.
     pub fn abandoned(&mut self, image: Digest) {
         self.stirred = true;
@@ -458,7 +497,9 @@ impl Reconciler {
         if !self.stirred && self.due.is_none_or(|due| due > now) {
             return None;
         }
-        let mut images = self.images.iter();
+        let mut images: Vec<_> = self.images.iter().collect();
+        images.sort_by_key(|(image, _)| self.rank(image));
+        let mut images = images.into_iter();
         let needed = images.find_map(|(image, item)| Some((*image, self.need(image, item, now)?)));
         let Some((image, job)) = needed else {
             self.stirred = false;

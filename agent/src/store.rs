@@ -94,7 +94,6 @@ use std::{
 use proto::{Digest, HostId, Layout};
 use swarm::event::Entitled;
 
-pub(crate) use self::claim::Look;
 pub use self::{
     blocks::{ChunkPart, FillError},
     claim::{HeldChunk, WriteError},
@@ -109,6 +108,10 @@ pub use self::{
     stacked::FileError,
     stage::Stage,
     verify::{Verified, VerifyError, doubt, verify},
+};
+pub(crate) use self::{
+    claim::Look,
+    room::{GiveWay, Later, give_way},
 };
 use self::{
     recipes::NamedRecipe,
@@ -311,8 +314,9 @@ impl Store {
             Some(stage) if stage.names().is_there() && worse.as_ptr() != Arc::as_ptr(&stage) => {
                 // zeros will take none
                 let zeros = recipe.map_or(0, |by| alike::lacking_zeros(&stage, by));
+                stage.expect_bytes(u64::MAX);
                 let need = stage.outstanding_bytes().saturating_sub(zeros);
-                room.admit(need, layout.digest())?;
+                stage.or_aside(room.admit(need, layout.digest()))?;
                 stage.names().add(&references)?;
                 stage.expect_bytes(need);
                 (stage, None)
@@ -363,7 +367,7 @@ impl Store {
             self.shared.set_prints(seeds.prints());
         }
         // less may have been here than was expected, and fewer zeros
-        room.admit(stage.outstanding_bytes(), layout.digest())?;
+        stage.or_aside(room.admit(stage.outstanding_bytes(), layout.digest()))?;
         Ok((stage, copied))
     }
 
@@ -381,15 +385,7 @@ impl Store {
         make_room: impl FnOnce(u64) -> bool,
     ) -> Result<(Arc<Stage>, u64), BeginError> {
         match self.begin_by(layout, manifest, references, recipe) {
-            Err(BeginError::NoRoom(short))
-                if make_room(
-                    short
-                        .need_bytes
-                        .saturating_add(short.reserved_bytes)
-                        .saturating_add(short.floor_bytes)
-                        .saturating_sub(short.free_bytes),
-                ) =>
-            {
+            Err(BeginError::NoRoom(short)) if make_room(short.lacking_bytes()) => {
                 self.begin_by(layout, manifest, references, recipe)
             }
             begun => begun,
@@ -418,6 +414,13 @@ impl Store {
     #[must_use]
     pub(crate) fn outstanding_bytes(&self) -> u64 {
         self.shared.room().outstanding_bytes()
+    }
+
+    /// No room is kept for an unfinished image until it is begun again. Doesn't block.
+    pub(crate) fn set_aside(&self, image: &Digest) {
+        if let Some(stage) = self.stage(image) {
+            stage.expect_bytes(0);
+        }
     }
 
     /// Writes down the references under which an image is wanted from now on: exactly these. Other images lose these

@@ -377,6 +377,7 @@ impl Driver {
                 let stop = self.staging.stop(&host, image, true);
                 self.order(now, &host, stop);
             }
+            Action::Sequence { host, images } => self.order(now, &host, order::sequence(&images)),
             Action::Grant {
                 host,
                 content,

@@ -316,6 +316,7 @@ impl Registries {
             hosts,
             narrowed: BTreeMap::new(),
             asked_ms: BTreeMap::new(),
+            priority: None,
             plain_http: self.speaks_plainly(parsed.registry()),
             recipe,
             recipe_of_fleet: false,

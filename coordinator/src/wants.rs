@@ -46,6 +46,8 @@ pub(crate) struct Want {
     pub(crate) narrowed: BTreeMap<String, BTreeSet<HostId>>,
     /// When each reference was last asked for, in Unix milliseconds, where that is known.
     pub(crate) asked_ms: BTreeMap<String, u64>,
+    /// How urgent the image is beside others: higher comes first. `None` where that isn't said.
+    pub(crate) priority: Option<i32>,
     pub(crate) plain_http: bool,
     /// The image's recipe, if there is one.
     pub(crate) recipe: Option<Blob>,
@@ -171,6 +173,8 @@ struct WantFile {
     narrowed: BTreeMap<String, BTreeSet<String>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     asked_ms: BTreeMap<String, u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    priority: Option<i32>,
     media_type: String,
     plain_http: bool,
     wanted_at: u64,
@@ -232,6 +236,8 @@ struct AskedFile {
     narrowed: BTreeMap<String, BTreeSet<String>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     asked_ms: BTreeMap<String, u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    priority: Option<i32>,
     wanted_at: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     timed: Option<Timed>,
@@ -247,6 +253,7 @@ pub(crate) struct Asked {
     pub(crate) hosts: Option<BTreeSet<HostId>>,
     pub(crate) narrowed: BTreeMap<String, BTreeSet<HostId>>,
     pub(crate) asked_ms: BTreeMap<String, u64>,
+    pub(crate) priority: Option<i32>,
     pub(crate) wanted_at: u64,
     pub(crate) timing: Timing,
     pub(crate) predicted: Option<Arc<Predicted>>,
@@ -349,6 +356,7 @@ impl Files {
             hosts: hosts.clone(),
             narrowed: narrowed.clone(),
             asked_ms: want.asked_ms.clone(),
+            priority: want.priority,
             wanted_at: want.wanted_at,
             timed: want.timing.timed(),
             predicted: want.predicted.as_ref().map(|predicted| predicted.summary()),
@@ -359,6 +367,7 @@ impl Files {
             hosts,
             narrowed,
             asked_ms: want.asked_ms.clone(),
+            priority: want.priority,
             media_type: want.media_type.clone(),
             plain_http: want.plain_http,
             wanted_at: want.wanted_at,
@@ -484,6 +493,7 @@ fn parse_asked(name: &str, bytes: &[u8]) -> Result<Asked, String> {
         hosts: file.hosts.as_ref().map(parse_hosts).transpose()?,
         narrowed: parse_narrowed(&file.narrowed)?,
         asked_ms: file.asked_ms,
+        priority: file.priority,
         wanted_at: file.wanted_at,
         timing: Timing::kept(file.timed),
         predicted: file.predicted.map(Arc::new),
@@ -508,6 +518,7 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Want, String> {
         hosts: file.hosts.as_ref().map(parse_hosts).transpose()?,
         narrowed: parse_narrowed(&file.narrowed)?,
         asked_ms: file.asked_ms,
+        priority: file.priority,
         plain_http: file.plain_http,
         recipe,
         recipe_of_fleet,
@@ -600,6 +611,7 @@ pub(crate) mod tests {
             hosts: None,
             narrowed: BTreeMap::new(),
             asked_ms: BTreeMap::new(),
+            priority: None,
             plain_http: true,
             recipe: None,
             recipe_of_fleet: false,
@@ -628,6 +640,7 @@ pub(crate) mod tests {
         one.references = [everywhere.clone(), narrow.clone()].into();
         one.narrowed = [(narrow.clone(), ["mini-2".parse().unwrap()].into())].into();
         one.asked_ms = [(narrow.clone(), 4_321)].into();
+        one.priority = Some(-7);
         two.wanted_at = 4;
         let timed = Timed {
             asked_at_ms: 4_200,

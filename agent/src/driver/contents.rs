@@ -13,7 +13,7 @@ use proto::{
 };
 use swarm::{
     Event,
-    event::{ContentId, Entitled, Failure},
+    event::{ContentId, Entitled, Failure, order_of},
 };
 use tracing::{debug, error, warn};
 
@@ -288,13 +288,13 @@ impl<S: Proving> Contents<S> {
         gone
     }
 
-    /// Makes a content known to the swarm. `of_image` gives the hosts that may have an image; `None` for an image that
-    /// is forgotten.
+    /// Makes a content known to the swarm, with its place among the contents of its image. `of_image` gives the image's
+    /// terms; `None` for an image that is forgotten.
     pub(super) fn introduce(
         &mut self,
         id: ContentId,
         order: u32,
-        of_image: impl Fn(&Digest) -> Option<Entitled>,
+        of_image: impl Fn(&Digest) -> Option<Terms>,
     ) -> Vec<Effect<S>> {
         let Some(content) = self.contents.get_mut(&id) else {
             return Vec::new();
@@ -305,7 +305,7 @@ impl<S: Proving> Contents<S> {
             key: tie_key(&content.digest()),
             size: content.geometry().size(),
             held: content.held().clone(),
-            order,
+            order: place(content, &of_image),
             entitled: entitled(content, of_image),
         };
         let recall = Effect::Recall {
@@ -751,18 +751,42 @@ fn tie_key(digest: &Digest) -> u64 {
         .map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
+/// What the swarm is told of an image's contents, beside what they are.
+#[derive(Clone, Debug)]
+pub(super) struct Terms {
+    /// The hosts that may have the image.
+    pub(super) entitled: Entitled,
+    /// The image's place among those that are to be finished on this host.
+    pub(super) rank: u16,
+}
+
+/// The order of a content for the swarm: that of the first image that it is part of. What only the mirror wants is
+/// outside the order of images.
+fn place<S: Proving>(content: &Content<S>, of_image: impl Fn(&Digest) -> Option<Terms>) -> u32 {
+    let ranks = content
+        .images()
+        .into_iter()
+        .filter_map(|image| of_image(&image));
+    let rank = ranks.map(|terms| terms.rank).min();
+    match content.is_mirrored() {
+        true => content.order(),
+        false => order_of(rank.unwrap_or(0).saturating_add(1), content.order()),
+    }
+}
+
 /// The hosts that may have a content: the hosts of all images that it is part of. Blobs of the mirror are for all
 /// hosts.
 fn entitled<S: Proving>(
     content: &Content<S>,
-    of_image: impl Fn(&Digest) -> Option<Entitled>,
+    of_image: impl Fn(&Digest) -> Option<Terms>,
 ) -> Entitled {
     let images = content.images();
     if images.is_empty() {
         return None;
     }
     // no host may have a content of a forgotten image
-    let of_images: Option<Vec<_>> = images.iter().filter_map(of_image).collect();
+    let of_images = images.iter().filter_map(of_image);
+    let of_images: Option<Vec<_>> = of_images.map(|terms| terms.entitled).collect();
     match &of_images?[..] {
         [one] => Some(one.clone()),
         all => {

@@ -22,7 +22,7 @@ use super::{
     look::Seen,
     making, old_images,
     recipe_files::RecipeFiles,
-    trouble::Trouble,
+    trouble::{Trouble, Unbegun},
 };
 use crate::{
     golden::Goldens,
@@ -183,7 +183,7 @@ impl Disk {
         manifest: &[u8],
         names: &[String],
         (recipe, in_doubt): &(Option<Arc<NamedRecipe>>, BTreeSet<Digest>),
-    ) -> Result<(Arc<Stage>, u64), Trouble> {
+    ) -> Result<(Arc<Stage>, u64), Unbegun> {
         self.fitness
             .may_stage(layout.format())
             .map_err(Trouble::from)?;
@@ -200,7 +200,7 @@ impl Disk {
         if let Some(blobs) = &self.blobs {
             blobs.leave(self.home(), store.outstanding_bytes());
         }
-        begun.map_err(|error| Trouble::from(&error))
+        begun.map_err(Unbegun::from)
     }
 
     /// Writes down which names are wanted for an image. Ends in [`Input::Recorded`].

@@ -17,7 +17,7 @@ use proto::{
 };
 use swarm::{
     Action, Event, Swarm,
-    event::{ContentId, Delivery, Entitled, Ticket},
+    event::{ContentId, Delivery, Ticket},
 };
 use tracing::{info, warn};
 use wire::{ConnectError, Connection};
@@ -28,7 +28,7 @@ use self::{
     moves::{Begun, Moves},
 };
 use super::{
-    contents::{self, Content, Contents},
+    contents::{self, Content, Contents, Terms},
     hosts::{self, Hosts},
     image_news::ImageNews,
     input::Input,
@@ -513,24 +513,20 @@ impl Exchange {
         self.contents.add_mirrored(what, shelf, held, whole)
     }
 
-    /// Makes a content known to the swarm. `of_image` gives the hosts that may have an image; `None` for an image that
-    /// is forgotten.
+    /// Makes a content known to the swarm, with its place among the contents of its image. `of_image` gives the image's
+    /// terms; `None` for an image that is forgotten.
     pub(super) fn introduce(
         &mut self,
         id: ContentId,
         order: u32,
-        of_image: impl Fn(&Digest) -> Option<Entitled>,
+        of_image: impl Fn(&Digest) -> Option<Terms>,
     ) {
         let effects = self.contents.introduce(id, order, of_image);
         self.follow_contents(effects);
     }
 
     /// Tells the swarm anew of an image's contents and its recipe: the hosts that may have them may have changed.
-    pub(super) fn retell(
-        &mut self,
-        layout: &Layout,
-        of_image: impl Fn(&Digest) -> Option<Entitled>,
-    ) {
+    pub(super) fn retell(&mut self, layout: &Layout, of_image: impl Fn(&Digest) -> Option<Terms>) {
         for (id, order) in self.contents.with_recipe(layout) {
             self.introduce(id, order, &of_image);
         }

@@ -7,17 +7,18 @@
 
 mod catalogue;
 mod effect;
+mod yielding;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
-use proto::{Digest, Moment, Reason, image::Layout, message::ImageState, recipe::Doubt};
-use swarm::event::ContentId;
+use proto::{Digest, Moment, Reason, image::Layout, recipe::Doubt};
 use tracing::{error, info, warn};
 
+use self::yielding::yields;
 pub(super) use self::{
     catalogue::Catalogue,
     effect::{Effect, Left},
@@ -30,7 +31,7 @@ use super::{
 };
 use crate::{
     reconcile::{Have, Job, Look, Reconciler},
-    store::{InstallError, Stage, recipes::NamedRecipe},
+    store::{InstallError, NoRoomError, Stage, recipes::NamedRecipe},
 };
 
 /// An installation that found tart's lock taken is tried again after this long. A try costs a few system calls.
@@ -188,6 +189,15 @@ impl<S: OnDisk> Images<S> {
         self.refresh(now);
     }
 
+    /// Takes the order in which images are to be finished here.
+    pub(super) fn take_sequence(&mut self, sequence: Vec<Digest>) {
+        let moved = self.reconciler.take_sequence(sequence);
+        let layouts = moved
+            .iter()
+            .filter_map(|image| self.catalogue.layout(image));
+        self.effects.extend(layouts.cloned().map(Effect::Reorder));
+    }
+
     /// The image isn't wanted here any more, under any name.
     pub(super) fn cancel(&mut self, now: Moment, digest: Digest) {
         self.catalogue.forget_declined(&digest);
@@ -238,11 +248,6 @@ impl<S: OnDisk> Images<S> {
     }
 
     // ---- jobs -------------------------------------------------------------------------------------------------------
-
-    /// When a pause ends, so that there may be a job.
-    pub(super) const fn next_due(&self) -> Option<Moment> {
-        self.reconciler.due()
-    }
 
     /// Begins the jobs that images need next.
     pub(super) fn begin_jobs(&mut self, now: Moment) {
@@ -302,6 +307,27 @@ impl<S: OnDisk> Images<S> {
             Err(trouble) if goes_on => self.fail(now, digest, trouble),
             // cancelled or paused meanwhile
             Ok(_) | Err(_) => {}
+        }
+    }
+
+    /// A beginning found no room. Unfinished images that come after this one give way, if that helps.
+    pub(super) fn short_of_room(&mut self, now: Moment, digest: Digest, short: &NoRoomError) {
+        let way = yields(&self.catalogue, &self.reconciler, &digest, short);
+        let (first, images) = (self.catalogue.name(&digest), &self.catalogue);
+        let trouble = Trouble::no_room(short, |image| images.name(image));
+        self.catalogue.trouble(&digest, trouble);
+        for (image, remove) in &way {
+            self.put_down(*image, Life::Queued);
+            self.fail(now, *image, Trouble::gives_way(&first, *remove));
+            self.effect(Effect::SetAside(*image));
+            if *remove {
+                self.reconciler.abandon(*image);
+                self.effect(Effect::Abandon(*image));
+            }
+        }
+        // a removal takes a while, and says when it has ended
+        if !way.is_empty() && way.iter().all(|(_, remove)| !remove) {
+            self.reconciler.wait(digest, now, Duration::ZERO);
         }
     }
 
@@ -385,15 +411,16 @@ impl<S: OnDisk> Images<S> {
         self.reconciler.recorded(digest, result.is_ok(), now);
         if let Err(trouble) = result {
             warn!(image = %digest, error = trouble.message, "writing down what names are wanted failed; trying again later");
-            if let Some(image) = self.catalogue.find_mut(&digest) {
-                image.trouble = Some(trouble);
-            }
+            self.catalogue.trouble(&digest, trouble);
         }
     }
 
     /// The files of an image were removed from the disk.
-    pub(super) fn abandoned(&mut self, image: Digest) {
+    pub(super) fn abandoned(&mut self, now: Moment, image: Digest) {
         self.reconciler.abandoned(image);
+        self.catalogue.emptied(&image);
+        let short = self.catalogue.short_of_room();
+        self.reconciler.hurry_before(&image, short, now);
     }
 
     fn install(&mut self, now: Moment, digest: Digest, names: Vec<String>) {
@@ -538,6 +565,7 @@ impl<S: OnDisk> Images<S> {
         let filling = self.catalogue.iter().filter(|image| image.is_filling());
         for digest in filling.map(Image::digest).collect::<Vec<_>>() {
             self.put_down(digest, Life::Queued);
+            self.effect(Effect::SetAside(digest));
             self.fail(now, digest, trouble.clone());
         }
     }
@@ -602,11 +630,6 @@ impl<S: OnDisk> Images<S> {
         }
         self.reconciler.have(digest, Have::Gone);
         self.effect(Effect::ReportNow);
-    }
-
-    /// Whether only a look at the disk can tell how something ended.
-    pub(super) fn look_due(&self) -> bool {
-        self.reconciler.look_due()
     }
 
     /// A look at the disk begins.
@@ -763,36 +786,13 @@ impl<S: OnDisk> Images<S> {
         &self.catalogue
     }
 
-    /// Whether a stage is being made ready.
-    pub(super) fn is_beginning(&self) -> bool {
-        self.reconciler.is_beginning()
+    pub(super) const fn reconciler(&self) -> &Reconciler {
+        &self.reconciler
     }
 
     /// Whether anybody waits for news of an image.
     pub(super) fn is_wanted(&self, image: &Digest) -> bool {
         self.reconciler.is_wanted(image) || self.catalogue.is_declined(image)
-    }
-
-    /// The image that each wanted name shall name.
-    pub(super) const fn desired(&self) -> &BTreeMap<String, Digest> {
-        self.reconciler.desired()
-    }
-
-    /// The newest order about names after which the disk was looked at.
-    pub(super) const fn names_confirmed(&self) -> u64 {
-        self.reconciler.confirmed()
-    }
-
-    /// The state of each image for the coordinator, as [`Catalogue::states`] says.
-    pub(super) fn states(
-        &self,
-        now: Moment,
-        status: &swarm::Status,
-        id_of: impl Fn(&Digest) -> Option<ContentId>,
-        apart: Option<&Trouble>,
-    ) -> Vec<ImageState> {
-        self.catalogue
-            .states(now, &self.reconciler, status, id_of, apart)
     }
 }
 

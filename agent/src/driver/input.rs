@@ -6,7 +6,13 @@ use proto::{ChunkIndex, Digest, HostKey, message::OldImages};
 use swarm::event::{ContentId, Ticket};
 use wire::{ConnectError, Connection};
 
-use super::{image::NoRecipe, look::Seen, transfers::Transfer, trouble::Trouble, walk::Walked};
+use super::{
+    image::NoRecipe,
+    look::Seen,
+    transfers::Transfer,
+    trouble::{Trouble, Unbegun},
+    walk::Walked,
+};
 use crate::{
     fetch::{self, FetchEnd},
     mirror::{Wish, blob::Blob},
@@ -70,7 +76,7 @@ pub(crate) enum Input {
     /// A stage was made ready, or can't be.
     Begun {
         image: Digest,
-        result: Result<(Arc<Stage>, u64), Trouble>,
+        result: Result<(Arc<Stage>, u64), Unbegun>,
     },
     /// The file of an image's recipe was opened, or can't be.
     RecipeOpened {

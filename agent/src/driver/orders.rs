@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use proto::{
     ChunkIndex, ChunkRange, Digest, HostId,
     digest::ParseDigestError,
+    limits::MAX_IMAGES,
     message::{self, FieldError, order::Kind},
     recipe::Doubt,
 };
@@ -43,6 +44,8 @@ pub(super) enum Order {
     Cancel(Digest),
     /// The image that each reference shall name.
     Names(Names),
+    /// The order in which this host is to finish its images. Images that aren't named come last.
+    Sequence(Vec<Digest>),
     /// A content may be fetched from the registry, under an image's name if one is given.
     Lease {
         content: Digest,
@@ -129,6 +132,10 @@ pub(super) fn read(order: message::Order) -> Result<Order, ReadOrderError> {
                 whole: order.whole,
                 names: names.collect(),
             })
+        }
+        Kind::Sequence(order) => {
+            let images = order.manifest_digests.iter().take(MAX_IMAGES);
+            Order::Sequence(images.filter_map(|image| digest(image).ok()).collect())
         }
         Kind::Lease(grant) => Order::Lease {
             content: digest(&grant.content)?,
@@ -288,6 +295,13 @@ mod tests {
             BTreeMap::from([("a".into(), Digest::of(b"x"))])
         );
         assert_eq!((names.number, names.whole), (3, true));
+        let sequence = message::Sequence {
+            manifest_digests: vec![vec![1], bytes()],
+        };
+        let Ok(Order::Sequence(images)) = of(Kind::Sequence(sequence)) else {
+            panic!("no sequence");
+        };
+        assert_eq!(images, [Digest::of(b"x")]);
         let limits = message::Limits {
             revoked_hosts: vec!["".into(), "mini-9".into()],
         };

@@ -22,7 +22,7 @@ use tracing::{debug, info};
 
 use super::{
     blob_cache,
-    contents::Content,
+    contents::{Content, Terms},
     disk::{self, Disk},
     exchange::{self, Exchange},
     image::NoRecipe,
@@ -34,7 +34,7 @@ use super::{
     mirror::{self, Mirror},
     origins::FetchWanted,
     recipe_asks::RecipeAsks,
-    trouble::Trouble,
+    trouble::{Trouble, Unbegun},
 };
 use crate::{
     metrics::{Metrics, OutcomeLabel},
@@ -128,7 +128,7 @@ impl Supply {
 
     /// When something is to be done next, if nothing is heard before.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        let images = self.images.next_due();
+        let images = self.images.reconciler().due();
         let due = [
             self.exchange.next_timeout(),
             images.map(|at| self.epoch + at.since(Moment::START)),
@@ -242,6 +242,8 @@ impl Supply {
                 self.retell(&layout);
                 self.run(self.disk.keep_entitled(image));
             }
+            images::Effect::Reorder(layout) => self.retell(&layout),
+            images::Effect::SetAside(image) => self.disk.store().set_aside(&image),
             images::Effect::Renew { image, access } => self.exchange.renew_access(&image, &access),
             images::Effect::Present {
                 staged_in,
@@ -301,11 +303,18 @@ impl Supply {
     }
 
     /// A stage was made ready, or can't be.
-    pub(super) fn begun(&mut self, image: Digest, result: Result<(Arc<Stage>, u64), Trouble>) {
+    pub(super) fn begun(&mut self, image: Digest, result: Result<(Arc<Stage>, u64), Unbegun>) {
         let layout = self.images.catalogue().layout(&image);
         let contents = self.exchange.contents();
         let contradicts = layout.and_then(|layout| contents.contradiction(layout));
+        let (result, short) = match result {
+            Ok(begun) => (Ok(begun), None),
+            Err(Unbegun { trouble, short }) => (Err(trouble), short),
+        };
         self.images.begun(self.now(), image, result, contradicts);
+        if let Some(short) = short {
+            self.images.short_of_room(self.now(), image, &short);
+        }
     }
 
     /// The file of an image's recipe was opened, or can't be. Its bytes are a content like those of the image, and
@@ -449,9 +458,8 @@ impl Supply {
         let contents = self.exchange.contents();
         let id_of = |content: &Digest| contents.by_digest(content).map(Content::id);
         let apart = self.exchange.apart();
-        let mut states = self
-            .images
-            .states(self.now(), status, id_of, apart.as_ref());
+        let (catalogue, reconciler) = (self.images.catalogue(), self.images.reconciler());
+        let mut states = catalogue.states(self.now(), reconciler, status, id_of, apart.as_ref());
         states.iter_mut().for_each(|state| self.asks.tell(state));
         states
     }
@@ -606,8 +614,8 @@ impl Supply {
 
     /// Makes a content known to the swarm. If a client of the mirror wants the content, the swarm hears that too.
     fn introduce(&mut self, id: ContentId, order: u32) {
-        let images = self.images.catalogue();
-        let of_image = |image: &Digest| images.entitled(image);
+        let images = &self.images;
+        let of_image = |image: &Digest| terms(images, image);
         self.exchange.introduce(id, order, of_image);
         let content = self.exchange.contents().find(id).map(Content::digest);
         let wanted = content.and_then(|content| self.mirror.wanted(id, &content));
@@ -616,10 +624,10 @@ impl Supply {
         }
     }
 
-    /// Tells the swarm anew of an image's contents: the hosts that may have them may have changed.
+    /// Tells the swarm anew of an image's contents: their order, or the hosts that may have them, may have changed.
     fn retell(&mut self, layout: &Layout) {
-        let images = self.images.catalogue();
-        let of_image = |image: &Digest| images.entitled(image);
+        let images = &self.images;
+        let of_image = |image: &Digest| terms(images, image);
         self.exchange.retell(layout, of_image);
     }
 
@@ -676,6 +684,14 @@ impl Supply {
             }
         }
     }
+}
+
+/// What the swarm is told of an image's contents; `None` for an image that is forgotten.
+fn terms(images: &Images, image: &Digest) -> Option<Terms> {
+    Some(Terms {
+        entitled: images.catalogue().entitled(image)?,
+        rank: images.reconciler().rank(image),
+    })
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use proto::{Digest, Reason};
 
 use super::hosts::NoRoute;
 use crate::{
-    store::{BeginError, FileError, InstallError},
+    store::{BeginError, FileError, InstallError, NoRoomError},
     tart::Unfit,
 };
 
@@ -15,12 +15,63 @@ pub(crate) struct Trouble {
     pub(crate) message: String,
 }
 
+/// Why an image's stage couldn't be begun.
+#[derive(Debug)]
+pub(crate) struct Unbegun {
+    pub(crate) trouble: Trouble,
+    /// The figures, where the volume has no room.
+    pub(crate) short: Option<NoRoomError>,
+}
+
+impl From<Trouble> for Unbegun {
+    fn from(trouble: Trouble) -> Self {
+        Self {
+            trouble,
+            short: None,
+        }
+    }
+}
+
+impl From<BeginError> for Unbegun {
+    fn from(error: BeginError) -> Self {
+        let trouble = Trouble::from(&error);
+        let short = match error {
+            BeginError::NoRoom(short) => Some(short),
+            BeginError::Reference(_) | BeginError::Copy(_) | BeginError::Io(_) => None,
+        };
+        Self { trouble, short }
+    }
+}
+
 impl Trouble {
     /// The disk didn't take something of an image.
     pub(crate) const fn not_stored(message: String) -> Self {
         Self {
             reason: Reason::NotStored,
             message,
+        }
+    }
+
+    /// The volume has no room for an image. `name` gives the names of the images for which room is kept.
+    pub(super) fn no_room(short: &NoRoomError, name: impl Fn(&Digest) -> String) -> Self {
+        Self {
+            reason: Reason::NoRoom,
+            message: short.tell(name),
+        }
+    }
+
+    /// The room of an image goes to one that comes before it. `removed`: what was here of the image is removed.
+    pub(super) fn gives_way(first: &str, removed: bool) -> Self {
+        let what = match removed {
+            true => "what was here of it was removed, because",
+            false => "it stopped, because",
+        };
+        Self {
+            reason: Reason::NoRoom,
+            message: format!(
+                "{what} its room is kept for {first}, which comes before it on this host; it goes on by itself when \
+                 there is room for both"
+            ),
         }
     }
 

@@ -487,3 +487,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn jobs_come_in_the_order_in_which_images_are_to_be_finished() {
+    let mut reconciler = Reconciler::default();
+    let mut images = [image(1), image(2), image(3)];
+    images.sort_unstable();
+    let [first, second, third] = images;
+    for (number, image) in images.into_iter().enumerate() {
+        reconciler.order(image, &[number.to_string()], at(0));
+    }
+    assert_eq!(images.map(|image| reconciler.rank(&image)), [0, 0, 0]);
+    let mut moved = reconciler.take_sequence(vec![third, first]);
+    moved.sort_unstable();
+    assert_eq!(
+        moved,
+        [first, second],
+        "an image that isn't named comes last"
+    );
+    assert_eq!(images.map(|image| reconciler.rank(&image)), [1, 2, 0]);
+    let begun = jobs(&mut reconciler, at(0)).into_iter();
+    let begun: Vec<Digest> = begun.map(|(image, _)| image).collect();
+    assert_eq!(begun, [third, first, second]);
+    assert_eq!(reconciler.take_sequence(vec![third, first]), []);
+    assert_eq!(reconciler.take_sequence(vec![first, third]), [first, third]);
+}

@@ -16,6 +16,9 @@ use crate::{lock::lock, platform::Space};
 /// after about five questions without an answer.
 const PURGEABLE_FOR: Duration = Duration::from_mins(5);
 
+/// The most images of one host that an error names: 256 may be wanted.
+const NAMES_SAID: usize = 4;
+
 /// Room on tart's volume, and how much of it staging leaves free.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Volume {
@@ -30,12 +33,8 @@ pub struct Volume {
 }
 
 /// The volume has no room above its floor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "image needs {}, but of {} that are free {} have to stay free and {} are promised to other images; make room, and \
-     it goes on by itself",
-    Bytes(*need_bytes), Bytes(*free_bytes), Bytes(*floor_bytes), Bytes(*reserved_bytes)
-)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.tell(Digest::to_string))]
 pub struct NoRoomError {
     /// Bytes that the whole image takes at most, less those that it has taken already.
     pub need_bytes: u64,
@@ -45,6 +44,84 @@ pub struct NoRoomError {
     pub free_bytes: u64,
     /// Bytes that have to stay free.
     pub floor_bytes: u64,
+    /// The other unfinished images for which the reserved bytes are kept, each with its share.
+    pub kept_for: BTreeMap<Digest, u64>,
+}
+
+impl NoRoomError {
+    /// Bytes that have to become free before the image can go on.
+    #[must_use]
+    pub fn lacking_bytes(&self) -> u64 {
+        let needed = self.need_bytes.saturating_add(self.reserved_bytes);
+        let needed = needed.saturating_add(self.floor_bytes);
+        needed.saturating_sub(self.free_bytes)
+    }
+
+    /// The error for people. `name` gives the name of an image.
+    pub(crate) fn tell(&self, name: impl Fn(&Digest) -> String) -> String {
+        let lacking = Bytes(self.lacking_bytes());
+        let (need, free) = (Bytes(self.need_bytes), Bytes(self.free_bytes));
+        let (floor, kept) = (Bytes(self.floor_bytes), Bytes(self.reserved_bytes));
+        let names: Vec<String> = self.kept_for.keys().take(NAMES_SAID).map(name).collect();
+        let more = self.kept_for.len() - names.len();
+        let names = match (names.join(", "), more) {
+            (names, _) if names.is_empty() => String::new(),
+            (names, 0) => format!(" ({names})"),
+            (names, more) => format!(" ({names} and {more} more)"),
+        };
+        format!(
+            "{lacking} are lacking: image needs {need}, but of {free} that are free {floor} have to stay free and \
+             {kept} are promised to other images{names}; make room, and it goes on by itself"
+        )
+    }
+}
+
+/// An unfinished image that comes after another one, and what it has to do with the volume's room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Later {
+    pub(crate) image: Digest,
+    /// Bytes that are kept free for it.
+    pub(crate) reserved_bytes: u64,
+    /// Bytes on the disk that would be free without it.
+    pub(crate) taken_bytes: u64,
+}
+
+/// The unfinished images that give way to one that comes before them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct GiveWay {
+    /// They stop, and keep what they have.
+    pub(crate) stopped: Vec<Digest>,
+    /// They stop, and their files are removed.
+    pub(crate) removed: Vec<Digest>,
+}
+
+/// Which images give way to one that lacks so many bytes. `later` has those that come after it, the last one first. It
+/// gets what is kept free for them before any of their files is removed. Where all of it wouldn't be enough, none gives
+/// way: the image can't be here, and room isn't kept for it.
+pub(crate) fn give_way(lacking_bytes: u64, later: &[Later]) -> GiveWay {
+    let mut way = GiveWay::default();
+    let all = |of: &Later| of.reserved_bytes.saturating_add(of.taken_bytes);
+    let most = later.iter().map(all).fold(0, u64::saturating_add);
+    if most < lacking_bytes {
+        return way;
+    }
+    let mut lacking = lacking_bytes;
+    for of in later.iter().filter(|of| of.reserved_bytes > 0) {
+        if lacking == 0 {
+            break;
+        }
+        lacking = lacking.saturating_sub(of.reserved_bytes);
+        way.stopped.push(of.image);
+    }
+    for of in later.iter().filter(|of| of.taken_bytes > 0) {
+        if lacking == 0 {
+            break;
+        }
+        lacking = lacking.saturating_sub(of.taken_bytes);
+        way.stopped.retain(|stopped| *stopped != of.image);
+        way.removed.push(of.image);
+    }
+    way
 }
 
 /// Something that will still take bytes that look free now.
@@ -119,13 +196,14 @@ impl Room {
 
     /// Bytes that all unfinished images will still take.
     pub(super) fn outstanding_bytes(&self) -> u64 {
-        self.outstanding(|_| true)
+        self.outstanding(|_| true).into_values().sum()
     }
 
     /// Checks that an image may take this much, beside the floor and what other images may still take.
     pub(super) fn admit(&self, need_bytes: u64, image: &Digest) -> Result<(), NoRoomError> {
         let volume = self.volume();
-        let reserved_bytes = self.outstanding(|other| other != image);
+        let reserved = self.outstanding(|other| other != image);
+        let reserved_bytes = reserved.values().sum();
         if has_room(volume, need_bytes, reserved_bytes) {
             return Ok(());
         }
@@ -134,20 +212,20 @@ impl Room {
             reserved_bytes,
             free_bytes: volume.free_bytes,
             floor_bytes: volume.floor_bytes,
+            kept_for: reserved,
         })
     }
 
-    fn outstanding(&self, counts: impl Fn(&Digest) -> bool) -> u64 {
-        let builders: Vec<Arc<dyn Builder>> = lock(&self.builders)
+    fn outstanding(&self, counts: impl Fn(&Digest) -> bool) -> BTreeMap<Digest, u64> {
+        let builders: Vec<(Digest, Arc<dyn Builder>)> = lock(&self.builders)
             .iter()
             .filter(|(image, _)| counts(image))
-            .filter_map(|(_, builder)| builder.upgrade())
+            .filter_map(|(image, builder)| Some((*image, builder.upgrade()?)))
             .collect();
         // each builder looks at its files, so not under the lock
-        builders
-            .iter()
-            .map(|builder| builder.outstanding_bytes())
-            .sum()
+        let builders = builders.into_iter();
+        let bytes = builders.map(|(image, builder)| (image, builder.outstanding_bytes()));
+        bytes.filter(|(_, bytes)| *bytes > 0).collect()
     }
 }
 
@@ -219,6 +297,70 @@ mod tests {
         room.admit(400, &image).unwrap();
         drop(mine);
         assert_eq!(room.outstanding_bytes(), 0);
+    }
+
+    #[test]
+    fn who_has_no_room_hears_how_much_is_lacking_and_for_which_images_room_is_kept() {
+        let (room, image, other) = (room(), Digest::of(b"image"), Digest::of(b"other"));
+        let theirs: Arc<dyn Builder> = Arc::new(Takes(50));
+        room.enter(other, Arc::downgrade(&theirs));
+        let refused = room.admit(360, &image).unwrap_err();
+        assert_eq!(
+            (refused.lacking_bytes(), refused.kept_for.get(&other)),
+            (10, Some(&50))
+        );
+        let said = refused.tell(|_| "r.test/other:1".into());
+        let lacking = said.starts_with("10 B are lacking: image needs 360 B");
+        assert!(lacking && said.contains("(r.test/other:1)"), "{said}");
+        let many = NoRoomError {
+            kept_for: (0..6).map(|number| (Digest::of(&[number]), 1)).collect(),
+            ..NoRoomError::default()
+        };
+        assert!(
+            many.tell(|_| "x".into())
+                .contains("(x, x, x, x and 2 more)")
+        );
+    }
+
+    fn later(number: u8, reserved_bytes: u64, taken_bytes: u64) -> Later {
+        Later {
+            image: Digest::of(&[number]),
+            reserved_bytes,
+            taken_bytes,
+        }
+    }
+
+    fn way(stopped: &[u8], removed: &[u8]) -> GiveWay {
+        let images = |of: &[u8]| of.iter().map(|number| Digest::of(&[*number])).collect();
+        GiveWay {
+            stopped: images(stopped),
+            removed: images(removed),
+        }
+    }
+
+    #[test]
+    fn the_last_image_gives_way_first_and_files_go_only_where_promises_arent_enough() {
+        let images = [later(3, 30, 100), later(2, 20, 200)];
+        assert_eq!(give_way(0, &images), way(&[], &[]));
+        assert_eq!(give_way(30, &images), way(&[3], &[]));
+        assert_eq!(give_way(31, &images), way(&[3, 2], &[]));
+        assert_eq!(give_way(50, &images), way(&[3, 2], &[]));
+        assert_eq!(give_way(51, &images), way(&[2], &[3]));
+        assert_eq!(give_way(150, &images), way(&[2], &[3]));
+        assert_eq!(give_way(350, &images), way(&[], &[3, 2]));
+    }
+
+    #[test]
+    fn none_gives_way_to_an_image_that_would_not_fit_all_the_same() {
+        let images = [later(3, 30, 100), later(2, 20, 200)];
+        assert_eq!(give_way(351, &images), way(&[], &[]));
+        assert_eq!(give_way(1, &[]), way(&[], &[]));
+        // one that takes nothing has nothing to give
+        assert_eq!(
+            give_way(5, &[later(3, 0, 0), later(2, 0, 5)]),
+            way(&[], &[2])
+        );
+        assert_eq!(give_way(u64::MAX, &[later(1, u64::MAX, 9)]), way(&[1], &[]));
     }
 
     #[test]

@@ -696,6 +696,14 @@ impl Stage {
         self.outstanding.expect(bytes);
     }
 
+    /// Where a beginning found no room, none is kept for the stage until it is begun again: others may take the room.
+    pub(super) fn or_aside(&self, admitted: Result<(), NoRoomError>) -> Result<(), NoRoomError> {
+        if admitted.is_err() {
+            self.expect_bytes(0);
+        }
+        admitted
+    }
+
     /// Sets room aside for a copy of the image, until the promise is dropped.
     pub(super) fn promise_room(&self) -> Result<Promise<'_>, NoRoomError> {
         let bodies = self.files.bodies();

@@ -5,7 +5,11 @@ use core::time::Duration;
 
 use proto::{ChunkIndex, ChunkRange, ChunkSet, Geometry, HostKey, Moment, pause::doubled};
 
-use crate::{event::Entitled, peer::PeerIndex, promise::Promises};
+use crate::{
+    event::{Entitled, order_of, place_of},
+    peer::PeerIndex,
+    promise::Promises,
+};
 
 /// The chunks that a reader needs next and that are asked for before others. With four chunks in each [`HURRY_AFTER`],
 /// a reader has 16 MiB in a second.
@@ -117,7 +121,8 @@ struct Reader {
 pub(crate) struct Content {
     pub(crate) key: u64,
     pub(crate) geometry: Geometry,
-    pub(crate) order: u32,
+    /// The order by the shell's word. See [`order`](Self::order).
+    pub(crate) told_order: u32,
     /// The hosts that may have the content.
     pub(crate) entitled: Entitled,
     pub(crate) held: ChunkSet,
@@ -182,7 +187,7 @@ impl Content {
         Self {
             key,
             geometry,
-            order,
+            told_order: order,
             entitled: None,
             held,
             pending: ChunkSet::empty(chunks),
@@ -211,6 +216,14 @@ impl Content {
             announce_anew: false,
             headless_since: None,
             sent: Vec::new(),
+        }
+    }
+
+    /// The content's place among all that this host wants. What a client reads comes before all images.
+    pub(crate) const fn order(&self) -> u32 {
+        match self.reader {
+            Some(_) => order_of(0, place_of(self.told_order)),
+            None => self.told_order,
         }
     }
 

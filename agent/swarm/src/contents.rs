@@ -49,7 +49,7 @@ impl Contents {
 
     pub(crate) fn add(&mut self, id: ContentId, content: Content) {
         if !content.held.is_full() {
-            self.incomplete.insert((content.order, id));
+            self.incomplete.insert((content.order(), id));
         }
         self.all.insert(id, content);
     }
@@ -58,16 +58,26 @@ impl Contents {
         let Some(content) = self.all.remove(&id) else {
             return false;
         };
-        self.incomplete.remove(&(content.order, id));
+        self.incomplete.remove(&(content.order(), id));
         true
     }
 
     pub(crate) fn set_order(&mut self, id: ContentId, order: u32) {
+        self.reorder(id, |content| content.told_order = order);
+    }
+
+    /// A client reads the content, or none does any more.
+    pub(crate) fn set_read(&mut self, now: Moment, id: ContentId, read: bool) {
+        self.reorder(id, |content| content.set_read(now, read));
+    }
+
+    fn reorder(&mut self, id: ContentId, change: impl FnOnce(&mut Content)) {
         if let Some(content) = self.all.get_mut(&id) {
-            if self.incomplete.remove(&(content.order, id)) {
-                self.incomplete.insert((order, id));
+            let lacks = self.incomplete.remove(&(content.order(), id));
+            change(content);
+            if lacks {
+                self.incomplete.insert((content.order(), id));
             }
-            content.order = order;
         }
     }
 
@@ -79,7 +89,7 @@ impl Contents {
             return None;
         }
         if content.held.is_full() {
-            self.incomplete.remove(&(content.order, id));
+            self.incomplete.remove(&(content.order(), id));
         }
         Some(content.lease.is_some())
     }
@@ -91,7 +101,7 @@ impl Contents {
         };
         let lost = content.lose_own(now, chunk);
         if lost {
-            self.incomplete.insert((content.order, id));
+            self.incomplete.insert((content.order(), id));
         }
         lost
     }

@@ -12,7 +12,7 @@ use crate::{
     agenda::TICK,
     choose::spread_bytes,
     content::Content,
-    event::{ContentId, Spread},
+    event::{ContentId, Spread, rank_of},
     ground::Ground,
     peer::PeerIndex,
     promises,
@@ -378,8 +378,10 @@ impl Downloads {
         } else {
             ground.config.requests
         };
+        // contents of lower ranks have nothing that can be asked for now
+        let mut from = 0;
         while self.requests.len() < bound && ground.pace.may_receive(ground.now) {
-            let wishes = wishes(ground);
+            let (wishes, rank) = wishes(ground, from);
             let mut asked = 0;
             for wish in &wishes {
                 if self.requests.len() >= bound || !ground.pace.may_receive(ground.now) {
@@ -390,8 +392,11 @@ impl Downloads {
                     asked += 1;
                 }
             }
-            if asked == 0 || wishes.len() < WISHES {
+            if wishes.len() < WISHES {
                 break;
+            }
+            if asked == 0 {
+                from = rank + 1;
             }
         }
         self.hedge(ground);
@@ -425,10 +430,15 @@ impl Downloads {
         });
     }
 
-    /// Near the end, asks a second peer for chunks that take long.
+    /// Near the end, asks a second peer for chunks that take long. The end is that of the first image, which other
+    /// images don't hold up.
     fn hedge(&mut self, ground: &mut Ground) {
-        let incomplete = ground.contents.incomplete();
+        let mut incomplete = ground.contents.incomplete().peekable();
+        let Some(rank) = incomplete.peek().map(|(order, _)| rank_of(*order)) else {
+            return;
+        };
         let missing: u64 = incomplete
+            .take_while(|(order, _)| rank_of(*order) == rank)
             .filter_map(|(_, id)| ground.contents.get(id))
             .map(|content| u64::from(content.chunks() - content.held.count()))
             .sum();
@@ -438,6 +448,10 @@ impl Downloads {
         for at in 0..self.requests.len() {
             let request = &self.requests[at];
             let (peer, id, chunk) = (request.peer, request.id, request.chunk);
+            let content = ground.contents.get(id);
+            if content.is_none_or(|content| rank_of(content.order()) != rank) {
+                continue;
+            }
             let same = self.requests.iter();
             let same = same.filter(|other| other.is_of(id, chunk)).count();
             let expected = Duration::from_micros(ground.pace.answer_us().max(1)) * 2;
@@ -503,11 +517,15 @@ fn at_once(ground: &Ground, content: &Content) -> bool {
     }
 }
 
-/// The chunks to ask for next. Contents come in their order. In a content the chunks come first that a reader needs
-/// next, and then the rarest ones. A hash that differs between hosts breaks ties.
-fn wishes(ground: &Ground) -> Vec<Wish> {
+/// The chunks to ask for next, of contents of this rank or higher ones, and the highest rank that was looked at.
+/// Contents come in their order. In a content the chunks come first that a reader needs next, and then the rarest ones.
+/// A hash that differs between hosts breaks ties.
+fn wishes(ground: &Ground, from: u32) -> (Vec<Wish>, u32) {
     let mut wishes: Vec<(u32, usize, u64, Wish)> = Vec::new();
-    for (order, id) in ground.contents.incomplete() {
+    let incomplete = ground.contents.incomplete();
+    let mut rank = from;
+    for (order, id) in incomplete.filter(|(order, _)| rank_of(*order) >= from) {
+        rank = rank_of(order);
         let Some(content) = ground.contents.get(id) else {
             continue;
         };
@@ -536,11 +554,8 @@ fn wishes(ground: &Ground) -> Vec<Wish> {
         }
     }
     wishes.sort_unstable_by_key(|(order, rarity, tie, _)| (*order, *rarity, *tie));
-    wishes
-        .into_iter()
-        .take(WISHES)
-        .map(|(_, _, _, wish)| wish)
-        .collect()
+    let first = wishes.into_iter().take(WISHES);
+    (first.map(|(_, _, _, wish)| wish).collect(), rank)
 }
 
 /// The least busy peer that has the chunk and may be asked now, other than `except`.

@@ -5,6 +5,28 @@ use core::time::Duration;
 
 use proto::{ChunkIndex, ChunkRange, ChunkSet, HostKey};
 
+/// The order of a content: [`Event::Content`] has it. `rank` is the place of the content's image among the images of
+/// this host, and `place` the content's place in its image; places from 65,535 on are one place. What clients of this
+/// host wait for has rank 0.
+#[must_use]
+pub const fn order_of(rank: u16, place: u32) -> u32 {
+    let place = if place < PLACES { place } else { PLACES - 1 };
+    rank as u32 * PLACES + place
+}
+
+/// The rank of a content of this order.
+pub(crate) const fn rank_of(order: u32) -> u32 {
+    order / PLACES
+}
+
+/// The place of a content of this order.
+pub(crate) const fn place_of(order: u32) -> u32 {
+    order % PLACES
+}
+
+/// The number of places in one rank.
+const PLACES: u32 = 1 << 16;
+
 /// A content's number on this host. The shell chooses the number, and never reuses it while the swarm lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContentId(pub u32);
@@ -115,7 +137,8 @@ pub enum Event {
         size: u64,
         /// The chunks that are held and verified already.
         held: ChunkSet,
-        /// Contents of lower order are wanted first.
+        /// Contents of lower order are wanted first: see [`order_of`]. Those of a higher rank come only where nothing
+        /// of the lower ones can be asked for.
         order: u32,
         /// The hosts that may have the content. Other hosts neither hear of the content nor get any of it from this
         /// host.

@@ -165,7 +165,8 @@ impl Leases {
         }
     }
 
-    /// Orders more chunks, while those that came before are being spread.
+    /// Orders more chunks, while those that came before are being spread. Where a limit doesn't allow all, contents
+    /// come in their order.
     pub(crate) fn order(&self, ground: &mut Ground) {
         if !ground.pace.may_receive(ground.now) {
             return;
@@ -180,7 +181,10 @@ impl Leases {
         let leases = leases.filter_map(|id| ground.contents.get(*id)?.lease.as_ref());
         let owed = leases.map(|lease| u64::from(lease.ordered)).sum::<u64>();
         budget.spend(owed * proto::CHUNK_BYTES);
-        for id in &self.leased {
+        let order = |id: &ContentId| ground.contents.get(*id).map(Content::order);
+        let mut leased: Vec<ContentId> = self.leased.iter().copied().collect();
+        leased.sort_by_key(order);
+        for id in &leased {
             let Some(content) = ground.contents.get_mut(*id) else {
                 continue;
             };

@@ -506,9 +506,7 @@ impl Swarm {
 
     fn set_read(&mut self, id: ContentId, read: bool) {
         let now = self.ground.now;
-        if let Some(content) = self.ground.contents.get_mut(id) {
-            content.set_read(now, read);
-        }
+        self.ground.contents.set_read(now, id, read);
     }
 
     /// Asks sooner for what clients read next.

@@ -91,6 +91,10 @@ pub struct ImageView {
     pub hosts_failed: u64,
     /// The time of the first request, in Unix seconds.
     pub wanted_at: u64,
+    /// How urgent the image is beside others: the highest priority that operators or objects give it. 0 from a
+    /// coordinator that knows no priorities.
+    #[serde(default)]
+    pub priority: i32,
     /// Seconds from the last change of what was wanted until the image was present everywhere. `null` until then.
     pub staged_seconds: Option<f64>,
     /// What was predicted when the staging began. Absent where nobody knows when that was, and from a coordinator that
@@ -410,6 +414,10 @@ pub struct StageRequest {
     /// those that join later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hosts: Option<Vec<String>>,
+    /// How urgent the image is beside others that the same hosts shall hold: hosts finish images of higher priority
+    /// first. Absent leaves the priority of an earlier request; the first one is 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i32>,
 }
 
 /// Answer to `POST /v1/images`.

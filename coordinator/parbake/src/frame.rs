@@ -358,6 +358,7 @@ pub(crate) mod tests {
             hosts_present: 0,
             hosts_failed: 0,
             wanted_at: 0,
+            priority: 0,
             staged_seconds: None,
             prediction: None,
             measured: None,

@@ -63,6 +63,10 @@ pub enum Command {
         /// Names of the hosts that shall hold the image, separated by commas. [default: all hosts]
         #[arg(long, value_delimiter = ',')]
         hosts: Option<Vec<String>>,
+        /// How urgent the image is beside others: hosts finish images of higher priority first. May be negative. Asking
+        /// again with another one changes the order. [default: as before; 0 at first]
+        #[arg(long, allow_negative_numbers = true)]
+        priority: Option<i32>,
         /// Seconds after which --wait gives up, with exit status 1. Staging goes on. [default: no limit]
         #[arg(long, requires = "wait", value_name = "SECONDS")]
         timeout: Option<u64>,
@@ -190,12 +194,14 @@ pub async fn run(cli: Cli) -> anyhow::Result<Outcome> {
             image,
             wait,
             hosts,
+            priority,
             timeout,
             json,
         } => {
             let request = StageRequest {
                 reference: image,
                 hosts,
+                priority,
             };
             stage(&client()?, &request, wait, timeout, json).await
         }
@@ -220,6 +226,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Outcome> {
             let request = StageRequest {
                 reference: image,
                 hosts,
+                priority: None,
             };
             let plan: PlanReply = client()?
                 .read(Method::POST, "/v1/plan", Some(&request))

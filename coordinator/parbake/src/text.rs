@@ -499,6 +499,7 @@ mod tests {
             hosts_present: 0,
             hosts_failed: 0,
             wanted_at: 0,
+            priority: 0,
             staged_seconds: Some(1_234.5),
             prediction: None,
             measured: None,

@@ -4,6 +4,7 @@ pub mod action;
 pub mod config;
 pub mod event;
 mod plan;
+pub mod sequence;
 pub mod status;
 
 pub use action::{Action, RecipeLeft, RecipeLoss, RevokeCause};

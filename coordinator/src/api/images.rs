@@ -55,7 +55,10 @@ async fn wanted(api: &Api, body: &Bytes) -> Answer<Want> {
     let resolved = api.registries.resolve(&request.reference, hosts, None);
     let want = resolved.await?;
     take_in_records(api).await;
-    Ok(want)
+    Ok(Want {
+        priority: request.priority,
+        ..want
+    })
 }
 
 pub(super) async fn stage(State(api): State<Api>, body: Bytes) -> Answer<Response> {

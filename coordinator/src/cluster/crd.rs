@@ -93,6 +93,12 @@ pub struct ImagePrePullSpec {
     /// The selector can't be empty, because an empty one selects every Node, also those that aren't Macs.
     /// Nodes that aren't Ready, are cordoned or have no enrolled agent of the same name don't count.
     pub node_selector: LabelSelector,
+    /// How urgent the image is beside others that the same Nodes shall hold: hosts finish images of higher priority
+    /// first. What a Pod on the Node waits for comes before all others.
+    /// Of equally urgent images, the one asked for first comes first.
+    /// The priority may be changed while images are being staged.
+    #[serde(default)]
+    pub priority: i32,
     /// The most downloads from registries that run at one time in the whole fleet, while this object is being staged.
     /// One download fetches one layer for all hosts.
     /// Where several objects set a limit, the lowest counts.

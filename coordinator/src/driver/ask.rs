@@ -34,6 +34,8 @@ pub(crate) struct Placed {
     pub(crate) want: Want,
     /// Hosts that don't go on for now, and keep what they have.
     pub(crate) paused: BTreeSet<HostId>,
+    /// Hosts on which a Pod waits for the image.
+    pub(crate) awaited: BTreeSet<HostId>,
 }
 
 /// What operators and the cluster ask.

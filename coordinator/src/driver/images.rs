@@ -1,6 +1,7 @@
 //! Wanted images: who wants each image, under which names and on which hosts. An image is staged when operators or the
 //! cluster's objects want it.
 
+mod ranking;
 mod wanted;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +13,7 @@ use rollout::{
 };
 use tracing::{error, info, warn};
 
+use self::ranking::Sides;
 pub(super) use self::wanted::Wanted;
 use super::{
     ask::{CancelError, MAX_NAME_BYTES, MAX_REFERENCES, MAX_WANTS, Placed, StageError},
@@ -143,7 +145,7 @@ impl Images {
                 changes.asked.push(other);
             }
         }
-        let (timing, recipe) = (want.timing, want.recipe);
+        let (timing, recipe, priority) = (want.timing, want.recipe, want.priority);
         if let Some(wanted) = self.wants.get_mut(&image) {
             wanted.forgive_recipe();
             wanted.find_recipe(recipe);
@@ -159,6 +161,9 @@ impl Images {
             }
             Some(_) => None,
         };
+        if let Some(wanted) = self.wants.get_mut(&image) {
+            wanted.ranking_mut().ask(priority);
+        }
         self.follow(at, Some(image), &mut changes);
         if let (Some(took), Some(wanted)) = (kept, self.wants.get_mut(&image)) {
             *wanted.time_mut() = took;
@@ -238,6 +243,7 @@ impl Images {
                 .map(|(reference, claim)| (reference.clone(), claim.asked_ms))
                 .collect(),
             hosts,
+            priority: wanted.ranking().asked(),
             timing: wanted.time().timing(),
             ..wanted.want().clone()
         })
@@ -306,7 +312,12 @@ impl Images {
     }
 
     fn place_one(&mut self, at: At<'_>, image: Digest, placed: Placed, changes: &mut Changes) {
-        let Placed { want, paused } = placed;
+        let Placed {
+            want,
+            paused,
+            awaited,
+        } = placed;
+        let priority = want.priority.unwrap_or(0);
         let references = want.references.iter();
         let placement = Placement {
             references: references
@@ -335,6 +346,9 @@ impl Images {
                     changes.tokens.push((image, Credentials::Changed));
                 }
             }
+        }
+        if let Some(wanted) = self.wants.get_mut(&image) {
+            wanted.ranking_mut().place(priority, awaited);
         }
     }
 
@@ -467,7 +481,14 @@ impl Images {
             if recipe && self.claims.asked(image).is_some() {
                 changes.asked.push(*image);
             }
+            let sides = Sides {
+                operators: self.claims.asked(image).is_some(),
+                cluster: self.claims.is_placed(image),
+            };
+            let first_ms = self.claims.first_asked(image).unwrap_or(0);
+            let ranked = wanted.rank(sides, first_ms);
             if !changed && !anew && !recipe {
+                changes.events.extend(ranked);
                 continue;
             }
             news = true;
@@ -482,6 +503,7 @@ impl Images {
                 changes.events.push(Event::OtherRecipe(*image));
             }
             changes.events.push(wanted.event());
+            changes.events.extend(ranked);
         }
         changes.names |= news || !over.is_empty();
         for image in over {

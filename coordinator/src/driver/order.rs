@@ -57,6 +57,14 @@ pub(super) fn recipe_doubt(doubt: &Doubt) -> message::Order {
     order(message::order::Kind::RecipeDoubt(doubt.to_message()))
 }
 
+/// Tells a host in which order it is to finish its images.
+pub(super) fn sequence(images: &[Digest]) -> message::Order {
+    let images = images.iter().map(|image| image.as_bytes().to_vec());
+    order(message::order::Kind::Sequence(message::Sequence {
+        manifest_digests: images.collect(),
+    }))
+}
+
 /// Has a host make the recipe of an image that it holds.
 pub(super) fn make_recipe(image: Digest) -> message::Order {
     order(message::order::Kind::MakeRecipe(message::MakeRecipe {

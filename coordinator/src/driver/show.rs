@@ -245,6 +245,7 @@ impl Facts<'_> {
             hosts_present,
             hosts_failed: count(HostState::Failed),
             wanted_at: want.wanted_at,
+            priority: wanted.priority(),
             staged_seconds: wanted.took().map(|took| took.as_secs_f64()),
             prediction: predicted.map(|predicted| predicted.view.clone()),
             measured,

@@ -466,6 +466,7 @@ fn place(world: &mut World, wants: Vec<Want>, limits: Limits) {
     let placed = |want| Placed {
         want,
         paused: BTreeSet::new(),
+        awaited: BTreeSet::new(),
     };
     let wants = wants.into_iter().map(placed).collect();
     world.driver.apply(Input::Asked(Ask::Place {

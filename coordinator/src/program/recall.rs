@@ -57,6 +57,7 @@ pub(super) async fn recall(
                 references: asked.references,
                 narrowed: asked.narrowed,
                 asked_ms: asked.asked_ms,
+                priority: asked.priority,
                 wanted_at: asked.wanted_at,
                 timing: asked.timing,
                 predicted: asked.predicted,

@@ -19,13 +19,21 @@ pub use scenario::{Rogue, Scenario, Setup};
 #[must_use]
 pub fn run(setup: &Setup) -> Outcome {
     let mut outcome = world::World::new(setup).run();
-    if setup.scenario == Scenario::MissingLayer {
+    let alone = || {
         let alone = Setup {
             spared: true,
             ..setup.clone()
         };
-        let alone = world::World::new(&alone).run();
-        outcome.others_over_alone = Some(outcome.images_s / alone.images_s);
+        world::World::new(&alone).run()
+    };
+    match setup.scenario {
+        Scenario::MissingLayer => {
+            outcome.others_over_alone = Some(outcome.images_s / alone().images_s);
+        }
+        Scenario::Several | Scenario::Opposite => {
+            outcome.first_over_alone = Some(outcome.first_image_s / alone().makespan_s);
+        }
+        _ => {}
     }
     outcome
 }

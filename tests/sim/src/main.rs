@@ -146,6 +146,18 @@ struct Cli {
         help_heading = LIMITS
     )]
     max_others_over_alone: Option<f64>,
+    /// Hosts know no order among images, as hosts of earlier versions.
+    #[arg(long, env = "SIM_UNORDERED")]
+    unordered: bool,
+    /// Exit with 1 if the last host has its first image later than this many times the time that the image takes alone.
+    /// [default: no limit]
+    #[arg(
+        long,
+        env = "SIM_MAX_FIRST_OVER_ALONE",
+        value_name = "RATIO",
+        help_heading = LIMITS
+    )]
+    max_first_over_alone: Option<f64>,
     /// Print how busy the links are over time, on stderr.
     #[arg(long, env = "SIM_TRACE")]
     trace: bool,
@@ -228,6 +240,7 @@ fn main() -> ExitCode {
     setup.change_percent = cli.change.or(setup.change_percent);
     setup.recipe |= cli.recipe || setup.change_percent.is_some();
     setup.stream_rate = cli.stream_rate;
+    setup.unordered = cli.unordered;
     setup.plan.content_ranges = cli.content_ranges;
     setup.plan.range_chunks = cli.range_chunks;
     let swarm = &mut setup.swarm;
@@ -253,6 +266,7 @@ fn main() -> ExitCode {
         makespan_over_bound: cli.max_makespan_over_bound,
         origin_over_image: cli.max_origin_over_image,
         others_over_alone: cli.max_others_over_alone,
+        first_over_alone: cli.max_first_over_alone,
     });
     for excess in &excess {
         eprintln!("{excess}");

@@ -31,6 +31,10 @@ pub struct Outcome {
     pub images_s: f64,
     /// The same over what it is without the image that lacks a layer, where there is one.
     pub others_over_alone: Option<f64>,
+    /// When the last host had the image that comes first on it, from the order on.
+    pub first_image_s: f64,
+    /// The same over the time of one such image alone, where two come at once.
+    pub first_over_alone: Option<f64>,
     /// Bytes that left the registry.
     pub origin_bytes: u64,
     /// Bytes that hosts received from hosts.
@@ -70,6 +74,8 @@ pub struct Goals {
     pub origin_over_image: Option<f64>,
     /// Time of the other images over what it is without the one that lacks a layer.
     pub others_over_alone: Option<f64>,
+    /// Time of each host's first image over the time of one such image alone.
+    pub first_over_alone: Option<f64>,
 }
 
 impl Outcome {
@@ -91,6 +97,11 @@ impl Outcome {
                 "others over alone",
                 self.others_over_alone.unwrap_or(f64::NAN),
                 goals.others_over_alone,
+            ),
+            (
+                "first over alone",
+                self.first_over_alone.unwrap_or(f64::NAN),
+                goals.first_over_alone,
             ),
         ];
         costs
@@ -148,6 +159,7 @@ impl Outcome {
             "last_over_first": round(self.last_over_first()),
             "origin_over_image": round(self.origin_over_image()),
             "others_over_alone": self.others_over_alone.map(round),
+            "first_over_alone": self.first_over_alone.map(round),
             "makespan_s": round(self.makespan_s),
             "first_s": round(self.first_s),
             "bound_s": round(self.bound_s),
@@ -212,6 +224,9 @@ impl Outcome {
         line("origin / image", format!("{:.4}", self.origin_over_image()));
         if let Some(others) = self.others_over_alone {
             line("others / alone", format!("{others:.4}"));
+        }
+        if let Some(first) = self.first_over_alone {
+            line("first / alone", format!("{first:.4}"));
         }
         line("honest shunned", self.shunned_honest.to_string());
         line("refused by origin", self.refused_requests.to_string());

@@ -63,11 +63,15 @@ pub enum Scenario {
     Starved,
     /// Every host holds the release before, and of the image's chunks a share changed. The image has a recipe.
     Release,
+    /// Two images are ordered at once, in one order on all hosts.
+    Several,
+    /// Two images are ordered at once, and Pods on half of the hosts wait for the second one.
+    Opposite,
 }
 
 impl Scenario {
     /// Every scenario.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::Fanout,
         Self::Faults,
         Self::Liars,
@@ -94,6 +98,8 @@ impl Scenario {
         Self::MirrorAlone,
         Self::Starved,
         Self::Release,
+        Self::Several,
+        Self::Opposite,
     ];
 
     /// Its name on the command line.
@@ -126,6 +132,8 @@ impl Scenario {
             Self::MirrorAlone => "mirror-alone",
             Self::Starved => "starved",
             Self::Release => "release",
+            Self::Several => "several",
+            Self::Opposite => "opposite",
         }
     }
 
@@ -173,6 +181,10 @@ impl Scenario {
             }
             Self::Release => {
                 "every host holds the release before; --change percent of the chunks changed, and there is a recipe"
+            }
+            Self::Several => "two images come at once, in one order on all hosts",
+            Self::Opposite => {
+                "two images come at once, and half of the hosts want the second one first"
             }
             Self::MissingLayer => {
                 "one image lacks a layer for ever; another comes at the same time, a third a minute later"
@@ -361,8 +373,10 @@ pub struct Setup {
     /// Whether every host holds the release before, of which this percentage of the chunks changed; `None`: hosts hold
     /// nothing. A release has a recipe.
     pub change_percent: Option<u32>,
-    /// Without the image that lacks a layer.
+    /// Without the image that lacks a layer, or without the second of two.
     pub spared: bool,
+    /// Whether hosts know no order among images, as hosts of earlier versions.
+    pub unordered: bool,
     /// Bytes per second that the registry gives each stream at most; `None`: as much as the lines carry.
     pub stream_rate: Option<u64>,
     /// The registry's rate, bytes per second.
@@ -386,6 +400,12 @@ pub struct Setup {
 }
 
 impl Setup {
+    /// Whether two images come at once.
+    #[must_use]
+    pub const fn has_two_images(&self) -> bool {
+        matches!(self.scenario, Scenario::Several | Scenario::Opposite)
+    }
+
     /// Equal gigabit links and a registry of the same rate.
     #[must_use]
     pub fn new(scenario: Scenario, hosts: usize, image_bytes: u64, seed: u64) -> Self {
@@ -400,6 +420,7 @@ impl Setup {
             recipe: scenario == Scenario::Release,
             change_percent: (scenario == Scenario::Release).then_some(5),
             spared: false,
+            unordered: false,
             stream_rate: None,
             origin_rate: GIGABIT,
             up_rate: GIGABIT,

@@ -222,7 +222,8 @@ impl World {
             Due::Queue => tell_queue(&mut self.state),
             Due::Order => {
                 self.state.ordered_at = self.state.clock.now();
-                order_images(&mut self.state, |at| at != LATER);
+                let later = self.state.setup.scenario == Scenario::MissingLayer;
+                order_images(&mut self.state, |at| !later || at != LATER);
             }
             Due::Fault(at) => strike(&mut self.state, at),
         }
@@ -238,6 +239,17 @@ impl World {
         let images = self.state.images.iter().enumerate();
         let had = images.filter(|(_, image)| image.is_staged());
         had.filter_map(took).sum()
+    }
+
+    /// When the last host had the image that comes first on it, from the order on.
+    fn first_image_s(&self) -> f64 {
+        let wanted = self.state.nodes.iter().filter(|node| node.wanted);
+        let had = wanted.map(|node| {
+            let first = node.sequence.first().copied().unwrap_or(0);
+            node.whole_at[first].unwrap_or(self.state.clock.now())
+        });
+        let last = had.max().unwrap_or(0);
+        precise(last.saturating_sub(self.state.ordered_at)) / 1e9
     }
 
     fn outcome(self) -> Outcome {
@@ -292,6 +304,8 @@ impl World {
             bound_s: self.state.bound_s(),
             images_s: self.images_s(),
             others_over_alone: None,
+            first_image_s: self.first_image_s(),
+            first_over_alone: None,
             origin_bytes: self.state.tally.origin_bytes * self.state.scale,
             peer_bytes: self.state.tally.peer_bytes * self.state.scale,
             local_bytes: self.state.tally.local_bytes * self.state.scale,

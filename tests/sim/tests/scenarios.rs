@@ -411,3 +411,28 @@ fn clients_of_mirrors_wait_within_bounds_and_cost_one_copy() {
         }
     }
 }
+
+/// Of two images that come at once, the first is there nearly as soon as alone, and both together no later than one of
+/// their size. Hosts with opposite orders end as soon, and so do hosts that know no order.
+#[test]
+fn of_several_images_the_first_is_finished_first_and_all_of_them_in_time() {
+    let several = |scenario, seed, unordered| {
+        let mut setup = Setup::new(scenario, 12, 4 << 30, seed);
+        setup.content_bytes = 64 << 20;
+        setup.pieces = 2;
+        setup.unordered = unordered;
+        let outcome = run(&setup);
+        assert!(outcome.passed(), "{}", outcome.to_text());
+        let over_bound = outcome.makespan_over_bound();
+        assert!(over_bound <= 1.1, "{}", outcome.to_text());
+        outcome
+    };
+    for seed in 1..=3 {
+        let outcome = several(Scenario::Several, seed, false);
+        let first = outcome.first_over_alone.unwrap();
+        assert!(first <= 1.1, "{}", outcome.to_text());
+        several(Scenario::Opposite, seed, false);
+    }
+    several(Scenario::Several, 1, true);
+    several(Scenario::Opposite, 1, true);
+}

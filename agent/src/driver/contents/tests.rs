@@ -276,7 +276,8 @@ fn peers_name_contents_that_are_known_and_chunks_that_they_have() {
 fn a_content_is_for_the_hosts_of_all_its_images() {
     let hosts = |keys: &[u64]| Some(Arc::new(keys.iter().copied().map(HostKey).collect()));
     let entitled = |all: &mut Contents<Made>, id, of: &dyn Fn(&Digest) -> Option<Entitled>| {
-        let effects = all.introduce(id, 4, of);
+        let terms = |image: &Digest| of(image).map(|entitled| Terms { entitled, rank: 0 });
+        let effects = all.introduce(id, 4, terms);
         assert!(matches!(effects[1], Effect::Recall { chunks: CHUNKS, .. }));
         match told(&effects).pop() {
             Some(Event::Content { entitled, .. }) => entitled,
@@ -304,6 +305,40 @@ fn a_content_is_for_the_hosts_of_all_its_images() {
     assert_eq!(all.find(id).unwrap().order(), 4);
     let (mut all, id) = mirrored();
     assert_eq!(entitled(&mut all, id, &|_| Some(hosts(&[1]))), None);
+}
+
+#[test]
+fn a_content_comes_with_the_first_of_its_images_and_a_blob_of_the_mirror_before_all() {
+    let order = |all: &mut Contents<Made>, id, ranks: &dyn Fn(&Digest) -> Option<u16>| {
+        let terms = |image: &Digest| {
+            Some(Terms {
+                entitled: None,
+                rank: ranks(image)?,
+            })
+        };
+        match told(&all.introduce(id, 4, terms)).pop() {
+            Some(Event::Content { order, .. }) => order,
+            other => panic!("{other:?}"),
+        }
+    };
+    let (mut all, id, _) = empty();
+    assert_eq!(order(&mut all, id, &|_| Some(0)), order_of(1, 4));
+    all.add(
+        &spec(),
+        (image(2), shelf(2)),
+        ChunkSet::empty(CHUNKS),
+        false,
+    );
+    let ranks = |of: &Digest| Some(if *of == image(1) { 3 } else { 1 });
+    assert_eq!(order(&mut all, id, &ranks), order_of(2, 4));
+    let forgotten = |of: &Digest| ranks(of).filter(|rank| *rank > 1);
+    assert_eq!(order(&mut all, id, &forgotten), order_of(4, 4));
+    assert_eq!(
+        order(&mut all, id, &|_| Some(u16::MAX)),
+        order_of(u16::MAX, 4)
+    );
+    let (mut all, id) = mirrored();
+    assert_eq!(order(&mut all, id, &|_| Some(7)), 4);
 }
 
 // ---- chunks come ----------------------------------------------------------------------------------------------------

@@ -213,6 +213,33 @@ impl<S: OnDisk> Catalogue<S> {
         Some((&image.layout, image.reference()))
     }
 
+    /// The name of an image for people: its first reference, or else its digest.
+    pub(super) fn name(&self, image: &Digest) -> String {
+        let known = self.images.get(image).map(Image::reference);
+        let known = known.filter(|reference| !reference.is_empty());
+        known.map_or_else(|| image.to_string(), str::to_owned)
+    }
+
+    /// Says why an image isn't present.
+    pub(super) fn trouble(&mut self, image: &Digest, trouble: Trouble) {
+        self.each(&[*image], |image| image.trouble = Some(trouble.clone()));
+    }
+
+    /// The files of an image were removed.
+    pub(super) fn emptied(&mut self, image: &Digest) {
+        self.each(&[*image], |image| image.counts.held = 0);
+    }
+
+    /// Images that wait for room.
+    pub(super) fn short_of_room(&self) -> Vec<Digest> {
+        let short = |image: &&Image<S>| {
+            let trouble = image.trouble.as_ref();
+            trouble.is_some_and(|trouble| trouble.reason == Reason::NoRoom)
+        };
+        let short = self.images.values().filter(short);
+        short.map(Image::digest).collect()
+    }
+
     /// Whether any image takes chunks.
     pub(in crate::driver) fn is_filling(&self) -> bool {
         self.images.values().any(Image::is_filling)
@@ -262,7 +289,7 @@ impl<S: OnDisk> Catalogue<S> {
 
     /// The state of each image for the coordinator. `id_of` gives the swarm's number of a content. `apart`: why this
     /// host reaches no peer, if its own system keeps it from all.
-    pub(super) fn states(
+    pub(in crate::driver) fn states(
         &self,
         now: Moment,
         reconciler: &Reconciler,

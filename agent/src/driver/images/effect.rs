@@ -63,6 +63,10 @@ pub(in crate::driver) enum Effect<S> {
     Entitle { image: Digest, entitled: Entitled },
     /// The hosts that may have these contents have changed: tell the swarm, and write it down.
     Retell { image: Digest, layout: Arc<Layout> },
+    /// The image has another place among those that are to be finished here.
+    Reorder(Arc<Layout>),
+    /// No room is kept for the image until it is begun again.
+    SetAside(Digest),
     /// The coordinator handed down new access to the registry: running fetches use it too.
     Renew { image: Digest, access: Access },
     /// An image is present.

@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeMap,
     path::PathBuf,
     rc::Rc,
     time::SystemTime,
@@ -10,7 +11,7 @@ use std::{
 use proto::{
     HostKey,
     image::{Blob, CONFIG_TYPE, DISK_TYPE, MANIFEST_TYPE, NVRAM_TYPE, RAW_SIZE_ANNOTATION},
-    message::{self, StageOrder, StageState, order::Kind},
+    message::{self, ImageState, StageOrder, StageState, order::Kind},
 };
 use serde_json::json;
 
@@ -290,6 +291,8 @@ impl World {
                 Effect::Withdraw { .. } => "withdraw",
                 Effect::Entitle { .. } => "entitle",
                 Effect::Retell { .. } => "retell",
+                Effect::Reorder(_) => "reorder",
+                Effect::SetAside(_) => "set aside",
                 Effect::Present { .. } => "present",
                 Effect::Failed { .. } => "failed",
                 Effect::ReportNow => "report",
@@ -329,7 +332,10 @@ impl World {
 
     fn told(&self) -> ImageState {
         let nothing = swarm::Status::default();
-        let mut told = self.images.states(self.now, &nothing, |_| None, None);
+        let images = &self.images;
+        let reconciler = images.reconciler();
+        let catalogue = images.catalogue();
+        let mut told = catalogue.states(self.now, reconciler, &nothing, |_| None, None);
         assert_eq!(told.len(), 1);
         told.remove(0)
     }
@@ -360,13 +366,13 @@ fn an_image_goes_from_the_order_to_presence() {
     assert_eq!(world.state(), StageState::Installing);
     assert!(!world.images.catalogue().is_filling());
     // before a look nothing is known of the image's names
-    assert!(world.images.look_due());
+    assert!(world.images.reconciler().look_due());
     assert_eq!(world.look(&[]), [] as [&str; 0]);
     assert_eq!(world.jobs(), ["install"]);
     world.disk.0.installed.set(true);
     world.link(Ok(()), Ok(()));
     assert_eq!(world.state(), StageState::Installing);
-    assert!(world.images.look_due());
+    assert!(world.images.reconciler().look_due());
     let seen = [(NAME, Sight::Image(world.image))];
     assert_eq!(world.look(&seen), ["present", "report"]);
     assert_eq!(world.state(), StageState::Present);
@@ -492,7 +498,7 @@ fn a_cancelled_image_leaves_the_swarm_and_then_the_disk() {
     world.images.cancel(world.now, world.image);
     assert_eq!(world.drain(), ["withdraw", "give up"]);
     assert_eq!(world.jobs(), ["abandon"]);
-    world.images.abandoned(world.image);
+    world.images.abandoned(world.now, world.image);
     assert_eq!(world.jobs(), [] as [&str; 0]);
     assert!(world.images.catalogue.iter().next().is_none());
 }
@@ -569,12 +575,12 @@ fn an_order_about_names_is_confirmed_by_the_first_look_after_it() {
         names: BTreeMap::from([(NAME.to_owned(), world.image)]),
     };
     world.images.order_names(world.now, order);
-    assert_eq!(world.images.names_confirmed(), 0);
-    assert!(world.images.look_due());
+    assert_eq!(world.images.reconciler().confirmed(), 0);
+    assert!(world.images.reconciler().look_due());
     let seen = [(NAME, Sight::Image(world.image))];
     // others wait for the confirmation, though nothing else changed
     assert_eq!(world.look(&seen), ["report"]);
-    assert_eq!(world.images.names_confirmed(), 5);
+    assert_eq!(world.images.reconciler().confirmed(), 5);
     assert_eq!(world.look(&seen), [] as [&str; 0]);
 }
 

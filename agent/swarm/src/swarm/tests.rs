@@ -18,7 +18,7 @@ use super::*;
 use crate::{
     Stall,
     action::Declined,
-    event::{OriginEnd, Peer as Entry},
+    event::{OriginEnd, Peer as Entry, order_of},
 };
 
 const ME: HostKey = HostKey(1_000);

@@ -48,6 +48,7 @@ fn waiting_ends_when_all_selected_hosts_have_it_or_the_rest_has_failed_for_long(
         let request = StageRequest {
             reference: "r.test/image:1".into(),
             hosts: selected.map(<[String]>::to_vec),
+            priority: None,
         };
         settled(&image(hosts), &request).map(|ended| ended.outcome)
     };
@@ -88,6 +89,7 @@ fn status(image: &ImageView) -> Option<u8> {
     let request = StageRequest {
         reference: "r.test/image:1".into(),
         hosts: None,
+        priority: None,
     };
     settled(image, &request).map(|ended| ended.outcome.status())
 }

@@ -126,6 +126,14 @@ impl Claims {
         newest.map_or(now_ms, |newest| now_ms.max(newest.saturating_add(1)))
     }
 
+    /// When this image was first asked for among the claims that stand, in Unix milliseconds.
+    #[must_use]
+    pub fn first_asked(&self, image: &Digest) -> Option<u64> {
+        let sides = self.images.get(image)?;
+        let claims = sides.operators.values().chain(sides.cluster.values());
+        claims.map(|claim| claim.asked_ms).min()
+    }
+
     /// Operators ask for this image under this reference, at this time, on these hosts and on those where they wanted
     /// it before. Operators' earlier claims of other images to the same place end, however their references are
     /// written. Returns those images. Changes nothing where operators asked for another image at that place later.

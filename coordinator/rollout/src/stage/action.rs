@@ -68,6 +68,14 @@ pub enum Action {
         /// The image.
         image: Digest,
     },
+    /// Tell this host in which order it is to finish its images: at the start of a session with several images, and
+    /// after the order changed.
+    Sequence {
+        /// The host.
+        host: HostId,
+        /// The images that are wanted there, the first one first. At least two.
+        images: Vec<Digest>,
+    },
     /// Forget an image's recipe: the image is staged without it.
     DropRecipe {
         /// The image.

@@ -142,6 +142,19 @@ pub enum Event {
         /// The purpose. The first one stays.
         purpose: Purpose,
     },
+    /// How urgent an image is beside others: see [`sequence`](crate::stage::sequence). Before this event comes, the
+    /// image has no priority, no Pod waits for it, and it was asked for when it was first wanted. An image that isn't
+    /// wanted has no urgency.
+    Ranked {
+        /// The image.
+        image: Digest,
+        /// The operators' preference: higher comes first.
+        priority: i32,
+        /// When the image was first asked for, in milliseconds. All images' times are by one clock.
+        asked_ms: u64,
+        /// The hosts on which a Pod waits for the image.
+        awaited: Vec<HostId>,
+    },
     /// The image isn't wanted any more. Staging stops; images that are present stay.
     Cancelled(Digest),
     /// Somebody asks for this image anew. Contents that couldn't be had are tried at once.

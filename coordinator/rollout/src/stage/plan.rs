@@ -7,7 +7,8 @@
 //! Each decision takes only the parts that it needs. `grants` chooses the next leases. `leasing` follows leases until
 //! they end. `trouble` handles registries that fail or recover. `witness` decides whose word about progress is
 //! believed, and `recipes` whose word against a recipe is. `standings` says what follows from a host's report about an
-//! image, and `orders` what hosts are told to do with one. `audit` looks for contents that may be nowhere. `report`
+//! image, and `orders` what hosts are told to do with one. `sequences` says in which order each
+//! host is to finish its images. `audit` looks for contents that may be nowhere. `report`
 //! describes where everything stands.
 
 mod audit;
@@ -31,6 +32,7 @@ mod receipts;
 mod recipes;
 mod records;
 mod report;
+mod sequences;
 #[cfg(test)]
 mod stand;
 mod standings;
@@ -60,6 +62,7 @@ use self::{
     neighbours::Neighbours,
     origins::Origins,
     records::Records,
+    sequences::Sequences,
     view::View,
 };
 use super::{Action, Config, Event, RecipeLoss, RevokeCause, Status, event::Standing};
@@ -90,6 +93,7 @@ pub struct Plan {
     leases: Leases,
     origins: Origins,
     records: Records,
+    sequences: Sequences,
 
     /// All wanted images are known: an image that isn't among `images` isn't wanted.
     wants_known: bool,
@@ -114,6 +118,7 @@ impl Plan {
             leases: Leases::default(),
             origins: Origins::default(),
             records: Records::default(),
+            sequences: Sequences::default(),
             wants_known: false,
             grants_not_before: Moment::START,
         }
@@ -147,6 +152,7 @@ impl Plan {
             self.look();
         }
         self.drop_recipes();
+        self.tell_sequences();
         if self.effects.take_ask_for_grants() && now >= self.grants_not_before {
             leasing::grant(&mut self.desk());
         }
@@ -297,6 +303,19 @@ impl Plan {
                 (hosts, paused),
                 purpose,
             )),
+            Event::Ranked {
+                image,
+                priority,
+                asked_ms,
+                awaited,
+            } => {
+                let urgency = (priority, asked_ms);
+                let awaited = awaited.into_iter().collect();
+                if self.images.rank(&image, urgency, awaited) {
+                    self.sequences.changed();
+                    self.effects.ask_for_grants();
+                }
+            }
             Event::Cancelled(image) => self.cancel(&image),
             Event::Urged(image) => self.urge(&image),
             Event::WantsKnown => self.wants_known = true,
@@ -451,6 +470,7 @@ impl Plan {
         self.images.forget_host(id);
         self.contents.forget_host(id);
         self.records.forget(id);
+        self.sequences.forget(id);
     }
 
     fn connected(&mut self, id: &HostId) {
@@ -465,6 +485,14 @@ impl Plan {
         self.neighbours.told(id);
         self.tell_neighbours(id);
         orders::greet(&mut self.desk(), id);
+        self.sequences.connected(id);
+    }
+
+    /// Tells hosts in which order to finish their images, where that has changed.
+    fn tell_sequences(&mut self) {
+        for (host, images) in self.sequences.take_due(&self.images, &self.hosts) {
+            self.effects.push(Action::Sequence { host, images });
+        }
     }
 
     fn tell_neighbours(&mut self, id: &HostId) {
@@ -548,6 +576,7 @@ impl Plan {
         self.effects.ask_for_grants();
         self.tick_at = self.tick_at.min(now + TICK);
         orders::change(&mut self.desk(), digest, change);
+        self.sequences.changed();
         self.desk().revoke_pointless();
     }
 
@@ -614,6 +643,7 @@ impl Plan {
         self.contents.keep(&self.images.contents(), digest);
         self.leases.forget_image(digest);
         self.settle();
+        self.sequences.changed();
         self.forget_origins();
     }
 

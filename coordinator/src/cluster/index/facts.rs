@@ -328,6 +328,7 @@ pub(super) fn guessed(object: &DynamicObject) -> PrePullFacts {
             image: text(&spec["image"]).unwrap_or_default(),
             image_from: None,
             node_selector: LabelSelector::default(),
+            priority: 0,
             origin_streams: None,
             bandwidth: None,
             pull_secret_ref: None,

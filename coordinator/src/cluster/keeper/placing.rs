@@ -7,6 +7,7 @@ use std::{
 };
 
 use proto::{Digest, HostId};
+use rollout::gate;
 
 use super::{
     hosts::Hosts,
@@ -55,6 +56,9 @@ struct ToldImage {
     hosts: BTreeSet<HostId>,
     /// Hosts that keep what they have and stage no more.
     kept: BTreeSet<HostId>,
+    /// Hosts on which a Pod waits for the image.
+    awaited: BTreeSet<HostId>,
+    priority: i32,
 }
 
 /// A new message for the driver, with what [`Placing`] remembers of it.
@@ -116,6 +120,10 @@ impl Placing {
             let done = prepull.is_done() && !rolls(key);
             let placed = wants.entry(want.digest()).or_insert_with(|| nowhere(want));
             name(placed, (key, prepull), image, want);
+            let priority = placed.want.priority.map_or(prepull.spec.priority, |known| {
+                known.max(prepull.spec.priority)
+            });
+            placed.want.priority = Some(priority);
             let selected = selected(facts, prepull, want, done);
             match moves {
                 true => placed.want.hosts.get_or_insert_default().extend(selected),
@@ -123,7 +131,7 @@ impl Placing {
             }
         }
         self.keep_what_left(facts, &mut wants);
-        reserved_first(facts, &mut wants);
+        await_pods(facts, &mut wants);
         // until the driver has shown its hosts, nothing is wanted on any host
         let whole = !hosts.view().hosts.is_empty()
             && index.prepulls.iter().all(|(key, prepull)| {
@@ -187,6 +195,8 @@ impl ToldImage {
             secrets: placed.want.secrets.clone(),
             hosts: placed.want.hosts.clone().unwrap_or_default(),
             kept: placed.paused.clone(),
+            awaited: placed.awaited.clone(),
+            priority: placed.want.priority.unwrap_or(0),
         }
     }
 }
@@ -199,9 +209,11 @@ fn nowhere(want: &Want) -> Placed {
             references: BTreeSet::new(),
             asked_ms: BTreeMap::new(),
             secrets: BTreeMap::new(),
+            priority: None,
             ..want.clone()
         },
         paused: BTreeSet::new(),
+        awaited: BTreeSet::new(),
     }
 }
 
@@ -227,36 +239,44 @@ fn name(
     }
 }
 
-/// A host that is reserved for a pool gets a Pod of that pool next. So the pool's image comes there alone: hosts keep
-/// what they have of others until the image is there, or can't come.
-fn reserved_first(facts: Facts<'_>, wants: &mut BTreeMap<Digest, Placed>) {
-    for (node, taint) in facts.index.reserved() {
-        let Ok(host) = node.parse::<HostId>() else {
-            continue;
-        };
-        let first = awaited(facts, taint, &host);
-        let comes = |digest: &Digest| {
-            let placed = wants.get(digest);
-            placed.is_some_and(|placed| placed.want.hosts.iter().flatten().any(|on| *on == host))
-        };
-        if !first.iter().any(comes) {
-            continue;
+/// Marks the images that Pods wait for, each with the hosts on which one waits: Pods on these Nodes that run and can't
+/// start yet, and the next Pods of the pools for which Nodes are reserved. Such an image comes first on that host.
+fn await_pods(facts: Facts<'_>, wants: &mut BTreeMap<Digest, Placed>) {
+    let Facts { index, hosts, .. } = facts;
+    let mut awaited: Vec<(Digest, HostId)> = Vec::new();
+    for (node, taint) in index.reserved() {
+        if let Ok(host) = node.parse::<HostId>() {
+            let images = of_pool(facts, taint, &host).into_iter();
+            awaited.extend(images.map(|image| (image, host.clone())));
         }
-        for (digest, placed) in wants.iter_mut() {
-            let here = facts.hosts.word(&host);
-            let here = here.is_some_and(|word| word.holdings.contains_key(digest));
-            if here || first.contains(digest) {
-                continue;
-            }
-            if placed.want.hosts.get_or_insert_default().remove(&host) {
-                placed.paused.insert(host.clone());
-            }
+    }
+    let waiting = index.pods.values().filter(|pod| {
+        let starts = pod.phase == gate::Phase::Pending && !pod.deleting;
+        starts && pod.node.is_some()
+    });
+    for pod in waiting {
+        let Some(host) = pod.node.as_ref().and_then(|node| node.parse().ok()) else {
+            continue;
+        };
+        let of_pod = wants.iter().filter(|(_, placed)| {
+            let names = &placed.want.references;
+            names.contains(&pod.image)
+        });
+        awaited.extend(of_pod.map(|(image, _)| (*image, HostId::clone(&host))));
+    }
+    for (image, host) in awaited {
+        let here = hosts.word(&host);
+        let here = here.is_some_and(|word| word.holdings.contains_key(&image));
+        let placed = wants.get_mut(&image).filter(|_| !here);
+        let placed = placed.filter(|of| of.want.hosts.iter().flatten().any(|on| *on == host));
+        if let Some(placed) = placed {
+            placed.awaited.insert(host);
         }
     }
 }
 
 /// The images of the pool that a taint names, where this host lacks them and they can come.
-fn awaited(facts: Facts<'_>, taint: &str, host: &HostId) -> BTreeSet<Digest> {
+fn of_pool(facts: Facts<'_>, taint: &str, host: &HostId) -> BTreeSet<Digest> {
     let Facts {
         now,
         index,
@@ -430,6 +450,15 @@ mod tests {
             assert!(self.images.answered(self.now.instant, resolved));
         }
 
+        /// The hosts that were last said to await the image of this seed.
+        fn awaited(&self, seed: &str) -> Vec<String> {
+            let image = want(seed, 1, 1 << 20).digest();
+            let told = self.placing.told.images.iter();
+            let told = told.filter(|of| of.digest == image);
+            told.flat_map(|of| of.awaited.iter().map(ToString::to_string))
+                .collect()
+        }
+
         /// What the driver is told now, if that is news: for each image, the number of hosts that stage, and of hosts
         /// that keep what they have.
         fn place(&mut self) -> Option<(Counts, Limits, bool)> {
@@ -530,20 +559,67 @@ mod tests {
         stand.resolve("mine", "r/i:1", "one");
         stand.resolve("other", "r/i:1", "two");
         assert_eq!(stand.place().unwrap().0, [(2, 0), (2, 0)]);
+        assert_eq!(stand.awaited("one"), [""; 0]);
         stand.reserve("mac-1", "mine");
-        let first = want("one", 1, 1 << 20).digest();
-        let counts = |first_is_less: bool| match first_is_less {
-            true => [(2, 0), (1, 1)],
-            false => [(1, 1), (2, 0)],
-        };
-        let less = first < want("two", 1, 1 << 20).digest();
-        assert_eq!(stand.place().unwrap().0, counts(less));
-        // it is there
-        stand.holds("mac-1", first, "r/i:1");
+        // the other image comes as well, after the first one
         assert_eq!(stand.place().unwrap().0, [(2, 0), (2, 0)]);
+        assert_eq!(stand.awaited("one"), ["mac-1"]);
+        assert_eq!(stand.awaited("two"), [""; 0]);
+        // it is there
+        let first = want("one", 1, 1 << 20).digest();
+        stand.holds("mac-1", first, "r/i:1");
+        stand.place().unwrap();
+        assert_eq!(stand.awaited("one"), [""; 0]);
         // a pool that nobody knows reserves the host
         stand.reserve("mac-1", "stranger");
         assert_eq!(stand.place(), None);
+    }
+
+    #[test]
+    fn an_image_is_awaited_where_a_pod_that_runs_it_cannot_start() {
+        let mut stand = Stand::new();
+        stand.show("a", &json!({}));
+        stand.resolve("a", "r/i:1", "one");
+        stand.place().unwrap();
+        let pod = |name: &str, node: Option<&str>, image: &str, phase: &str| {
+            serde_json::from_value(json!({
+                "metadata": { "name": name, "namespace": "ns", "uid": name },
+                "spec": { "nodeName": node, "containers": [{ "name": "c", "image": image }] },
+                "status": { "phase": phase },
+            }))
+            .unwrap()
+        };
+        let show = |stand: &mut Stand, pod| {
+            stand.index.apply_pod(&pod, stand.now.instant);
+            stand.place();
+            stand.awaited("one")
+        };
+        for (node, image, phase) in [
+            (None, "r/i:1", "Pending"),
+            (Some("mac-0"), "r/i:2", "Pending"),
+            (Some("mac-0"), "r/i:1", "Running"),
+            (Some("mac-9"), "r/i:1", "Pending"),
+        ] {
+            let awaited = show(&mut stand, pod("one", node, image, phase));
+            assert_eq!(awaited, [""; 0], "{node:?} {image} {phase}");
+        }
+        let awaited = show(&mut stand, pod("two", Some("mac-1"), "r/i:1", "Pending"));
+        assert_eq!(awaited, ["mac-1"]);
+    }
+
+    #[test]
+    fn the_highest_priority_of_the_objects_counts_and_a_change_is_told() {
+        let mut stand = Stand::new();
+        stand.show("a", &json!({ "priority": -4 }));
+        stand.resolve("a", "r/i:1", "one");
+        stand.place().unwrap();
+        assert_eq!(stand.placing.told.images[0].priority, -4);
+        stand.show("b", &json!({ "image": "r/i:2", "priority": 3 }));
+        stand.resolve("b", "r/i:2", "one");
+        stand.place().unwrap();
+        assert_eq!(stand.placing.told.images[0].priority, 3);
+        stand.show("b", &json!({ "image": "r/i:2", "priority": 2 }));
+        assert!(stand.place().is_some());
     }
 
     #[test]

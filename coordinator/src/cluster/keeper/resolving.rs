@@ -65,6 +65,7 @@ impl AskedBy {
         Self {
             spec: ImagePrePullSpec {
                 gate: None,
+                priority: 0,
                 ..facts.spec.clone()
             },
             retry: facts.retry.clone(),

@@ -213,6 +213,7 @@ fn owned(key: &ObjectKey, pool: &RunnerPoolFacts, mode: GateMode) -> ImagePrePul
         image: pool.spec.image.clone(),
         image_from: None,
         node_selector: nodes_of(pool),
+        priority: 0,
         origin_streams: None,
         bandwidth: None,
         pull_secret_ref: None,

@@ -18,6 +18,7 @@ use rollout::{
 };
 use tracing::info;
 
+use super::ranking::{Ranking, Sides};
 use crate::{
     driver::{recipe_words::Heard, took::Took},
     predicted::Predicted,
@@ -36,6 +37,7 @@ pub(in crate::driver) struct Wanted {
     /// Whether the plan knows the image. The plan doesn't know it while other images have all its names.
     planned: bool,
     took: Took,
+    ranking: Ranking,
     /// Whether the image has another recipe than when the plan and the hosts were last told.
     other_recipe: bool,
     /// A recipe that couldn't be had since somebody last asked for the image.
@@ -52,6 +54,7 @@ impl Wanted {
             entitled: want.hosts.clone(),
             planned: false,
             took,
+            ranking: Ranking::default(),
             other_recipe: false,
             lost_recipe: None,
             held: false,
@@ -174,8 +177,31 @@ impl Wanted {
         self.want.predicted = Some(Arc::new(predicted));
     }
 
+    /// Takes note of who wants the image, and of the first time in their claims. Returns what the plan is to be told of
+    /// the image's urgency, if that is news.
+    pub(super) fn rank(&mut self, sides: Sides, asked_ms: u64) -> Option<Event> {
+        let times = (asked_ms, self.want.wanted_at);
+        self.ranking.follow(self.want.digest(), sides, times)
+    }
+
+    pub(super) const fn ranking(&self) -> &Ranking {
+        &self.ranking
+    }
+
+    pub(super) const fn ranking_mut(&mut self) -> &mut Ranking {
+        &mut self.ranking
+    }
+
+    /// The priority that counts for the image.
+    pub(in crate::driver) fn priority(&self) -> i32 {
+        self.ranking.counts()
+    }
+
     /// Notes whether the plan knows the image. Returns whether it did before.
-    pub(super) const fn set_planned(&mut self, planned: bool) -> bool {
+    pub(super) fn set_planned(&mut self, planned: bool) -> bool {
+        if !planned {
+            self.ranking.untell();
+        }
         std::mem::replace(&mut self.planned, planned)
     }
 

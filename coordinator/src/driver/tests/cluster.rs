@@ -140,6 +140,7 @@ fn a_host_that_the_cluster_holds_is_told_to_keep_what_it_has() {
                 ..image.clone()
             },
             paused: set(paused),
+            awaited: BTreeSet::new(),
         }]
     };
     let mut place = |wants| {

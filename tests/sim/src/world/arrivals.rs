@@ -11,7 +11,7 @@ use crate::{
 
 use super::{
     act::{drop_chunk, feed},
-    check::{check_installed, settle_request},
+    check::{check_installed, check_sequence, settle_request},
     lies::{chosen_lie, refuted, show_makers, signed, suspect, take_back},
     lines::{drop_transfer, end_transfer, finish_transfer, queue_piece, start_piece},
     links::{FalseLink, Lie},
@@ -292,6 +292,7 @@ fn note_whole(world: &mut State, host: u32, content: u32) {
     if node.whole_at[image].is_none() && of_it.all(|(at, _): (usize, _)| node.held[at].is_full()) {
         let now = world.clock.now();
         world.node_mut(host).whole_at[image] = Some(now);
+        check_sequence(world, host, image);
     }
     client_served(world, host, content);
 }

@@ -60,18 +60,34 @@ pub(super) fn check_request(world: &mut State, host: u32, peer: u32, content: u3
     if held {
         world.findings.note("requested a chunk that is held");
     }
-    if twice && missing(world, host) > NEAR_THE_END {
+    if twice && missing(world, host, content) > NEAR_THE_END {
         world
             .findings
             .note("asked two peers for one chunk before the end");
     }
 }
 
-/// Chunks that a host lacks of what it knows of and can have.
-fn missing(world: &State, host: u32) -> u64 {
+/// Where all hosts finish images in one order, none has a later image before an earlier one.
+pub(super) fn check_sequence(world: &mut State, host: u32, image: usize) {
     let node = world.node(host);
+    let earlier = node.sequence.iter().take_while(|other| **other != image);
+    let lacks = earlier.filter(|other| node.whole_at[**other].is_none());
+    if world.setup.scenario == Scenario::Several && lacks.count() > 0 {
+        world
+            .findings
+            .note("finished a later image before an earlier one");
+    }
+}
+
+/// Chunks that a host lacks of what it knows of and can have. Where it was told an order of images, the end is that of
+/// the content's image.
+fn missing(world: &State, host: u32, content: u32) -> u64 {
+    let node = world.node(host);
+    let image = world.specs[content as usize].image;
+    let one = !node.sequence.is_empty();
     let known = world.specs.iter().zip(&node.held).filter(|(spec, _)| {
-        node.stages[spec.image] && world.images[spec.image].kind != ImageKind::Hopeless
+        let counts = !one || spec.image == image;
+        counts && node.stages[spec.image] && world.images[spec.image].kind != ImageKind::Hopeless
     });
     let missing = known.map(|(_, held)| u64::from(held.chunks() - held.count()));
     missing.sum()

@@ -76,6 +76,8 @@ pub(super) enum ImageKind {
 
 /// In [`Scenario::MissingLayer`](crate::Scenario::MissingLayer): the image that is wanted a minute later.
 pub(super) const LATER: usize = 1;
+/// Where two images come at once: the one that is asked for last.
+pub(super) const SECOND: usize = 1;
 /// Contents of the image that lacks one.
 const HOPELESS_CONTENTS: usize = 4;
 
@@ -124,9 +126,22 @@ pub(super) fn bytes(specs: &[Spec], chunks: &[ChunkSet]) -> u64 {
 /// The images that these contents make.
 ///
 /// With a missing layer there are three images: one half of the contents is wanted at the beginning, the other half
-/// later, and an image whose first content the registry doesn't have stands before both.
+/// later, and an image whose first content the registry doesn't have stands before both. Where two images come at once,
+/// each has half of the contents.
 pub(super) fn images(setup: &Setup, specs: &mut Vec<Spec>) -> Vec<Image> {
     let mut images = vec![Image::new("image", ImageKind::Staged)];
+    if setup.has_two_images() {
+        let half = specs.len().div_ceil(2);
+        if setup.spared {
+            specs.truncate(half);
+            return images;
+        }
+        for spec in &mut specs[half..] {
+            spec.image = SECOND;
+        }
+        images.push(Image::new("second", ImageKind::Staged));
+        return images;
+    }
     if setup.scenario != Scenario::MissingLayer {
         return images;
     }

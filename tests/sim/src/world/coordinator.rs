@@ -7,14 +7,14 @@ use rollout::stage::{
 };
 use swarm::event::ContentId;
 
-use crate::network::Nanos;
+use crate::{network::Nanos, scenario::Scenario};
 
 use super::{
     act::{drop_made_by, feed},
     check::{check_granted, check_leases, check_quarantine, check_revoked},
-    contents::ImageKind,
+    contents::{ImageKind, SECOND},
     due::Due,
-    life::{give_up, pause_stage},
+    life::{give_up, pause_stage, take_sequence},
     reports::open_session,
     rogue::abuses_lease,
     state::State,
@@ -105,6 +105,10 @@ pub(super) fn plan_wanted(world: &mut State) {
     }
 }
 
+fn opposite(world: &State) -> bool {
+    world.setup.scenario == Scenario::Opposite
+}
+
 fn plan_image(world: &mut State, image: usize) {
     let contents = world
         .specs
@@ -143,6 +147,17 @@ fn plan_image(world: &mut State, image: usize) {
             purpose: Purpose::Stage,
         },
     );
+    if world.setup.has_two_images() {
+        let waiting = world.nodes.iter().skip(1).step_by(2);
+        let waiting = waiting.filter(|_| image == SECOND && opposite(world));
+        let ranked = stage::Event::Ranked {
+            image: world.images[image].digest,
+            priority: 0,
+            asked_ms: image as u64,
+            awaited: waiting.map(|node| node.id.clone()).collect(),
+        };
+        plan_event(world, ranked);
+    }
     // every host has it from the start
     if let Some(recipe) = world.recipe() {
         let hosts = world.nodes.iter().filter(|node| node.session);
@@ -320,6 +335,15 @@ fn plan_act(world: &mut State, action: stage::Action) {
             if world.node(host).alive && is_reached(world, host) {
                 world.node_mut(host).paused = true;
                 pause_stage(world, host);
+            }
+        }
+        stage::Action::Sequence { host, images } => {
+            let host = world.by_id[&host];
+            if !world.setup.unordered && world.node(host).alive && is_reached(world, host) {
+                let all = world.images.iter();
+                let place = |digest: &Digest| all.clone().position(|of| of.digest == *digest);
+                let sequence = images.iter().filter_map(place).collect();
+                take_sequence(world, host, sequence);
             }
         }
         stage::Action::Grant {

@@ -51,6 +51,30 @@ pub(super) fn stage_image(world: &mut State, host: u32, image: usize) {
     }
     world.node_mut(host).staged = true;
     world.node_mut(host).stages[image] = true;
+    introduce(world, host, image);
+    if world.node(host).session {
+        report_standing(world, host);
+        // as agents do it: what a new release shares with the one before is found when the stage begins
+        if world.setup.recipe {
+            world.node_mut(host).held_said = None;
+            report_recipe(world, host);
+            report_held(world, host);
+        }
+    }
+}
+
+/// The agent learns in which order it is to finish its images.
+pub(super) fn take_sequence(world: &mut State, host: u32, sequence: Vec<usize>) {
+    world.node_mut(host).sequence = sequence;
+    for image in 0..world.images.len() {
+        if world.node(host).stages[image] {
+            introduce(world, host, image);
+        }
+    }
+}
+
+/// Tells the swarm of an image's contents, or of their order.
+fn introduce(world: &mut State, host: u32, image: usize) {
     for at in 0..world.specs.len() {
         let spec = &world.specs[at];
         if spec.image != image {
@@ -61,19 +85,10 @@ pub(super) fn stage_image(world: &mut State, host: u32, image: usize) {
             key: spec.key,
             size: spec.geometry.size(),
             held: world.node(host).held[at].clone(),
-            order: index(at),
+            order: world.node(host).order_of(index(at), image),
             entitled: None,
         };
         feed(world, host, event);
-    }
-    if world.node(host).session {
-        report_standing(world, host);
-        // as agents do it: what a new release shares with the one before is found when the stage begins
-        if world.setup.recipe {
-            world.node_mut(host).held_said = None;
-            report_recipe(world, host);
-            report_held(world, host);
-        }
     }
 }
 

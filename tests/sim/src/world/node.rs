@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proto::{ChunkRange, ChunkSet, HostId, HostKey};
 use rollout::stage;
-use swarm::Swarm;
+use swarm::{Swarm, event::order_of};
 
 use crate::{
     network::{Downlink, Nanos},
@@ -54,6 +54,8 @@ pub(super) struct Node {
     pub(super) stages: Vec<bool>,
     /// When all contents of an image were there, by image.
     pub(super) whole_at: Vec<Option<Nanos>>,
+    /// The images in the order in which it is to finish them, as far as it was told.
+    pub(super) sequence: Vec<usize>,
     /// The last order was to hold the image.
     pub(super) paused: bool,
     /// Chunks on its disk, by content.
@@ -142,6 +144,7 @@ impl Node {
             staged: false,
             stages: vec![false; images.len()],
             whole_at: vec![None; images.len()],
+            sequence: Vec::new(),
             paused: false,
             held: specs
                 .iter()
@@ -181,6 +184,15 @@ impl Node {
             self.missing -= u64::from(chunks.count());
             held.clone_from(chunks);
         }
+    }
+
+    /// The order of a content for its swarm.
+    pub(super) fn order_of(&self, content: u32, image: usize) -> u32 {
+        let mut sequence = self.sequence.iter();
+        let rank = sequence.position(|other| *other == image);
+        let rank = u16::try_from(rank.unwrap_or(self.sequence.len())).unwrap_or(u16::MAX);
+        // rank 0 is what clients wait for
+        order_of(rank.saturating_add(1), content)
     }
 
     /// Whether it lies in this way.

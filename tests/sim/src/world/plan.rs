@@ -59,6 +59,8 @@ pub(super) fn plan_faults(world: &mut State) {
     match world.setup.scenario {
         // nothing does, or what their registry gives is slow from the beginning
         Scenario::Fanout
+        | Scenario::Several
+        | Scenario::Opposite
         | Scenario::Release
         | Scenario::Mirror
         | Scenario::MirrorSlow

@@ -16,7 +16,8 @@ fn below_the_floor_nothing_more_is_taken_and_what_is_whole_goes_on() {
     world
         .images
         .stop_filling(world.now, &trouble(Reason::NoRoom));
-    assert_eq!(world.drain(), ["withdraw", "failed", "report"]);
+    let drained = world.drain();
+    assert_eq!(drained, ["withdraw", "set aside", "failed", "report"]);
     assert_eq!(world.reason(), "no_room");
     assert!(!world.images.catalogue().is_filling());
 }
@@ -168,10 +169,13 @@ fn tart_that_is_busy_is_waited_for_half_a_second_and_is_no_failure() {
         (StageState::Installing, "tart_busy")
     );
     world.look(&[]);
-    assert_eq!(world.images.next_due(), None);
+    assert_eq!(world.images.reconciler().due(), None);
     assert_eq!(world.jobs(), [] as [&str; 0]);
     // the loop wakes when the pause is over, and not with the next look
-    assert_eq!(world.images.next_due(), Some(world.now + BUSY_PAUSE));
+    assert_eq!(
+        world.images.reconciler().due(),
+        Some(world.now + BUSY_PAUSE)
+    );
     world.wait(BUSY_PAUSE);
     assert_eq!(world.jobs(), ["install"]);
 }
@@ -461,4 +465,137 @@ fn a_system_that_sends_to_no_peer_is_named_where_peers_are_missing_and_nowhere_e
         "throttled"
     );
     assert_eq!(told(true, None).reason, "", "chunks come");
+}
+
+// ---- room -----------------------------------------------------------------------------------------------------------
+
+/// Another image, which is ordered beside that of the world.
+const OTHER: &str = "r.test/b:1";
+
+/// As many bytes are lacking as are needed: what is free is kept for others.
+fn short(need_bytes: u64, reserved: &[(Digest, u64)]) -> NoRoomError {
+    let reserved_bytes = reserved.iter().map(|(_, bytes)| bytes).sum();
+    NoRoomError {
+        need_bytes,
+        reserved_bytes,
+        free_bytes: reserved_bytes,
+        kept_for: reserved.iter().copied().collect(),
+        ..NoRoomError::default()
+    }
+}
+
+/// A world whose image fills, and another image that is ordered. `first`: the other one comes first.
+fn beside_another(first: bool) -> (World, Digest) {
+    let mut world = World::filling();
+    let manifest = manifest("b");
+    let other = Digest::of(&manifest);
+    let order = StageOrder {
+        references: vec![OTHER.into()],
+        ..StageOrder::default()
+    };
+    let (now, image) = (world.now, world.image);
+    world.images.order(now, other, order.into(), &manifest);
+    let sequence = match first {
+        true => vec![other, image],
+        false => vec![image, other],
+    };
+    world.images.take_sequence(sequence);
+    world.drain();
+    assert_eq!(world.jobs(), ["begin"]);
+    (world, other)
+}
+
+/// The other image's beginning finds no room.
+fn find_no_room(world: &mut World, other: Digest, short: &NoRoomError) -> Vec<&'static str> {
+    let failed = Err(Trouble::no_room(short, Digest::to_string));
+    world.images.begun(world.now, other, failed, None);
+    world.images.short_of_room(world.now, other, short);
+    world.drain()
+}
+
+fn message(world: &World, image: &Digest) -> String {
+    let found = world.images.catalogue.find(image).unwrap();
+    found.trouble.as_ref().unwrap().message.clone()
+}
+
+#[test]
+fn what_is_kept_for_a_later_image_goes_to_the_one_before_it_and_its_files_stay() {
+    let (mut world, other) = beside_another(true);
+    let short = short(700, &[(world.image, 900)]);
+    let drained = find_no_room(&mut world, other, &short);
+    assert_eq!(
+        drained,
+        [
+            "failed",
+            "report",
+            "withdraw",
+            "failed",
+            "report",
+            "set aside"
+        ]
+    );
+    assert_eq!(world.reason(), "no_room");
+    let (said, first) = (message(&world, &world.image), message(&world, &other));
+    assert!(said.contains(OTHER), "{said}");
+    assert!(first.contains("lacking") && first.contains(NAME), "{first}");
+    // the first image is tried at once, and the later one after its pause
+    assert_eq!(world.jobs(), ["begin"]);
+    let running = world.images.reconciler().is_running(&other);
+    assert!(running && !world.images.reconciler().is_running(&world.image));
+}
+
+#[test]
+fn the_files_of_a_later_image_are_removed_where_nothing_less_makes_room() {
+    let (mut world, other) = beside_another(true);
+    let image = world.image;
+    let gained = ImageNews::Gained(500);
+    world.hear(&[image], gained);
+    let too_much = short(1_401, &[(image, 900)]);
+    let drained = find_no_room(&mut world, other, &too_much);
+    assert_eq!(
+        drained,
+        ["failed", "report"],
+        "it wouldn't fit all the same"
+    );
+    world.now += Duration::from_secs(60);
+    assert_eq!(world.jobs(), ["begin"]);
+    let short = short(1_400, &[(image, 900)]);
+    let drained = find_no_room(&mut world, other, &short);
+    assert!(drained.contains(&"abandon"), "{drained:?}");
+    let said = message(&world, &image);
+    assert!(said.contains("removed") && said.contains(OTHER), "{said}");
+    assert_eq!(world.jobs(), [] as [&str; 0], "the files are being removed");
+    world.images.abandoned(world.now, image);
+    assert_eq!(world.jobs(), ["begin"]);
+    assert!(world.images.reconciler().is_running(&other));
+    // it is still wanted, and begun anew after its pause
+    world.now += Duration::from_secs(60);
+    assert_eq!(world.jobs(), ["begin"]);
+    assert!(world.images.reconciler().is_running(&image));
+}
+
+#[test]
+fn nothing_gives_way_to_a_later_image_or_one_without_an_order_and_no_installed_one_to_any() {
+    let (mut world, other) = beside_another(false);
+    let short = short(700, &[(world.image, 900)]);
+    assert_eq!(
+        find_no_room(&mut world, other, &short),
+        ["failed", "report"]
+    );
+    assert!(world.images.catalogue().is_filling());
+    let (mut world, other) = beside_another(true);
+    world.disk.0.installed.set(true);
+    assert_eq!(
+        find_no_room(&mut world, other, &short),
+        ["failed", "report"]
+    );
+    // an earlier coordinator gives no order
+    let (mut world, other) = beside_another(true);
+    world.images.take_sequence(Vec::new());
+    world.drain();
+    assert_eq!(
+        find_no_room(&mut world, other, &short),
+        ["failed", "report"]
+    );
+    assert!(world.images.catalogue().is_filling());
 }

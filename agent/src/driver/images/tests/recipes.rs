@@ -103,7 +103,7 @@ fn a_recipe_that_doesnt_come_or_cant_be_read_holds_nothing_up() {
     late.wait(Duration::from_secs(29));
     assert_eq!(late.jobs(), [] as [&str; 0]);
     late.wait(Duration::from_secs(1));
-    assert_eq!(late.images.next_due(), Some(late.now));
+    assert_eq!(late.images.reconciler().due(), Some(late.now));
     // what came of it isn't waited for any longer
     assert_eq!(late.jobs(), ["withdraw", "begin"]);
     assert_eq!(late.begun(), ["take up"]);

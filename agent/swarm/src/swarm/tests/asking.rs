@@ -198,3 +198,118 @@ fn requests_of_a_peer_that_goes_away_are_answered_too() {
         assert_eq!(refused, [Ticket(2), Ticket(3)]);
     }
 }
+
+/// A content of an image of this rank.
+fn ranked(id: u32, rank: u16, chunks: u32) -> Event {
+    match content(id, chunks, ChunkSet::empty(chunks)) {
+        Event::Content {
+            id,
+            key,
+            size,
+            held,
+            entitled,
+            ..
+        } => Event::Content {
+            id,
+            key,
+            size,
+            held,
+            order: order_of(rank, id.0),
+            entitled,
+        },
+        other => other,
+    }
+}
+
+/// The content and the peer of each request.
+fn asked(actions: &[Action]) -> Vec<(u32, HostKey)> {
+    let asked = actions.iter().filter_map(|action| match action {
+        Action::Request { peer, id, .. } => Some((id.0, *peer)),
+        _ => None,
+    });
+    asked.collect()
+}
+
+#[test]
+fn chunks_of_the_first_image_are_asked_for_before_those_of_the_next() {
+    let mut swarm = among(1, Config::default());
+    // the next one was introduced earlier
+    feed(&mut swarm, 0, ranked(0, 2, 64));
+    feed(&mut swarm, 0, ranked(1, 1, 64));
+    feed(&mut swarm, 100, Event::StepBack(false));
+    feed(&mut swarm, 100, Event::Disconnected(key(0)));
+    let mut actions = Vec::new();
+    for event in [
+        Event::Connected(key(0)),
+        announced(0, 0, ChunkSet::full(64)),
+        announced(0, 1, ChunkSet::full(64)),
+    ] {
+        actions.extend(feed(&mut swarm, 200, event));
+    }
+    let before = asked(&actions).len();
+    // the peer answers what was asked of the next image when nothing was known of the first
+    let mut later = Vec::new();
+    for action in actions {
+        if let Action::Request { peer, id, chunk } = action {
+            let arrived = Event::Arrived {
+                peer,
+                id,
+                chunk,
+                wire_bytes: CHUNK,
+            };
+            later.extend(feed(&mut swarm, 300, arrived));
+        }
+    }
+    let later = asked(&later);
+    assert!(before > 0 && !later.is_empty());
+    assert!(later.iter().all(|(id, _)| *id == 1), "{later:?}");
+    // the order changes while they move
+    feed(&mut swarm, 400, ranked(0, 1, 64));
+    feed(&mut swarm, 400, ranked(1, 2, 64));
+    let more = Event::Arrived {
+        peer: key(0),
+        id: ContentId(1),
+        chunk: swarm_asked(&swarm, 1),
+        wire_bytes: CHUNK,
+    };
+    let now = asked(&feed(&mut swarm, 500, more));
+    assert!(now.iter().all(|(id, _)| *id == 0), "{now:?}");
+}
+
+/// A chunk of this content that was asked for and hasn't come.
+fn swarm_asked(swarm: &Swarm, id: u32) -> ChunkIndex {
+    let content = swarm.ground.contents.get(ContentId(id)).unwrap();
+    content.pending.iter().next().unwrap()
+}
+
+#[test]
+fn where_nobody_can_give_more_of_the_first_image_the_next_is_asked_for() {
+    let mut swarm = among(2, Config::default());
+    // more than is looked at in one pass
+    feed(&mut swarm, 0, ranked(0, 1, 600));
+    feed(&mut swarm, 0, ranked(1, 2, 600));
+    let mut actions = feed(&mut swarm, 100, announced(0, 0, ChunkSet::full(600)));
+    actions.extend(feed(&mut swarm, 100, announced(1, 1, ChunkSet::full(600))));
+    let asked = asked(&actions);
+    assert!(asked.contains(&(0, key(0))), "{asked:?}");
+    assert!(asked.contains(&(1, key(1))), "{asked:?}");
+}
+
+#[test]
+fn what_a_client_reads_comes_before_the_first_image() {
+    let mut swarm = among(1, Config::default());
+    feed(&mut swarm, 0, ranked(0, 1, 64));
+    feed(&mut swarm, 0, ranked(1, 2, 64));
+    let wanted = Event::Wanted {
+        id: ContentId(1),
+        alone_after: Duration::from_secs(60),
+        admitted: false,
+    };
+    feed(&mut swarm, 0, wanted);
+    let first = |swarm: &Swarm| swarm.ground.contents.incomplete().next().unwrap().1;
+    assert_eq!(first(&swarm), ContentId(1));
+    feed(&mut swarm, 1, ranked(1, 3, 64));
+    assert_eq!(first(&swarm), ContentId(1));
+    feed(&mut swarm, 2, Event::Unwanted(ContentId(1)));
+    assert_eq!(first(&swarm), ContentId(0));
+}

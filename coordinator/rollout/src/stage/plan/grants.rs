@@ -1,9 +1,11 @@
 //! Chooses which contents are leased next, and to which hosts.
 //!
-//! A content that no host holds is leased while there is room. Images go in the order in which they were wanted. Where
-//! images and mirrors both want leases, each gets half. Mirrors always have at least one lease, because a mirror's
-//! client doesn't wait for a layer of gigabytes. Recipes have room of their own: they are small, and are of use only
-//! before the contents that they prove.
+//! A content that no host holds is leased while there is room. The images that some host is to finish first go first,
+//! and share the leases evenly; then come those that are second somewhere, and so on. An image waits only while those
+//! before it have something to lease, or hosts are about to say that they stage those. Where images and mirrors both
+//! want leases, each gets half. Mirrors always have at least one lease, because a mirror's client doesn't wait for a
+//! layer of gigabytes. Recipes have room of their own: they are small, and are of use only before the contents that
+//! they prove.
 //!
 //! A content that goes by a recipe is leased in ranges to several hosts while fewer contents than streams are left:
 //! then neither one host's stream nor one host's waiting limits the fleet.
@@ -89,16 +91,36 @@ impl<'a> Given<'a> {
     }
 }
 
-/// The contents of the images for one purpose, in order.
+/// The contents of the images for one purpose.
 struct Queue<'a> {
     view: View<'a>,
-    purpose: Purpose,
     /// Whether this queue is for hosts on trial: see `records`.
     trial: bool,
     /// Whether this queue has the images' recipes, in place of what the images need.
     recipes: bool,
-    images: core::slice::Iter<'a, Image>,
-    image: Option<&'a Image>,
+    lines: Vec<OfImage<'a>>,
+}
+
+/// Whether something of an image can be leased in this round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Something may be.
+    Open,
+    /// Nothing can be for a moment, because hosts that could take it are about to report. Images that go later wait
+    /// with it: their leases would run for long beside those of this one.
+    Soon,
+    /// Nothing can be.
+    Over,
+}
+
+/// The contents of one image in a [`Queue`], in order.
+struct OfImage<'a> {
+    image: &'a Image,
+    /// Images with the least number go first. Among equal ones the leases are divided evenly.
+    turn: usize,
+    /// Leases of the image: those that run, and those of this round.
+    leases: usize,
+    state: State,
     /// Whether the image failed: then only the contents that made it fail are tried.
     failed: bool,
     contents: core::slice::Iter<'a, Digest>,
@@ -109,78 +131,104 @@ struct Queue<'a> {
     candidates: Option<Vec<&'a HostId>>,
 }
 
+impl<'a> OfImage<'a> {
+    fn next(&mut self) -> Option<Digest> {
+        let next = self.again.take().or_else(|| self.recipe.take());
+        next.or_else(|| self.contents.next().copied())
+    }
+}
+
 impl<'a> Queue<'a> {
     fn new(view: View<'a>, purpose: Purpose, trial: bool) -> Self {
-        Self {
-            view,
-            purpose,
-            trial,
-            recipes: false,
-            images: view.images.iter(),
-            image: None,
-            failed: false,
-            contents: [].iter(),
-            recipe: None,
-            again: None,
-            candidates: None,
-        }
+        Self::of(view, purpose, trial, false)
     }
 
     fn of_recipes(view: View<'a>) -> Self {
+        Self::of(view, Purpose::Stage, false, true)
+    }
+
+    fn of(view: View<'a>, purpose: Purpose, trial: bool, recipes: bool) -> Self {
+        let of_purpose = |image: &&Image| image.purpose() == purpose;
+        let images = view.images.iter().filter(of_purpose);
+        let images: Vec<&Image> = images
+            .filter(|image| image.contradicts().is_none())
+            .collect();
+        let turns = match purpose {
+            Purpose::Stage if images.len() > 1 => view.turns(&images),
+            // in the order in which they are wanted
+            Purpose::Stage | Purpose::Mirror => BTreeMap::new(),
+        };
+        let lines = images.into_iter().enumerate().map(|(at, image)| {
+            let running = view.leases.iter();
+            let running = running.filter(|(_, lease)| lease.image() == image.digest());
+            OfImage {
+                image,
+                turn: match purpose {
+                    Purpose::Stage => turns.get(&image.digest()).copied().unwrap_or(usize::MAX),
+                    Purpose::Mirror => at,
+                },
+                leases: running.count(),
+                state: State::Open,
+                failed: view.failure(image).is_some(),
+                contents: match recipes {
+                    true => [].iter(),
+                    false => image.contents().iter(),
+                },
+                recipe: image.recipe().filter(|_| recipes).map(|of| of.digest),
+                again: None,
+                candidates: None,
+            }
+        });
         Self {
-            recipes: true,
-            ..Self::new(view, Purpose::Stage, false)
+            view,
+            trial,
+            recipes,
+            lines: lines.collect(),
         }
-    }
-
-    fn advance(&mut self) -> Option<(&'a Image, Digest)> {
-        loop {
-            if let Some(image) = self.image
-                && let Some(content) = self
-                    .again
-                    .take()
-                    .or_else(|| self.recipe.take())
-                    .or_else(|| self.contents.next().copied())
-            {
-                return Some((image, content));
-            }
-            let wanted =
-                |image: &&Image| image.purpose() == self.purpose && image.contradicts().is_none();
-            let image = self.images.find(wanted)?;
-            self.image = Some(image);
-            if self.recipes {
-                self.recipe = image.recipe().map(|recipe| recipe.digest);
-            } else {
-                self.contents = image.contents().iter();
-            }
-            self.failed = self.view.failure(image).is_some();
-            self.candidates = None;
-        }
-    }
-
-    fn skip_image(&mut self) {
-        self.contents = [].iter();
     }
 
     /// The next content of the queue that no host holds and that some host may fetch.
     fn next_grant(&mut self, given: &mut Given<'a>) -> Option<Grant> {
-        let view = self.view;
-        while let Some((image, digest)) = self.advance() {
+        loop {
+            let soon = self.lines.iter().filter(|of| of.state == State::Soon);
+            let soon = soon.filter(|of| !of.image.is_mirrors() && !self.recipes);
+            let held_up = soon.map(|of| of.turn).min().unwrap_or(usize::MAX);
+            let open = self.lines.iter_mut();
+            let open = open.filter(|of| of.state == State::Open && of.turn <= held_up);
+            // the first of equal ones is wanted for longest
+            let of = open.min_by_key(|of| (of.turn, of.leases))?;
+            let rules = (self.view, self.trial, self.recipes);
+            if let Some(grant) = of.next_grant(rules, given) {
+                of.leases += 1;
+                return Some(grant);
+            }
+        }
+    }
+}
+
+impl<'a> OfImage<'a> {
+    /// The next content of the image that no host holds and that some host may fetch.
+    fn next_grant(
+        &mut self,
+        (view, trial, recipes): (View<'a>, bool, bool),
+        given: &mut Given<'a>,
+    ) -> Option<Grant> {
+        let image = self.image;
+        while let Some(digest) = self.next() {
             let asked = given.registries.get(image.registry());
             if asked.copied().unwrap_or(0) >= view.origin_room(image) {
-                self.skip_image();
-                continue;
+                break;
             }
             let Some(content) = view.contents.get(&digest) else {
                 continue;
             };
-            if !self.may_ask(image, digest, content) {
+            if !self.may_ask(view, digest, content) {
                 continue;
             }
             // being the first to say that it stages earns a host no lease
             if image.is_early(view.now, view.hosts) {
-                self.skip_image();
-                continue;
+                self.state = State::Soon;
+                return None;
             }
             let waits = image.is_mirrors() && content.tries().rests_for_mirrors(view.now);
             if waits || view.is_done(content) {
@@ -194,8 +242,8 @@ impl<'a> Queue<'a> {
                 image,
                 digest,
                 content,
-                recipe: self.recipes,
-                trial: self.trial,
+                recipe: recipes,
+                trial,
             };
             if let Some(grant) = choice.narrow(given) {
                 given.add(&grant, image);
@@ -217,8 +265,8 @@ impl<'a> Queue<'a> {
                 running.filter(|(of, lease)| *lease.host() == host && !view.is_recipe(of));
             let more = running.count() + given.to(&host);
             if more > 0 && image.awaits_reports(view.now, view.hosts, view.config) {
-                self.skip_image();
-                continue;
+                self.state = State::Soon;
+                return None;
             }
             let grant = Grant {
                 host,
@@ -233,12 +281,13 @@ impl<'a> Queue<'a> {
             self.again = range.map(|_| digest);
             return Some(grant);
         }
+        self.state = State::Over;
         None
     }
 
     /// Whether the image's registry may be asked for this content now.
-    fn may_ask(&self, image: &Image, digest: Digest, content: &ContentState) -> bool {
-        let view = self.view;
+    fn may_ask(&self, view: View<'a>, digest: Digest, content: &ContentState) -> bool {
+        let image = self.image;
         let fails = content.tries().fails(&image.digest()).is_some();
         (!self.failed || fails)
             && !view.rests(content, &digest, image)
@@ -484,7 +533,8 @@ impl Choice<'_> {
 
 /// The contents to lease now, beside the leases that run.
 pub(super) fn next(view: View<'_>) -> Vec<Grant> {
-    let mut queues = [Purpose::Stage, Purpose::Mirror].map(|of| Queue::new(view, of, false));
+    let purposes = [Purpose::Stage, Purpose::Mirror];
+    let mut queues = purposes.map(|of| Queue::new(view, of, false));
     let mut grants = Vec::new();
     let mut given = Given::default();
     let recipes = view.recipe_leases();
@@ -512,7 +562,7 @@ pub(super) fn next(view: View<'_>) -> Vec<Grant> {
     loop {
         let first = usize::from(running[1] < running[0]);
         let next = [first, 1 - first].into_iter().find_map(|at| {
-            let room = has_room(view, queues[at].purpose, running);
+            let room = has_room(view, purposes[at], running);
             let grant = room.then(|| queues[at].next_grant(&mut given));
             Some((at, grant??))
         });

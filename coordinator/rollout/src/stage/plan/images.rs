@@ -14,6 +14,7 @@ use super::hosts::Hosts;
 use crate::stage::{
     Config,
     event::{Content, Purpose, Selection, Standing},
+    sequence::Urgency,
 };
 
 /// How long an image's first leases wait for half of the hosts to report.
@@ -128,6 +129,10 @@ pub(super) struct Image {
     /// The bytes that each host held when it last said that it stages, and when that was.
     staging: BTreeMap<HostId, (u64, Moment)>,
     wanted_at: Moment,
+    /// How urgent the image is on a host where no Pod waits for it.
+    urgency: Urgency,
+    /// The hosts on which a Pod waits for the image.
+    awaited: BTreeSet<HostId>,
     /// A content to which an image that goes before this one gives another size.
     contradicts: Option<Digest>,
     /// A content whose real size contradicts this image's manifest. The other image, with another size, goes first.
@@ -157,6 +162,8 @@ impl Image {
             standings: BTreeMap::new(),
             staging: BTreeMap::new(),
             wanted_at: now,
+            urgency: Urgency::default(),
+            awaited: BTreeSet::new(),
             contradicts: None,
             disproved: None,
         }
@@ -223,6 +230,14 @@ impl Image {
     /// A content that turned out not to be what this image says.
     pub(super) const fn disproved(&self) -> Option<Digest> {
         self.disproved
+    }
+
+    /// How urgent the image is on this host.
+    pub(super) fn urgency(&self, id: &HostId) -> Urgency {
+        Urgency {
+            awaited: self.awaited.contains(id),
+            ..self.urgency
+        }
     }
 
     // ---- where it is wanted -----------------------------------------------------------------------------------------
@@ -420,6 +435,10 @@ impl Images {
             let recipe = order.recipe;
             let mut image = Image::new(now, order);
             image.replace_recipe(recipe);
+            // of several that are wanted at one moment, the first one was asked for first
+            let last = self.all.iter().map(|image| image.urgency.asked_ms).max();
+            let after = last.map_or(0, |last| last.saturating_add(1));
+            image.urgency.asked_ms = after.max(now.0 / 1_000);
             self.all.push(image);
             return Change {
                 is_new: true,
@@ -444,6 +463,26 @@ impl Images {
         image.selection = order.selection;
         image.renew(now, &change.selected);
         change
+    }
+
+    /// Notes how urgent an image is. Returns whether that changed anything.
+    pub(super) fn rank(
+        &mut self,
+        image: &Digest,
+        (priority, asked_ms): (i32, u64),
+        awaited: BTreeSet<HostId>,
+    ) -> bool {
+        let Some(image) = self.get_mut(image) else {
+            return false;
+        };
+        let urgency = Urgency {
+            awaited: false,
+            priority,
+            asked_ms,
+        };
+        let changed = (image.urgency, &image.awaited) != (urgency, &awaited);
+        (image.urgency, image.awaited) = (urgency, awaited);
+        changed
     }
 
     /// Takes an image's recipe from it. Returns whether the image had this recipe.
@@ -475,6 +514,7 @@ impl Images {
         for image in &mut self.all {
             image.standings.remove(id);
             image.staging.remove(id);
+            image.awaited.remove(id);
         }
     }
 

@@ -108,6 +108,32 @@ impl Stand {
         }
     }
 
+    /// Has an image as if it were wanted since a second, and this host alone had said that it stages.
+    pub(super) fn want_now(&mut self, number: u32, says: &HostId) {
+        let urgency = self.images.get(&image(number)).unwrap().urgency(says);
+        let specs = self.images.cancel(&image(number)).unwrap().specs().to_vec();
+        let order = Order::new(
+            image(number),
+            vec![format!("registry.example/image-{number}:1")],
+            (specs, None),
+            (Selection::All, Vec::new()),
+            Purpose::Stage,
+        );
+        let before = self.now - Duration::from_secs(1);
+        self.images.order(before, order, &self.hosts);
+        let of = (urgency.priority, urgency.asked_ms);
+        self.images.rank(&image(number), of, [].into());
+        self.report(says, number, Standing::Staging);
+    }
+
+    /// Gives an image a priority, and has Pods on these hosts wait for it. Images of lower numbers were asked for
+    /// earlier.
+    pub(super) fn rank(&mut self, number: u32, priority: i32, awaited: &[u32]) {
+        let awaited = awaited.iter().map(|number| host(*number)).collect();
+        let urgency = (priority, number.into());
+        self.images.rank(&image(number), urgency, awaited);
+    }
+
     /// A host reports the state of an image.
     pub(super) fn report(&mut self, id: &HostId, number: u32, standing: Standing) {
         let of = (id, &image(number));

@@ -1,6 +1,7 @@
 //! Answers questions that need several of the plan's parts: whether some host has a content, whether an image fails,
 //! and whether a registry may be asked. Nothing is changed here.
 
+use alloc::{collections::BTreeMap, vec::Vec};
 use core::time::Duration;
 
 use proto::{Digest, HostId, Moment};
@@ -12,6 +13,7 @@ use super::{
     leases::{Lease, Leases},
     origins::{Origin, Origins},
     records::Records,
+    sequences,
 };
 use crate::stage::{
     Config,
@@ -111,8 +113,19 @@ impl<'a> View<'a> {
     // ---- images -----------------------------------------------------------------------------------------------------
 
     /// Hosts that may fetch for this image.
-    pub(super) fn candidates(self, image: &'a Image) -> alloc::vec::Vec<&'a HostId> {
+    pub(super) fn candidates(self, image: &'a Image) -> Vec<&'a HostId> {
         image.candidates(self.now, self.hosts, self.config)
+    }
+
+    /// How early each of these images is to get leases. Images of which hosts hold all contents need none, so they hold
+    /// up no other image.
+    pub(super) fn turns(self, images: &[&Image]) -> BTreeMap<Digest, usize> {
+        let is_open = |image: &&&Image| {
+            let mut contents = image.contents().iter();
+            contents.any(|digest| self.open(digest).is_some())
+        };
+        let open: Vec<&Image> = images.iter().filter(is_open).copied().collect();
+        sequences::turns(&open, self.hosts)
     }
 
     /// The content that makes an image fail, and what is wrong with it.

@@ -195,3 +195,60 @@ fn a_second_lease_for_one_host_waits_while_others_are_about_to_say_that_they_sta
     stand.now = late;
     assert_eq!(granted(&stand).len(), 2);
 }
+
+#[test]
+fn the_image_that_hosts_finish_first_gets_all_leases_while_it_has_something_to_lease() {
+    let mut stand = Stand::new(8);
+    stand.want(0, &[0, 1, 2, 3, 4]);
+    stand.want(1, &[10, 11, 12, 13, 14]);
+    stand.rank(0, 0, &[]);
+    stand.rank(1, 1, &[]);
+    let of = |stand: &Stand| -> Vec<Digest> { granted(stand).into_iter().map(|of| of.2).collect() };
+    assert_eq!(of(&stand), [1, 1, 1, 1].map(image));
+    // hosts hold all but one of its contents
+    let now = stand.now;
+    for held in 11..15 {
+        let claim = |of: &mut ContentState| of.claim(now, &host(2));
+        stand.contents.each([content(held)], claim);
+    }
+    assert_eq!(of(&stand), [1, 0, 0, 0].map(image), "no stream is idle");
+    // the order changes
+    stand.rank(0, 2, &[]);
+    assert_eq!(of(&stand), [0, 0, 0, 0].map(image));
+}
+
+#[test]
+fn images_that_are_first_on_different_hosts_share_the_leases() {
+    let mut stand = Stand::new(8);
+    stand.want(0, &[0, 1, 2, 3, 4]);
+    stand.want(1, &[10, 11, 12, 13, 14]);
+    stand.want(2, &[20, 21, 22, 23, 24]);
+    for number in 0..3 {
+        stand.rank(number, 0, &[]);
+    }
+    stand.rank(2, 0, &[5]);
+    let of = |stand: &Stand| -> Vec<Digest> { granted(stand).into_iter().map(|of| of.2).collect() };
+    assert_eq!(of(&stand), [0, 2, 0, 2].map(image));
+    // a lease that runs counts
+    stand.lease(1, 0, 0);
+    stand.lease(2, 1, 0);
+    assert_eq!(of(&stand), [2, 2].map(image));
+}
+
+#[test]
+fn a_later_image_waits_while_hosts_are_about_to_say_that_they_stage_the_first() {
+    let mut stand = Stand::new(2);
+    stand.want(1, &[10, 11]);
+    stand.want(0, &[0, 1]);
+    stand.rank(0, 1, &[]);
+    stand.rank(1, 0, &[]);
+    let of = |stand: &Stand| -> Vec<Digest> { granted(stand).into_iter().map(|of| of.2).collect() };
+    let before = of(&stand);
+    assert_eq!(before, [0, 0, 1, 1].map(image));
+    stand.want_now(0, &host(1));
+    assert_eq!(
+        of(&stand),
+        [0].map(image),
+        "the other host may take the next one"
+    );
+}

@@ -69,6 +69,7 @@ fn any_event() -> impl Strategy<Value = Event> {
             }
             event
         }),
+        2 => (any_image(), -1i32..2, 0u64..3, prop::collection::vec(0usize..6, 0..3)).prop_map(|(image, priority, asked_ms, awaited)| Event::Ranked { image, priority, asked_ms, awaited: awaited.into_iter().map(host).collect() }),
         1 => any_image().prop_map(Event::Cancelled),
         1 => any_image().prop_map(Event::Urged),
         5 => (any_host(), any_image(), standing, any::<u64>()).prop_map(|(host, image, standing, held_bytes)| Event::Reported { host, image, standing, held_bytes }),
@@ -157,6 +158,13 @@ proptest! {
                     Action::Neighbours { host, neighbours } => {
                         prop_assert!(neighbours.len() <= 24);
                         prop_assert!(!neighbours.contains(&host));
+                    }
+                    Action::Sequence { host, images } => {
+                        prop_assert!(plan.hosts.is_connected(&host) && images.len() > 1);
+                        for image in images {
+                            let of = plan.images.get(&image);
+                            prop_assert!(of.is_some_and(|of| of.selects(&host, &plan.hosts) && !of.is_mirrors()));
+                        }
                     }
                     Action::Stage { .. }
                     | Action::Cancel { .. }
