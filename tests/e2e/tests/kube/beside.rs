@@ -12,13 +12,14 @@ use std::{
 };
 
 use e2e::{
+    registry::{Fault, Misbehaviour, Target},
     runners::{self, NAMESPACE},
     world::{Image, Setup, World, pool_spec},
 };
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api,
-    api::{DeleteParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
@@ -247,7 +248,7 @@ async fn two_pools_share_hosts_and_their_fleets_cap_and_each_image_has_its_label
     for image in [&first, &second] {
         let hex = image.image.digest.hex().to_string();
         let label = format!("parbake.dev/image-{}=ready", &hex[..12]);
-        let params = kube::api::ListParams::default().labels(&label);
+        let params = ListParams::default().labels(&label);
         world
             .until("every Node says so", || async {
                 let listed = nodes.list(&params).await.ok()?;
@@ -256,6 +257,87 @@ async fn two_pools_share_hosts_and_their_fleets_cap_and_each_image_has_its_label
             .await
             .unwrap();
     }
+}
+
+/// The Pods of a pool.
+async fn pods_of(world: &World, pool: &str) -> Vec<Pod> {
+    let mut pods = world.pods().await;
+    pods.retain(|pod| {
+        let labels = pod.metadata.labels.as_ref();
+        labels
+            .and_then(|labels| labels.get("tuist.dev/runner-pool"))
+            .is_some_and(|of| of == pool)
+    });
+    pods
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(
+    not(api_server),
+    ignore = "needs KUBEBUILDER_ASSETS: a folder with kube-apiserver and etcd"
+)]
+async fn each_guest_of_a_node_waits_for_the_image_of_its_own_pool_alone() {
+    const HOSTS: usize = 2;
+    let mut world = World::start(Setup::new(DEMO, HOSTS)).await.unwrap();
+    let old = world.begin("own", 100, HOSTS).await.unwrap();
+    world.rule("second", &old, HOSTS);
+    let spec = pool_spec(&old.reference, HOSTS, 100);
+    runners::add_pool(&world.client, "second", "own", spec)
+        .await
+        .unwrap();
+    world.until_all_run(&old, 2 * HOSTS).await.unwrap();
+    world.until_staged("second", &old, HOSTS).await.unwrap();
+    let (first, second) = (world.image("2", 2).unwrap(), world.image("3", 3).unwrap());
+    world.roll(&first, HOSTS).await.unwrap();
+    world
+        .until_pods("the first pool has rolled", |pods| {
+            pods.iter().filter(|pod| first.runs(pod)).count() == HOSTS
+        })
+        .await
+        .unwrap();
+
+    // the other pool's image can't come: the image that is present on the same Nodes opens nothing for its Pods
+    let refusal = Misbehaviour::come_back(503, 1);
+    let fault = world.registry.script(Fault::always(Target::Blobs, refusal));
+    world.rule("second", &second, HOSTS);
+    let image = json!({ "image": second.reference });
+    runners::change_pool(&world.client, "second", image)
+        .await
+        .unwrap();
+    for pod in pods_of(&world, "second").await {
+        until_reason(&world, &name(&pod), "image_missing").await;
+    }
+    for pod in pods_of(&world, "xcode").await {
+        assert_ne!(reason_of(&world, &name(&pod)).await, "image_missing");
+    }
+    let (_, shown) = world.parbake(&["status", "--json"]).unwrap();
+    let shown: Vec<Value> = serde_json::from_str(&shown).unwrap();
+    for (image, present) in [(&first, HOSTS), (&second, 0)] {
+        let digest = image.image.digest.to_string();
+        let of = shown.iter().find(|of| of["digest"] == digest).unwrap();
+        assert_eq!(of["hosts_present"], json!(present), "{of}");
+    }
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    for node in nodes.list(&ListParams::default()).await.unwrap() {
+        let labels = node.metadata.labels.unwrap_or_default();
+        let label = |image: &Image| {
+            let hex = image.image.digest.hex().to_string();
+            labels
+                .get(&format!("parbake.dev/image-{}", &hex[..12]))
+                .cloned()
+        };
+        assert_eq!(label(&first).as_deref(), Some("ready"));
+        assert_ne!(label(&second).as_deref(), Some("ready"));
+    }
+    world.registry.clear(fault);
+    world
+        .until_pods("both have rolled", |pods| {
+            let run = |image: &Image| pods.iter().filter(|pod| image.runs(pod)).count();
+            run(&first) == HOSTS && run(&second) == HOSTS
+        })
+        .await
+        .unwrap();
+    world.check().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
