@@ -21,6 +21,7 @@ use self::{
 mod answer;
 mod enrol;
 mod follow;
+mod gate;
 mod hosts;
 mod images;
 mod layers;
@@ -49,6 +50,8 @@ pub(crate) fn router(api: Api, more: Router) -> Router {
             post(hosts::revoke).delete(hosts::readmit),
         )
         .route("/v1/plan", post(images::plan))
+        .route("/v1/gate", post(gate::open).get(gate::list))
+        .route("/v1/gate/done", post(gate::done))
         .route("/v1/tokens", post(enrol::token))
         .route("/v1/bandwidth", put(hosts::bandwidth))
         .layer(middleware::from_fn_with_state(api.clone(), authenticate));

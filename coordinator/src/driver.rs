@@ -32,6 +32,7 @@ use self::{
     members::Members,
     mirror::Mirrored,
     order::{Addressed, bandwidth},
+    places::{Clocks, Places},
     presence::Presence,
     preview::Preview,
     reporting::Reporting,
@@ -43,13 +44,12 @@ use self::{
     writer::Answer,
 };
 use crate::{
-    authority::Authority,
     config::Config,
     fleet::Membership,
     metrics::Metrics,
     resolve::Registries,
     view::{ImageState, ShortOfRoom, StageReply},
-    wants::{Kept, Want},
+    wants::Want,
 };
 
 mod ask;
@@ -68,6 +68,9 @@ mod members;
 mod mirror;
 mod order;
 mod paces;
+mod parts;
+mod place_ask;
+mod places;
 mod presence;
 mod preview;
 mod pull_tokens;
@@ -94,6 +97,8 @@ pub(crate) use self::{
     input::{INBOX, Input, Opened},
     limits::stricter,
     order::ORDERS,
+    parts::Parts,
+    place_ask::{GateAsk, GroupAsk, PlaceAsk, PlaceError},
     presence::{HostPresence, PresenceView},
     refusals::{Cause, Refused},
     show::View,
@@ -113,6 +118,8 @@ pub(crate) struct Driver {
     mirror: Mirrored,
     blames: Blames,
     limited: Limited,
+    /// Which hosts may be worked on, without a cluster.
+    places: Places,
     views: Views,
     writer: mpsc::Sender<Write>,
     registries: Arc<Registries>,
@@ -121,21 +128,6 @@ pub(crate) struct Driver {
     /// In tests, the time instead of the clock's.
     #[cfg(test)]
     frozen: Option<Moment>,
-}
-
-/// Everything from which a driver is made.
-#[derive(Debug)]
-pub(crate) struct Parts {
-    pub(crate) config: Config,
-    pub(crate) authority: Arc<Authority>,
-    pub(crate) kept: Kept,
-    pub(crate) membership: Arc<Membership>,
-    pub(crate) publish: watch::Sender<Arc<View>>,
-    pub(crate) presence: watch::Sender<Arc<PresenceView>>,
-    pub(crate) writer: mpsc::Sender<Write>,
-    pub(crate) registries: Arc<Registries>,
-    pub(crate) metrics: Metrics,
-    pub(crate) seed: u64,
 }
 
 impl Driver {
@@ -155,6 +147,7 @@ impl Driver {
             mirror: Mirrored::default(),
             blames: Blames::new(signatures, metrics.clone()),
             limited: Limited::new(parts.kept.bandwidth),
+            places: Places::default(),
             views: Views::new(parts.publish),
             writer: parts.writer,
             registries,
@@ -164,6 +157,7 @@ impl Driver {
             frozen: None,
         };
         let now = this.now();
+        this.places = Places::kept(now, parts.kept.places);
         // Hosts are known in their last zones at first. A host that then says the same zone in its hello moves nowhere
         // in the graph.
         for (host, place) in &parts.kept.roster {
@@ -237,6 +231,7 @@ impl Driver {
             self.members.rosters().due(),
             self.members.hosts().due(),
             self.staging.due(),
+            self.places.due(),
         ];
         let views = self.views.due();
         parts.into_iter().flatten().fold(views, Moment::min)
@@ -307,6 +302,8 @@ impl Driver {
         if let Some(places) = self.members.hosts_mut().take_places_due(now) {
             self.write(Write::Places(places));
         }
+        let over = self.places.expire(now);
+        self.carry(now, over);
         let effects = self.staging.restage(now, self.members.hosts());
         self.carry(now, effects);
         self.ask_for_tokens(now);
@@ -609,11 +606,6 @@ impl Driver {
             Ask::Bandwidth { limits, reply } => {
                 self.limited.ask(limits);
                 self.order_bandwidth(now);
-                info!(
-                    upload = limits.upload_bytes_per_second,
-                    download = limits.download_bytes_per_second,
-                    "bandwidth limits changed"
-                );
                 self.write(Write::Bandwidth(limits, Answer::new(reply, ())));
             }
             Ask::Place {
@@ -640,6 +632,11 @@ impl Driver {
             }
             Ask::Preview { want, reply } => {
                 drop(reply.send(self.preview().of(&want)));
+            }
+            Ask::Places(ask) => {
+                let known = places::Known::new(&self.members, self.staging.images());
+                let effects = self.places.answer(Clocks::at(now), known, ask);
+                self.carry(now, effects);
             }
         }
     }

@@ -7,6 +7,8 @@
 //! `bandwidth.json` holds the limits that operators set. `roster.json` holds where hosts were last reached: after a
 //! restart, hosts go on with the peers that they know until each has connected again.
 
+mod kept_places;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
@@ -24,6 +26,7 @@ use proto::{
 use serde::{Deserialize, Serialize};
 use tracing::error;
 
+pub(crate) use self::kept_places::{KeptPlaces, PLACES};
 use crate::{
     predicted::Predicted,
     view::{BandwidthRequest, RecipeView},
@@ -155,6 +158,8 @@ pub(crate) struct Kept {
     /// The limits that operators set, if they did.
     pub(crate) bandwidth: Option<BandwidthRequest>,
     pub(crate) roster: BTreeMap<HostId, Place>,
+    /// The places under groups' caps.
+    pub(crate) places: KeptPlaces,
 }
 
 /// A file can't be read or written.
@@ -267,10 +272,11 @@ impl Files {
             wants: state_dir.join("wants"),
             asked: state_dir.join(ASKED),
         };
-        for dir in [&this.wants, &this.asked] {
+        let places = state_dir.join(PLACES);
+        for dir in [&this.wants, &this.asked, &places] {
             durable::make_dir(dir).map_err(at(dir))?;
         }
-        for dir in [&this.dir, &this.wants, &this.asked] {
+        for dir in [&this.dir, &this.wants, &this.asked, &places] {
             durable::sweep(dir).map_err(at(dir))?;
         }
         Ok(this)
@@ -290,6 +296,11 @@ impl Files {
             "roster.json",
             "nothing is to be done: hosts say where they are when they connect",
         )?;
+        let places = self.small(
+            KeptPlaces::FILE,
+            "no host has a place: `parbake gate` may let more hosts be worked on than a cap says, until work that began before is done",
+        )?;
+        kept.places = places.unwrap_or_default();
         let roster = roster.unwrap_or_default();
         for (host, place) in roster {
             if let Ok(host) = host.parse() {
@@ -405,6 +416,11 @@ impl Files {
             .map(|(host, place)| (host.as_str(), place))
             .collect();
         self.write(&self.dir.join("roster.json"), &roster)
+    }
+
+    /// Writes the places under groups' caps to disk. Blocks.
+    pub(crate) fn keep_places(&self, places: &KeptPlaces) -> Result<(), StateError> {
+        self.write(&self.dir.join(KeptPlaces::FILE), places)
     }
 
     fn write(&self, path: &Path, value: &impl Serialize) -> Result<(), StateError> {

@@ -175,7 +175,7 @@ reasons! {
     /// The image was old, nobody wanted it, and the host took it out of tart's cache.
     Retired = "retired",
 
-    // ---- why a Pod may drain, or may not: the gate says so ----
+    // ---- why a Pod may drain, or a host may be worked on, or may not: the gate says so ----
 
     /// The Pod may drain.
     Open = "open",
@@ -225,6 +225,12 @@ reasons! {
     FleetCapReached = "fleet_cap_reached",
     /// Pods that were let go long ago have no successors, and fill the cap.
     NoSuccessor = "no_successor",
+    /// Other hosts of the group have waited longer for a place, and come first.
+    AwaitingPlace = "awaiting_place",
+    /// The host is revoked.
+    Revoked = "revoked",
+    /// The fleet has no host of this name.
+    NotInFleet = "not_in_fleet",
     /// A write on the Pod was refused, and the next try waits.
     RetryWaits = "retry_waits",
     /// The Pod was admitted a moment ago.

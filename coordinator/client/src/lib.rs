@@ -5,6 +5,7 @@
 //! (`coordinator` does).
 
 mod call;
+pub mod gate;
 pub mod patience;
 pub mod view;
 

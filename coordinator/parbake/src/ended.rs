@@ -1,7 +1,10 @@
 //! Turns the coordinator's answers into exit statuses: the contract of `stage --wait`, `roll` and `why`.
 
-use client::view::{
-    HostProgress, HostState, HostView, ImageState, ImageView, PodView, PoolView, StageRequest,
+use client::{
+    gate::{GateVerdict, GateView},
+    view::{
+        HostProgress, HostState, HostView, ImageState, ImageView, PodView, PoolView, StageRequest,
+    },
 };
 use proto::{Reason, ToldReason};
 
@@ -144,6 +147,48 @@ const fn failed_image(reason: Reason) -> Option<&'static str> {
         Reason::Contradicts => "it can't be staged beside another image",
         _ => return None,
     })
+}
+
+/// Whether waiting for a host at the gate is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum GateEnd {
+    /// The host is ready, and has its place.
+    Open,
+    /// It isn't over.
+    Waits,
+    /// It is over, and the host isn't ready. The story has the reason, the cause and the next step.
+    Over(String),
+}
+
+/// The end of waiting for a host at the gate, by what ends `stage --wait` too: the image failed as a whole, or has been
+/// failed on the host for long. What the gate refuses doesn't come by waiting.
+pub(crate) fn of_gate(view: &GateView, image: &str) -> GateEnd {
+    let host = &view.host;
+    let story = |cause: &str, next: &str| {
+        let next = match next.is_empty() {
+            true => String::new(),
+            false => format!("; next: {next}"),
+        };
+        GateEnd::Over(format!("{host}: {}: {cause}{next}\n", view.reason))
+    };
+    match view.verdict {
+        GateVerdict::Open => GateEnd::Open,
+        GateVerdict::Refused => story(&view.message, &view.next),
+        GateVerdict::Waits => {
+            if let Some(failed) = known(view.image_failed.as_ref()).and_then(failed_image) {
+                let next = format!("{failed} (`parbake status {image}`)");
+                return story(&view.message, &next);
+            }
+            let busy = known(Some(&view.reason)) == Some(Reason::TartBusy);
+            let failed = view
+                .failed_seconds
+                .is_some_and(|seconds| seconds >= GIVE_UP_AFTER_SECONDS);
+            match failed && !busy {
+                true => story(&view.message, &view.next),
+                false => GateEnd::Waits,
+            }
+        }
+    }
 }
 
 /// Whether the host waits for tart. tart holds its lock while it pulls, and releases the lock by itself. Agents report

@@ -8,6 +8,7 @@ mod connection;
 mod ended;
 mod follow;
 pub mod frame;
+mod gate;
 mod pauses;
 mod prediction;
 pub mod recipe;
@@ -141,6 +142,8 @@ pub enum Command {
         /// Name of the pool's ImagePrePull. Write NAMESPACE/NAME if several have this name, or if it has no gate.
         pool: String,
     },
+    /// Wait until hosts hold an image and may be worked on, under a cap, in racks without a cluster.
+    Gate(gate::Options),
     /// Make the recipe of an image: what proves each MiB of the image when it arrives.
     ///
     /// For a release's pipeline. Needs no coordinator. Exit status 1 if a recipe that is checked (--verify) is false.
@@ -190,6 +193,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Outcome> {
     let client = || anyhow::Ok(Client::new(connection::target(&connection)?));
     match command {
         Command::Recipe(options) => Box::pin(recipe::run(options)).await,
+        Command::Gate(options) => gate::run(client()?, options).await,
         Command::Stage {
             image,
             wait,

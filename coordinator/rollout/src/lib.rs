@@ -2,7 +2,8 @@
 //! who are neighbours, and which Pods may drain.
 //!
 //! [`names`] keeps who wants what, [`stage`] plans what moves, [`presence`] remembers what is where, and [`gate`] lets
-//! Pods drain. [`prediction`] says what a staging will move, [`recipes`] who makes the recipes that registries lack.
+//! Pods drain. [`places`] lets hosts be worked on in racks without a cluster. [`prediction`] says what a staging will
+//! move, [`recipes`] who makes the recipes that registries lack.
 //! The shell (the coordinator's drivers, or the simulator) feeds events and carries out actions. Any event is legal in
 //! any state. Time and the seed are arguments.
 #![no_std]
@@ -13,6 +14,7 @@ extern crate std;
 
 pub mod gate;
 pub mod names;
+pub mod places;
 pub mod prediction;
 pub mod presence;
 pub mod recipes;

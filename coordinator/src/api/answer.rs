@@ -10,7 +10,7 @@ use proto::HostId;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    driver::{CancelError, StageError},
+    driver::{CancelError, PlaceError, StageError},
     resolve::ResolveError,
     view::Problem,
 };
@@ -96,6 +96,16 @@ impl From<CancelError> for Failure {
             CancelError::Unwanted { .. } => StatusCode::NOT_FOUND,
             CancelError::ByCluster(_) => StatusCode::CONFLICT,
             CancelError::NotKept(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, error)
+    }
+}
+
+impl From<PlaceError> for Failure {
+    fn from(error: PlaceError) -> Self {
+        let status = match &error {
+            PlaceError::NoCap(_) | PlaceError::TooManyGroups => StatusCode::CONFLICT,
+            PlaceError::NotKept(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error)
     }

@@ -11,7 +11,7 @@
 //! that leader reads again, it finds a greater number than its own.
 //!
 //! The Secret's data has these keys: `ca.key`, `ca.pem` and `api.token` with the content of the files, and
-//! `tokens.json`, `enrolled.json`, `revoked.json` and `asked.json`, each an object from file name to file content.
+//! `tokens.json`, `enrolled.json`, `revoked.json`, `asked.json` and `places.json`, each an object from file name to file content.
 //! Records aren't keys of their own, because a host's name may be longer than a key. Wants aren't stored here: in a
 //! cluster they are objects.
 
@@ -41,7 +41,7 @@ use crate::{
     enrolment::{Enrolment, RecordError},
     saver::Ask,
     state_dir,
-    wants::ASKED,
+    wants::{ASKED, PLACES},
 };
 
 /// The Secret's name.
@@ -66,11 +66,12 @@ const SINGLE: [(&str, &str, u32); 3] = [
     ("api.token", "api.token", durable::SECRET),
 ];
 /// Directories of records: key in the Secret, path in the directory.
-const RECORDS: [(&str, &str); 4] = [
+const RECORDS: [(&str, &str); 5] = [
     ("tokens.json", "tokens"),
     ("enrolled.json", "enrolled"),
     ("revoked.json", "revoked"),
     ("asked.json", ASKED),
+    ("places.json", PLACES),
 ];
 
 /// Why shared state can't be had or kept.

@@ -6,6 +6,7 @@ use proto::{Digest, HostId};
 use rollout::names::NotAsked;
 use tokio::sync::oneshot;
 
+use super::place_ask::PlaceAsk;
 use crate::{
     view::{BandwidthRequest, CancelReply, PlanReply, ShortOfRoom, StageReply},
     wants::{StateError, Want},
@@ -68,6 +69,8 @@ pub(crate) enum Ask {
     },
     /// An object of the cluster asks for this image again: what failed of the image is tried at once.
     Urge(Digest),
+    /// Something about places in racks without a cluster.
+    Places(PlaceAsk),
     /// Say what staging this image would move.
     Preview {
         want: Box<Want>,

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc::Receiver, oneshot};
 use super::{tests::World, *};
 use crate::{
     view::{HostProgress, HostState, ImageState, ImageView},
-    wants::tests::want,
+    wants::{Kept, tests::want},
 };
 
 mod seen;

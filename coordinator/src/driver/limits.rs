@@ -1,5 +1,7 @@
 //! The limits of what may move: those that operators set, and those of the cluster's objects.
 
+use tracing::info;
+
 use super::ask::Limits;
 use crate::view::BandwidthRequest;
 
@@ -40,7 +42,12 @@ impl Limited {
     }
 
     /// Takes the limits that operators set.
-    pub(super) const fn ask(&mut self, limits: BandwidthRequest) {
+    pub(super) fn ask(&mut self, limits: BandwidthRequest) {
+        info!(
+            upload = limits.upload_bytes_per_second,
+            download = limits.download_bytes_per_second,
+            "bandwidth limits changed"
+        );
         self.asked = Some(limits);
     }
 

@@ -11,6 +11,7 @@ use rollout::stage::Event;
 use tracing::{debug, info, warn};
 
 use super::{
+    ask::Ask,
     effect::Effects,
     hosts::{self, Hosts, Known},
     input::Input,
@@ -81,7 +82,8 @@ impl Members {
     pub(super) fn is_news(&self, input: &Input) -> bool {
         match input {
             Input::Reported { host, report, .. } => !self.confirms(host, report),
-            Input::Tick => false,
+            // places aren't in the view
+            Input::Tick | Input::Asked(Ask::Places(_)) => false,
             Input::Opened(_)
             | Input::Closed { .. }
             | Input::Refused(_)

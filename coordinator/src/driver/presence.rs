@@ -11,7 +11,10 @@ use std::{
 };
 
 use proto::{Digest, HostId, Moment, limits::MAX_IMAGES, message, reference::MAX_REFERENCE_BYTES};
-use rollout::{names::Told, presence::Holdings};
+use rollout::{
+    names::Told,
+    presence::{Held, Holdings, MAX_AGE},
+};
 use tokio::sync::watch;
 
 use super::order::order;
@@ -228,6 +231,32 @@ impl Presence {
     /// The references under which a host has an image, as far as its word counts.
     pub(super) fn names(&self, host: &HostId, image: &Digest) -> Option<&BTreeSet<String>> {
         self.hosts.get(host)?.counted.get(image)
+    }
+
+    /// What is known of the image with this digest under `reference` on a host, as far as the host's word counts.
+    /// `clock` is now.
+    pub(super) fn held(
+        &self,
+        clock: Instant,
+        host: &HostId,
+        reference: &str,
+        image: &Digest,
+    ) -> Held {
+        let Some(age) = self.age(clock, host) else {
+            return Held::Unheard;
+        };
+        let names = self.names(host, image);
+        match names.is_some_and(|names| names.contains(reference)) {
+            true if age <= MAX_AGE => Held::Fresh,
+            true => Held::Old(age),
+            false => Held::Missing,
+        }
+    }
+
+    /// How long ago a host last looked at its disk. `None` where it hasn't reported.
+    pub(super) fn age(&self, clock: Instant, host: &HostId) -> Option<Duration> {
+        let checked_at = self.hosts.get(host)?.checked_at?;
+        Some(clock.saturating_duration_since(checked_at))
     }
 
     /// All that counts of a host's word.

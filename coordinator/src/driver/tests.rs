@@ -8,11 +8,12 @@ use tokio::sync::{mpsc::Receiver, oneshot};
 
 use super::{ask::MAX_WANTS, *};
 use crate::{
+    authority::Authority,
     config::Fleet,
     intake,
     metrics::KindLabel,
     view::{BandwidthRequest, HostState, HostView, ImageState},
-    wants::tests::want,
+    wants::{Kept, tests::want},
 };
 
 mod blames;
@@ -21,6 +22,7 @@ mod fleet_recipes;
 mod flood;
 mod formats;
 mod names;
+mod places;
 mod predictions;
 mod recipes;
 mod rest;

@@ -3,14 +3,18 @@
 
 use std::collections::BTreeMap;
 
+use client::gate::{GateDoneReply, GateReply};
 use proto::{Digest, HostId};
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;
 
-use super::ask::{CancelError, StageError};
+use super::{
+    ask::{CancelError, StageError},
+    place_ask::PlaceError,
+};
 use crate::{
     view::{BandwidthRequest, CancelReply, StageReply},
-    wants::{Files, Place, StateError, Want},
+    wants::{Files, KeptPlaces, Place, StateError, Want},
 };
 
 /// The most writes that wait: more than operators cause at one time.
@@ -27,6 +31,8 @@ pub(crate) enum Write {
     Drop(Digest, Answer<CancelReply, CancelError>),
     /// The limits that operators set.
     Bandwidth(BandwidthRequest, Answer<(), StateError>),
+    /// Which hosts have a place under a group's cap.
+    Gate(KeptPlaces, GateAnswer),
     /// Where hosts are reached.
     Places(BTreeMap<HostId, Place>),
 }
@@ -39,6 +45,7 @@ impl Write {
             Self::Want(_, answer) => answer.give(Ok(())),
             Self::Less(_, answer) | Self::Drop(_, answer) => answer.give(Ok(())),
             Self::Bandwidth(_, answer) => answer.give(Ok(())),
+            Self::Gate(_, answer) => answer.give(Ok(())),
             Self::Places(_) => {}
         }
     }
@@ -73,6 +80,27 @@ impl<T, E: From<StateError>> Answer<T, E> {
     }
 }
 
+/// Who waits for a write of places.
+#[derive(Debug)]
+pub(crate) enum GateAnswer {
+    /// Who asked for places.
+    Open(Answer<GateReply, PlaceError>),
+    /// Who gave one back.
+    Done(Answer<GateDoneReply, PlaceError>),
+    /// Nobody: a place's time was over.
+    None,
+}
+
+impl GateAnswer {
+    fn give(self, written: Result<(), StateError>) {
+        match self {
+            Self::Open(answer) => answer.give(written),
+            Self::Done(answer) => answer.give(written),
+            Self::None => Answer::<(), StateError>::none().give(written),
+        }
+    }
+}
+
 /// Writes until the driver is gone. A write that panics ends the writer, and with it the program. The next start reads
 /// what is on the disk.
 pub(crate) async fn write(files: Files, mut queue: mpsc::Receiver<Write>) {
@@ -92,6 +120,7 @@ fn write_one(files: &Files, write: Write) {
         Write::Less(want, answer) => answer.give(files.keep(&want)),
         Write::Drop(image, answer) => answer.give(files.drop(&image)),
         Write::Bandwidth(limits, answer) => answer.give(files.keep_bandwidth(limits)),
+        Write::Gate(places, answer) => answer.give(files.keep_places(&places)),
         Write::Places(places) => {
             Answer::<(), StateError>::none().give(files.keep_roster(&places));
         }

@@ -236,3 +236,47 @@ fn the_operators_page_has_the_same_table_and_explains_every_reason() {
         .collect();
     assert_eq!(missing, Vec::<&Reason>::new());
 }
+
+#[test]
+fn waiting_at_the_gate_ends_by_what_waiting_doesnt_cure() {
+    let view = |verdict, reason: ToldReason| GateView {
+        host: "a".into(),
+        digest: None,
+        verdict,
+        reason,
+        message: "words".into(),
+        next: "a step".into(),
+        failed_seconds: None,
+        image_failed: None,
+        place: None,
+    };
+    let end = |view: &GateView| of_gate(view, "r.test/image:1");
+    for reason in told() {
+        let story = GateEnd::Over(format!("a: {reason}: words; next: a step\n"));
+        assert_eq!(end(&view(GateVerdict::Open, reason.clone())), GateEnd::Open);
+        assert_eq!(end(&view(GateVerdict::Refused, reason.clone())), story);
+        // a reason of a later version ends no wait either
+        let waits = view(GateVerdict::Waits, reason.clone());
+        assert_eq!(end(&waits), GateEnd::Waits);
+        let failed = |seconds| GateView {
+            failed_seconds: Some(seconds),
+            ..waits.clone()
+        };
+        assert_eq!(end(&failed(GIVE_UP_AFTER_SECONDS - 1)), GateEnd::Waits);
+        let busy = reason.known() == Some(Reason::TartBusy);
+        let over = if busy { GateEnd::Waits } else { story };
+        assert_eq!(end(&failed(GIVE_UP_AFTER_SECONDS)), over);
+        let whole = GateView {
+            image_failed: Some(reason.clone()),
+            ..view(GateVerdict::Waits, Reason::ImageMissing.into())
+        };
+        let hopeless = reason
+            .known()
+            .is_some_and(|reason| HOPELESS.contains(&reason));
+        assert_eq!(
+            matches!(end(&whole), GateEnd::Over(_)),
+            hopeless,
+            "{reason}"
+        );
+    }
+}

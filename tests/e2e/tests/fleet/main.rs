@@ -11,6 +11,7 @@ mod image;
 mod made;
 mod names;
 mod peers;
+mod racks;
 mod recipes;
 mod releases;
 mod rogues;

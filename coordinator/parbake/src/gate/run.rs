@@ -1,0 +1,633 @@
+//! `parbake gate run`: a command for each host, as soon as the host holds the image, under the cap of a group.
+//!
+//! [`Batch`] says for which hosts the gate is asked, which commands begin, and when it is over; it does nothing by
+//! itself. The loop asks, runs commands and gives places back, each as a task of its own: none holds up another.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::ExitStatus,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use client::{
+    CallError, Client,
+    gate::{AtMost, GateDone, GateReply, GateRequest, GateView, MAX_GATE_HOSTS},
+    view::{HostView, ImageView},
+};
+use http::{Method, StatusCode};
+use proto::ToldReason;
+use serde::Serialize;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
+};
+
+use super::{
+    call::{ask, passes},
+    command::{self, About, How},
+    text,
+};
+use crate::{
+    ended::{self, GateEnd, Outcome},
+    follow::{self, Touch},
+    pauses::Pauses,
+    say::{print, tell},
+};
+
+/// How often the gate is asked while hosts are left.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+/// A place lasts this much longer than its command may, for the command's end and for giving the place back.
+const SLACK_SECONDS: u64 = 60;
+/// The longest time of a command.
+const MAX_COMMAND_SECONDS: u64 = 86_400 - SLACK_SECONDS;
+/// A place that can't be given back for this long is left to end by itself.
+const GIVE_BACK: Duration = Duration::from_secs(60);
+
+/// What is run, for which hosts.
+#[derive(Args, Debug)]
+pub(super) struct Options {
+    /// The image: a reference under which it was staged, or its bare digest.
+    image: String,
+    /// Names of the hosts, separated by commas. [default: all hosts that the image was staged on]
+    #[arg(long, value_delimiter = ',')]
+    hosts: Option<Vec<String>>,
+    /// Only hosts of this zone. [default: all zones]
+    #[arg(long)]
+    zone: Option<String>,
+    /// The group in which each host takes a place: letters, digits, '.', '_' and '-'.
+    #[arg(long, value_name = "NAME")]
+    group: String,
+    /// Most hosts of the group that may have a place: a number, or a percentage of the hosts that the image was staged
+    /// on. The strictest of those that have a place or wait holds.
+    #[arg(long, value_name = "N|P%")]
+    at_most: AtMost,
+    /// Seconds after which a command is ended, with all of its process group, and counts as failed.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1_800, value_parser = clap::value_parser!(u64).range(1..=MAX_COMMAND_SECONDS))]
+    command_timeout: u64,
+    /// Seconds after which no more commands begin. Those that run go on to their end. [default: no limit]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    /// Go on with further hosts when a command fails.
+    #[arg(long)]
+    keep_going: bool,
+    /// Print one JSON object at the end.
+    #[arg(long)]
+    json: bool,
+    /// The command and its arguments, behind `--`.
+    #[arg(last = true, required = true, num_args = 1.., value_name = "COMMAND")]
+    words: Vec<String>,
+}
+
+/// Where a host stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    /// The host waits for its image or for a place.
+    Waiting,
+    /// Its command runs.
+    Running,
+    /// Its command succeeded.
+    Done,
+    /// Its command failed, or couldn't be started.
+    Failed,
+    /// Its command's time was over.
+    TimedOut,
+    /// The operator ended its command.
+    Stopped,
+    /// The host didn't get ready; no command was run.
+    NotReady,
+    /// No command was run, because it was over before.
+    NotStarted,
+}
+
+/// A host, and what became of it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Line {
+    host: String,
+    state: State,
+    /// The gate's last reason, where the host's command hasn't begun.
+    reason: Option<ToldReason>,
+    /// What happened, for people.
+    message: String,
+    exit_status: Option<i32>,
+    seconds: Option<f64>,
+    #[serde(skip)]
+    began: Option<Instant>,
+}
+
+/// The hosts of one run.
+#[derive(Debug)]
+struct Batch {
+    image: String,
+    lines: BTreeMap<String, Line>,
+    keep_going: bool,
+    /// Why no more commands begin.
+    over: Option<String>,
+    /// The last host that the gate was asked about, where there are too many hosts for one ask.
+    asked_to: Option<String>,
+}
+
+impl Batch {
+    fn new(image: &str, hosts: BTreeSet<String>, keep_going: bool) -> Self {
+        let line = |host: String| Line {
+            host,
+            state: State::Waiting,
+            reason: None,
+            message: String::new(),
+            exit_status: None,
+            seconds: None,
+            began: None,
+        };
+        Self {
+            image: image.to_owned(),
+            lines: hosts
+                .into_iter()
+                .map(|host| (host.clone(), line(host)))
+                .collect(),
+            keep_going,
+            over: None,
+            asked_to: None,
+        }
+    }
+
+    fn count(&self, state: State) -> usize {
+        self.lines
+            .values()
+            .filter(|line| line.state == state)
+            .count()
+    }
+
+    /// The hosts to ask the gate about next: those that wait, a request's worth at a time.
+    fn next_asked(&mut self) -> Vec<String> {
+        if self.over.is_some() {
+            return Vec::new();
+        }
+        let waiting = self
+            .lines
+            .values()
+            .filter(|line| line.state == State::Waiting);
+        let (before, behind): (Vec<_>, Vec<_>) =
+            waiting.map(|line| line.host.clone()).partition(|host| {
+                self.asked_to
+                    .as_ref()
+                    .is_some_and(|asked_to| host <= asked_to)
+            });
+        let mut hosts: Vec<String> = behind.into_iter().chain(before).collect();
+        hosts.truncate(MAX_GATE_HOSTS);
+        self.asked_to = hosts.last().cloned();
+        hosts
+    }
+
+    /// Takes the gate's answer. Returns the hosts whose commands begin, and those whose places go back unused.
+    fn answered(&mut self, now: Instant, reply: GateReply) -> (Vec<GateView>, Vec<String>) {
+        let (mut begin, mut unused) = (Vec::new(), Vec::new());
+        for view in reply.hosts {
+            let end = ended::of_gate(&view, &self.image);
+            let over = self.over.is_some();
+            let Some(line) = self.lines.get_mut(&view.host) else {
+                continue;
+            };
+            let waits = line.state == State::Waiting;
+            match end {
+                GateEnd::Open if over || !waits => {
+                    if line.state != State::Running {
+                        unused.push(view.host);
+                    }
+                }
+                GateEnd::Open => {
+                    line.state = State::Running;
+                    line.began = Some(now);
+                    (line.reason, line.message) = (None, String::new());
+                    begin.push(view);
+                }
+                GateEnd::Over(story) if waits && !over => {
+                    line.state = State::NotReady;
+                    line.reason = Some(view.reason);
+                    line.message = story.trim_end().to_owned();
+                    tell(&format!("{}\n", line.message));
+                }
+                GateEnd::Waits if waits && !over => {
+                    if line.reason.as_ref() != Some(&view.reason) {
+                        tell(&text::view(&view));
+                    }
+                    line.message = view.message;
+                    line.reason = Some(view.reason);
+                }
+                GateEnd::Over(_) | GateEnd::Waits => {}
+            }
+        }
+        (begin, unused)
+    }
+
+    /// A command ended.
+    fn ended(&mut self, now: Instant, host: &str, how: std::io::Result<How>) {
+        let Some(line) = self.lines.get_mut(host) else {
+            return;
+        };
+        let took = line
+            .began
+            .map(|began| now.duration_since(began).as_secs_f64());
+        line.seconds = took;
+        let took = took.unwrap_or_default();
+        (line.state, line.message) = match how {
+            Ok(How::Exited(status)) => {
+                line.exit_status = status.code();
+                match status.success() {
+                    true => (State::Done, format!("done in {took:.1} s")),
+                    false => (
+                        State::Failed,
+                        format!("failed after {took:.1} s: {}", words(status)),
+                    ),
+                }
+            }
+            Ok(How::TimedOut) => (
+                State::TimedOut,
+                format!(
+                    "ended after {took:.1} s, with its process group: its time was over (--command-timeout)"
+                ),
+            ),
+            Ok(How::Stopped) => (
+                State::Stopped,
+                format!("ended after {took:.1} s, as asked for"),
+            ),
+            Err(error) => (
+                State::Failed,
+                format!("the command can't be started: {error}"),
+            ),
+        };
+        tell(&format!("{host}: {}\n", line.message));
+        if matches!(line.state, State::Failed | State::TimedOut) && !self.keep_going {
+            self.stop(format!(
+                "the command for {host} failed; --keep-going goes on"
+            ));
+        }
+    }
+
+    /// No more commands begin.
+    fn stop(&mut self, why: String) {
+        if self.over.is_none() && self.count(State::Waiting) > 0 {
+            tell(&format!("no more commands begin: {why}\n"));
+        }
+        self.over.get_or_insert(why);
+    }
+
+    fn is_over(&self) -> bool {
+        let waiting = self.over.is_none() && self.count(State::Waiting) > 0;
+        !waiting && self.count(State::Running) == 0
+    }
+
+    /// What became of each host.
+    fn finish(mut self) -> Vec<Line> {
+        let over = self.over.take().unwrap_or_default();
+        let mut lines: Vec<Line> = self.lines.into_values().collect();
+        for line in &mut lines {
+            if line.state != State::Waiting {
+                continue;
+            }
+            // a host that only waited for others was ready
+            let ready = line.reason.as_ref().and_then(ToldReason::known);
+            let ready = ready.is_none_or(|reason| {
+                matches!(
+                    reason,
+                    proto::Reason::CapReached | proto::Reason::AwaitingPlace
+                )
+            });
+            let (state, what) = match ready {
+                true => (State::NotStarted, "not started"),
+                false => (State::NotReady, "not ready"),
+            };
+            let last = match line.message.is_empty() {
+                true => String::new(),
+                false => format!(" (last: {})", line.message),
+            };
+            line.state = state;
+            line.message = format!("{what}: {over}{last}");
+        }
+        lines
+    }
+}
+
+fn words(status: ExitStatus) -> String {
+    status.to_string()
+}
+
+/// What is printed at the end.
+#[derive(Debug, Serialize)]
+struct Report {
+    image: String,
+    digest: String,
+    group: String,
+    at_most: AtMost,
+    hosts_done: usize,
+    hosts: Vec<Line>,
+}
+
+impl Report {
+    fn text(&self) -> String {
+        let mut text = String::new();
+        for line in &self.hosts {
+            text.push_str(&format!("{}: {}\n", line.host, line.message));
+        }
+        text.push_str(&format!(
+            "{} of {} hosts are done\n",
+            self.hosts_done,
+            self.hosts.len()
+        ));
+        text
+    }
+}
+
+/// What the loop waits for.
+enum Input {
+    Answered(Result<GateReply, CallError>),
+    Ended(String, std::io::Result<How>),
+    /// A place was given back, or left to end by itself.
+    GivenBack,
+    Tick,
+    Late,
+    /// Ctrl-C.
+    Interrupted,
+    /// SIGTERM: a pipeline is cancelled.
+    Terminated,
+    /// A task of ours died.
+    Died(String),
+}
+
+/// Runs the command for each host, and prints what became of them.
+pub(super) async fn run(client: Client, options: Options) -> anyhow::Result<Outcome> {
+    let deadline = options
+        .timeout
+        .map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let (image, hosts) = selected(&client, &options, deadline).await?;
+    let batch = Batch::new(&options.image, hosts, options.keep_going);
+    let request = GateRequest {
+        image: options.image.clone(),
+        hosts: Vec::new(),
+        digest: Some(image.digest.clone()),
+        group: Some(options.group.clone()),
+        at_most: Some(options.at_most),
+        seconds: Some(options.command_timeout + SLACK_SECONDS),
+    };
+    let runner = Runner {
+        client: Arc::new(client),
+        request,
+        words: options.words.into(),
+        limit: Duration::from_secs(options.command_timeout),
+        batch,
+        tasks: JoinSet::new(),
+        stop: watch::channel(false).0,
+        asking: false,
+        touch: Touch::new(Instant::now()),
+    };
+    let lines = runner.run(deadline).await?;
+    let done = lines
+        .iter()
+        .filter(|line| line.state == State::Done)
+        .count();
+    let report = Report {
+        image: options.image,
+        digest: image.digest,
+        group: options.group,
+        at_most: options.at_most,
+        hosts_done: done,
+        hosts: lines,
+    };
+    print(options.json, &report, || report.text())?;
+    Ok(match done == report.hosts.len() {
+        true => Outcome::Yes,
+        false => Outcome::No,
+    })
+}
+
+/// The image, and the hosts that are meant.
+async fn selected(
+    client: &Client,
+    options: &Options,
+    deadline: Option<Instant>,
+) -> anyhow::Result<(ImageView, BTreeSet<String>)> {
+    let path = format!("/v1/images/{}", client::segment(&options.image));
+    let find = async || {
+        client
+            .read::<ImageView>(Method::GET, &path, None::<&()>)
+            .await
+    };
+    let found = follow::ask(client, deadline, async || match find().await {
+        Ok(image) => Ok(Some(image)),
+        Err(error) if error.is(StatusCode::NOT_FOUND) => Ok(None),
+        Err(error) => Err(error),
+    });
+    let image = found.await?.with_context(|| {
+        format!(
+            "nobody asked for {0}; `parbake stage {0} --wait` brings it to the hosts",
+            options.image
+        )
+    })?;
+    let staged = image.hosts.iter().map(|on| on.host.clone());
+    let mut hosts: BTreeSet<String> = match &options.hosts {
+        Some(hosts) => hosts.iter().cloned().collect(),
+        None => staged.collect(),
+    };
+    if let Some(zone) = &options.zone {
+        let fleet: Vec<HostView> = client.read(Method::GET, "/v1/hosts", None::<&()>).await?;
+        let there: BTreeSet<String> = fleet
+            .into_iter()
+            .filter(|host| host.zone == *zone)
+            .map(|host| host.host)
+            .collect();
+        hosts.retain(|host| there.contains(host));
+    }
+    if hosts.is_empty() {
+        bail!("no host is selected; `parbake hosts` lists the hosts and their zones");
+    }
+    Ok((image, hosts))
+}
+
+/// The loop's state.
+struct Runner {
+    client: Arc<Client>,
+    request: GateRequest,
+    words: Arc<[String]>,
+    limit: Duration,
+    batch: Batch,
+    tasks: JoinSet<Input>,
+    /// Ends all commands.
+    stop: watch::Sender<bool>,
+    asking: bool,
+    touch: Touch,
+}
+
+impl Runner {
+    async fn run(mut self, deadline: Option<Instant>) -> anyhow::Result<Vec<Line>> {
+        let mut ticks = interval(ASK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut interrupts = signal(SignalKind::interrupt()).context("listening for Ctrl-C")?;
+        let mut terms = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+        let mut deadline = deadline;
+        loop {
+            if self.batch.is_over() && self.tasks.is_empty() {
+                return Ok(self.batch.finish());
+            }
+            let input = self
+                .next(&mut ticks, deadline, (&mut interrupts, &mut terms))
+                .await;
+            if matches!(input, Input::Late) {
+                deadline = None;
+            }
+            self.apply(input)?;
+        }
+    }
+
+    async fn next(
+        &mut self,
+        ticks: &mut tokio::time::Interval,
+        deadline: Option<Instant>,
+        (interrupts, terms): (&mut Signal, &mut Signal),
+    ) -> Input {
+        let late = async {
+            match deadline {
+                Some(deadline) => sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = interrupts.recv() => Input::Interrupted,
+            _ = terms.recv() => Input::Terminated,
+            Some(task) = self.tasks.join_next() => match task {
+                Ok(input) => input,
+                Err(error) => Input::Died(error.to_string()),
+            },
+            () = late => Input::Late,
+            _ = ticks.tick() => Input::Tick,
+        }
+    }
+
+    fn apply(&mut self, input: Input) -> anyhow::Result<()> {
+        let now = Instant::now();
+        match input {
+            Input::Tick => self.ask(),
+            Input::Answered(Ok(reply)) => {
+                self.asking = false;
+                self.touch.heard(now);
+                let (begin, unused) = self.batch.answered(now, reply);
+                for view in begin {
+                    self.begin(view);
+                }
+                for host in unused {
+                    self.give_back(host);
+                }
+            }
+            Input::Answered(Err(error)) if passes(&error) => {
+                self.asking = false;
+                self.touch.lost(now, error.to_string());
+            }
+            // commands that run are to end by themselves; no place is taken any more
+            Input::Answered(Err(error)) => {
+                self.asking = false;
+                if self.batch.count(State::Running) == 0 {
+                    return Err(error.into());
+                }
+                self.batch.stop(error.to_string());
+            }
+            Input::Ended(host, how) => {
+                self.batch.ended(now, &host, how);
+                self.give_back(host);
+            }
+            Input::GivenBack => self.ask(),
+            Input::Late => self.batch.stop("the time is up (--timeout)".to_owned()),
+            Input::Interrupted => self.interrupted(false),
+            Input::Terminated => self.interrupted(true),
+            Input::Died(error) => bail!("a task of this command died: {error}"),
+        }
+        if let Some(words) = self.touch.due(now, "commands that run") {
+            tell(&words);
+        }
+        Ok(())
+    }
+
+    /// Asks the gate about the hosts that wait, unless it is being asked.
+    fn ask(&mut self) {
+        if self.asking {
+            return;
+        }
+        let hosts = self.batch.next_asked();
+        if hosts.is_empty() {
+            return;
+        }
+        self.asking = true;
+        let request = GateRequest {
+            hosts,
+            ..self.request.clone()
+        };
+        let client = self.client.clone();
+        self.tasks
+            .spawn(async move { Input::Answered(ask(&client, &request).await) });
+    }
+
+    fn begin(&mut self, view: GateView) {
+        tell(&format!("{}: ready; its command begins\n", view.host));
+        let about = About {
+            host: view.host,
+            image: self.request.image.clone(),
+            digest: view.digest.unwrap_or_default(),
+        };
+        let (words, limit, stop) = (self.words.clone(), self.limit, self.stop.subscribe());
+        self.tasks.spawn(async move {
+            let how = command::run(&words, &about, limit, stop).await;
+            Input::Ended(about.host, how)
+        });
+    }
+
+    /// Gives a host's place back, and tries again while the coordinator is away.
+    fn give_back(&mut self, host: String) {
+        let body = GateDone {
+            host,
+            group: self.request.group.clone(),
+        };
+        let client = self.client.clone();
+        self.tasks.spawn(async move {
+            let until = Instant::now() + GIVE_BACK;
+            let mut pauses = Pauses::unreachable();
+            loop {
+                let Err(error) = client.call(Method::POST, "/v1/gate/done", Some(&body)).await else {
+                    break;
+                };
+                if !passes(&error) || Instant::now() >= until {
+                    tell(&format!(
+                        "{}: its place can't be given back, and ends by itself: {error}; next: `parbake gate done {}`\n",
+                        body.host, body.host
+                    ));
+                    break;
+                }
+                sleep(pauses.next()).await;
+            }
+            Input::GivenBack
+        });
+    }
+
+    /// Ctrl-C: no more commands begin. Again, or where a pipeline is cancelled: those that run are ended.
+    fn interrupted(&mut self, at_once: bool) {
+        let again = self.batch.over.is_some();
+        self.batch.stop("interrupted".to_owned());
+        let running = self.batch.count(State::Running);
+        if running == 0 {
+            return;
+        }
+        if again || at_once {
+            tell(&format!("{running} commands are ended\n"));
+            self.stop.send_replace(true);
+        } else {
+            tell(&format!(
+                "{running} commands run, and are waited for; press Ctrl-C again to end them\n"
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

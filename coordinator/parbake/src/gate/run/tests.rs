@@ -1,0 +1,139 @@
+use std::os::unix::process::ExitStatusExt as _;
+
+use client::gate::GateVerdict;
+use proto::Reason;
+
+use super::*;
+
+fn view(host: &str, verdict: GateVerdict, reason: Reason) -> GateView {
+    GateView {
+        host: host.into(),
+        digest: Some("sha256:1".into()),
+        verdict,
+        reason: reason.into(),
+        message: "words".into(),
+        next: String::new(),
+        failed_seconds: None,
+        image_failed: None,
+        place: None,
+    }
+}
+
+fn open(host: &str) -> GateView {
+    view(host, GateVerdict::Open, Reason::Open)
+}
+
+fn batch(hosts: &[&str], keep_going: bool) -> Batch {
+    let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
+    Batch::new("r.test/image:1", hosts, keep_going)
+}
+
+/// The hosts whose commands begin, and whose places go back unused.
+fn answered(batch: &mut Batch, hosts: Vec<GateView>) -> (Vec<String>, Vec<String>) {
+    let (begin, unused) = batch.answered(Instant::now(), GateReply { hosts });
+    let begin = begin.into_iter().map(|view| view.host).collect();
+    (begin, unused)
+}
+
+fn exits(batch: &mut Batch, host: &str, code: i32) {
+    let status = ExitStatus::from_raw(code << 8);
+    batch.ended(Instant::now(), host, Ok(How::Exited(status)));
+}
+
+fn states(batch: Batch) -> Vec<State> {
+    batch.finish().iter().map(|line| line.state).collect()
+}
+
+#[test]
+fn a_command_begins_once_for_each_host_that_is_open() {
+    let mut batch = batch(&["a", "b", "c"], false);
+    assert_eq!(batch.next_asked(), ["a", "b", "c"]);
+    let full = view("b", GateVerdict::Waits, Reason::CapReached);
+    let gone = view("c", GateVerdict::Refused, Reason::Revoked);
+    let (begin, unused) = answered(&mut batch, vec![open("a"), full, gone]);
+    assert_eq!((begin, unused), (vec!["a".into()], vec![]));
+    assert_eq!(batch.next_asked(), ["b"]);
+    let (begin, unused) = answered(&mut batch, vec![open("a"), open("nobody")]);
+    assert_eq!(
+        (begin, unused),
+        (vec![], vec![]),
+        "an answer that comes twice begins nothing"
+    );
+    exits(&mut batch, "a", 0);
+    assert!(!batch.is_over());
+    answered(&mut batch, vec![open("b")]);
+    assert!(!batch.is_over());
+    exits(&mut batch, "b", 0);
+    assert!(batch.is_over());
+    assert_eq!(states(batch), [State::Done, State::Done, State::NotReady]);
+}
+
+#[test]
+fn a_failure_keeps_others_from_beginning_unless_asked_otherwise() {
+    for keep_going in [false, true] {
+        let mut batch = batch(&["a", "b", "c", "d"], keep_going);
+        let waits = |host| view(host, GateVerdict::Waits, Reason::CapReached);
+        let lacks = view("d", GateVerdict::Waits, Reason::ImageMissing);
+        answered(&mut batch, vec![open("a"), open("b"), waits("c"), lacks]);
+        exits(&mut batch, "a", 3);
+        assert_eq!(batch.next_asked().is_empty(), !keep_going);
+        // an answer that was on its way: its place goes back unused
+        let (begin, unused) = answered(&mut batch, vec![open("c")]);
+        match keep_going {
+            true => {
+                assert_eq!((begin.len(), unused.len()), (1, 0));
+                continue;
+            }
+            false => assert_eq!((begin.len(), unused.len()), (0, 1)),
+        }
+        assert!(!batch.is_over(), "b's command runs on");
+        exits(&mut batch, "b", 0);
+        assert!(batch.is_over());
+        let lines = batch.finish();
+        assert_eq!(lines[0].exit_status, Some(3));
+        assert!(
+            lines[0].message.contains("exit status: 3"),
+            "{}",
+            lines[0].message
+        );
+        assert!(
+            lines[2].message.contains("the command for a failed"),
+            "{}",
+            lines[2].message
+        );
+        let states: Vec<_> = lines.iter().map(|line| line.state).collect();
+        let expected = [
+            State::Failed,
+            State::Done,
+            State::NotStarted,
+            State::NotReady,
+        ];
+        assert_eq!(states, expected);
+    }
+}
+
+#[test]
+fn what_is_over_begins_nothing_and_names_what_each_host_waited_for() {
+    let mut batch = batch(&["a"], false);
+    answered(
+        &mut batch,
+        vec![view("a", GateVerdict::Waits, Reason::PresenceOld)],
+    );
+    batch.stop("the time is up".into());
+    assert!(batch.is_over() && batch.next_asked().is_empty());
+    let lines = batch.finish();
+    assert_eq!(lines[0].message, "not ready: the time is up (last: words)");
+}
+
+#[test]
+fn more_hosts_than_one_ask_takes_are_asked_about_by_turns() {
+    let names: Vec<String> = (0..MAX_GATE_HOSTS + 2)
+        .map(|number| format!("h{number:04}"))
+        .collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut batch = batch(&names, false);
+    assert_eq!(batch.next_asked(), names[..MAX_GATE_HOSTS]);
+    let next = batch.next_asked();
+    assert_eq!(next[..2], names[MAX_GATE_HOSTS..]);
+    assert_eq!(next.len(), MAX_GATE_HOSTS);
+}
