@@ -15,6 +15,7 @@ mod racks;
 mod recipes;
 mod releases;
 mod rogues;
+mod several;
 mod stacked;
 mod staging;
 mod words;
