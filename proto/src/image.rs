@@ -7,6 +7,9 @@
 //! Behind a layout stands a [`Format`], which the layers' types tell. Whatever the format, a layout is a list of
 //! [`DiskFile`]s, each cut into layers, which are contents: who moves contents needs to know nothing of formats. Who
 //! puts files on a disk does. `stack` makes files of layers and has the rules of each format.
+//!
+//! Media types and annotations are those of tart of August 2026, Sources/tart/OCI/Manifest.swift; layers of
+//! `disk.v1` are refused, as tart does (Sources/tart/VMDirectory+OCI.swift: pullFromRegistry).
 
 mod layer;
 mod stack;
@@ -287,6 +290,36 @@ fn instead(image: &Option<Digest>) -> String {
     }
 }
 
+/// The first field that a manifest lacks so that tart can't read it (tart of August 2026,
+/// Sources/tart/OCI/Manifest.swift: OCIManifest, OCIManifestConfig). tart reads that of a flat image only while it
+/// pulls.
+fn lacks(manifest: &[u8]) -> Option<&'static str> {
+    #[derive(serde::Deserialize)]
+    struct Typed {
+        #[serde(rename = "mediaType")]
+        _media_type: String,
+    }
+    #[derive(serde::Deserialize)]
+    struct Configured {
+        #[serde(rename = "config")]
+        _config: Config,
+    }
+    #[derive(serde::Deserialize)]
+    struct Config {
+        #[serde(rename = "mediaType")]
+        _media_type: String,
+        #[serde(rename = "digest")]
+        _digest: String,
+        #[serde(rename = "size")]
+        _size: i64,
+    }
+    if serde_json::from_slice::<Typed>(manifest).is_err() {
+        return Some("mediaType");
+    }
+    let configured = serde_json::from_slice::<Configured>(manifest);
+    configured.err().map(|_| "config")
+}
+
 /// Refuses manifests of other kinds with an error that names the kind. Accepts bytes that aren't JSON, which the caller
 /// refuses.
 fn named_otherwise(manifest: &[u8]) -> Result<(), ParseImageError> {
@@ -353,7 +386,8 @@ impl Layout {
             });
         }
         named_otherwise(manifest)?;
-        let manifest: RawManifest = serde_json::from_slice(manifest)
+        let bytes = manifest;
+        let manifest: RawManifest = serde_json::from_slice(bytes)
             .map_err(|error| ParseImageError::Json(shorten(&error.to_string(), 200)))?;
         if manifest.schema_version != 2 {
             return Err(ParseImageError::Schema(manifest.schema_version));
@@ -376,6 +410,11 @@ impl Layout {
             config: layers.config.0,
             nvram: layers.nvram.0,
             layers: manifest.layers.len(),
+            lacks: if layers.marks.iter().any(|mark| mark.overlay) {
+                lacks(bytes)
+            } else {
+                None
+            },
             block_size: manifest.annotation(BLOCK_SIZE_ANNOTATION),
             disk_bytes: annotated,
         };
@@ -712,7 +751,7 @@ fn number(
 
 /// The name of the golden VM that is made from this reference. It is the prefix, followed by the first eight bytes, in
 /// hex, of the SHA-256 of the reference exactly as written. The node agents of existing fleets find goldens by this
-/// rule.
+/// rule (tuist/tuist of autumn 2026, infra/tart-kubelet/internal/podagent/reconciler.go: goldenVMName).
 #[must_use]
 pub fn golden_name(prefix: &str, reference: &str) -> String {
     let hash = Sha256::digest(reference.as_bytes());

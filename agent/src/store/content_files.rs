@@ -2,8 +2,9 @@
 //! ours, who refers to them, and tart's locks round them.
 //!
 //! tart (from 2.36 on) removes files there that no manifest refers to: of a record in its cache, of a local VM, or of a
-//! directory in `tmp/` that is locked. It does so after each link, deletion and collection, under the lock of
-//! `.gc.lock`. So whoever puts a file there holds that lock until a record refers to the file.
+//! directory in `tmp/`. It does so after each link, deletion of an image and collection, under the lock of `.gc.lock`
+//! (tart of August 2026, Sources/tart/VMStorageOCI.swift: gc, gcContent, referencedContentDigests). So whoever puts a
+//! file there holds that lock until a record refers to the file.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -68,7 +69,9 @@ pub(super) struct ContentLock {
     _installation: DirectoryLock,
 }
 
-/// Takes tart's locks round the files of stacked images, in tart's order. Makes the directories if they are missing.
+/// Takes tart's locks round the files of stacked images. Makes the directories if they are missing. tart takes either
+/// lock alone, so any order of the two is free of deadlocks (tart of August 2026, Sources/tart/ContentStore.swift:
+/// install, withPruneLock).
 ///
 /// # Errors
 /// When tart holds one of them for longer than `wait`, or the directories can't be made.
@@ -111,29 +114,34 @@ pub(super) fn freed(home: &Path, directories: &[PathBuf], without: &[PathBuf]) -
 }
 
 /// The files that manifests in tart's home refer to: those of records in its cache, of local VMs, and of what tart
-/// makes in `tmp/`.
+/// makes in `tmp/`. A VM that was made of a flat image by `clone --stacked` has that image's manifest, and refers to
+/// the whole disk as a base by it (tart of August 2026, Sources/tart/VMDirectory+DiskImageStack.swift: cloneAsStackedBase;
+/// OCI/Manifest.swift: diskContentDigests).
 fn referred(home: &Path, without: &[PathBuf]) -> io::Result<BTreeSet<Digest>> {
-    let mut directories = cache::images(home)?;
-    for of in ["vms", "tmp"] {
+    let mut directories: Vec<_> = cache::images(home)?
+        .into_iter()
+        .map(|of| (of, false))
+        .collect();
+    for (of, is_making) in [("vms", false), ("tmp", true)] {
         match fs::read_dir(home.join(of)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             entries => {
                 for entry in entries? {
-                    directories.push(entry?.path());
+                    directories.push((entry?.path(), is_making));
                 }
             }
         }
     }
-    directories.retain(|directory| !without.contains(directory));
+    directories.retain(|(directory, _)| !without.contains(directory));
     let mut referred = BTreeSet::new();
-    for directory in directories {
+    for (directory, is_making) in directories {
         let has = |part: &str| fs::symlink_metadata(directory.join(part)).is_ok();
+        // a directory with a disk of its own refers to none, whatever its manifest is like
+        if has(cache::DISK) && !is_making {
+            continue;
+        }
         match cache::manifest(&directory) {
-            Some(layout) if layout.format() == Format::Stacked => {
-                referred.extend(layout.files().iter().filter_map(|file| file.digest));
-            }
-            Some(_) => {}
-            // a flat image's directory refers to none, whatever its manifest is like
+            Some(layout) => referred.extend(layout.files().iter().filter_map(|file| file.digest)),
             None if has(cache::MANIFEST) && !has(cache::DISK) => {
                 return Err(io::Error::other(format!(
                     "the manifest in {} can't be understood",

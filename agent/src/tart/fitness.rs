@@ -19,9 +19,11 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::lock::lock;
 
-/// The first tart that has stacked images.
+/// The first tart that has stacked images (tart: Sources/tart/ContentStore.swift is in the main branch of August 2026,
+/// and not in 2.35.0; assumed: the release after that is 2.36).
 const STACKING_TART: Version = Version(2, 36);
-/// The first macOS on which tart makes VMs of stacked images.
+/// The first macOS on which tart makes VMs of stacked images (tart of August 2026, Sources/tart/DiskImageStack.swift:
+/// isSupported).
 const STACKING_MACOS: Version = Version(27, 0);
 /// How long tart may take to say its version.
 const TIME_LIMIT: Duration = Duration::from_secs(30);

@@ -40,7 +40,9 @@ impl Operation {
     }
 }
 
-/// The time limit of one attempt. Existing fleets need a small part of it, even on a loaded host.
+/// The time limit of one attempt. Existing fleets need a small part of it, even on a loaded host; their node agent has
+/// the same limit for both (tuist/tuist of autumn 2026, infra/tart-kubelet/internal/tart/tart.go: cloneTimeout,
+/// deleteTimeout).
 const TIME_LIMIT: Duration = Duration::from_mins(5);
 /// How many attempts an operation gets in all.
 const ATTEMPTS: u32 = 3;
@@ -131,8 +133,9 @@ impl Tart {
         self
     }
 
-    /// Makes a VM from an image or another VM. Uses no network if the image is in the cache. Fails if a VM of that name
-    /// exists.
+    /// Makes a VM from an image or another VM. Uses no network if the image is in the cache. A VM of that name is
+    /// replaced, if there is one (tart of August 2026, Sources/tart/Commands/Clone.swift: run; VMStorageLocal.swift:
+    /// move).
     ///
     /// # Errors
     /// See [`TartError`].
@@ -171,7 +174,8 @@ impl Tart {
             .arg(operation.name())
             .args(arguments.iter().map(OsStr::new))
             .env("TART_HOME", &self.home)
-            // otherwise a clone would remove other images to make room, ours first
+            // otherwise a clone would remove other images to make room, ours first (tart of August 2026,
+            // Sources/tart/Commands/Prune.swift: reclaimIfNeeded)
             .env("TART_NO_AUTO_PRUNE", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::null())

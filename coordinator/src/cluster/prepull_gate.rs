@@ -13,18 +13,22 @@ use super::{
     index::{Index, ObjectKey, PodFacts, PrePullFacts, is_labelled},
 };
 
-/// The label by which a RunnerPool's Pods name it.
+/// The label by which a RunnerPool's Pods name it (tuist/tuist of autumn 2026,
+/// infra/runners-controller/internal/podtemplate/podtemplate.go: Build).
 const POOL_LABEL: &str = "tuist.dev/runner-pool";
-/// The label that names whom a runner works for. The label is empty or absent while the runner is idle.
+/// The label that names whom a runner works for. The label is empty or absent while the runner is idle (tuist/tuist,
+/// infra/runners-controller/controllers/runnerpool_controller.go: isIdle).
 const BUSY_LABEL: &str = "tuist.dev/runner-pool-owner";
 /// The label of a Pod that an operator drains: its value is `true`, and the Pod leaves before its next claim. The
-/// operator may take the label off again.
+/// operator may take the label off again (tuist/tuist, infra/runners-controller/AGENTS.md;
+/// controllers/shadow_scheduler.go: shadowRunners, which counts no such Pod as warm).
 const OPERATOR_DRAIN_LABEL: &str = "tuist.dev/runner-operator-drain";
-/// The prefix of a reservation's value where the pool's name is too long for a taint. Hex digits of the name's SHA-256
-/// follow.
-const HASHED_POOL: &str = "pool-";
-/// The fewest hex digits by which a reservation may name a pool.
-const HASH_DIGITS: usize = 8;
+/// The longest name of a pool that a reservation's taint has as it is, in bytes. The rule of the runners' controllers
+/// also asks for the letters of a label's value, which every name of an object has (tuist/tuist of autumn 2026,
+/// infra/runners-controller/internal/podtemplate/podtemplate.go: ReservationValue).
+const MAX_TAINT_BYTES: usize = 63;
+/// The hex digits of the SHA-256 of a longer name, which the taint has behind `pool-` (the same ReservationValue).
+const HASH_DIGITS: usize = 16;
 
 /// How one ImagePrePull gates Pods.
 #[derive(Clone, Debug)]
@@ -165,11 +169,14 @@ impl PrePullGate {
         pod: &PodFacts,
         now: Now,
     ) -> (gate::PodId, gate::Pod) {
+        // a state without a time that can be read is no signal (tuist/tuist of autumn 2026,
+        // infra/runners-controller/controllers/runnerpool_controller.go: guestPolling)
         let heartbeat = match &pod.heartbeat {
-            None => gate::Heartbeat::Absent,
             Some((state, Some(at))) if state == "polling" => {
                 gate::Heartbeat::Polling(now.moment_of(*at))
             }
+            Some((state, None)) if state == "polling" => gate::Heartbeat::Absent,
+            None => gate::Heartbeat::Absent,
             Some(_) => gate::Heartbeat::Other,
         };
         let place = match &pod.node {
@@ -200,7 +207,9 @@ impl PrePullGate {
     }
 }
 
-/// The fleet of a RunnerPool.
+/// The fleet of a RunnerPool. The runners' controllers apply the cap to pools of Linux with Kata alone (tuist/tuist of
+/// autumn 2026, infra/runners-controller/controllers/provisioning.go: isLinuxKataPool, provisioningAdmission, where the
+/// lowest number of the pools of a fleet holds). A pool of Macs that names one means it, so it holds here.
 fn fleet_of(spec: &RunnerPoolSpec) -> Option<gate::Fleet> {
     let most = spec.provisioning.max_concurrent_per_fleet_selector;
     (!spec.fleet_selector.is_empty()).then(|| gate::Fleet {
@@ -211,11 +220,11 @@ fn fleet_of(spec: &RunnerPoolSpec) -> Option<gate::Fleet> {
 
 /// Whether the value of a reservation's taint names the pool of this name.
 pub(crate) fn names(taint: &str, pool: &str) -> bool {
-    let hashed = |hash: &str| {
-        let digest = Digest::of(pool.as_bytes()).hex().to_string();
-        hash.len() >= HASH_DIGITS && digest.starts_with(hash)
-    };
-    taint == pool || taint.strip_prefix(HASHED_POOL).is_some_and(hashed)
+    if pool.len() <= MAX_TAINT_BYTES {
+        return taint == pool;
+    }
+    let digest = Digest::of(pool.as_bytes()).hex().to_string();
+    taint.strip_prefix("pool-") == digest.get(..HASH_DIGITS)
 }
 
 #[cfg(test)]
@@ -258,15 +267,21 @@ mod tests {
 
     #[test]
     fn a_reservation_names_its_pool_in_full_or_by_a_hash() {
-        let long = "x".repeat(70);
+        let long = "x".repeat(64);
         let hash = Digest::of(long.as_bytes()).hex().to_string();
+        let of_short = Digest::of(b"xcode").hex().to_string();
+        let longest = "y".repeat(63);
         for (taint, pool, is_meant) in [
             ("xcode", "xcode", true),
             ("xcode-2", "xcode", false),
             ("", "xcode", false),
             (&format!("pool-{}", &hash[..16]), &long, true),
-            (&format!("pool-{hash}"), &long, true),
-            (&format!("pool-{}", &hash[..7]), &long, false),
+            (&longest, &longest, true),
+            // the controllers make no other values
+            (&format!("pool-{hash}"), &long, false),
+            (&format!("pool-{}", &hash[..8]), &long, false),
+            (&format!("pool-{}", &of_short[..16]), "xcode", false),
+            (&long, &long, false),
             ("pool-", &long, false),
             ("pool-0123456789abcdef", &long, false),
             // a pool may be called so
@@ -293,14 +308,16 @@ mod tests {
             ("mine", taint("xcode", "NoSchedule")),
             ("theirs", taint("other", "NoSchedule")),
             ("free", json!([])),
+            // a taint of somebody's hand: the controllers look at its key alone
             ("odd", taint("other", "PreferNoSchedule")),
         ] {
             assert!(index.apply_node(&node(name, taints)));
         }
-        assert_eq!(told(&index).reserved, ["theirs".parse().unwrap()].into());
+        let hosts = ["odd", "theirs"].map(|host| host.parse().unwrap());
+        assert_eq!(told(&index).reserved, hosts.into());
         // the reservation is over
         assert!(index.apply_node(&node("theirs", json!([]))));
-        assert_eq!(told(&index).reserved, BTreeSet::new());
+        assert_eq!(told(&index).reserved, ["odd".parse().unwrap()].into());
     }
 
     #[test]

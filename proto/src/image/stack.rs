@@ -3,7 +3,9 @@
 //! A stacked image, as tart makes it since 2.36, is a base and overlays on it, each of which is a file of its own on a
 //! host. In the manifest, the layers of one file follow each other, and the first of them says with which digest the
 //! whole file has to end, and of an overlay how many layers there are. This file takes layers that are sound one by
-//! one, and refuses each shape that isn't a stack, by name.
+//! one, and refuses each shape that isn't a stack, by name. The shapes are those of tart of August 2026,
+//! Sources/tart/OCI/Manifest.swift: tartDiskRepresentation, diskBlockCount. This file refuses more: files that come twice
+//! or contradict their only layer, layers that are larger than tart makes them, and signs before numbers.
 
 use alloc::{collections::BTreeSet, string::String, vec, vec::Vec};
 use core::ops::Range;
@@ -20,7 +22,8 @@ pub const CHUNK_COUNT_ANNOTATION: &str = "org.cirruslabs.tart.disk-file-chunk-co
 /// Annotation of a stacked image's manifest: the bytes of a block of the disk that the guest sees, decimal.
 pub const BLOCK_SIZE_ANNOTATION: &str = "org.cirruslabs.tart.disk.block-size";
 
-/// The largest raw layer of a stacked image: 512 MiB, which is where tart cuts a disk.
+/// The largest raw layer of a stacked image: 512 MiB, which is where tart cuts a disk (tart of August 2026,
+/// Sources/tart/OCI/Layerizer/DiskV2.swift: layerLimitBytes).
 pub const MAX_STACKED_LAYER_BYTES: u64 = 512 << 20;
 /// The most files of an image. tart stacks a few; each is open while the image is on the host.
 pub const MAX_FILES: usize = 32;
@@ -152,6 +155,9 @@ pub enum StackError {
     /// The disk has more than [`MAX_FILES`] files.
     #[error("disk has more than {MAX_FILES} files")]
     TooManyFiles,
+    /// The manifest lacks a field that every manifest of tart has.
+    #[error("manifest of a stacked image has no {0} that tart can read")]
+    NoField(&'static str),
     /// The manifest lacks an annotation of the disk that the guest sees.
     #[error("manifest of a stacked image has no annotation {0}")]
     NoAnnotation(&'static str),
@@ -186,6 +192,8 @@ pub(super) struct Around<'a> {
     pub(super) nvram: usize,
     /// All layers of the manifest.
     pub(super) layers: usize,
+    /// The first field that the manifest lacks for tart.
+    pub(super) lacks: Option<&'static str>,
     pub(super) block_size: Option<&'a str>,
     /// Bytes of the disk, as annotated.
     pub(super) disk_bytes: Option<u64>,
@@ -233,6 +241,9 @@ pub(super) fn files(
 }
 
 fn check_around(around: &Around<'_>) -> Result<(), StackError> {
+    if let Some(field) = around.lacks {
+        return Err(StackError::NoField(field));
+    }
     if around.config != 0 {
         let position = around.config;
         return Err(StackError::ConfigNotFirst { position });

@@ -87,6 +87,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         layers.push(layer(NVRAM_TYPE, "nvram", 33_000_000, json!({})));
         let manifest = json!({
             "schemaVersion": 2, "mediaType": MANIFEST_TYPE, "layers": layers,
+            "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": "sha256:0", "size": 2 },
             "annotations": { DISK_SIZE_ANNOTATION: disk_bytes, BLOCK_SIZE_ANNOTATION: "4096" },
         });
         manifest.to_string().into_bytes()

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     platform::cloning::PRETENDED,
     store::{
-        content_files::lock_content,
+        content_files::{lock_content, unreferred},
         retire::{preview, retire},
         tree::CONTENT,
     },
@@ -56,6 +56,7 @@ fn stack_of(own: u64, files: &[Vec<Vec<u8>>]) -> Sample {
     contents.insert(Digest::of(&nvram), nvram);
     let manifest = serde_json::to_vec(&serde_json::json!({
         "schemaVersion": 2, "mediaType": image::MANIFEST_TYPE, "layers": layers,
+        "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": "sha256:0", "size": 2 },
         "annotations": {
             image::DISK_SIZE_ANNOTATION: (1_u64 << 30).to_string(), image::BLOCK_SIZE_ANNOTATION: "4096",
         },
@@ -406,6 +407,56 @@ fn a_file_goes_with_the_last_image_or_machine_that_has_it() {
     assert_eq!(there(1), [true, false, false]);
     assert_stacked(&home, "ghcr.io/org/image", &samples[2]);
     assert!(is_present(&store, &samples[2], "ghcr.io/org/image:3"));
+}
+
+#[test]
+fn a_machine_that_was_stacked_on_a_flat_image_refers_to_the_whole_disk() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), stack(1));
+    let store = open(&home);
+    drop(stage(&store, &sample, TAG));
+    let record = [image_dir(&home, "ghcr.io/org/image", &sample)];
+    let home_path = fs::canonicalize(home.path()).unwrap();
+    let free = || unreferred(&home_path, &sample.layout, &record).unwrap();
+    let files: Vec<Digest> = sample
+        .layout
+        .files()
+        .iter()
+        .map(|file| file.digest.unwrap())
+        .collect();
+    assert_eq!(free(), files);
+    // `tart clone --stacked` of a flat image whose disk is the base
+    let mut manifest: serde_json::Value = serde_json::from_slice(&flat(2).manifest).unwrap();
+    let layers = manifest["layers"].as_array_mut().unwrap();
+    let first = layers
+        .iter_mut()
+        .find(|layer| layer["mediaType"] == image::DISK_TYPE);
+    first.unwrap()["annotations"][image::FILE_DIGEST_ANNOTATION] = files[0].to_string().into();
+    let manifest = serde_json::to_vec(&manifest).unwrap();
+    for (of, parts) in [
+        (
+            "vms/mine",
+            &[cache::CONFIG, cache::NVRAM, cache::OVERLAY][..],
+        ),
+        // it is being made, and tart has begun with the manifest
+        ("tmp/half", &[]),
+    ] {
+        let directory = home_path.join(of);
+        fs::create_dir_all(&directory).unwrap();
+        for part in parts {
+            fs::write(directory.join(part), "?").unwrap();
+        }
+        fs::write(directory.join(cache::MANIFEST), &manifest).unwrap();
+        assert_eq!(free(), files[1..], "{of}");
+        fs::remove_dir_all(&directory).unwrap();
+    }
+    // a VM with a disk of its own needs no other one
+    let directory = home_path.join("vms/flat");
+    fs::create_dir_all(&directory).unwrap();
+    for part in cache::PARTS {
+        fs::write(directory.join(part), "?").unwrap();
+    }
+    fs::write(directory.join(cache::MANIFEST), &manifest).unwrap();
+    assert_eq!(free(), files);
 }
 
 #[test]

@@ -12,7 +12,8 @@ use super::{
     slots::{Left, Occupant, Slots},
 };
 
-/// The most Pods of a pre-pull that may be in flight: `percent` of `replicas`, rounded down, and at least one.
+/// The most Pods of a pre-pull that may be in flight: `percent` of `replicas`, rounded down, and at least one
+/// (tuist/tuist of autumn 2026, infra/runners-controller/controllers/runnerpool_controller.go: rollConcurrencyCap).
 #[must_use]
 pub const fn cap(percent: i32, replicas: i32) -> u32 {
     if percent <= 0 || replicas <= 0 {
@@ -106,8 +107,9 @@ impl<'a> Budget<'a> {
     }
 
     /// Whether a Pod counts as in flight, by the rule of the runners' own controller. It does if it is stale and
-    /// labelled; or, while the pre-pull rolls, if it is current and idle but not warm. A current Pod that an operator
-    /// drains doesn't: it is on its way out, and its successor counts.
+    /// labelled; or, while the pre-pull rolls, if it is current and idle but not warm (tuist/tuist of autumn 2026,
+    /// infra/runners-controller/controllers/runnerpool_controller.go: Reconcile, isWarmCapacity). A current Pod that an
+    /// operator drains doesn't: it is on its way out, and its successor counts.
     pub(super) fn is_in_flight(self, pod: &Pod, prepull: &PrePull, rolling: bool) -> bool {
         pod.is_alive()
             && if pod.is_stale(prepull) {

@@ -9,7 +9,9 @@ use crate::presence;
 pub struct Config {
     /// How long a host's word about what it holds counts.
     pub presence_max_age: Duration,
-    /// A Pod is warm while its polling heartbeat is younger than this. The runners' own controller uses the same rule.
+    /// A Pod is warm while its polling heartbeat is younger than this: the rule of the runners' own controller
+    /// (tuist/tuist of autumn 2026, infra/runners-controller/controllers/runnerpool_controller.go:
+    /// guestHeartbeatStaleAfter).
     pub heartbeat_max_age: Duration,
     /// An admission without effect frees its slot after this long, well over the time-out of a write.
     pub slot: Duration,

@@ -75,7 +75,8 @@ pub struct PrePull {
     /// The hosts on which the pre-pull's Pods may run.
     pub hosts: BTreeSet<HostId>,
     /// Hosts that are reserved for another pool. The reserving controller deletes idle Pods there, outside of our cap,
-    /// and no successor of theirs can return.
+    /// and no successor of theirs can return (tuist/tuist of autumn 2026,
+    /// infra/runners-controller/controllers/reservation.go: retireIdlePodsOnReservedNode).
     pub reserved: BTreeSet<HostId>,
     /// The fleet that the pre-pull shares with others, if it has one.
     pub fleet: Option<Fleet>,
@@ -128,15 +129,16 @@ pub enum Place {
     Elsewhere,
 }
 
-/// What a Pod's heartbeat says.
+/// What a Pod's heartbeat says (tuist/tuist of autumn 2026,
+/// infra/runners-controller/controllers/runnerpool_controller.go: isWarmCapacity, guestPolling).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Heartbeat {
-    /// The Pod has no heartbeat: it is warm while it runs.
+    /// The Pod has no heartbeat that says when: it is warm while it runs.
     Absent,
     /// The Pod asked for work at this moment by the shell's clock. A time before that clock's epoch counts as the
     /// epoch.
     Polling(Moment),
-    /// The heartbeat says something else, or can't be read.
+    /// The heartbeat says something else.
     Other,
 }
 
@@ -180,7 +182,8 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Whether the Pod lives: it isn't being deleted and hasn't ended.
+    /// Whether the Pod lives: it isn't being deleted and hasn't ended (tuist/tuist of autumn 2026,
+    /// infra/runners-controller/controllers/runnerpool_controller.go: isAlive).
     #[must_use]
     pub fn is_alive(&self) -> bool {
         !self.deleting && self.phase != Phase::Ended
@@ -197,7 +200,7 @@ impl Pod {
         self.operator_drain && !self.busy
     }
 
-    /// Whether the Pod's image isn't the pre-pull's.
+    /// Whether the Pod's image isn't the pre-pull's (the same file: isStaleImage).
     pub(super) fn is_stale(&self, prepull: &PrePull) -> bool {
         self.image != prepull.image
     }

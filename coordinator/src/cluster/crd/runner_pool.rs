@@ -7,7 +7,9 @@ use serde::{
 };
 use serde_json::Value;
 
-/// The share of a pool's replicas that may be in flight, in per cent, unless the gate or the pool says otherwise.
+/// The share of a pool's replicas that may be in flight, in per cent, unless the gate or the pool says otherwise
+/// (tuist/tuist of autumn 2026, infra/runners-controller/controllers/runnerpool_controller.go:
+/// defaultRollMaxConcurrentPercent).
 pub const DEFAULT_PERCENT: i32 = 5;
 
 /// A pool of runners, as `runnerpools.tuist.dev` defines it. Only the fields that the gate uses are read, and we never
@@ -16,6 +18,9 @@ pub const DEFAULT_PERCENT: i32 = 5;
 /// The definition belongs to another project and may be older or newer than this program. So unknown fields are
 /// ignored. Fields that are absent or null have the defaults of the pools' own controller, and so have odd values of
 /// fields that have a default there. A pool whose image, replicas or fleet can't be read isn't read at all.
+///
+/// The names of the fields are those of tuist/tuist, infra/runners-controller/api/v1alpha1/runnerpool_types.go:
+/// RunnerPoolSpec, and of its use in controllers/runnerpool_controller.go: Reconcile.
 #[derive(Clone, CustomResource, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[kube(
     group = "tuist.dev",
@@ -51,7 +56,7 @@ pub struct RunnerPoolSpec {
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RunnerPoolRollout {
-    /// The share of the replicas that may be in flight.
+    /// The share of the replicas that may be in flight. A number below 1 counts as absent (the same Reconcile).
     #[serde(deserialize_with = "percentage")]
     pub max_concurrent_percent: i32,
 }
@@ -92,7 +97,8 @@ fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i32>, D::
 }
 
 fn percentage<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
-    number(deserializer).map(|number| number.unwrap_or(DEFAULT_PERCENT))
+    let number = number(deserializer)?.filter(|percent| *percent > 0);
+    Ok(number.unwrap_or(DEFAULT_PERCENT))
 }
 
 /// A whole number that is needed. Null is 0.
@@ -173,6 +179,8 @@ mod tests {
             json!("fast"),
             json!({ "maxConcurrentPercent": null }),
             json!({ "maxConcurrentPercent": {}, "new": 1 }),
+            json!({ "maxConcurrentPercent": 0 }),
+            json!({ "maxConcurrentPercent": -20 }),
         ] {
             let percent = read(json!({ "rollout": rollout })).rollout;
             assert_eq!(percent, RunnerPoolRollout::default());

@@ -23,13 +23,16 @@ use crate::cluster::crd::{
     ImagePrePullStatus, ObjectName, OnDeadline, RETRY_ANNOTATION, RunnerPool, RunnerPoolSpec,
 };
 
-/// What a runner reports of itself: absent, `polling`, or something else.
+/// What a runner reports of itself: absent or empty, `polling`, or something else (tuist/tuist of autumn 2026,
+/// infra/runners-controller/controllers/runnerpool_controller.go: guestHeartbeatStateAnnotation, guestPolling).
 const HEARTBEAT_STATE: &str = "tuist.dev/runner-heartbeat-state";
-/// When the runner reported its state (RFC 3339).
+/// When the runner reported its state, by RFC 3339 (the same file: guestHeartbeatAtAnnotation).
 const HEARTBEAT_AT: &str = "tuist.dev/runner-heartbeat-at";
-/// The taint by which the runners' controllers reserve a Node for one pool, with the effect `NoSchedule`. Its value is
-/// the pool's name or, where that is too long for a taint, `pool-` and a hash of the name.
+/// The taint by which the runners' controllers reserve a Node for one pool. They look at the key alone, whatever the
+/// effect. Its value is the pool's name or, where that is too long for a taint, `pool-` and a hash of the name
+/// (tuist/tuist of autumn 2026, infra/runners-controller/controllers/reservation.go: isReserved, reservedNode).
 const RESERVED_TAINT: &str = "tuist.dev/reserved-for";
+
 /// The name of an object in its namespace. A Node's namespace is empty.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ObjectKey {
@@ -174,7 +177,9 @@ pub(crate) struct RunnerPoolFacts {
 }
 
 impl RunnerPoolFacts {
-    /// Whether the pool's Pods are gated: they run on Macs, and the pool isn't on its way out.
+    /// Whether the pool's Pods are gated: they run on Macs, and the pool isn't on its way out. Its own controller
+    /// deletes a leaving pool's idle Pods at once, and lets busy ones end (tuist/tuist of autumn 2026,
+    /// infra/runners-controller/controllers/runnerpool_controller.go: runnerPoolFinalizer, reconcileDelete).
     pub(crate) fn is_gated(&self) -> bool {
         self.spec.os == "darwin" && !self.deleting
     }
@@ -250,7 +255,9 @@ pub(super) fn pod_facts(pod: &Pod, now: Instant) -> PodFacts {
         uid: meta.uid.clone().unwrap_or_default(),
         resource_version: meta.resource_version.clone().unwrap_or_default(),
         labels: meta.labels.clone().unwrap_or_default(),
-        heartbeat: annotation(HEARTBEAT_STATE).map(|state| (state.clone(), heartbeat_at)),
+        heartbeat: annotation(HEARTBEAT_STATE)
+            .filter(|state| !state.is_empty())
+            .map(|state| (state.clone(), heartbeat_at)),
         image: spec
             .and_then(|spec| spec.containers.first())
             .and_then(|container| container.image.clone())
@@ -275,7 +282,8 @@ pub(super) fn pod_facts(pod: &Pod, now: Instant) -> PodFacts {
     }
 }
 
-/// The facts of a Node.
+/// The facts of a Node. One that is being deleted counts as cordoned: the runners' controllers delete the idle Pods of
+/// either (tuist/tuist of autumn 2026, infra/runners-controller/controllers/node_drain.go: nodeIsDraining).
 pub(super) fn node_facts(node: &Node) -> NodeFacts {
     let ready = node
         .status
@@ -283,17 +291,18 @@ pub(super) fn node_facts(node: &Node) -> NodeFacts {
         .flat_map(|status| status.conditions.iter().flatten())
         .any(|condition| condition.type_ == "Ready" && condition.status == "True");
     let spec = node.spec.as_ref();
+    let cordoned = spec.and_then(|spec| spec.unschedulable).unwrap_or(false);
     NodeFacts {
         uid: node.metadata.uid.clone().unwrap_or_default(),
         resource_version: node.metadata.resource_version.clone().unwrap_or_default(),
         labels: node.metadata.labels.clone().unwrap_or_default(),
-        ready: ready && node.metadata.deletion_timestamp.is_none(),
-        schedulable: !spec.and_then(|spec| spec.unschedulable).unwrap_or(false),
+        ready,
+        schedulable: !cordoned && node.metadata.deletion_timestamp.is_none(),
         reserved_for: spec
             .and_then(|spec| spec.taints.as_ref())
             .into_iter()
             .flatten()
-            .find(|taint| taint.key == RESERVED_TAINT && taint.effect == "NoSchedule")
+            .find(|taint| taint.key == RESERVED_TAINT)
             .map(|taint| taint.value.clone().unwrap_or_default()),
     }
 }

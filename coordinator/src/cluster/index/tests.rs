@@ -364,17 +364,37 @@ fn a_heartbeat_is_read_as_its_writers_mean_it() {
             json!({ state: "polling", at: "1970-01-01T01:01:00.5+01:00" }),
             gate::Heartbeat::Polling(second(60) + Duration::from_millis(500)),
         ),
-        (json!({ state: "polling" }), gate::Heartbeat::Other),
+        // nor is one that can't be aged
+        (json!({ state: "polling" }), gate::Heartbeat::Absent),
         (
             json!({ state: "polling", at: "yesterday" }),
-            gate::Heartbeat::Other,
+            gate::Heartbeat::Absent,
         ),
         (
             json!({ state: "claimed", at: "1970-01-01T00:01:00Z" }),
             gate::Heartbeat::Other,
         ),
-        (json!({ state: "" }), gate::Heartbeat::Other),
+        (json!({ state: "claimed" }), gate::Heartbeat::Other),
+        (json!({ state: "" }), gate::Heartbeat::Absent),
     ] {
         assert_eq!(beat(annotations.clone()), expected, "{annotations}");
     }
+}
+
+#[test]
+fn a_node_that_is_being_deleted_counts_as_cordoned() {
+    let read = |deleted: Option<&str>, unschedulable: bool| {
+        let node = json!({
+            "metadata": { "name": "n", "uid": "n", "deletionTimestamp": deleted },
+            "spec": { "unschedulable": unschedulable },
+            "status": { "conditions": [{ "type": "Ready", "status": "True" }] },
+        });
+        let mut index = Index::default();
+        assert!(index.apply_node(&serde_json::from_value(node).unwrap()));
+        let facts = index.nodes.values().next().unwrap();
+        (facts.ready, facts.schedulable)
+    };
+    assert_eq!(read(None, false), (true, true));
+    assert_eq!(read(None, true), (true, false));
+    assert_eq!(read(Some("2026-01-03T00:00:00Z"), false), (true, false));
 }

@@ -310,6 +310,37 @@ fn the_guest_sees_a_number_of_whole_blocks() {
     }
 }
 
+#[test]
+fn tart_can_read_the_manifest_of_a_stack() {
+    let without = |field: &str, part: Option<&str>| {
+        let mut manifest = stacked(stack());
+        let of = match part {
+            None => &mut manifest,
+            Some(_) => &mut manifest[field],
+        };
+        let fields = of.as_object_mut().unwrap();
+        fields.remove(part.unwrap_or(field));
+        manifest
+    };
+    for (field, part) in [
+        ("mediaType", None),
+        ("config", None),
+        ("config", Some("mediaType")),
+        ("config", Some("digest")),
+        ("config", Some("size")),
+    ] {
+        let error = refusal(&without(field, part));
+        assert!(
+            matches!(error, StackError::NoField(of) if of == field),
+            "{error}"
+        );
+    }
+    // tart's clone doesn't read the manifest of a flat image
+    let mut flat = manifest(vec![config(), disk(10, 512, Some(blob(20))), nvram()], None);
+    flat.as_object_mut().unwrap().remove("config");
+    assert!(parse(&flat).is_ok());
+}
+
 /// A layer of a disk with any of the annotations.
 fn any_disk() -> impl Strategy<Value = Value> {
     let file = prop::option::of(prop_oneof![4 => 30..33u8, 1 => Just(6u8)]);

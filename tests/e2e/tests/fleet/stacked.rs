@@ -175,6 +175,10 @@ fn disturb(home: &Path, references: &[String], seed: u64, stop: &AtomicBool) -> 
                 }
             }
             2 => drop(tart.list().unwrap()),
+            _ if random.below(2) == 0 => {
+                tart.delete_tag(&references[random.below(references.len())])
+                    .unwrap();
+            }
             _ => {
                 let images = tart.list().unwrap();
                 if images.is_empty() {
