@@ -46,7 +46,9 @@ pub struct Config {
     pub admin_names: BTreeSet<String>,
     /// The zone of this host: hosts of one zone prefer each other. Empty for none.
     pub zone: String,
-    /// Share of the volume that staging leaves free, in percent.
+    /// Share of the volume that staging leaves free, in percent. The default is the share below which the fleets' node
+    /// agent deletes goldens (tuist/tuist of autumn 2026, infra/tart-kubelet/internal/podagent/garbage.go:
+    /// defaultGoldenReclaimFreeFloor).
     pub floor_percent: u8,
     /// Whether space that macOS would purge on demand counts as free.
     pub count_purgeable: bool,

@@ -1,5 +1,8 @@
 //! Goldens: local tart VMs that are cloned from a staged image, under the name by which the fleet's node agent finds
-//! them.
+//! them (tuist/tuist of autumn 2026, infra/tart-kubelet/internal/podagent/reconciler.go: goldenVMName, ensureGolden).
+//! That agent deletes local VMs that are neither goldens nor a Pod's every five minutes, and cached images to whose
+//! repository no Pod refers; goldens stay for a day, or while there is room (podagent/garbage.go: runOnce, keepGolden,
+//! reclaimGoldensUnderDiskPressure). It may delete a golden that hasn't its name yet; then the golden is made again.
 //!
 //! The reference alone decides a golden's name. So a tag that moved leaves a golden of the old image under the name.
 //! The file `TART_HOME/.parbake/goldens/<name>`, the golden's mark, holds the digest of the image that a golden of ours

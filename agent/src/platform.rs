@@ -221,7 +221,8 @@ fn for_so_long(waited: Duration) -> String {
     }
 }
 
-/// Locks a directory, and waits at most `wait` for another holder of the lock. Blocks the thread.
+/// Locks a directory as tart does, by `flock` of the directory itself (tart, Sources/tart/FileLock.swift), and waits at
+/// most `wait` for another holder of the lock. Blocks the thread.
 ///
 /// # Errors
 /// When the lock is still held after `wait`, or the directory can't be locked.

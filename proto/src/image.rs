@@ -59,7 +59,8 @@ pub const RAW_DIGEST_ANNOTATION: &str = "org.cirruslabs.tart.uncompressed-conten
 pub const MAX_MANIFEST_BYTES: usize = 4 << 20;
 /// The most layers: fifteen times those of a 140 GB disk.
 pub const MAX_LAYERS: usize = 4096;
-/// The largest raw layer, and the largest blob: 8 GiB, sixteen times what tart writes.
+/// The largest raw layer, and the largest blob: 8 GiB, sixteen times what tart writes (tart,
+/// Sources/tart/OCI/Layerizer/DiskV2.swift: layerLimitBytes).
 pub const MAX_LAYER_BYTES: u64 = 8 << 30;
 /// The largest config or nvram: 1 GiB. A macOS nvram has 33 MB.
 pub const MAX_SMALL_BLOB_BYTES: u64 = 1 << 30;

@@ -1,10 +1,11 @@
 //! References of images, by the one grammar that coordinator and agents share: those that both tart and registries
 //! accept.
 //!
-//! tart's grammar (`Reference.g4`) is narrower than that of the distribution specification in one place and wider in
-//! another. A reference that only one of them accepts can't be staged: the registry doesn't have it, or tart doesn't
-//! find it. A [`Reference`] fits both, and no part of it leads out of tart's cache. What registries alone accept is a
-//! [`RegistryReference`]; each reference has one.
+//! tart's grammar (tart of August 2026, Sources/tart/OCI/Reference/Reference.g4; RemoteName.swift: init) is narrower
+//! than that of the distribution specification in one place and wider in another. A reference that only one of them
+//! accepts can't be staged: the registry doesn't have it, or tart doesn't find it. A [`Reference`] fits both, and no
+//! part of it leads out of tart's cache. What registries alone accept is a [`RegistryReference`]; each reference has
+//! one.
 
 mod registry;
 

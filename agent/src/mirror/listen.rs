@@ -26,8 +26,9 @@ use super::{
     stream::Pulse,
 };
 
-/// The number of connections at one time. tart opens four, a busy containerd a dozen. When all places are taken, a
-/// client that asks for nothing gives way. If every client is being answered or has just come, the next one waits.
+/// The number of connections at one time. tart opens four (tart of August 2026, Sources/tart/Commands/Pull.swift:
+/// concurrency), a busy containerd a dozen. When all places are taken, a client that asks for nothing gives way. If
+/// every client is being answered or has just come, the next one waits.
 pub(super) const CONNECTIONS: usize = 256;
 /// A client that asks for nothing for this long gives way to others.
 const GRACE: Duration = Duration::from_secs(1);

@@ -48,7 +48,7 @@ const MAX_LOOKED: usize = 1 << 12;
 /// The most bytes of a recipe that is fetched: with blocks, that of a disk of 250 GB at least.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 /// The most bytes that a recipe may have for one content, which are in memory while the recipe is read: those of a
-/// content of 16 GiB. Layers of tart have 512 MiB.
+/// content of 16 GiB. Layers of tart have 512 MiB (tart, Sources/tart/OCI/Layerizer/DiskV2.swift: layerLimitBytes).
 const MAX_PART_BYTES: u64 = 16 << 20;
 
 /// A manifest that passed to a client.

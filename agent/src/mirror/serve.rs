@@ -1,8 +1,10 @@
 //! Answers requests: which client may have what, where it comes from, and what a client gets when it can't be had.
 //!
-//! tart gives up a pull at the first 5xx, but tries again when a connection breaks. containerd asks the registry itself
-//! at the first 404. So the mirror never answers with a 5xx. Before the headers, a client waits until its connection is
-//! broken, is redirected or gets a 404 (as configured). After the headers, its connection is broken.
+//! tart gives up a pull at the first status but 200, or 206 where it resumes, and tries again when a connection breaks
+//! (tart of August 2026, Sources/tart/OCI/Registry.swift: pullBlob; OCI/Layerizer/DiskV2.swift: pull, which asks for a
+//! layer up to five times). containerd asks the registry itself at the first 404. So the mirror never answers with a
+//! 5xx. Before the headers, a client waits until its connection is broken, is redirected or gets a 404 (as configured).
+//! After the headers, its connection is broken.
 
 use std::{
     convert::Infallible,

@@ -320,7 +320,7 @@ impl Installation<'_> {
         }
         let path = target.join(cache::MARKER);
         let bytes = match before {
-            // tart's own are empty
+            // tart's own are empty (tart, Sources/tart/VMDirectory.swift: markExplicitlyPulled)
             Marker::Theirs => Some(&b""[..]),
             Marker::Ours => Some(OURS),
             Marker::Missing | Marker::Guard => keep_marker.then_some(OURS),

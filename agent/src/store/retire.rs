@@ -423,8 +423,9 @@ fn running(machines: &[PathBuf]) -> Option<String> {
     runs.map(|machine| machine.display().to_string())
 }
 
-/// Whether tart runs this VM: it then holds a lock on the VM's configuration. The lock is only asked for, as tart does:
-/// to hold it for an instant would end a `tart run` that begins in that instant. What can't be tried counts as running.
+/// Whether tart runs this VM: it then holds a lock on the VM's configuration. The lock is only asked for, as tart does
+/// (tart, Sources/tart/VMDirectory.swift: running; PIDLock.swift: pid): to hold it for an instant would end a `tart
+/// run` that begins in that instant. What can't be tried counts as running.
 pub(super) fn is_running(machine: &Path) -> bool {
     let config = match File::open(machine.join(cache::CONFIG)) {
         // nobody can run it

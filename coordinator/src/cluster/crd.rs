@@ -27,7 +27,8 @@ pub mod runner_pool;
 pub use image_from::{ImageFrom, WorkloadKind};
 pub use runner_pool::{DEFAULT_PERCENT, RunnerPool, RunnerPoolRollout, RunnerPoolSpec};
 
-/// The label that lets a Pod drain, unless `spec.gate.drainLabel` says otherwise. Its value is `true`.
+/// The label that lets a Pod drain, unless `spec.gate.drainLabel` says otherwise. Its value is `true` (tuist/tuist of
+/// autumn 2026, infra/runners-controller/controllers/runnerpool_controller.go: drainEligibleLabel, markDrainEligible).
 pub const DRAIN_LABEL: &str = "tuist.dev/drain-eligible";
 /// The most hosts that `status.failing` names.
 pub const MAX_FAILING: usize = 10;

@@ -13,6 +13,10 @@
 //! the blocks before it, whether these are compressed or stored. So a decoder that starts in the middle needs these raw
 //! bytes.
 //!
+//! tart compresses each layer as one stream of this framing by Apple's library (tart, Sources/tart/OCI/Layerizer/
+//! DiskV2.swift: push, pull), whose source isn't public. Assumed, as other decoders do: the framing, the 64 KiB of a
+//! block, and that matches reach over the start of a block.
+//!
 //! The decoder trusts nothing: it checks sizes before it buffers anything, uses at most a constant amount of memory,
 //! and returns no more bytes than the caller said that the layer has.
 

@@ -641,7 +641,8 @@ impl Gate {
                 }
             }
         }
-        // Pending Pods first, because they serve nobody
+        // Pending Pods first, because they serve nobody (tuist/tuist of autumn 2026,
+        // infra/runners-controller/controllers/runnerpool_controller.go: Reconcile)
         let mut order: Vec<(bool, PodId)> = self
             .budget()
             .oldest_first(state)

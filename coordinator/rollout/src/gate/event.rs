@@ -190,7 +190,8 @@ impl Pod {
     }
 
     /// Whether somebody deletes the Pod although it hasn't ended. A finalizer may hold the Pod for minutes, until its
-    /// virtual machine is gone.
+    /// virtual machine is gone (tuist/tuist of autumn 2026, infra/tart-kubelet/internal/podagent/reconciler.go:
+    /// PodFinalizer).
     pub(super) fn is_terminating(&self) -> bool {
         self.deleting && self.phase != Phase::Ended
     }

@@ -186,7 +186,8 @@ fn is_owned(facts: &PrePullFacts, pool: &RunnerPoolFacts) -> bool {
     owner.is_some_and(|(_, uid)| *uid == pool.uid)
 }
 
-/// The Nodes of a RunnerPool: those that its Pods' nodeSelector selects.
+/// The Nodes of a RunnerPool: those that its Pods' nodeSelector selects (tuist/tuist of autumn 2026,
+/// infra/runners-controller/internal/podtemplate/podtemplate.go: schedulingFor).
 fn nodes_of(pool: &RunnerPoolFacts) -> LabelSelector {
     LabelSelector {
         match_labels: Some(
