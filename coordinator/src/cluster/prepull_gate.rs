@@ -26,7 +26,7 @@ const OPERATOR_DRAIN_LABEL: &str = "tuist.dev/runner-operator-drain";
 /// The longest name of a pool that a reservation's taint has as it is, in bytes. The rule of the runners' controllers
 /// also asks for the letters of a label's value, which every name of an object has (tuist/tuist of autumn 2026,
 /// infra/runners-controller/internal/podtemplate/podtemplate.go: ReservationValue).
-const MAX_TAINT_BYTES: usize = 63;
+const TAINT_BYTES: usize = 63;
 /// The hex digits of the SHA-256 of a longer name, which the taint has behind `pool-` (the same ReservationValue).
 const HASH_DIGITS: usize = 16;
 
@@ -220,7 +220,7 @@ fn fleet_of(spec: &RunnerPoolSpec) -> Option<gate::Fleet> {
 
 /// Whether the value of a reservation's taint names the pool of this name.
 pub(crate) fn names(taint: &str, pool: &str) -> bool {
-    if pool.len() <= MAX_TAINT_BYTES {
+    if pool.len() <= TAINT_BYTES {
         return taint == pool;
     }
     let digest = Digest::of(pool.as_bytes()).hex().to_string();
