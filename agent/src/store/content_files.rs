@@ -115,8 +115,8 @@ pub(super) fn freed(home: &Path, directories: &[PathBuf], without: &[PathBuf]) -
 
 /// The files that manifests in tart's home refer to: those of records in its cache, of local VMs, and of what tart
 /// makes in `tmp/`. A VM that was made of a flat image by `clone --stacked` has that image's manifest, and refers to
-/// the whole disk as a base by it (tart of August 2026, Sources/tart/VMDirectory+DiskImageStack.swift: cloneAsStackedBase;
-/// OCI/Manifest.swift: diskContentDigests).
+/// the whole disk as a base by it (tart of August 2026, Sources/tart/VMDirectory+DiskImageStack.swift:
+/// cloneAsStackedBase; OCI/Manifest.swift: diskContentDigests).
 fn referred(home: &Path, without: &[PathBuf]) -> io::Result<BTreeSet<Digest>> {
     let mut directories: Vec<_> = cache::images(home)?
         .into_iter()

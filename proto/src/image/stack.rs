@@ -4,8 +4,8 @@
 //! host. In the manifest, the layers of one file follow each other, and the first of them says with which digest the
 //! whole file has to end, and of an overlay how many layers there are. This file takes layers that are sound one by
 //! one, and refuses each shape that isn't a stack, by name. The shapes are those of tart of August 2026,
-//! Sources/tart/OCI/Manifest.swift: tartDiskRepresentation, diskBlockCount. This file refuses more: files that come twice
-//! or contradict their only layer, layers that are larger than tart makes them, and signs before numbers.
+//! Sources/tart/OCI/Manifest.swift: tartDiskRepresentation, diskBlockCount. This file refuses more: files that come
+//! twice or contradict their only layer, layers that are larger than tart makes them, and signs before numbers.
 
 use alloc::{collections::BTreeSet, string::String, vec, vec::Vec};
 use core::ops::Range;
