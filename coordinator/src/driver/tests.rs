@@ -27,6 +27,7 @@ mod predictions;
 mod recipes;
 mod rest;
 mod returns;
+mod several;
 mod words;
 
 pub(super) struct World {
