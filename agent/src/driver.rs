@@ -294,7 +294,7 @@ impl Driver {
             Chore::Look => {
                 self.supply.images_mut().look_begins();
                 let terms = self.retention.terms(self.supply.now());
-                if let Some(work) = self.disk.retire(terms) {
+                if let Some(work) = self.disk.retire(terms, self.retention.in_use()) {
                     self.jobs.start(work);
                 }
                 self.disk.look()

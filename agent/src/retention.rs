@@ -35,6 +35,14 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
+    /// The strictest rule that a host may have: one image of each repository stays, and none for its age.
+    pub(crate) fn strictest(in_use: InUse) -> Self {
+        Self {
+            rule: Rule::STRICTEST,
+            in_use,
+        }
+    }
+
     /// These numbers, with no Pod anywhere.
     #[cfg(test)]
     pub(crate) fn of(images: Option<u32>, days: Option<u32>) -> Self {
@@ -166,6 +174,11 @@ impl Retention {
         let rule = standing.rule.filter(|_| standing.note.is_empty())?;
         let in_use = self.in_use.clone();
         Some(Terms { rule, in_use })
+    }
+
+    /// What Pods and pools refer to, as far as it was told.
+    pub(crate) const fn in_use(&self) -> &InUse {
+        &self.in_use
     }
 
     /// The coordinator asks which old images would go. Returns the question if it is to be answered now.

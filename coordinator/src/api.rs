@@ -52,6 +52,7 @@ pub(crate) fn router(api: Api, more: Router) -> Router {
         .route("/v1/plan", post(images::plan))
         .route("/v1/gate", post(gate::open).get(gate::list))
         .route("/v1/gate/done", post(gate::done))
+        .route("/v1/old-images", post(hosts::old_images))
         .route("/v1/tokens", post(enrol::token))
         .route("/v1/bandwidth", put(hosts::bandwidth))
         .layer(middleware::from_fn_with_state(api.clone(), authenticate));

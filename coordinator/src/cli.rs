@@ -134,6 +134,15 @@ pub struct Run {
     /// Let any host with a token join, even if the fleet file doesn't name it. [default: off, but on with --kubernetes]
     #[arg(long, env = "PARBAKE_OPEN")]
     pub open: bool,
+    /// How many images of each repository stay on a host, the wanted ones among them (1 to 1000). Other old images that
+    /// parbake installed are removed by each host, unless something there needs them. See `parbake clean --dry-run`.
+    /// [default: all]
+    #[arg(long, env = "PARBAKE_KEEP_IMAGES", value_name = "N")]
+    pub keep_images: Option<u32>,
+    /// For how many days after its last use an old image stays on a host (1 to 3650), beside those that stay for their
+    /// number. [default: no time]
+    #[arg(long, env = "PARBAKE_KEEP_DAYS", value_name = "D")]
+    pub keep_days: Option<u32>,
     /// What a cluster needs.
     #[command(flatten)]
     pub cluster: ClusterOptions,

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use proto::{HostId, HostKey};
+use proto::{HostId, HostKey, retention::Rule};
 use serde::Deserialize;
 
 use crate::{
@@ -65,6 +65,8 @@ pub struct Config {
     pub origin: Origin,
     /// Rates for predictions.
     pub rates: Rates,
+    /// Which old images stay on hosts that don't say so themselves. `None`: the fleet has no rule.
+    pub retention: Option<Rule>,
     /// Who belongs to the fleet.
     pub fleet: Fleet,
     /// The cluster in which the coordinator works, if any.
@@ -205,6 +207,7 @@ struct File {
     coordinator: CoordinatorFile,
     origin: OriginFile,
     rates: RatesFile,
+    retention: RetentionFile,
     hosts: Vec<HostFile>,
 }
 
@@ -246,6 +249,13 @@ struct RatesFile {
     origin_bytes_per_second: Option<u64>,
     download_bytes_per_second: Option<u64>,
     upload_bytes_per_second: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RetentionFile {
+    keep_images: Option<u32>,
+    keep_days: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -356,6 +366,11 @@ impl Config {
             makes_recipes: given.make_recipes.unwrap_or(true),
             origin: origin(file.origin, &value)?,
             rates: rates(&file.rates, &value)?,
+            retention: Rule::new(
+                run.keep_images.or(file.retention.keep_images),
+                run.keep_days.or(file.retention.keep_days),
+            )
+            .map_err(|error| value("retention", error.to_string()))?,
             fleet: fleet(
                 run.open || given.open.unwrap_or(run.cluster.kubernetes),
                 file.hosts,
@@ -697,6 +712,25 @@ mod tests {
     }
 
     #[test]
+    fn the_fleet_has_a_rule_about_old_images_only_where_one_is_set() {
+        assert_eq!(load("").unwrap().retention, None);
+        let set = load("[retention]\nkeep_images = 2\nkeep_days = 14").unwrap();
+        assert_eq!(set.retention, Rule::new(Some(2), Some(14)).unwrap());
+        let run = Run {
+            keep_images: Some(3),
+            ..Run::default()
+        };
+        let shared = Shared {
+            config: None,
+            state_dir: None,
+            log_format: LogFormat::Text,
+            log: String::new(),
+        };
+        let typed = Config::parse("[retention]\nkeep_images = 2", &shared, &run).unwrap();
+        assert_eq!(typed.retention, Rule::new(Some(3), None).unwrap());
+    }
+
+    #[test]
     fn an_open_fleet_admits_everybody_but_the_coordinators_name() {
         let fleet = load("[coordinator]\nopen = true").unwrap().fleet;
         assert!(fleet.admits(&"m".parse().unwrap()));
@@ -728,6 +762,14 @@ mod tests {
             (
                 "[origin]\nplain_http = ['127.0.0.1.example.com']",
                 ["origin.plain_http", "example"],
+            ),
+            (
+                "[retention]\nkeep_images = 0",
+                ["retention", "keep_images is 0"],
+            ),
+            (
+                "[retention]\nkeep_days = 3651",
+                ["retention", "from 1 to 3650"],
             ),
             ("[[hosts]]\nid = 'A'", ["hosts[0].id", "`A`"]),
             (

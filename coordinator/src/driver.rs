@@ -27,7 +27,7 @@ use self::{
     blames::Blames,
     effect::{Effect, Effects},
     hosts::Known,
-    images::{At, Images},
+    images::Images,
     limits::Limited,
     members::Members,
     mirror::Mirrored,
@@ -36,6 +36,7 @@ use self::{
     presence::Presence,
     preview::Preview,
     reporting::Reporting,
+    retention::Retention,
     selection::selected,
     show::{Facts, Views},
     staging::Staging,
@@ -78,6 +79,7 @@ mod recipe_words;
 mod refusals;
 mod reporting;
 mod restages;
+mod retention;
 mod roster;
 mod rosters;
 mod selection;
@@ -93,7 +95,7 @@ mod words;
 mod writer;
 
 pub(crate) use self::{
-    ask::{Ask, CancelError, Limits, Placed, StageError},
+    ask::{Ask, CancelError, Limits, OldImagesError, Placed, StageError, Users},
     input::{INBOX, Input, Opened},
     limits::stricter,
     order::ORDERS,
@@ -142,8 +144,8 @@ impl Driver {
             started: Instant::now(),
             plan: Plan::new(parts.config.plan.clone(), parts.seed),
             staging: Staging::new(images, registries.clone(), metrics.clone(), &parts.config),
+            members: Members::new(presence, tickets, Retention::of(&parts.config)),
             config: parts.config,
-            members: Members::new(presence, tickets),
             mirror: Mirrored::default(),
             blames: Blames::new(signatures, metrics.clone()),
             limited: Limited::new(parts.kept.bandwidth),
@@ -232,6 +234,7 @@ impl Driver {
             self.members.hosts().due(),
             self.staging.due(),
             self.places.due(),
+            self.members.retention().due(),
         ];
         let views = self.views.due();
         parts.into_iter().flatten().fold(views, Moment::min)
@@ -277,7 +280,7 @@ impl Driver {
                 self.plan.handle(now, Event::Tick);
             }
         }
-        let effects = self.staging.place_waiting(at(now, &self.members));
+        let effects = self.staging.place_waiting(self.members.at(now));
         if !effects.is_empty() {
             self.carry(now, effects);
             self.predict();
@@ -304,6 +307,7 @@ impl Driver {
         }
         let over = self.places.expire(now);
         self.carry(now, over);
+        self.members.retention_mut().tidy(now);
         let effects = self.staging.restage(now, self.members.hosts());
         self.carry(now, effects);
         self.ask_for_tokens(now);
@@ -487,7 +491,7 @@ impl Driver {
             self.plan.handle(now, Event::HostKnown { host, zone });
         }
         if known == Known::New {
-            let effects = self.staging.fleet_changed(at(now, &self.members));
+            let effects = self.staging.fleet_changed(self.members.at(now));
             self.carry(now, effects);
         }
         known != Known::Refused
@@ -587,22 +591,20 @@ impl Driver {
                 }
                 Err(error) => drop(reply.send(Err(error))),
             },
-            Ask::Cancel { name, reply } => {
-                match self.staging.cancel(at(now, &self.members), &name) {
-                    Ok((image, cancelled, effects)) => {
-                        self.carry(now, effects);
-                        self.act(now);
-                        self.tell_names(now);
-                        self.show(now);
-                        let answer = Answer::new(reply, cancelled);
-                        self.write(match self.staging.images().asked(&image) {
-                            Some(want) => Write::Less(Box::new(want), answer),
-                            None => Write::Drop(image, answer),
-                        });
-                    }
-                    Err(error) => drop(reply.send(Err(error))),
+            Ask::Cancel { name, reply } => match self.staging.cancel(self.members.at(now), &name) {
+                Ok((image, cancelled, effects)) => {
+                    self.carry(now, effects);
+                    self.act(now);
+                    self.tell_names(now);
+                    self.show(now);
+                    let answer = Answer::new(reply, cancelled);
+                    self.write(match self.staging.images().asked(&image) {
+                        Some(want) => Write::Less(Box::new(want), answer),
+                        None => Write::Drop(image, answer),
+                    });
                 }
-            }
+                Err(error) => drop(reply.send(Err(error))),
+            },
             Ask::Bandwidth { limits, reply } => {
                 self.limited.ask(limits);
                 self.order_bandwidth(now);
@@ -614,7 +616,7 @@ impl Driver {
                 whole,
             } => {
                 self.limit(now, limits);
-                let effects = self.staging.place(at(now, &self.members), wants);
+                let effects = self.staging.place(self.members.at(now), wants);
                 self.carry(now, effects);
                 self.predict();
                 if whole {
@@ -629,6 +631,16 @@ impl Driver {
                 self.urge(now, image);
                 self.act(now);
                 self.show(now);
+            }
+            Ask::Used(users) => {
+                let orders = self.members.retention_mut().used(users);
+                self.send(now, orders);
+            }
+            Ask::OldImages { hosts, rule, reply } => {
+                let orders = self
+                    .members
+                    .ask_old_images(now, hosts.as_ref(), rule, reply);
+                self.send(now, orders);
             }
             Ask::Preview { want, reply } => {
                 drop(reply.send(self.preview().of(&want)));
@@ -679,7 +691,7 @@ impl Driver {
 
     /// Operators want this image, under each reference on the hosts that the want names for that reference.
     fn enter(&mut self, now: Moment, want: Want) {
-        let effects = self.staging.enter(at(now, &self.members), want);
+        let effects = self.staging.enter(self.members.at(now), want);
         self.carry(now, effects);
     }
 
@@ -782,15 +794,5 @@ impl Driver {
             // The answer in `write` is dropped too. The asker learns of the failure by that.
             error!(%error, "state couldn't be queued for writing; a restart may forget the last changes");
         }
-    }
-}
-
-/// The moment of a change of wants, with what is known of the hosts at that moment.
-fn at(now: Moment, members: &Members) -> At<'_> {
-    At {
-        now,
-        unix_ms: unix_ms(),
-        hosts: members.hosts(),
-        presence: members.presence(),
     }
 }

@@ -15,8 +15,8 @@ use std::{
 use proto::{
     HostId,
     limits::{
-        MAX_BLAMES, MAX_ENDED_LEASES, MAX_HELD, MAX_IMAGES, MAX_MIRROR_WANTS, MAX_RECIPE_DOUBTS,
-        MAX_RETRACTIONS, MAX_WITHOUT_SOURCE,
+        MAX_BLAMES, MAX_ENDED_LEASES, MAX_HELD, MAX_IMAGES, MAX_MIRROR_WANTS, MAX_OLD_IMAGES,
+        MAX_RECIPE_DOUBTS, MAX_RETRACTIONS, MAX_WITHOUT_SOURCE,
     },
     message::{Hello, ImageState, LeaseEnd, Report},
 };
@@ -52,6 +52,7 @@ enum List {
     MirrorWants,
     WithoutSource,
     Held,
+    OldImages,
 }
 
 impl fmt::Display for List {
@@ -65,6 +66,7 @@ impl fmt::Display for List {
             Self::MirrorWants => "wants of its mirror",
             Self::WithoutSource => "contents without a source",
             Self::Held => "contents that it holds",
+            Self::OldImages => "old images",
         })
     }
 }
@@ -104,6 +106,9 @@ pub(crate) fn cut(report: &mut Report, most_leases: usize) -> Result<usize, Exce
     }
     if let Some(held) = &mut report.held {
         out += list(List::Held, &mut held.contents, MAX_HELD)?;
+    }
+    if let Some(old) = &mut report.old_images {
+        out += list(List::OldImages, &mut old.images, MAX_OLD_IMAGES)?;
     }
     Ok(out)
 }

@@ -33,6 +33,12 @@ pub enum RuleError {
 }
 
 impl Rule {
+    /// The rule by which the most images go: one of each repository stays.
+    pub const STRICTEST: Self = Self {
+        images: Some(1),
+        days: None,
+    };
+
     /// The rule that so many images of each repository stay, and each image for so many days after its last use. `None`
     /// where neither is set: then all stay.
     ///

@@ -29,7 +29,7 @@ use crate::{
     lock::lock,
     mirror::blobs::Blobs,
     platform,
-    retention::Terms,
+    retention::{InUse, Terms},
     shelf::Shelf,
     store::{
         BeginError, InstallError, Look, Stage, Store, install_as,
@@ -57,8 +57,17 @@ pub(super) struct Disk {
     recipes: Arc<RecipeFiles>,
     /// Reads disks that parbake didn't build.
     survey: Arc<Survey>,
-    /// When old images were last looked after. Locked while they are.
-    retired: Arc<Mutex<Option<Instant>>>,
+    /// When old images were last looked after, and by what terms. Locked while they are.
+    retired: Arc<Mutex<Option<LookedAfter>>>,
+    /// What Pods refer to. Locked for a look.
+    in_use: Arc<Mutex<InUse>>,
+}
+
+/// Old images were looked after.
+#[derive(Debug)]
+struct LookedAfter {
+    at: Instant,
+    by: Option<Terms>,
 }
 
 impl Disk {
@@ -77,6 +86,7 @@ impl Disk {
             fitness,
             recipes: Arc::new(RecipeFiles::new(home)),
             retired: Arc::default(),
+            in_use: Arc::default(),
         }
     }
 
@@ -200,7 +210,19 @@ impl Disk {
         if let Some(blobs) = &self.blobs {
             blobs.leave(self.home(), store.outstanding_bytes());
         }
-        begun.map_err(Unbegun::from)
+        begun.map_err(|error| {
+            let mut unbegun = Unbegun::from(error);
+            if unbegun.short.is_some() {
+                unbegun.trouble.message += &self.what_could_go();
+            }
+            unbegun
+        })
+    }
+
+    /// Which old images could go, by the strictest rule that there is, and what that would free.
+    fn what_could_go(&self) -> String {
+        let terms = Terms::strictest(lock(&self.in_use).clone());
+        old_images::room_words(preview(self.home(), &terms, SystemTime::now()))
     }
 
     /// Writes down which names are wanted for an image. Ends in [`Input::Recorded`].
@@ -306,28 +328,35 @@ impl Disk {
     }
 
     /// Retires old images by these terms, removes what was retired before, and recipes that nobody needs. Writes down
-    /// who may have images, where that failed before. `None` if that was done within the last minute, or is under way.
-    /// It isn't a part of [`look`](Self::look), because removing whole disks takes a while, and presence is waited for.
-    /// Ends in [`Input::Nothing`]; the store has the news.
-    pub(super) fn retire(&self, terms: Option<Terms>) -> Option<Work> {
-        let due = |last: &Option<Instant>| last.is_none_or(|last| last.elapsed() >= RETIRE_EVERY);
-        if !self.retired.try_lock().is_ok_and(|last| due(&last)) {
+    /// who may have images, where that failed before. `None` if that was done by these terms within the last minute, or
+    /// is under way. It isn't a part of [`look`](Self::look), because removing whole disks takes a while, and presence
+    /// is waited for. Ends in [`Input::Nothing`]; the store has the news.
+    pub(super) fn retire(&self, terms: Option<Terms>, in_use: &InUse) -> Option<Work> {
+        lock(&self.in_use).clone_from(in_use);
+        let due = |last: &Option<LookedAfter>, terms: &Option<Terms>| {
+            let last = last.as_ref();
+            last.is_none_or(|last| last.at.elapsed() >= RETIRE_EVERY || last.by != *terms)
+        };
+        if !self.retired.try_lock().is_ok_and(|last| due(&last, &terms)) {
             return None;
         }
         let disk = self.clone();
         Some(Work::blocking(move || {
             let mut last = lock(&disk.retired);
             // another job may have been started before the lock was taken
-            if due(&last) {
-                if let Some(terms) = terms {
-                    retire(&disk.store, &terms, SystemTime::now());
+            if due(&last, &terms) {
+                if let Some(terms) = &terms {
+                    retire(&disk.store, terms, SystemTime::now());
                 }
                 empty(&disk.store);
                 if let Err(error) = disk.store.keep_all_entitled() {
                     warn!(%error, "who may have an image still can't be written down; a restart begins with what stood before");
                 }
                 disk.drop_recipes();
-                *last = Some(Instant::now());
+                *last = Some(LookedAfter {
+                    at: Instant::now(),
+                    by: terms,
+                });
             }
             Input::Nothing
         }))

@@ -1,14 +1,48 @@
-//! The answer to the coordinator's question which old images would go: what was seen on the disk, cut to what a report
-//! may hold.
+//! Old images in words: the answer to the coordinator's question which would go, cut to what a report may hold, and
+//! what a full disk says of them.
 
 use std::io;
 
 use proto::{
+    figure::Bytes,
     limits::{MAX_OLD_IMAGES, MAX_OLD_REFERENCES},
     message::{OldImage, OldImages},
 };
 
 use crate::store::retire::{Preview, Previewed};
+
+/// A full disk names so many of the images that could go.
+const MAX_NAMED: usize = 3;
+
+/// What could go where an image has no room, as the end of a sentence. `seen` is by the strictest rule that there is.
+pub(super) fn room_words(seen: io::Result<Preview>) -> String {
+    let preview = match seen {
+        Ok(preview) => preview,
+        Err(error) => return format!("; old images can't be looked at: {error}"),
+    };
+    let going: Vec<&Previewed> = preview
+        .images
+        .iter()
+        .filter(|of| of.stays.is_none())
+        .collect();
+    if going.is_empty() {
+        return "; no old image here could go".to_owned();
+    }
+    let name = |of: &&Previewed| match of.references.first() {
+        Some(reference) => reference.clone(),
+        None => of.image.to_string(),
+    };
+    let names: Vec<String> = going.iter().take(MAX_NAMED).map(name).collect();
+    let further = match going.len().saturating_sub(MAX_NAMED) {
+        0 => String::new(),
+        further => format!(" and {further} more"),
+    };
+    format!(
+        "; old images that could go take {}: {}{further}; keep_images = 1 in this host's settings has them removed",
+        Bytes(preview.freed_bytes()),
+        names.join(", ")
+    )
+}
 
 /// Completes an answer that has the question's number and the rule. `seen` is absent where no rule says what goes.
 pub(super) fn answer(begun: OldImages, seen: Option<io::Result<Preview>>) -> OldImages {
@@ -99,5 +133,30 @@ mod tests {
         assert_eq!(super::answer(begun.clone(), None), begun);
         let failed = super::answer(begun, Some(Err(io::Error::other("worn out"))));
         assert!(failed.note.ends_with("looked at: worn out"));
+    }
+
+    #[test]
+    fn a_full_disk_names_what_could_go_and_what_has_it_removed() {
+        let image = |number: u8, stays| Previewed {
+            image: Digest::of(&[number]),
+            references: vec![format!("r.io/o/i:{number}")],
+            goldens: Vec::new(),
+            stays,
+            bytes: 10_000_000_000,
+        };
+        let words = |going: u8| {
+            let mut images: Vec<_> = (0..going).map(|number| image(number, None)).collect();
+            images.push(image(9, Some(Stays::Wanted)));
+            room_words(Ok(Preview {
+                images,
+                left_bytes: 0,
+            }))
+        };
+        assert_eq!(words(0), "; no old image here could go");
+        assert_eq!(
+            words(1),
+            "; old images that could go take 10.0 GB: r.io/o/i:0; keep_images = 1 in this host's settings has them removed"
+        );
+        assert!(words(5).contains("50.0 GB: r.io/o/i:0, r.io/o/i:1, r.io/o/i:2 and 2 more; keep"));
     }
 }

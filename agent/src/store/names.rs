@@ -63,7 +63,11 @@ impl Names {
         let mut new = status.clone();
         change(&mut new);
         if *status != new {
-            new.write(&self.directory)?;
+            // the time of the file says when the image was last wanted
+            match status.wanted == new.wanted {
+                true => new.write_aside(&self.directory)?,
+                false => new.write(&self.directory)?,
+            }
             *status = new;
         }
         Ok(())

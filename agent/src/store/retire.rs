@@ -196,14 +196,14 @@ pub(crate) fn preview(home: &Path, terms: &Terms, now: SystemTime) -> io::Result
         let installed = installed.iter().find(|of| of.image == image);
         let goldens = goldens.get(&image).map_or(&[][..], Vec::as_slice);
         let machines = machines_of(home, goldens);
-        let mut files = installed.map_or(machines.clone(), |of| of.directories.clone());
-        let mut without = [&files[..], &machines].concat();
+        let directories = installed.map_or(machines.clone(), |of| of.directories.clone());
+        let mut without = [&directories[..], &machines].concat();
         if stays.is_none() {
             gone.append(&mut without);
             without.clone_from(&gone);
         }
         let shared = installed.map_or_else(Vec::new, |of| freed(home, &of.directories, &without));
-        files.extend(installed.map(|of| of.notes.clone()));
+        let notes = installed.map(|of| of.notes.clone());
         let known = installed.map_or(&[][..], |of| &of.known);
         let marked = goldens
             .iter()
@@ -216,10 +216,12 @@ pub(crate) fn preview(home: &Path, terms: &Terms, now: SystemTime) -> io::Result
             references: named.map(ToString::to_string).collect(),
             goldens: goldens.cloned().collect(),
             stays,
-            bytes: files
+            bytes: directories
                 .iter()
-                .chain(&shared)
-                .map(|path| taken_bytes(path))
+                .flat_map(|directory| parts(directory))
+                .chain(shared)
+                .chain(notes)
+                .map(|path| taken_bytes(&path))
                 .sum(),
         }
     });
@@ -231,6 +233,14 @@ pub(crate) fn preview(home: &Path, terms: &Terms, now: SystemTime) -> io::Result
         images,
         left_bytes: taken_bytes(&root.join(RETIRED)),
     })
+}
+
+/// The files that tart has in an image's or a VM's directory. The directory isn't listed, because that could be noted
+/// as the time of its last use.
+fn parts(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    let names = cache::PARTS.into_iter();
+    let names = names.chain([cache::MANIFEST, cache::OVERLAY]);
+    names.map(|name| directory.join(name))
 }
 
 /// Bytes that a file, or a directory's files, take on the volume. What can't be read counts as none.

@@ -156,4 +156,19 @@ impl Status {
         durable::write(&path, &bytes, durable::PUBLIC)
             .map_err(|error| io_at("writing", &path, error))
     }
+
+    /// Writes the status, and leaves the time of the file as it was: the time says when something else was written than
+    /// who may have the image, or which files are ours. After a crash in between, the image looks younger than it is.
+    pub(super) fn write_aside(&self, directory: &Path) -> io::Result<()> {
+        let path = directory.join(STATUS);
+        let before = fs::metadata(&path).and_then(|found| found.modified());
+        self.write(directory)?;
+        // without the time before, the image looks younger than it is
+        if let Ok(before) = before
+            && let Ok(file) = fs::File::options().write(true).open(&path)
+        {
+            _ = file.set_modified(before);
+        }
+        Ok(())
+    }
 }

@@ -34,6 +34,7 @@ mod notes;
 mod prints;
 mod recipes;
 mod retire;
+mod retire_model;
 mod stacked;
 mod tarts_cache;
 mod volumes;

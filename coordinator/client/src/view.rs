@@ -354,6 +354,100 @@ pub struct HostView {
     pub why: Vec<String>,
 }
 
+/// A question which old images would go from hosts. Nothing is removed for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OldImagesRequest {
+    /// The hosts; `null` for all.
+    #[serde(default)]
+    pub hosts: Option<Vec<String>>,
+    /// The rule to go by. `null`: each host's own, or the fleet's.
+    #[serde(default)]
+    pub rule: Option<RuleView>,
+}
+
+/// A rule about old images. An image stays if either number says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RuleView {
+    /// How many images of each repository stay, the wanted ones among them, 1 to 1,000. `null`: none for its number.
+    #[serde(default)]
+    pub keep_images: Option<u32>,
+    /// For how many days after its last use an image stays, 1 to 3,650. `null`: none for its age.
+    #[serde(default)]
+    pub keep_days: Option<u32>,
+}
+
+/// The answer to [`OldImagesRequest`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OldImagesReply {
+    /// The fleet's rule. `null`: there is none.
+    pub fleet_rule: Option<RuleView>,
+    /// Each host, in the order of ids.
+    pub hosts: Vec<HostOldImages>,
+}
+
+/// What would become of the images on one host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostOldImages {
+    /// The host.
+    pub host: String,
+    /// Whether the host answered.
+    pub answered: bool,
+    /// Why the host gave no answer, why its rule isn't in force yet, or why it has none. Empty where there is nothing
+    /// to say.
+    #[serde(default)]
+    pub note: String,
+    /// The rule that the host goes by. `null`: none is in force, so all stay.
+    pub rule: Option<RuleView>,
+    /// Whose rule that is.
+    #[serde(default)]
+    pub source: RuleSource,
+    /// The number of images that would go.
+    pub going: u32,
+    /// The bytes that these take. What they share with files that stay isn't freed.
+    pub freed_bytes: u64,
+    /// Bytes of images that went before, and that are still to be removed.
+    pub left_bytes: u64,
+    /// The images, those that would go first.
+    pub images: Vec<OldImageView>,
+    /// The number of further images.
+    pub more: u32,
+}
+
+/// Whose rule a host goes by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RuleSource {
+    /// No rule is in force.
+    #[default]
+    None,
+    /// The host's own settings.
+    Host,
+    /// The fleet's rule.
+    Fleet,
+    /// The question's.
+    Asked,
+}
+
+/// What would become of an image on a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OldImageView {
+    /// Manifest digest, `sha256:…`.
+    pub digest: String,
+    /// References that name the image, at most two.
+    pub references: Vec<String>,
+    /// Bytes that its files take.
+    pub bytes: u64,
+    /// Whether it would go.
+    pub goes: bool,
+    /// Why it stays.
+    #[serde(default)]
+    pub why: String,
+    /// Its goldens that parbake made, which go with it.
+    pub goldens: u32,
+}
+
 /// A host's revocation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RevocationView {

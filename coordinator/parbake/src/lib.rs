@@ -9,6 +9,7 @@ mod ended;
 mod follow;
 pub mod frame;
 mod gate;
+mod old_images;
 mod pauses;
 mod prediction;
 pub mod recipe;
@@ -148,6 +149,11 @@ pub enum Command {
     ///
     /// For a release's pipeline. Needs no coordinator. Exit status 1 if a recipe that is checked (--verify) is false.
     Recipe(recipe::Options),
+    /// Show which old images hosts would remove, what room that would free, and why the others stay.
+    ///
+    /// The command removes nothing. Each host removes old images by itself, once a minute, where its own settings or
+    /// the coordinator's have keep_images or keep_days.
+    Clean(old_images::Options),
     /// Stop staging an image. Hosts keep it where it is installed already.
     Cancel {
         /// The image, by reference or digest.
@@ -238,6 +244,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Outcome> {
             print(json, &plan, || text::plan(&plan))?;
             Ok(Outcome::Yes)
         }
+        Command::Clean(options) => old_images::clean(&options, client).await,
         Command::Cancel { image, json } => {
             let path = format!("/v1/images/{}", client::segment(&image));
             let reply = client()?.call(Method::DELETE, &path, None::<&()>).await?;

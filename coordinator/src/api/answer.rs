@@ -10,7 +10,7 @@ use proto::HostId;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    driver::{CancelError, PlaceError, StageError},
+    driver::{CancelError, OldImagesError, PlaceError, StageError},
     resolve::ResolveError,
     view::Problem,
 };
@@ -108,6 +108,15 @@ impl From<PlaceError> for Failure {
             PlaceError::NotKept(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error)
+    }
+}
+
+impl From<OldImagesError> for Failure {
+    fn from(error: OldImagesError) -> Self {
+        match error {
+            OldImagesError::Hosts(error) => error.into(),
+            OldImagesError::Busy => Self::new(StatusCode::TOO_MANY_REQUESTS, error),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Operators' requests about hosts: list, show, revoke, readmit, and the bandwidth limits.
+//! Operators' requests about hosts: list, show, revoke, readmit, the bandwidth limits, and which old images would go.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,18 +9,19 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::StatusCode;
-use proto::HostId;
+use proto::{HostId, retention::Rule};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::{
     answer::{Answer, Failure, host_id, read},
+    images::selection,
     state::{Api, ask, blocking, saved},
 };
 use crate::{
     driver::Ask,
     fleet::Reread,
-    view::{BandwidthRequest, RevokeRequest},
+    view::{BandwidthRequest, OldImagesRequest, RevokeRequest},
 };
 
 pub(super) async fn hosts(State(api): State<Api>) -> Response {
@@ -105,4 +106,18 @@ pub(super) async fn bandwidth(State(api): State<Api>, body: Bytes) -> Answer<Res
     let kept = ask(&api, |reply| Ask::Bandwidth { limits, reply });
     kept.await?.map_err(Failure::internal)?;
     Ok(Json(limits).into_response())
+}
+
+/// Says which old images would go. Removes nothing.
+pub(super) async fn old_images(State(api): State<Api>, body: Bytes) -> Answer<Response> {
+    let request: OldImagesRequest = match body.is_empty() {
+        true => OldImagesRequest::default(),
+        false => read(&body)?,
+    };
+    let hosts = selection(request.hosts)?;
+    let rule = request.rule.unwrap_or_default();
+    let rule = Rule::new(rule.keep_images, rule.keep_days);
+    let rule = rule.map_err(|error| Failure::new(StatusCode::BAD_REQUEST, error))?;
+    let answer = ask(&api, |reply| Ask::OldImages { hosts, rule, reply });
+    Ok(Json(answer.await??).into_response())
 }

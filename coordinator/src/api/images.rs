@@ -27,10 +27,11 @@ use crate::{
 /// How long an answer waits for hosts that check whether they still hold an image. A check takes milliseconds.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
 
-fn selection(hosts: Option<Vec<String>>) -> Answer<Option<BTreeSet<HostId>>> {
+/// The hosts that a request names; `None`: all.
+pub(super) fn selection(hosts: Option<Vec<String>>) -> Answer<Option<BTreeSet<HostId>>> {
     let Some(hosts) = hosts else { return Ok(None) };
     if hosts.is_empty() {
-        let error = "`hosts` is empty; leave it out to stage on all hosts";
+        let error = "`hosts` is empty; leave it out to choose all hosts";
         return Err(Failure::new(StatusCode::BAD_REQUEST, error));
     }
     let parse = |host: String| {

@@ -31,6 +31,9 @@ pub(crate) use workloads::{Workload, WorkloadKey};
 /// The prefix of our Node labels. The first twelve hex digits of the image's digest follow.
 pub(crate) const IMAGE_LABEL: &str = "parbake.dev/image-";
 
+/// The label of a Node whose value pools name as their `fleetSelector`.
+pub(crate) const FLEET_LABEL: &str = "tuist.dev/fleet";
+
 /// The kinds of objects that are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Kind {

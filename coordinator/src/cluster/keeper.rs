@@ -49,6 +49,7 @@ use runner_pools::{Life, RunnerPools};
 use secrets::Secrets;
 use status::Stands;
 use statuses::Statuses;
+use users::Used;
 use watches::Watches;
 use workloads::Workloads;
 
@@ -74,6 +75,7 @@ mod status;
 mod statuses;
 #[cfg(test)]
 mod tests;
+mod users;
 mod watches;
 mod workloads;
 mod writes;
@@ -130,6 +132,7 @@ pub(crate) struct Keeper {
     notes: Notes,
     accounts: Accounts,
     secrets: Secrets,
+    used: Used,
 
     jobs: Jobs,
     driver: mpsc::Sender<driver::Input>,
@@ -165,6 +168,7 @@ impl Keeper {
             notes: Notes::default(),
             accounts: Accounts::default(),
             secrets: Secrets::default(),
+            used: Used::default(),
             jobs: Jobs::new(parts.client, parts.may_write, parts.registries, instance),
             driver: parts.driver,
             metrics: parts.metrics,
@@ -344,6 +348,12 @@ impl Keeper {
                 self.jobs.write_prepull(key, own);
             }
             self.stage(now);
+        }
+        // if the driver has no room now, it is told at the next look
+        if let Some(users) = self.used.due(synced, &self.index, &self.hosts)
+            && self.tell_driver(Ask::Used(users.clone()))
+        {
+            self.used.told(users);
         }
         if std::mem::take(&mut self.gates_due) {
             self.tell_gates(now);

@@ -1,14 +1,14 @@
 //! What operators and the cluster ask of the driver, and why it may be refused.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use proto::{Digest, HostId};
+use proto::{Digest, HostId, retention::Rule};
 use rollout::names::NotAsked;
 use tokio::sync::oneshot;
 
 use super::place_ask::PlaceAsk;
 use crate::{
-    view::{BandwidthRequest, CancelReply, PlanReply, ShortOfRoom, StageReply},
+    view::{BandwidthRequest, CancelReply, OldImagesReply, PlanReply, ShortOfRoom, StageReply},
     wants::{StateError, Want},
 };
 
@@ -38,6 +38,9 @@ pub(crate) struct Placed {
     /// Hosts on which a Pod waits for the image.
     pub(crate) awaited: BTreeSet<HostId>,
 }
+
+/// The references of the images that Pods on each host, and pools whose Pods may come there, have in their specs.
+pub(crate) type Users = BTreeMap<HostId, BTreeSet<String>>;
 
 /// What operators and the cluster ask.
 #[derive(Debug)]
@@ -71,6 +74,14 @@ pub(crate) enum Ask {
     Urge(Digest),
     /// Something about places in racks without a cluster.
     Places(PlaceAsk),
+    /// The cluster's Pods and pools refer to these images on hosts; `None`: that isn't known now.
+    Used(Option<Users>),
+    /// Say which old images would go from these hosts, `None` for all, by this rule, or by the rule of each host.
+    OldImages {
+        hosts: Option<BTreeSet<HostId>>,
+        rule: Option<Rule>,
+        reply: oneshot::Sender<Result<OldImagesReply, OldImagesError>>,
+    },
     /// Say what staging this image would move.
     Preview {
         want: Box<Want>,
@@ -123,6 +134,17 @@ pub(crate) enum StageError {
     /// The image is wanted now, but the want couldn't be written to disk.
     #[error("image is being staged, but a restart will forget it: {0}")]
     NotKept(#[from] StateError),
+}
+
+/// Why it isn't said which old images would go.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OldImagesError {
+    /// The hosts that were named can't be asked.
+    #[error(transparent)]
+    Hosts(#[from] StageError),
+    /// One question is answered at a time.
+    #[error("hosts are being asked about old images just now; ask again in a few seconds")]
+    Busy,
 }
 
 /// Why something isn't cancelled.

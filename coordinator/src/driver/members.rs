@@ -6,24 +6,29 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::SystemTime};
 
-use proto::{HostId, Moment, message};
+use proto::{HostId, Moment, message, retention::Rule};
 use rollout::stage::Event;
+use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
 use super::{
-    ask::Ask,
+    ask::{Ask, OldImagesError},
     effect::Effects,
     hosts::{self, Hosts, Known},
+    images::At,
     input::Input,
     order::{Addressed, Orders},
     presence::Presence,
     refusals::{Cause, Refusals, Refused},
+    retention::{Question, Retention},
     roster::Entry,
     rosters::Rosters,
+    selection::selected,
     sessions::Sessions,
     tickets::Tickets,
+    took::unix_ms,
 };
-use crate::{fleet::Membership, network::Network, progress};
+use crate::{fleet::Membership, network::Network, progress, view::OldImagesReply};
 
 /// The parts that know hosts.
 #[derive(Debug)]
@@ -35,11 +40,12 @@ pub(super) struct Members {
     rosters: Rosters,
     tickets: Tickets,
     refusals: Refusals,
+    retention: Retention,
 }
 
 impl Members {
     /// A fleet without members.
-    pub(super) fn new(presence: Presence, tickets: Tickets) -> Self {
+    pub(super) fn new(presence: Presence, tickets: Tickets, retention: Retention) -> Self {
         Self {
             membership: Arc::default(),
             hosts: Hosts::default(),
@@ -48,6 +54,7 @@ impl Members {
             rosters: Rosters::new(),
             tickets,
             refusals: Refusals::default(),
+            retention,
         }
     }
 
@@ -144,6 +151,7 @@ impl Members {
         self.sessions.left(host);
         self.presence.left(host);
         self.tickets.disconnected(host);
+        self.retention.disconnected(host);
         self.rosters.left(host);
         self.rosters.changes(now);
     }
@@ -209,6 +217,9 @@ impl Members {
             self.rosters.changes(now);
         }
         self.presence.connected(host, hello.takes_names);
+        if let Some(rule) = self.retention.connected(host, hello.takes_retention) {
+            effects.order(host, rule);
+        }
         effects
     }
 
@@ -236,6 +247,7 @@ impl Members {
         self.hosts.disconnected(host);
         self.tickets.disconnected(host);
         self.rosters.disconnected(host);
+        self.retention.disconnected(host);
     }
 
     /// A handshake was refused. The refusal is kept for an operator who asks why the host is away.
@@ -296,6 +308,16 @@ impl Members {
         effects
     }
 
+    /// The moment of a change of wants, with what is known of the hosts at that moment.
+    pub(super) fn at(&self, now: Moment) -> At<'_> {
+        At {
+            now,
+            unix_ms: unix_ms(),
+            hosts: &self.hosts,
+            presence: &self.presence,
+        }
+    }
+
     /// The same order, addressed to every host.
     pub(super) fn to_all(&self, order: message::Order) -> Vec<Addressed> {
         let order = Arc::new(order);
@@ -307,6 +329,23 @@ impl Members {
     pub(super) fn shun(&mut self, now: Moment, quarantined: BTreeSet<HostId>) -> Vec<Addressed> {
         let limits = self.rosters.shun(now, quarantined);
         limits.map_or_else(Vec::new, |limits| self.to_all(limits))
+    }
+
+    /// Asks hosts which of their old images would go; `None`: all hosts. Returns the orders.
+    pub(super) fn ask_old_images(
+        &mut self,
+        now: Moment,
+        hosts: Option<&BTreeSet<HostId>>,
+        rule: Option<Rule>,
+        reply: oneshot::Sender<Result<OldImagesReply, OldImagesError>>,
+    ) -> Vec<Addressed> {
+        match selected(&self.hosts, &self.membership, hosts) {
+            Ok(hosts) => self.retention.ask(now, Question { rule, hosts, reply }),
+            Err(error) => {
+                drop(reply.send(Err(error.into())));
+                Vec::new()
+            }
+        }
     }
 
     // ---- the parts -------------------------------------------------------------------------------------------------
@@ -347,6 +386,14 @@ impl Members {
         &mut self.tickets
     }
 
+    pub(super) const fn retention(&self) -> &Retention {
+        &self.retention
+    }
+
+    pub(super) const fn retention_mut(&mut self) -> &mut Retention {
+        &mut self.retention
+    }
+
     pub(super) const fn refusals(&self) -> &Refusals {
         &self.refusals
     }
@@ -379,7 +426,7 @@ mod tests {
         let authority = Authority::open(&dir.path().join("authority")).unwrap();
         let tickets = Tickets::new(Arc::new(authority), Duration::from_hours(48));
         let presence = Presence::new(watch::channel(Arc::default()).0);
-        let mut members = Members::new(presence, tickets);
+        let mut members = Members::new(presence, tickets, Retention::new(None, false));
         let entry = HostEntry {
             zone: "rack 1".into(),
             ..HostEntry::default()

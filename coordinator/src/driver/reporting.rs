@@ -40,6 +40,9 @@ impl Reporting<'_> {
             debug!(%host, "host needs a whole roster");
             effects.send(self.members.rosters_mut().lost(now, host));
         }
+        if let Some(answer) = &report.old_images {
+            self.members.retention_mut().answered(host, answer);
+        }
         self.contents(report);
         // Leases that ended come first: they ended before any new want. Leases that run come after the wants, because
         // such a lease may be for a new want.

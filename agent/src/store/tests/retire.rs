@@ -12,7 +12,7 @@ use crate::store::{
 const LATER: Duration = Duration::from_hours(3);
 
 /// An image in tart's cache under this tag, with a golden of ours.
-fn installed(home: &TempDir, store: &Store, own: u64) -> (Sample, String) {
+pub(super) fn installed(home: &TempDir, store: &Store, own: u64) -> (Sample, String) {
     let (sample, name) = (sample(own), format!("ghcr.io/org/image:{own}"));
     let (stage, _) = begin(store, &sample, &[&name]);
     fill(&stage, &sample);
@@ -43,7 +43,7 @@ fn marks(home: &TempDir) -> PathBuf {
 }
 
 /// A local VM.
-fn machine(home: &TempDir, name: &str) -> PathBuf {
+pub(super) fn machine(home: &TempDir, name: &str) -> PathBuf {
     let machine = cache::vm_directory(home.path(), name);
     fs::create_dir_all(&machine).unwrap();
     for part in cache::PARTS {
@@ -436,7 +436,7 @@ fn clone(home: &TempDir, source: &Path, name: &str) -> PathBuf {
     machine(home, name)
 }
 
-fn set_accessed(directory: &Path, at: SystemTime) {
+pub(super) fn set_accessed(directory: &Path, at: SystemTime) {
     let times = fs::FileTimes::new().set_accessed(at);
     let directory = fs::File::open(directory).unwrap();
     directory.set_times(times).unwrap();
@@ -479,6 +479,33 @@ fn a_clone_keeps_its_image_whose_access_time_tart_set_back() {
     assert_eq!(retire(&store, &keep(1), later), []);
     fs::remove_dir_all(clone).unwrap();
     assert_eq!(retire(&store, &keep(1), later), [*old.layout.digest()]);
+}
+
+#[test]
+fn what_else_is_noted_of_an_image_is_no_use_of_it() {
+    let home = tempfile::tempdir().unwrap();
+    let store = open(&home);
+    let (old, _) = installed(&home, &store, 1);
+    installed(&home, &store, 2);
+    let image = *old.layout.digest();
+    store.want(&image, &[]).unwrap();
+    let long_ago = SystemTime::now() - 2 * LATER;
+    let path = ours(&home, &old).join(STATUS);
+    let status = fs::File::options().write(true).open(&path).unwrap();
+    status.set_modified(long_ago).unwrap();
+    let before = fs::read(&path).unwrap();
+    let stage = store.stage(&image).unwrap();
+    stage.names().entitle(Some(Arc::default())).unwrap();
+    assert_ne!(fs::read(&path).unwrap(), before);
+    let noted = fs::metadata(&path).unwrap().modified().unwrap();
+    assert_eq!(noted, long_ago);
+    // to be wanted is
+    store
+        .want(&image, &["ghcr.io/org/image:1".to_owned()])
+        .unwrap();
+    store.want(&image, &[]).unwrap();
+    let noted = fs::metadata(&path).unwrap().modified().unwrap();
+    assert!(noted > long_ago + LATER);
 }
 
 #[test]

@@ -76,6 +76,8 @@ pub(crate) struct PodFacts {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) heartbeat: Option<(String, Option<SystemTime>)>,
     pub(crate) image: String,
+    /// The images of further containers, and of those that run first.
+    pub(crate) further_images: Vec<String>,
     pub(crate) node: Option<String>,
     pub(crate) phase: gate::Phase,
     pub(crate) deleting: bool,
@@ -262,6 +264,7 @@ pub(super) fn pod_facts(pod: &Pod, now: Instant) -> PodFacts {
             .and_then(|spec| spec.containers.first())
             .and_then(|container| container.image.clone())
             .unwrap_or_default(),
+        further_images: further_images(pod),
         node: spec
             .and_then(|spec| spec.node_name.clone())
             .filter(|node| !node.is_empty()),
@@ -280,6 +283,17 @@ pub(super) fn pod_facts(pod: &Pod, now: Instant) -> PodFacts {
         owner: Owner::of(meta),
         seen: now,
     }
+}
+
+fn further_images(pod: &Pod) -> Vec<String> {
+    let specs = pod.spec.iter();
+    let containers = specs.flat_map(|spec| {
+        let further = spec.containers.iter().skip(1);
+        further.chain(spec.init_containers.iter().flatten())
+    });
+    containers
+        .filter_map(|container| container.image.clone())
+        .collect()
 }
 
 /// The facts of a Node. One that is being deleted counts as cordoned: the runners' controllers delete the idle Pods of

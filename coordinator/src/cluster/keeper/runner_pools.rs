@@ -18,7 +18,7 @@ use crate::cluster::{
         CompletionPolicy, Gate, GateMode, ImagePrePull, ImagePrePullSpec, ImagePrePullStatus,
         ObjectName, OnDeadline,
     },
-    index::{Index, ObjectKey, PrePullFacts, RunnerPoolFacts},
+    index::{FLEET_LABEL, Index, ObjectKey, PrePullFacts, RunnerPoolFacts},
     write::{Own, WriteError},
 };
 
@@ -193,7 +193,7 @@ fn nodes_of(pool: &RunnerPoolFacts) -> LabelSelector {
         match_labels: Some(
             [
                 ("kubernetes.io/os", "darwin"),
-                ("tuist.dev/fleet", pool.spec.fleet_selector.as_str()),
+                (FLEET_LABEL, pool.spec.fleet_selector.as_str()),
                 ("tuist.dev/runtime", "tart"),
             ]
             .into_iter()

@@ -144,4 +144,12 @@ password_file = "/etc/parbake/credentials/{{ $index }}/password"
 origin_bytes_per_second = {{ .Values.rates.originBytesPerSecond | int64 }}
 download_bytes_per_second = {{ .Values.rates.downloadBytesPerSecond | int64 }}
 upload_bytes_per_second = {{ .Values.rates.uploadBytesPerSecond | int64 }}
+
+[retention]
+{{- with .Values.fleet.retention.keepImages }}
+keep_images = {{ . | int64 }}
+{{- end }}
+{{- with .Values.fleet.retention.keepDays }}
+keep_days = {{ . | int64 }}
+{{- end }}
 {{- end -}}
