@@ -192,7 +192,7 @@ fn groups_places_waits_and_times_have_bounds() {
     // waits that nobody repeats leave room
     let later = WAIT_LIVES.as_secs() + 1;
     assert!(places.ask(at(later), 0, &more, ask("a", Some(1))).is_ok());
-    assert_eq!(places.groups_of(&id("a")), [more.clone()]);
+    assert_eq!(places.groups_of(&id("a")), std::slice::from_ref(&more));
 
     let mut places = Places::default();
     let open = |places: &mut Places, number: usize| {
