@@ -430,15 +430,17 @@ impl Downloads {
         });
     }
 
-    /// Near the end, asks a second peer for chunks that take long. The end is that of the first image, which other
-    /// images don't hold up.
+    /// Near the end, asks a second peer for chunks that take long. The end is that of the first image and of all that
+    /// clients wait for: later images don't hold it up.
     fn hedge(&mut self, ground: &mut Ground) {
-        let mut incomplete = ground.contents.incomplete().peekable();
-        let Some(rank) = incomplete.peek().map(|(order, _)| rank_of(*order)) else {
-            return;
-        };
+        let ranks = ground.contents.incomplete();
+        let ranks: Vec<u32> = ranks.map(|(order, _)| rank_of(order)).collect();
+        // rank 0 is what clients wait for
+        let first = ranks.iter().copied().find(|rank| *rank > 0);
+        let rank = first.unwrap_or(0);
+        let incomplete = ground.contents.incomplete();
         let missing: u64 = incomplete
-            .take_while(|(order, _)| rank_of(*order) == rank)
+            .take_while(|(order, _)| rank_of(*order) <= rank)
             .filter_map(|(_, id)| ground.contents.get(id))
             .map(|content| u64::from(content.chunks() - content.held.count()))
             .sum();
@@ -449,7 +451,7 @@ impl Downloads {
             let request = &self.requests[at];
             let (peer, id, chunk) = (request.peer, request.id, request.chunk);
             let content = ground.contents.get(id);
-            if content.is_none_or(|content| rank_of(content.order()) != rank) {
+            if content.is_none_or(|content| rank_of(content.order()) > rank) {
                 continue;
             }
             let same = self.requests.iter();
