@@ -10,6 +10,7 @@ mod hosts;
 mod image;
 mod made;
 mod names;
+mod old_images;
 mod peers;
 mod racks;
 mod recipes;

@@ -1,0 +1,207 @@
+//! Old images on fleets of real programs: by a rule of the fleet each host removes what nothing there needs, and a dry
+//! run says the same before.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::{
+    fs::{self, File, FileTimes},
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use e2e::{
+    cluster::{Cluster, said, wait_until},
+    image::ImageSpec,
+    registry,
+    site::{PATIENCE, Site},
+    tart_home,
+};
+use rustix::fs::{FlockOperation, fcntl_lock};
+use serde_json::Value;
+
+const DEMO: &str = env!("CARGO_BIN_EXE_demo");
+
+/// A tart that makes VMs of images in its cache, and says that they are there.
+const TART: &str = r#"#!/bin/sh
+case "$1" in
+list) echo "[]" ;;
+delete) rm -r "$TART_HOME/vms/$2" ;;
+get) [ -d "$TART_HOME/vms/$2" ] && echo "{}" ;;
+clone)
+    host=$(echo "${2%%/*}" | sed s/:/%3A/)
+    path=${2#*/}
+    mkdir -p "$TART_HOME/vms"
+    cp -R "$TART_HOME/cache/OCIs/$host/${path%:*}/${path##*:}/." "$TART_HOME/tmp-$$" && mv "$TART_HOME/tmp-$$" "$TART_HOME/vms/$3"
+    ;;
+*) exit 64 ;;
+esac
+"#;
+
+/// Sets the times of a file or directory back: it was read three hours ago, and written an hour before.
+fn age(path: &Path) {
+    let ago = |hours| SystemTime::now() - Duration::from_hours(hours);
+    let times = FileTimes::new().set_accessed(ago(3)).set_modified(ago(4));
+    File::open(path).unwrap().set_times(times).unwrap();
+}
+
+/// The golden of an image.
+fn golden(home: &Path, reference: &str) -> PathBuf {
+    let name = proto::image::golden_name("golden-", reference);
+    home.join("vms").join(name)
+}
+
+/// What `parbake clean --dry-run` says, and of each host which images would go: their tags.
+fn dry_run(cluster: &Cluster, arguments: &[&str]) -> (Value, Vec<Vec<String>>) {
+    let output = cluster
+        .parbake(&[&["clean", "--dry-run", "--json"], arguments].concat())
+        .unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let going = |host: &Value| -> Vec<String> {
+        let images = host["images"].as_array().unwrap().iter();
+        let going = images.filter(|image| image["goes"] == true);
+        going
+            .map(|image| {
+                let name = image["references"][0].as_str().unwrap();
+                name.rsplit_once(':').unwrap().1.to_owned()
+            })
+            .collect()
+    };
+    let hosts = answer["hosts"].as_array().unwrap();
+    let going = hosts.iter().map(going).collect();
+    (answer, going)
+}
+
+#[test]
+fn a_rule_of_the_fleet_removes_the_third_image_but_for_the_host_that_runs_it() {
+    let site = Site::new(registry::Options::default()).unwrap();
+    let tart = site.dir().join("tart");
+    fs::write(&tart, TART).unwrap();
+    fs::set_permissions(&tart, fs::Permissions::from_mode(0o755)).unwrap();
+    let settings = format!(
+        "golden_prefix = 'golden-'\ntart_binary = '{}'\nretention_grace_seconds = 1\n",
+        tart.display()
+    );
+    let mut cluster = site.fleet(DEMO, 3, &settings, "").unwrap();
+    // one host stays out
+    let own = cluster.directory().join("mac-002/agent.toml");
+    let text = fs::read_to_string(&own).unwrap();
+    fs::write(&own, format!("fleet_retention = false\n{text}")).unwrap();
+    cluster.kill_agent(2).unwrap();
+    cluster.start_agent(2).unwrap();
+    let homes: Vec<PathBuf> = cluster
+        .agents()
+        .iter()
+        .map(|agent| agent.tart_home())
+        .collect();
+    let references: Vec<String> = (1_u64..=3)
+        .map(|number| {
+            let image = site.image(&ImageSpec::plain(8, number)).unwrap();
+            let name = site
+                .registry
+                .hold("fleet/macos", &format!("v{number}"), &image);
+            cluster.stage(&[&name, "--wait"]).unwrap();
+            name
+        })
+        .collect();
+    for reference in &references[..2] {
+        assert!(
+            cluster
+                .parbake(&["cancel", reference])
+                .unwrap()
+                .status
+                .success()
+        );
+    }
+    // an operator who cancels the wrong image has an hour
+    let rests = || {
+        let (answer, going) = dry_run(&cluster, &["--keep", "2"]);
+        let why = answer["hosts"]
+            .to_string()
+            .matches("within the last hour")
+            .count();
+        going.iter().all(Vec::is_empty) && why == 3
+    };
+    assert!(wait_until(PATIENCE, rests));
+    for home in &homes {
+        for reference in &references {
+            let record = fs::canonicalize(tart_home::directory(home, reference)).unwrap();
+            let notes = record.file_name().unwrap().to_str().unwrap().to_owned();
+            let notes = notes.trim_start_matches("sha256:").to_owned();
+            age(&home.join(".parbake").join(notes).join("status.json"));
+            age(&golden(home, reference));
+            age(&record);
+        }
+    }
+    // the first host runs a VM of the oldest image: tart holds this lock while it does
+    let config = golden(&homes[0], &references[0]).join("config.json");
+    let config = File::options().read(true).write(true).open(config).unwrap();
+    fcntl_lock(&config, FlockOperation::NonBlockingLockExclusive).unwrap();
+
+    // nobody set a rule, so nothing goes; asked by one, the hosts say what would
+    let (answer, going) = dry_run(&cluster, &[]);
+    assert!(
+        answer["fleet_rule"].is_null() && going.iter().all(Vec::is_empty),
+        "{answer}"
+    );
+    let (answer, going) = dry_run(&cluster, &["--keep", "2"]);
+    assert_eq!(
+        going,
+        [vec![], vec!["v1".to_owned()], vec!["v1".to_owned()]],
+        "{answer}"
+    );
+    let (_, strict) = dry_run(&cluster, &["--keep", "1", "--days", "1", "mac-001"]);
+    assert_eq!(strict, [Vec::<String>::new()], "used today");
+    let text = cluster
+        .parbake(&["clean", "--dry-run", "--keep", "2", "mac-000"])
+        .unwrap();
+    let text = said(&text);
+    assert!(
+        text.contains("its golden runs") && text.contains("1 of 1 hosts answered"),
+        "{text}"
+    );
+    let refused = cluster.parbake(&["clean"]).unwrap();
+    assert!(!refused.status.success() && said(&refused).contains("keep_images"));
+
+    let fleet = cluster.directory().join("coordinator/fleet.toml");
+    let mut fleet = File::options().append(true).open(fleet).unwrap();
+    fleet
+        .write_all(b"\n[retention]\nkeep_images = 2\n")
+        .unwrap();
+    cluster.kill_coordinator().unwrap();
+    cluster.start_coordinator().unwrap();
+    cluster.wait_sessions(PATIENCE).unwrap();
+    let there = |at: usize, version: usize| {
+        tart_home::directory(&homes[at], &references[version - 1]).exists()
+    };
+    let gone = wait_until(PATIENCE, || !there(1, 1));
+    assert!(gone, "{}", dry_run(&cluster, &[]).0);
+    assert!(!golden(&homes[1], &references[0]).exists());
+    for (at, version) in [
+        (0, 1),
+        (0, 2),
+        (0, 3),
+        (1, 2),
+        (1, 3),
+        (2, 1),
+        (2, 2),
+        (2, 3),
+    ] {
+        assert!(there(at, version), "host {at} lacks v{version}");
+    }
+    let (answer, going) = dry_run(&cluster, &[]);
+    assert!(going.iter().all(Vec::is_empty), "{answer}");
+    assert_eq!(answer["fleet_rule"]["keep_images"], 2);
+    let sources: Vec<&Value> = answer["hosts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|host| &host["source"])
+        .collect();
+    assert_eq!(sources, ["fleet", "fleet", "none"]);
+    // when its VM has ended, the first host follows within a minute or so
+    drop(config);
+    assert!(wait_until(PATIENCE, || !there(0, 1)));
+    assert!(there(0, 2) && there(0, 3) && there(2, 1));
+}
