@@ -164,7 +164,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
     };
     let swarm = Swarm::new(parts.me.key(), swarm_config, seed);
     let step_back = parts.config.step_back_load_percent;
-    let retention = Retention::new(parts.config.retention);
+    let retention = Retention::new(parts.config.retention, proto::Moment::START);
     let exchange = Exchange::new(swarm, now, streams, parts.metrics.clone());
     let mut driver = Driver {
         supply: Supply::new(exchange, mirror, disk.clone(), parts.metrics.clone(), now),

@@ -97,6 +97,8 @@ pub(crate) struct Retention {
     /// The coordinator's session lasts in which the rule was told last.
     is_told: bool,
     in_use: InUse,
+    /// When this process began, as long as it wasn't told what Pods refer to: it may be told yet.
+    untold_since: Option<Moment>,
     asked: Asked,
 }
 
@@ -128,12 +130,14 @@ struct Standing {
 }
 
 impl Retention {
-    pub(crate) fn new(own: Own) -> Self {
+    /// `now` is when the process began.
+    pub(crate) fn new(own: Own, now: Moment) -> Self {
         Self {
             own,
             fleets: None,
             is_told: false,
             in_use: InUse::default(),
+            untold_since: Some(now),
             asked: Asked::Nothing,
         }
     }
@@ -142,6 +146,7 @@ impl Retention {
     pub(crate) fn ordered(&mut self, now: Moment, order: message::Retention) {
         if let Some(in_use) = order.in_use {
             self.in_use = InUse::new(in_use.references, in_use.more);
+            self.untold_since = None;
         }
         let rule = order.rule.map(Rule::parse).transpose();
         let rule = rule.unwrap_or_else(|error| {
@@ -231,10 +236,11 @@ impl Retention {
             note: note.to_owned(),
         };
         if let Some(rule) = self.own.rule {
+            let left = self.untold_since.map(|since| self.left(now, since));
             return Standing {
                 rule: Some(rule),
                 source: RuleSource::Host,
-                note: String::new(),
+                note: left.map_or_else(String::new, counts_in),
             };
         }
         let Some((rule, since)) = self.fleets.filter(|_| self.is_told) else {
@@ -243,19 +249,28 @@ impl Retention {
         if !self.may_take_fleets() {
             return nobodys("this host's settings say that the fleet's rule doesn't count here");
         }
-        let left = self.own.grace.saturating_sub(now.since(since));
         Standing {
             rule: Some(rule),
             source: RuleSource::Fleet,
-            note: match left.is_zero() {
-                true => String::new(),
-                false => format!("the rule counts in {} s", left.as_secs().max(1)),
-            },
+            note: counts_in(self.left(now, since)),
         }
+    }
+
+    /// What is left of the time for which a rule has to stand.
+    fn left(&self, now: Moment, since: Moment) -> Duration {
+        self.own.grace.saturating_sub(now.since(since))
     }
 
     fn may_take_fleets(&self) -> bool {
         self.own.rule.is_none() && self.own.takes_fleets
+    }
+}
+
+/// Why a rule doesn't count yet; empty where it does.
+fn counts_in(left: Duration) -> String {
+    match left.is_zero() {
+        true => String::new(),
+        false => format!("the rule counts in {} s", left.as_secs().max(1)),
     }
 }
 
@@ -270,11 +285,12 @@ mod tests {
     }
 
     fn retention(own: Option<Rule>, takes_fleets: bool) -> Retention {
-        Retention::new(Own {
+        let own = Own {
             rule: own,
             takes_fleets,
             grace: GRACE,
-        })
+        };
+        Retention::new(own, Moment::START)
     }
 
     fn told(images: u32) -> message::Retention {
@@ -324,12 +340,29 @@ mod tests {
             (None, false, None),
         ] {
             let mut retention = retention(own, takes);
-            assert_eq!(in_force(&retention, start), own);
+            assert_eq!(in_force(&retention, start + GRACE), own);
             retention.ordered(start, told(1));
             assert_eq!(in_force(&retention, start + GRACE), expected);
             retention.session_ended();
             assert_eq!(in_force(&retention, start + GRACE), own);
         }
+    }
+
+    #[test]
+    fn after_a_start_nothing_goes_before_it_may_be_known_what_pods_need() {
+        let mut retention = retention(Some(rule(5)), true);
+        let start = Moment::START;
+        let (early, late) = (start + (GRACE - Duration::from_millis(1)), start + GRACE);
+        assert_eq!(in_force(&retention, early), None);
+        assert!(retention.standing(early).note.contains("counts in 1 s"));
+        // in a rack without a cluster nobody says it
+        assert_eq!(in_force(&retention, late), Some(rule(5)));
+        let known = message::Retention {
+            rule: None,
+            in_use: Some(message::InUse::default()),
+        };
+        retention.ordered(start, known);
+        assert_eq!(in_force(&retention, start), Some(rule(5)));
     }
 
     #[test]

@@ -1,10 +1,11 @@
 #!/bin/sh
 # Brings the base VM of a Mac to a new image between two jobs of a CI runner. Jobs clone their VMs from the base VM.
 # This script lies on the Mac, and needs no token of parbake's: the operator's machine offers the image (offer.sh).
+# A Mac has one runner.
 #
 #   tart-base.sh started      a job begins: waits until the base VM isn't being replaced
 #   tart-base.sh completed    the job is over: takes an image that is offered
-#   tart-base.sh offer IMAGE  offers an image, and returns when the base VM is of it
+#   tart-base.sh offer IMAGE  offers an image, and returns when the base VM is of it; whoever ends it takes the offer back
 #
 # GitHub's runner calls a hook by a path without arguments: job-started.sh and job-completed.sh beside this file.
 #
@@ -22,22 +23,35 @@ lock() {
 	mkdir "$state/busy" 2>/dev/null
 }
 
-# replaces the base VM; the caller has the lock
+# Replaces the base VM, if an image is offered; the caller has the lock. It may be called where the shell ignores
+# failures (`replace || …`), so each step says by itself what follows when it fails.
 replace() {
+	# what was being taken when the Mac went down is taken anew, unless something newer is offered
+	[ -f "$state/offered" ] || [ ! -f "$state/taking" ] || mv "$state/taking" "$state/offered"
 	[ -f "$state/offered" ] || return 0
-	image=$(cat "$state/offered")
+	mv "$state/offered" "$state/taking" || return 1
+	image=$(cat "$state/taking") || return 1
 	tart delete "$base.new" 2>/dev/null || :
 	# the image is in tart's cache, verified: nothing is pulled
-	tart clone "$image" "$base.new"
+	if ! tart clone "$image" "$base.new"; then
+		# the old base VM stays, and so does the offer
+		[ -f "$state/offered" ] || mv "$state/taking" "$state/offered"
+		return 1
+	fi
 	tart delete "$base" 2>/dev/null || :
-	tart rename "$base.new" "$base"
-	printf '%s\n' "$image" >"$state/has"
-	rm "$state/offered"
+	tart rename "$base.new" "$base" || return 1
+	printf '%s\n' "$image" >"$state/has" || return 1
+	rm -f "$state/taking"
 }
 
 case ${1:-} in
 started)
-	until lock; do sleep 1; done
+	said=
+	until lock; do
+		[ -n "$said" ] || echo "waiting: another job has the base VM, or it is being replaced ($state/busy)" >&2
+		said=yes
+		sleep 1
+	done
 	;;
 completed)
 	# a failure leaves the old base VM, and lets the next job begin
@@ -46,18 +60,29 @@ completed)
 	;;
 offer)
 	image=$2
-	printf '%s\n' "$image" >"$state/offered.tmp"
-	mv "$state/offered.tmp" "$state/offered"
+	locked=
+	# whoever offered went away, and the place with it: nobody takes the image any more
+	end() {
+		if [ "$(cat "$state/offered" 2>/dev/null)" = "$image" ]; then rm -f "$state/offered"; fi
+		if [ -n "$locked" ]; then rmdir "$state/busy"; fi
+	}
+	trap 'end' EXIT
+	trap 'exit 1' HUP INT TERM
+	printf '%s\n' "$image" >"$state/offered.$$"
+	mv "$state/offered.$$" "$state/offered"
 	# no job runs: nobody calls the hooks
-	while [ -f "$state/offered" ]; do
+	while [ -f "$state/offered" ] || [ -f "$state/taking" ]; do
 		if lock; then
-			trap 'rmdir "$state/busy"' EXIT
+			locked=yes
 			replace
-			exit 0
+			break
 		fi
 		sleep 1
 	done
-	[ "$(cat "$state/has")" = "$image" ]
+	if [ "$(cat "$state/has" 2>/dev/null)" != "$image" ]; then
+		echo "the base VM isn't of $image: another image was offered, or the offer was taken back" >&2
+		exit 1
+	fi
 	;;
 *)
 	echo "usage: tart-base.sh started | completed | offer IMAGE" >&2

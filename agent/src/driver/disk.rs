@@ -212,8 +212,8 @@ impl Disk {
         }
         begun.map_err(|error| {
             let mut unbegun = Unbegun::from(error);
-            if unbegun.short.is_some() {
-                unbegun.trouble.message += &self.what_could_go();
+            if let Some(short) = &mut unbegun.short {
+                short.could_go = self.what_could_go();
             }
             unbegun
         })

@@ -1,9 +1,8 @@
 //! Images on this host, from the order to presence.
 //!
 //! [`Images`] follows the orders, the state of the disk, and the job that each image needs next, which the
-//! [`Reconciler`] decides. The images stand in a [`Catalogue`]. Neither touches the disk or the swarm. The work comes
-//! out of [`Images::poll`], and its result goes into one of the methods. Each method leaves a state that may be
-//! reported.
+//! [`Reconciler`] decides. The images stand in a [`Catalogue`]. Neither touches the disk or the swarm. Work comes out
+//! of [`Images::poll`], and its result goes into a method. Each method leaves a state that may be reported.
 
 mod catalogue;
 mod effect;
@@ -27,15 +26,14 @@ use super::{
     image::{Image, Life, NoRecipe, OnDisk, Ordered, Step},
     image_news::ImageNews,
     orders::Names,
-    trouble::Trouble,
+    trouble::{Short, Trouble},
 };
 use crate::{
     reconcile::{Have, Job, Look, Reconciler},
-    store::{InstallError, NoRoomError, Stage, recipes::NamedRecipe},
+    store::{InstallError, Stage, recipes::NamedRecipe},
 };
 
-/// An installation that found tart's lock taken is tried again after this long. A try costs a few system calls.
-/// Presence may come this much late.
+/// An installation that found tart's lock taken is tried again after this long. Presence may come this much late.
 const BUSY_PAUSE: Duration = Duration::from_millis(500);
 
 /// See the [module](self).
@@ -192,9 +190,8 @@ impl<S: OnDisk> Images<S> {
     /// Takes the order in which images are to be finished here.
     pub(super) fn take_sequence(&mut self, sequence: Vec<Digest>) {
         let moved = self.reconciler.take_sequence(sequence);
-        let layouts = moved
-            .iter()
-            .filter_map(|image| self.catalogue.layout(image));
+        let moved = moved.iter();
+        let layouts = moved.filter_map(|image| self.catalogue.layout(image));
         self.effects.extend(layouts.cloned().map(Effect::Reorder));
     }
 
@@ -220,7 +217,9 @@ impl<S: OnDisk> Images<S> {
         info!(image = %digest, held_bytes = image.counts.held, "staging is paused; what is here is kept");
         self.put_down(digest, Life::Queued);
         self.catalogue.remove(&digest);
-        self.effect(Effect::GiveUp(digest));
+        // others may have the room that was kept for the rest of it
+        self.effects
+            .extend([Effect::GiveUp(digest), Effect::SetAside(digest)]);
     }
 
     /// A session with the coordinator began, and has its own numbers of orders.
@@ -293,26 +292,27 @@ impl<S: OnDisk> Images<S> {
     }
 
     /// Making a stage ready ended: with the stage and the number of bytes that were here already, or with a failure.
-    /// `contradicts` is a content to which an image that is taken up gives another size.
+    /// `contradicts` is a content to which an image that is taken up gives another size. Returns whether the
+    /// image was neither cancelled nor paused meanwhile.
     pub(super) fn begun(
         &mut self,
         now: Moment,
         digest: Digest,
         result: Result<(S, u64), Trouble>,
         contradicts: Option<Digest>,
-    ) {
+    ) -> bool {
         let goes_on = self.reconciler.begun(digest);
         match result {
             Ok((stage, local)) if goes_on => self.take_up(now, digest, stage, local, contradicts),
             Err(trouble) if goes_on => self.fail(now, digest, trouble),
-            // cancelled or paused meanwhile
             Ok(_) | Err(_) => {}
         }
+        goes_on
     }
 
     /// A beginning found no room. Unfinished images that come after this one give way, if that helps.
-    pub(super) fn short_of_room(&mut self, now: Moment, digest: Digest, short: &NoRoomError) {
-        let way = yields(&self.catalogue, &self.reconciler, &digest, short);
+    pub(super) fn short_of_room(&mut self, now: Moment, digest: Digest, short: &Short) {
+        let way = yields(&self.catalogue, &self.reconciler, &digest, &short.figures);
         let (first, images) = (self.catalogue.name(&digest), &self.catalogue);
         let trouble = Trouble::no_room(short, |image| images.name(image));
         self.catalogue.trouble(&digest, trouble);

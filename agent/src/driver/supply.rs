@@ -311,8 +311,9 @@ impl Supply {
             Ok(begun) => (Ok(begun), None),
             Err(Unbegun { trouble, short }) => (Err(trouble), short),
         };
-        self.images.begun(self.now(), image, result, contradicts);
-        if let Some(short) = short {
+        let goes_on = self.images.begun(self.now(), image, result, contradicts);
+        // nothing gives way to an image that was cancelled or paused meanwhile
+        if let Some(short) = short.filter(|_| goes_on) {
             self.images.short_of_room(self.now(), image, &short);
         }
     }

@@ -19,8 +19,16 @@ pub(crate) struct Trouble {
 #[derive(Debug)]
 pub(crate) struct Unbegun {
     pub(crate) trouble: Trouble,
-    /// The figures, where the volume has no room.
-    pub(crate) short: Option<NoRoomError>,
+    /// More of it, where the volume has no room.
+    pub(crate) short: Option<Short>,
+}
+
+/// The volume has no room for an image.
+#[derive(Debug)]
+pub(crate) struct Short {
+    pub(crate) figures: NoRoomError,
+    /// Which old images could go, as the end of a sentence.
+    pub(crate) could_go: String,
 }
 
 impl From<Trouble> for Unbegun {
@@ -36,7 +44,10 @@ impl From<BeginError> for Unbegun {
     fn from(error: BeginError) -> Self {
         let trouble = Trouble::from(&error);
         let short = match error {
-            BeginError::NoRoom(short) => Some(short),
+            BeginError::NoRoom(figures) => Some(Short {
+                figures,
+                could_go: String::new(),
+            }),
             BeginError::Reference(_) | BeginError::Copy(_) | BeginError::Io(_) => None,
         };
         Self { trouble, short }
@@ -53,10 +64,10 @@ impl Trouble {
     }
 
     /// The volume has no room for an image. `name` gives the names of the images for which room is kept.
-    pub(super) fn no_room(short: &NoRoomError, name: impl Fn(&Digest) -> String) -> Self {
+    pub(super) fn no_room(short: &Short, name: impl Fn(&Digest) -> String) -> Self {
         Self {
             reason: Reason::NoRoom,
-            message: short.tell(name),
+            message: short.figures.tell(name) + &short.could_go,
         }
     }
 

@@ -141,17 +141,17 @@ impl Retention {
         match &self.cluster {
             Cluster::Absent => message::Retention { rule, in_use: None },
             Cluster::Unknown => message::Retention::default(),
-            Cluster::Known(users) => {
-                let used = users.get(host);
-                let references = used.into_iter().flatten().take(MAX_IN_USE);
-                message::Retention {
+            Cluster::Known(users) => match users.get(host) {
+                // the list is older than the host: what Pods refer to there isn't known yet
+                None => message::Retention::default(),
+                Some(used) => message::Retention {
                     rule,
                     in_use: Some(message::InUse {
-                        references: references.cloned().collect(),
-                        more: used.is_some_and(|used| used.len() > MAX_IN_USE),
+                        references: used.iter().take(MAX_IN_USE).cloned().collect(),
+                        more: used.len() > MAX_IN_USE,
                     }),
-                }
-            }
+                },
+            },
         }
     }
 
@@ -336,7 +336,9 @@ mod tests {
     }
 
     fn users(host: &str, references: impl IntoIterator<Item = String>) -> Users {
-        [(id(host), references.into_iter().collect())].into()
+        let mut users: Users = ["a", "b"].map(|host| (id(host), BTreeSet::new())).into();
+        users.insert(id(host), references.into_iter().collect());
+        users
     }
 
     #[test]
@@ -372,6 +374,8 @@ mod tests {
         assert_eq!(told.len(), 2, "one lost it, one has it");
         let again = retention.connected(&id("b"), true).unwrap();
         assert_eq!(said(&again).in_use.clone().unwrap().references, [name()]);
+        // of a host that came after the list nobody knows yet what Pods need there
+        assert_eq!(retention.connected(&id("c"), true), None);
         // more than a host is told
         let many = (0..=MAX_IN_USE).map(|n| format!("r.io/o/i:{n}"));
         let told = retention.used(Some(users("b", many)));

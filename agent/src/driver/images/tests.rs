@@ -38,6 +38,7 @@ pub(in crate::driver) struct Inner {
     pub(in crate::driver) gone: Cell<bool>,
     pub(in crate::driver) installed: Cell<bool>,
     pub(in crate::driver) doubted: Cell<bool>,
+    pub(in crate::driver) written: Cell<u64>,
     pub(in crate::driver) unread: Cell<bool>,
     pub(in crate::driver) closed: RefCell<BTreeSet<Digest>>,
     pub(in crate::driver) begun_at: Cell<Option<SystemTime>>,
@@ -96,7 +97,7 @@ impl OnDisk for Disk {
     }
 
     fn written_bytes(&self) -> u64 {
-        0
+        self.0.written.get()
     }
 
     fn begun_at(&self) -> Option<SystemTime> {
@@ -537,7 +538,7 @@ fn a_cancel_during_the_beginning_takes_nothing_up() {
 fn an_image_that_is_paused_leaves_the_swarm_and_stays_on_the_disk() {
     let mut world = World::filling();
     world.images.pause(world.image);
-    assert_eq!(world.drain(), ["withdraw", "give up"]);
+    assert_eq!(world.drain(), ["withdraw", "give up", "set aside"]);
     assert_eq!(world.jobs(), [] as [&str; 0]);
     // and goes on when it is ordered again
     world.order(9);

@@ -206,6 +206,10 @@ impl Batch {
                     begin.push(view);
                 }
                 GateEnd::Over(story) if waits && !over => {
+                    // the host has a place from an ask whose answer was lost
+                    if view.place.is_some() {
+                        unused.push(view.host.clone());
+                    }
                     line.state = State::NotReady;
                     line.reason = Some(view.reason);
                     line.message = story.trim_end().to_owned();
@@ -218,7 +222,11 @@ impl Batch {
                     line.message = view.message;
                     line.reason = Some(view.reason);
                 }
-                GateEnd::Over(_) | GateEnd::Waits => {}
+                GateEnd::Over(_) | GateEnd::Waits => {
+                    if view.place.is_some() && line.state != State::Running {
+                        unused.push(view.host);
+                    }
+                }
             }
         }
         (begin, unused)
@@ -382,6 +390,7 @@ pub(super) async fn run(client: Client, options: Options) -> anyhow::Result<Outc
         tasks: JoinSet::new(),
         stop: watch::channel(false).0,
         asking: false,
+        interrupted: false,
         touch: Touch::new(Instant::now()),
     };
     let lines = runner.run(deadline).await?;
@@ -458,6 +467,8 @@ struct Runner {
     /// Ends all commands.
     stop: watch::Sender<bool>,
     asking: bool,
+    /// Ctrl-C was pressed once.
+    interrupted: bool,
     touch: Touch,
 }
 
@@ -467,13 +478,19 @@ impl Runner {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut interrupts = signal(SignalKind::interrupt()).context("listening for Ctrl-C")?;
         let mut terms = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+        // the terminal is gone: commands mustn't outlive the one who watches their time
+        let mut hangups = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
         let mut deadline = deadline;
         loop {
             if self.batch.is_over() && self.tasks.is_empty() {
                 return Ok(self.batch.finish());
             }
             let input = self
-                .next(&mut ticks, deadline, (&mut interrupts, &mut terms))
+                .next(
+                    &mut ticks,
+                    deadline,
+                    (&mut interrupts, &mut terms, &mut hangups),
+                )
                 .await;
             if matches!(input, Input::Late) {
                 deadline = None;
@@ -486,7 +503,7 @@ impl Runner {
         &mut self,
         ticks: &mut tokio::time::Interval,
         deadline: Option<Instant>,
-        (interrupts, terms): (&mut Signal, &mut Signal),
+        (interrupts, terms, hangups): (&mut Signal, &mut Signal, &mut Signal),
     ) -> Input {
         let late = async {
             match deadline {
@@ -498,6 +515,7 @@ impl Runner {
             biased;
             _ = interrupts.recv() => Input::Interrupted,
             _ = terms.recv() => Input::Terminated,
+            _ = hangups.recv() => Input::Terminated,
             Some(task) = self.tasks.join_next() => match task {
                 Ok(input) => input,
                 Err(error) => Input::Died(error.to_string()),
@@ -612,7 +630,7 @@ impl Runner {
 
     /// Ctrl-C: no more commands begin. Again, or where a pipeline is cancelled: those that run are ended.
     fn interrupted(&mut self, at_once: bool) {
-        let again = self.batch.over.is_some();
+        let again = std::mem::replace(&mut self.interrupted, true);
         self.batch.stop("interrupted".to_owned());
         let running = self.batch.count(State::Running);
         if running == 0 {

@@ -318,7 +318,10 @@ impl Plan {
             }
             Event::Cancelled(image) => self.cancel(&image),
             Event::Urged(image) => self.urge(&image),
-            Event::WantsKnown => self.wants_known = true,
+            Event::WantsKnown => {
+                self.wants_known = true;
+                self.sequences.changed();
+            }
             Event::Reported {
                 host,
                 image,
@@ -490,6 +493,10 @@ impl Plan {
 
     /// Tells hosts in which order to finish their images, where that has changed.
     fn tell_sequences(&mut self) {
+        // an order that lacks images would have them give way to those that it names
+        if !self.wants_known {
+            return;
+        }
         for (host, images) in self.sequences.take_due(&self.images, &self.hosts) {
             self.effects.push(Action::Sequence { host, images });
         }

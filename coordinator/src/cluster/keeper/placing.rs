@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use proto::{Digest, HostId};
+use proto::{Digest, HostId, Reason, ToldReason};
 use rollout::gate;
 
 use super::{
@@ -295,7 +295,12 @@ fn of_pool(facts: Facts<'_>, taint: &str, host: &HostId) -> BTreeSet<Digest> {
         let digest = images.get(key)?.known()?.digest();
         let failed = hosts.view().images.get(&digest).is_some_and(|image| {
             let mut on = image.hosts.iter();
-            on.any(|on| on.host == host.as_str() && on.state == HostState::Failed)
+            on.any(|on| {
+                // an image that lacks room needs its place in the order most
+                let lacks_room =
+                    on.reason.as_ref().and_then(ToldReason::known) == Some(Reason::NoRoom);
+                on.host == host.as_str() && on.state == HostState::Failed && !lacks_room
+            })
         });
         let here = hosts.holds(now, host, &digest, &prepull.spec.image);
         (!here && !failed).then_some(digest)

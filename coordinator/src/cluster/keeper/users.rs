@@ -34,9 +34,14 @@ impl Used {
     }
 }
 
-/// The references of each host. What isn't a reference of an image for tart is left out.
+/// The references of each host of the fleet, also where there are none. What isn't a reference of an image for tart is
+/// left out.
 fn users(index: &Index, hosts: &Hosts) -> Users {
-    let mut users: BTreeMap<HostId, BTreeSet<String>> = BTreeMap::new();
+    let members = hosts.view().hosts.keys();
+    let members = members.filter(|host| hosts.is_member(host));
+    let mut users: BTreeMap<HostId, BTreeSet<String>> = members
+        .map(|host| (host.clone(), BTreeSet::new()))
+        .collect();
     let mut uses = |node: &str, image: &String| {
         if let Ok(host) = node.parse::<HostId>()
             && hosts.is_member(&host)
@@ -193,8 +198,10 @@ mod tests {
         assert_eq!(used.due(false, &index, &hosts), Some(None));
         used.told(None);
         assert_eq!(used.due(false, &index, &hosts), None);
-        assert_eq!(used.due(true, &index, &hosts), Some(Some(Users::new())));
-        used.told(Some(Users::new()));
+        // a host that nothing refers to is named, too: of one that isn't named, nobody knows
+        let none: Users = [("mac-1".parse().unwrap(), BTreeSet::new())].into();
+        assert_eq!(used.due(true, &index, &hosts), Some(Some(none.clone())));
+        used.told(Some(none));
         assert_eq!(used.due(true, &index, &hosts), None);
         // a pool that can't be read may need any image
         let scope = crate::cluster::index::Scope::everywhere(Kind::RunnerPools);

@@ -24,6 +24,7 @@ fn sequences(orders: &mut Receiver<Arc<message::Order>>) -> Vec<Vec<Digest>> {
 #[test]
 fn a_host_is_told_the_order_of_its_images_and_a_new_one_when_a_priority_changes() {
     let mut world = World::new();
+    world.driver.apply(Input::Recalled);
     let (_, mut orders) = world.open("mini-1", World::hello());
     let asked = |seed: &str, priority| Want {
         priority,

@@ -485,3 +485,56 @@ fn the_scripts_for_racks_roll_hosts_of_orchard_and_of_a_ci_runner() {
     hook(&hosts[0], "job-started.sh");
     hook(&hosts[0], "job-completed.sh");
 }
+
+#[test]
+fn a_base_vm_outlives_a_clone_that_fails_and_an_offer_that_is_taken_back() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path();
+    let disk = dir.join("disk");
+    macs(dir, &format!("disk={}\n", disk.display()));
+    let path = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap());
+    let script = |words: &[&str]| {
+        let mut command = std::process::Command::new(dir.join("ssh"));
+        let script = format!("{SCRIPTS}/tart-base.sh");
+        command
+            .arg("mac")
+            .arg(script)
+            .args(words)
+            .env("PATH", &path);
+        command.stdin(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let (state, base) = (dir.join("mac"), dir.join("mac/vms/ci-base"));
+    let has = || fs::read_to_string(&base).unwrap().trim().to_owned();
+    fs::write(&disk, "").unwrap();
+    assert!(script(&["offer", "r/v1"]).status().unwrap().success());
+    assert_eq!(has(), "r/v1");
+    // a job runs while v2 is offered, and at its end v2 can't be cloned
+    assert!(script(&["started"]).status().unwrap().success());
+    let mut offer = script(&["offer", "r/v2"]).spawn().unwrap();
+    assert!(wait_until(PATIENCE, || state.join("offered").exists()));
+    fs::remove_file(&disk).unwrap();
+    assert!(script(&["completed"]).status().unwrap().success());
+    assert_eq!(has(), "r/v1");
+    assert!(!offer.wait().unwrap().success(), "it tried by itself");
+    assert_eq!(has(), "r/v1");
+    assert!(!state.join("offered").exists() && !state.join("busy").exists());
+    // whoever offers v3 goes away while a job runs: its end takes nothing
+    fs::write(&disk, "").unwrap();
+    assert!(script(&["started"]).status().unwrap().success());
+    let mut offer = script(&["offer", "r/v3"]).spawn().unwrap();
+    assert!(wait_until(PATIENCE, || state.join("offered").exists()));
+    let pid = i32::try_from(offer.id()).unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(pid).unwrap(),
+        rustix::process::Signal::TERM,
+    )
+    .unwrap();
+    assert!(!offer.wait().unwrap().success());
+    assert!(!state.join("offered").exists());
+    assert!(script(&["completed"]).status().unwrap().success());
+    assert_eq!(has(), "r/v1");
+    // and the next offer is taken
+    assert!(script(&["offer", "r/v4"]).status().unwrap().success());
+    assert_eq!(has(), "r/v4");
+}

@@ -1,7 +1,7 @@
 //! Tests of an image that is staged: chunks, installation, and what others do to the disk.
 
 use super::*;
-use crate::driver::hosts::NoRoute;
+use crate::{driver::hosts::NoRoute, store::NoRoomError};
 
 // ---- chunks ---------------------------------------------------------------------------------------------------------
 
@@ -507,9 +507,14 @@ fn beside_another(first: bool) -> (World, Digest) {
 
 /// The other image's beginning finds no room.
 fn find_no_room(world: &mut World, other: Digest, short: &NoRoomError) -> Vec<&'static str> {
-    let failed = Err(Trouble::no_room(short, Digest::to_string));
-    world.images.begun(world.now, other, failed, None);
-    world.images.short_of_room(world.now, other, short);
+    let short = Short {
+        figures: short.clone(),
+        could_go: "; old images could go".to_owned(),
+    };
+    let failed = Err(Trouble::no_room(&short, Digest::to_string));
+    if world.images.begun(world.now, other, failed, None) {
+        world.images.short_of_room(world.now, other, &short);
+    }
     world.drain()
 }
 
@@ -538,6 +543,7 @@ fn what_is_kept_for_a_later_image_goes_to_the_one_before_it_and_its_files_stay()
     let (said, first) = (message(&world, &world.image), message(&world, &other));
     assert!(said.contains(OTHER), "{said}");
     assert!(first.contains("lacking") && first.contains(NAME), "{first}");
+    assert!(first.ends_with("; old images could go"), "{first}");
     // the first image is tried at once, and the later one after its pause
     assert_eq!(world.jobs(), ["begin"]);
     let running = world.images.reconciler().is_running(&other);
@@ -550,6 +556,15 @@ fn the_files_of_a_later_image_are_removed_where_nothing_less_makes_room() {
     let image = world.image;
     let gained = ImageNews::Gained(500);
     world.hear(&[image], gained);
+    // all of it was zeros: to remove it would free nothing
+    let short_of = short(1_400, &[(image, 900)]);
+    assert_eq!(
+        find_no_room(&mut world, other, &short_of),
+        ["failed", "report"]
+    );
+    world.now += Duration::from_secs(60);
+    assert_eq!(world.jobs(), ["begin"]);
+    world.disk.0.written.set(500);
     let too_much = short(1_401, &[(image, 900)]);
     let drained = find_no_room(&mut world, other, &too_much);
     assert_eq!(
@@ -572,6 +587,27 @@ fn the_files_of_a_later_image_are_removed_where_nothing_less_makes_room() {
     world.now += Duration::from_secs(60);
     assert_eq!(world.jobs(), ["begin"]);
     assert!(world.images.reconciler().is_running(&image));
+}
+
+/// What was cancelled or paused while it was begun took the room of others, and had their files removed.
+#[test]
+fn nothing_gives_way_to_an_image_that_is_wanted_no_more() {
+    for cancelled in [true, false] {
+        let (mut world, other) = beside_another(true);
+        let image = world.image;
+        world.hear(&[image], ImageNews::Gained(500));
+        world.disk.0.written.set(500);
+        match cancelled {
+            true => world.images.cancel(world.now, other),
+            false => world.images.pause(other),
+        }
+        world.drain();
+        let short = short(1_400, &[(image, 900)]);
+        let drained = find_no_room(&mut world, other, &short);
+        assert!(!drained.contains(&"abandon"), "{drained:?}");
+        assert!(!drained.contains(&"set aside"), "{drained:?}");
+        assert!(world.images.catalogue().is_filling());
+    }
 }
 
 #[test]
