@@ -12,8 +12,8 @@
 //!
 //! The Secret's data has these keys: `ca.key`, `ca.pem` and `api.token` with the content of the files, and
 //! `tokens.json`, `enrolled.json`, `revoked.json`, `asked.json` and `places.json`, each an object from file name to
-//! file content. Records aren't keys of their own, because a host's name may be longer than a key. Wants aren't stored here: in a
-//! cluster they are objects.
+//! file content. Records aren't keys of their own, because a host's name may be longer than a key. Wants aren't stored
+//! here: in a cluster they are objects.
 
 use std::{
     collections::BTreeMap,

@@ -204,7 +204,9 @@ fn what_a_release_of_disks_in_files_moves_is_printed_with_a_recipe_and_without()
         assert!(of("changed_bytes") >= moved && of("changed_bytes_compressed") >= moved);
         assert!((4096..2 << 20).contains(&of("new_blocks_bytes_compressed")));
         assert!(release["makespan_s"].as_f64().unwrap() > 0.0);
-        assert!(of("bytes_written") > 0 && of("space_taken") > 0);
+        assert!(of("bytes_written") > 0);
+        // a figure of the whole volume: whoever removes as much meanwhile makes it 0
+        of("space_taken");
         if with {
             // a chunk with the page, and two at the ends of each layer; and the recipe itself
             let lacking = of("lacking_chunks_bytes_compressed");
