@@ -223,7 +223,7 @@ impl Batch {
                     line.reason = Some(view.reason);
                 }
                 GateEnd::Over(_) | GateEnd::Waits => {
-                    if view.place.is_some() && line.state != State::Running {
+                    if view.place.is_some() && line.began.is_none() {
                         unused.push(view.host);
                     }
                 }

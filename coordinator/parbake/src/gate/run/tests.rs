@@ -1,6 +1,6 @@
 use std::os::unix::process::ExitStatusExt as _;
 
-use client::gate::GateVerdict;
+use client::gate::{GateVerdict, PlaceView};
 use proto::Reason;
 
 use super::*;
@@ -66,6 +66,28 @@ fn a_command_begins_once_for_each_host_that_is_open() {
     exits(&mut batch, "b", 0);
     assert!(batch.is_over());
     assert_eq!(states(batch), [State::Done, State::Done, State::NotReady]);
+}
+
+#[test]
+fn a_place_of_an_answer_that_was_lost_goes_back_where_no_command_began() {
+    let placed = |host: &str| GateView {
+        place: Some(PlaceView {
+            host: host.into(),
+            image: "r.test/image:1".into(),
+            digest: "sha256:1".into(),
+            cap: 1,
+            taken_at: 0,
+            ends_in_seconds: 60,
+        }),
+        ..view(host, GateVerdict::Refused, Reason::Revoked)
+    };
+    let mut batch = batch(&["a", "b"], true);
+    answered(&mut batch, vec![open("b")]);
+    exits(&mut batch, "b", 0);
+    // the host's command has ended, and gave its place back itself: another caller may have it now
+    let (begin, unused) = answered(&mut batch, vec![placed("a"), placed("b")]);
+    assert_eq!((begin, unused), (vec![], vec!["a".into()]));
+    assert_eq!(states(batch), [State::NotReady, State::Done]);
 }
 
 #[test]
