@@ -19,7 +19,9 @@ use crate::{
     retention::{Own, Rule, RuleError},
 };
 
-/// The default UDP port for peers. Ports 8080, 8081, 9091 and 9100 are taken on the hosts of known fleets.
+/// The default UDP port for peers. Ports 8080, 8081, 9091 and 9100 are taken on the hosts of known fleets (tuist/tuist
+/// of autumn 2026, infra/tart-kubelet/cmd/tart-kubelet/main.go: metrics-bind-address, health-probe-bind-address; the
+/// runners' own metrics; node_exporter).
 pub const PEER_PORT: u16 = 7471;
 /// The default TCP port for health, metrics and status.
 pub const ADMIN_PORT: u16 = 7472;

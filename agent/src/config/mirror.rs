@@ -53,7 +53,9 @@ pub struct MirrorSettings {
     pub on_trouble: OnTrouble,
     /// After this long without progress, another source is tried.
     pub stall: Duration,
-    /// After this long without progress, a client's connection is broken. It's less than tart's 60 s.
+    /// After this long without progress, a client's connection is broken. It's less than the 60 s after which tart
+    /// gives up by itself: the default of `timeoutIntervalForRequest`, which tart leaves (tart,
+    /// Sources/tart/Fetcher.swift).
     pub break_after: Duration,
     /// A fetch goes on for this long after its last reader left.
     pub grace: Duration,

@@ -86,7 +86,8 @@ impl Trouble {
         }
     }
 
-    /// The system of this host sends nothing to any peer. `on_mac`: the system is macOS.
+    /// The system of this host sends nothing to any peer. `on_mac`: the system is macOS, which lets daemons reach the
+    /// local network, and other programs only where a person allows it (Apple, technical note TN3179).
     pub(super) fn no_route(found: &NoRoute, on_mac: bool) -> Self {
         let NoRoute { dialled, cause } = found;
         let cure = match on_mac {

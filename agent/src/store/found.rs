@@ -38,7 +38,8 @@ const SCAN: &str = "scan";
 const PRINTS: &str = "prints";
 /// The version of `about.json`.
 const VERSION: u32 = 1;
-/// A disk without a manifest is cut into extents of this size, as tart cuts layers.
+/// A disk without a manifest is cut into extents of this size, as tart cuts layers (tart, Sources/tart/OCI/Layerizer/
+/// DiskV2.swift: layerLimitBytes). A clone has no manifest (tart, Sources/tart/VMDirectory.swift: clone).
 const EXTENT_BYTES: u64 = 512 << 20;
 /// Records that a step adds to the log at most. Where all is holes, these are of 64 GiB.
 const MAX_RECORDS: usize = 1024;

@@ -271,7 +271,8 @@ impl Names {
         Ok(())
     }
 
-    /// References by tag that name another image now, which tart has whole.
+    /// References by tag that name another image now, which tart has whole. `tart pull` of a moved tag makes the link
+    /// anew (tart, Sources/tart/VMStorageOCI.swift: pull, link).
     pub(super) fn lost(&self) -> Vec<Reference> {
         let home = &self.home;
         let references = lock(&self.status).references.clone();
@@ -353,7 +354,9 @@ impl Names {
         present.map(ToString::to_string).collect()
     }
 
-    /// Whether tart finds the image by this reference now.
+    /// Whether tart finds the image by this reference now: by a tag, the link has to lead to the image's directory; by
+    /// digest, the directory is found without a link, and only the marker keeps it (tart, Sources/tart/
+    /// VMStorageOCI.swift: linked, exists, gc).
     pub(super) fn names(&self, reference: &Reference) -> bool {
         let home = &self.home;
         let target = cache::image_directory(home, reference, &self.image);

@@ -8,8 +8,9 @@
 //! - it was wanted, or cloned from, within the last hour,
 //! - somebody else named it, too: by a tag, or by a marker,
 //! - one of its goldens runs as a VM,
-//! - a local VM was made while the image was in use, or soon after. A clone carries no note of
-//!   its image, so any such VM may be one, and whoever starts it again (a Pod, say) may need the golden.
+//! - a local VM was made while the image was in use, or soon after. A clone of a flat image carries no note of it
+//!   (tart, Sources/tart/VMDirectory.swift: clone), so any such VM may be one, and whoever starts it again (a Pod, say)
+//!   may need the golden.
 //!
 //! A file of a stacked image goes with the last image or VM that refers to it.
 //!
@@ -576,7 +577,8 @@ fn move_out_files(home: &Path, stage: &Stage) -> io::Result<()> {
 }
 
 /// Takes the locks that tart holds while it pulls, while a new VM gets its name, and until a VM that begins to run is
-/// locked itself. `None` if tart has one of them.
+/// locked itself (tart, Sources/tart/VMStorageOCI.swift: pull; Commands/Clone.swift: run; Commands/Run.swift:
+/// runOnMainThread). `None` if tart has one of them.
 fn lock_places(home: &Path, known: &[Reference]) -> io::Result<Option<Vec<DirectoryLock>>> {
     let hosts = known
         .iter()

@@ -104,9 +104,9 @@ impl Root {
         Ok((Self { lock }, home))
     }
 
-    /// Makes our directory again if it was removed, and tart's home with it, as tart itself would. The parent of tart's
-    /// home has to exist. Otherwise images would fill the system disk below the mount point of a volume that isn't
-    /// mounted.
+    /// Makes our directory again if it was removed, and tart's home with it, as tart itself would (tart,
+    /// Sources/tart/Config.swift: init). The parent of tart's home has to exist. Otherwise images would fill the system
+    /// disk below the mount point of a volume that isn't mounted.
     ///
     /// # Errors
     /// When it can't be made or locked.

@@ -3,7 +3,9 @@
 //! A file is built in the stage's own directory, and proved against its whole digest before it goes anywhere. Then it
 //! gets its name in tart's cache, beside the name that it has. If an image of ours has put the same file there, that
 //! one is used. So a crash between two steps loses no file: until the record stands that refers to it, the stage has a
-//! name of its own for it. A file that tart put there itself is replaced, because tart verifies nothing that it pulls.
+//! name of its own for it. A file that tart put there itself is replaced: tart proves such a file when it puts it, and
+//! goes by its length ever after (tart of August 2026, Sources/tart/ContentStore.swift: install; VMStorageOCI.swift:
+//! hasUsableCachedDiskFile), and what this host serves to others it has proved itself.
 
 use std::{
     fs, io,
@@ -81,7 +83,8 @@ pub(super) fn check_files(stage: &Stage) -> Result<(), FileError> {
 }
 
 /// Puts the files of a stacked image into tart's cache. Returns whether they are there: not if one was removed. The
-/// caller holds tart's locks, until a record refers to the files.
+/// caller holds tart's locks, until a record refers to the files: tart removes what no manifest refers to (tart of
+/// August 2026, Sources/tart/VMStorageOCI.swift: gcContent).
 ///
 /// # Errors
 /// When the volume fails. What was put there stays.

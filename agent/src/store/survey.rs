@@ -462,8 +462,9 @@ fn layers(layout: &Layout) -> Vec<(u64, u64)> {
         .collect()
 }
 
-/// The layers of an image that tart pulled, by the manifest beside it. None if that can't be read: tart writes it anew,
-/// so its digest is another one, and what it says is a hint.
+/// The layers of an image that tart pulled, by the manifest beside it. None if that can't be read: tart before 2.36
+/// writes it anew (tart 2.35, Sources/tart/VMDirectory+OCI.swift: pullFromRegistry), so its digest is another one, and
+/// what it says is a hint.
 fn layers_of(directory: &Path) -> Vec<(u64, u64)> {
     cache::manifest(directory).map_or_else(Vec::new, |layout| layers(&layout))
 }

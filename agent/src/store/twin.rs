@@ -1,6 +1,8 @@
 //! A second directory of an installed image, for another repository of tart's cache. It is a clone if the volume can
 //! clone files, otherwise a copy. It shares no inode with the first directory, because an edit of one must not edit the
-//! other. The files of a stacked image's disk have no second copy, because tart shares them, too.
+//! other. The files of a stacked image's disk have no second copy, because tart shares them, too: the record of such an
+//! image has a configuration, firmware variables and a manifest, and no disk (tart of August 2026,
+//! Sources/tart/VMDirectory.swift: layout; ContentStore.swift: contentURL).
 //!
 //! A clone is compared with the links after it was made. The chunks of a copy are compared before they are written. So
 //! a byte that rotted in the first directory never reaches the second: the chunk is dropped and reported as

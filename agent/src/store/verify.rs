@@ -60,8 +60,8 @@ pub enum VerifyError {
         /// Where it should be.
         path: PathBuf,
     },
-    /// The manifest isn't here as the registry gave it, because tart (up to 2.32) writes its own. Staging the image
-    /// gets it.
+    /// The manifest isn't here as the registry gave it, because tart before 2.36 writes its own (tart 2.35,
+    /// Sources/tart/VMDirectory+OCI.swift: pullFromRegistry). Staging the image gets it.
     #[error("manifest in {path} isn't the registry's: {error}")]
     Manifest {
         /// Where.
@@ -308,8 +308,8 @@ fn read_layout(paths: &[PathBuf; 2], digest: &Digest) -> Result<Layout, VerifyEr
     Err(first.expect("there are two paths"))
 }
 
-/// Compares the manifest in a directory that we installed. Skips directories that tart pulled, where tart writes its
-/// own manifest.
+/// Compares the manifest in a directory that we installed. Skips directories that tart pulled, where tart before 2.36
+/// wrote its own manifest.
 fn check_manifest(directory: &Path, ours: &Path, digest: &Digest) -> Result<(), VerifyError> {
     let path = directory.join(cache::MANIFEST);
     let status = Status::read(ours);

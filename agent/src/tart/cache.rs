@@ -183,7 +183,7 @@ pub(crate) fn manifest(directory: &Path) -> Option<Layout> {
     Layout::parse(&bytes, &Digest::of(&bytes)).ok()
 }
 
-/// The directory of a local VM.
+/// The directory of a local VM (tart, Sources/tart/VMStorageLocal.swift: vmURL).
 pub(crate) fn vm_directory(home: &Path, name: &str) -> PathBuf {
     home.join("vms").join(name)
 }

@@ -28,10 +28,13 @@ pub(crate) use facts::{
 };
 pub(crate) use workloads::{Workload, WorkloadKey};
 
-/// The prefix of our Node labels. The first twelve hex digits of the image's digest follow.
+/// The prefix of our Node labels. The first twelve hex digits of the image's digest follow. The node agent of known
+/// fleets takes labels under `tuist.dev/` off its Node that it didn't put there (tuist/tuist of autumn 2026,
+/// infra/tart-kubelet/internal/nodeagent/node.go: configureNode), so ours stand under a domain of our own.
 pub(crate) const IMAGE_LABEL: &str = "parbake.dev/image-";
 
-/// The label of a Node whose value pools name as their `fleetSelector`.
+/// The label of a Node whose value pools name as their `fleetSelector` (tuist/tuist of autumn 2026,
+/// infra/runners-controller/internal/podtemplate/podtemplate.go: schedulingFor).
 pub(crate) const FLEET_LABEL: &str = "tuist.dev/fleet";
 
 /// The kinds of objects that are watched.

@@ -190,7 +190,9 @@ async fn webhook(State(web): State<Web>, request: Request) -> Response {
 // ----------------------------------------------------------------------------------------------------------
 
 /// Answers a runner: 410 when the Pod shall leave, 204 when the Pod may stay, 404 when there is no such Pod, and 503
-/// while the coordinator doesn't know.
+/// while the coordinator doesn't know. The server that runners of known fleets ask answers 410 to a stale Pod with the
+/// drain label, too (tuist/tuist of autumn 2026, infra/runners-controller/controllers/runnerpool_controller.go:
+/// drainEligibleLabel).
 async fn drain(
     State(web): State<Web>,
     Path((namespace, pod)): Path<(String, String)>,

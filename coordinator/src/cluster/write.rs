@@ -201,8 +201,9 @@ async fn reap(writer: &Writer, target: &Target) -> Result<Option<Box<Pod>>, Writ
     }
 }
 
-/// Deletes the Pod's ServiceAccount: each runner has one of its own name. An account with another owner, or none, is
-/// left alone.
+/// Deletes the Pod's ServiceAccount: each runner has one of its own name, and whoever deletes the one deletes the other
+/// (tuist/tuist of autumn 2026, infra/runners-controller/controllers/runnerpool_controller.go: createRunner,
+/// reapRunner). An account with another owner, or none, is left alone.
 async fn reap_account(writer: &Writer, target: &Target) {
     let Some(owner) = &target.owner else {
         return;

@@ -40,14 +40,16 @@ impl Old {
     /// Whether a VM that was made at this moment may be a clone of the image.
     ///
     /// The last clone is younger than `used`: tart notes the use first, in whole seconds, and then makes the VM's
-    /// directory. Where the times contradict each other, nothing is known of the beginning.
+    /// directory (tart, Sources/tart/Commands/Clone.swift: run; URL+AccessDate.swift: asTimeval). Where the times
+    /// contradict each other, nothing is known of the beginning.
     fn may_have_made(&self, made: SystemTime) -> bool {
         let until = self.used.checked_add(REST).filter(|_| !self.outdated);
         let began = self.since > self.used || made >= self.since;
         began && until.is_none_or(|until| made <= until)
     }
 
-    /// tart noted in this access time that the image was cloned from.
+    /// tart noted in this access time that the image was cloned from, or set it to 1970 because it pulls another image
+    /// under the same tag (tart, Sources/tart/VMStorageOCI.swift: open, pull).
     pub(super) fn cloned(&mut self, at: SystemTime) {
         self.used = self.used.max(at);
         self.outdated |= at == SystemTime::UNIX_EPOCH;

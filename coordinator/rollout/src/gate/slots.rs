@@ -155,8 +155,10 @@ impl Slots {
         self.insert(pod, prepull, occupant);
     }
 
-    /// This Pod left and still exists: its finalizer holds it. Its successor may not come before the Pod is gone, so
-    /// the slot's time counts from then.
+    /// This Pod left and still exists: its finalizer holds it. A RunnerPool's successor comes at once (tuist/tuist of
+    /// autumn 2026, infra/runners-controller/controllers/runnerpool_controller.go: Reconcile, isAlive). A StatefulSet's
+    /// comes when the Pod is gone (Kubernetes, "StatefulSets": no two Pods with one identity), so the slot's time
+    /// counts from then.
     pub(super) fn hold(&mut self, pod: &PodId, now: Moment, to: Moment) {
         if let Some(Slot {
             occupant: Occupant::Departed { since, left },

@@ -75,6 +75,8 @@ pub(crate) struct PodFacts {
     pub(crate) resource_version: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) heartbeat: Option<(String, Option<SystemTime>)>,
+    /// The image of the first container, as written: by it the runners' controllers tell a stale Pod (tuist/tuist of
+    /// autumn 2026, infra/runners-controller/controllers/runnerpool_controller.go: isStaleImage).
     pub(crate) image: String,
     /// The images of further containers, and of those that run first.
     pub(crate) further_images: Vec<String>,

@@ -5,7 +5,8 @@
 //! leaves an account behind that nothing else looks for. This part looks for such accounts every few minutes. An
 //! account is deleted when its owner is one whose Pods this coordinator reaps, two looks in a row find no Pod of the
 //! account's name, and the account isn't young. A young account may belong to a Pod that is about to be created,
-//! because a runner's account is created first.
+//! because a runner's account is created first (tuist/tuist of autumn 2026,
+//! infra/runners-controller/controllers/runnerpool_controller.go: createRunner).
 
 use std::{
     collections::BTreeSet,
