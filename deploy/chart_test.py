@@ -259,6 +259,31 @@ def test_the_fleet_file_is_toml_and_says_what_the_values_say():
         assert set(fleet[table]) <= keys, (table, set(fleet[table]) - keys)
 
 
+def test_the_notes_have_the_next_lines_to_type():
+    def notes(values):
+        # `helm template` leaves the notes out, and a dry run asks a cluster: rendered as an object of a copy of the chart
+        copied = WORK / "noted"
+        shutil.rmtree(copied, ignore_errors=True)
+        shutil.copytree(CHART, copied)
+        template = copied / "templates" / "NOTES.txt"
+        template.rename(copied / "templates" / "_notes.tpl")
+        text = (copied / "templates" / "_notes.tpl").read_text()
+        (copied / "templates" / "_notes.tpl").write_text('{{- define "noted" }}' + text + "{{- end }}")
+        (copied / "templates" / "noted.yaml").write_text('kind: Noted\nmetadata: {name: noted}\ntext: {{ include "noted" . | toJson }}\n')
+        return only(render(values, chart=copied), "Noted")["text"]
+
+    bare, full = notes({}), notes(EVERYTHING)
+    sources = "".join((DEPLOY.parent / f).read_text() for f in ("agent/src/cli.rs", "coordinator/src/cli.rs"))
+    for text in (bare, full):
+        for words in ("parbake-coordinator pin", "api\\.token", "token --host mini-1", "parbake-agent enroll", "launchctl kickstart", "parbake stage"):
+            assert words in text, words
+        for flag in re.findall(r"parbake-(?:agent|coordinator) .*", text):
+            for name in re.findall(r"--([a-z-]+)", flag.split("#")[0]):
+                assert re.search(rf"\b{name.replace('-', '_')}: ", sources), f"no program has --{name}"
+    assert "set service.type" in bare and "Alerts are off" in bare and "The dashboard is off" in bare
+    assert "https://parbake.example.com:7470" in full and "are off" not in full and "is off" not in full, full
+
+
 def test_only_settings_that_want_a_restart_restart():
     def checksum(values):
         return only(render(values), "Deployment")["spec"]["template"]["metadata"]["annotations"]["checksum/fleet-settings"]
@@ -448,6 +473,10 @@ def test_pools_fit_the_custom_resource():
 
 
 def test_the_packaged_crd_is_the_generated_one_byte_for_byte():
+    ours = CHART / "crds" / "imageprepulls.yaml"
+    # a link out of the chart is broken where a file system or an archive has none, and helm warns of it at each call
+    assert not ours.is_symlink() and not [p for p in CHART.rglob("*") if p.is_symlink()]
+    assert ours.read_bytes() == (DEPLOY / "crd.yaml").read_bytes(), "cp deploy/crd.yaml deploy/chart/parbake/crds/imageprepulls.yaml"
     run = helm("package", str(CHART), "--destination", str(WORK))
     assert run.returncode == 0, run.stderr
     with tarfile.open(next(WORK.glob("parbake-*.tgz"))) as package:
@@ -561,17 +590,82 @@ def alerts():
     return [r for group in rule["spec"]["groups"] for r in group["rules"]]
 
 
+def plain_rules():
+    """The alerts of plain racks, without a chart."""
+    text = (DEPLOY / "prometheus" / "rules.yaml").read_text()
+    return [r for group in yaml.safe_load(text)["groups"] for r in group["rules"]]
+
+
+def panels():
+    """(title, expression) of every query of the dashboard."""
+    dashboard = json.loads((CHART / "dashboards" / "parbake.json").read_text())
+    return [(p["title"], t["expr"]) for p in dashboard["panels"] for t in p.get("targets", [])]
+
+
+def expressions():
+    dashboard = json.loads((CHART / "dashboards" / "parbake.json").read_text())
+    found = [r["expr"] for r in alerts() + plain_rules()]
+    found += [expression for _, expression in panels()]
+    return found + [v["query"]["query"] for v in dashboard["templating"]["list"] if v["type"] == "query"]
+
+
+def documented_labels():
+    """Of each metric its labels, each with its values where docs/METRICS.md lists them; `source` is said once."""
+    text = (DEPLOY.parent / "docs" / "METRICS.md").read_text()
+    found, sets = {}, {}
+    for name, column in re.findall(r"^\| `(parbake_\w+)` \| \w+ \|([^|]*)\|", text, re.M):
+        found[name] = {}
+        # labels stand before a colon or a comma, their values behind the colon; other values end at the semicolon
+        for part in re.split(r";|,(?=[^:;]*:)", column):
+            label, _, rest = part.partition(":")
+            words = re.findall(r"`([^`]+)`", label)
+            for word in words:
+                found[name][word] = None
+            if words and "names of" not in rest:
+                values = set(re.findall(r"`([^`]+)`", rest))
+                if values:
+                    sets.setdefault(words[-1], values)
+                    found[name][words[-1]] = values
+        for label in found[name]:
+            if found[name][label] is None and label == "source":
+                found[name][label] = sets["source"]
+    return found
+
+
+def test_alerts_and_panels_use_labels_that_exist():
+    known = documented_labels()
+    assert known["parbake_agent_chunk_verify_failures_total"]["source"] == {"origin", "peers", "local"}
+    assert known["parbake_pod_writes_total"]["outcome"] == {"done", "refused", "unknown"}
+    assert set(known["parbake_pool_held_pods"]) == {"namespace", "pool", "reason"}
+    # what a scrape adds
+    added = {"job", "instance", "namespace", "pod", "le"}
+    seen = 0
+    for expression in expressions():
+        for name, _, inner in re.findall(r"\b(parbake_\w+?)(_bucket|_count|_sum)?\{([^}]*)\}", expression):
+            for label, values in re.findall(r'(\w+)\s*=~?\s*"([^"]*)"', inner):
+                seen += 1
+                assert label in added | set(known[name]), f"{name} has no label {label}: {expression}"
+                listed = known[name].get(label)
+                if listed and "$" not in values:
+                    assert set(values.split("|")) <= listed, f"{label} of {name} is never {values}"
+        # a sum by a label that nothing has would be one line without a name
+        metrics = [known[name] for name in used(expression)]
+        for by in re.findall(r"\bby \(([^)]*)\)", expression):
+            for label in by.replace(" ", "").split(","):
+                assert label in added or any(label in labels for labels in metrics), f"{label}: {expression}"
+    assert seen > 60, seen
+
+
 def test_alerts_and_panels_use_metrics_that_exist():
     known = documented()
     late = UNDOCUMENTED & known
     if late:
         print(f"  documented by now, take them off UNDOCUMENTED: {', '.join(sorted(late))}")
-    dashboard = json.loads((CHART / "dashboards" / "parbake.json").read_text())
-    expressions = [r["expr"] for r in alerts()]
-    expressions += [t["expr"] for p in dashboard["panels"] for t in p.get("targets", [])]
-    expressions += [v["query"]["query"] for v in dashboard["templating"]["list"] if v["type"] == "query"]
-    everything = set().union(*map(used, expressions))
+    everything = set().union(*map(used, expressions()))
     assert len(everything) > 10
+    # everything that is measured is on the dashboard, or an alert goes by it
+    unseen = known - everything
+    assert not unseen, f"neither a panel nor an alert: {unseen}"
     unknown = everything - known - UNDOCUMENTED
     assert not unknown, unknown
     pending = everything & (UNDOCUMENTED - known)
@@ -597,7 +691,17 @@ def test_every_trouble_has_its_alert_and_every_alert_its_night_instruction():
         assert rule["labels"]["severity"] in ("warning", "critical") and rule["labels"]["team"] == "mac"
         assert rule["annotations"]["summary"] and rule["annotations"]["description"]
         assert rule["annotations"]["runbook_url"].endswith("#" + rule["alert"].lower())
+        assert rule["annotations"]["runbook"] == "docs/OPERATING.md#" + rule["alert"].lower()
         assert f"### {rule['alert']}\n" in text, f"docs/OPERATING.md doesn't say what to do for {rule['alert']}"
+    charts = {r["alert"]: r for r in alerts()}
+    for rule in plain_rules():
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert rule["annotations"]["runbook"] == "docs/OPERATING.md#" + rule["alert"].lower()
+        assert f"### {rule['alert']}\n" in text, f"docs/OPERATING.md doesn't say what to do for {rule['alert']}"
+        same = charts.get(rule["alert"])
+        if same:
+            assert same["annotations"]["summary"] == rule["annotations"]["summary"], rule["alert"]
+            assert same["labels"]["severity"] == rule["labels"]["severity"] and same["for"] == rule["for"], rule["alert"]
 
 
 def test_the_dashboard_is_whole():
@@ -606,7 +710,9 @@ def test_the_dashboard_is_whole():
     assert dashboard == json.loads((CHART / "dashboards" / "parbake.json").read_text())
     ids = [p["id"] for p in dashboard["panels"]]
     assert len(ids) == len(set(ids))
-    assert {"Roll", "Stage"} <= {p["title"] for p in dashboard["panels"] if p["type"] == "row"}
+    assert {"Roll", "Stage", "Fleet", "Agents", "Mirror"} == {p["title"] for p in dashboard["panels"] if p["type"] == "row"}
+    for panel in dashboard["panels"]:
+        assert panel["type"] == "row" or panel["description"], f"{panel['title']} has no description"
     cells = set()
     for panel in dashboard["panels"]:
         place = panel["gridPos"]
@@ -646,12 +752,17 @@ def test_prometheus_understands_every_alert():
     assert f"{len(alerts())} rules found" in run.stdout, run.stdout
 
 
+def filled(expression):
+    """A panel's query with what Grafana fills in."""
+    for variable in ("namespace", "pool", "host"):
+        expression = expression.replace(f"${variable}", ".*")
+    return expression.replace("$__rate_interval", "5m")
+
+
 def test_prometheus_understands_every_panel():
     if not os.environ["PROMTOOL"]:
         raise Skipped("no promtool")
-    dashboard = json.loads((CHART / "dashboards" / "parbake.json").read_text())
-    expressions = [t["expr"].replace("$__rate_interval", "5m") for p in dashboard["panels"] for t in p.get("targets", [])]
-    rules = [{"record": f"panel:{number}", "expr": expression} for number, expression in enumerate(expressions)]
+    rules = [{"record": f"panel:{number}", "expr": filled(expression)} for number, (_, expression) in enumerate(panels())]
     path = WORK / "panels.yaml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
     run = promtool("check", "rules", str(path))
@@ -664,12 +775,11 @@ def series(name, values, pod="parbake-1", namespace=NAMESPACE, **labels):
     return {"series": f"{name}{{{inner}}}", "values": values}
 
 
-def fires(alert, at, inputs, *labels):
+def fires(alert, at, inputs, *labels, rules=None):
     """Whether promtool sees exactly the alerts with these labels."""
     path = WORK / "alert.yaml"
-    rule = next(r for r in alerts() if r["alert"] == alert)
     case = {
-        "rule_files": [str(rules_file())],
+        "rule_files": [str(rules or rules_file())],
         "evaluation_interval": "1m",
         "tests": [{"interval": "1m", "input_series": inputs, "alert_rule_test": [{"alertname": alert, "eval_time": at}]}],
     }
@@ -681,7 +791,109 @@ def fires(alert, at, inputs, *labels):
     for label in labels:
         assert label in got, f"{label} isn't in {got}"
     assert "parse error" not in got and "unmarshal" not in got, got
-    return rule
+
+
+def test_plain_racks_have_their_own_alerts():
+    if not os.environ["PROMTOOL"]:
+        raise Skipped("no promtool")
+    path = DEPLOY / "prometheus" / "rules.yaml"
+    # the file by itself, and as the configuration beside it names it; that one knows the jobs of the rules
+    for check, file in (("rules", path), ("config", path.with_name("prometheus.yaml"))):
+        run = promtool("check", check, str(file))
+        assert run.returncode == 0, run.stdout + run.stderr
+    jobs = {c["job_name"] for c in yaml.safe_load(path.with_name("prometheus.yaml").read_text())["scrape_configs"]}
+    assert jobs == set(re.findall(r'job="([^"]+)"', path.read_text())) == {"parbake-coordinator", "parbake-agent"}
+    for word in ("parbake_coordinator_leader", "parbake_pool_", "parbake_prepull_", "namespace", "pod="):
+        assert word not in path.read_text(), word
+
+    def of_coordinator(name, values, **labels):
+        return plain(name, values, "parbake-coordinator", "coordinator:7473", **labels)
+
+    def of_agent(name, values, **labels):
+        return plain(name, values, "parbake-agent", "mini-1:7472", **labels)
+
+    def plain(name, values, job, instance, **labels):
+        inner = ",".join(f'{key}="{value}"' for key, value in {"job": job, "instance": instance, **labels}.items())
+        return {"series": f"{name}{{{inner}}}", "values": values}
+
+    def rings(alert, at, inputs, *labels):
+        fires(alert, at, inputs, *labels, rules=path)
+        rung.add(alert)
+
+    rung = set()
+    up = of_coordinator("up", "1x200")
+    # as a coordinator without a cluster says
+    base = [up, of_coordinator("parbake_coordinator_leader", "0x200")]
+    rings("ParbakeCoordinatorDown", "10m", base)
+    rings("ParbakeCoordinatorDown", "10m", [of_coordinator("up", "1x7 0x100")], 'instance="coordinator:7473"')
+    rings("ParbakeCoordinatorDown", "9m", [of_coordinator("up", "1x7 0x100")])
+    rings("ParbakeCoordinatorDown", "10m", [of_agent("up", "1x200")], 'job="parbake-coordinator"')
+    rings("ParbakeAgentDown", "9m", [up, of_agent("up", "0x200")])
+    rings("ParbakeAgentDown", "10m", [up, of_agent("up", "0x200")], 'instance="mini-1:7472"')
+    rings("ParbakeAgentDown", "60m", [up, of_agent("up", "1x200")])
+
+    def volume(free):
+        return [up, of_agent("parbake_agent_volume_bytes", free, part="free"), of_agent("parbake_agent_volume_bytes", "1024x200", part="floor")]
+
+    rings("ParbakeVolumeBelowFloor", "60m", volume("1024x200"))
+    rings("ParbakeVolumeBelowFloor", "14m", volume("1023x200"))
+    rings("ParbakeVolumeBelowFloor", "15m", volume("1023x200"), "mini-1:7472 has 1023B free")
+
+    staging = [*base, of_coordinator("parbake_coordinator_placements", "5x200", state="staging")]
+    flat = [of_coordinator("parbake_coordinator_received_bytes", "7x200", source=source) for source in ("origin", "peers", "local")]
+    moving = [of_coordinator("parbake_coordinator_received_bytes", "7+1000000x200", source="peers"), *flat[:1]]
+    rings("ParbakeStagingStalled", "14m", staging + flat)
+    rings("ParbakeStagingStalled", "30m", staging + flat, "5 images on hosts")
+    rings("ParbakeStagingStalled", "30m", staging + moving)
+    rings("ParbakeStagingStalled", "30m", [*base, *flat, of_coordinator("parbake_coordinator_placements", "0x200", state="staging")])
+    rings("ParbakeStageFailed", "14m", [*base, of_coordinator("parbake_coordinator_placements", "2x200", state="failed")])
+    rings("ParbakeStageFailed", "20m", [*base, of_coordinator("parbake_coordinator_placements", "2x200", state="failed")], "each host: 2")
+    wanted = [*base, of_coordinator("parbake_coordinator_wanted_bytes", "1000x200")]
+    rings("ParbakeOriginBytesAbovePlan", "10m", wanted + [of_coordinator("parbake_coordinator_received_bytes", "1100x200", source="origin")])
+    rings("ParbakeOriginBytesAbovePlan", "10m", wanted + [of_coordinator("parbake_coordinator_received_bytes", "1101x200", source="origin")], "gave 1.075kiB")
+    rings("ParbakeHostSilent", "9m", [*base, of_coordinator("parbake_coordinator_hosts", "1x200", state="disconnected")])
+    rings("ParbakeHostSilent", "10m", [*base, of_coordinator("parbake_coordinator_hosts", "1x200", state="disconnected")], "coordinator: 1")
+    rings("ParbakeVerifyFailures", "20m", [*base, of_coordinator("parbake_coordinator_blames_total", "3x200", kind="bytes")])
+    rings("ParbakeVerifyFailures", "20m", [*base, of_coordinator("parbake_coordinator_blames_total", "0x10 3x200", kind="bytes")], 'kind="bytes"')
+    rings("ParbakeVerifyFailures", "12m", [*base, of_coordinator("parbake_coordinator_blames_total", "_x10 1x200", kind="link")], 'kind="link"')
+    rings("ParbakeVerifyFailures", "20m", [*base, of_coordinator("parbake_coordinator_blames_total", "0x10 3x200", kind="silence")])
+    rings("ParbakeHostQuarantined", "5m", [*base, of_coordinator("parbake_coordinator_hosts", "1x200", state="quarantined")], "quarantined")
+    rings("ParbakeHostQuarantined", "5m", [*base, of_coordinator("parbake_coordinator_hosts", "0x200", state="quarantined")])
+    assert rung == {r["alert"] for r in plain_rules()}, "each alert is rung once"
+
+
+def test_panels_show_who_leads_and_a_coordinator_that_nobody_elected():
+    if not os.environ["PROMTOOL"]:
+        raise Skipped("no promtool")
+
+    def shown(inputs, *values):
+        """What the queries that choose among replicas answer, as values in any order."""
+        chosen = [e for _, e in panels() if "parbake_coordinator_hosts" in e and "parbake_coordinator_leader" in e]
+        assert len(chosen) == 1, chosen
+        samples = [{"labels": labels, "value": value} for labels, value in values]
+        case = {
+            "evaluation_interval": "1m",
+            "tests": [{"interval": "1m", "input_series": inputs, "promql_expr_test": [{"expr": chosen[0], "eval_time": "5m", "exp_samples": samples}]}],
+        }
+        path = WORK / "panels_test.yaml"
+        path.write_text(yaml.safe_dump(case))
+        run = promtool("test", "rules", str(path))
+        assert run.returncode == 0, run.stdout + run.stderr
+
+    def hosts(count, pod, job="parbake-metrics"):
+        return {"series": f'parbake_coordinator_hosts{{job="{job}",instance="{pod}",state="connected"}}', "values": f"{count}x10"}
+
+    def leads(value, pod, job="parbake-metrics"):
+        return {"series": f'parbake_coordinator_leader{{job="{job}",instance="{pod}"}}', "values": f"{value}x10"}
+
+    def sample(count, pod, job="parbake-metrics"):
+        return f'parbake_coordinator_hosts{{job="{job}",instance="{pod}",state="connected"}}', count
+
+    shown([leads(1, "a"), leads(0, "b"), hosts(40, "a"), hosts(0, "b")], sample(40, "a"))
+    shown([leads(0, "a", "parbake-coordinator"), hosts(3, "a", "parbake-coordinator")], sample(3, "a", "parbake-coordinator"))
+    # a cluster and a rack that are watched by one Prometheus
+    both = [leads(1, "a"), leads(0, "b"), hosts(40, "a"), hosts(0, "b"), leads(0, "c", "rack"), hosts(3, "c", "rack")]
+    shown(both, sample(40, "a"), sample(3, "c", "rack"))
 
 
 def test_alerts_fire_when_they_should_and_not_before():
