@@ -209,6 +209,8 @@ reasons! {
     NodeNotReady = "node_not_ready",
     /// The Pod's Node is cordoned.
     NodeCordoned = "node_cordoned",
+    /// The Pod's Node lacks memory, disk or process ids.
+    NodePressure = "node_pressure",
     /// The Pod's Node is reserved for another pool.
     NodeReserved = "node_reserved",
     /// The Pod's Node doesn't hold the image.

@@ -29,6 +29,6 @@ pub use config::Config;
 pub use decide::Gate;
 pub use event::{
     Before, Event, Fleet, Heartbeat, Mode, OnDeadline, Outcome, Phase, Place, Pod, PodId, PodName,
-    PrePull, PrePullId, Template,
+    PrePull, PrePullId, Takes, Template,
 };
 pub use status::{Admission, Lag, PodStatus, PoolStatus, Reason, Verdict};

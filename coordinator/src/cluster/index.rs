@@ -314,8 +314,8 @@ impl Index {
             return false;
         }
         let same = self.nodes.get(&name).is_some_and(|known| {
-            (&known.uid, &known.labels, known.ready, known.schedulable)
-                == (&facts.uid, &facts.labels, facts.ready, facts.schedulable)
+            (&known.uid, &known.labels, known.ready, known.takes())
+                == (&facts.uid, &facts.labels, facts.ready, facts.takes())
                 && known.reserved_for == facts.reserved_for
         });
         self.nodes.insert(name, facts);

@@ -1,5 +1,7 @@
 //! Every roll, with a few seeds: nothing goes where the image isn't or beyond the cap, and every roll ends.
 
+use std::time::Duration;
+
 use sim::roll::{Outcome, Scenario, Setup, run};
 
 fn rolls(scenario: Scenario, hosts: usize, seed: u64) -> Outcome {
@@ -90,6 +92,21 @@ fn a_gate_that_believes_old_words_is_caught() {
         !run(&setup).passed()
     });
     assert!(caught);
+}
+
+/// And one that takes idle Pods of a host that was cordoned a moment ago for Pods that stay. The seed is where a gate
+/// did so: it labelled a Pod between the cordon and the deletion of another one.
+#[test]
+fn a_gate_that_overlooks_who_empties_a_cordoned_host_is_caught() {
+    let outcome = |reap| {
+        let mut setup = Setup::new(Scenario::Beside, 40, 44);
+        setup.gate.reap = reap;
+        run(&setup)
+    };
+    let overlooks = outcome(Duration::ZERO);
+    let kind = "more in flight than the cap";
+    assert!(overlooks.violations.contains_key(kind));
+    rolls(Scenario::Beside, 40, 44);
 }
 
 /// And one that keeps no room for successors, because it is told that they are there already.

@@ -56,7 +56,8 @@ pub(super) struct Used {
 /// How much of a fleet's cap is used.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FleetUsed {
-    /// Pods of all pre-pulls of the fleet that are in flight or being started, with slots taken for others.
+    /// Pods of all pre-pulls of the fleet that are in flight or being started, or that others are about to delete, with
+    /// slots taken for others.
     pub(super) in_flight: u32,
     /// The cap.
     pub(super) cap: u32,
@@ -119,6 +120,11 @@ impl<'a> Budget<'a> {
             }
     }
 
+    /// Whether another controller is about to delete this Pod.
+    pub(super) fn gives_way(self, pod: &Pod, prepull: &PrePull) -> bool {
+        self.hosts.gives_way(self.now, pod, prepull, self.config)
+    }
+
     /// Whether a living Pod is being started: it is idle and not warm, and nobody drains it.
     fn is_cold(self, pod: &Pod) -> bool {
         let max_age = self.config.heartbeat_max_age;
@@ -148,7 +154,7 @@ impl<'a> Budget<'a> {
         let cap = mine().filter_map(|(_, _, most)| most).min()?;
         let in_flight = mine().map(|(id, state, _)| {
             let used = self.own_used(id, state);
-            used.letter + used.reserved + self.starting(state)
+            used.letter + used.reserved + used.giving_way + self.starting(state)
         });
         Some(FleetUsed {
             in_flight: in_flight.sum(),
@@ -171,6 +177,10 @@ impl<'a> Budget<'a> {
         let prepull = state.prepull();
         let rolling = self.is_rolling(state);
         let flying = |pod: &Pod| self.is_in_flight(pod, prepull, rolling);
+        let is_away = |pod: &Pod| {
+            let runs = pod.is_alive() && pod.phase == Phase::Running;
+            runs && self.hosts.is_away(pod)
+        };
         let (mut hidden, mut successors) = (0, 0);
         let (mut departed, mut taken, mut overdue) = (0, 0, 0);
         for (pod, occupant) in self.slots.in_prepull(self.now, id) {
@@ -198,14 +208,15 @@ impl<'a> Budget<'a> {
             reserved: hidden + at_most(departed),
             awaited: successors + at_most(taken),
             missing: at_most(overdue),
-            away: count(self.members(state).filter(|(_, pod)| {
-                let runs = pod.is_alive() && pod.phase == Phase::Running;
-                runs && self.hosts.is_away(pod) && !flying(pod)
-            })),
+            away: count(
+                self.members(state)
+                    .filter(|(_, pod)| is_away(pod) && !flying(pod)),
+            ),
             giving_way: count(self.members(state).filter(|(id, pod)| {
                 let slot = self.slots.of(self.now, id);
-                let counts = flying(pod) || self.hosts.is_away(pod) || slot.is_some();
-                Hosts::gives_way(pod, prepull) && !counts
+                let has_slot = slot.is_some_and(Occupant::is_alive);
+                let counts = flying(pod) || is_away(pod) || has_slot;
+                self.gives_way(pod, prepull) && !counts
             })),
             cap: self.cap(state, departed.min(lacking)),
             fleet: None,

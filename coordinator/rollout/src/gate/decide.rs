@@ -91,12 +91,8 @@ impl Gate {
             Event::PrePullGone(id) => self.drop_prepull(&id),
             Event::Pod(id, pod) => self.set_pod(id, pod),
             Event::PodGone(id) => self.drop_pod(&id),
-            Event::Node {
-                host,
-                ready,
-                schedulable,
-            } => {
-                self.hosts.set_node(host, ready, schedulable);
+            Event::Node { host, ready, takes } => {
+                self.hosts.set_node(self.now, host, ready, takes);
                 self.all_dirty();
             }
             Event::NodeGone(host) => {
@@ -389,7 +385,7 @@ impl Gate {
             {
                 Left::InFlight { until }
             }
-            () if Hosts::gives_way(pod, state.prepull()) => Left::InFlight { until },
+            () if self.budget().gives_way(pod, state.prepull()) => Left::InFlight { until },
             () => Left::ByItself { until },
         };
         Some(Occupant::Departed {

@@ -129,6 +129,19 @@ pub enum Place {
     Elsewhere,
 }
 
+/// Whether Pods may be scheduled on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Takes {
+    /// Pods may come.
+    Pods,
+    /// None: the node is cordoned, or is being deleted.
+    NoneWhileCordoned,
+    /// None: the node lacks memory, disk or process ids, and has taints that keep Pods away (Kubernetes, "Taints and
+    /// Tolerations": taint nodes by condition). The runners' controllers don't count it as capacity either
+    /// (tuist/tuist of autumn 2026, infra/runners-controller/controllers/helpers.go: nodeFilterReason).
+    NoneUnderPressure,
+}
+
 /// What a Pod's heartbeat says (tuist/tuist of autumn 2026,
 /// infra/runners-controller/controllers/runnerpool_controller.go: isWarmCapacity, guestPolling).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -258,7 +271,7 @@ pub enum Event {
         /// Whether the node is Ready.
         ready: bool,
         /// Whether Pods may be scheduled on the node.
-        schedulable: bool,
+        takes: Takes,
     },
     /// A node doesn't exist any more.
     NodeGone(HostId),

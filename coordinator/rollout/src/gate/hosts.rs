@@ -5,13 +5,15 @@ use core::time::Duration;
 
 use proto::{HostId, Moment};
 
-use super::{Config, Phase, Place, Pod, PrePull, Reason};
+use super::{Config, Phase, Place, Pod, PrePull, Reason, Takes};
 use crate::presence::{Held, Holdings, Presence};
 
 #[derive(Clone, Copy, Debug)]
 struct Node {
     ready: bool,
-    schedulable: bool,
+    takes: Takes,
+    /// Since when the Node takes Pods, or none, for this reason.
+    since: Moment,
 }
 
 /// How many hosts of a pre-pull are Ready and take Pods.
@@ -32,8 +34,15 @@ pub(super) struct Hosts {
 
 impl Hosts {
     /// Sets a Node's present state.
-    pub(super) fn set_node(&mut self, host: HostId, ready: bool, schedulable: bool) {
-        self.nodes.insert(host, Node { ready, schedulable });
+    pub(super) fn set_node(&mut self, now: Moment, host: HostId, ready: bool, takes: Takes) {
+        let known = self.nodes.get(&host).filter(|known| known.takes == takes);
+        let since = known.map_or(now, |known| known.since);
+        let node = Node {
+            ready,
+            takes,
+            since,
+        };
+        self.nodes.insert(host, node);
     }
 
     /// Removes a Node. Its agent's word stays: the agent may run on without the Node, and reports its holdings only
@@ -67,12 +76,22 @@ impl Hosts {
     }
 
     /// Whether this Pod is about to be deleted by another controller: it is idle, on a host that is reserved for
-    /// another pool.
-    pub(super) fn gives_way(pod: &Pod, prepull: &PrePull) -> bool {
-        match &pod.place {
-            Place::On(host) => !pod.busy && pod.is_alive() && prepull.reserved.contains(host),
-            Place::Unscheduled | Place::Elsewhere => false,
-        }
+    /// another pool (tuist/tuist of autumn 2026, infra/runners-controller/controllers/reservation.go:
+    /// retireIdlePodsOnReservedNode), or whose Node was cordoned a moment ago ([`Config::reap`]).
+    pub(super) fn gives_way(
+        &self,
+        now: Moment,
+        pod: &Pod,
+        prepull: &PrePull,
+        config: &Config,
+    ) -> bool {
+        let Place::On(host) = &pod.place else {
+            return false;
+        };
+        let is_emptied = self.nodes.get(host).is_some_and(|node| {
+            node.takes == Takes::NoneWhileCordoned && now.since(node.since) < config.reap
+        });
+        !pod.busy && pod.is_alive() && (is_emptied || prepull.reserved.contains(host))
     }
 
     /// Whether this Pod's Node isn't Ready, so that nobody knows whether the Pod serves.
@@ -83,12 +102,14 @@ impl Hosts {
         }
     }
 
-    /// Counts the pre-pull's hosts that are Ready and take its Pods.
+    /// Counts the pre-pull's hosts that are Ready and take its Pods: what the runners' controllers count as capacity
+    /// (tuist/tuist of autumn 2026, infra/runners-controller/controllers/helpers.go: nodeFilterReason,
+    /// summarizeFleetNodes; which Nodes they keep Pods from because Pods don't start there shows on no Node).
     pub(super) fn ready(&self, now: Moment, prepull: &PrePull, config: &Config) -> Ready {
         let mut ready = Ready::default();
         for host in prepull.hosts.difference(&prepull.reserved) {
             let node = self.nodes.get(host);
-            if node.is_some_and(|node| node.ready && node.schedulable) {
+            if node.is_some_and(|node| node.ready && node.takes == Takes::Pods) {
                 let held = self.presence(now, prepull, host, config);
                 ready.usable += 1;
                 ready.have += u32::from(held == Some(Held::Fresh));
@@ -140,8 +161,10 @@ impl Hosts {
         if !node.ready {
             return Err(Reason::NodeNotReady);
         }
-        if !node.schedulable {
-            return Err(Reason::NodeCordoned);
+        match node.takes {
+            Takes::Pods => {}
+            Takes::NoneWhileCordoned => return Err(Reason::NodeCordoned),
+            Takes::NoneUnderPressure => return Err(Reason::NodePressure),
         }
         if prepull.reserved.contains(host) {
             return Err(Reason::NodeReserved);
@@ -231,7 +254,11 @@ mod tests {
         let prepull = prepull(OnDeadline::Hold);
         let check = |hosts: &Hosts| hosts.check(START, &pending, &prepull, &config);
         for number in 0..4 {
-            hosts.set_node(host(number), true, number < 3);
+            let takes = match number {
+                0..3 => Takes::Pods,
+                _ => Takes::NoneWhileCordoned,
+            };
+            hosts.set_node(START, host(number), true, takes);
         }
         report(&mut hosts, 0);
         report(&mut hosts, 3);
@@ -241,6 +268,9 @@ mod tests {
         assert_eq!(check(&hosts), Ok(()));
         let ready = hosts.ready(START, &prepull, &config);
         assert_eq!((ready.have, ready.usable), (2, 3));
+        hosts.set_node(START, host(1), true, Takes::NoneUnderPressure);
+        let ready = hosts.ready(START, &prepull, &config);
+        assert_eq!((ready.have, ready.usable), (1, 2));
         let elsewhere = pod(Place::Elsewhere, Phase::Pending);
         let nowhere = hosts.check(START, &elsewhere, &prepull, &config);
         assert_eq!(nowhere, Err(Reason::NodeUnknown));
@@ -253,7 +283,7 @@ mod tests {
             prepull(OnDeadline::Hold),
             pod(Place::On(host(0)), Phase::Running),
         );
-        hosts.set_node(host(0), true, true);
+        hosts.set_node(START, host(0), true, Takes::Pods);
         let check = |hosts: &Hosts, now| hosts.check(now, &running, &prepull, &config);
         assert_eq!(check(&hosts, START), Err(Reason::HostUnheard));
         report(&mut hosts, 0);
@@ -266,7 +296,7 @@ mod tests {
         // the agent's word counts while its Node is away
         hosts.drop_node(&host(0));
         assert_eq!(check(&hosts, last), Err(Reason::NodeUnknown));
-        hosts.set_node(host(0), true, true);
+        hosts.set_node(START, host(0), true, Takes::Pods);
         assert_eq!(check(&hosts, last), Ok(()));
     }
 
@@ -279,12 +309,17 @@ mod tests {
         );
         let check = |hosts: &Hosts, now| hosts.check(now, &running, &prepull, &config);
         assert_eq!(check(&hosts, START), Err(Reason::NodeUnknown));
-        hosts.set_node(host(0), false, true);
+        hosts.set_node(START, host(0), false, Takes::Pods);
         assert_eq!(check(&hosts, START), Err(Reason::NodeNotReady));
         assert!(hosts.is_away(&running));
-        hosts.set_node(host(0), true, false);
-        assert_eq!(check(&hosts, START), Err(Reason::NodeCordoned));
-        hosts.set_node(host(0), true, true);
+        for (takes, reason) in [
+            (Takes::NoneWhileCordoned, Reason::NodeCordoned),
+            (Takes::NoneUnderPressure, Reason::NodePressure),
+        ] {
+            hosts.set_node(START, host(0), true, takes);
+            assert_eq!(check(&hosts, START), Err(reason));
+        }
+        hosts.set_node(START, host(0), true, Takes::Pods);
         assert_eq!(check(&hosts, START), Ok(()));
         assert_eq!(check(&hosts, START - MOMENT), Err(Reason::HostUnheard));
     }

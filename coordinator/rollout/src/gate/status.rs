@@ -41,6 +41,8 @@ pub enum Reason {
     NodeNotReady,
     /// The Pod's node is cordoned: the Pod's successor couldn't return there.
     NodeCordoned,
+    /// The Pod's node lacks memory, disk or process ids: the Pod's successor couldn't return there.
+    NodePressure,
     /// The Pod's node is reserved for another pool: the Pod's successor couldn't return there.
     NodeReserved,
     /// The Pod's node doesn't hold the image.
@@ -62,7 +64,8 @@ pub enum Reason {
         in_flight: u32,
         /// Of these, the Pods on Nodes that aren't Ready.
         away: u32,
-        /// Of these, the idle Pods on Nodes that are reserved for another pool: another controller deletes them.
+        /// Of these, the idle Pods on Nodes that are reserved for another pool, or were cordoned a moment ago: another
+        /// controller deletes them.
         giving_way: u32,
         /// The cap. While Pods are lacking, the cap is less than the pre-pull's share of its replicas.
         cap: u32,
@@ -107,6 +110,7 @@ impl Reason {
             Self::NodeUnknown => proto::Reason::NodeUnknown,
             Self::NodeNotReady => proto::Reason::NodeNotReady,
             Self::NodeCordoned => proto::Reason::NodeCordoned,
+            Self::NodePressure => proto::Reason::NodePressure,
             Self::NodeReserved => proto::Reason::NodeReserved,
             Self::ImageMissing => proto::Reason::ImageMissing,
             Self::PresenceOld(_) => proto::Reason::PresenceOld,
@@ -140,6 +144,7 @@ impl Reason {
                 | Self::NodeUnknown
                 | Self::NodeNotReady
                 | Self::NodeCordoned
+                | Self::NodePressure
                 | Self::NodeReserved
                 | Self::ImageMissing
                 | Self::PresenceOld(_)
@@ -231,8 +236,8 @@ pub struct PoolStatus {
     /// Running Pods on Nodes that aren't Ready. Nobody knows whether they serve, so they take up the cap like Pods in
     /// flight.
     pub away: u32,
-    /// Idle Pods on Nodes that are reserved for another pool. Another controller deletes them, so they take up the cap
-    /// like Pods in flight.
+    /// Idle Pods on Nodes that are reserved for another pool, or were cordoned a moment ago. Another controller deletes
+    /// them, so they take up the cap like Pods in flight.
     pub giving_way: u32,
     /// Evidence that the owner makes Pods of another image, while that holds up the pre-pull.
     pub lag: Option<Lag>,

@@ -113,12 +113,20 @@ fn known(many: usize, prepull: PrePull) -> Gate {
 }
 
 fn node(gate: &mut Gate, at: u64, which: usize, ready: bool, schedulable: bool) {
+    let takes = match schedulable {
+        true => Takes::Pods,
+        false => Takes::NoneWhileCordoned,
+    };
+    set_node(gate, at, which, ready, takes);
+}
+
+fn set_node(gate: &mut Gate, at: u64, which: usize, ready: bool, takes: Takes) {
     gate.handle(
         second(at),
         Event::Node {
             host: host(which),
             ready,
-            schedulable,
+            takes,
         },
     );
 }

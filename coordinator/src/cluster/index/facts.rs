@@ -33,6 +33,10 @@ const HEARTBEAT_AT: &str = "tuist.dev/runner-heartbeat-at";
 /// (tuist/tuist of autumn 2026, infra/runners-controller/controllers/reservation.go: isReserved, reservedNode).
 const RESERVED_TAINT: &str = "tuist.dev/reserved-for";
 
+/// The conditions of a Node that keep new Pods away (Kubernetes, "Node Status"; tuist/tuist of autumn 2026,
+/// infra/runners-controller/controllers/helpers.go: nodeFilterReason).
+const PRESSURES: [&str; 3] = ["MemoryPressure", "DiskPressure", "PIDPressure"];
+
 /// The name of an object in its namespace. A Node's namespace is empty.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ObjectKey {
@@ -130,8 +134,21 @@ pub(crate) struct NodeFacts {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) ready: bool,
     pub(crate) schedulable: bool,
+    /// The Node lacks memory, disk or process ids.
+    pub(crate) pressed: bool,
     /// The value of the taint that reserves the Node for a pool.
     pub(crate) reserved_for: Option<String>,
+}
+
+impl NodeFacts {
+    /// Whether Pods may come to the Node.
+    pub(crate) const fn takes(&self) -> gate::Takes {
+        match (self.schedulable, self.pressed) {
+            (false, _) => gate::Takes::NoneWhileCordoned,
+            (true, true) => gate::Takes::NoneUnderPressure,
+            (true, false) => gate::Takes::Pods,
+        }
+    }
 }
 
 /// An ImagePrePull.
@@ -301,18 +318,19 @@ fn further_images(pod: &Pod) -> Vec<String> {
 /// The facts of a Node. One that is being deleted counts as cordoned: the runners' controllers delete the idle Pods of
 /// either (tuist/tuist of autumn 2026, infra/runners-controller/controllers/node_drain.go: nodeIsDraining).
 pub(super) fn node_facts(node: &Node) -> NodeFacts {
-    let ready = node
-        .status
-        .iter()
-        .flat_map(|status| status.conditions.iter().flatten())
-        .any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let is = |kind: &str| {
+        let status = node.status.iter();
+        let mut conditions = status.flat_map(|status| status.conditions.iter().flatten());
+        conditions.any(|condition| condition.type_ == kind && condition.status == "True")
+    };
     let spec = node.spec.as_ref();
     let cordoned = spec.and_then(|spec| spec.unschedulable).unwrap_or(false);
     NodeFacts {
         uid: node.metadata.uid.clone().unwrap_or_default(),
         resource_version: node.metadata.resource_version.clone().unwrap_or_default(),
         labels: node.metadata.labels.clone().unwrap_or_default(),
-        ready,
+        ready: is("Ready"),
+        pressed: PRESSURES.into_iter().any(is),
         schedulable: !cordoned && node.metadata.deletion_timestamp.is_none(),
         reserved_for: spec
             .and_then(|spec| spec.taints.as_ref())

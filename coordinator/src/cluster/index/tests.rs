@@ -398,3 +398,31 @@ fn a_node_that_is_being_deleted_counts_as_cordoned() {
     assert_eq!(read(None, true), (true, false));
     assert_eq!(read(Some("2026-01-03T00:00:00Z"), false), (true, false));
 }
+
+#[test]
+fn a_node_that_lacks_something_takes_no_pods_and_is_ready_all_the_same() {
+    let mut index = Index::default();
+    let mut shown = |conditions: &[(&str, &str)]| {
+        let conditions = conditions.iter();
+        let conditions: Vec<Value> = conditions
+            .map(|(kind, status)| json!({ "type": kind, "status": status }))
+            .collect();
+        let node = json!({ "metadata": { "name": "n", "uid": "n" }, "status": { "conditions": conditions } });
+        let changed = index.apply_node(&serde_json::from_value(node).unwrap());
+        let facts = index.nodes.values().next().unwrap();
+        (changed, facts.ready, facts.takes())
+    };
+    let ready = ("Ready", "True");
+    assert_eq!(
+        shown(&[ready, ("DiskPressure", "False")]),
+        (true, true, gate::Takes::Pods)
+    );
+    for pressure in ["DiskPressure", "MemoryPressure", "PIDPressure"] {
+        let under = gate::Takes::NoneUnderPressure;
+        assert_eq!(shown(&[ready, (pressure, "True")]), (true, true, under));
+        assert_eq!(shown(&[ready, (pressure, "True")]), (false, true, under));
+        // unknown isn't true
+        let unknown = shown(&[ready, (pressure, "Unknown")]);
+        assert_eq!(unknown, (true, true, gate::Takes::Pods));
+    }
+}

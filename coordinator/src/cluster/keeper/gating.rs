@@ -125,7 +125,7 @@ impl Gating {
             Some(node) => gate::Event::Node {
                 host,
                 ready: node.ready,
-                schedulable: node.schedulable,
+                takes: node.takes(),
             },
             None => gate::Event::NodeGone(host),
         };

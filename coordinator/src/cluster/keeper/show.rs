@@ -207,6 +207,9 @@ pub(super) fn reason_text(reason: Reason, node: Option<&str>) -> String {
         Reason::NodeCordoned => {
             format!("{node} is cordoned: the Pod's successor couldn't return there")
         }
+        Reason::NodePressure => {
+            format!("{node} lacks memory, disk or process ids: the Pod's successor couldn't return there")
+        }
         Reason::NodeReserved => {
             format!("{node} is reserved for another pool: the Pod's successor couldn't return there")
         }
@@ -236,7 +239,7 @@ pub(super) fn reason_text(reason: Reason, node: Option<&str>) -> String {
             cap,
         } => format!(
             "{} Pods are in flight, {away} are on Nodes that aren't Ready, {giving_way} on Nodes that are reserved for \
-             another pool, and the cap is {cap} for all of them",
+             another pool or were cordoned a moment ago, and the cap is {cap} for all of them",
             in_flight.saturating_sub(away + giving_way)
         ),
         Reason::FleetCapReached { in_flight, cap } => format!(

@@ -431,7 +431,7 @@ fn rolling(
     }
     if pool.giving_way > 0 {
         let many = pool.giving_way;
-        text = format!("{text}, {many} on Nodes that are reserved for another pool");
+        text = format!("{text}, {many} on Nodes that are reserved for another pool or cordoned");
     }
     let reasons: Vec<String> = blocked(pool)
         .into_iter()

@@ -19,6 +19,8 @@ const LABEL_LEFT: Duration = Duration::from_secs(90);
 const IDLE_MOST: Duration = Duration::from_secs(180);
 /// An owner that makes Pods makes a successor within this time, and the gate is told of it.
 const MADE_WITHIN: Duration = Duration::from_secs(20);
+/// Whoever empties a cordoned host does so within this time, after the gate was told of it.
+const EMPTIED_WITHIN: Duration = Duration::from_mins(2);
 /// When owner and pool have had the same image for this long, the gate knows it. Either the owner was read, or the time
 /// has passed in which an owner that can't be read may lag.
 const AGREED_WITHIN: Duration = Duration::from_secs(75);
@@ -370,11 +372,12 @@ fn in_flight_known(world: &World, at: usize, but: u32) -> u32 {
             let known = pod.successor || told.is_some();
             // the gate may not know that a Pod is warm again or works now
             known && !pod.busy && !pod.operator_drain && !pod.warm(world.now)
-                || told.is_some_and(|(_, facts)| gives_way(rule, pod, facts))
+                || told.is_some_and(|(_, facts)| gives_way(world, rule, pod, facts))
         } else {
             let labelled =
                 pod.labelled && (pod.admitted || told.is_some_and(|(_, facts)| facts.labelled));
-            labelled || under_way || told.is_some_and(|(_, facts)| gives_way(rule, pod, facts))
+            let leaves = told.is_some_and(|(_, facts)| gives_way(world, rule, pod, facts));
+            labelled || under_way || leaves
         };
         flying += usize::from(counts && *uid != but);
     }
@@ -384,9 +387,14 @@ fn in_flight_known(world: &World, at: usize, but: u32) -> u32 {
 }
 
 /// Whether the gate knows that another controller will delete this idle Pod.
-fn gives_way(rule: &gate::PrePull, pod: &Pod, told: &gate::Pod) -> bool {
+fn gives_way(world: &World, rule: &gate::PrePull, pod: &Pod, told: &gate::Pod) -> bool {
     let idle = !pod.busy && !told.busy && told.is_alive();
-    idle && matches!(&told.place, Place::On(host) if rule.reserved.contains(host))
+    let is_emptied = |host| {
+        let since = world.office.cordoned.get(host);
+        since.is_some_and(|since| world.now.since(*since) < EMPTIED_WITHIN)
+    };
+    let leaves = |host| rule.reserved.contains(host) || is_emptied(host);
+    idle && matches!(&told.place, Place::On(host) if leaves(host))
 }
 
 /// The number of Pods that other controllers deleted, as the gate knows, and that have no successors. How long a
@@ -583,6 +591,7 @@ fn sample_progress(world: &mut World, at: usize, synced_at: Moment) {
     let now = world.now;
     // Pods that others delete fill a cap, and so do those of other pools of the fleet
     let beside = !rule.reserved.is_empty()
+        || !world.office.cordoned.is_empty()
         || reaped_known(world, at) > 0
         || (world.fleet_cap.is_some() && (0..world.pools.len()).any(|at| in_flight(world, at) > 0));
     // Pods on nodes that aren't Ready fill a cap, too
@@ -636,6 +645,7 @@ fn is_true(
         | Reason::HostUnheard
         | Reason::NodeNotReady
         | Reason::NodeCordoned => !usable,
+        Reason::NodePressure => false,
         Reason::NodeUnknown => {
             !matches!(&facts.place, Place::On(host) if world.office.nodes.contains_key(host))
         }

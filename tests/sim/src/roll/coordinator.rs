@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proto::Moment;
 use rollout::{
-    gate::{self, Action, Before, Event, Phase, PodId},
+    gate::{self, Action, Before, Event, Phase, PodId, Takes},
     presence::Holdings,
 };
 
@@ -125,19 +125,24 @@ pub(super) fn see(world: &mut World, term: u64, sight: Sight) {
         Sight::PodGone(uid) => return tell_gone(world, uid),
         Sight::Node(at, ready, schedulable) => {
             let host = world.hosts[at].id.clone();
-            world
-                .office
-                .nodes
-                .insert(host.clone(), (ready, schedulable));
-            Event::Node {
-                host,
-                ready,
-                schedulable,
-            }
+            let office = &mut world.office;
+            office.nodes.insert(host.clone(), (ready, schedulable));
+            let takes = match schedulable {
+                true => {
+                    office.cordoned.remove(&host);
+                    Takes::Pods
+                }
+                false => {
+                    office.cordoned.entry(host.clone()).or_insert(world.now);
+                    Takes::NoneWhileCordoned
+                }
+            };
+            Event::Node { host, ready, takes }
         }
         Sight::NodeGone(at) => {
             let host = world.hosts[at].id.clone();
             world.office.nodes.remove(&host);
+            world.office.cordoned.remove(&host);
             Event::NodeGone(host)
         }
         Sight::PrePull(at, rule) => {

@@ -26,6 +26,8 @@ pub(super) struct Office {
     /// Made-up successors that only the gate is told of.
     pub(super) phantoms: Vec<PodId>,
     pub(super) nodes: BTreeMap<HostId, (bool, bool)>,
+    /// Since when the coordinator has known nodes as cordoned.
+    pub(super) cordoned: BTreeMap<HostId, Moment>,
     pub(super) prepulls: BTreeMap<usize, gate::PrePull>,
     /// The last report of each host, and when the host looked.
     pub(super) words: BTreeMap<HostId, (Moment, Holdings)>,
@@ -60,6 +62,7 @@ impl Office {
             gone: BTreeSet::new(),
             phantoms: Vec::new(),
             nodes: BTreeMap::new(),
+            cordoned: BTreeMap::new(),
             prepulls: BTreeMap::new(),
             words: BTreeMap::new(),
             writes: BTreeMap::new(),

@@ -13,7 +13,7 @@ enum Step {
     Gone(usize),
     Hold(usize, bool),
     Seen(usize),
-    Node(usize, bool, bool),
+    Node(usize, bool, u8),
     NodeGone(usize),
     PrePull(i32, i32, bool, bool, u8),
     Leaves(usize, bool, bool),
@@ -32,7 +32,7 @@ fn step() -> impl Strategy<Value = Step> {
         (0..PODS).prop_map(Step::Gone),
         (0..HOSTS, any::<bool>()).prop_map(|(a, b)| Step::Hold(a, b)),
         (0..HOSTS).prop_map(Step::Seen),
-        (0..HOSTS, any::<bool>(), any::<bool>()).prop_map(|(a, b, c)| Step::Node(a, b, c)),
+        (0..HOSTS, any::<bool>(), 0u8..4).prop_map(|(a, b, c)| Step::Node(a, b, c)),
         (0..HOSTS).prop_map(Step::NodeGone),
         (0i32..80, 0i32..120, any::<bool>(), any::<bool>(), 0u8..8)
             .prop_map(|(a, b, c, d, e)| Step::PrePull(a, b, c, d, e)),
@@ -71,10 +71,14 @@ fn event(step: &Step, now: Moment) -> Event {
             Event::Holds(host(at), holds(if new { NEW } else { OLD }), Duration::ZERO)
         }
         Step::Seen(at) => Event::Seen(host(at), Duration::ZERO),
-        Step::Node(at, ready, schedulable) => Event::Node {
+        Step::Node(at, ready, takes) => Event::Node {
             host: host(at),
             ready,
-            schedulable,
+            takes: match takes {
+                0 | 1 => Takes::Pods,
+                2 => Takes::NoneWhileCordoned,
+                _ => Takes::NoneUnderPressure,
+            },
         },
         Step::NodeGone(at) => Event::NodeGone(host(at)),
         Step::Leaves(at, deleting, operator_drain) => Event::Pod(
@@ -124,6 +128,7 @@ proptest! {
         let mut pods: BTreeMap<PodId, Pod> = BTreeMap::new();
         let mut held: BTreeMap<HostId, (Moment, Holdings)> = BTreeMap::new();
         let mut nodes: BTreeMap<HostId, bool> = BTreeMap::new();
+        let mut cordoned: BTreeMap<HostId, Moment> = BTreeMap::new();
         let mut rule: Option<PrePull> = None;
         let mut synced = false;
         for step in &steps {
@@ -136,9 +141,15 @@ proptest! {
                 Event::PodGone(id) => { pods.remove(id); }
                 Event::Holds(host, holdings, _) => { held.insert(host.clone(), (now, holdings.clone())); }
                 Event::Seen(host, _) => if let Some(word) = held.get_mut(host) { word.0 = now; },
-                Event::Node { host, ready, schedulable } => { nodes.insert(host.clone(), *ready && *schedulable); }
+                Event::Node { host, ready, takes } => {
+                    nodes.insert(host.clone(), *ready && *takes == Takes::Pods);
+                    match takes {
+                        Takes::NoneWhileCordoned => { cordoned.entry(host.clone()).or_insert(now); }
+                        _ => { cordoned.remove(host); }
+                    }
+                }
                 // the agent's word outlives the Node, for as long as any word counts
-                Event::NodeGone(host) => { nodes.remove(host); }
+                Event::NodeGone(host) => { nodes.remove(host); cordoned.remove(host); }
                 Event::PrePull(_, prepull) => rule = Some(prepull.clone()),
                 Event::Synced(is) => synced = *is,
                 _ => {}
@@ -185,9 +196,16 @@ proptest! {
                 }
             }
             if let Some(status) = gate.status(&prepull_id()) {
+                // each Pod that others are about to delete counts, for one reason or another
+                let used = status.in_flight + status.reserved + status.giving_way;
+                let leaving = pods.values().filter(|pod| {
+                    let is_emptied = |host| rule.as_ref().is_some_and(|rule| rule.reserved.contains(host))
+                        || cordoned.get(host).is_some_and(|since| now.since(*since) < Duration::from_mins(2));
+                    pod.is_alive() && !pod.busy && matches!(&pod.place, Place::On(host) if is_emptied(host))
+                });
+                prop_assert!((used + status.away) as usize >= leaving.count());
                 if admitted {
-                    let used = status.in_flight + status.reserved;
-                    prop_assert!(used + status.giving_way <= status.cap);
+                    prop_assert!(used <= status.cap);
                     let fleet = rule.as_ref().and_then(|rule| rule.fleet.as_ref()?.most);
                     prop_assert!(fleet.is_none_or(|most| used <= most));
                 }

@@ -148,6 +148,76 @@ fn an_idle_pod_on_a_host_that_is_reserved_for_another_pool_counts_before_and_aft
 }
 
 #[test]
+fn an_idle_pod_on_a_node_that_was_cordoned_a_moment_ago_counts_before_and_after_it_is_deleted() {
+    let mut gate = known(10, prepull(10, 10));
+    node(&mut gate, 0, 9, true, false);
+    gate.handle(second(0), Event::Synced(true));
+    assert_eq!(writes(&mut gate), []);
+    let reached = Reason::CapReached {
+        in_flight: 1,
+        away: 0,
+        giving_way: 1,
+        cap: 1,
+    };
+    assert_eq!(gate.explain(&id(0)), Verdict::Blocked(reached));
+    assert_eq!(gate.explain(&id(9)), Verdict::Blocked(Reason::NodeCordoned));
+    let status = gate.status(&prepull_id()).unwrap();
+    assert_eq!((status.giving_way, status.hosts_usable), (1, 9));
+    gate.handle(second(1), Event::PodGone(id(9)));
+    assert_eq!(writes(&mut gate), []);
+    gate.handle(second(2), Event::Pod(id(50), current(50, Phase::Pending)));
+    assert_eq!(writes(&mut gate), []);
+    gate.handle(second(3), Event::Pod(id(50), current(50, Phase::Running)));
+    assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
+}
+
+#[test]
+fn pods_that_nobody_deletes_from_a_cordoned_node_take_no_place_for_good() {
+    let mut gate = known(10, prepull(10, 10));
+    node(&mut gate, 0, 9, true, false);
+    gate.handle(second(0), Event::Synced(true));
+    // what else is told of the Node doesn't begin the time anew
+    wait(&mut gate, 1, 60);
+    node(&mut gate, 60, 9, true, false);
+    wait(&mut gate, 61, 119);
+    assert_eq!(writes(&mut gate), []);
+    wait(&mut gate, 120, 120);
+    assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
+    // and it counts all the same once somebody does
+    gate.handle(second(121), Event::Pod(id(9), terminating(9)));
+    assert_eq!(gate.status(&prepull_id()).unwrap().reserved, 2);
+}
+
+#[test]
+fn a_node_under_pressure_takes_no_pods_and_keeps_those_that_it_has() {
+    let mut gate = known(10, prepull(10, 10));
+    set_node(&mut gate, 0, 0, true, Takes::NoneUnderPressure);
+    gate.handle(second(0), Event::Synced(true));
+    // nobody deletes them for it, so they take no place
+    assert_eq!(writes(&mut gate), [Action::Label(id(1))]);
+    assert_eq!(gate.explain(&id(0)), Verdict::Blocked(Reason::NodePressure));
+    assert_eq!(gate.status(&prepull_id()).unwrap().hosts_usable, 9);
+    set_node(&mut gate, 1, 0, true, Takes::Pods);
+    assert!(matches!(
+        gate.explain(&id(0)),
+        Verdict::Blocked(Reason::CapReached { .. })
+    ));
+}
+
+#[test]
+fn a_fleets_cap_counts_pods_that_others_are_about_to_delete() {
+    let mut gate = two_pools(Some(1), None);
+    node(&mut gate, 0, 3, true, false);
+    gate.handle(second(0), Event::Synced(true));
+    assert_eq!(writes(&mut gate), []);
+    let reached = Reason::FleetCapReached {
+        in_flight: 1,
+        cap: 1,
+    };
+    assert_eq!(gate.explain(&id(0)), Verdict::Blocked(reached));
+}
+
+#[test]
 fn a_busy_pod_on_a_reserved_host_stays_and_takes_nothing() {
     let busy = Pod {
         busy: true,
