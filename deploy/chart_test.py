@@ -568,6 +568,28 @@ def test_the_launchd_templates_are_whole():
             assert f'"{name}" =>' in source, f"{template.name}: nothing fills in @{name}@"
 
 
+def test_the_service_of_systemd_is_whole():
+    path = DEPLOY / "systemd" / "parbake-coordinator.service"
+    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    settings = dict(line.split("=", 1) for line in lines if "=" in line)
+    program, command, *flags = settings["ExecStart"].split()
+    assert (program, command) == ("/usr/local/bin/parbake-coordinator", "run")
+    source = (DEPLOY.parent / "coordinator" / "src" / "cli.rs").read_text()
+    for flag in flags:
+        assert not flag.startswith("--") or f"pub {flag[2:].replace('-', '_')}:" in source, flag
+    # the state holds the fleet's authority; its default place is the directory that systemd makes
+    assert (settings["StateDirectory"], settings["StateDirectoryMode"], settings["User"]) == ("parbake", "0700", "parbake")
+    assert '"/var/lib/parbake"' in (DEPLOY.parent / "coordinator" / "src" / "config.rs").read_text()
+    # everybody who makes tokens there is told to be that user
+    for page in ("docs/FIRST_DAY.md", "deploy/enroll-macs.sh"):
+        assert "sudo -u parbake parbake-coordinator" in (DEPLOY.parent / page).read_text(), page
+    if shutil.which("systemd-analyze"):
+        here = WORK / path.name
+        here.write_text(path.read_text().replace(program, "/bin/true"))
+        run = subprocess.run(["systemd-analyze", "verify", str(here)], capture_output=True, text=True, check=False)
+        assert run.returncode == 0 and not run.stderr.strip(), run.stdout + run.stderr
+
+
 def test_hosts_are_never_sent_to_a_port_where_nobody_listens():
     for service in ({"type": "NodePort"}, {"port": 443}, {"type": "LoadBalancer", "split": True}):
         refused({"service": service}, "fleet.advertise is needed")

@@ -19,6 +19,9 @@ fn main() {
     found("skopeo", "PARBAKE_SKOPEO", |program| {
         Path::new(program).exists()
     });
+    found("prometheus", "PARBAKE_PROMETHEUS", |program| {
+        Path::new(program).exists()
+    });
     // `1` says that `deploy/test` may install what it needs (helm, kubectl).
     found("chart", "PARBAKE_DEPLOY_TEST", |value| value == "1");
     sets("mount", may_mount());

@@ -328,6 +328,12 @@ impl Cluster {
         self.udp
     }
 
+    /// The address of the coordinator's health and metrics.
+    #[must_use]
+    pub const fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// A value of the coordinator's metrics, by name and labels as they are printed; `None` while it doesn't answer or
     /// has none.
     #[must_use]

@@ -11,6 +11,7 @@ pub mod image;
 pub mod impostor;
 mod interrupt;
 pub mod oci;
+pub mod prometheus;
 pub mod proxy;
 pub mod registry;
 pub mod rig;

@@ -78,6 +78,75 @@ fn a_page_points_only_to_what_is_there() {
     assert!(links > 20, "the pages are read: {links}");
 }
 
+/// The names by which a page's headings are linked to, as GitHub makes them, and its own anchors.
+fn anchors(page: &str) -> Vec<String> {
+    let mut is_code = false;
+    let mut found: Vec<String> = Vec::new();
+    for line in page.lines() {
+        is_code ^= line.starts_with("```");
+        let heading = line.trim_start_matches('#');
+        if heading.len() < line.len() && heading.starts_with(' ') && !is_code {
+            let kept = |letter: &char| letter.is_alphanumeric() || [' ', '-', '_'].contains(letter);
+            let name: String = heading.trim().to_lowercase().chars().filter(kept).collect();
+            found.push(name.replace(' ', "-"));
+        }
+        let ids = line.split("id=\"").skip(1);
+        found.extend(ids.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())));
+    }
+    found
+}
+
+#[test]
+fn a_link_to_a_heading_finds_it() {
+    let (mut told, mut links) = (String::new(), 0);
+    for (path, text) in texts(".md") {
+        let folder = path.parent().expect("a file in a folder");
+        for link in text.split("](").skip(1) {
+            let target = link.split(')').next().unwrap_or_default();
+            let Some((file, heading)) = target.split_once('#') else {
+                continue;
+            };
+            if file.contains("://") || !file.is_empty() && !file.ends_with(".md") {
+                continue;
+            }
+            let page = match file {
+                "" => text.clone(),
+                file => fs::read_to_string(folder.join(file)).unwrap_or_default(),
+            };
+            links += 1;
+            if !anchors(&page).iter().any(|anchor| anchor == heading) {
+                told += &format!("{}: {target}\n", path.display());
+            }
+        }
+    }
+    assert!(
+        told.is_empty(),
+        "pages point to headings that aren't there:\n{told}"
+    );
+    assert!(links > 100, "the pages have tables of contents: {links}");
+}
+
+#[test]
+fn every_page_is_in_the_readmes_table_and_long_ones_have_contents() {
+    let index = fs::read_to_string(root().join("README.md")).expect("README");
+    let mut found = Vec::new();
+    files(&root().join("docs"), ".md", &mut found);
+    let is_page = |path: &&PathBuf| path.parent().is_some_and(|folder| folder.ends_with("docs"));
+    for path in found.iter().filter(is_page) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        assert!(
+            index.contains(&format!("(docs/{name})")),
+            "README doesn't name {name}"
+        );
+        let text = fs::read_to_string(path).expect("a page is text");
+        let beginning = text.lines().take(40).filter(|line| line.contains("](#"));
+        assert!(
+            text.lines().count() < 70 || beginning.count() > 0,
+            "{name} is long, and has no table of contents"
+        );
+    }
+}
+
 #[test]
 fn a_page_names_no_file_that_is_gone() {
     let mut told = String::new();

@@ -1,5 +1,7 @@
 //! The help of every program fits a terminal of 80 columns, explains each command and option, and names each default.
 
+use std::{fs, path::Path};
+
 use clap::{ArgAction, Command, CommandFactory as _};
 
 /// The width of a terminal that nobody has widened.
@@ -72,4 +74,87 @@ fn each_command_and_option_is_explained_and_each_default_is_named() {
             );
         }
     }
+}
+
+/// The words of a command line as a shell takes them, up to what isn't part of the command.
+fn words(line: &str) -> Vec<String> {
+    let (mut found, mut word, mut quote) = (Vec::new(), String::new(), None);
+    for letter in line.chars() {
+        match (letter, quote) {
+            ('\'' | '"', None) => quote = Some(letter),
+            (letter, Some(open)) if letter == open => quote = None,
+            (' ', None) => found.push(std::mem::take(&mut word)),
+            (';', None) => {
+                found.push(std::mem::take(&mut word));
+                found.push(";".into());
+            }
+            (letter, _) => word.push(letter),
+        }
+    }
+    found.push(word);
+    found.retain(|word| !word.is_empty());
+    let ends = ["#", "|", "&", ">", "<", ";"];
+    let end = |word: &String| ends.iter().any(|end| word.starts_with(end));
+    found.truncate(found.iter().position(end).unwrap_or(found.len()));
+    found
+}
+
+/// What sudo or a container runs, or the command itself.
+fn inner(words: &[String]) -> &[String] {
+    match words {
+        [sudo, user, _, inner @ ..] if sudo == "sudo" && user == "-u" => inner,
+        [sudo, inner @ ..] if sudo == "sudo" => inner,
+        [kubectl, rest @ ..] if kubectl == "kubectl" => {
+            let dashes = rest.iter().position(|word| word == "--");
+            dashes.map_or(&[], |dashes| &rest[dashes + 1..])
+        }
+        words => words,
+    }
+}
+
+/// The lines between fences of a page, with those that a backslash continues as one.
+fn typed(page: &str) -> Vec<String> {
+    let blocks = page.split("```").skip(1).step_by(2);
+    let joined = blocks.map(|block| block.replace("\\\n", " "));
+    joined
+        .flat_map(|block| block.lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect()
+}
+
+#[test]
+fn each_command_line_of_the_pages_is_one_that_the_programs_take() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut pages = vec![root.join("README.md"), root.join("deploy/README.md")];
+    let docs = fs::read_dir(root.join("docs")).expect("the pages are here");
+    pages.extend(docs.flatten().map(|entry| entry.path()));
+    let programs = [
+        agent::cli::Cli::command(),
+        coordinator::cli::Cli::command(),
+        parbake::Cli::command(),
+    ];
+    let (mut told, mut tried) = (String::new(), 0);
+    for page in pages.iter().filter(|page| page.is_file()) {
+        let text = fs::read_to_string(page).expect("a page is text");
+        for line in typed(&text) {
+            let words = words(line.trim().trim_start_matches("$ "));
+            let call = inner(&words);
+            let Some(name) = call.first().and_then(|word| word.rsplit('/').next()) else {
+                continue;
+            };
+            let program = programs.iter().find(|program| program.get_name() == name);
+            // what is left to the reader to fill in, and pictures
+            let is_sketch = call
+                .iter()
+                .any(|word| word == "COMMAND" || word.contains(['…', '[', '(']));
+            let Some(program) = program.filter(|_| !is_sketch) else {
+                continue;
+            };
+            tried += 1;
+            if let Err(error) = program.clone().try_get_matches_from(call) {
+                told += &format!("{}: {line}\n{error}\n", page.display());
+            }
+        }
+    }
+    assert!(told.is_empty(), "no program takes this:\n{told}");
+    assert!(tried > 40, "the pages have commands: {tried}");
 }
