@@ -24,7 +24,14 @@ fn main() {
     });
     // `1` says that `deploy/test` may install what it needs (helm, kubectl).
     found("chart", "PARBAKE_DEPLOY_TEST", |value| value == "1");
-    sets("mount", may_mount());
+    let volume = ["--mount", "mount", "-t", "tmpfs", "parbake-test", "/mnt"];
+    sets("mount", may_unshare(&volume));
+    let network =
+        "ip link add near type veth peer name far && ip route add unreachable 10.77.0.3/32";
+    sets(
+        "network",
+        may_unshare(&["--net", "--mount", "sh", "-c", network]),
+    );
 }
 
 /// Sets `cfg` where the environment's variable has a value that `is_fit`.
@@ -40,10 +47,10 @@ fn sets(cfg: &str, is_set: bool) {
     }
 }
 
-/// Whether a volume can be mounted in a namespace of its own: root, and util-linux.
-fn may_mount() -> bool {
+/// Whether something works in a namespace of its own: with root, util-linux and what it names.
+fn may_unshare(arguments: &[&str]) -> bool {
     let tried = Command::new("unshare")
-        .args(["--mount", "mount", "-t", "tmpfs", "parbake-test", "/mnt"])
+        .args(arguments)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();

@@ -1,5 +1,6 @@
 //! Fleets of real programs on loopback: a coordinator, agents, and a registry that counts bytes and misbehaves.
 
+mod apart;
 mod bad_days;
 mod bytes;
 mod chaos;

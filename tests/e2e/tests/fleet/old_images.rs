@@ -11,12 +11,13 @@ use std::{
 };
 
 use e2e::{
-    cluster::{Cluster, said, wait_until},
-    image::ImageSpec,
+    cluster::{Cluster, Options, Place, said, wait_until},
+    image::{GeneratedImage, ImageSpec},
     registry,
-    site::{PATIENCE, Site},
+    site::{self, PATIENCE, Site},
     tart_home,
 };
+use proto::figure::Bytes;
 use rustix::fs::{FlockOperation, fcntl_lock};
 use serde_json::Value;
 
@@ -49,6 +50,16 @@ fn age(path: &Path) {
 fn golden(home: &Path, reference: &str) -> PathBuf {
     let name = proto::image::golden_name("golden-", reference);
     home.join("vms").join(name)
+}
+
+/// Starts the coordinator again, with a rule of the fleet: so many images of a repository stay.
+fn retain(cluster: &mut Cluster, images: u32) {
+    let fleet = cluster.directory().join("coordinator/fleet.toml");
+    let mut fleet = File::options().append(true).open(fleet).unwrap();
+    write!(fleet, "\n[retention]\nkeep_images = {images}\n").unwrap();
+    cluster.kill_coordinator().unwrap();
+    cluster.start_coordinator().unwrap();
+    cluster.wait_sessions(PATIENCE).unwrap();
 }
 
 /// What `parbake clean --dry-run` says, and of each host which images would go: their tags.
@@ -164,14 +175,7 @@ fn a_rule_of_the_fleet_removes_the_third_image_but_for_the_host_that_runs_it() {
     let refused = cluster.parbake(&["clean"]).unwrap();
     assert!(!refused.status.success() && said(&refused).contains("keep_images"));
 
-    let fleet = cluster.directory().join("coordinator/fleet.toml");
-    let mut fleet = File::options().append(true).open(fleet).unwrap();
-    fleet
-        .write_all(b"\n[retention]\nkeep_images = 2\n")
-        .unwrap();
-    cluster.kill_coordinator().unwrap();
-    cluster.start_coordinator().unwrap();
-    cluster.wait_sessions(PATIENCE).unwrap();
+    retain(&mut cluster, 2);
     let there = |at: usize, version: usize| {
         tart_home::directory(&homes[at], &references[version - 1]).exists()
     };
@@ -204,4 +208,93 @@ fn a_rule_of_the_fleet_removes_the_third_image_but_for_the_host_that_runs_it() {
     drop(config);
     assert!(wait_until(PATIENCE, || !there(0, 1)));
     assert!(there(0, 2) && there(0, 3) && there(2, 1));
+}
+
+#[test]
+#[cfg_attr(
+    not(mount),
+    ignore = "needs root and unshare of util-linux, to mount a volume"
+)]
+fn a_full_disk_names_the_old_image_that_could_go_and_when_it_went_the_new_one_comes() {
+    let site = Site::new(registry::Options::default()).unwrap();
+    // the volume holds the new image and one of the old ones
+    let home = site.dir().join("mac-000/tart");
+    let mut cluster = site::start(Options {
+        hosts: vec![Place::on_volume(&home, "size=44m")],
+        agent_settings: "retention_grace_seconds = 1\n".into(),
+        ..site.options(DEMO, 0)
+    })
+    .unwrap();
+    let seen = cluster.agents()[0].seen_tart_home().unwrap();
+    let image = |mib: u64, number: u64| {
+        let spec = ImageSpec::incompressible(mib << 20, 2 << 20, number);
+        let image = site.image(&spec).unwrap();
+        let name = site
+            .registry
+            .hold("fleet/macos", &format!("v{number}"), &image);
+        (image, name)
+    };
+    let old = [image(12, 1), image(12, 2)];
+    for (_, name) in &old {
+        cluster.stage(&[name, "--wait"]).unwrap();
+    }
+    for (_, name) in &old {
+        let cancelled = cluster.parbake(&["cancel", name]).unwrap();
+        assert!(cancelled.status.success(), "{}", said(&cancelled));
+    }
+    let rests = || {
+        let (answer, _) = dry_run(&cluster, &["--keep", "1"]);
+        answer["hosts"].to_string().contains("within the last hour")
+    };
+    assert!(wait_until(PATIENCE, rests));
+    // links in tart's cache lead elsewhere from outside of the volume, directories don't
+    let record = |(image, name): &(GeneratedImage, String)| {
+        tart_home::directory(&seen, name).with_file_name(image.digest.to_string())
+    };
+    for old in &old {
+        let notes = seen.join(".parbake").join(old.0.digest.hex().to_string());
+        age(&notes.join("status.json"));
+        age(&record(old));
+    }
+
+    let (new, name) = image(24, 3);
+    cluster.stage(&[&name]).unwrap();
+    let told = || cluster.status(&new.digest.to_string()).unwrap()["hosts"][0].clone();
+    assert!(
+        wait_until(PATIENCE, || told()["reason"] == "no_room"),
+        "{}",
+        told()
+    );
+    // the older one, and how much that would free; the other one has its repository's place
+    let (answer, _) = dry_run(&cluster, &["--keep", "1"]);
+    let freed = answer["hosts"][0]["freed_bytes"].as_u64().unwrap();
+    assert!(freed > 12 << 20 && freed < 13 << 20, "{answer}");
+    let wanted = format!(
+        "old images that could go take {}: {}; keep_images = 1",
+        Bytes(freed),
+        old[0].1
+    );
+    for told in [
+        told()["message"].to_string(),
+        said(&cluster.parbake(&["why", "mac-000"]).unwrap()),
+        said(&cluster.parbake(&["status", &name]).unwrap()),
+    ] {
+        assert!(
+            told.contains("are lacking") && told.contains(&wanted),
+            "{told}"
+        );
+    }
+    assert!(old.iter().all(|old| record(old).exists()));
+
+    // with the rule that it names, room comes, and the image by itself
+    retain(&mut cluster, 1);
+    cluster
+        .wait_present(&new.digest.to_string(), PATIENCE)
+        .unwrap();
+    assert!(!record(&old[0]).exists() && record(&old[1]).exists());
+    let by_digest = format!("{}@{}", name.trim_end_matches(":v3"), new.digest);
+    assert_eq!(
+        tart_home::difference(&seen, &by_digest, &new).unwrap(),
+        None
+    );
 }

@@ -8,10 +8,11 @@
 use std::{cell::Cell, time::Instant};
 
 use e2e::{
-    cluster::{Cluster, wait_until},
+    cluster::{Cluster, Options, Place, said, wait_until},
     image::{GeneratedImage, ImageSpec},
     rig::Rig,
-    site::PATIENCE,
+    site::{self, PATIENCE},
+    tart_home,
 };
 
 const DEMO: &str = env!("CARGO_BIN_EXE_demo");
@@ -59,4 +60,79 @@ fn an_image_of_higher_priority_is_installed_everywhere_before_one_that_was_asked
             .iter()
             .all(|agent| cluster.verify(agent, &reference).unwrap())
     );
+}
+
+#[test]
+#[cfg_attr(
+    not(mount),
+    ignore = "needs root and unshare of util-linux, to mount a volume"
+)]
+fn a_host_without_room_for_all_keeps_the_first_and_says_so_of_the_others() {
+    let spec = ImageSpec::incompressible(24 << 20, 2 << 20, 1);
+    let rig = Rig::paced(&spec, 3 << 20).unwrap();
+    let home = rig.site.dir().join("mac-000/tart");
+    // one image fits, and no second one
+    let cluster = site::start(Options {
+        hosts: vec![Place::on_volume(&home, "size=40m")],
+        ..rig.site.options(DEMO, 0)
+    })
+    .unwrap();
+    let image = |seed| {
+        let image = rig
+            .site
+            .image(&ImageSpec {
+                seed,
+                ..spec.clone()
+            })
+            .unwrap();
+        let name = rig
+            .site
+            .registry
+            .hold("fleet/macos", &seed.to_string(), &image);
+        (image, name)
+    };
+    let told = |image: &GeneratedImage| {
+        let shown = cluster.status(&image.digest.to_string()).unwrap();
+        let host = &shown["hosts"][0];
+        let text = |name: &str| host[name].as_str().unwrap_or_default().to_owned();
+        (text("reason"), text("message"))
+    };
+    let lacks = |image: &GeneratedImage, kept: &str| {
+        let (reason, message) = told(image);
+        reason == "no_room" && message.contains(kept)
+    };
+
+    cluster.stage(&[&rig.reference]).unwrap();
+    assert!(wait_until(PATIENCE, || rig.site.served() > 4 << 20));
+    // asked for later: room is kept for the one that was asked for first
+    let (second, second_name) = image(2);
+    cluster.stage(&[&second_name]).unwrap();
+    let kept = format!("promised to other images ({})", rig.reference);
+    assert!(
+        wait_until(PATIENCE, || lacks(&second, &kept)),
+        "{:?}",
+        told(&second)
+    );
+    assert_eq!(told(&rig.image).0, "staging");
+    // an urgent one takes the room of the first one
+    let (urgent, urgent_name) = image(3);
+    cluster.stage(&[&urgent_name, "--priority", "5"]).unwrap();
+    let kept = format!("its room is kept for {urgent_name}, which comes before it on this host");
+    let gave_way = wait_until(PATIENCE, || lacks(&rig.image, &kept));
+    assert!(gave_way, "{:?}", told(&rig.image));
+    let why = said(&cluster.parbake(&["why", "mac-000"]).unwrap());
+    assert!(why.contains(&kept) && why.contains(&second_name), "{why}");
+    cluster
+        .wait_present(&urgent.digest.to_string(), PATIENCE)
+        .unwrap();
+    let home = cluster.agents()[0].seen_tart_home().unwrap();
+    let by_digest = format!("{}@{}", urgent_name.trim_end_matches(":3"), urgent.digest);
+    assert_eq!(
+        tart_home::difference(&home, &by_digest, &urgent).unwrap(),
+        None
+    );
+    // the others wait for room, and neither takes what the other lacks
+    for image in [&rig.image, &second] {
+        assert!(wait_until(PATIENCE, || lacks(image, "are lacking")));
+    }
 }
