@@ -293,10 +293,9 @@ impl Driver {
             Chore::Flush => self.disk.flush(),
             Chore::Look => {
                 self.supply.images_mut().look_begins();
-                let terms = self.retention.terms(self.supply.now());
-                if let Some(work) = self.disk.retire(terms, self.retention.in_use()) {
-                    self.jobs.start(work);
-                }
+                self.disk.heed(self.retention.in_force(self.supply.now()));
+                let work = self.disk.retire();
+                work.into_iter().for_each(|work| self.jobs.start(work));
                 self.disk.look()
             }
             Chore::Measure => self.disk.measure(),
@@ -547,7 +546,8 @@ impl Driver {
             }
             Heard::Down(taken_in) => {
                 self.session = None;
-                self.retention.session_ended();
+                self.disk
+                    .heed(self.retention.session_ended(self.supply.now()));
                 self.notary.set_connected(false);
                 self.tell(Event::Coordinator(false));
                 // the next session begins with the state after all orders of this one
@@ -646,7 +646,7 @@ impl Driver {
                 supply.images_mut().doubt_recipe(&doubt);
             }
             Order::MakeRecipe(image) => supply.make_recipe(image),
-            Order::Retention(order) => self.retention.ordered(now, order),
+            Order::Retention(order) => self.disk.heed(self.retention.ordered(now, order)),
             Order::OldImagesAsked(asked) => {
                 let question = self.retention.ask(now, asked);
                 self.look_at_old_images(question);

@@ -92,6 +92,8 @@ pub struct Reconciler {
     images: BTreeMap<Digest, Item>,
     /// The order in which images are to be finished, by the coordinator's word. Others come after these.
     sequence: Vec<Digest>,
+    /// Images to which later ones gave way, until they were begun with the room that this made.
+    awaited: BTreeSet<Digest>,
     /// The names that we linked, until a look has shown them.
     linked: BTreeMap<String, Digest>,
     /// Names that somebody else removed or moved.
@@ -284,6 +286,7 @@ impl Reconciler {
     /// nothing of it up.
     pub fn begun(&mut self, image: Digest) -> bool {
         self.stirred = true;
+        self.awaited.remove(&image);
         let Some(item) = self.images.get_mut(&image) else {
             return false;
         };
@@ -367,6 +370,29 @@ impl Reconciler {
         if let Some(item) = self.images.get_mut(&image) {
             item.running = Some(Job::Abandon);
         }
+    }
+
+    /// These images gave way to this one, each with whether its files are removed for it. None that comes after this
+    /// one is begun before it: that one would take the room instead.
+    pub(crate) fn room_is_made(&mut self, image: Digest, way: &[(Digest, bool)], now: Moment) {
+        if way.is_empty() {
+            return;
+        }
+        self.awaited.insert(image);
+        // a removal takes a while, and says when it has ended
+        if way.iter().all(|(_, removed)| !removed) {
+            self.wait(image, now, Duration::ZERO);
+        }
+    }
+
+    /// Whether room was made for an image that comes before this one, and that one wasn't begun since.
+    fn is_behind(&self, image: &Digest) -> bool {
+        let wanted = |first: &&Digest| {
+            let item = self.images.get(*first);
+            item.is_some_and(|item| item.want == Want::Staged)
+        };
+        let mut awaited = self.awaited.iter().filter(wanted);
+        awaited.any(|first| self.rank(first) < self.rank(image))
     }
 
     /// Of these images, those that are to be finished before this one are tried without a pause.
@@ -534,7 +560,8 @@ impl Reconciler {
                 return (!paused).then_some(Job::Abandon);
             }
             (Want::Staged, Have::Nothing | Have::Kept) => {
-                return (!paused).then(|| Job::Begin(self.names(image).cloned().collect()));
+                let may = !paused && !self.is_behind(image);
+                return may.then(|| Job::Begin(self.names(image).cloned().collect()));
             }
             (_, Have::Nothing | Have::Kept) => return None,
             (_, Have::Filling | Have::Whole | Have::Installed) => {}
@@ -697,6 +724,7 @@ impl Reconciler {
                 || item.running.is_some()
                 || !matches!(item.have, Have::Nothing | Have::Gone)
         });
+        self.awaited.retain(|image| self.images.contains_key(image));
     }
 }
 

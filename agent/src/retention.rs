@@ -88,6 +88,15 @@ impl InUse {
     }
 }
 
+/// What counts at this moment, for work that goes on while orders come.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct InForce {
+    /// What decides which old images go. `None`: all stay.
+    pub(crate) terms: Option<Terms>,
+    /// What Pods and pools refer to, as far as it was told.
+    pub(crate) in_use: InUse,
+}
+
 /// By whose rule old images go here now. See the [module](self).
 #[derive(Debug)]
 pub(crate) struct Retention {
@@ -142,8 +151,13 @@ impl Retention {
         }
     }
 
-    /// The coordinator said its rule, and what Pods refer to.
-    pub(crate) fn ordered(&mut self, now: Moment, order: message::Retention) {
+    /// The coordinator said its rule, and what Pods refer to. Returns what counts from now on.
+    pub(crate) fn ordered(&mut self, now: Moment, order: message::Retention) -> InForce {
+        self.hear(now, order);
+        self.in_force(now)
+    }
+
+    fn hear(&mut self, now: Moment, order: message::Retention) {
         if let Some(in_use) = order.in_use {
             self.in_use = InUse::new(in_use.references, in_use.more);
             self.untold_since = None;
@@ -168,22 +182,26 @@ impl Retention {
         }
     }
 
-    /// The session is over: the fleet's rule doesn't count until it is said again.
-    pub(crate) const fn session_ended(&mut self) {
+    /// The session is over: the fleet's rule doesn't count until it is said again. Returns what counts from now on.
+    pub(crate) fn session_ended(&mut self, now: Moment) -> InForce {
         self.is_told = false;
+        self.in_force(now)
     }
 
     /// What decides which old images go now. `None`: all stay.
-    pub(crate) fn terms(&self, now: Moment) -> Option<Terms> {
+    fn terms(&self, now: Moment) -> Option<Terms> {
         let standing = self.standing(now);
         let rule = standing.rule.filter(|_| standing.note.is_empty())?;
         let in_use = self.in_use.clone();
         Some(Terms { rule, in_use })
     }
 
-    /// What Pods and pools refer to, as far as it was told.
-    pub(crate) const fn in_use(&self) -> &InUse {
-        &self.in_use
+    /// What counts now.
+    pub(crate) fn in_force(&self, now: Moment) -> InForce {
+        InForce {
+            terms: self.terms(now),
+            in_use: self.in_use.clone(),
+        }
     }
 
     /// The coordinator asks which old images would go. Returns the question if it is to be answered now.
@@ -315,7 +333,7 @@ mod tests {
         assert!(retention.standing(early).note.contains("counts in 1 s"));
         assert_eq!(in_force(&retention, late), Some(rule(2)));
         // the same rule in another session has stood all the time, but doesn't count where nobody says it
-        retention.session_ended();
+        retention.session_ended(late);
         assert_eq!(in_force(&retention, late), None);
         retention.ordered(late, told(2));
         assert_eq!(in_force(&retention, late), Some(rule(2)));
@@ -343,7 +361,7 @@ mod tests {
             assert_eq!(in_force(&retention, start + GRACE), own);
             retention.ordered(start, told(1));
             assert_eq!(in_force(&retention, start + GRACE), expected);
-            retention.session_ended();
+            retention.session_ended(start);
             assert_eq!(in_force(&retention, start + GRACE), own);
         }
     }
@@ -444,7 +462,7 @@ mod tests {
         retention.ordered(start, in_use(&["ghcr.io/org/a:1", "no reference"], false));
         let expected = InUse::new(["ghcr.io/org/a:1".to_owned()], false);
         assert_eq!(known(&retention), expected);
-        retention.session_ended();
+        retention.session_ended(start);
         retention.ordered(start, message::Retention::default());
         assert_eq!(known(&retention), expected, "nothing was said of it");
         retention.ordered(start, in_use(&[], false));

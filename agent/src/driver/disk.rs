@@ -29,7 +29,7 @@ use crate::{
     lock::lock,
     mirror::blobs::Blobs,
     platform,
-    retention::{InUse, Terms},
+    retention::{InForce, Terms},
     shelf::Shelf,
     store::{
         BeginError, InstallError, Look, Stage, Store, install_as,
@@ -59,8 +59,9 @@ pub(super) struct Disk {
     survey: Arc<Survey>,
     /// When old images were last looked after, and by what terms. Locked while they are.
     retired: Arc<Mutex<Option<LookedAfter>>>,
-    /// What Pods refer to. Locked for a look.
-    in_use: Arc<Mutex<InUse>>,
+    /// What decides which old images go, by the last order. A job that retires images goes by this for each of them, not
+    /// by what counted when the job was made. Locked for a look.
+    in_force: Arc<Mutex<InForce>>,
 }
 
 /// Old images were looked after.
@@ -86,7 +87,7 @@ impl Disk {
             fitness,
             recipes: Arc::new(RecipeFiles::new(home)),
             retired: Arc::default(),
-            in_use: Arc::default(),
+            in_force: Arc::default(),
         }
     }
 
@@ -221,7 +222,7 @@ impl Disk {
 
     /// Which old images could go, by the strictest rule that there is, and what that would free.
     fn what_could_go(&self) -> String {
-        let terms = Terms::strictest(lock(&self.in_use).clone());
+        let terms = Terms::strictest(lock(&self.in_force).in_use.clone());
         old_images::room_words(preview(self.home(), &terms, SystemTime::now()))
     }
 
@@ -327,27 +328,32 @@ impl Disk {
         })
     }
 
-    /// Retires old images by these terms, removes what was retired before, and recipes that nobody needs. Writes down
-    /// who may have images, where that failed before. `None` if that was done by these terms within the last minute, or
-    /// is under way. It isn't a part of [`look`](Self::look), because removing whole disks takes a while, and presence
-    /// is waited for. Ends in [`Input::Nothing`]; the store has the news.
-    pub(super) fn retire(&self, terms: Option<Terms>, in_use: &InUse) -> Option<Work> {
-        lock(&self.in_use).clone_from(in_use);
+    /// Takes what decides from now on which old images go, also for a job that is under way.
+    pub(super) fn heed(&self, in_force: InForce) {
+        *lock(&self.in_force) = in_force;
+    }
+
+    /// Retires old images by what is in force, removes what was retired before, and recipes that nobody needs. Writes
+    /// down who may have images, where that failed before. `None` if that was done by these terms within the last
+    /// minute, or is under way. It isn't a part of [`look`](Self::look), because removing whole disks takes a while, and
+    /// presence is waited for. Ends in [`Input::Nothing`]; the store has the news.
+    pub(super) fn retire(&self) -> Option<Work> {
         let due = |last: &Option<LookedAfter>, terms: &Option<Terms>| {
             let last = last.as_ref();
             last.is_none_or(|last| last.at.elapsed() >= RETIRE_EVERY || last.by != *terms)
         };
+        let terms = lock(&self.in_force).terms.clone();
         if !self.retired.try_lock().is_ok_and(|last| due(&last, &terms)) {
             return None;
         }
         let disk = self.clone();
         Some(Work::blocking(move || {
             let mut last = lock(&disk.retired);
+            let terms = || lock(&disk.in_force).terms.clone();
+            let by = terms();
             // another job may have been started before the lock was taken
-            if due(&last, &terms) {
-                if let Some(terms) = &terms {
-                    retire(&disk.store, terms, SystemTime::now());
-                }
+            if due(&last, &by) {
+                retire(&disk.store, &terms, SystemTime::now());
                 empty(&disk.store);
                 if let Err(error) = disk.store.keep_all_entitled() {
                     warn!(%error, "who may have an image still can't be written down; a restart begins with what stood before");
@@ -355,7 +361,7 @@ impl Disk {
                 disk.drop_recipes();
                 *last = Some(LookedAfter {
                     at: Instant::now(),
-                    by: terms,
+                    by,
                 });
             }
             Input::Nothing
@@ -481,4 +487,79 @@ pub(super) fn look_at(content: Digest, shelves: Vec<Shelf>, chunk: ChunkIndex) -
             rotten,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{
+        retention::InUse,
+        store::{
+            install,
+            tests::{begin, fill, open, ours, sample},
+        },
+    };
+
+    fn run(work: Option<Work>) {
+        let Some(Work::Blocking(job)) = work else {
+            panic!("nothing is to be done");
+        };
+        job();
+    }
+
+    #[test]
+    fn a_job_that_retires_images_goes_by_the_last_order_and_not_by_that_of_its_making() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Arc::new(open(&home));
+        let path = home.path().to_owned();
+        let fitness = Arc::new(Fitness::new(path.join("tart")));
+        let disk = Disk::new(store.clone(), None, None, fitness, path);
+        let (old, name) = (sample(1), "ghcr.io/org/image:1");
+        let (stage, _) = begin(&store, &old, &[name]);
+        fill(&stage, &old);
+        install(&stage, &[]).unwrap();
+        let image = *old.layout.digest();
+        store.want(&image, &[]).unwrap();
+        // nobody wanted or cloned it for more than a day
+        let long_ago = SystemTime::now() - Duration::from_hours(30);
+        let times = fs::FileTimes::new().set_accessed(long_ago);
+        let times = times.set_modified(long_ago);
+        let cached = format!("cache/OCIs/ghcr.io/org/image/{image}");
+        for path in [
+            home.path().join(cached),
+            ours(&home, &old).join("status.json"),
+        ] {
+            fs::File::open(path).unwrap().set_times(times).unwrap();
+        }
+        let rule = |in_use: &[&str]| {
+            let in_use = InUse::new(in_use.iter().map(|name| (*name).to_owned()), false);
+            let terms = Terms {
+                in_use: in_use.clone(),
+                ..Terms::of(None, Some(1))
+            };
+            InForce {
+                terms: Some(terms),
+                in_use,
+            }
+        };
+        let is_here = || store.stage(&image).is_some();
+        // two jobs wait for a thread, and a Pod comes before either begins
+        disk.heed(rule(&[]));
+        let (first, second) = (disk.retire(), disk.retire());
+        disk.heed(rule(&[name]));
+        run(second);
+        run(first);
+        assert!(is_here());
+        // the rule is taken back
+        disk.heed(rule(&[]));
+        let made = disk.retire();
+        disk.heed(InForce::default());
+        run(made);
+        assert!(is_here());
+        disk.heed(rule(&[]));
+        run(disk.retire());
+        assert!(!is_here());
+    }
 }

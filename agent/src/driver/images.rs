@@ -325,10 +325,7 @@ impl<S: OnDisk> Images<S> {
                 self.effect(Effect::Abandon(*image));
             }
         }
-        // a removal takes a while, and says when it has ended
-        if !way.is_empty() && way.iter().all(|(_, remove)| !remove) {
-            self.reconciler.wait(digest, now, Duration::ZERO);
-        }
+        self.reconciler.room_is_made(digest, &way, now);
     }
 
     /// Makes the image use this stage from now on.

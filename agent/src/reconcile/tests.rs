@@ -489,6 +489,34 @@ proptest! {
 }
 
 #[test]
+fn nobody_is_begun_behind_an_image_for_which_room_was_made() {
+    let mut reconciler = Reconciler::default();
+    let (a, b, c) = (image(1), image(2), image(3));
+    for (image, name) in [(a, "a"), (b, "b"), (c, "c")] {
+        reconciler.order(image, &texts(&[name]), at(0));
+    }
+    reconciler.take_sequence(vec![a, b, c]);
+    reconciler.wait(b, at(0), Duration::from_secs(1));
+    reconciler.room_is_made(b, &[(c, true)], at(0));
+    assert_eq!(jobs(&mut reconciler, at(0)), [(a, begin(&["a"]))]);
+    assert_eq!(jobs(&mut reconciler, at(1_000)), [(b, begin(&["b"]))]);
+    // not even while it is being begun
+    assert_eq!(jobs(&mut reconciler, at(2_000)), []);
+    reconciler.begun(b);
+    reconciler.have(b, Have::Filling);
+    let due = jobs(&mut reconciler, at(2_000));
+    assert!(due.contains(&(c, begin(&["c"]))), "{due:?}");
+    // an image that pauses holds nobody up
+    let mut reconciler = Reconciler::default();
+    reconciler.order(b, &texts(&["b"]), at(0));
+    reconciler.order(c, &texts(&["c"]), at(0));
+    reconciler.take_sequence(vec![b, c]);
+    reconciler.room_is_made(b, &[(c, true)], at(0));
+    reconciler.pause(b);
+    assert_eq!(jobs(&mut reconciler, at(0)), [(c, begin(&["c"]))]);
+}
+
+#[test]
 fn jobs_come_in_the_order_in_which_images_are_to_be_finished() {
     let mut reconciler = Reconciler::default();
     let mut images = [image(1), image(2), image(3)];

@@ -108,12 +108,19 @@ impl Installed {
     }
 }
 
-/// Retires the images that may go, by these terms. Returns those that went. Their files are
+/// The terms at this moment. `None`: all images stay.
+type Asked<'a> = &'a dyn Fn() -> Option<Terms>;
+
+/// Retires the images that may go, by these terms, which are asked for anew before each image goes: another order may
+/// have come since, or a Pod. Returns those that went. Their files are
 /// only moved away; [`empty`] removes them. What can't be looked at, or is locked by tart, is tried again with the next
 /// call.
-pub(crate) fn retire(store: &Store, terms: &Terms, now: SystemTime) -> Vec<Digest> {
+pub(crate) fn retire(store: &Store, terms: Asked<'_>, now: SystemTime) -> Vec<Digest> {
+    let Some(first) = terms() else {
+        return Vec::new();
+    };
     // without any lock: nearly always there is nothing to retire, and nobody is kept waiting
-    let verdicts = match verdicts(store, terms, now) {
+    let verdicts = match verdicts(store, &first, now) {
         Ok((verdicts, _)) => verdicts,
         Err(error) => {
             warn!(%error, "old images stay, because local VMs can't be listed");
@@ -495,7 +502,7 @@ fn machines(home: &Path, goldens: &Goldens) -> io::Result<Vec<(String, SystemTim
 pub(super) fn remove(
     store: &Store,
     image: &Digest,
-    terms: &Terms,
+    terms: Asked<'_>,
     now: SystemTime,
 ) -> io::Result<bool> {
     let _changing = lock(&store.changing);
@@ -523,7 +530,10 @@ pub(super) fn remove(
         },
     };
     // somebody may have cloned it, run a golden or wanted it since it was looked at without the locks
-    let (verdicts, goldens) = verdicts(store, terms, now)?;
+    let Some(terms) = terms() else {
+        return Ok(false);
+    };
+    let (verdicts, goldens) = verdicts(store, &terms, now)?;
     if verdicts.get(image) != Some(&None) {
         return Ok(false);
     }

@@ -3,7 +3,7 @@ use std::{
     fs,
     os::unix::fs::{FileExt as _, MetadataExt as _, symlink},
     sync::OnceLock,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use proptest::prelude::*;
@@ -52,6 +52,11 @@ pub(crate) struct Sample {
 /// So many images of each repository stay.
 fn keep(images: u32) -> Terms {
     Terms::of(Some(images), None)
+}
+
+/// Retires images by terms that don't change.
+fn retire(store: &Store, terms: &Terms, now: SystemTime) -> Vec<Digest> {
+    super::retire::retire(store, &|| Some(terms.clone()), now)
 }
 
 pub(crate) fn noise(size: usize, seed: u64) -> Vec<u8> {
@@ -140,7 +145,7 @@ fn sample_of_layers(own: u64, raws: &[&[u8]], encoded: Option<Vec<u8>>) -> Sampl
     }
 }
 
-fn sample(own: u64) -> Sample {
+pub(crate) fn sample(own: u64) -> Sample {
     sample_with(own, Some(Vec::new()))
 }
 

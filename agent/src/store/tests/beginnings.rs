@@ -1,6 +1,6 @@
 //! Beginnings on bad days: they crash, their base is written to or goes meanwhile, and another recipe comes.
 
-use std::{cell::Cell, rc::Rc, time::SystemTime};
+use std::{cell::Cell, rc::Rc};
 
 use super::{
     blocks::put,
@@ -9,11 +9,7 @@ use super::{
 };
 use crate::{
     platform::cloning,
-    store::{
-        place::Files as _,
-        retire::{empty, retire},
-        survey::Survey,
-    },
+    store::{place::Files as _, retire::empty, survey::Survey},
 };
 
 const MIB: usize = 1 << 20;

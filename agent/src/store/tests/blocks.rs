@@ -263,8 +263,7 @@ fn a_disk_that_changed_before_gets_a_new_index_and_lends_no_false_byte() {
     let disk = bodies[0].disk_at(0).0;
     disk.write_all_at(&noise(2 * MIB, 9), 3 * MIB as u64)
         .unwrap();
-    disk.set_modified(std::time::SystemTime::UNIX_EPOCH)
-        .unwrap();
+    disk.set_modified(SystemTime::UNIX_EPOCH).unwrap();
     let (stage, _) = releases.begin();
     let lacks = releases.lacks(&stage);
     assert!(

@@ -1,10 +1,11 @@
 //! Old images leave tart's cache with their goldens, and nothing else does.
 
-use std::time::SystemTime;
+use std::{cell::RefCell, rc::Rc};
 
 use super::*;
+use crate::retention::InUse;
 use crate::store::{
-    retire::{empty, is_running, preview, remove, retire},
+    retire::{empty, is_running, preview},
     tree::RETIRED,
 };
 
@@ -409,23 +410,26 @@ fn what_keeps_an_image_is_looked_for_again_under_the_locks() {
     let image = *old.layout.digest();
     store.want(&image, &[]).unwrap();
     let later = SystemTime::now() + LATER;
+    let remove = |store: &Store, image: &Digest, now| {
+        crate::store::retire::remove(store, image, &|| Some(keep(1)), now)
+    };
     // a VM was made after the look by which the image was to go
     let golden = cache::vm_directory(home.path(), "golden-1");
     let clone = clone(&home, &golden, "vm");
-    assert!(!remove(&store, &image, &keep(1), later).unwrap());
+    assert!(!remove(&store, &image, later).unwrap());
     fs::remove_dir_all(clone).unwrap();
     // a pull by tart
     let host = home.path().join("cache/OCIs/ghcr.io");
     let lock = platform::lock_directory(&host, Duration::ZERO).unwrap();
-    assert!(!remove(&store, &image, &keep(1), later).unwrap());
+    assert!(!remove(&store, &image, later).unwrap());
     drop(lock);
     // an installation
     let stage = store.stage(&image).unwrap();
     let installing = stage.installing();
-    assert!(!remove(&store, &image, &keep(1), later).unwrap());
+    assert!(!remove(&store, &image, later).unwrap());
     drop(installing);
     assert!(golden.exists() && stage.is_named("ghcr.io/org/image:1"));
-    assert!(remove(&store, &image, &keep(1), later).unwrap());
+    assert!(remove(&store, &image, later).unwrap());
 }
 
 /// Makes a VM as tart does: notes the use of its source in whole seconds, and makes the VM's directory then.
@@ -606,4 +610,45 @@ fn an_image_whose_golden_runs_stays() {
     drop(runs.stdin.take());
     assert!(runs.wait().unwrap().success());
     assert_eq!(retire(&store, &keep(1), later), [*old.layout.digest()]);
+}
+
+#[test]
+fn an_order_that_comes_while_images_are_retired_decides_about_those_that_are_left() {
+    // the fleet's rule is taken back, or Pods come that refer to the image, or to more than is told here
+    let pods = |references: &[&str], more| {
+        let references = references.iter().map(|name| (*name).to_owned());
+        Some(Terms {
+            in_use: InUse::new(references, more),
+            ..keep(1)
+        })
+    };
+    let names = ["ghcr.io/org/image:1", "ghcr.io/org/image:2"];
+    for later in [None, pods(&names, false), pods(&[], true)] {
+        let home = tempfile::tempdir().unwrap();
+        let store = open(&home);
+        let old = [1, 2].map(|own| installed(&home, &store, own).0);
+        installed(&home, &store, 3);
+        for sample in &old {
+            store.want(sample.layout.digest(), &[]).unwrap();
+        }
+        let in_force = Rc::new(RefCell::new(Some(keep(1))));
+        let hook = at_steps({
+            let in_force = in_force.clone();
+            move |name| {
+                if name == "unlinked" {
+                    in_force.borrow_mut().clone_from(&later);
+                }
+                Ok(())
+            }
+        });
+        let now = SystemTime::now() + LATER;
+        let gone = crate::store::retire::retire(&store, &|| in_force.borrow().clone(), now);
+        drop(hook);
+        assert_eq!(gone.len(), 1, "{gone:?}");
+        let left = old.iter().map(|sample| *sample.layout.digest());
+        let left: Vec<_> = left.filter(|image| !gone.contains(image)).collect();
+        assert!(store.stage(&left[0]).unwrap().is_installed());
+        // and by terms that nobody took back, it goes
+        assert_eq!(retire(&store, &keep(1), now), left);
+    }
 }

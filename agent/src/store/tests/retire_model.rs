@@ -5,16 +5,13 @@
 //! to, and those whose clones are still there. Retiring removes none of these, and nothing that isn't ours.
 //! Whatever the store says to be present is there with its true bytes.
 
-use std::{cell::RefCell, collections::BTreeSet, rc::Rc, time::SystemTime};
+use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
 
 use super::{
     retire::{installed, machine, set_accessed},
     *,
 };
-use crate::{
-    retention::InUse,
-    store::retire::{empty, retire},
-};
+use crate::{retention::InUse, store::retire::empty};
 
 const IMAGES: u64 = 4;
 const HOUR: Duration = Duration::from_hours(1);

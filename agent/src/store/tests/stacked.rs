@@ -1,13 +1,13 @@
 //! Stacked images: their files are shared, proved, and never seen half, whatever tart does between two steps.
 
-use std::{cell::RefCell, rc::Rc, time::SystemTime};
+use std::{cell::RefCell, rc::Rc};
 
 use super::*;
 use crate::{
     platform::cloning::PRETENDED,
     store::{
         content_files::{lock_content, unreferred},
-        retire::{preview, retire},
+        retire::preview,
         tree::CONTENT,
     },
 };

@@ -583,10 +583,58 @@ fn the_files_of_a_later_image_are_removed_where_nothing_less_makes_room() {
     world.images.abandoned(world.now, image);
     assert_eq!(world.jobs(), ["begin"]);
     assert!(world.images.reconciler().is_running(&other));
-    // it is still wanted, and begun anew after its pause
+    // it is still wanted, and begun anew after its pause, once the other one has its room
     world.now += Duration::from_secs(60);
-    assert_eq!(world.jobs(), ["begin"]);
+    assert_eq!(world.jobs(), [] as [&str; 0]);
+    let begun = Ok((world.disk.clone(), 0));
+    world.images.begun(world.now, other, begun, None);
+    world.drain();
+    assert!(world.jobs().contains(&"begin"));
     assert!(world.images.reconciler().is_running(&image));
+}
+
+/// A later image that was begun beside it took the room for which another one's files had been removed.
+#[test]
+fn room_that_was_made_for_an_image_is_taken_by_no_later_one() {
+    for ends in [Ends::Begins, Ends::Fails, Ends::IsCancelled] {
+        let (mut world, other) = beside_another(true);
+        let image = world.image;
+        world.hear(&[image], ImageNews::Gained(500));
+        world.disk.0.written.set(500);
+        let short = short(1_400, &[(image, 900)]);
+        let drained = find_no_room(&mut world, other, &short);
+        assert!(drained.contains(&"abandon"), "{drained:?}");
+        // the pause of the later image, whose files are gone, is over before that of the first
+        world.images.abandoned(world.now, image);
+        let wait = Duration::from_mins(1);
+        world.images.reconciler.wait(other, world.now, wait);
+        world.now += Duration::from_secs(30);
+        assert_eq!(world.jobs(), [] as [&str; 0]);
+        match ends {
+            Ends::Begins | Ends::Fails => {
+                world.now += Duration::from_secs(30);
+                assert_eq!(world.jobs(), ["begin"]);
+                assert!(world.images.reconciler().is_running(&other));
+                let result = match ends {
+                    Ends::Begins => Ok((world.disk.clone(), 0)),
+                    _ => Err(trouble(Reason::NoRoom)),
+                };
+                world.images.begun(world.now, other, result, None);
+            }
+            Ends::IsCancelled => world.images.cancel(world.now, other),
+        }
+        world.drain();
+        assert!(world.jobs().contains(&"begin"));
+        assert!(world.images.reconciler().is_running(&image));
+    }
+}
+
+/// What becomes of an image for which others gave way.
+#[derive(Clone, Copy)]
+enum Ends {
+    Begins,
+    Fails,
+    IsCancelled,
 }
 
 /// What was cancelled or paused while it was begun took the room of others, and had their files removed.
