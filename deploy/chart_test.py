@@ -5,6 +5,9 @@ last test, which has a real API server check every object when SERVER names a ku
 """
 
 import copy
+import gzip
+import hashlib
+import io
 import json
 import os
 import pathlib
@@ -566,6 +569,95 @@ def test_the_launchd_templates_are_whole():
     for template in (DEPLOY / "launchd").iterdir():
         for name in re.findall(r"@([A-Z_]+)@", template.read_text()):
             assert f'"{name}" =>' in source, f"{template.name}: nothing fills in @{name}@"
+
+
+def packed(work, *words, **environment):
+    """Runs deploy/dist with programs that only seem to be built; what it said."""
+    stubs, target = work / "stubs", work / "target"
+    if not stubs.exists():
+        stubs.mkdir(parents=True)
+        cargo = (
+            "#!/bin/sh\nfor folder in release x86_64-unknown-linux-musl/release aarch64-unknown-linux-musl/release; do\n"
+            f"  mkdir -p {target}/$folder\n  for program in parbake parbake-agent parbake-coordinator; do\n"
+            f"    printf '#!/bin/sh\\necho %s 0\\n' $program >{target}/$folder/$program; chmod 755 {target}/$folder/$program\n  done\ndone\n"
+        )
+        pkgbuild = f"#!/bin/sh\necho \"$@\" >{work}/pkgbuild\ncp \"$4/postinstall\" {work}/\n"
+        pkgbuild += 'while [ $# -gt 1 ]; do shift; done\necho package >"$1"\n'
+        for name, text in [("cargo", cargo), ("rustup", "#!/bin/sh\n"), ("musl-gcc", "#!/bin/sh\n"), ("pkgbuild", pkgbuild)]:
+            (stubs / name).write_text(text)
+            (stubs / name).chmod(0o755)
+    environment = {"CARGO_TARGET_DIR": str(target), "SOURCE_DATE_EPOCH": "1700000000", **environment}
+    environment["PATH"] = f"{environment.pop('FIRST', stubs)}:{stubs}:{os.environ['PATH']}"
+    return subprocess.run([DEPLOY / "dist", *words], capture_output=True, text=True, check=False, env={**os.environ, **environment})
+
+
+def sums_of(folder):
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    sums = {name: digest for digest, name in (line.split() for line in lines)}
+    for name, digest in sums.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
+    return sums
+
+
+def test_a_release_is_packed_and_the_same_each_time():
+    work, folders = WORK / "dist", [WORK / "dist" / name for name in ("one", "two")]
+    for folder in folders:
+        run = packed(work, DIST=str(folder))
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert "is built on a Mac" in run.stderr
+    sums, again = map(sums_of, folders)
+    (chart,) = [name for name in sums if name.endswith(".tgz")]
+    (linux,) = [name for name in sums if name.endswith(".tar.gz")]
+    (image,) = [name for name in sums if name.endswith(".oci.tar")]
+    assert (sums[linux], sums[image]) == (again[linux], again[image])
+    assert render({}, chart=folders[0] / chart) == render({})
+    with tarfile.open(folders[0] / linux) as tar:
+        top = {name.split("/")[0] for name in tar.getnames()}
+        assert len(top) == 1 and all(m.uid == 0 and m.mtime == 1700000000 for m in tar.getmembers())
+        (top,) = top
+        for name in ("bin/parbake-coordinator", "bin/parbake", "deploy/systemd/parbake-coordinator.service", "docs/FIRST_DAY.md", "README.md"):
+            member = tar.getmember(f"{top}/{name}")
+            assert bool(member.mode & 0o100) == name.startswith("bin/"), name
+    with tarfile.open(folders[0] / image) as tar:
+        def blob(entry):
+            data = tar.extractfile("blobs/" + entry["digest"].replace(":", "/")).read()
+            assert len(data) == entry["size"] and "sha256:" + hashlib.sha256(data).hexdigest() == entry["digest"]
+            return data
+
+        (entry,) = json.loads(tar.extractfile("index.json").read())["manifests"]
+        manifest = json.loads(blob(entry))
+        config, (layer,) = json.loads(blob(manifest["config"])), manifest["layers"]
+        raw = gzip.decompress(blob(layer))
+        assert config["rootfs"]["diff_ids"] == ["sha256:" + hashlib.sha256(raw).hexdigest()]
+        user = config["config"]["User"]
+        pod = only(render({}), "Deployment")["spec"]["template"]["spec"]
+        assert user == f"{pod['securityContext']['runAsUser']}:{pod['securityContext'].get('runAsGroup', 65532)}"
+        assert f"USER {user}" in (DEPLOY / "Containerfile").read_text()
+        with tarfile.open(fileobj=io.BytesIO(raw)) as files:
+            programs = {m.name for m in files.getmembers() if m.isfile() and m.mode & 0o100}
+            assert programs == {"usr/local/bin/parbake", "usr/local/bin/parbake-coordinator"}
+    if shutil.which("skopeo"):
+        run = subprocess.run(["skopeo", "inspect", f"oci-archive:{folders[0] / image}"], capture_output=True, text=True, check=False)
+        assert run.returncode == 0 and json.loads(run.stdout)["Os"] == "linux", run.stderr
+
+
+def test_what_a_mac_gets_is_packed_on_a_mac():
+    work, mac = WORK / "dist-macos", WORK / "dist-macos" / "mac"
+    assert "is built on a Mac" in packed(work, "macos", DIST=str(work / "none")).stderr
+    mac.mkdir(parents=True)
+    (mac / "uname").write_text("#!/bin/sh\ncase $1 in -s) echo Darwin ;; *) echo arm64 ;; esac\n")
+    (mac / "uname").chmod(0o755)
+    run = packed(work, "macos", DIST=str(work / "out"), FIRST=str(mac), PARBAKE_USER="m1")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert {name.split("-macos")[1] for name in sums_of(work / "out")} == {"-arm64.tar.gz", "-arm64.pkg"}
+    script = (work / "postinstall").read_text()
+    assert "/usr/local/bin/parbake-agent install --user m1 --tart-binary /opt/homebrew/bin/tart\n" in script
+    source = (DEPLOY.parent / "agent" / "src" / "cli.rs").read_text()
+    for flag in re.findall(r"install.* --([a-z-]+)", script):
+        assert f"pub {flag.replace('-', '_')}:" in source, flag
+    assert "--identifier dev.parbake.agent" in (work / "pkgbuild").read_text()
+    run = packed(work, "macos", DIST=str(work / "odd"), FIRST=str(mac), PARBAKE_USER="m1; reboot")
+    assert run.returncode == 2, run.stdout
 
 
 def test_the_service_of_systemd_is_whole():

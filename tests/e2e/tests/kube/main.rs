@@ -13,3 +13,4 @@ mod ha;
 mod rights;
 mod roll;
 mod stage;
+mod watched;
