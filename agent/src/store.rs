@@ -9,6 +9,7 @@
 //!     status.json                  references, inode of the disk
 //!     manifest.json                raw bytes
 //!     journal                      which chunks are on disk, by which links
+//!     taken                        how many bytes were written; a note that may be lost
 //!     blocks.index                 where blocks lie, by the image's recipe; made again when it is of no use
 //!     blobs/<hex>                  blobs of layers without a raw digest
 //!     image/                       becomes cache/OCIs/<host>/<ns>/sha256:<hex>/

@@ -10,7 +10,7 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, Read as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
@@ -30,9 +30,12 @@ use super::{
     place::{Access, Files},
     shared::Shared,
     sync::sync_data,
-    tree::{BLOBS, CONTENT, IMAGE, io_at},
+    tree::{BLOBS, CONTENT, IMAGE, TAKEN, io_at},
 };
 use crate::{platform, tart::cache};
+
+/// The most bytes of the note how much was written: the digits of the largest number.
+const MAX_NOTE_BYTES: u64 = 20;
 
 /// The files of one directory that holds the image.
 #[derive(Clone, Debug)]
@@ -340,6 +343,8 @@ pub(crate) struct ImageFiles {
     bodies: RwLock<Vec<Arc<Body>>>,
     /// Bytes that were written in this process.
     written: AtomicU64,
+    /// Bytes that earlier processes wrote, as far as they noted it.
+    written_before: u64,
     /// Whether this process made the disk as a clone of another one. A later process doesn't know: it writes whole
     /// chunks, because what it reads of those that no journal vouches for needn't be on the disk.
     cloned: AtomicBool,
@@ -369,6 +374,7 @@ impl ImageFiles {
                 .collect(),
             bodies: RwLock::new(bodies.into_iter().map(Arc::new).collect()),
             written: AtomicU64::new(0),
+            written_before: noted(directory),
             cloned: AtomicBool::new(false),
         }
     }
@@ -475,6 +481,33 @@ impl ImageFiles {
     pub(crate) fn written_bytes(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
+
+    /// Bytes that were written since the stage was made, without zeros: about what the volume gets back without it.
+    /// Bytes that a clone shares with other files aren't among them, because they were never written.
+    pub(crate) fn taken_bytes(&self) -> u64 {
+        self.written_before.saturating_add(self.written_bytes())
+    }
+
+    /// Notes for later processes how much was written, while the image is under construction. The note isn't synced: one
+    /// that is lost says that less was taken, and then less gives way to other images than could.
+    fn note_taken(&self) {
+        if !self.directory.join(IMAGE).exists() {
+            return;
+        }
+        let (new, note) = (self.directory.join("taken.new"), self.directory.join(TAKEN));
+        let written = fs::write(&new, self.taken_bytes().to_string());
+        if let Err(error) = written.and_then(|()| fs::rename(&new, &note)) {
+            tracing::debug!(image = %self.image, %error, "how much was written can't be noted");
+        }
+    }
+}
+
+/// Bytes that a stage's note says were written. None where it can't be read.
+fn noted(directory: &Path) -> u64 {
+    let note = File::open(directory.join(TAKEN));
+    let mut text = String::new();
+    let read = note.and_then(|note| note.take(MAX_NOTE_BYTES).read_to_string(&mut text));
+    read.ok().and_then(|_| text.parse().ok()).unwrap_or(0)
 }
 
 impl Files for Arc<ImageFiles> {
@@ -545,6 +578,7 @@ impl Files for Arc<ImageFiles> {
         if blobs {
             platform::sync_directory(&self.directory.join(BLOBS))?;
         }
+        self.note_taken();
         Ok(())
     }
 

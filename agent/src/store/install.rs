@@ -19,8 +19,8 @@ use super::{
     stage::{Installing, Stage},
     steps::{going_on, step},
     tree::{
-        CONTENT, GUARD, IMAGE, Marker, OURS, REPLACED, TWIN, create_directories, io_at, marker,
-        remove_any, write_new,
+        CONTENT, GUARD, IMAGE, Marker, OURS, REPLACED, TAKEN, TWIN, create_directories, io_at,
+        marker, remove_any, write_new,
     },
     twin::{self, TwinError},
 };
@@ -262,9 +262,9 @@ impl Installation<'_> {
         }
         self.stage.names().set_installed()?;
         self.stage.blocks().end();
-        // Removes the directory that tart had, if it was exchanged for ours, and names of files that have others now. A
-        // twin that waits for tart's lock stays.
-        for rest in [IMAGE, REPLACED, CONTENT] {
+        // Removes the directory that tart had, if it was exchanged for ours, names of files that have others now, and
+        // what an unfinished image needs. A twin that waits for tart's lock stays.
+        for rest in [IMAGE, REPLACED, CONTENT, TAKEN] {
             remove_any(&self.stage.directory().join(rest))?;
         }
         Ok(())

@@ -14,6 +14,8 @@ pub(super) const IMAGE: &str = "image";
 pub(super) const JOURNAL: &str = "journal";
 /// The file with a stage's lasting facts.
 pub(super) const STATUS: &str = "status.json";
+/// The file that says how many bytes a stage has written.
+pub(super) const TAKEN: &str = "taken";
 /// The directory for blobs of layers without a raw digest.
 pub(super) const BLOBS: &str = "blobs";
 /// The index of an image's blocks.

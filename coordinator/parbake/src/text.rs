@@ -134,6 +134,9 @@ pub fn image(image: &ImageView) -> String {
         size(image.disk_bytes, image.raw_bytes),
         Bytes(image.registry_bytes),
     );
+    if image.priority != 0 {
+        _ = write!(text, "; priority {}", image.priority);
+    }
     if let Some(took) = image.staged_seconds {
         _ = write!(text, "; staged in {took:.1} s");
     }
@@ -541,6 +544,22 @@ mod tests {
         let thirty = at_eighty(&image(&shown(30)));
         let hosts = thirty.lines().filter(|line| line.starts_with("  berlin"));
         assert_eq!(hosts.count(), 30);
+    }
+
+    #[test]
+    fn the_status_shows_a_priority_that_somebody_gave() {
+        let line = |priority| {
+            let shown = ImageView {
+                priority,
+                ..shown(1)
+            };
+            let text = image(&shown);
+            text.lines().nth(2).unwrap().to_owned()
+        };
+        assert!(!line(0).contains("priority"));
+        let (urgent, late) = (line(5), line(-1));
+        assert!(urgent.ends_with("(compressed); priority 5; staged in 1234.5 s"));
+        assert!(late.contains("; priority -1;"), "{late}");
     }
 
     #[test]

@@ -34,11 +34,11 @@ pub(super) fn yields<S: OnDisk>(
     let later = later.into_iter().map(|image| Later {
         image: image.digest(),
         reserved_bytes: short.kept_for.get(&image.digest()).copied().unwrap_or(0),
-        // what lay on this host before may be shared with other images, and then frees nothing; zeros are holes
-        taken_bytes: image.stage().map_or(0, |stage| {
-            let came = image.counts.held.saturating_sub(image.counts.local);
-            came.min(stage.written_bytes())
-        }),
+        // what a clone shares with other images was never written, and frees nothing; what was written twice frees its
+        // bytes once
+        taken_bytes: image
+            .stage()
+            .map_or(0, |stage| image.counts.held.min(stage.taken_bytes())),
     });
     let GiveWay { stopped, removed } = give_way(short.lacking_bytes(), &later.collect::<Vec<_>>());
     let stopped = stopped.into_iter().map(|image| (image, false));

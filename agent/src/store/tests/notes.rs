@@ -57,3 +57,33 @@ fn a_note_that_could_not_be_written_is_not_claimed_and_written_the_next_time() {
     let stage = store.stage(&digest).unwrap();
     assert_eq!(stage.names().wanted(), [second]);
 }
+
+#[test]
+fn how_much_a_stage_takes_is_known_after_a_restart() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let digest = *sample.layout.digest();
+    let store = open(&home);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    fill(&stage, &sample);
+    stage.flush().unwrap();
+    let taken = stage.files().written_bytes();
+    assert!(taken > 2 << 20 && stage.files().taken_bytes() == taken);
+    drop((stage, store));
+    let of = |store: &Store| {
+        let stage = store.stage(&digest).unwrap();
+        (stage.files().written_bytes(), stage.files().taken_bytes())
+    };
+    assert_eq!(of(&open(&home)), (0, taken));
+    // a note that is lost or damaged counts for nothing
+    let note = ours(&home, &sample).join("taken");
+    for bytes in ["", "9 bytes", "99999999999999999999999", "-1"] {
+        fs::write(&note, bytes).unwrap();
+        assert_eq!(of(&open(&home)), (0, 0), "{bytes}");
+    }
+    fs::remove_file(&note).unwrap();
+    assert_eq!(of(&open(&home)), (0, 0));
+    // and it goes with its stage
+    let store = open(&home);
+    store.abandon(digest).unwrap();
+    assert!(!ours(&home, &sample).exists());
+}

@@ -593,6 +593,23 @@ fn the_files_of_a_later_image_are_removed_where_nothing_less_makes_room() {
     assert!(world.images.reconciler().is_running(&image));
 }
 
+/// After a restart of the agent what was on the disk counted as nothing, and so nothing gave way for good.
+#[test]
+fn the_files_that_an_earlier_process_wrote_of_a_later_image_are_removed_too() {
+    let (mut world, other) = beside_another(true);
+    let image = world.image;
+    world.hear(&[image], ImageNews::Gained(500));
+    world.disk.0.taken.set(600);
+    // no more than what is held: a chunk may have been written twice
+    let too_much = short(501, &[]);
+    let drained = find_no_room(&mut world, other, &too_much);
+    assert_eq!(drained, ["failed", "report"]);
+    world.now += Duration::from_secs(60);
+    assert_eq!(world.jobs(), ["begin"]);
+    let drained = find_no_room(&mut world, other, &short(500, &[]));
+    assert!(drained.contains(&"abandon"), "{drained:?}");
+}
+
 /// A later image that was begun beside it took the room for which another one's files had been removed.
 #[test]
 fn room_that_was_made_for_an_image_is_taken_by_no_later_one() {
