@@ -438,6 +438,29 @@ mod tests {
             }));
         }
 
+        /// The image of this seed failed on this host for a reason.
+        fn fails(&mut self, host: &str, seed: &str, reason: Reason) {
+            let digest = want(seed, 1, 1 << 20).digest();
+            let image = json!({
+                "digest": digest.to_string(), "references": [], "state": "staging", "reason": null,
+                "raw_bytes": 0, "registry_bytes": 0, "contents": 0, "contents_done": 0,
+                "hosts_selected": 2, "hosts_present": 0, "hosts_failed": 1, "wanted_at": 0,
+                "staged_seconds": null, "leases": [],
+                "hosts": [{
+                    "host": host, "state": "failed", "reason": reason.as_str(), "message": "",
+                    "connected": true, "total_bytes": 0, "held_bytes": 0, "upload_bytes": 0,
+                    "bytes": { "origin": 0, "peers": 0, "local": 0 }, "bytes_per_second": 0,
+                    "eta_seconds": null, "presence_age_ms": null, "golden": false, "failed_seconds": 1,
+                }],
+            });
+            let view = self.hosts.view();
+            self.hosts.show(Arc::new(View {
+                hosts: view.hosts.clone(),
+                images: [(digest, Arc::new(serde_json::from_value(image).unwrap()))].into(),
+                ..View::default()
+            }));
+        }
+
         fn show(&mut self, name: &str, spec: &Value) {
             let object = prepull(name, "r/i:1", &json!({ "spec": spec }));
             self.index.show(Kind::PrePulls, object);
@@ -578,6 +601,29 @@ mod tests {
         // a pool that nobody knows reserves the host
         stand.reserve("mac-1", "stranger");
         assert_eq!(stand.place(), None);
+    }
+
+    #[test]
+    fn on_a_reserved_host_an_image_that_lacks_room_keeps_its_place_and_one_that_cannot_come_does_not()
+     {
+        let mut stand = Stand::new();
+        let gate = json!({ "gate": { "mode": "Own", "poolRef": { "name": "mine" } } });
+        stand.show("mine", &gate);
+        stand.resolve("mine", "r/i:1", "one");
+        stand.reserve("mac-1", "mine");
+        stand.place().unwrap();
+        assert_eq!(stand.awaited("one"), ["mac-1"]);
+        // by its place, images that come after it make room for it
+        stand.fails("mac-1", "one", Reason::NoRoom);
+        assert_eq!(stand.place(), None);
+        assert_eq!(stand.awaited("one"), ["mac-1"]);
+        stand.fails("mac-1", "one", Reason::NeedsNewerTart);
+        stand.place().unwrap();
+        assert_eq!(stand.awaited("one"), [""; 0]);
+        // another host's failure says nothing of this one
+        stand.fails("mac-0", "one", Reason::NeedsNewerTart);
+        stand.place().unwrap();
+        assert_eq!(stand.awaited("one"), ["mac-1"]);
     }
 
     #[test]

@@ -48,6 +48,24 @@ fn a_host_is_told_the_order_of_its_images_and_a_new_one_when_a_priority_changes(
 }
 
 #[test]
+fn a_coordinator_that_has_just_started_tells_no_order_before_all_wants_are_known() {
+    let mut world = World::new();
+    let (_, mut orders) = world.open("mini-1", World::hello());
+    // an image that is wanted and not known yet would give way to these two
+    world.stage("one").unwrap();
+    world.stage("two").unwrap();
+    world.settle();
+    assert_eq!(sequences(&mut orders), [] as [Vec<Digest>; 0]);
+    world.driver.apply(Input::Recalled);
+    let told = sequences(&mut orders);
+    assert_eq!(told, [vec![digest("one"), digest("two")]]);
+    // from then on each change is told at once
+    world.stage("three").unwrap();
+    let all = ["one", "two", "three"].map(digest).to_vec();
+    assert_eq!(sequences(&mut orders).last(), Some(&all));
+}
+
+#[test]
 fn one_image_of_a_host_is_present_while_the_other_lacks_room() {
     let mut world = World::new();
     let hello = message::Hello {

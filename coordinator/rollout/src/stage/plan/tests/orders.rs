@@ -46,6 +46,40 @@ fn what_a_host_stages_that_nobody_wants_is_cancelled_once_all_wants_are_known() 
 }
 
 #[test]
+fn an_order_among_images_is_told_once_all_wants_are_known_and_not_before() {
+    let told = |actions: &[Action]| -> Vec<(HostId, Vec<Digest>)> {
+        let told = actions.iter().filter_map(|action| match action {
+            Action::Sequence { host, images } => Some((host.clone(), images.clone())),
+            _ => None,
+        });
+        told.collect()
+    };
+    let mut plan = fleet(2);
+    let ranked = |number, asked_ms| Event::Ranked {
+        image: image(number),
+        priority: 0,
+        asked_ms,
+        awaited: Vec::new(),
+    };
+    for (number, asked_ms) in [(0, 20), (1, 10)] {
+        let of = feed(&mut plan, 2_000, wanted(number, [number], Selection::All));
+        assert_eq!(told(&of), []);
+        assert_eq!(told(&feed(&mut plan, 2_000, ranked(number, asked_ms))), []);
+    }
+    // also a host that connects anew isn't told a part
+    feed(&mut plan, 3_000, Event::HostDisconnected(host(1)));
+    assert_eq!(
+        told(&feed(&mut plan, 3_100, Event::HostConnected(host(1)))),
+        []
+    );
+    let order = vec![image(1), image(0)];
+    assert_eq!(
+        told(&feed(&mut plan, 4_000, Event::WantsKnown)),
+        [(host(0), order.clone()), (host(1), order)]
+    );
+}
+
+#[test]
 fn a_paused_host_is_told_to_keep_what_it_has_and_gets_nothing_until_it_is_selected_again() {
     let some = |hosts: &[usize]| Selection::Hosts(hosts.iter().map(|n| host(*n)).collect());
     let stops = |actions: &[Action]| -> Vec<(usize, bool)> {
