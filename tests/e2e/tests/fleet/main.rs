@@ -21,5 +21,6 @@ mod rogues;
 mod several;
 mod stacked;
 mod staging;
+mod tarts_cache;
 mod watched;
 mod words;

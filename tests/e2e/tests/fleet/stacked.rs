@@ -113,6 +113,38 @@ fn an_older_tart_declines_a_stacked_image_by_name_until_it_is_upgraded() {
 }
 
 #[test]
+fn a_golden_of_a_stacked_image_waits_for_a_newer_macos_by_name_and_the_image_is_there() {
+    let site = Site::new(registry::Options::default()).unwrap();
+    let (_, setting) = says(&site, "2.36.0");
+    // where these tests run, no macOS says its version
+    let settings = format!("{setting}golden_prefix = 'golden-'\n");
+    let cluster = site.fleet(DEMO, 1, &settings, "").unwrap();
+    let image = site.image(&stack(10)).unwrap();
+    let reference = site.registry.hold("fleet/macos", "1", &image);
+    cluster.stage(&[&reference]).unwrap();
+    let told = || cluster.status(&image.digest.to_string()).unwrap()["hosts"][0].clone();
+    assert!(
+        wait_until(PATIENCE, || told()["reason"] == "needs_newer_macos"),
+        "{}",
+        told()
+    );
+    let why = cluster.parbake(&["why", "mac-000"]).unwrap();
+    let why = String::from_utf8_lossy(&why.stdout).into_owned();
+    assert!(
+        why.contains("needs_newer_macos") && why.contains("macOS 27"),
+        "{why}"
+    );
+    assert_ne!(told()["state"], "present");
+    // whoever makes VMs of it elsewhere finds all of it
+    assert_eq!(
+        site::difference(&cluster, &reference, &image).unwrap(),
+        None
+    );
+    let home = cluster.agents()[0].tart_home();
+    Tart::new(home).clone_image(&reference, "vm").unwrap();
+}
+
+#[test]
 fn a_file_that_isnt_what_the_manifest_says_is_never_seen_by_tart() {
     let site = Site::new(registry::Options::default()).unwrap();
     let (_, setting) = says(&site, "2.36.0");

@@ -19,7 +19,8 @@ use e2e::{
     rig::Rig,
     site::{self, PATIENCE},
 };
-use serde_json::Value;
+use proto::{Digest, image::MANIFEST_TYPE};
+use serde_json::{Value, json};
 
 const DEMO: &str = env!("CARGO_BIN_EXE_demo");
 
@@ -281,6 +282,40 @@ fn what_cannot_be_staged_is_refused_before_anything_moves() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{image}: {said}");
         assert!(said.contains(word), "{image}: {said}");
+    }
+    assert_eq!(rig.site.registry.counters().blob_requests, 0);
+}
+
+#[test]
+fn images_of_lume_are_refused_by_the_type_of_their_layers() {
+    let rig = Rig::paced(&ImageSpec::plain(8, 8), None).unwrap();
+    let cluster = fleet(&rig, 1);
+    let part = "application/vnd.oci.image.layer.v1.tar;part.number=1;part.total=1";
+    for (kind, layer) in [
+        ("oci", "application/vnd.trycua.lume.disk.v1"),
+        ("legacy", "application/octet-stream+lz4"),
+        ("sharded", part),
+    ] {
+        let blob = json!({ "digest": Digest::of(kind.as_bytes()).to_string(), "size": 6 });
+        let with = |media_type: &str| {
+            let mut of = blob.clone();
+            of["mediaType"] = media_type.into();
+            of
+        };
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "config": with("application/vnd.trycua.lume.config.v1+json"),
+            "layers": [with(layer)],
+        });
+        let bytes = manifest.to_string().into();
+        let registry = &rig.site.registry;
+        registry.put_manifest("fleet/lume", kind, MANIFEST_TYPE, bytes);
+        let reference = registry.reference("fleet/lume", kind).to_string();
+        let refused = cluster.parbake(&["stage", &reference, "--wait"]).unwrap();
+        let said = said(&refused);
+        assert_eq!(refused.status.code(), Some(2), "{kind}: {said}");
+        assert!(said.contains(layer), "{kind}: {said}");
     }
     assert_eq!(rig.site.registry.counters().blob_requests, 0);
 }
