@@ -100,7 +100,7 @@ pub(crate) use self::{
     limits::stricter,
     order::ORDERS,
     parts::Parts,
-    place_ask::{GateAsk, GroupAsk, PlaceAsk, PlaceError},
+    place_ask::{DoneAsk, GateAsk, GroupAsk, PlaceAsk, PlaceError},
     presence::{HostPresence, PresenceView},
     refusals::{Cause, Refused},
     show::View,

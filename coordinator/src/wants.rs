@@ -300,7 +300,12 @@ impl Files {
             KeptPlaces::FILE,
             "no host has a place: `parbake gate` may let more hosts be worked on than a cap says, until work that began before is done",
         )?;
-        kept.places = places.unwrap_or_default();
+        kept.places.places = places.unwrap_or_default();
+        let ended = self.small(
+            KeptPlaces::ENDED,
+            "nothing is to be done: who gives a place back once more hears that nothing is known of it",
+        )?;
+        kept.places.ended = ended.unwrap_or_default();
         let roster = roster.unwrap_or_default();
         for (host, place) in roster {
             if let Ok(host) = host.parse() {
@@ -420,7 +425,8 @@ impl Files {
 
     /// Writes the places under groups' caps to disk. Blocks.
     pub(crate) fn keep_places(&self, places: &KeptPlaces) -> Result<(), StateError> {
-        self.write(&self.dir.join(KeptPlaces::FILE), places)
+        self.write(&self.dir.join(KeptPlaces::ENDED), &places.ended)?;
+        self.write(&self.dir.join(KeptPlaces::FILE), &places.places)
     }
 
     fn write(&self, path: &Path, value: &impl Serialize) -> Result<(), StateError> {

@@ -229,6 +229,10 @@ reasons! {
     NoSuccessor = "no_successor",
     /// Other hosts of the group have waited longer for a place, and come first.
     AwaitingPlace = "awaiting_place",
+    /// Another caller works on the host.
+    PlaceTaken = "place_taken",
+    /// The place that is asked for was given back before.
+    PlaceOver = "place_over",
     /// The host is revoked.
     Revoked = "revoked",
     /// The fleet has no host of this name.

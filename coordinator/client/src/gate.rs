@@ -89,6 +89,12 @@ pub struct GateRequest {
     /// Seconds after which a place that nobody gives back ends by itself, at most a day. Absent: half an hour.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds: Option<u64>,
+    /// The number of the places: 16 digits 0-9 and a-f that the caller makes at random, once, and sends with each try.
+    /// Who asks again with it gets its own place again, and no other caller does. It is used once: a place that was
+    /// given back isn't taken again under its number. Absent: the caller is of a version that knows none, and shares
+    /// its places with others of that kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
 }
 
 /// The answer about one host.
@@ -123,7 +129,7 @@ pub struct GateView {
     /// Why the image failed as a whole, where it did.
     #[serde(default)]
     pub image_failed: Option<ToldReason>,
-    /// The host's place in the group, where it has one.
+    /// The caller's place on the host, where it has one in the group.
     pub place: Option<PlaceView>,
 }
 
@@ -160,6 +166,9 @@ pub struct GroupView {
 pub struct PlaceView {
     /// The host.
     pub host: String,
+    /// Its number. Absent where its caller named none.
+    #[serde(default)]
+    pub number: Option<String>,
     /// The image's reference, as it was asked for.
     pub image: String,
     /// The image's manifest digest.
@@ -196,14 +205,40 @@ pub struct GateDone {
     /// The group. Absent: every group in which the host has a place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
+    /// The number of the place: only that one is given back. Absent: one whose caller named none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
+    /// Whatever place the host has is given back: for operators. Not together with `place`.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub any: bool,
+}
+
+/// How a place ended before it was given back by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlaceEnd {
+    /// By an earlier call with its number.
+    GivenBack,
+    /// An operator gave back whatever place the host had.
+    ByOperator,
+    /// Its time was over before anybody gave it back.
+    TimeOver,
+    /// The host never had it, or so long ago that it is forgotten. Or it ended in a way that this version doesn't know.
+    #[serde(other)]
+    Unknown,
 }
 
 /// Answer to `POST /v1/gate/done`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GateDoneReply {
-    /// The groups in which the host gave a place back. Empty where it had none: it was given back before, or its time
-    /// was over.
+    /// The groups in which the host gave a place back. Empty where it had none that the call is about.
     pub given_back: Vec<String>,
+    /// How the place of this number had ended before, where it isn't given back now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<PlaceEnd>,
+    /// The same as text for people.
+    #[serde(default)]
+    pub message: String,
 }
 
 #[cfg(test)]

@@ -103,7 +103,11 @@ pub(crate) async fn ask<T>(
             (None, false) => Some(began + NEVER_HEARD),
         };
         if limit.is_some_and(|limit| now >= limit) {
-            bail!("{cause}; nothing was asked of the coordinator yet");
+            let asked = match heard {
+                true => "its answer didn't come, and what was asked may be done",
+                false => "nothing was asked of the coordinator yet",
+            };
+            bail!("{cause}; {asked}");
         }
         if said_at.is_none_or(|at| now.duration_since(at) >= SAY_EVERY) {
             said_at = Some(now);

@@ -4,26 +4,21 @@
 mod call;
 mod command;
 mod run;
+mod story;
 mod text;
+mod wait;
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use client::{
     Client,
-    gate::{AtMost, GateDone, GateDoneReply, GateList, GateReply, GateRequest, GateView},
+    gate::{AtMost, GateDone, GateList, GateRequest, PlaceEnd},
 };
 use http::Method;
-use tokio::time::{Instant, sleep_until};
 
-use self::call::{ask, passes};
-use crate::{
-    ended::{self, GateEnd, Outcome},
-    follow::{self, Touch},
-    pauses::Pauses,
-    say::{print, tell},
-};
+use self::call::Number;
+use crate::{ended::Outcome, say::print};
 
 /// What is asked of the gate.
 #[derive(Args, Debug)]
@@ -37,8 +32,9 @@ pub struct Options {
 enum Command {
     /// Wait until a host holds an image, verified, and may be worked on.
     ///
-    /// The host's own word counts, and only if it is at most 30 s old. With --group, the host then has a place in the
-    /// group, until `gate done` gives it back or its time is over. Exit status 1 if waiting is over before.
+    /// The host's own word counts, and only if it is at most 30 s old. With --group, the caller then has the host's
+    /// place in the group, until `gate done` gives it back or its time is over. The answer has the place's number.
+    /// Exit status 1 if waiting is over before: no place is kept then, unless --place says its number.
     Wait {
         /// Name of the host.
         host: String,
@@ -54,6 +50,11 @@ enum Command {
         /// Seconds after which the place ends if nobody gives it back, at most 86400. [default: 1800]
         #[arg(long = "for", requires = "group", value_name = "SECONDS")]
         lasts: Option<u64>,
+        /// Number of the place, which the caller made at random: 16 digits 0-9 and a-f. A call with the same number
+        /// gets the same place again, and `gate done` knows it also where no answer came. A number is used once.
+        /// [default: one is made]
+        #[arg(long, requires = "group", value_name = "NUMBER")]
+        place: Option<Number>,
         /// Seconds after which waiting is over, with exit status 1. 0 asks once. [default: no limit]
         #[arg(long, value_name = "SECONDS")]
         timeout: Option<u64>,
@@ -63,13 +64,18 @@ enum Command {
     },
     /// Give a host's place back, because the work on it is done.
     ///
-    /// A host without a place is no error: its place was given back before, or its time was over.
+    /// With --place only that place is given back; a repeated call succeeds again. Exit status 1 if it had ended
+    /// otherwise, or is another caller's: others may have worked on the host. Without --place whatever place the host
+    /// has is given back, whoever works there: for operators, not for scripts.
     Done {
         /// Name of the host.
         host: String,
         /// The group. [default: every group in which the host has a place]
         #[arg(long, value_name = "NAME")]
         group: Option<String>,
+        /// Number of the place, as `gate wait` and `gate list` show it. [default: whatever place the host has]
+        #[arg(long, value_name = "NUMBER")]
+        place: Option<Number>,
         /// Print one JSON object.
         #[arg(long)]
         json: bool,
@@ -82,7 +88,8 @@ enum Command {
     },
     /// Run a command for each host as soon as the host holds an image, under a cap.
     ///
-    /// The command's environment has PARBAKE_HOST, PARBAKE_IMAGE and PARBAKE_DIGEST. It is run without a shell. Its end
+    /// The command's environment has PARBAKE_HOST, PARBAKE_IMAGE, PARBAKE_DIGEST, and PARBAKE_GROUP and PARBAKE_PLACE,
+    /// the number of its place. It is run without a shell. Its end
     /// gives the host's place back. A command that fails keeps further ones from beginning. Exit status 1 unless the
     /// command succeeded for every host.
     Run(run::Options),
@@ -97,9 +104,14 @@ pub(crate) async fn run(client: Client, options: Options) -> anyhow::Result<Outc
             group,
             at_most,
             lasts,
+            place,
             timeout,
             json,
         } => {
+            // who made the number knows it, and may give the place back
+            let keeps = place.is_some();
+            let made = || group.as_ref().map(|_| Number::fresh());
+            let number = place.or_else(made);
             let request = GateRequest {
                 image,
                 hosts: vec![host],
@@ -107,16 +119,28 @@ pub(crate) async fn run(client: Client, options: Options) -> anyhow::Result<Outc
                 group,
                 at_most,
                 seconds: lasts,
+                place: number.map(|number| number.as_str().to_owned()),
             };
-            wait(&client, request, timeout, json).await
+            wait::run(&client, request, keeps, timeout, json).await
         }
-        Command::Done { host, group, json } => {
-            let body = GateDone { host, group };
-            let reply: GateDoneReply = client
-                .read(Method::POST, "/v1/gate/done", Some(&body))
-                .await?;
-            print(json, &reply, || text::done(&body.host, &reply))?;
-            Ok(Outcome::Yes)
+        Command::Done {
+            host,
+            group,
+            place,
+            json,
+        } => {
+            let body = GateDone {
+                any: place.is_none(),
+                host,
+                group,
+                place: place.map(|number| number.as_str().to_owned()),
+            };
+            let reply = call::done(&client, &body, Duration::ZERO).await?;
+            print(json, &reply, || text::done(&reply))?;
+            Ok(match reply.before {
+                None | Some(PlaceEnd::GivenBack) => Outcome::Yes,
+                Some(_) => Outcome::No,
+            })
         }
         Command::List { json } => {
             let list: GateList = client.read(Method::GET, "/v1/gate", None::<&()>).await?;
@@ -124,72 +148,5 @@ pub(crate) async fn run(client: Client, options: Options) -> anyhow::Result<Outc
             Ok(Outcome::Yes)
         }
         Command::Run(options) => Box::pin(run::run(client, options)).await,
-    }
-}
-
-fn only(reply: GateReply) -> anyhow::Result<GateView> {
-    let view = reply.hosts.into_iter().next();
-    view.context("the coordinator answers about no host")
-}
-
-async fn wait(
-    client: &Client,
-    mut request: GateRequest,
-    timeout_seconds: Option<u64>,
-    json: bool,
-) -> anyhow::Result<Outcome> {
-    let deadline = timeout_seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let first = follow::ask(client, deadline, async || ask(client, &request).await).await?;
-    let mut view = only(first)?;
-    // whoever isn't waited for yet was named by mistake
-    if let GateEnd::Over(story) = ended::of_gate(&view, &request.image)
-        && view.verdict == client::gate::GateVerdict::Refused
-    {
-        bail!("{}", story.trim_end());
-    }
-    let mut touch = Touch::new(Instant::now());
-    let mut looks = Pauses::between_looks();
-    let mut said = None;
-    loop {
-        match ended::of_gate(&view, &request.image) {
-            GateEnd::Open => {
-                print(json, &view, || text::view(&view))?;
-                return Ok(Outcome::Yes);
-            }
-            GateEnd::Over(story) => {
-                tell(&story);
-                print(json, &view, || text::view(&view))?;
-                return Ok(Outcome::No);
-            }
-            GateEnd::Waits => {}
-        }
-        if request.digest.is_none() {
-            request.digest.clone_from(&view.digest);
-        }
-        if said.as_ref() != Some(&view.reason) {
-            tell(&text::view(&view));
-            said = Some(view.reason.clone());
-            looks.begin_anew();
-        }
-        let now = Instant::now();
-        if deadline.is_some_and(|deadline| deadline <= now) {
-            let away = touch.contact(now).words("the host's turn is kept for 30 s");
-            tell(&text::late(&view, request.group.as_deref(), away));
-            print(json, &view, || text::view(&view))?;
-            return Ok(Outcome::No);
-        }
-        let again = now + looks.next();
-        sleep_until(deadline.map_or(again, |deadline| deadline.min(again))).await;
-        match ask(client, &request).await {
-            Ok(reply) => {
-                touch.heard(Instant::now());
-                view = only(reply)?;
-            }
-            Err(error) if passes(&error) => touch.lost(Instant::now(), error.to_string()),
-            Err(error) => return Err(error.into()),
-        }
-        if let Some(words) = touch.due(Instant::now(), "staging") {
-            tell(&words);
-        }
     }
 }

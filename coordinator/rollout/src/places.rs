@@ -1,23 +1,40 @@
 //! Places: how many hosts of a group may be worked on at one time, in racks without a cluster.
 //!
-//! Whoever works on a host asks for a place in a group, and gives the place back when the work is done. A place is the
-//! host's, not the caller's: a caller whose answer was lost asks again and gets the place that the host has. A place
-//! that nobody gives back ends by itself.
+//! Whoever works on a host asks for a place in a group, and gives the place back when the work is done. A place has a
+//! number, which its caller makes and keeps through all tries. A caller whose answer was lost asks again and gets its
+//! own place again. **Invariant:** no call gets or gives back a place of another number, however late it comes and
+//! however often, but for an operator's that says so. A place that nobody gives back ends by itself.
+//!
+//! A number is used once: what was given back isn't taken again by an ask that comes late. Callers of earlier versions
+//! name no number. All of them are one caller, because nothing tells them apart.
 //!
 //! Each caller says how many hosts may have a place. **Invariant:** a place is given only where, with it, no more
 //! places are taken than *every* caller says who has a place or waits. So no order of asks exceeds anybody's cap, and a
 //! second caller can't raise the first one's.
 //!
-//! Who waits longest comes first. A host that isn't ready keeps its turn and holds up nobody. A wait that isn't
-//! repeated is over after [`WAIT_LIVES`].
+//! The host that waits longest comes first, whoever asks for it. A host that isn't ready keeps its turn and holds up
+//! nobody. A wait that isn't repeated is over after [`WAIT_LIVES`].
 //!
 //! No clock of a machine decides anything. After a restart each place gets its whole time again, because nobody knows
 //! how long the restart took: a place may last longer than it should, and never ends early.
 
-use alloc::{collections::BTreeMap, string::String, vec::Vec};
+mod ended;
+mod number;
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    string::String,
+    vec::Vec,
+};
 use core::{fmt, str::FromStr, time::Duration};
 
 use proto::{Digest, HostId, Moment, Reason};
+
+use self::ended::Memory;
+pub use self::{
+    ended::{Ended, MAX_ENDED, PlaceEnd},
+    number::{NoPlaceNumber, PlaceNumber},
+};
 
 #[cfg(test)]
 mod tests;
@@ -98,6 +115,8 @@ pub struct Purpose {
 pub struct Ask {
     /// The host that is worked on.
     pub host: HostId,
+    /// The number of the place. `None`: the caller is of a version that knows none.
+    pub number: Option<PlaceNumber>,
     /// What for.
     pub purpose: Purpose,
     /// Whether the host holds the image now; if not, why.
@@ -111,6 +130,8 @@ pub struct Ask {
 /// A place that a host has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
+    /// Its number. `None`: its caller named none.
+    pub number: Option<PlaceNumber>,
     /// What the host is worked on for.
     pub purpose: Purpose,
     /// The most places that the group may have while this one is taken.
@@ -128,11 +149,37 @@ pub struct Place {
 pub enum Answer {
     /// The host has a place, and holds the image.
     Open {
-        /// Whether the host had the place already.
+        /// Whether the caller had the place already.
         again: bool,
     },
     /// The host has to wait.
     Waits(Wait),
+    /// The place of this number ended so. Its ask comes late: nothing is taken.
+    Over(PlaceEnd),
+}
+
+/// Which place of a host is given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Back {
+    /// The one of this number.
+    Numbered(PlaceNumber),
+    /// One whose caller named no number: so says a caller of a version that knows none.
+    Unnumbered,
+    /// Whatever place the host has: so says an operator.
+    Any,
+}
+
+/// What became of a place that is given back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// It is given back, in these groups.
+    Now(Vec<GroupName>),
+    /// It had ended before.
+    Before(PlaceEnd),
+    /// The host has no place that this call is about.
+    Nothing,
+    /// The host's places have numbers, and the call names none.
+    Numbered,
 }
 
 /// What a host waits for.
@@ -140,6 +187,8 @@ pub enum Answer {
 pub enum Wait {
     /// The host isn't ready, for this reason. A place that it has from an earlier ask stays.
     Unready(Reason),
+    /// Another caller has the host's place.
+    Taken,
     /// As many hosts have a place as the strictest caller allows, or more.
     CapReached {
         /// The places that are taken.
@@ -162,6 +211,7 @@ impl Wait {
     pub const fn reason(self) -> Reason {
         match self {
             Self::Unready(reason) => reason,
+            Self::Taken => Reason::PlaceTaken,
             Self::CapReached { .. } | Self::Full => Reason::CapReached,
             Self::Behind { .. } => Reason::AwaitingPlace,
         }
@@ -177,7 +227,7 @@ pub enum Refused {
     TooManyGroups,
 }
 
-/// A host that waits for a place.
+/// A caller that waits for a host's place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waiting {
     /// What for.
@@ -187,7 +237,7 @@ pub struct Waiting {
     /// What it waits for.
     pub wait: Wait,
     cap: Option<u32>,
-    /// Its turn: lower numbers come first.
+    /// The host's turn: lower numbers come first.
     turn: u64,
     asked_at: Moment,
 }
@@ -196,7 +246,8 @@ pub struct Waiting {
 #[derive(Clone, Debug, Default)]
 pub struct Group {
     places: BTreeMap<HostId, Place>,
-    waits: BTreeMap<HostId, Waiting>,
+    /// By host and the number of the caller's place.
+    waits: BTreeMap<(HostId, Option<PlaceNumber>), Waiting>,
 }
 
 impl Group {
@@ -205,12 +256,31 @@ impl Group {
         self.places.iter()
     }
 
-    /// The hosts that wait, those first that come first.
+    /// The hosts that wait, those first that come first; a host once for each caller.
     #[must_use]
     pub fn waits(&self) -> Vec<(&HostId, &Waiting)> {
-        let mut waits: Vec<_> = self.waits.iter().collect();
+        let waits = self.waits.iter();
+        let mut waits: Vec<_> = waits.map(|((host, _), waiting)| (host, waiting)).collect();
         waits.sort_by_key(|(_, waiting)| waiting.turn);
         waits
+    }
+
+    /// The host's place, where this caller has it.
+    #[must_use]
+    pub fn own(&self, host: &HostId, number: Option<PlaceNumber>) -> Option<&Place> {
+        self.places.get(host).filter(|of| of.number == number)
+    }
+
+    /// The host's place, whoever has it.
+    #[must_use]
+    pub fn place(&self, host: &HostId) -> Option<&Place> {
+        self.places.get(host)
+    }
+
+    /// The host's turn, where anybody waits for it.
+    fn turn(&self, host: &HostId) -> Option<u64> {
+        let waits = self.waits.iter().filter(|((of, _), _)| of == host);
+        waits.map(|(_, waiting)| waiting.turn).min()
     }
 
     /// The most hosts that may have a place: the least that anybody says who has one, or waits.
@@ -234,12 +304,13 @@ impl Group {
     /// How many hosts without a place come before this one: they are ready, or were when they last asked, and have
     /// waited longer.
     fn before(&self, turn: u64) -> u32 {
-        let before = self.waits.iter().filter(|(host, waiting)| {
+        let before = self.waits.iter().filter(|((host, _), waiting)| {
             waiting.turn < turn
                 && !matches!(waiting.wait, Wait::Unready(_))
-                && !self.places.contains_key(*host)
+                && !self.places.contains_key(host)
         });
-        u32::try_from(before.count()).unwrap_or(u32::MAX)
+        let hosts: BTreeSet<&HostId> = before.map(|((host, _), _)| host).collect();
+        u32::try_from(hosts.len()).unwrap_or(u32::MAX)
     }
 
     fn forget_waits(&mut self, now: Moment) {
@@ -253,6 +324,7 @@ impl Group {
 pub struct Places {
     groups: BTreeMap<GroupName, Group>,
     turns: u64,
+    memory: Memory,
 }
 
 impl Places {
@@ -273,6 +345,18 @@ impl Places {
         }
     }
 
+    /// A place that had ended before a restart. It isn't there, also where it was kept as one: then only one of the two
+    /// writes was made, and its caller heard no answer.
+    pub fn restore_ended(&mut self, ended: Ended) {
+        for group in self.groups.values_mut() {
+            if group.own(&ended.host, Some(ended.number)).is_some() {
+                group.places.remove(&ended.host);
+            }
+        }
+        self.groups.retain(|_, group| !group.is_empty());
+        self.memory.add(ended);
+    }
+
     /// Asks for a place. `unix_ms` is only shown. Where the answer is [`Answer::Open`], the group's places have to be
     /// kept before anybody is told.
     ///
@@ -285,6 +369,9 @@ impl Places {
         name: &GroupName,
         ask: Ask,
     ) -> Result<Answer, Refused> {
+        if let Some(how) = self.over(name, &ask) {
+            return Ok(Answer::Over(how));
+        }
         if let Some(group) = self.groups.get_mut(name) {
             group.forget_waits(now);
         } else if self.groups.len() >= MAX_GROUPS {
@@ -301,13 +388,17 @@ impl Places {
         };
         let group = self.groups.entry(name.clone()).or_default();
         let (taken, lasts) = (group.taken(), ask.lasts.min(MAX_LASTS));
-        let known = group.waits.get(&ask.host);
-        let (since, turn) = known.map_or((now, self.turns), |of| (of.since, of.turn));
-        let (known, others) = (known.is_some(), group.before(turn));
-        let place = group.places.get_mut(&ask.host);
-        let wait = match (ask.ready, &place) {
+        let key = (ask.host, ask.number);
+        let known = group.waits.get(&key);
+        let since = known.map_or(now, |of| of.since);
+        let (known, begun) = (known.is_some(), group.turn(&key.0));
+        let turn = begun.unwrap_or(self.turns);
+        let others = group.before(turn);
+        let place = group.places.get(&key.0);
+        let wait = match (ask.ready, place) {
             (Err(reason), _) => Some(Wait::Unready(reason)),
-            // another caller's place, whose cap was greater
+            (Ok(()), Some(place)) if place.number != key.1 => Some(Wait::Taken),
+            // the caller says less than when it took the place
             (Ok(()), Some(_)) if own.is_some_and(|cap| taken > cap) => {
                 Some(Wait::CapReached { taken, cap })
             }
@@ -327,8 +418,8 @@ impl Places {
                     turn,
                     asked_at: now,
                 };
-                self.turns += u64::from(!known);
-                group.waits.insert(ask.host, waiting);
+                self.turns += u64::from(begun.is_none());
+                group.waits.insert(key, waiting);
             } else if group.is_empty() {
                 self.groups.remove(name);
             }
@@ -336,30 +427,95 @@ impl Places {
         }
         let before = place.map(|place| (place.cap, place.taken_ms));
         let (before, taken_ms) = before.unwrap_or((cap, unix_ms));
-        // a second caller for the host may say less than the first one
+        // the caller may say less than the first time
         let cap = own.map_or(before, |own| own.min(before));
-        group.waits.remove(&ask.host);
+        group.waits.remove(&key);
+        let (host, number) = key;
+        if let Some(number) = number {
+            self.memory.forget(&host, number);
+        }
         let place = Place {
+            number,
             purpose: ask.purpose,
             cap,
             lasts,
             taken_ms,
             ends_at: now + lasts,
         };
-        let again = group.places.insert(ask.host, place).is_some();
+        let again = group.places.insert(host, place).is_some();
         Ok(Answer::Open { again })
     }
 
-    /// A host's work is done: its place is given back, and it waits no longer. Returns the place; `None` where the host
-    /// had none.
-    pub fn done(&mut self, name: &GroupName, host: &HostId) -> Option<Place> {
-        let group = self.groups.get_mut(name)?;
-        group.waits.remove(host);
-        let place = group.places.remove(host);
-        if group.is_empty() {
-            self.groups.remove(name);
+    /// How the place ended that is asked for, if it isn't to be taken any more. A caller whose time was over before it
+    /// heard of its place may have it anew.
+    fn over(&self, name: &GroupName, ask: &Ask) -> Option<PlaceEnd> {
+        let number = ask.number?;
+        let group = self.groups.get(name);
+        if group.is_some_and(|of| of.own(&ask.host, ask.number).is_some()) {
+            return None;
         }
-        place
+        let ended = self.memory.get(&ask.host, number)?;
+        (!ended.again).then_some(ended.how)
+    }
+
+    /// The work on a host is done: its place is given back, in this group or in every one. The places and those that
+    /// ended have to be kept before anybody is told.
+    pub fn done(&mut self, name: Option<&GroupName>, host: &HostId, back: Back) -> Done {
+        let (mut given_back, mut numbered) = (Vec::new(), false);
+        for (group_name, group) in &mut self.groups {
+            if name.is_some_and(|name| name != group_name) {
+                continue;
+            }
+            let own = match back {
+                Back::Numbered(number) => Some(Some(number)),
+                Back::Unnumbered => Some(None),
+                Back::Any => None,
+            };
+            // who gives a place back waits for it no longer
+            if let Some(number) = own {
+                group.waits.remove(&(host.clone(), number));
+            }
+            let Some(place) = group.places.get(host) else {
+                continue;
+            };
+            let number = place.number;
+            if own.is_some_and(|own| own != number) {
+                numbered |= number.is_some();
+                continue;
+            }
+            group.places.remove(host);
+            given_back.push(group_name.clone());
+            let how = match back {
+                Back::Any => PlaceEnd::ByOperator,
+                Back::Numbered(_) | Back::Unnumbered => PlaceEnd::GivenBack,
+            };
+            if let Some(number) = number {
+                self.memory.add(Ended {
+                    host: host.clone(),
+                    number,
+                    how,
+                    again: false,
+                });
+            }
+        }
+        self.groups.retain(|_, group| !group.is_empty());
+        match back {
+            _ if !given_back.is_empty() => Done::Now(given_back),
+            Back::Numbered(number) => {
+                let ended = self.memory.get(host, number);
+                let how = ended.map_or(PlaceEnd::Unknown, |of| of.how);
+                // an ask for it that is still on its way takes nothing
+                self.memory.add(Ended {
+                    host: host.clone(),
+                    number,
+                    how,
+                    again: false,
+                });
+                Done::Before(how)
+            }
+            Back::Unnumbered if numbered => Done::Numbered,
+            Back::Unnumbered | Back::Any => Done::Nothing,
+        }
     }
 
     /// Ends the places whose time is over, and returns them. The waits that weren't repeated are forgotten.
@@ -373,6 +529,14 @@ impl Places {
             let ends: Vec<HostId> = ends.map(|(host, _)| host.clone()).collect();
             for host in ends {
                 if let Some(place) = group.places.remove(&host) {
+                    if let Some(number) = place.number {
+                        self.memory.add(Ended {
+                            host: host.clone(),
+                            number,
+                            how: PlaceEnd::TimeOver,
+                            again: true,
+                        });
+                    }
                     over.push((name.clone(), host, place));
                 }
             }
@@ -407,12 +571,9 @@ impl Places {
         self.groups.get(name)
     }
 
-    /// The groups in which a host has a place or waits.
-    #[must_use]
-    pub fn groups_of(&self, host: &HostId) -> Vec<GroupName> {
-        let has = |group: &Group| group.places.contains_key(host) || group.waits.contains_key(host);
-        let groups = self.groups.iter().filter(|(_, group)| has(group));
-        groups.map(|(name, _)| name.clone()).collect()
+    /// The places that ended last, the oldest first.
+    pub fn ended(&self) -> impl ExactSizeIterator<Item = &Ended> {
+        self.memory.iter()
     }
 
     fn taken(&self) -> usize {

@@ -104,7 +104,9 @@ impl From<CancelError> for Failure {
 impl From<PlaceError> for Failure {
     fn from(error: PlaceError) -> Self {
         let status = match &error {
-            PlaceError::NoCap(_) | PlaceError::TooManyGroups => StatusCode::CONFLICT,
+            PlaceError::NoCap(_) | PlaceError::TooManyGroups | PlaceError::Numbered(_) => {
+                StatusCode::CONFLICT
+            }
             PlaceError::NotKept(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error)

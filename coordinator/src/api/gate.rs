@@ -15,14 +15,14 @@ use proto::{
     figure::{Bytes as Figure, percent},
     reference::MAX_REFERENCE_BYTES,
 };
-use rollout::places::{GroupName, MAX_LASTS};
+use rollout::places::{Back, GroupName, MAX_LASTS, PlaceNumber};
 
 use super::{
     answer::{Answer, Failure, host_id, read},
     state::{Api, ask, saved},
 };
 use crate::{
-    driver::{Ask, GateAsk, GroupAsk, PlaceAsk, View},
+    driver::{Ask, DoneAsk, GateAsk, GroupAsk, PlaceAsk, View},
     view::{HostState, ImageState},
 };
 
@@ -48,10 +48,7 @@ pub(super) async fn open(State(api): State<Api>, body: Bytes) -> Answer<Response
 }
 
 pub(super) async fn done(State(api): State<Api>, body: Bytes) -> Answer<Response> {
-    let request: GateDone = read(&body)?;
-    let host = host_id(&request.host)?;
-    let group = request.group.as_deref().map(group).transpose()?;
-    let about = (host, group);
+    let about = parse_done(&read(&body)?)?;
     let reply = ask(&api, |reply| Ask::Places(PlaceAsk::Done(about, reply)));
     let reply = reply.await??;
     saved(&api).await?;
@@ -71,6 +68,27 @@ fn group(name: &str) -> Answer<GroupName> {
     name.parse().map_err(|error| {
         let name = crate::progress::clean(name);
         bad(format!("group `{name}`: {error}"))
+    })
+}
+
+fn number(text: &str) -> Answer<PlaceNumber> {
+    text.parse().map_err(|error| {
+        let text = crate::progress::clean(text);
+        bad(format!("`place` {text}: {error}"))
+    })
+}
+
+fn parse_done(request: &GateDone) -> Answer<DoneAsk> {
+    let place = request.place.as_deref().map(number).transpose()?;
+    Ok(DoneAsk {
+        host: host_id(&request.host)?,
+        group: request.group.as_deref().map(group).transpose()?,
+        back: match (place, request.any) {
+            (Some(_), true) => return Err(bad("`place` and `any` can't both be meant")),
+            (Some(number), false) => Back::Numbered(number),
+            (None, true) => Back::Any,
+            (None, false) => Back::Unnumbered,
+        },
     })
 }
 
@@ -102,10 +120,14 @@ fn parse(request: GateRequest) -> Answer<GateAsk> {
                     return Err(bad(format!("`seconds` has to be 1 to {most}")));
                 }
             },
+            number: request.place.as_deref().map(number).transpose()?,
         }),
-        None if request.at_most.is_some() || request.seconds.is_some() => {
+        None if request.at_most.is_some()
+            || request.seconds.is_some()
+            || request.place.is_some() =>
+        {
             return Err(bad(
-                "`at_most` and `seconds` are about a `group`, and none is named",
+                "`at_most`, `seconds` and `place` are about a `group`, and none is named",
             ));
         }
         None => None,
@@ -182,7 +204,7 @@ mod tests {
         };
         assert_eq!(parse(good).unwrap().group.unwrap().lasts, MAX_LASTS);
         type Change = fn(&mut GateRequest);
-        let changes: [(&str, Change); 8] = [
+        let changes: [(&str, Change); 10] = [
             ("1 to 512 hosts", |of| of.hosts.clear()),
             ("1 to 512 hosts", |of| {
                 of.hosts = vec!["a".into(); MAX_GATE_HOSTS + 1]
@@ -201,6 +223,12 @@ mod tests {
             ("none is named", |of| {
                 (of.group, of.seconds) = (None, Some(1))
             }),
+            ("none is named", |of| {
+                (of.group, of.place) = (None, Some("0".repeat(16)))
+            }),
+            ("not the number of a place", |of| {
+                of.place = Some("7".into())
+            }),
         ];
         for (words, change) in changes {
             let mut request = request();
@@ -208,5 +236,25 @@ mod tests {
             let error = parse(request).unwrap_err();
             assert!(error.error().contains(words), "{}", error.error());
         }
+    }
+
+    #[test]
+    fn who_gives_a_place_back_says_which_one() {
+        let done = |place: Option<&str>, any| {
+            let place = place.map(str::to_owned);
+            let request = GateDone {
+                host: "mini-1".into(),
+                group: None,
+                place,
+                any,
+            };
+            parse_done(&request).map(|of| of.back)
+        };
+        let number = "00000000000000ab";
+        let numbered = Back::Numbered(number.parse().unwrap());
+        assert_eq!(done(Some(number), false).unwrap(), numbered);
+        assert_eq!(done(None, true).unwrap(), Back::Any);
+        assert_eq!(done(None, false).unwrap(), Back::Unnumbered);
+        assert!(done(Some(number), true).is_err() && done(Some("7"), false).is_err());
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use client::gate::{AtMost, GateDoneReply, GateList, GateReply};
 use proto::{Digest, HostId};
-use rollout::places::{GroupName, MAX_GROUPS};
+use rollout::places::{Back, GroupName, MAX_GROUPS, PlaceNumber};
 use tokio::sync::oneshot;
 
 use crate::wants::StateError;
@@ -26,6 +26,17 @@ pub(crate) struct GroupAsk {
     pub(crate) name: GroupName,
     pub(crate) at_most: Option<AtMost>,
     pub(crate) lasts: Duration,
+    /// The number of the caller's places.
+    pub(crate) number: Option<PlaceNumber>,
+}
+
+/// A host on which the work is done.
+#[derive(Clone, Debug)]
+pub(crate) struct DoneAsk {
+    pub(crate) host: HostId,
+    /// `None`: every group.
+    pub(crate) group: Option<GroupName>,
+    pub(crate) back: Back,
 }
 
 /// What is asked of the gate without a cluster.
@@ -33,11 +44,8 @@ pub(crate) struct GroupAsk {
 pub(crate) enum PlaceAsk {
     /// Which of these hosts hold the image, and have a place?
     Open(Box<GateAsk>, oneshot::Sender<Result<GateReply, PlaceError>>),
-    /// The work on a host is done, in this group or in all.
-    Done(
-        (HostId, Option<GroupName>),
-        oneshot::Sender<Result<GateDoneReply, PlaceError>>,
-    ),
+    /// The work on a host is done.
+    Done(DoneAsk, oneshot::Sender<Result<GateDoneReply, PlaceError>>),
     /// Who has a place, and who waits?
     List(oneshot::Sender<GateList>),
 }
@@ -54,6 +62,11 @@ pub(crate) enum PlaceError {
         MAX_GROUPS
     )]
     TooManyGroups,
+    /// The caller is of a version that names no place, and the host's place has a number.
+    #[error(
+        "the place of host {0} is another caller's, and stays; a later `parbake` names the place that it gives back (`parbake gate list`)"
+    )]
+    Numbered(HostId),
     /// The change couldn't be written to disk.
     #[error("places changed, but a restart will forget that; ask again: {0}")]
     NotKept(#[from] StateError),

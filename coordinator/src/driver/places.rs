@@ -7,12 +7,15 @@
 use std::time::{Duration, Instant};
 
 use client::gate::{
-    AtMost, GateDoneReply, GateList, GateReply, GateVerdict, GateView, GroupView, PlaceView,
+    self, AtMost, GateDoneReply, GateList, GateReply, GateVerdict, GateView, GroupView, PlaceView,
     WaitView,
 };
 use proto::{Digest, HostId, Moment, Reason};
 use rollout::{
-    places::{self, Answer as Given, GroupName, Place, Purpose, Refused, Wait},
+    places::{
+        self, Answer as Given, Done, GroupName, Place, PlaceEnd, PlaceNumber, Purpose, Refused,
+        Wait,
+    },
     presence::{Held, MAX_AGE},
 };
 use tracing::{info, warn};
@@ -22,7 +25,7 @@ use super::{
     hosts::Hosts,
     images::Images,
     members::Members,
-    place_ask::{GateAsk, PlaceAsk, PlaceError},
+    place_ask::{DoneAsk, GateAsk, PlaceAsk, PlaceError},
     presence::Presence,
     took::unix_ms,
     words,
@@ -78,9 +81,13 @@ impl Places {
     /// The places that were kept over a restart. Each gets its whole time again.
     pub(super) fn kept(now: Moment, kept: KeptPlaces) -> Self {
         let mut this = Self::default();
+        let ended = kept.ended();
         for (group, host, place) in kept.parse(now) {
             info!(group = group.as_str(), %host, "a place outlived the restart, and gets its whole time again");
             this.places.restore(now, group, host, place);
+        }
+        for ended in ended {
+            this.places.restore_ended(ended);
         }
         this
     }
@@ -98,10 +105,14 @@ impl Places {
                 Ok((answer, false)) => drop(reply.send(Ok(answer))),
                 Err(error) => drop(reply.send(Err(error))),
             },
-            PlaceAsk::Done((host, group), reply) => {
-                let answer = Answer::new(reply, self.done(&host, group.as_ref()));
-                effects.write(Write::Gate(self.to_keep(), GateAnswer::Done(answer)));
-            }
+            PlaceAsk::Done(ask, reply) => match self.done(&ask) {
+                // written again also where nothing changes: the write before may have failed
+                Ok(answer) => {
+                    let answer = GateAnswer::Done(Answer::new(reply, answer));
+                    effects.write(Write::Gate(self.to_keep(), answer));
+                }
+                Err(error) => drop(reply.send(Err(error))),
+            },
             PlaceAsk::List(reply) => drop(reply.send(self.list(at.now))),
         }
         effects
@@ -152,6 +163,7 @@ impl Places {
         };
         let asked = places::Ask {
             host: host.clone(),
+            number: group.number,
             purpose,
             ready,
             cap: group.at_most.map(|cap| most(cap, meant.asked_on)),
@@ -167,16 +179,36 @@ impl Places {
                 if !again {
                     info!(group = group.name.as_str(), %host, image = %meant.digest, "host has a place");
                 }
-                open(age, Some(&group.name))
+                open(age, Some((&group.name, group.number)))
             }
+            Given::Over(how) => over(host, how),
             Given::Waits(Wait::Unready(reason)) => unready(reason, host, age),
+            Given::Waits(Wait::Taken) => self.taken(at.now, &group.name, host),
             Given::Waits(wait) => self.full(at.now, &group.name, host, wait),
         };
         let mut view = told.view(host, Some(meant.digest));
         let places = self.places.group(&group.name);
-        let place = places.and_then(|of| of.places().find(|(id, _)| *id == host));
-        view.place = place.map(|(host, place)| place_view(at.now, host, place));
+        let place = places.and_then(|of| of.own(host, group.number));
+        view.place = place.map(|place| place_view(at.now, host, place));
         Ok((view, matches!(answer, Given::Open { .. })))
+    }
+
+    /// What a caller waits for while another one has the host's place.
+    fn taken(&self, now: Moment, name: &GroupName, host: &HostId) -> Told {
+        let place = self.places.group(name).and_then(|of| of.place(host));
+        let left = place.map_or(0, |place| place.ends_at.since(now).as_secs());
+        let number = place.and_then(|place| place.number);
+        let back = command(host, name, number);
+        Told {
+            verdict: GateVerdict::Waits,
+            reason: Wait::Taken.reason(),
+            message: format!(
+                "another caller has its place in group {name}, whose time is over in {left} s"
+            ),
+            next: format!(
+                "it goes on when that one is given back; where its caller is gone, give it back: `{back}`"
+            ),
+        }
     }
 
     /// What a host waits for that is ready.
@@ -206,7 +238,7 @@ impl Places {
             Wait::Behind { others } => {
                 format!("{others} hosts of group {name} have waited longer, and come first")
             }
-            Wait::Full | Wait::Unready(_) => {
+            Wait::Full | Wait::Unready(_) | Wait::Taken => {
                 format!("{} places are taken in all groups", places::MAX_PLACES)
             }
         };
@@ -215,25 +247,54 @@ impl Places {
             reason: wait.reason(),
             message,
             next: format!(
-                "it goes on when a place is given back (`parbake gate done HOST --group {name}`); `parbake gate list` shows who has one"
+                "it goes on when a place is given back; `parbake gate list` shows who has one in group {name}"
             ),
         }
     }
 
-    /// The work on a host is done. Returns the groups in which it gave a place back.
-    fn done(&mut self, host: &HostId, group: Option<&GroupName>) -> GateDoneReply {
-        let groups = match group {
-            Some(group) => vec![group.clone()],
-            None => self.places.groups_of(host),
-        };
-        let mut given_back = Vec::new();
-        for group in groups {
-            if self.places.done(&group, host).is_some() {
-                info!(group = group.as_str(), %host, "host gave its place back");
-                given_back.push(group.to_string());
+    /// The work on a host is done: what became of the place.
+    ///
+    /// # Errors
+    /// The call names no place, and the host's place has a number.
+    fn done(&mut self, ask: &DoneAsk) -> Result<GateDoneReply, PlaceError> {
+        let DoneAsk { host, group, back } = ask;
+        let mut reply = GateDoneReply::default();
+        match self.places.done(group.as_ref(), host, *back) {
+            Done::Now(groups) => {
+                for group in groups {
+                    info!(group = group.as_str(), %host, "host gave its place back");
+                    reply.given_back.push(group.to_string());
+                }
+                let groups = reply.given_back.join(", ");
+                reply.message = format!("{host} gave its place back in {groups}");
             }
+            Done::Before(how) => {
+                reply.before = Some(ended(how));
+                reply.message = format!("{host}: {}{}", before(how), self.now_has(ask));
+            }
+            Done::Nothing => {
+                reply.message =
+                    format!("{host} has no place: it was given back before, or its time was over");
+            }
+            Done::Numbered => return Err(PlaceError::Numbered(host.clone())),
         }
-        GateDoneReply { given_back }
+        Ok(reply)
+    }
+
+    /// Words for what a host has beside the place that is given back.
+    fn now_has(&self, ask: &DoneAsk) -> String {
+        let groups = self.places.groups().filter(|(name, of)| {
+            let meant = ask.group.as_ref().is_none_or(|group| group == *name);
+            meant && of.place(&ask.host).is_some()
+        });
+        let names: Vec<&str> = groups.map(|(name, _)| name.as_str()).collect();
+        match names.is_empty() {
+            true => String::new(),
+            false => format!(
+                "; the place that it has now in {} is another caller's, and stays",
+                names.join(", ")
+            ),
+        }
     }
 
     /// Ends the places whose time is over.
@@ -422,17 +483,57 @@ const fn ready(held: Held) -> Result<(), Reason> {
     }
 }
 
-fn open(age: Option<Duration>, group: Option<&GroupName>) -> Told {
+/// The command that gives a place back.
+fn command(host: impl std::fmt::Display, group: &GroupName, number: Option<PlaceNumber>) -> String {
+    let number = number.map_or_else(String::new, |number| format!(" --place {number}"));
+    format!("parbake gate done {host} --group {group}{number}")
+}
+
+/// How a place ended, as it is told.
+const fn ended(how: PlaceEnd) -> gate::PlaceEnd {
+    match how {
+        PlaceEnd::GivenBack => gate::PlaceEnd::GivenBack,
+        PlaceEnd::ByOperator => gate::PlaceEnd::ByOperator,
+        PlaceEnd::TimeOver => gate::PlaceEnd::TimeOver,
+        PlaceEnd::Unknown => gate::PlaceEnd::Unknown,
+    }
+}
+
+/// How a place ended, for people.
+const fn before(how: PlaceEnd) -> &'static str {
+    match how {
+        PlaceEnd::GivenBack => "this place was given back before",
+        PlaceEnd::ByOperator => {
+            "an operator gave this place back before, and others may have worked on the host since"
+        }
+        PlaceEnd::TimeOver => {
+            "this place's time was over before it was given back, and others may have worked on the host since"
+        }
+        PlaceEnd::Unknown => "nothing is known of this place: it was never taken, or long ago",
+    }
+}
+
+/// The answer to an ask for a place that has ended.
+fn over(host: &HostId, how: PlaceEnd) -> Told {
+    Told {
+        verdict: GateVerdict::Refused,
+        reason: Reason::PlaceOver,
+        message: before(how).to_owned(),
+        next: format!("ask for {host} anew, with a number that wasn't used before"),
+    }
+}
+
+fn open(age: Option<Duration>, group: Option<(&GroupName, Option<PlaceNumber>)>) -> Told {
     let age = age.unwrap_or_default().as_secs();
-    let place = group.map_or_else(String::new, |group| {
+    let place = group.map_or_else(String::new, |(group, _)| {
         format!(", and has a place in group {group}")
     });
     Told {
         verdict: GateVerdict::Open,
         reason: Reason::Open,
         message: format!("it holds the image, verified, by its own word {age} s ago{place}"),
-        next: group.map_or_else(String::new, |group| {
-            format!("`parbake gate done HOST --group {group}` when the work is done")
+        next: group.map_or_else(String::new, |(group, number)| {
+            format!("`{}` when the work is done", command("HOST", group, number))
         }),
     }
 }
@@ -469,6 +570,7 @@ fn most(cap: AtMost, asked_on: usize) -> u32 {
 fn place_view(now: Moment, host: &HostId, place: &Place) -> PlaceView {
     PlaceView {
         host: host.to_string(),
+        number: place.number.map(|number| number.to_string()),
         image: place.purpose.reference.clone(),
         digest: place.purpose.image.to_string(),
         cap: place.cap,

@@ -14,11 +14,11 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use crate::say::tell;
+use super::story::Story;
 
 /// A command that is to end has this long before it is killed.
-const GRACE: Duration = Duration::from_secs(10);
-/// What a command wrote is read for this long after its end. Processes that it left behind may keep its output open.
+pub(super) const GRACE: Duration = Duration::from_secs(10);
+/// What a command wrote is waited for so long after its end. Processes that it left behind may keep its output open.
 const LEFTOVERS: Duration = Duration::from_secs(1);
 /// The longest line of a command's output that is shown as one.
 const MAX_LINE_BYTES: u64 = 4_096;
@@ -40,9 +40,16 @@ pub(super) struct About {
     pub(super) host: String,
     pub(super) image: String,
     pub(super) digest: String,
+    pub(super) group: String,
+    /// The number of its place.
+    pub(super) place: String,
 }
 
+/// What commands wrote, on its way to stderr. Each task ends by itself once its command has ended and all is shown.
+pub(super) type Output = JoinSet<()>;
+
 /// Runs a command to its end. What it writes appears on stderr, each line with the host's name. `stop` ends it early.
+/// What isn't shown yet at its end goes on in `output`.
 ///
 /// # Errors
 /// It can't be started or waited for.
@@ -51,6 +58,7 @@ pub(super) async fn run(
     about: &About,
     limit: Duration,
     mut stop: watch::Receiver<bool>,
+    (story, output): (&Story, &mut Output),
 ) -> std::io::Result<How> {
     let [program, arguments @ ..] = words else {
         return Err(std::io::ErrorKind::InvalidInput.into());
@@ -60,6 +68,8 @@ pub(super) async fn run(
         .env("PARBAKE_HOST", &about.host)
         .env("PARBAKE_IMAGE", &about.image)
         .env("PARBAKE_DIGEST", &about.digest)
+        .env("PARBAKE_GROUP", &about.group)
+        .env("PARBAKE_PLACE", &about.place)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -67,30 +77,30 @@ pub(super) async fn run(
         .kill_on_drop(true)
         .spawn()?;
     let group = child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?));
-    let mut output = JoinSet::new();
+    // dropped at the end, which tells the tasks
+    let (_runs, ended) = watch::channel(());
     if let Some(stdout) = child.stdout.take() {
-        output.spawn(show(about.host.clone(), stdout));
+        output.spawn(show(
+            about.host.clone(),
+            stdout,
+            story.clone(),
+            ended.clone(),
+        ));
     }
     if let Some(stderr) = child.stderr.take() {
-        output.spawn(show(about.host.clone(), stderr));
+        output.spawn(show(about.host.clone(), stderr, story.clone(), ended));
     }
     let late = sleep_until(Instant::now() + limit);
     // no guard of the channel is kept
     let stopped = async move { drop(stop.wait_for(|stop| *stop).await) };
     let early = tokio::select! {
         biased;
-        status = child.wait() => return finish(output, status?).await,
+        status = child.wait() => return status.map(How::Exited),
         () = late => How::TimedOut,
         () = stopped => How::Stopped,
     };
     end(&mut child, group).await?;
-    drop(timeout(LEFTOVERS, output.join_all()).await);
     Ok(early)
-}
-
-async fn finish(output: JoinSet<()>, status: ExitStatus) -> std::io::Result<How> {
-    drop(timeout(LEFTOVERS, output.join_all()).await);
-    Ok(How::Exited(status))
 }
 
 /// Asks the whole group to end, and kills what is left of it after a while.
@@ -111,23 +121,50 @@ async fn end(child: &mut Child, group: Option<Pid>) -> std::io::Result<()> {
     }
 }
 
-/// Shows what a command writes, line by line.
-async fn show(host: String, output: impl AsyncRead + Unpin) {
+/// Shows what a command writes, line by line. Once `ended` is closed, it waits [`LEFTOVERS`] for more, all in all; how
+/// long the lines wait until they are shown isn't counted.
+async fn show(
+    host: String,
+    output: impl AsyncRead + Unpin,
+    story: Story,
+    mut ended: watch::Receiver<()>,
+) {
     let mut reader = BufReader::new(output);
+    let mut left = None;
+    let mut line = Vec::new();
     loop {
-        let mut line = Vec::new();
-        let read = (&mut reader)
-            .take(MAX_LINE_BYTES)
-            .read_until(b'\n', &mut line)
-            .await;
-        if !matches!(read, Ok(1..)) {
+        // what is in `line` stays there when this is dropped
+        let room = MAX_LINE_BYTES.saturating_sub(u64::try_from(line.len()).unwrap_or(u64::MAX));
+        let mut limited = (&mut reader).take(room);
+        let read = limited.read_until(b'\n', &mut line);
+        let whole = match left {
+            None => tokio::select! {
+                biased;
+                read = read => Some(read),
+                _ = ended.changed() => {
+                    left = Some(LEFTOVERS);
+                    continue;
+                }
+            },
+            Some(wait) => {
+                let began = Instant::now();
+                let read = timeout(wait, read).await;
+                left = Some(wait.saturating_sub(began.elapsed()));
+                read.ok()
+            }
+        };
+        let over = !matches!(whole, Some(Ok(1..)));
+        if !line.is_empty() {
+            let text = String::from_utf8_lossy(&line);
+            let plain = text
+                .trim_end()
+                .replace(|letter: char| letter.is_control() && letter != '\t', " ");
+            story.show(format!("{host}: {plain}\n")).await;
+            line.clear();
+        }
+        if over {
             return;
         }
-        let text = String::from_utf8_lossy(&line);
-        let plain = text
-            .trim_end()
-            .replace(|letter: char| letter.is_control() && letter != '\t', " ");
-        tell(&format!("{host}: {plain}\n"));
     }
 }
 
@@ -140,7 +177,19 @@ mod tests {
             host: "mini-1".into(),
             image: "r.test/image:1".into(),
             digest: "sha256:1".into(),
+            group: "ci".into(),
+            place: "00000000000000ab".into(),
         }
+    }
+
+    /// What it does when nobody cares what the command writes.
+    async fn run_it(
+        words: &[String],
+        limit: Duration,
+        stop: watch::Receiver<bool>,
+    ) -> std::io::Result<How> {
+        let (story, _writer) = Story::start(|_| {}).unwrap();
+        run(words, &about(), limit, stop, (&story, &mut Output::new())).await
     }
 
     fn sh(script: &str) -> Vec<String> {
@@ -152,16 +201,15 @@ mod tests {
     #[tokio::test]
     async fn a_command_knows_its_host_and_image_and_no_word_of_it_is_interpreted() {
         let (_keep, stop) = watch::channel(false);
-        let script = r#"test "$PARBAKE_HOST $PARBAKE_IMAGE $PARBAKE_DIGEST" = "mini-1 r.test/image:1 sha256:1""#;
-        let ended = run(&sh(script), &about(), LONG, stop.clone())
-            .await
-            .unwrap();
+        let script = r#"test "$PARBAKE_HOST $PARBAKE_IMAGE $PARBAKE_DIGEST $PARBAKE_GROUP $PARBAKE_PLACE" = \
+            "mini-1 r.test/image:1 sha256:1 ci 00000000000000ab""#;
+        let ended = run_it(&sh(script), LONG, stop.clone()).await.unwrap();
         assert!(matches!(ended, How::Exited(status) if status.success()));
         // without a shell
         let words = ["test", "$PARBAKE_HOST", "=", "mini-1"].map(str::to_owned);
-        let ended = run(&words, &about(), LONG, stop.clone()).await.unwrap();
+        let ended = run_it(&words, LONG, stop.clone()).await.unwrap();
         assert!(matches!(ended, How::Exited(status) if status.code() == Some(1)));
-        let missing = run(&["/does/not/exist".to_owned()], &about(), LONG, stop).await;
+        let missing = run_it(&["/does/not/exist".to_owned()], LONG, stop).await;
         assert!(missing.is_err());
     }
 
@@ -172,9 +220,8 @@ mod tests {
         // the child of the shell is what hangs
         let script = format!("sleep 600 & echo $! > {}; wait", file.display());
         let (_keep, stop) = watch::channel(false);
-        let ended = run(&sh(&script), &about(), Duration::from_millis(500), stop)
-            .await
-            .unwrap();
+        let limit = Duration::from_millis(500);
+        let ended = run_it(&sh(&script), limit, stop).await.unwrap();
         assert_eq!(ended, How::TimedOut);
         let child: i32 = std::fs::read_to_string(&file)
             .unwrap()
@@ -196,10 +243,31 @@ mod tests {
     async fn an_operator_ends_a_command() {
         let (keep, stop) = watch::channel(false);
         let words = sh("sleep 600");
-        let about = about();
-        let ended = run(&words, &about, LONG, stop);
+        let ended = run_it(&words, LONG, stop);
         let press = async { keep.send(true).unwrap() };
         let (ended, ()) = tokio::join!(ended, press);
         assert_eq!(ended.unwrap(), How::Stopped);
+    }
+
+    /// The command ends at once, while nobody reads what it wrote; then somebody does.
+    #[tokio::test]
+    async fn all_that_a_command_wrote_is_shown_once_somebody_reads() {
+        let (read, pipe) = std::sync::mpsc::sync_channel::<String>(0);
+        let (story, writer) =
+            Story::start(move |text| read.send(text.to_owned()).unwrap()).unwrap();
+        let (_keep, stop) = watch::channel(false);
+        let mut output = Output::new();
+        // more lines than wait to be written, and less than a pipe takes; a process that is left behind keeps it open
+        let words =
+            sh("i=0; while [ $i -lt 600 ]; do echo $i; i=$((i+1)); done; printf end; sleep 60 &");
+        let ended = run(&words, &about(), LONG, stop, (&story, &mut output)).await;
+        assert!(matches!(ended.unwrap(), How::Exited(status) if status.success()));
+        let reader = std::thread::spawn(move || pipe.iter().collect::<Vec<String>>());
+        drop(story);
+        let shown = async { drop(output.join_all().await) };
+        assert!(writer.finish(LONG, shown).await);
+        let lines = reader.join().unwrap();
+        assert_eq!(lines.len(), 601);
+        assert_eq!((&*lines[0], &*lines[600]), ("mini-1: 0\n", "mini-1: end\n"));
     }
 }

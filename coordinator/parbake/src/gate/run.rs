@@ -14,7 +14,10 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use client::{
     CallError, Client,
-    gate::{AtMost, GateDone, GateReply, GateRequest, GateView, MAX_GATE_HOSTS},
+    gate::{
+        AtMost, GateDone, GateDoneReply, GateReply, GateRequest, GateView, MAX_GATE_HOSTS, PlaceEnd,
+    },
+    patience::ANSWER_AWAITED,
     view::{HostView, ImageView},
 };
 use http::{Method, StatusCode};
@@ -24,25 +27,29 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
 use super::{
-    call::{ask, passes},
-    command::{self, About, How},
+    call::{self, Number, ask, never_asked, passes},
+    command::{self, About, How, Output},
+    story::{FLUSH, Story},
     text,
 };
 use crate::{
     ended::{self, GateEnd, Outcome},
     follow::{self, Touch},
-    pauses::Pauses,
-    say::{print, tell},
+    say::{self, print},
 };
 
 /// How often the gate is asked while hosts are left.
 const ASK_EVERY: Duration = Duration::from_secs(1);
-/// A place lasts this much longer than its command may, for the command's end and for giving the place back.
-const SLACK_SECONDS: u64 = 60;
+/// A command whose time is over has ended after this long: [`command::GRACE`], and what the system needs then.
+const ENDS_WITHIN: Duration = Duration::from_secs(command::GRACE.as_secs() + 10);
+/// A place lasts this much longer than its command may. Its time begins when the coordinator gives it, after the ask
+/// was sent and up to [`ANSWER_AWAITED`] before its answer comes. An answer that comes later begins no command. So no
+/// place ends before its command does.
+const SLACK_SECONDS: u64 = ANSWER_AWAITED.as_secs() + ENDS_WITHIN.as_secs();
 /// The longest time of a command.
 const MAX_COMMAND_SECONDS: u64 = 86_400 - SLACK_SECONDS;
 /// A place that can't be given back for this long is left to end by itself.
@@ -128,12 +135,13 @@ struct Batch {
     keep_going: bool,
     /// Why no more commands begin.
     over: Option<String>,
+    story: Story,
     /// The last host that the gate was asked about, where there are too many hosts for one ask.
     asked_to: Option<String>,
 }
 
 impl Batch {
-    fn new(image: &str, hosts: BTreeSet<String>, keep_going: bool) -> Self {
+    fn new(image: &str, hosts: BTreeSet<String>, keep_going: bool, story: Story) -> Self {
         let line = |host: String| Line {
             host,
             state: State::Waiting,
@@ -151,6 +159,7 @@ impl Batch {
                 .collect(),
             keep_going,
             over: None,
+            story,
             asked_to: None,
         }
     }
@@ -183,9 +192,16 @@ impl Batch {
         hosts
     }
 
-    /// Takes the gate's answer. Returns the hosts whose commands begin, and those whose places go back unused.
-    fn answered(&mut self, now: Instant, reply: GateReply) -> (Vec<GateView>, Vec<String>) {
+    /// Takes the gate's answer to an ask that was sent at `asked_at`. Returns the hosts whose commands begin, and those
+    /// whose places go back unused.
+    fn answered(
+        &mut self,
+        now: Instant,
+        asked_at: Instant,
+        reply: GateReply,
+    ) -> (Vec<GateView>, Vec<String>) {
         let (mut begin, mut unused) = (Vec::new(), Vec::new());
+        let late = now.duration_since(asked_at) > ANSWER_AWAITED;
         for view in reply.hosts {
             let end = ended::of_gate(&view, &self.image);
             let over = self.over.is_some();
@@ -199,6 +215,8 @@ impl Batch {
                         unused.push(view.host);
                     }
                 }
+                // too little may be left of the place's time; the next ask gives it its whole time again
+                GateEnd::Open if late => {}
                 GateEnd::Open => {
                     line.state = State::Running;
                     line.began = Some(now);
@@ -213,11 +231,11 @@ impl Batch {
                     line.state = State::NotReady;
                     line.reason = Some(view.reason);
                     line.message = story.trim_end().to_owned();
-                    tell(&format!("{}\n", line.message));
+                    self.story.tell(&format!("{}\n", line.message));
                 }
                 GateEnd::Waits if waits && !over => {
                     if line.reason.as_ref() != Some(&view.reason) {
-                        tell(&text::view(&view));
+                        self.story.tell(&text::view(&view));
                     }
                     line.message = view.message;
                     line.reason = Some(view.reason);
@@ -268,7 +286,7 @@ impl Batch {
                 format!("the command can't be started: {error}"),
             ),
         };
-        tell(&format!("{host}: {}\n", line.message));
+        self.story.tell(&format!("{host}: {}\n", line.message));
         if matches!(line.state, State::Failed | State::TimedOut) && !self.keep_going {
             self.stop(format!(
                 "the command for {host} failed; --keep-going goes on"
@@ -279,7 +297,8 @@ impl Batch {
     /// No more commands begin.
     fn stop(&mut self, why: String) {
         if self.over.is_none() && self.count(State::Waiting) > 0 {
-            tell(&format!("no more commands begin: {why}\n"));
+            let words = format!("no more commands begin: {why}\n");
+            self.story.tell(&words);
         }
         self.over.get_or_insert(why);
     }
@@ -302,7 +321,9 @@ impl Batch {
             let ready = ready.is_none_or(|reason| {
                 matches!(
                     reason,
-                    proto::Reason::CapReached | proto::Reason::AwaitingPlace
+                    proto::Reason::CapReached
+                        | proto::Reason::AwaitingPlace
+                        | proto::Reason::PlaceTaken
                 )
             });
             let (state, what) = match ready {
@@ -331,8 +352,12 @@ struct Report {
     digest: String,
     group: String,
     at_most: AtMost,
+    /// The number of the places that were taken.
+    place: String,
     hosts_done: usize,
     hosts: Vec<Line>,
+    /// Some of what was to be written to stderr wasn't: nobody read it at the end.
+    output_lost: bool,
 }
 
 impl Report {
@@ -346,16 +371,20 @@ impl Report {
             self.hosts_done,
             self.hosts.len()
         ));
+        if self.output_lost {
+            text.push_str("not all was shown that commands wrote: nobody read stderr\n");
+        }
         text
     }
 }
 
 /// What the loop waits for.
 enum Input {
-    Answered(Result<GateReply, CallError>),
-    Ended(String, std::io::Result<How>),
+    Answered(Asked, Result<GateReply, CallError>),
+    /// A command ended; what it wrote may still be on its way.
+    Ended(String, std::io::Result<How>, Output),
     /// A place was given back, or left to end by itself.
-    GivenBack,
+    GivenBack(String, Result<GateDoneReply, CallError>),
     Tick,
     Late,
     /// Ctrl-C.
@@ -366,13 +395,21 @@ enum Input {
     Died(String),
 }
 
+/// An ask that was sent.
+struct Asked {
+    at: Instant,
+    hosts: Vec<String>,
+}
+
 /// Runs the command for each host, and prints what became of them.
 pub(super) async fn run(client: Client, options: Options) -> anyhow::Result<Outcome> {
     let deadline = options
         .timeout
         .map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let (image, hosts) = selected(&client, &options, deadline).await?;
-    let batch = Batch::new(&options.image, hosts, options.keep_going);
+    let (story, writer) = Story::start(say::tell).context("starting a thread for stderr")?;
+    let batch = Batch::new(&options.image, hosts, options.keep_going, story.clone());
+    let number = Number::fresh();
     let request = GateRequest {
         image: options.image.clone(),
         hosts: Vec::new(),
@@ -380,6 +417,7 @@ pub(super) async fn run(client: Client, options: Options) -> anyhow::Result<Outc
         group: Some(options.group.clone()),
         at_most: Some(options.at_most),
         seconds: Some(options.command_timeout + SLACK_SECONDS),
+        place: Some(number.as_str().to_owned()),
     };
     let runner = Runner {
         client: Arc::new(client),
@@ -388,12 +426,24 @@ pub(super) async fn run(client: Client, options: Options) -> anyhow::Result<Outc
         limit: Duration::from_secs(options.command_timeout),
         batch,
         tasks: JoinSet::new(),
+        output: Output::new(),
+        unsure: BTreeSet::new(),
+        story,
         stop: watch::channel(false).0,
         asking: false,
         interrupted: false,
+        leaves: false,
         touch: Touch::new(Instant::now()),
     };
-    let lines = runner.run(deadline).await?;
+    let (lines, output) = match runner.run(deadline).await {
+        Ok(ended) => ended,
+        Err(error) => {
+            writer.finish(FLUSH, async {}).await;
+            return Err(error);
+        }
+    };
+    let shown = writer.finish(FLUSH, async { drop(output.join_all().await) });
+    let output_lost = !shown.await;
     let done = lines
         .iter()
         .filter(|line| line.state == State::Done)
@@ -403,8 +453,10 @@ pub(super) async fn run(client: Client, options: Options) -> anyhow::Result<Outc
         digest: image.digest,
         group: options.group,
         at_most: options.at_most,
+        place: number.as_str().to_owned(),
         hosts_done: done,
         hosts: lines,
+        output_lost,
     };
     print(options.json, &report, || report.text())?;
     Ok(match done == report.hosts.len() {
@@ -464,16 +516,24 @@ struct Runner {
     limit: Duration,
     batch: Batch,
     tasks: JoinSet<Input>,
+    /// What commands wrote that have ended.
+    output: Output,
+    /// Hosts that may have a place of ours, because an answer about them was lost, and none has come since.
+    unsure: BTreeSet<String>,
+    story: Story,
     /// Ends all commands.
     stop: watch::Sender<bool>,
     asking: bool,
     /// Ctrl-C was pressed once.
     interrupted: bool,
+    /// It was pressed again when no command ran any more: nothing is waited for.
+    leaves: bool,
     touch: Touch,
 }
 
 impl Runner {
-    async fn run(mut self, deadline: Option<Instant>) -> anyhow::Result<Vec<Line>> {
+    /// Runs to the end. Returns what became of the hosts, and what their commands wrote that isn't shown yet.
+    async fn run(mut self, deadline: Option<Instant>) -> anyhow::Result<(Vec<Line>, Output)> {
         let mut ticks = interval(ASK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut interrupts = signal(SignalKind::interrupt()).context("listening for Ctrl-C")?;
@@ -483,7 +543,20 @@ impl Runner {
         let mut deadline = deadline;
         loop {
             if self.batch.is_over() && self.tasks.is_empty() {
-                return Ok(self.batch.finish());
+                // nobody asks about these any more
+                for host in std::mem::take(&mut self.unsure) {
+                    self.give_back(host);
+                }
+            }
+            if self.batch.is_over() && self.tasks.is_empty() {
+                return Ok((self.batch.finish(), self.output));
+            }
+            if self.leaves {
+                let place = self.request.place.as_deref().unwrap_or_default();
+                self.story.tell(&format!(
+                    "places with the number {place} may be left, and end by themselves; next: `parbake gate list`\n"
+                ));
+                return Ok((self.batch.finish(), self.output));
             }
             let input = self
                 .next(
@@ -529,10 +602,13 @@ impl Runner {
         let now = Instant::now();
         match input {
             Input::Tick => self.ask(),
-            Input::Answered(Ok(reply)) => {
+            Input::Answered(asked, Ok(reply)) => {
                 self.asking = false;
                 self.touch.heard(now);
-                let (begin, unused) = self.batch.answered(now, reply);
+                for host in &asked.hosts {
+                    self.unsure.remove(host);
+                }
+                let (begin, unused) = self.batch.answered(now, asked.at, reply);
                 for view in begin {
                     self.begin(view);
                 }
@@ -540,30 +616,37 @@ impl Runner {
                     self.give_back(host);
                 }
             }
-            Input::Answered(Err(error)) if passes(&error) => {
+            Input::Answered(asked, Err(error)) if passes(&error) => {
                 self.asking = false;
+                if !never_asked(&error) {
+                    self.unsure.extend(asked.hosts);
+                }
                 self.touch.lost(now, error.to_string());
             }
             // commands that run are to end by themselves; no place is taken any more
-            Input::Answered(Err(error)) => {
+            Input::Answered(_, Err(error)) => {
                 self.asking = false;
                 if self.batch.count(State::Running) == 0 {
                     return Err(error.into());
                 }
                 self.batch.stop(error.to_string());
             }
-            Input::Ended(host, how) => {
+            Input::Ended(host, how, output) => {
+                self.output.spawn(async { drop(output.join_all().await) });
                 self.batch.ended(now, &host, how);
                 self.give_back(host);
             }
-            Input::GivenBack => self.ask(),
+            Input::GivenBack(host, reply) => {
+                self.given_back(&host, reply);
+                self.ask();
+            }
             Input::Late => self.batch.stop("the time is up (--timeout)".to_owned()),
             Input::Interrupted => self.interrupted(false),
             Input::Terminated => self.interrupted(true),
             Input::Died(error) => bail!("a task of this command died: {error}"),
         }
         if let Some(words) = self.touch.due(now, "commands that run") {
-            tell(&words);
+            self.story.tell(&words);
         }
         Ok(())
     }
@@ -583,21 +666,30 @@ impl Runner {
             ..self.request.clone()
         };
         let client = self.client.clone();
+        let asked = Asked {
+            at: Instant::now(),
+            hosts: request.hosts.clone(),
+        };
         self.tasks
-            .spawn(async move { Input::Answered(ask(&client, &request).await) });
+            .spawn(async move { Input::Answered(asked, ask(&client, &request).await) });
     }
 
     fn begin(&mut self, view: GateView) {
-        tell(&format!("{}: ready; its command begins\n", view.host));
+        let words = format!("{}: ready; its command begins\n", view.host);
+        self.story.tell(&words);
         let about = About {
             host: view.host,
             image: self.request.image.clone(),
             digest: view.digest.unwrap_or_default(),
+            group: self.request.group.clone().unwrap_or_default(),
+            place: self.request.place.clone().unwrap_or_default(),
         };
+        let story = self.story.clone();
         let (words, limit, stop) = (self.words.clone(), self.limit, self.stop.subscribe());
         self.tasks.spawn(async move {
-            let how = command::run(&words, &about, limit, stop).await;
-            Input::Ended(about.host, how)
+            let mut output = Output::new();
+            let how = command::run(&words, &about, limit, stop, (&story, &mut output)).await;
+            Input::Ended(about.host, how, output)
         });
     }
 
@@ -606,41 +698,52 @@ impl Runner {
         let body = GateDone {
             host,
             group: self.request.group.clone(),
+            place: self.request.place.clone(),
+            any: false,
         };
         let client = self.client.clone();
         self.tasks.spawn(async move {
-            let until = Instant::now() + GIVE_BACK;
-            let mut pauses = Pauses::unreachable();
-            loop {
-                let Err(error) = client.call(Method::POST, "/v1/gate/done", Some(&body)).await else {
-                    break;
-                };
-                if !passes(&error) || Instant::now() >= until {
-                    tell(&format!(
-                        "{}: its place can't be given back, and ends by itself: {error}; next: `parbake gate done {}`\n",
-                        body.host, body.host
-                    ));
-                    break;
-                }
-                sleep(pauses.next()).await;
-            }
-            Input::GivenBack
+            let reply = call::done(&client, &body, GIVE_BACK).await;
+            Input::GivenBack(body.host, reply)
         });
     }
 
-    /// Ctrl-C: no more commands begin. Again, or where a pipeline is cancelled: those that run are ended.
+    /// What became of a place that was given back: it may have ended before its command did.
+    fn given_back(&self, host: &str, reply: Result<GateDoneReply, CallError>) {
+        match reply {
+            Ok(reply) => {
+                if matches!(
+                    reply.before,
+                    Some(PlaceEnd::TimeOver | PlaceEnd::ByOperator)
+                ) {
+                    self.story.tell(&format!("{}\n", reply.message));
+                }
+            }
+            Err(error) => {
+                let (group, place) = (&self.request.group, &self.request.place);
+                let back = text::done_command(host, group.as_deref(), place.as_deref());
+                self.story.tell(&format!(
+                    "{host}: its place can't be given back, and ends by itself: {error}; next: `{back}`\n"
+                ));
+            }
+        }
+    }
+
+    /// Ctrl-C: no more commands begin. Again, or where a pipeline is cancelled: those that run are ended. Where none
+    /// runs, and only answers are waited for, the second one ends that.
     fn interrupted(&mut self, at_once: bool) {
         let again = std::mem::replace(&mut self.interrupted, true);
         self.batch.stop("interrupted".to_owned());
         let running = self.batch.count(State::Running);
         if running == 0 {
+            self.leaves = again;
             return;
         }
         if again || at_once {
-            tell(&format!("{running} commands are ended\n"));
+            self.story.tell(&format!("{running} commands are ended\n"));
             self.stop.send_replace(true);
         } else {
-            tell(&format!(
+            self.story.tell(&format!(
                 "{running} commands run, and are waited for; press Ctrl-C again to end them\n"
             ));
         }

@@ -17,38 +17,44 @@ pub(super) fn view(view: &GateView) -> String {
         .as_ref()
         .filter(|_| view.verdict == GateVerdict::Open)
     {
-        _ = writeln!(
-            text,
-            "  its place ends by itself in {}",
-            Span::seconds(place.ends_in_seconds)
-        );
+        let left = Span::seconds(place.ends_in_seconds);
+        match &place.number {
+            Some(number) => {
+                _ = writeln!(
+                    text,
+                    "  its place is {number}, and ends by itself in {left}"
+                );
+            }
+            None => _ = writeln!(text, "  its place ends by itself in {left}"),
+        }
     }
     text
 }
 
 /// Why waiting is over although the host isn't ready.
-pub(super) fn late(view: &GateView, group: Option<&str>, away: Option<String>) -> String {
+pub(super) fn late(view: &GateView, away: Option<String>) -> String {
     let mut text = format!("{} isn't ready in time ({})", view.host, view.reason);
     if let Some(away) = away {
         _ = write!(text, "; {away}");
-    }
-    if let (Some(_), Some(group)) = (&view.place, group) {
-        _ = write!(
-            text,
-            "; it has a place from an earlier ask: `parbake gate done {} --group {group}`",
-            view.host
-        );
     }
     text.push('\n');
     text
 }
 
-/// What was given back.
-pub(super) fn done(host: &str, reply: &GateDoneReply) -> String {
-    match reply.given_back.as_slice() {
-        [] => format!("{host} has no place: it was given back before, or its time was over\n"),
-        groups => format!("{host} gave its place back in {}\n", groups.join(", ")),
+/// The command that gives a place back.
+pub(super) fn done_command(host: &str, group: Option<&str>, place: Option<&str>) -> String {
+    let mut text = format!("parbake gate done {host}");
+    for (option, value) in [("group", group), ("place", place)] {
+        if let Some(value) = value {
+            _ = write!(text, " --{option} {value}");
+        }
     }
+    text
+}
+
+/// What was given back.
+pub(super) fn done(reply: &GateDoneReply) -> String {
+    format!("{}\n", reply.message)
 }
 
 /// All groups.
@@ -69,6 +75,7 @@ fn group(group: &GroupView) -> String {
     let now = now.unwrap_or_default().as_secs();
     for PlaceView {
         host,
+        number,
         image,
         taken_at,
         ends_in_seconds,
@@ -77,7 +84,8 @@ fn group(group: &GroupView) -> String {
     {
         _ = writeln!(
             text,
-            "  {host} has a place for {}; its time is over in {}; {image}",
+            "  {host} has place {} for {}; its time is over in {}; {image}",
+            number.as_deref().unwrap_or("without a number"),
             Span::seconds(now.saturating_sub(*taken_at)),
             Span::seconds(*ends_in_seconds)
         );

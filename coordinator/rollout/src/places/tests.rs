@@ -18,9 +18,20 @@ fn group(name: &str) -> GroupName {
     name.parse().unwrap()
 }
 
+/// The number of a caller's places.
+fn number(caller: u8) -> PlaceNumber {
+    std::format!("{caller:016x}").parse().unwrap()
+}
+
+/// The first caller asks.
 fn ask(host: &str, cap: Option<u32>) -> Ask {
+    by(1, host, cap)
+}
+
+fn by(caller: u8, host: &str, cap: Option<u32>) -> Ask {
     Ask {
         host: id(host),
+        number: Some(number(caller)),
         purpose: Purpose {
             image: Digest::of(b"image"),
             reference: "r.test/image:1".into(),
@@ -56,7 +67,17 @@ impl Rack {
     }
 
     fn done(&mut self, host: &str) -> bool {
-        self.places.done(&group("ci"), &id(host)).is_some()
+        matches!(self.gives_back(1, host), Done::Now(_))
+    }
+
+    fn gives_back(&mut self, caller: u8, host: &str) -> Done {
+        let back = Back::Numbered(number(caller));
+        self.places.done(Some(&group("ci")), &id(host), back)
+    }
+
+    fn has(&self, caller: u8, host: &str) -> bool {
+        let group = self.places.group(&group("ci"));
+        group.is_some_and(|of| of.own(&id(host), Some(number(caller))).is_some())
     }
 }
 
@@ -153,7 +174,7 @@ fn the_strictest_cap_of_those_that_have_a_place_or_wait_holds() {
     assert_eq!(rack.places.group(&group("ci")).unwrap().cap(), Some(3));
     // a second caller can't raise the cap
     assert!(!rack.opens(3, "e", 100));
-    // nor does it get somebody else's place while more are taken than it allows
+    // nor is a place open again while more are taken than its caller allows now
     let (taken, cap) = (3, 1);
     let reached = Ok(Answer::Waits(Wait::CapReached { taken, cap }));
     assert_eq!(rack.asks(4, ask("a", Some(1))), reached);
@@ -176,6 +197,143 @@ fn a_place_stays_while_its_host_isnt_ready_any_more() {
     assert!(rack.opens(2, "b", 1), "a waits no longer either");
 }
 
+fn now() -> Done {
+    Done::Now(vec![group("ci")])
+}
+
+#[test]
+fn a_number_is_sixteen_hex_digits() {
+    for good in ["0000000000000000", "ffffffffffffffff", "0123456789abcdef"] {
+        assert_eq!(good.parse::<PlaceNumber>().unwrap().to_string(), *good);
+    }
+    for bad in [
+        "",
+        "1",
+        "0123456789ABCDEF",
+        "0123456789abcdef0",
+        "+123456789abcdef",
+    ] {
+        assert!(bad.parse::<PlaceNumber>().is_err(), "{bad}");
+    }
+}
+
+/// The first caller's place was given back and the second caller took one, when the first one's call came once more.
+#[test]
+fn a_late_or_repeated_done_gives_back_nothing_of_another_caller() {
+    let mut rack = Rack::default();
+    assert!(rack.opens(0, "a", 1));
+    assert_eq!(rack.gives_back(1, "a"), now());
+    let second = rack.asks(1, by(2, "a", Some(1)));
+    assert_eq!(second, Ok(Answer::Open { again: false }));
+    for _ in 0..2 {
+        assert_eq!(rack.gives_back(1, "a"), Done::Before(PlaceEnd::GivenBack));
+        assert!(rack.has(2, "a") && !rack.opens(2, "b", 1));
+    }
+    // the second one's time is over before it is done
+    assert_eq!(rack.places.expire(at(61)).len(), 1);
+    assert!(rack.opens(61, "b", 1));
+    assert_eq!(rack.gives_back(2, "a"), Done::Before(PlaceEnd::TimeOver));
+    assert_eq!(rack.gives_back(2, "a"), Done::Before(PlaceEnd::TimeOver));
+    assert_eq!(rack.gives_back(3, "b"), Done::Before(PlaceEnd::Unknown));
+    assert!(rack.has(1, "b"));
+    // in a group of another name there is nothing either
+    let back = Back::Numbered(number(1));
+    let other = group("other");
+    let done = rack.places.done(Some(&other), &id("b"), back);
+    assert_eq!(done, Done::Before(PlaceEnd::Unknown));
+    assert_eq!(rack.places.done(None, &id("b"), back), now());
+}
+
+#[test]
+fn a_second_caller_for_a_host_waits_until_the_first_is_done() {
+    let mut rack = Rack::default();
+    assert!(rack.opens(0, "a", 2));
+    let taken = Ok(Answer::Waits(Wait::Taken));
+    assert_eq!(rack.asks(1, by(2, "a", Some(2))), taken);
+    // and its cap holds while it waits, beside that of a third caller for the same host
+    assert_eq!(rack.asks(1, by(3, "a", Some(1))), taken);
+    assert_eq!(rack.places.group(&group("ci")).unwrap().cap(), Some(1));
+    assert!(!rack.opens(2, "b", 2));
+    assert_eq!(rack.gives_back(3, "a"), Done::Before(PlaceEnd::Unknown));
+    assert!(rack.opens(2, "b", 2), "who gave up waits no longer");
+    // who waits for a host that is worked on holds up no other host
+    assert!(rack.done("b"));
+    assert_eq!(
+        rack.asks(3, by(2, "b", Some(2))),
+        Ok(Answer::Open { again: false })
+    );
+    assert!(rack.done("a"));
+    assert_eq!(
+        rack.asks(4, by(2, "a", Some(2))),
+        Ok(Answer::Open { again: false })
+    );
+}
+
+#[test]
+fn an_ask_that_comes_after_its_place_was_given_back_takes_nothing() {
+    let mut rack = Rack::default();
+    assert!(rack.opens(0, "a", 1));
+    assert!(rack.done("a"));
+    let over = |how| Ok(Answer::Over(how));
+    assert_eq!(rack.asks(1, ask("a", Some(1))), over(PlaceEnd::GivenBack));
+    // the call that gives it back may also overtake the only ask
+    assert_eq!(rack.gives_back(2, "a"), Done::Before(PlaceEnd::Unknown));
+    assert_eq!(rack.asks(2, by(2, "a", Some(1))), over(PlaceEnd::Unknown));
+    assert_eq!(rack.places.groups().len(), 0);
+    // whose time was over before it heard of its place asks on, until it gives up
+    let third = |rack: &mut Rack, seconds| rack.asks(seconds, by(3, "a", Some(1)));
+    assert_eq!(third(&mut rack, 3), Ok(Answer::Open { again: false }));
+    assert_eq!(rack.places.expire(at(63)).len(), 1);
+    assert_eq!(third(&mut rack, 64), Ok(Answer::Open { again: false }));
+    assert_eq!(rack.places.expire(at(124)).len(), 1);
+    assert_eq!(rack.gives_back(3, "a"), Done::Before(PlaceEnd::TimeOver));
+    assert_eq!(third(&mut rack, 125), over(PlaceEnd::TimeOver));
+}
+
+#[test]
+fn an_operator_gives_back_whatever_place_a_host_has_and_its_caller_hears_of_it() {
+    let mut rack = Rack::default();
+    assert!(rack.opens(0, "a", 1));
+    assert_eq!(rack.places.done(None, &id("a"), Back::Any), now());
+    assert_eq!(rack.places.done(None, &id("a"), Back::Any), Done::Nothing);
+    let over = PlaceEnd::ByOperator;
+    assert_eq!(rack.asks(1, ask("a", Some(1))), Ok(Answer::Over(over)));
+    assert_eq!(rack.gives_back(1, "a"), Done::Before(over));
+}
+
+#[test]
+fn callers_without_a_number_touch_only_places_without_one() {
+    let mut rack = Rack::default();
+    let old = |host, cap| Ask {
+        number: None,
+        ..ask(host, cap)
+    };
+    let done = |rack: &mut Rack, host| rack.places.done(None, &id(host), Back::Unnumbered);
+    assert!(rack.opens(0, "a", 2));
+    let taken = Ok(Answer::Waits(Wait::Taken));
+    assert_eq!(rack.asks(0, old("a", Some(2))), taken);
+    assert_eq!(done(&mut rack, "a"), Done::Numbered);
+    for again in [false, true] {
+        assert_eq!(rack.asks(0, old("b", None)), Ok(Answer::Open { again }));
+    }
+    assert_eq!(rack.asks(0, ask("b", Some(2))), taken);
+    assert_eq!(rack.gives_back(1, "b"), Done::Before(PlaceEnd::Unknown));
+    assert_eq!(done(&mut rack, "b"), now());
+    assert_eq!(done(&mut rack, "b"), Done::Nothing);
+    assert!(rack.has(1, "a"));
+}
+
+#[test]
+fn so_many_ended_places_are_remembered() {
+    let mut rack = Rack::default();
+    for host in 0..=MAX_ENDED {
+        rack.gives_back(1, &std::format!("h{host}"));
+    }
+    assert_eq!(rack.places.ended().len(), MAX_ENDED);
+    let first = rack.places.ended().next().unwrap();
+    assert_eq!(first.host, id("h1"), "the oldest one is forgotten");
+}
+
 #[test]
 fn groups_places_waits_and_times_have_bounds() {
     let mut places = Places::default();
@@ -192,7 +350,8 @@ fn groups_places_waits_and_times_have_bounds() {
     // waits that nobody repeats leave room
     let later = WAIT_LIVES.as_secs() + 1;
     assert!(places.ask(at(later), 0, &more, ask("a", Some(1))).is_ok());
-    assert_eq!(places.groups_of(&id("a")), std::slice::from_ref(&more));
+    let names: Vec<_> = places.groups().map(|(name, _)| name.clone()).collect();
+    assert_eq!(names, std::slice::from_ref(&more));
 
     let mut places = Places::default();
     let open = |places: &mut Places, number: usize| {
@@ -227,16 +386,19 @@ fn groups_places_waits_and_times_have_bounds() {
 /// What can happen to one group.
 #[derive(Clone, Debug)]
 enum Step {
-    /// A host asks. The answer may be lost on its way.
+    /// A caller asks, maybe once more, maybe when it was done long ago. The answer may be lost on its way.
     Ask {
+        caller: u8,
         host: u8,
         cap: Option<u32>,
         ready: bool,
         lasts: u64,
         lost: bool,
     },
-    /// Whoever has a place gives it back.
-    Done { host: u8 },
+    /// A caller gives its place back, or one that it never had or gave back before. The answer may be lost.
+    Done { caller: u8, host: u8, lost: bool },
+    /// An operator gives back what the host has.
+    Operator { host: u8 },
     /// Seconds pass.
     Pass(u64),
     /// The coordinator dies and starts again, with what was kept.
@@ -248,104 +410,138 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let ask = (
+        0..3_u8,
         0..6_u8,
         proptest::option::of(1..4_u32),
         any::<bool>(),
         1..90_u64,
         any::<bool>(),
     );
-    let ask = ask.prop_map(|(host, cap, ready, lasts, lost)| Step::Ask {
+    let ask = ask.prop_map(|(caller, host, cap, ready, lasts, lost)| Step::Ask {
+        caller,
         host,
         cap,
         ready,
         lasts,
         lost,
     });
+    let done = (0..3_u8, 0..6_u8, any::<bool>());
+    let done = done.prop_map(|(caller, host, lost)| Step::Done { caller, host, lost });
     let step = prop_oneof![
-        8 => ask,
-        2 => (0..6_u8).prop_map(|host| Step::Done { host }),
-        2 => (0..40_u64).prop_map(Step::Pass),
-        1 => any::<bool>().prop_map(|torn| Step::Restart { torn }),
+        16 => ask,
+        6 => done,
+        1 => (0..6_u8).prop_map(|host| Step::Operator { host }),
+        4 => (0..40_u64).prop_map(Step::Pass),
+        2 => any::<bool>().prop_map(|torn| Step::Restart { torn }),
     ];
     proptest::collection::vec(step, 0..80)
 }
 
-fn kept(places: &Places) -> Vec<(GroupName, HostId, Place)> {
+/// What is kept on disk.
+type Disk = (Vec<(GroupName, HostId, Place)>, Vec<Ended>);
+
+fn kept(places: &Places) -> Disk {
     let groups = places.groups();
     let all = groups.flat_map(|(name, group)| {
         group
             .places()
             .map(|(host, place)| (name.clone(), host.clone(), place.clone()))
     });
-    all.collect()
+    (all.collect(), places.ended().cloned().collect())
 }
 
 proptest! {
     /// Whatever happens: an answer that opens is given only to a host that is ready, and where no more hosts have a
     /// place than every caller says whose answer opened and whose time isn't over. A place that its caller knows of is
-    /// there until it is given back or its time is over, also after restarts.
+    /// there until this caller gives it back, an operator does, or its time is over, also after restarts. No other
+    /// caller's answer opens meanwhile. What was given back never opens again.
     #[test]
     fn no_order_of_asks_losses_and_restarts_gives_more_places_than_any_cap(steps in steps()) {
         let mut places = Places::default();
         // what is kept, and what was before the last write, where nobody heard an answer that waited for it
-        let (mut now, mut on_disk, mut before) = (at(0), Vec::new(), None);
+        let (mut now, mut on_disk, mut before) = (at(0), Disk::default(), None);
         // what callers know: whose answer opened, by which cap, until when
-        let mut told: BTreeMap<HostId, (Option<u32>, Moment)> = BTreeMap::new();
+        let mut told: BTreeMap<HostId, (u8, Option<u32>, Moment)> = BTreeMap::new();
+        // what callers heard that they gave back
+        let mut spent: BTreeSet<(u8, HostId)> = BTreeSet::new();
         for step in steps {
             for (_, host, _) in places.expire(now) {
                 let known = told.remove(&host);
-                prop_assert!(known.is_none_or(|(_, until)| until <= now), "{host} lost its place early");
+                prop_assert!(known.is_none_or(|(.., until)| until <= now), "{host} lost its place early");
                 (before, on_disk) = (Some(on_disk), kept(&places));
             }
             match step {
-                Step::Ask { host, cap, ready, lasts, lost } => {
+                Step::Ask { caller, host, cap, ready, lasts, lost } => {
                     let host = std::format!("h{host}");
                     let asked = Ask {
                         ready: if ready { Ok(()) } else { Err(Reason::PresenceOld) },
                         lasts: Duration::from_secs(lasts),
-                        ..ask(&host, cap)
+                        ..by(caller, &host, cap)
                     };
-                    let had = places.group(&group("ci")).is_some_and(|of| of.places.contains_key(&id(&host)));
+                    let host = id(&host);
+                    let had = places.group(&group("ci")).is_some_and(|of| of.own(&host, Some(number(caller))).is_some());
                     let answer = places.ask(now, 0, &group("ci"), asked);
                     if let Ok(Answer::Open { again }) = answer {
                         prop_assert!(ready);
                         prop_assert_eq!(again, had);
+                        prop_assert!(!spent.contains(&(caller, host.clone())), "{host} was given back");
+                        let other = told.get(&host).is_some_and(|(of, ..)| *of != caller);
+                        prop_assert!(!other, "another caller works on {host}");
                         (before, on_disk) = (lost.then_some(on_disk), kept(&places));
                         let taken = places.group(&group("ci")).unwrap().taken();
                         prop_assert!(cap.is_none_or(|cap| taken <= cap), "{taken} of {cap:?}");
                         if !again {
-                            let strictest = told.values().filter_map(|(cap, _)| *cap).min();
+                            let strictest = told.values().filter_map(|(_, cap, _)| *cap).min();
                             prop_assert!(strictest.is_none_or(|cap| taken <= cap), "{taken} of {strictest:?}");
                         }
+                        let until = now + Duration::from_secs(lasts);
                         if !lost {
-                            told.insert(id(&host), (cap, now + Duration::from_secs(lasts)));
-                        } else if let Some((_, until)) = told.get_mut(&id(&host)) {
+                            told.insert(host, (caller, cap, until));
+                        } else if let Some((.., known)) = told.get_mut(&host) {
                             // its caller knows of the earlier time only
-                            *until = (*until).min(now + Duration::from_secs(lasts));
+                            *known = (*known).min(until);
                         }
                     }
                 }
-                Step::Done { host } => {
+                Step::Done { caller, host, lost } => {
                     let host = id(&std::format!("h{host}"));
-                    if told.remove(&host).is_some() {
-                        prop_assert!(places.done(&group("ci"), &host).is_some());
-                        (before, on_disk) = (Some(on_disk), kept(&places));
+                    let owns = told.get(&host).is_some_and(|(of, ..)| *of == caller);
+                    let done = places.done(Some(&group("ci")), &host, Back::Numbered(number(caller)));
+                    prop_assert!(!owns || matches!(done, Done::Now(_)), "{done:?}");
+                    let twice = spent.contains(&(caller, host.clone()));
+                    prop_assert!(!twice || matches!(done, Done::Before(_)), "{done:?}");
+                    if owns {
+                        told.remove(&host);
                     }
+                    (before, on_disk) = (lost.then_some(on_disk), kept(&places));
+                    if !lost {
+                        spent.insert((caller, host));
+                    }
+                }
+                Step::Operator { host } => {
+                    let host = id(&std::format!("h{host}"));
+                    places.done(None, &host, Back::Any);
+                    told.remove(&host);
+                    (before, on_disk) = (None, kept(&places));
                 }
                 Step::Pass(seconds) => now += Duration::from_secs(seconds),
                 Step::Restart { torn } => {
-                    let state = before.take().filter(|_| torn).unwrap_or(on_disk);
+                    let (there, ended) = before.take().filter(|_| torn).unwrap_or(on_disk);
                     places = Places::default();
-                    for (name, host, place) in state {
+                    for (name, host, place) in there {
                         places.restore(now, name, host, place);
+                    }
+                    for ended in ended {
+                        places.restore_ended(ended);
                     }
                     on_disk = kept(&places);
                 }
             }
-            let there = kept(&places);
-            for (host, (_, until)) in &told {
+            let (there, _) = kept(&places);
+            for (host, (caller, _, until)) in &told {
                 let place = there.iter().find(|(_, other, _)| other == host);
-                prop_assert!(place.is_some_and(|(.., place)| place.ends_at >= *until), "{host}");
+                let stays = |place: &Place| place.number == Some(number(*caller)) && place.ends_at >= *until;
+                prop_assert!(place.is_some_and(|(.., place)| stays(place)), "{host}");
             }
         }
     }

@@ -1,7 +1,8 @@
 //! Tests the gate without a cluster: hosts that report as agents do, and callers that ask for places.
 
-use client::gate::{AtMost, GateDoneReply, GateList, GateReply, GateVerdict, GateView};
+use client::gate::{AtMost, GateDoneReply, GateList, GateReply, GateVerdict, GateView, PlaceEnd};
 use proto::Reason;
+use rollout::places::{Back, PlaceNumber};
 
 use super::*;
 use crate::wants::KeptPlaces;
@@ -17,7 +18,17 @@ struct Rack {
     kept: KeptPlaces,
 }
 
+/// The number of a caller's places.
+fn number(caller: u8) -> PlaceNumber {
+    format!("{caller:016x}").parse().unwrap()
+}
+
+/// The first caller asks.
 fn ask(hosts: &[&str], cap: Option<&str>) -> GateAsk {
+    by(Some(1), hosts, cap)
+}
+
+fn by(caller: Option<u8>, hosts: &[&str], cap: Option<&str>) -> GateAsk {
     GateAsk {
         image: NAME.into(),
         digest: None,
@@ -26,6 +37,7 @@ fn ask(hosts: &[&str], cap: Option<&str>) -> GateAsk {
             name: "ci".parse().unwrap(),
             at_most: cap.map(|cap| cap.parse::<AtMost>().unwrap()),
             lasts: Duration::from_mins(1),
+            number: caller.map(number),
         }),
     }
 }
@@ -110,12 +122,33 @@ impl Rack {
     }
 
     fn done(&mut self, host: &str) -> Vec<String> {
+        let back = Back::Numbered(number(1));
+        self.gives_back(host, back).unwrap().given_back
+    }
+
+    fn gives_back(&mut self, host: &str, back: Back) -> Result<GateDoneReply, PlaceError> {
         let (reply, mut answer) = oneshot::channel();
-        let ask = PlaceAsk::Done((host.parse().unwrap(), None), reply);
+        let host = host.parse().unwrap();
+        let group = None;
+        let ask = PlaceAsk::Done(DoneAsk { host, group, back }, reply);
         self.world.driver.apply(Input::Asked(Ask::Places(ask)));
         self.write();
-        let answer: Result<GateDoneReply, PlaceError> = answer.try_recv().unwrap();
-        answer.unwrap().given_back
+        answer.try_recv().unwrap()
+    }
+
+    /// Another coordinator, with what was written.
+    fn restarted(&self, hosts: &[&str]) -> Self {
+        let kept = Kept {
+            places: self.kept.clone(),
+            ..Kept::default()
+        };
+        let world = World::after(false, BTreeSet::new(), kept);
+        let mut rack = Self::after(world, hosts);
+        rack.kept = self.kept.clone();
+        for host in hosts {
+            rack.holds(host, Duration::ZERO);
+        }
+        rack
     }
 
     fn list(&mut self) -> GateList {
@@ -278,20 +311,79 @@ async fn no_more_hosts_have_a_place_than_the_cap_also_after_a_restart() {
     assert_eq!(rack.done("mini-1"), ["ci"]);
     assert_eq!(rack.done("mini-1"), [""; 0]);
     // what was given back is on disk before it is told
-    assert_eq!(rack.kept, KeptPlaces::default());
+    let places = |rack: &Rack| rack.kept.clone().parse(Moment::START).len();
+    assert_eq!((places(&rack), rack.kept.ended().len()), (0, 1));
     assert_eq!(reason(&rack.one(ask(&["mini-2"], Some("3")))), OPEN);
 
     // nobody gives it back: its time is over, and that is on disk too
-    assert_ne!(rack.kept, KeptPlaces::default());
+    assert_eq!(places(&rack), 1);
     rack.world.pass(Duration::from_secs(59));
     rack.world.driver.flush();
     rack.write();
-    assert_ne!(rack.kept, KeptPlaces::default());
+    assert_eq!(places(&rack), 1);
     rack.world.pass(Duration::from_secs(2));
     rack.world.driver.flush();
     rack.write();
-    assert_eq!(rack.kept, KeptPlaces::default());
-    assert_eq!(reason(&rack.one(ask(&["mini-1"], Some("1")))), OPEN);
+    assert_eq!((places(&rack), rack.kept.ended().len()), (0, 2));
+    let view = rack.one(by(Some(2), &["mini-1"], Some("1")));
+    assert_eq!(reason(&view), OPEN);
+}
+
+#[tokio::test]
+async fn late_and_repeated_calls_touch_no_place_of_others_also_after_a_restart() {
+    let mut rack = Rack::new(&["mini-1"]);
+    rack.holds("mini-1", Duration::ZERO);
+    let mine = |caller| Back::Numbered(number(caller));
+    let first = rack.one(ask(&["mini-1"], Some("1")));
+    assert_eq!(reason(&first), OPEN);
+    let named = "`parbake gate done HOST --group ci --place 0000000000000001`";
+    assert!(first.next.contains(named), "{}", first.next);
+    let shown = first.place.unwrap().number;
+    assert_eq!(shown.as_deref(), Some("0000000000000001"));
+
+    // a second caller for the host hears who has it, and no place is called its own
+    let second = by(Some(2), &["mini-1"], Some("1"));
+    let view = rack.one(second.clone());
+    assert_eq!(reason(&view), waits(Reason::PlaceTaken));
+    assert_eq!(view.place, None);
+    let back = "`parbake gate done mini-1 --group ci --place 0000000000000001`";
+    assert!(view.next.contains(back), "{}", view.next);
+    // nor does one of an earlier version, which names no place
+    let old = by(None, &["mini-1"], Some("1"));
+    assert_eq!(reason(&rack.one(old.clone())), waits(Reason::PlaceTaken));
+    let refused_done = rack.gives_back("mini-1", Back::Unnumbered);
+    assert!(matches!(refused_done, Err(PlaceError::Numbered(_))));
+
+    let mut rack = rack.restarted(&["mini-1"]);
+    assert_eq!(rack.done("mini-1"), ["ci"]);
+    assert_eq!(reason(&rack.one(second.clone())), OPEN);
+    let mut rack = rack.restarted(&["mini-1"]);
+    let late = rack.gives_back("mini-1", mine(1)).unwrap();
+    assert_eq!(late.before, Some(PlaceEnd::GivenBack));
+    assert_eq!(late.given_back, [""; 0]);
+    let stays = "has now in ci is another caller's, and stays";
+    assert!(late.message.contains(stays), "{}", late.message);
+    let again = rack.one(ask(&["mini-1"], Some("1")));
+    assert_eq!(reason(&again), refused(Reason::PlaceOver));
+    assert_eq!(
+        reason(&rack.one(second)),
+        OPEN,
+        "it has its own place again"
+    );
+    let unknown = rack.gives_back("mini-1", mine(9)).unwrap();
+    assert_eq!(unknown.before, Some(PlaceEnd::Unknown));
+
+    let operator = rack.gives_back("mini-1", Back::Any).unwrap();
+    assert_eq!(operator.given_back, ["ci"]);
+    let late = rack.gives_back("mini-1", mine(2)).unwrap();
+    assert_eq!(late.before, Some(PlaceEnd::ByOperator));
+    // callers of earlier versions share their places, as before
+    for _ in 0..2 {
+        assert_eq!(reason(&rack.one(old.clone())), OPEN);
+    }
+    assert_eq!(rack.list().groups[0].places[0].number, None);
+    let done = rack.gives_back("mini-1", Back::Unnumbered).unwrap();
+    assert_eq!(done.given_back, ["ci"]);
 }
 
 #[tokio::test]

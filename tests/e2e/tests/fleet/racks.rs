@@ -1,6 +1,8 @@
 //! The gate without a cluster: real hosts, a cap, commands, and the scripts of `deploy/racks` as they stand.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+mod calls;
+
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
@@ -176,9 +178,13 @@ fn a_place_outlives_the_host_that_has_it_and_the_coordinator() {
     assert_eq!(code(&gone), 1, "{}", said(&gone));
     assert!(said(&gone).contains("host_unheard"), "{}", said(&gone));
 
-    let done = gate(&cluster, &["done", one, "--group", "ci"]);
+    let number = open["place"]["number"].as_str().unwrap();
+    let done = gate(&cluster, &["done", one, "--group", "ci", "--place", number]);
     assert_eq!(code(&done), 0, "{}", said(&done));
     assert_eq!(waiting.ends(), 0);
+    // the operator's word, without a number: the one that waited is gone
+    let done = gate(&cluster, &["done", two, "--group", "ci"]);
+    assert_eq!(code(&done), 0, "{}", said(&done));
     // a place that nobody gives back ends by itself, and the log says so
     let brief = gate(
         &cluster,
@@ -228,7 +234,7 @@ fn commands_run_one_after_the_other_under_a_cap_of_one() {
     let (rig, cluster) = staged(3);
     let log = cluster.directory().join("commands");
     let script = format!(
-        "echo begin $PARBAKE_HOST >> {0}; test \"$PARBAKE_IMAGE $PARBAKE_DIGEST\" = '{1} {2}' && echo end $PARBAKE_HOST >> {0}",
+        "echo begin $PARBAKE_HOST >> {0}; test \"$PARBAKE_IMAGE $PARBAKE_DIGEST $PARBAKE_GROUP ${{#PARBAKE_PLACE}}\" = '{1} {2} ci 16' && echo end $PARBAKE_HOST >> {0}",
         log.display(),
         rig.reference,
         rig.image.digest

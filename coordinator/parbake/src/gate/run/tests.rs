@@ -25,12 +25,14 @@ fn open(host: &str) -> GateView {
 
 fn batch(hosts: &[&str], keep_going: bool) -> Batch {
     let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
-    Batch::new("r.test/image:1", hosts, keep_going)
+    let (story, _writer) = Story::start(|_| {}).unwrap();
+    Batch::new("r.test/image:1", hosts, keep_going, story)
 }
 
 /// The hosts whose commands begin, and whose places go back unused.
 fn answered(batch: &mut Batch, hosts: Vec<GateView>) -> (Vec<String>, Vec<String>) {
-    let (begin, unused) = batch.answered(Instant::now(), GateReply { hosts });
+    let now = Instant::now();
+    let (begin, unused) = batch.answered(now, now, GateReply { hosts });
     let begin = begin.into_iter().map(|view| view.host).collect();
     (begin, unused)
 }
@@ -73,6 +75,7 @@ fn a_place_of_an_answer_that_was_lost_goes_back_where_no_command_began() {
     let placed = |host: &str| GateView {
         place: Some(PlaceView {
             host: host.into(),
+            number: Some("00000000000000ab".into()),
             image: "r.test/image:1".into(),
             digest: "sha256:1".into(),
             cap: 1,
@@ -88,6 +91,21 @@ fn a_place_of_an_answer_that_was_lost_goes_back_where_no_command_began() {
     let (begin, unused) = answered(&mut batch, vec![placed("a"), placed("b")]);
     assert_eq!((begin, unused), (vec![], vec!["a".into()]));
     assert_eq!(states(batch), [State::NotReady, State::Done]);
+}
+
+#[test]
+fn an_answer_that_comes_so_late_that_its_place_may_end_first_begins_nothing() {
+    let mut batch = batch(&["a"], false);
+    let asked_at = Instant::now();
+    let reply = || GateReply {
+        hosts: vec![open("a")],
+    };
+    let late = asked_at + ANSWER_AWAITED + Duration::from_millis(1);
+    let (begin, unused) = batch.answered(late, asked_at, reply());
+    assert_eq!((begin.len(), unused.len()), (0, 0));
+    assert_eq!(batch.next_asked(), ["a"], "it is asked for again");
+    let (begin, _) = batch.answered(asked_at + ANSWER_AWAITED, asked_at, reply());
+    assert_eq!(begin.len(), 1);
 }
 
 #[test]
