@@ -527,6 +527,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
+    use crate::wants::KeptPlaces;
 
     fn fresh() -> (tempfile::TempDir, Enrolment, Facts) {
         let dir = tempfile::tempdir().unwrap();
@@ -545,6 +546,12 @@ mod tests {
         enrolment
             .revoke(&"mini-2".parse().unwrap(), "stolen", now)
             .unwrap();
+        // places under groups' caps, and those that ended
+        for file in [KeptPlaces::FILE, KeptPlaces::ENDED] {
+            let path = one.path().join(file);
+            durable::make_dir(path.parent().unwrap()).unwrap();
+            durable::write(&path, file.as_bytes(), durable::SECRET).unwrap();
+        }
         let facts = Facts::read(one.path()).unwrap();
         let secret = facts.to_secret(None, Some(3));
         let (two, other, _) = fresh();
@@ -554,6 +561,10 @@ mod tests {
             .write(two.path())
             .unwrap();
         assert_eq!(Facts::read(two.path()).unwrap(), facts);
+        for file in [KeptPlaces::FILE, KeptPlaces::ENDED] {
+            let text = std::fs::read_to_string(two.path().join(file));
+            assert_eq!(text.unwrap(), file);
+        }
         // the directory's earlier facts are gone, the other directory's token works, and the authority is the same
         assert!(other.peek(&gone, now).is_err());
         assert_eq!(other.redeem(&token, now).unwrap().0, host);

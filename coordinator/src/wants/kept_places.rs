@@ -171,7 +171,7 @@ fn place(now: Moment, group: &str, kept: KeptPlace) -> Result<(GroupName, HostId
 #[cfg(test)]
 mod tests {
     use proto::Digest;
-    use rollout::places::{Answer, Ask, Back, Done};
+    use rollout::places::{Answer, Ask, Back, Done, PlaceNumber};
 
     use super::*;
 
@@ -179,10 +179,10 @@ mod tests {
     fn places_come_back_with_their_whole_time_and_odd_ones_are_left_out() {
         let mut places = Places::default();
         let group: GroupName = "ci".parse().unwrap();
-        let number = Some("00000000000000ab".parse().unwrap());
+        let number: PlaceNumber = "00000000000000ab".parse().unwrap();
         let ask = Ask {
             host: "mini-1".parse().unwrap(),
-            number,
+            number: Some(number),
             purpose: Purpose {
                 image: Digest::of(b"image"),
                 reference: "r.test/image:1".into(),
@@ -206,7 +206,7 @@ mod tests {
             panic!("{found:?}");
         };
         assert_eq!((name, host.as_str(), place.cap), (&group, "mini-1", 2));
-        assert_eq!(place.number, number);
+        assert_eq!(place.number, Some(number));
         assert_eq!(place.ends_at, later + Duration::from_secs(60));
 
         // as earlier versions wrote it
@@ -223,7 +223,7 @@ mod tests {
         files.keep_places(&KeptPlaces::of(&places)).unwrap();
         let before = std::fs::read(&path).unwrap();
         let host: HostId = "mini-1".parse().unwrap();
-        let back = Back::Numbered(number.unwrap());
+        let back = Back::Numbered(number);
         assert!(matches!(places.done(None, &host, back), Done::Now(_)));
         files.keep_places(&KeptPlaces::of(&places)).unwrap();
         std::fs::write(&path, before).unwrap();
