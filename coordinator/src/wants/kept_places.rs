@@ -1,9 +1,9 @@
-//! The places under groups' caps, as they are kept over restarts, in two files: `places/places.json`, an object from the
-//! group's name to its places, and `places/ended.json`, an array of those that ended last. They lie in a directory of
-//! their own, because replicas share whole directories.
+//! The places under groups' caps, as they are kept over restarts, in two files: `places/places.json`, an object from
+//! the group's name to its places, and `places/ended.json`, an array of those that ended last. They lie in a directory
+//! of their own, because replicas share whole directories.
 //!
-//! `ended.json` is written first. A crash between the two leaves a place in both, and then it has ended: whoever gave it
-//! back heard no answer, and asks again. Earlier versions read `places.json` alone, and wrote no numbers.
+//! `ended.json` is written first. A crash between the two leaves a place in both, and then it has ended: whoever gave
+//! it back heard no answer, and asks again. Earlier versions read `places.json` alone, and wrote no numbers.
 //!
 //! No moment is kept by which anything is decided: after a restart each place gets its whole time again.
 
