@@ -22,6 +22,11 @@ use crate::{
 const WISHES: usize = 64;
 /// Hedging begins when this few chunks are missing, over all contents.
 const NEAR_THE_END: u64 = 8;
+/// At the end, a line as fast as our uplink brings all that is missing within this time. Then nothing is waited for
+/// that other hosts hold: chunks that wait in one spreader's queue come sooner from the many hosts that have them, and
+/// their uplinks have little else to do (simulator, 1,000 hosts × 5 GB: makespan over bound 1.66 without, 1.21 with
+/// it).
+const END_TAKES: Duration = Duration::from_secs(2);
 
 /// A chunk on its way.
 #[derive(Clone, Debug)]
@@ -433,17 +438,8 @@ impl Downloads {
     /// Near the end, asks a second peer for chunks that take long. The end is that of the first image and of all that
     /// clients wait for: later images don't hold it up.
     fn hedge(&mut self, ground: &mut Ground) {
-        let ranks = ground.contents.incomplete();
-        let ranks: Vec<u32> = ranks.map(|(order, _)| rank_of(order)).collect();
-        // rank 0 is what clients wait for
-        let first = ranks.iter().copied().find(|rank| *rank > 0);
-        let rank = first.unwrap_or(0);
-        let incomplete = ground.contents.incomplete();
-        let missing: u64 = incomplete
-            .take_while(|(order, _)| rank_of(*order) <= rank)
-            .filter_map(|(_, id)| ground.contents.get(id))
-            .map(|content| u64::from(content.chunks() - content.held.count()))
-            .sum();
+        let rank = first_rank(ground);
+        let missing: u64 = missing(ground, rank).map(|(chunks, _)| chunks).sum();
         if missing > NEAR_THE_END {
             return;
         }
@@ -499,8 +495,42 @@ pub(crate) fn turn_grace(ground: &mut Ground) {
     }
 }
 
-/// Whether no push of this content can be expected: then its chunks are asked for at once.
-fn at_once(ground: &Ground, content: &Content) -> bool {
+/// The rank of the image that this host finishes first. Lower ranks than an image's are what clients wait for.
+fn first_rank(ground: &Ground) -> u32 {
+    let ranks = ground
+        .contents
+        .incomplete()
+        .map(|(order, _)| rank_of(order));
+    ranks.into_iter().find(|rank| *rank > 0).unwrap_or(0)
+}
+
+/// What is missing of each incomplete content of this rank and of lower ones: chunks, and at most how many bytes.
+fn missing(ground: &Ground, rank: u32) -> impl Iterator<Item = (u64, u64)> {
+    let incomplete = ground.contents.incomplete();
+    incomplete
+        .take_while(move |(order, _)| rank_of(*order) <= rank)
+        .filter_map(|(_, id)| ground.contents.get(id))
+        .map(|content| {
+            let chunks = u64::from(content.chunks() - content.held.count());
+            (chunks, chunks * content.len(ChunkIndex(0)))
+        })
+}
+
+/// Whether this host has nearly all of the image that it finishes first. See [`END_TAKES`].
+fn is_at_the_end(ground: &Ground, rank: u32) -> bool {
+    let most = u128::from(ground.pace.rate()) * END_TAKES.as_millis() / 1_000;
+    let mut bytes = 0;
+    missing(ground, rank).all(|(_, more)| {
+        bytes += u128::from(more);
+        bytes <= most
+    })
+}
+
+/// Whether no push of this content is waited for: then its chunks are asked for at once.
+fn at_once(ground: &Ground, content: &Content, at_the_end: bool) -> bool {
+    if at_the_end && content.is_complete_elsewhere() {
+        return true;
+    }
     if content
         .lease
         .as_ref()
@@ -525,6 +555,8 @@ fn at_once(ground: &Ground, content: &Content) -> bool {
 fn wishes(ground: &Ground, from: u32) -> (Vec<Wish>, u32) {
     let mut wishes: Vec<(u32, usize, u64, Wish)> = Vec::new();
     let incomplete = ground.contents.incomplete();
+    let first = first_rank(ground);
+    let at_the_end = is_at_the_end(ground, first);
     let mut rank = from;
     for (order, id) in incomplete.filter(|(order, _)| rank_of(*order) >= from) {
         rank = rank_of(order);
@@ -536,7 +568,7 @@ fn wishes(ground: &Ground, from: u32) -> (Vec<Wish>, u32) {
         }
         // more chunks are looked at than are taken, so that rarity has a say
         let most = WISHES * 8;
-        let at_once = at_once(ground, content);
+        let at_once = at_once(ground, content, at_the_end && rank <= first);
         let read_to = content.next_read().last();
         let mut seen = 0;
         content.visit_askable(at_once, |chunk| {

@@ -9,13 +9,49 @@ fn what_a_peer_has_all_of_already_is_asked_for_at_once() {
     let actions = feed(&mut swarm, 100, announced(0, 0, ChunkSet::full(4)));
     assert!(!requests(&actions).is_empty(), "{actions:?}");
     // a content that was announced in parts before it was announced whole is still being pushed
-    feed(&mut swarm, 200, content(1, 4, ChunkSet::empty(4)));
-    for (millis, chunks) in [(300, set(4, [0, 1])), (400, ChunkSet::full(4))] {
+    feed(&mut swarm, 200, content(1, 400, ChunkSet::empty(400)));
+    for (millis, chunks) in [(300, set(400, [0, 1])), (700, ChunkSet::full(400))] {
         let actions = feed(&mut swarm, millis, announced(1, 1, chunks));
         let of_it =
             |action: &Action| matches!(action, Action::Request { id, .. } if *id == ContentId(1));
         assert!(!actions.iter().any(of_it), "{actions:?}");
     }
+}
+
+#[test]
+fn at_the_end_what_others_have_whole_is_asked_for_though_pushes_come() {
+    // 200 MiB take less than two seconds, 400 MiB more
+    for (chunks, asks) in [(200, true), (400, false)] {
+        let mut swarm = among(3, Config::default());
+        feed(&mut swarm, 0, content(0, chunks, ChunkSet::empty(chunks)));
+        feed(&mut swarm, 100, announced(0, 0, set(chunks, [0, 1])));
+        feed(&mut swarm, 200, offered(1, 0, 0, None));
+        let actions = feed(&mut swarm, 300, announced(1, 0, set(chunks, [0, 1, 2])));
+        assert!(requests(&actions).is_empty(), "nobody has all: {actions:?}");
+        feed(&mut swarm, 400, announced(1, 0, ChunkSet::full(chunks)));
+        let asked = requests(&feed(&mut swarm, 700, Event::Tick));
+        assert_eq!(!asked.is_empty(), asks, "{chunks}: {asked:?}");
+        let comes = asked.iter().any(|(_, chunk)| *chunk == 0);
+        assert!(!comes, "its push was accepted: {asked:?}");
+    }
+}
+
+#[test]
+fn a_later_image_is_not_at_its_end_while_the_first_one_lacks_something() {
+    let mut swarm = among(2, Config::default());
+    let of = |id: u32, rank: u16, chunks: u32| {
+        let mut event = content(id, chunks, ChunkSet::empty(chunks));
+        if let Event::Content { order, .. } = &mut event {
+            *order = order_of(rank, id);
+        }
+        event
+    };
+    feed(&mut swarm, 0, of(0, 1, 8));
+    feed(&mut swarm, 0, of(1, 2, 8));
+    for (millis, have) in [(100, set(8, [0])), (200, ChunkSet::full(8))] {
+        feed(&mut swarm, millis, announced(0, 1, have));
+    }
+    assert!(requests(&feed(&mut swarm, 500, Event::Tick)).is_empty());
 }
 
 #[test]
