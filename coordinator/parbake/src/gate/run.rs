@@ -135,6 +135,9 @@ struct Batch {
     keep_going: bool,
     /// Why no more commands begin.
     over: Option<String>,
+    /// Hosts that may have a place although no command began for them: an answer about them was lost, or came too late,
+    /// or they have a place and aren't ready. The next answer says what is to be done.
+    unsure: BTreeSet<String>,
     story: Story,
     /// The last host that the gate was asked about, where there are too many hosts for one ask.
     asked_to: Option<String>,
@@ -159,6 +162,7 @@ impl Batch {
                 .collect(),
             keep_going,
             over: None,
+            unsure: BTreeSet::new(),
             story,
             asked_to: None,
         }
@@ -192,6 +196,16 @@ impl Batch {
         hosts
     }
 
+    /// The answer about these hosts was lost.
+    fn lost(&mut self, hosts: Vec<String>) {
+        self.unsure.extend(hosts);
+    }
+
+    /// When it is over: the hosts that may have a place, and about which nobody asks any more.
+    fn left(&mut self) -> BTreeSet<String> {
+        std::mem::take(&mut self.unsure)
+    }
+
     /// Takes the gate's answer to an ask that was sent at `asked_at`. Returns the hosts whose commands begin, and those
     /// whose places go back unused.
     fn answered(
@@ -209,6 +223,7 @@ impl Batch {
                 continue;
             };
             let waits = line.state == State::Waiting;
+            self.unsure.remove(&view.host);
             match end {
                 GateEnd::Open if over || !waits => {
                     if line.state != State::Running {
@@ -216,7 +231,7 @@ impl Batch {
                     }
                 }
                 // too little may be left of the place's time; the next ask gives it its whole time again
-                GateEnd::Open if late => {}
+                GateEnd::Open if late => _ = self.unsure.insert(view.host),
                 GateEnd::Open => {
                     line.state = State::Running;
                     line.began = Some(now);
@@ -239,6 +254,9 @@ impl Batch {
                     }
                     line.message = view.message;
                     line.reason = Some(view.reason);
+                    if view.place.is_some() {
+                        self.unsure.insert(view.host);
+                    }
                 }
                 GateEnd::Over(_) | GateEnd::Waits => {
                     if view.place.is_some() && line.began.is_none() {
@@ -427,7 +445,7 @@ pub(super) async fn run(client: Client, options: Options) -> anyhow::Result<Outc
         batch,
         tasks: JoinSet::new(),
         output: Output::new(),
-        unsure: BTreeSet::new(),
+        failed: None,
         story,
         stop: watch::channel(false).0,
         asking: false,
@@ -518,8 +536,8 @@ struct Runner {
     tasks: JoinSet<Input>,
     /// What commands wrote that have ended.
     output: Output,
-    /// Hosts that may have a place of ours, because an answer about them was lost, and none has come since.
-    unsure: BTreeSet<String>,
+    /// Why nothing is asked any more: it is said at the end.
+    failed: Option<CallError>,
     story: Story,
     /// Ends all commands.
     stop: watch::Sender<bool>,
@@ -543,12 +561,14 @@ impl Runner {
         let mut deadline = deadline;
         loop {
             if self.batch.is_over() && self.tasks.is_empty() {
-                // nobody asks about these any more
-                for host in std::mem::take(&mut self.unsure) {
+                for host in self.batch.left() {
                     self.give_back(host);
                 }
             }
             if self.batch.is_over() && self.tasks.is_empty() {
+                if let Some(error) = self.failed {
+                    return Err(error.into());
+                }
                 return Ok((self.batch.finish(), self.output));
             }
             if self.leaves {
@@ -605,9 +625,6 @@ impl Runner {
             Input::Answered(asked, Ok(reply)) => {
                 self.asking = false;
                 self.touch.heard(now);
-                for host in &asked.hosts {
-                    self.unsure.remove(host);
-                }
                 let (begin, unused) = self.batch.answered(now, asked.at, reply);
                 for view in begin {
                     self.begin(view);
@@ -619,17 +636,22 @@ impl Runner {
             Input::Answered(asked, Err(error)) if passes(&error) => {
                 self.asking = false;
                 if !never_asked(&error) {
-                    self.unsure.extend(asked.hosts);
+                    self.batch.lost(asked.hosts);
                 }
                 self.touch.lost(now, error.to_string());
             }
             // commands that run are to end by themselves; no place is taken any more
-            Input::Answered(_, Err(error)) => {
+            Input::Answered(asked, Err(error)) => {
                 self.asking = false;
-                if self.batch.count(State::Running) == 0 {
-                    return Err(error.into());
+                if !never_asked(&error) {
+                    self.batch.lost(asked.hosts);
                 }
-                self.batch.stop(error.to_string());
+                if self.batch.count(State::Running) > 0 {
+                    self.batch.stop(error.to_string());
+                } else {
+                    self.batch.over.get_or_insert(error.to_string());
+                    self.failed = Some(error);
+                }
             }
             Input::Ended(host, how, output) => {
                 self.output.spawn(async { drop(output.join_all().await) });

@@ -72,18 +72,7 @@ fn a_command_begins_once_for_each_host_that_is_open() {
 
 #[test]
 fn a_place_of_an_answer_that_was_lost_goes_back_where_no_command_began() {
-    let placed = |host: &str| GateView {
-        place: Some(PlaceView {
-            host: host.into(),
-            number: Some("00000000000000ab".into()),
-            image: "r.test/image:1".into(),
-            digest: "sha256:1".into(),
-            cap: 1,
-            taken_at: 0,
-            ends_in_seconds: 60,
-        }),
-        ..view(host, GateVerdict::Refused, Reason::Revoked)
-    };
+    let placed = |host: &str| with_place(view(host, GateVerdict::Refused, Reason::Revoked));
     let mut batch = batch(&["a", "b"], true);
     answered(&mut batch, vec![open("b")]);
     exits(&mut batch, "b", 0);
@@ -91,6 +80,46 @@ fn a_place_of_an_answer_that_was_lost_goes_back_where_no_command_began() {
     let (begin, unused) = answered(&mut batch, vec![placed("a"), placed("b")]);
     assert_eq!((begin, unused), (vec![], vec!["a".into()]));
     assert_eq!(states(batch), [State::NotReady, State::Done]);
+}
+
+/// The host's own place, in an answer of this kind.
+fn with_place(view: GateView) -> GateView {
+    let place = PlaceView {
+        host: view.host.clone(),
+        number: Some("00000000000000ab".into()),
+        image: "r.test/image:1".into(),
+        digest: "sha256:1".into(),
+        cap: 1,
+        taken_at: 0,
+        ends_in_seconds: 60,
+    };
+    GateView {
+        place: Some(place),
+        ..view
+    }
+}
+
+#[test]
+fn what_may_have_a_place_and_began_no_command_is_left_at_the_end() {
+    let mut batch = batch(&["a", "b", "c", "d", "e"], true);
+    let now = Instant::now();
+    let left = |batch: &mut Batch| batch.left().into_iter().collect::<Vec<_>>();
+    batch.lost(["a", "b", "c"].map(str::to_owned).to_vec());
+    // the next answer says that one has no place, and gives the other one its command
+    let full = view("a", GateVerdict::Waits, Reason::CapReached);
+    answered(&mut batch, vec![full, open("b")]);
+    // one has its place, and isn't ready any more; for another the answer comes too late
+    let unready = view("d", GateVerdict::Waits, Reason::PresenceOld);
+    answered(&mut batch, vec![with_place(unready)]);
+    let late = now + ANSWER_AWAITED + Duration::from_secs(1);
+    let hosts = vec![with_place(open("e"))];
+    batch.answered(late, now, GateReply { hosts });
+    batch.stop("interrupted".into());
+    assert!(!batch.is_over());
+    exits(&mut batch, "b", 0);
+    assert!(batch.is_over());
+    assert_eq!(left(&mut batch), ["c", "d", "e"]);
+    assert!(left(&mut batch).is_empty());
 }
 
 #[test]
