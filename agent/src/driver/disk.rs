@@ -59,8 +59,8 @@ pub(super) struct Disk {
     survey: Arc<Survey>,
     /// When old images were last looked after, and by what terms. Locked while they are.
     retired: Arc<Mutex<Option<LookedAfter>>>,
-    /// What decides which old images go, by the last order. A job that retires images goes by this for each of them, not
-    /// by what counted when the job was made. Locked for a look.
+    /// What decides which old images go, by the last order. A job that retires images goes by this for each of them,
+    /// not by what counted when the job was made. Locked for a look.
     in_force: Arc<Mutex<InForce>>,
 }
 
@@ -335,8 +335,8 @@ impl Disk {
 
     /// Retires old images by what is in force, removes what was retired before, and recipes that nobody needs. Writes
     /// down who may have images, where that failed before. `None` if that was done by these terms within the last
-    /// minute, or is under way. It isn't a part of [`look`](Self::look), because removing whole disks takes a while, and
-    /// presence is waited for. Ends in [`Input::Nothing`]; the store has the news.
+    /// minute, or is under way. It isn't a part of [`look`](Self::look), because removing whole disks takes a while,
+    /// and presence is waited for. Ends in [`Input::Nothing`]; the store has the news.
     pub(super) fn retire(&self) -> Option<Work> {
         let due = |last: &Option<LookedAfter>, terms: &Option<Terms>| {
             let last = last.as_ref();
