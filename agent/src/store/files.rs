@@ -488,8 +488,8 @@ impl ImageFiles {
         self.written_before.saturating_add(self.written_bytes())
     }
 
-    /// Notes for later processes how much was written, while the image is under construction. The note isn't synced: one
-    /// that is lost says that less was taken, and then less gives way to other images than could.
+    /// Notes for later processes how much was written, while the image is under construction. The note isn't synced:
+    /// one that is lost says that less was taken, and then less gives way to other images than could.
     fn note_taken(&self) {
         if !self.directory.join(IMAGE).exists() {
             return;

@@ -1,5 +1,5 @@
-//! A host whose own system sends nothing to any peer, as macOS does where Local Network privacy keeps the agent from the
-//! network: in a network namespace with routes that answer `EHOSTUNREACH`, and a way to the coordinator.
+//! A host whose own system sends nothing to any peer, as macOS does where Local Network privacy keeps the agent from
+//! the network: in a network namespace with routes that answer `EHOSTUNREACH`, and a way to the coordinator.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::{
