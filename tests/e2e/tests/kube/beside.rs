@@ -385,3 +385,52 @@ async fn a_release_that_only_renames_the_image_opens_the_gate_at_once_and_moves_
         assert_eq!(moved.len(), 1, "{}: {moved:?}", agent.host);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(
+    not(api_server),
+    ignore = "needs KUBEBUILDER_ASSETS: a folder with kube-apiserver and etcd"
+)]
+async fn the_pod_of_a_node_that_was_just_cordoned_fills_the_cap_until_its_successor_is_warm() {
+    const HOSTS: usize = 4;
+    let mut world = World::start(Setup::new(DEMO, HOSTS)).await.unwrap();
+    world.begin("own", 25, 1).await.unwrap();
+    world.set(|manners| &manners.dispatches, false);
+    let pods = world.pods().await;
+    let (reaped, plain) = (&pods[0], &pods[1]);
+    runners::cordon(&world.client, &node(reaped), true)
+        .await
+        .unwrap();
+    let new = world.image("2", 2).unwrap();
+    world.roll(&new, 1).await.unwrap();
+    // a cordoned Node's host gets the image too, and isn't counted
+    until_named(&world, "xcode", &new, HOSTS - 1).await;
+    until_reason(&world, &name(reaped), "node_cordoned").await;
+    until_reason(&world, &name(plain), "cap_reached").await;
+
+    // the other controller reaps it; the successor has the Node when that is free for Pods again
+    world.set(|manners| &manners.boots, false);
+    runners::pods(&world.client)
+        .delete(&name(reaped), &DeleteParams::default())
+        .await
+        .unwrap();
+    world
+        .until_pods("it has a successor", |pods| {
+            pods.iter().any(|pod| new.is_of(pod))
+        })
+        .await
+        .unwrap();
+    until_reason(&world, &name(plain), "cap_reached").await;
+    assert!(world.checker.found().labelled.is_empty());
+    runners::cordon(&world.client, &node(reaped), false)
+        .await
+        .unwrap();
+    world.set(|manners| &manners.boots, true);
+    world
+        .until_found("one is labelled", |found| found.labelled.len() == 1)
+        .await
+        .unwrap();
+    world.set(|manners| &manners.dispatches, true);
+    world.until_all_run(&new, HOSTS).await.unwrap();
+    world.check().unwrap();
+}

@@ -10,6 +10,7 @@ mod faults;
 mod follow;
 mod guard;
 mod ha;
+mod retention;
 mod rights;
 mod roll;
 mod stage;
