@@ -40,7 +40,8 @@
 //!      image although nothing points to it yet. A second repository gets a twin (`twin`), whose inode is noted first.
 //!   3. The tag's symlink is made under another name and renamed over the old one. The tag names the old target or the
 //!      new one at every moment.
-//!   4. The marker is removed if only a tag names the image. Until then tart keeps the image longer than it has to.
+//!   4. The marker is removed a minute later if only a tag names the image ([`Store::unguard`]). Until then tart keeps
+//!      the image longer than it has to.
 //!   5. `status.json` says installed, and `content/` is removed.
 //! - *Forgetting*: directories are removed bottom up, `status.json` first, so what a crash leaves is no stage any more.
 
@@ -529,6 +530,17 @@ impl Store {
             tracing::warn!(%error, "removing a stage that couldn't begin failed; the next start removes it");
         }
         created
+    }
+
+    /// Removes the markers of installed images that only a tag names, once nobody can overlook the tag's link any more.
+    /// Blocks for a few system calls for each image.
+    pub(crate) fn unguard(&self) {
+        for stage in self.all().iter().filter(|stage| stage.is_installed()) {
+            if let Err(error) = install::unguard(stage) {
+                let image = stage.layout().digest();
+                tracing::warn!(%image, %error, "an image's marker can't be removed; it is tried again");
+            }
+        }
     }
 
     /// The room on tart's volume. All zeros if it can't be read, so that nothing is begun.

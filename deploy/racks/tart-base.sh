@@ -18,9 +18,43 @@ state=${RACK_STATE:-$HOME/.rack}
 base=${RACK_BASE:-ci-base}
 mkdir -p "$state"
 
-# whoever makes the directory has the base VM: a job, or its replacement
+# another one after each start of the Mac
+boot=$(sysctl -n kern.bootsessionuuid 2>/dev/null || cat /proc/sys/kernel/random/boot_id 2>/dev/null || echo unknown)
+
+# Whoever makes the directory has the base VM: a job, or its replacement. The file in it says who that is: what, a process
+# that lives as long, and the Mac's start. A job's process is the one that calls the hooks.
 lock() {
-	mkdir "$state/busy" 2>/dev/null
+	if mkdir "$state/busy" 2>/dev/null; then
+		: >"$state/busy/$mine"
+	elif gone=$(gone); then
+		# of all who find that out one succeeds
+		mv "$state/busy/$gone" "$state/busy/$mine" 2>/dev/null
+	else
+		return 1
+	fi
+}
+
+# The file of an owner that is gone: one from before the Mac's last start, an offer that ended, or, where a job begins, a
+# job whose process ended (an offer doesn't take that for certain: the hooks may be called by processes that end at once)
+gone() {
+	owner=
+	for file in "$state"/busy/*.*.*.*; do owner=${file##*/}; done
+	pid=${owner#*.}
+	case $owner in
+	'*.*.*.*') return 1 ;; # nobody says
+	*".$boot."*) if ps -p "${pid%%.*}" >/dev/null 2>&1; then return 1; fi ;;
+	*) pid= ;;
+	esac
+	case $owner in
+	job.*) [ -z "$pid" ] || [ "${mine%%.*}" = job ] || return 1 ;;
+	esac
+	echo "$owner"
+}
+
+# Gives the base VM back, which this owner has
+release() {
+	rm -f "$state/busy/$1."*
+	rmdir "$state/busy"
 }
 
 # Replaces the base VM, if an image is offered; the caller has the lock. It may be called where the shell ignores
@@ -46,7 +80,7 @@ replace() {
 
 case ${1:-} in
 started)
-	said=
+	said= mine=job.$PPID.$boot.$$
 	until lock; do
 		[ -n "$said" ] || echo "waiting: another job has the base VM, or it is being replaced ($state/busy)" >&2
 		said=yes
@@ -56,15 +90,15 @@ started)
 completed)
 	# a failure leaves the old base VM, and lets the next job begin
 	replace || echo "the base VM isn't replaced; the next job's end tries again" >&2
-	rmdir "$state/busy"
+	release job
 	;;
 offer)
 	image=$2
-	locked=
+	locked= mine=offer.$$.$boot.$$
 	# whoever offered went away, and the place with it: nobody takes the image any more
 	end() {
 		if [ "$(cat "$state/offered" 2>/dev/null)" = "$image" ]; then rm -f "$state/offered"; fi
-		if [ -n "$locked" ]; then rmdir "$state/busy"; fi
+		if [ -n "$locked" ]; then release offer; fi
 	}
 	trap 'end' EXIT
 	trap 'exit 1' HUP INT TERM

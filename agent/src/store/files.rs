@@ -17,6 +17,7 @@ use std::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use proto::{
@@ -377,6 +378,11 @@ impl ImageFiles {
             written_before: noted(directory),
             cloned: AtomicBool::new(false),
         }
+    }
+
+    /// How long the image stays guarded after its tag's link was made.
+    pub(super) fn guard(&self) -> Duration {
+        self.shared.guard()
     }
 
     /// Makes the directory for blobs.

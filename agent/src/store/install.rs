@@ -127,6 +127,39 @@ pub fn install_as(stage: &Stage, references: &[String]) -> (Vec<String>, Result<
     (placed.iter().map(ToString::to_string).collect(), result)
 }
 
+/// Removes the markers that guarded an installed image until its tag's link was made, and for a while after that.
+/// Where tart has its lock, or an installation runs, that is left for the next call.
+///
+/// # Errors
+/// When a marker can't be removed.
+pub(super) fn unguard(stage: &Stage) -> io::Result<()> {
+    let Some(_installing) = stage.try_installing() else {
+        return Ok(());
+    };
+    let (names, home) = (stage.names(), stage.shared().home());
+    if stage.is_gone() || !names.is_concluded() {
+        return Ok(());
+    }
+    for reference in names.known() {
+        let target = cache::image_directory(home, &reference, stage.layout().digest());
+        let path = target.join(cache::MARKER);
+        let stays = names.keeps_marker(&reference) || names.is_young(&reference);
+        if stays || marker(&path) != Marker::Guard || !names.is_ours(&target) {
+            continue;
+        }
+        // tart makes a marker of its own only while it has this lock
+        let host = cache::host_directory(home, &reference);
+        let Ok(_lock) = platform::lock_directory(&host, Duration::ZERO) else {
+            continue;
+        };
+        if marker(&path) == Marker::Guard {
+            fs::remove_file(&path).map_err(|error| io_at("removing", &path, error))?;
+            platform::sync_directory(&target)?;
+        }
+    }
+    Ok(())
+}
+
 fn busy(error: LockError) -> InstallError {
     match error {
         LockError::Busy { .. } => InstallError::Busy(error),
@@ -327,6 +360,8 @@ impl Installation<'_> {
         };
         match (marker(&path), bytes) {
             (Marker::Guard | Marker::Missing, Some(bytes)) => write_new(&path, bytes)?,
+            // `unguard` does it later
+            (Marker::Guard, None) if self.stage.names().is_young(reference) => {}
             (Marker::Guard, None) => {
                 fs::remove_file(&path).map_err(|error| io_at("removing", &path, error))?;
             }

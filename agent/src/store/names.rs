@@ -5,6 +5,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use proto::{Digest, image::Blob};
@@ -14,7 +15,7 @@ use super::{
     files::{Body, ImageFiles},
     open_file::OpenFile,
     status::Status,
-    tree::{GUARD, IMAGE, STATUS, io_at},
+    tree::{GUARD, IMAGE, Marker, REPLACED, STATUS, TWIN, io_at, marker as marker_of},
 };
 use crate::{
     lock::lock,
@@ -124,13 +125,35 @@ impl Names {
         })
     }
 
-    /// Whether tart finds the image by this reference, and the marker is there or not, as it should be.
+    /// Whether tart finds the image by this reference, and the marker is there or not, as it should be. A guard may be
+    /// there while the link is young, if an installation came to its end.
     pub(super) fn is_in_place(&self, reference: &Reference, keep_marker: bool) -> bool {
         let home = &self.home;
         let marker = cache::image_directory(home, reference, &self.image);
-        let marker = fs::read(marker.join(cache::MARKER));
-        let is_guard = marker.as_ref().is_ok_and(|bytes| bytes == GUARD);
-        self.names(reference) && !is_guard && (marker.is_ok() || !keep_marker)
+        let is_fit = match marker_of(&marker.join(cache::MARKER)) {
+            Marker::Guard => !keep_marker && self.is_concluded() && self.is_young(reference),
+            Marker::Missing => !keep_marker,
+            Marker::Ours | Marker::Theirs => true,
+        };
+        self.names(reference) && is_fit
+    }
+
+    /// Whether an installation came to its end, and none has begun since: what stood in the image's places before is
+    /// known to have the markers that it had.
+    pub(super) fn is_concluded(&self) -> bool {
+        let mut rests = [IMAGE, REPLACED, TWIN].into_iter();
+        self.is_installed() && !rests.any(|rest| self.directory.join(rest).exists())
+    }
+
+    /// Whether the link by which this reference names the image was made so lately that tart's `gc` may have counted
+    /// the links before. One from the future may have been made just now.
+    pub(super) fn is_young(&self, reference: &Reference) -> bool {
+        let target = cache::image_directory(&self.home, reference, &self.image);
+        let link = cache::tag_link(&self.home, reference);
+        let link = link.filter(|link| fs::read_link(link).is_ok_and(|to| to == target));
+        let made = link.and_then(|link| fs::symlink_metadata(link).ok()?.modified().ok());
+        let age = made.map(|made| made.elapsed().unwrap_or(Duration::ZERO));
+        age.is_some_and(|age| age < self.files.guard())
     }
 
     /// The references to install the image under: those in `wanted`, and those that were wanted before. If the image is

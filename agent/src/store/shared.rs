@@ -47,6 +47,10 @@ pub struct Options {
     /// How long one installation waits for tart to release the lock on a registry's directory. A longer pull is waited
     /// for by installing again.
     pub lock_wait: Duration,
+    /// How long an image stays guarded after its tag's link was made. tart's `gc` counts the links without a lock, and
+    /// removes what had none and has no marker then (tart, Sources/tart/VMStorageOCI.swift: gc). One that counted
+    /// before the link was made mustn't find the marker gone.
+    pub guard: Duration,
     /// How long a stage's beginning looks for blocks on other disks here, at most. Meanwhile nothing of the image comes
     /// from elsewhere. Chunks that weren't looked for by then are fetched.
     pub search: Duration,
@@ -59,6 +63,7 @@ impl Default for Options {
         Self {
             floor_percent: 15,
             lock_wait: Duration::from_secs(30),
+            guard: Duration::from_mins(1),
             search: MAX_SEARCH,
             space: platform::space,
         }
@@ -70,6 +75,7 @@ impl Default for Options {
 pub(crate) struct Shared {
     home: PathBuf,
     lock_wait: Duration,
+    guard: Duration,
     search: Duration,
     /// Images for which nobody waits any more. Locked for a look.
     given_up: Mutex<BTreeSet<Digest>>,
@@ -100,6 +106,7 @@ impl Shared {
             room: Room::new(home.clone(), options.floor_percent, options.space),
             home,
             lock_wait: options.lock_wait,
+            guard: options.guard,
             search: options.search,
             given_up: Mutex::default(),
             hosts: Arc::default(),
@@ -128,6 +135,11 @@ impl Shared {
     /// How long an installation waits for tart's lock.
     pub(super) const fn lock_wait(&self) -> Duration {
         self.lock_wait
+    }
+
+    /// How long an image stays guarded after its tag's link was made.
+    pub(super) const fn guard(&self) -> Duration {
+        self.guard
     }
 
     /// How long a beginning looks for blocks.

@@ -153,6 +153,7 @@ fn options() -> Options {
     Options {
         floor_percent: 0,
         lock_wait: Duration::ZERO,
+        guard: Duration::ZERO,
         ..Options::default()
     }
 }

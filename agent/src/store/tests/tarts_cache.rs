@@ -1,6 +1,8 @@
 //! Images come into tart's cache under each of their references, whatever tart and others do there. The chunks of one
 //! image help the next.
 
+use std::{cell::RefCell, rc::Rc};
+
 use super::*;
 use crate::store::tree::{Marker, marker};
 
@@ -601,4 +603,118 @@ fn a_half_record_and_a_link_to_nowhere_are_no_image_and_are_repaired() {
     // without its manifest, as tart up to 2.35 may have it, the image is there all the same
     fs::remove_file(directory.join(cache::MANIFEST)).unwrap();
     assert_eq!(store.presence()[0].references, [TAG]);
+}
+
+/// The first half of tart's `gc`, which takes no lock: the records to which no link leads (VMStorageOCI.swift: gc).
+fn unnamed(home: &Path) -> Vec<PathBuf> {
+    let mut records = cache::images(home).unwrap();
+    records.retain(|record| cache::links(record).unwrap().is_empty());
+    records
+}
+
+/// The second half: those of them go that have no marker now.
+fn collect(unnamed: Vec<PathBuf>) {
+    for record in unnamed {
+        if record.exists() && !record.join(cache::MARKER).exists() {
+            fs::remove_dir_all(record).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_collection_that_counted_links_before_ours_was_made_removes_nothing() {
+    for (guard, stays) in [(Duration::ZERO, false), (Duration::from_mins(1), true)] {
+        let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+        let with = Options { guard, ..options() };
+        let store = Store::open(home.path(), with).unwrap();
+        let (stage, _) = begin(&store, &sample, &[TAG]);
+        fill(&stage, &sample);
+        let counted = Rc::new(RefCell::new(Vec::new()));
+        let hook = at_steps({
+            let (counted, home) = (counted.clone(), home.path().to_owned());
+            move |step| {
+                if step == "moved" {
+                    *counted.borrow_mut() = unnamed(&home);
+                }
+                Ok(())
+            }
+        });
+        install(&stage, &[]).unwrap();
+        drop(hook);
+        assert_eq!(counted.borrow().len(), 1);
+        collect(counted.take());
+        assert_eq!(stage.is_named(TAG), stays, "guarded for {guard:?}");
+        if !stays {
+            continue;
+        }
+        // again, with the guard there: it is in place, and stays guarded
+        let directory = image_dir(&home, "ghcr.io/org/image", &sample);
+        let guarded = || marker(&directory.join(cache::MARKER)) == Marker::Guard;
+        install(&stage, &[]).unwrap();
+        store.unguard();
+        assert!(guarded(), "the link is young");
+        drop((stage, store));
+        let store = Store::open(home.path(), with).unwrap();
+        store.unguard();
+        assert!(guarded(), "also for another process");
+        // a minute later a collection that counts finds the link
+        age_link(&home);
+        let lock =
+            platform::lock_directory(&home.path().join("cache/OCIs/ghcr.io"), Duration::ZERO);
+        store.unguard();
+        assert!(guarded(), "tart has its lock");
+        drop(lock);
+        store.unguard();
+        assert!(!directory.join(cache::MARKER).exists());
+        collect(unnamed(home.path()));
+        let stage = store.stage(sample.layout.digest()).unwrap();
+        assert!(stage.is_named(TAG));
+        install(&stage, &[]).unwrap();
+        assert!(!directory.join(cache::MARKER).exists());
+    }
+}
+
+/// The tag's link was made two minutes ago.
+fn age_link(home: &TempDir) {
+    let link = home.path().join("cache/OCIs/ghcr.io/org/image/one");
+    let made = SystemTime::now() - Duration::from_mins(2);
+    let since = made.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let time = rustix::fs::Timespec {
+        tv_sec: since.as_secs().try_into().unwrap(),
+        tv_nsec: 0,
+    };
+    let times = rustix::fs::Timestamps {
+        last_access: time,
+        last_modification: time,
+    };
+    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+    rustix::fs::utimensat(rustix::fs::CWD, link, &times, flags).unwrap();
+}
+
+#[test]
+fn a_guard_ends_where_the_tag_was_taken_and_becomes_ours_for_a_digest() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let with = Options {
+        guard: Duration::from_mins(1),
+        ..options()
+    };
+    let store = Store::open(home.path(), with).unwrap();
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    fill(&stage, &sample);
+    install(&stage, &[]).unwrap();
+    let path = image_dir(&home, "ghcr.io/org/image", &sample).join(cache::MARKER);
+    assert_eq!(marker(&path), Marker::Guard);
+    let by_digest = format!("ghcr.io/org/image@{}", sample.layout.digest());
+    install(&stage, &[&by_digest]).unwrap();
+    assert_eq!(marker(&path), Marker::Ours);
+    // of another image the tag is taken away: tart may collect it at once
+    let (home, sample) = (tempfile::tempdir().unwrap(), super::sample(2));
+    let store = Store::open(home.path(), with).unwrap();
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    fill(&stage, &sample);
+    install(&stage, &[]).unwrap();
+    let path = image_dir(&home, "ghcr.io/org/image", &sample).join(cache::MARKER);
+    fs::remove_file(home.path().join("cache/OCIs/ghcr.io/org/image/one")).unwrap();
+    store.unguard();
+    assert!(!path.exists());
 }

@@ -544,3 +544,76 @@ fn a_base_vm_outlives_a_clone_that_fails_and_an_offer_that_is_taken_back() {
     assert!(script(&["offer", "r/v4"]).status().unwrap().success());
     assert_eq!(has(), "r/v4");
 }
+
+#[test]
+fn what_a_dead_job_or_offer_left_locked_is_taken_over() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path();
+    let disk = dir.join("disk");
+    fs::write(&disk, "").unwrap();
+    macs(dir, &format!("disk={}\n", disk.display()));
+    let path = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap());
+    let script = |words: &[&str]| {
+        let mut command = std::process::Command::new(dir.join("ssh"));
+        command
+            .arg("mac")
+            .arg(format!("{SCRIPTS}/tart-base.sh"))
+            .args(words)
+            .env("PATH", &path)
+            .stdin(Stdio::null())
+            .stderr(Stdio::null());
+        command
+    };
+    let runs = |words: &[&str]| script(words).status().unwrap().success();
+    let (state, base) = (dir.join("mac"), dir.join("mac/vms/ci-base"));
+    let busy = state.join("busy");
+    let owner = || -> String {
+        let mut owners = fs::read_dir(&busy).unwrap();
+        owners
+            .next()
+            .unwrap()
+            .unwrap()
+            .file_name()
+            .into_string()
+            .unwrap()
+    };
+    let has = || fs::read_to_string(&base).unwrap().trim().to_owned();
+    assert!(runs(&["started"]));
+    let mine = owner();
+    let words: Vec<&str> = mine.split('.').collect();
+    let [kind, pid, boot, _] = words[..] else {
+        panic!("{mine}");
+    };
+    assert_eq!(kind, "job");
+    assert_eq!(pid, std::process::id().to_string(), "whoever calls hooks");
+    assert!(runs(&["completed"]) && !busy.exists());
+    let mut ended = std::process::Command::new("true").spawn().unwrap();
+    ended.wait().unwrap();
+    let dead = ended.id();
+    let leave = |owner: String| {
+        fs::create_dir(&busy).unwrap();
+        fs::write(busy.join(owner), "").unwrap();
+    };
+    // an offer that was killed, and whatever the Mac's last start ended, also under a process id that is in use again
+    for (left, image) in [
+        (format!("offer.{dead}.{boot}.1"), "r/v1"),
+        (format!("job.{pid}.another-start.1"), "r/v2"),
+        (format!("offer.{pid}.another-start.1"), "r/v3"),
+    ] {
+        leave(left);
+        assert!(runs(&["offer", image]));
+        assert_eq!(has(), image);
+        assert!(!busy.exists());
+    }
+    // a job without its second hook: an offer waits, the next job doesn't, and its end takes the offer
+    leave(format!("job.{dead}.{boot}.1"));
+    let mut offer = script(&["offer", "r/v4"]).spawn().unwrap();
+    assert!(wait_until(PATIENCE, || state.join("offered").exists()));
+    assert!(runs(&["started"]));
+    assert_eq!(has(), "r/v3");
+    assert!(owner().starts_with(&format!("job.{pid}.")));
+    assert!(runs(&["completed"]));
+    assert!(offer.wait().unwrap().success());
+    assert_eq!(has(), "r/v4");
+    assert!(!busy.exists());
+}
