@@ -333,10 +333,10 @@ impl Disk {
         *lock(&self.in_force) = in_force;
     }
 
-    /// Retires old images by what is in force, ends what guards young ones, removes what was retired before, and recipes
-    /// that nobody needs. Writes down who may have images, where that failed before. `None` if that was done by these
-    /// terms within the last minute, or is under way. It isn't a part of [`look`](Self::look), because removing whole
-    /// disks takes a while, and presence is waited for. Ends in [`Input::Nothing`]; the store has the news.
+    /// Retires old images by what is in force, ends what guards young ones, and removes what was retired before, and
+    /// recipes that nobody needs. Writes down who may have images, where that failed before. `None` if that was done by
+    /// these terms within the last minute, or is under way. It isn't a part of [`look`](Self::look), because removing
+    /// whole disks takes a while, and presence is waited for. Ends in [`Input::Nothing`]; the store has the news.
     pub(super) fn retire(&self) -> Option<Work> {
         let due = |last: &Option<LookedAfter>, terms: &Option<Terms>| {
             let last = last.as_ref();
