@@ -43,8 +43,6 @@ pub(super) trait OnDisk: Clone + Debug {
     fn held_bytes(&self, layout: &Layout) -> u64;
     /// Bytes that this process wrote to the image's files, without zeros.
     fn written_bytes(&self) -> u64;
-    /// Bytes that this process and earlier ones wrote to the image's files, without zeros.
-    fn taken_bytes(&self) -> u64;
     /// When the staging began; a restart of the agent doesn't change that.
     fn begun_at(&self) -> Option<SystemTime>;
     /// The recipe by which the image's chunks are proved.
@@ -97,10 +95,6 @@ impl OnDisk for Arc<Stage> {
 
     fn written_bytes(&self) -> u64 {
         self.files().written_bytes()
-    }
-
-    fn taken_bytes(&self) -> u64 {
-        self.files().taken_bytes()
     }
 
     fn begun_at(&self) -> Option<SystemTime> {

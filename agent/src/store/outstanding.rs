@@ -6,10 +6,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use proto::{ChunkIndex, Layout};
+use proto::{CHUNK_BYTES, ChunkIndex, Layout};
 
 use super::{
-    files::{ImageFiles, notes_bytes},
+    files::{ImageFiles, Where, notes_bytes},
     held::Held,
     layers::Decoded,
 };
@@ -31,6 +31,35 @@ pub(super) fn lacking(layout: &Layout, held: &Held<Arc<ImageFiles>>, decoded: &D
         layer.raw.is_none() && !blob.is_some_and(|at| decoded.contains(at))
     });
     bytes + encoded.map(|layer| layer.raw_bytes).sum::<u64>()
+}
+
+/// Bytes of the chunks that are held, each chunk once.
+pub(super) fn held(held: &Held<Arc<ImageFiles>>) -> u64 {
+    let of = |at: usize| {
+        let (geometry, has) = (held.geometry(at), held.held(at));
+        let bytes = has.iter().map(|chunk| u64::from(geometry.len(chunk)));
+        bytes.sum::<u64>()
+    };
+    (0..held.len()).map(of).sum()
+}
+
+/// Bytes of the chunks that are held, at each of their places on the disk, with or without whole chunks of zeros.
+pub(super) fn on_disk(held: &Held<Arc<ImageFiles>>, without_zeros: bool) -> u64 {
+    let mut bytes = 0;
+    for at in 0..held.len() {
+        let places = held.files().places(at).iter();
+        let on_disk = |place: &&Where| matches!(place, Where::Disk(_));
+        let places = places.filter(on_disk).count() as u64;
+        let (geometry, known) = (held.geometry(at), held.chunks(at));
+        for chunk in known.held().iter() {
+            let length = u64::from(geometry.len(chunk));
+            let is_hole = length == CHUNK_BYTES && known.is_zero(chunk);
+            if !(without_zeros && is_hole) {
+                bytes += places * length;
+            }
+        }
+    }
+    bytes
 }
 
 /// See the [module](self).

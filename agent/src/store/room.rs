@@ -46,6 +46,8 @@ pub struct NoRoomError {
     pub floor_bytes: u64,
     /// The other unfinished images for which the reserved bytes are kept, each with its share.
     pub kept_for: BTreeMap<Digest, u64>,
+    /// The other unfinished images that have taken bytes from the volume, each with those that would be free without it.
+    pub taken_by: BTreeMap<Digest, u64>,
 }
 
 impl NoRoomError {
@@ -128,6 +130,8 @@ pub(crate) fn give_way(lacking_bytes: u64, later: &[Later]) -> GiveWay {
 pub(super) trait Builder: fmt::Debug + Send + Sync {
     /// Bytes that it may still take from the volume.
     fn outstanding_bytes(&self) -> u64;
+    /// Bytes that the volume would get back without it. None of one that is whole: it gives way to no other.
+    fn taken_bytes(&self) -> u64;
 }
 
 /// The room on one volume.
@@ -196,14 +200,22 @@ impl Room {
 
     /// Bytes that all unfinished images will still take.
     pub(super) fn outstanding_bytes(&self) -> u64 {
-        self.outstanding(|_| true).into_values().sum()
+        let builders = self.builders(|_| true).into_iter();
+        builders.map(|(_, each)| each.outstanding_bytes()).sum()
     }
 
     /// Checks that an image may take this much, beside the floor and what other images may still take.
     pub(super) fn admit(&self, need_bytes: u64, image: &Digest) -> Result<(), NoRoomError> {
         let volume = self.volume();
-        let reserved = self.outstanding(|other| other != image);
-        let reserved_bytes = reserved.values().sum();
+        let others = self.builders(|other| other != image);
+        let each = |of: fn(&dyn Builder) -> u64| -> BTreeMap<Digest, u64> {
+            let bytes = others
+                .iter()
+                .map(|(other, builder)| (*other, of(&**builder)));
+            bytes.filter(|(_, bytes)| *bytes > 0).collect()
+        };
+        let kept_for = each(|builder| builder.outstanding_bytes());
+        let reserved_bytes = kept_for.values().sum();
         if has_room(volume, need_bytes, reserved_bytes) {
             return Ok(());
         }
@@ -212,20 +224,17 @@ impl Room {
             reserved_bytes,
             free_bytes: volume.free_bytes,
             floor_bytes: volume.floor_bytes,
-            kept_for: reserved,
+            kept_for,
+            taken_by: each(|builder| builder.taken_bytes()),
         })
     }
 
-    fn outstanding(&self, counts: impl Fn(&Digest) -> bool) -> BTreeMap<Digest, u64> {
-        let builders: Vec<(Digest, Arc<dyn Builder>)> = lock(&self.builders)
-            .iter()
-            .filter(|(image, _)| counts(image))
-            .filter_map(|(image, builder)| Some((*image, builder.upgrade()?)))
-            .collect();
-        // each builder looks at its files, so not under the lock
-        let builders = builders.into_iter();
-        let bytes = builders.map(|(image, builder)| (image, builder.outstanding_bytes()));
-        bytes.filter(|(_, bytes)| *bytes > 0).collect()
+    /// The images that count. Each looks at its files when it is asked, so not under the lock.
+    fn builders(&self, counts: impl Fn(&Digest) -> bool) -> Vec<(Digest, Arc<dyn Builder>)> {
+        let builders = lock(&self.builders);
+        let counted = builders.iter().filter(|(image, _)| counts(image));
+        let alive = counted.filter_map(|(image, builder)| Some((*image, builder.upgrade()?)));
+        alive.collect()
     }
 }
 
@@ -247,6 +256,10 @@ mod tests {
     impl Builder for Takes {
         fn outstanding_bytes(&self) -> u64 {
             self.0
+        }
+
+        fn taken_bytes(&self) -> u64 {
+            self.0 / 10
         }
     }
 
@@ -309,6 +322,7 @@ mod tests {
             (refused.lacking_bytes(), refused.kept_for.get(&other)),
             (10, Some(&50))
         );
+        assert_eq!(refused.taken_by, BTreeMap::from([(other, 5)]));
         let said = refused.tell(|_| "r.test/other:1".into());
         let lacking = said.starts_with("10 B are lacking: image needs 360 B");
         assert!(lacking && said.contains("(r.test/other:1)"), "{said}");

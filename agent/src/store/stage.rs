@@ -10,8 +10,8 @@ use std::{
 };
 
 use proto::{
-    Answer, CHUNK_BYTES, ChunkIndex, ChunkSet, Digest, Fingerprint, HostId, HostKey, Layout, Link,
-    Source, Statement,
+    Answer, ChunkIndex, ChunkSet, Digest, Fingerprint, HostId, HostKey, Layout, Link, Source,
+    Statement,
     image::{Blob, Format},
     ledger::{Entered, Verdict},
 };
@@ -23,7 +23,7 @@ use super::{
     claim::{HeldChunk, Look, WriteError},
     doubt::Doubt,
     earlier::{self, LostLinks},
-    files::{Body, ImageFiles, Where, installed_paths},
+    files::{Body, ImageFiles, installed_paths},
     held::Held,
     journal::{Journal, Record},
     layers::{self, DecodeLayerError, Decoded},
@@ -95,6 +95,15 @@ impl Builder for Stage {
         }
         let lacking = outstanding::lacking(&self.layout, &self.held, &self.decoded);
         self.outstanding.of(lacking)
+    }
+
+    fn taken_bytes(&self) -> u64 {
+        if self.is_installed() || self.is_complete() {
+            return 0;
+        }
+        // what a clone shares with other images was never written, and frees nothing; what was written twice frees its
+        // bytes once
+        outstanding::held(&self.held).min(self.files.taken_bytes())
     }
 }
 
@@ -674,21 +683,7 @@ impl Stage {
     /// Whether the stage holds less on its disk than so many bytes, which a beginning has in common with its base. By a
     /// recipe, whole chunks of zeros don't count.
     pub(super) fn has_less_than(&self, common_bytes: u64, by_recipe: bool) -> bool {
-        let mut bytes = 0;
-        for at in 0..self.held.len() {
-            let places = self.files.places(at).iter();
-            let on_disk = |place: &&Where| matches!(place, Where::Disk(_));
-            let places = places.filter(on_disk).count() as u64;
-            let (geometry, known) = (self.held.geometry(at), self.held.chunks(at));
-            for chunk in known.held().iter() {
-                let length = u64::from(geometry.len(chunk));
-                let is_hole = length == CHUNK_BYTES && known.is_zero(chunk);
-                if !(by_recipe && is_hole) {
-                    bytes += places * length;
-                }
-            }
-        }
-        bytes < common_bytes
+        outstanding::on_disk(&self.held, by_recipe) < common_bytes
     }
 
     /// No more than these bytes are expected to be taken, because the rest is here. [`u64::MAX`] ends that.

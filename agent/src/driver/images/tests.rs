@@ -39,8 +39,6 @@ pub(in crate::driver) struct Inner {
     pub(in crate::driver) installed: Cell<bool>,
     pub(in crate::driver) doubted: Cell<bool>,
     pub(in crate::driver) written: Cell<u64>,
-    /// What earlier processes wrote.
-    pub(in crate::driver) taken: Cell<u64>,
     pub(in crate::driver) unread: Cell<bool>,
     pub(in crate::driver) closed: RefCell<BTreeSet<Digest>>,
     pub(in crate::driver) begun_at: Cell<Option<SystemTime>>,
@@ -100,10 +98,6 @@ impl OnDisk for Disk {
 
     fn written_bytes(&self) -> u64 {
         self.0.written.get()
-    }
-
-    fn taken_bytes(&self) -> u64 {
-        self.0.taken.get() + self.0.written.get()
     }
 
     fn begun_at(&self) -> Option<SystemTime> {

@@ -31,14 +31,11 @@ pub(super) fn yields<S: OnDisk>(
     };
     let mut later: Vec<&Image<S>> = catalogue.iter().filter(may).collect();
     later.sort_by_key(|image| Reverse(reconciler.rank(&image.digest())));
-    let later = later.into_iter().map(|image| Later {
-        image: image.digest(),
-        reserved_bytes: short.kept_for.get(&image.digest()).copied().unwrap_or(0),
-        // what a clone shares with other images was never written, and frees nothing; what was written twice frees its
-        // bytes once
-        taken_bytes: image
-            .stage()
-            .map_or(0, |stage| image.counts.held.min(stage.taken_bytes())),
+    let later = later.into_iter().map(Image::digest).map(|image| Later {
+        image,
+        reserved_bytes: short.kept_for.get(&image).copied().unwrap_or(0),
+        // also of an image that waits for room itself, and has no stage in use
+        taken_bytes: short.taken_by.get(&image).copied().unwrap_or(0),
     });
     let GiveWay { stopped, removed } = give_way(short.lacking_bytes(), &later.collect::<Vec<_>>());
     let stopped = stopped.into_iter().map(|image| (image, false));

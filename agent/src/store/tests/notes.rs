@@ -87,3 +87,49 @@ fn how_much_a_stage_takes_is_known_after_a_restart() {
     store.abandon(digest).unwrap();
     assert!(!ours(&home, &sample).exists());
 }
+
+#[test]
+fn who_finds_no_room_hears_what_an_unfinished_image_takes_also_after_a_restart() {
+    let (home, one, two) = (tempfile::tempdir().unwrap(), sample(1), sample(2));
+    let digest = *one.layout.digest();
+    // what others take, as the one that finds no room hears it
+    let others = || {
+        let full = Options {
+            floor_percent: 100,
+            ..options()
+        };
+        let store = Store::open(home.path(), full).unwrap();
+        let refused = store.begin(&two.layout, &two.manifest, &[TAG.into()]);
+        let Err(BeginError::NoRoom(short)) = refused else {
+            panic!("{refused:?}");
+        };
+        short.taken_by
+    };
+    assert_eq!(others(), BTreeMap::new());
+    let store = open(&home);
+    let (stage, _) = begin(&store, &one, &[TAG]);
+    let of = |bytes: &Vec<u8>| bytes.len();
+    let (largest, bytes) = one
+        .contents
+        .iter()
+        .max_by_key(|(_, bytes)| of(bytes))
+        .unwrap();
+    let (chunk, link, bytes) = links(bytes).remove(0);
+    let statement = (&host("mac-1"), None);
+    stage
+        .write(*largest, chunk, bytes, link, source("mac-1"), statement)
+        .unwrap();
+    stage.flush().unwrap();
+    let written = stage.files().written_bytes();
+    assert!(written >= bytes.len() as u64, "{written}");
+    drop((stage, store));
+    // what was written at two places counts once
+    assert_eq!(others(), BTreeMap::from([(digest, bytes.len() as u64)]));
+    // one that is whole gives nothing back to others
+    let store = open(&home);
+    let (stage, _) = begin(&store, &one, &[TAG]);
+    fill(&stage, &one);
+    stage.flush().unwrap();
+    drop((stage, store));
+    assert_eq!(others(), BTreeMap::new());
+}

@@ -484,6 +484,14 @@ fn short(need_bytes: u64, reserved: &[(Digest, u64)]) -> NoRoomError {
     }
 }
 
+/// As [`short`]; this other image has taken bytes of the volume.
+fn short_beside(need_bytes: u64, reserved: &[(Digest, u64)], taken: (Digest, u64)) -> NoRoomError {
+    NoRoomError {
+        taken_by: [taken].into(),
+        ..short(need_bytes, reserved)
+    }
+}
+
 /// A world whose image fills, and another image that is ordered. `first`: the other one comes first.
 fn beside_another(first: bool) -> (World, Digest) {
     let mut world = World::filling();
@@ -554,8 +562,6 @@ fn what_is_kept_for_a_later_image_goes_to_the_one_before_it_and_its_files_stay()
 fn the_files_of_a_later_image_are_removed_where_nothing_less_makes_room() {
     let (mut world, other) = beside_another(true);
     let image = world.image;
-    let gained = ImageNews::Gained(500);
-    world.hear(&[image], gained);
     // all of it was zeros: to remove it would free nothing
     let short_of = short(1_400, &[(image, 900)]);
     assert_eq!(
@@ -564,8 +570,7 @@ fn the_files_of_a_later_image_are_removed_where_nothing_less_makes_room() {
     );
     world.now += Duration::from_secs(60);
     assert_eq!(world.jobs(), ["begin"]);
-    world.disk.0.written.set(500);
-    let too_much = short(1_401, &[(image, 900)]);
+    let too_much = short_beside(1_401, &[(image, 900)], (image, 500));
     let drained = find_no_room(&mut world, other, &too_much);
     assert_eq!(
         drained,
@@ -574,7 +579,7 @@ fn the_files_of_a_later_image_are_removed_where_nothing_less_makes_room() {
     );
     world.now += Duration::from_secs(60);
     assert_eq!(world.jobs(), ["begin"]);
-    let short = short(1_400, &[(image, 900)]);
+    let short = short_beside(1_400, &[(image, 900)], (image, 500));
     let drained = find_no_room(&mut world, other, &short);
     assert!(drained.contains(&"abandon"), "{drained:?}");
     let said = message(&world, &image);
@@ -593,21 +598,39 @@ fn the_files_of_a_later_image_are_removed_where_nothing_less_makes_room() {
     assert!(world.images.reconciler().is_running(&image));
 }
 
-/// After a restart of the agent what was on the disk counted as nothing, and so nothing gave way for good.
+/// The files of an image that found no room itself counted as nothing, and so the one before it waited for good.
 #[test]
-fn the_files_that_an_earlier_process_wrote_of_a_later_image_are_removed_too() {
-    let (mut world, other) = beside_another(true);
-    let image = world.image;
-    world.hear(&[image], ImageNews::Gained(500));
-    world.disk.0.taken.set(600);
-    // no more than what is held: a chunk may have been written twice
-    let too_much = short(501, &[]);
+fn the_files_of_a_later_image_that_waits_for_room_itself_are_removed_too() {
+    let mut world = World::new();
+    world.recover();
+    let (image, manifest) = (world.image, manifest("b"));
+    let other = Digest::of(&manifest);
+    let order = StageOrder {
+        references: vec![OTHER.into()],
+        ..StageOrder::default()
+    };
+    world
+        .images
+        .order(world.now, other, order.into(), &manifest);
+    world.images.take_sequence(vec![other, image]);
+    world.drain();
+    assert_eq!(world.jobs(), ["begin", "begin"]);
+    // its bytes are on the disk, and no room is kept for the rest of it
+    find_no_room(&mut world, image, &short(50, &[]));
+    assert_eq!(world.state(), StageState::Failed);
+    let too_much = short_beside(501, &[], (image, 500));
     let drained = find_no_room(&mut world, other, &too_much);
     assert_eq!(drained, ["failed", "report"]);
-    world.now += Duration::from_secs(60);
+    world
+        .images
+        .reconciler
+        .wait(other, world.now, Duration::ZERO);
     assert_eq!(world.jobs(), ["begin"]);
-    let drained = find_no_room(&mut world, other, &short(500, &[]));
+    let drained = find_no_room(&mut world, other, &short_beside(500, &[], (image, 500)));
     assert!(drained.contains(&"abandon"), "{drained:?}");
+    world.images.abandoned(world.now, image);
+    assert_eq!(world.jobs(), ["begin"]);
+    assert!(world.images.reconciler().is_running(&other));
 }
 
 /// A later image that was begun beside it took the room for which another one's files had been removed.
@@ -616,9 +639,7 @@ fn room_that_was_made_for_an_image_is_taken_by_no_later_one() {
     for ends in [Ends::Begins, Ends::Fails, Ends::IsCancelled] {
         let (mut world, other) = beside_another(true);
         let image = world.image;
-        world.hear(&[image], ImageNews::Gained(500));
-        world.disk.0.written.set(500);
-        let short = short(1_400, &[(image, 900)]);
+        let short = short_beside(1_400, &[(image, 900)], (image, 500));
         let drained = find_no_room(&mut world, other, &short);
         assert!(drained.contains(&"abandon"), "{drained:?}");
         // the pause of the later image, whose files are gone, is over before that of the first
@@ -660,14 +681,12 @@ fn nothing_gives_way_to_an_image_that_is_wanted_no_more() {
     for cancelled in [true, false] {
         let (mut world, other) = beside_another(true);
         let image = world.image;
-        world.hear(&[image], ImageNews::Gained(500));
-        world.disk.0.written.set(500);
         match cancelled {
             true => world.images.cancel(world.now, other),
             false => world.images.pause(other),
         }
         world.drain();
-        let short = short(1_400, &[(image, 900)]);
+        let short = short_beside(1_400, &[(image, 900)], (image, 500));
         let drained = find_no_room(&mut world, other, &short);
         assert!(!drained.contains(&"abandon"), "{drained:?}");
         assert!(!drained.contains(&"set aside"), "{drained:?}");
