@@ -46,7 +46,7 @@ pub struct NoRoomError {
     pub floor_bytes: u64,
     /// The other unfinished images for which the reserved bytes are kept, each with its share.
     pub kept_for: BTreeMap<Digest, u64>,
-    /// The other unfinished images that have taken bytes from the volume, each with those that would be free without it.
+    /// The other unfinished images that have taken bytes from the volume, each with those that it would give back.
     pub taken_by: BTreeMap<Digest, u64>,
 }
 
