@@ -162,14 +162,27 @@ impl<'a> Budget<'a> {
         })
     }
 
-    /// The number of Pods that are being started in a pre-pull that doesn't roll. In one that rolls, these are in
-    /// flight.
+    /// The number of Pods that are being started in a pre-pull that doesn't roll, beyond those that its own cap counts.
+    /// In one that rolls, these are in flight.
     fn starting(self, state: &PrePullState) -> u32 {
+        let prepull = state.prepull();
         if self.is_rolling(state) {
             return 0;
         }
+        let counts = |id: &PodId, pod: &Pod| {
+            let slot = self.slots.of(self.now, id);
+            let has_slot = slot.is_some_and(Occupant::is_alive);
+            let goes = self.gives_way(pod, prepull) && !self.is_away(pod);
+            has_slot || goes || self.is_in_flight(pod, prepull, false)
+        };
         let pods = self.members(state);
-        count(pods.filter(|(_, pod)| pod.is_alive() && self.is_cold(pod)))
+        let cold = pods.filter(|(_, pod)| pod.is_alive() && self.is_cold(pod));
+        count(cold.filter(|(id, pod)| !counts(id, pod)))
+    }
+
+    /// Whether a Pod runs on a host that is away.
+    fn is_away(self, pod: &Pod) -> bool {
+        pod.is_alive() && pod.phase == Phase::Running && self.hosts.is_away(pod)
     }
 
     /// How much of a pre-pull's own cap is used.
@@ -177,10 +190,7 @@ impl<'a> Budget<'a> {
         let prepull = state.prepull();
         let rolling = self.is_rolling(state);
         let flying = |pod: &Pod| self.is_in_flight(pod, prepull, rolling);
-        let is_away = |pod: &Pod| {
-            let runs = pod.is_alive() && pod.phase == Phase::Running;
-            runs && self.hosts.is_away(pod)
-        };
+        let is_away = |pod: &Pod| self.is_away(pod);
         let (mut hidden, mut successors) = (0, 0);
         let (mut departed, mut taken, mut overdue) = (0, 0, 0);
         for (pod, occupant) in self.slots.in_prepull(self.now, id) {

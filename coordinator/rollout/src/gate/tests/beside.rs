@@ -367,3 +367,20 @@ fn pods_that_a_pool_at_rest_starts_count_for_its_fleet() {
     gate.handle(second(1), Event::Pod(id(1), current(1, Phase::Running)));
     assert_eq!(writes(&mut gate).len(), 1);
 }
+
+#[test]
+fn a_pod_that_is_started_on_a_node_that_was_cordoned_a_moment_ago_counts_once_for_its_fleet() {
+    let mut gate = two_pools(Some(2), None);
+    for (at, phase) in [(0, Phase::Running), (1, Phase::Pending)] {
+        gate.handle(second(0), Event::Pod(id(at), current(at, phase)));
+    }
+    node(&mut gate, 0, 1, true, false);
+    gate.handle(second(0), Event::Synced(true));
+    assert_eq!(writes(&mut gate).len(), 1);
+    let reached = Reason::FleetCapReached {
+        in_flight: 2,
+        cap: 2,
+    };
+    let waits = [2, 3].map(|at| gate.explain(&id(at)));
+    assert!(waits.contains(&Verdict::Blocked(reached)), "{waits:?}");
+}
