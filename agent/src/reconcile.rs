@@ -395,6 +395,16 @@ impl Reconciler {
         awaited.any(|first| self.rank(first) < self.rank(image))
     }
 
+    /// Whether files of an image that comes after this one are being removed. At the end of the removal
+    /// [`hurry_before`](Self::hurry_before) has this one tried again.
+    pub(crate) fn is_room_coming(&self, image: &Digest) -> bool {
+        let rank = self.rank(image);
+        let mut others = self.images.iter();
+        others.any(|(other, item)| {
+            matches!(item.running, Some(Job::Abandon)) && self.rank(other) > rank
+        })
+    }
+
     /// Of these images, those that are to be finished before this one are tried without a pause.
     pub(crate) fn hurry_before(&mut self, later: &Digest, images: Vec<Digest>, now: Moment) {
         let rank = self.rank(later);
@@ -560,7 +570,9 @@ impl Reconciler {
                 return (!paused).then_some(Job::Abandon);
             }
             (Want::Staged, Have::Nothing | Have::Kept) => {
-                let may = !paused && !self.is_behind(image);
+                // with the room of one removal alone, more images would give way than have to
+                let waits = self.awaited.contains(image) && self.is_room_coming(image);
+                let may = !paused && !waits && !self.is_behind(image);
                 return may.then(|| Job::Begin(self.names(image).cloned().collect()));
             }
             (_, Have::Nothing | Have::Kept) => return None,

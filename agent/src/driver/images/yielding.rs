@@ -19,6 +19,10 @@ pub(super) fn yields<S: OnDisk>(
     first: &Digest,
     short: &NoRoomError,
 ) -> Vec<(Digest, bool)> {
+    // how much a removal that runs gives isn't known before its end, and then this image is tried again
+    if reconciler.is_room_coming(first) {
+        return Vec::new();
+    }
     let rank = reconciler.rank(first);
     let may = |image: &&Image<S>| {
         let digest = image.digest();

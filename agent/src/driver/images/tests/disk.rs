@@ -633,6 +633,79 @@ fn the_files_of_a_later_image_that_waits_for_room_itself_are_removed_too() {
     assert!(world.images.reconciler().is_running(&other));
 }
 
+/// Four images in this order: the first is being begun, and the others fill.
+fn four_images() -> (World, [Digest; 4]) {
+    let mut world = World::new();
+    let images = ["a", "b", "c", "d"].map(|seed| {
+        let manifest = manifest(seed);
+        let (now, image) = (world.now, Digest::of(&manifest));
+        let order = StageOrder {
+            references: vec![format!("r.test/{seed}:1")],
+            ..StageOrder::default()
+        };
+        world.images.order(now, image, order.into(), &manifest);
+        image
+    });
+    world.images.take_sequence(images.to_vec());
+    world.drain();
+    assert_eq!(world.jobs(), ["begin"; 4]);
+    for image in &images[1..] {
+        let begun = Ok((Disk::default(), 0));
+        world.images.begun(world.now, *image, begun, None);
+    }
+    world.jobs();
+    for image in &images[1..] {
+        world.images.recorded(world.now, *image, Ok(()));
+    }
+    world.drain();
+    (world, images)
+}
+
+/// The first image was tried at the end of each removal, and had a third image's files removed beside two that were
+/// enough.
+#[test]
+fn an_image_is_tried_when_all_of_the_room_that_was_made_for_it_is_there() {
+    let (mut world, [a, b, c, d]) = four_images();
+    let lacking = NoRoomError {
+        need_bytes: 150,
+        taken_by: [(b, 60), (c, 100), (d, 100)].into(),
+        ..NoRoomError::default()
+    };
+    let drained = find_no_room(&mut world, a, &lacking);
+    let removals = drained.iter().filter(|effect| **effect == "abandon");
+    assert_eq!(removals.count(), 2, "{drained:?}");
+    world.images.abandoned(world.now, d);
+    // also when its pause is over
+    for _ in 0..2 {
+        assert_eq!(world.jobs(), [] as [&str; 0]);
+        assert!(!world.images.reconciler().is_running(&a));
+        world.now += Duration::from_mins(10);
+    }
+    world.images.abandoned(world.now, c);
+    assert_eq!(world.jobs(), ["begin"]);
+    assert!(world.images.reconciler().is_running(&a));
+}
+
+/// The files of a cancelled image were being removed, and another image's went too.
+#[test]
+fn nothing_gives_way_while_room_is_coming_already() {
+    let (mut world, [a, b, c, d]) = four_images();
+    world.images.cancel(world.now, d);
+    assert!(world.jobs().contains(&"abandon"));
+    let lacking = NoRoomError {
+        need_bytes: 50,
+        taken_by: [(b, 60), (c, 100)].into(),
+        ..NoRoomError::default()
+    };
+    let drained = find_no_room(&mut world, a, &lacking);
+    assert_eq!(drained, ["failed", "report"]);
+    world.images.abandoned(world.now, d);
+    assert_eq!(world.jobs(), ["begin"]);
+    // it wasn't enough
+    let drained = find_no_room(&mut world, a, &lacking);
+    assert!(drained.contains(&"abandon"), "{drained:?}");
+}
+
 /// A later image that was begun beside it took the room for which another one's files had been removed.
 #[test]
 fn room_that_was_made_for_an_image_is_taken_by_no_later_one() {
