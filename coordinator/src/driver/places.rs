@@ -25,7 +25,7 @@ use super::{
     hosts::Hosts,
     images::Images,
     members::Members,
-    place_ask::{DoneAsk, GateAsk, PlaceAsk, PlaceError},
+    place_ask::{DoneAsk, GateAsk, GroupAsk, PlaceAsk, PlaceError},
     presence::Presence,
     took::unix_ms,
     words,
@@ -146,7 +146,13 @@ impl Places {
     ) -> Result<(GateView, bool), PlaceError> {
         let meant = match known.meant(at.clock, ask, host) {
             Ok(meant) => meant,
-            Err(told) => return Ok((told.view(host, None), false)),
+            Err(told) => {
+                // the answer that gave a place may have been lost: its caller can give back only what it knows of
+                let mut view = told.view(host, None);
+                let group = ask.group.as_ref();
+                view.place = group.and_then(|group| self.own(at.now, group, host));
+                return Ok((view, false));
+            }
         };
         let age = known.presence.age(at.clock, host);
         let ready = ready(meant.held);
@@ -187,10 +193,15 @@ impl Places {
             Given::Waits(wait) => self.full(at.now, &group.name, host, wait),
         };
         let mut view = told.view(host, Some(meant.digest));
-        let places = self.places.group(&group.name);
-        let place = places.and_then(|of| of.own(host, group.number));
-        view.place = place.map(|place| place_view(at.now, host, place));
+        view.place = self.own(at.now, group, host);
         Ok((view, matches!(answer, Given::Open { .. })))
+    }
+
+    /// The place that the caller has on this host.
+    fn own(&self, now: Moment, group: &GroupAsk, host: &HostId) -> Option<PlaceView> {
+        let places = self.places.group(&group.name)?;
+        let place = places.own(host, group.number)?;
+        Some(place_view(now, host, place))
     }
 
     /// What a caller waits for while another one has the host's place.

@@ -151,6 +151,14 @@ impl Rack {
         rack
     }
 
+    fn revoke(&mut self, host: &str) {
+        let now = self.world.driver.now();
+        let mut membership = self.world.driver.members.membership().clone();
+        let revocation = crate::enrolment::Revocation::default();
+        membership.revoked.insert(host.parse().unwrap(), revocation);
+        self.world.driver.join(now, Arc::new(membership));
+    }
+
     fn list(&mut self) -> GateList {
         let (reply, mut answer) = oneshot::channel();
         let ask = PlaceAsk::List(reply);
@@ -240,16 +248,40 @@ async fn what_waiting_doesnt_cure_is_refused_with_the_next_step() {
     assert!(rack.list().groups.is_empty());
 
     // a host that is revoked while it waits
-    let now = rack.world.driver.now();
-    let mut membership = rack.world.driver.members.membership().clone();
-    let revocation = crate::enrolment::Revocation::default();
-    membership
-        .revoked
-        .insert("mini-1".parse().unwrap(), revocation);
-    rack.world.driver.join(now, Arc::new(membership));
+    rack.revoke("mini-1");
     let view = rack.one(ask(&["mini-1"], Some("1")));
     assert_eq!(reason(&view), refused(Reason::Revoked));
     assert!(view.message.contains("revoked"), "{}", view.message);
+}
+
+/// The answer that gave the place may have been lost: then this one is the first of which its caller hears.
+#[tokio::test]
+async fn whoever_has_a_place_hears_of_it_also_where_the_answer_is_a_refusal() {
+    let mut rack = Rack::new(&["mini-1"]);
+    rack.holds("mini-1", Duration::ZERO);
+    assert_eq!(reason(&rack.one(ask(&["mini-1"], Some("1")))), OPEN);
+    let place = |view: &GateView| view.place.as_ref().and_then(|place| place.number.clone());
+    let mine = Some("0000000000000001".to_owned());
+    let moved = GateAsk {
+        digest: Some(Digest::of(b"another")),
+        ..ask(&["mini-1"], Some("1"))
+    };
+    let view = rack.one(moved);
+    assert_eq!(reason(&view), refused(Reason::Superseded));
+    assert_eq!(place(&view), mine);
+    rack.revoke("mini-1");
+    let view = rack.one(ask(&["mini-1"], Some("1")));
+    assert_eq!(reason(&view), refused(Reason::Revoked));
+    assert_eq!(place(&view), mine);
+    // no other caller's
+    let view = rack.one(by(Some(2), &["mini-1"], Some("1")));
+    assert_eq!(
+        (reason(&view), place(&view)),
+        (refused(Reason::Revoked), None)
+    );
+    assert_eq!(rack.done("mini-1"), ["ci"]);
+    let view = rack.one(ask(&["mini-1"], Some("1")));
+    assert_eq!(place(&view), None);
 }
 
 #[tokio::test]
