@@ -20,7 +20,7 @@ pub(crate) struct Trouble {
 pub(crate) struct Unbegun {
     pub(crate) trouble: Trouble,
     /// More of it, where the volume has no room.
-    pub(crate) short: Option<Short>,
+    pub(crate) short: Option<Box<Short>>,
 }
 
 /// The volume has no room for an image.
@@ -44,10 +44,10 @@ impl From<BeginError> for Unbegun {
     fn from(error: BeginError) -> Self {
         let trouble = Trouble::from(&error);
         let short = match error {
-            BeginError::NoRoom(figures) => Some(Short {
+            BeginError::NoRoom(figures) => Some(Box::new(Short {
                 figures,
                 could_go: String::new(),
-            }),
+            })),
             BeginError::Reference(_) | BeginError::Copy(_) | BeginError::Io(_) => None,
         };
         Self { trouble, short }
