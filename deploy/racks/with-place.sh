@@ -6,6 +6,7 @@
 #
 #   with-place.sh mini-7 ghcr.io/org/runner:v2 ci 10% ./roll-one.sh mini-7
 #
+# The exit status is the command's; where that is 0, 1 if the place ended before, and 2 if it couldn't be given back.
 # The command knows the place's number as PARBAKE_PLACE. Settings, from the environment, beside those of parbake:
 #   RACK_WAIT   seconds after which waiting is over [default: 3600]
 #   RACK_WORK   seconds after which the place ends by itself, whatever the command does [default: 1800]
@@ -19,11 +20,25 @@ export PARBAKE_PLACE
 has=
 end() {
 	status=$?
-	# exit status 1 where the place ended before: others may have worked on the host
-	if ! parbake gate done "$host" --group "$group" --place "$PARBAKE_PLACE" >&2 && [ -n "$has" ]; then
-		echo "the place of $host ended before its command" >&2
-		[ "$status" -ne 0 ] || status=1
-	fi
+	# whoever ends this ends the call, and still reads what is left
+	trap : HUP INT TERM
+	gave=0
+	parbake gate done "$host" --group "$group" --place "$PARBAKE_PLACE" >&2 || gave=$?
+	case $gave in
+	0) ;;
+	1)
+		# others may have worked on the host
+		if [ -n "$has" ]; then
+			echo "the place of $host ended before its command" >&2
+			[ "$status" -ne 0 ] || status=1
+		fi
+		;;
+	*)
+		echo "$host may have a place, which ends by itself; next:" \
+			"\`parbake gate done $host --group $group --place $PARBAKE_PLACE\`" >&2
+		[ "$status" -ne 0 ] || status=2
+		;;
+	esac
 	exit "$status"
 }
 trap end EXIT

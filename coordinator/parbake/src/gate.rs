@@ -8,8 +8,6 @@ mod story;
 mod text;
 mod wait;
 
-use std::time::Duration;
-
 use clap::{Args, Subcommand};
 use client::{
     Client,
@@ -18,7 +16,10 @@ use client::{
 use http::Method;
 
 use self::call::Number;
-use crate::{ended::Outcome, say::print};
+use crate::{
+    ended::Outcome,
+    say::{print, tell},
+};
 
 /// What is asked of the gate.
 #[derive(Args, Debug)]
@@ -64,9 +65,10 @@ enum Command {
     },
     /// Give a host's place back, because the work on it is done.
     ///
-    /// With --place only that place is given back; a repeated call succeeds again. Exit status 1 if it had ended
-    /// otherwise, or is another caller's: others may have worked on the host. Without --place whatever place the host
-    /// has is given back, whoever works there: for operators, not for scripts.
+    /// With --place only that place is given back; a repeated call succeeds again, so a coordinator that is away is
+    /// asked again for a minute. Exit status 1 if the place had ended otherwise, or is another caller's: others may
+    /// have worked on the host. Without --place whatever place the host has is given back, whoever works there: for
+    /// operators, not for scripts.
     Done {
         /// Name of the host.
         host: String,
@@ -135,7 +137,7 @@ pub(crate) async fn run(client: Client, options: Options) -> anyhow::Result<Outc
                 group,
                 place: place.map(|number| number.as_str().to_owned()),
             };
-            let reply = call::done(&client, &body, Duration::ZERO).await?;
+            let reply = call::done_by_hand(&client, &body, tell).await?;
             print(json, &reply, || text::done(&reply))?;
             Ok(match reply.before {
                 None | Some(PlaceEnd::GivenBack) => Outcome::Yes,
@@ -148,5 +150,53 @@ pub(crate) async fn run(client: Client, options: Options) -> anyhow::Result<Outc
             Ok(Outcome::Yes)
         }
         Command::Run(options) => Box::pin(run::run(client, options)).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _, process::Command};
+
+    const WITH_PLACE: &str = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../deploy/racks/with-place.sh"
+    );
+
+    /// `parbake` is a stand-in: its `gate wait` succeeds, and its `gate done` has this exit status.
+    #[test]
+    fn the_script_with_place_says_that_a_place_ended_only_where_the_exit_status_said_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let parbake = dir.path().join("parbake");
+        let stand_in = "#!/bin/sh\n[ \"$2\" = wait ] || exit \"$GAVE\"\n";
+        fs::write(&parbake, stand_in).unwrap();
+        fs::set_permissions(&parbake, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!(
+            "{}:{}",
+            dir.path().display(),
+            std::env::var("PATH").unwrap()
+        );
+        let run = |gave: &str, command: &str| {
+            let mut script = Command::new("sh");
+            script.args([WITH_PLACE, "mini-1", "r.test/image:1", "ci", "1"]);
+            script.args(["sh", "-c", command]);
+            let output = script
+                .env("PATH", &path)
+                .env("GAVE", gave)
+                .output()
+                .unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
+            (output.status.code(), said)
+        };
+        let ended = "the place of mini-1 ended before its command";
+        let left = "mini-1 may have a place, which ends by itself; next: `parbake gate done mini-1 --group ci --place ";
+        assert_eq!(run("0", "exit 7"), (Some(7), String::new()));
+        for (gave, words) in [("1", ended), ("2", left), ("130", left)] {
+            let (code, said) = run(gave, "exit 7");
+            assert_eq!(code, Some(7));
+            assert!(said.starts_with(words), "{said}");
+            let (code, said) = run(gave, "exit 0");
+            assert_eq!(code, Some(if gave == "1" { 1 } else { 2 }));
+            assert!(said.starts_with(words), "{said}");
+        }
     }
 }

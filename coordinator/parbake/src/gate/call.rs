@@ -12,6 +12,9 @@ use tokio::time::{Instant, sleep};
 
 use crate::pauses::Pauses;
 
+/// `gate done --place` tries for so long to reach the coordinator.
+const NAMED_BACK: Duration = Duration::from_secs(60);
+
 /// The number of a caller's places.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Number(String);
@@ -109,9 +112,64 @@ pub(super) async fn done(
     }
 }
 
+/// Gives a place back, as `gate done` does. One that is named is tried for [`NAMED_BACK`], and `tell` hears why.
+/// Without its number a repeat could give back another caller's.
+pub(super) async fn done_by_hand(
+    client: &Client,
+    body: &GateDone,
+    tell: impl FnOnce(&str),
+) -> Result<GateDoneReply, CallError> {
+    match done(client, body, Duration::ZERO).await {
+        Err(error) if passes(&error) && body.place.is_some() => {
+            tell(&format!(
+                "{error}\nit is tried again for {} s\n",
+                NAMED_BACK.as_secs()
+            ));
+            done(client, body, NAMED_BACK).await
+        }
+        answered => answered,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use client::Target;
+    use proto::Digest;
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_place_that_is_named_is_tried_again_and_no_other() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let client = Client::new(Target::without_token(address, Digest::of(b"pin")));
+        let body = |place: Option<&str>| GateDone {
+            host: "mini-1".to_owned(),
+            place: place.map(str::to_owned),
+            any: place.is_none(),
+            ..GateDone::default()
+        };
+        // whoever calls finds a coordinator that goes away
+        let hangs_up = async |times: usize| {
+            for _ in 0..times {
+                drop(listener.accept().await.unwrap());
+            }
+        };
+        let any = body(None);
+        let (any, ()) = tokio::join!(
+            done_by_hand(&client, &any, |_| panic!("it is tried once")),
+            hangs_up(1)
+        );
+        assert!(any.is_err_and(|error| passes(&error)));
+        let mut told = String::new();
+        let named = body(Some("00000000000000ab"));
+        tokio::select! {
+            done = done_by_hand(&client, &named, |text| told.push_str(text)) => panic!("{done:?}"),
+            () = hangs_up(3) => {}
+        }
+        assert!(told.contains("it is tried again for 60 s"), "{told}");
+    }
 
     #[test]
     fn numbers_are_made_anew_and_read_back() {

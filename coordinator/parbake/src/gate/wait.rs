@@ -214,3 +214,47 @@ impl Wait<'_> {
         format!("{host} may have a place, which ends by itself; next: `{back}`\n")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use client::{Target, gate::PlaceView};
+    use proto::{Digest, Reason};
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_that_names_the_callers_place_leaves_it_to_be_given_back() {
+        let target = Target::without_token("127.0.0.1:1".to_owned(), Digest::of(b"pin"));
+        let client = Client::new(target);
+        let wait = Wait {
+            client: &client,
+            request: GateRequest::default(),
+            keeps: false,
+            holds: Cell::new(Holds::No),
+        };
+        let place = PlaceView {
+            host: "mini-1".into(),
+            number: Some("00000000000000ab".into()),
+            image: "r.test/image:1".into(),
+            digest: "sha256:1".into(),
+            cap: 1,
+            taken_at: 0,
+            ends_in_seconds: 60,
+        };
+        for (place, holds) in [(Some(place), Holds::Maybe), (None, Holds::No)] {
+            let view = GateView {
+                host: "mini-1".into(),
+                digest: None,
+                verdict: GateVerdict::Refused,
+                reason: Reason::Revoked.into(),
+                message: String::new(),
+                next: String::new(),
+                failed_seconds: None,
+                image_failed: None,
+                place,
+            };
+            wait.only(GateReply { hosts: vec![view] }).unwrap();
+            assert_eq!(wait.holds.get(), holds);
+        }
+    }
+}
