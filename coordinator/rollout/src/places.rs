@@ -32,7 +32,7 @@ use proto::{Digest, HostId, Moment, Reason};
 
 use self::ended::Memory;
 pub use self::{
-    ended::{Ended, MAX_ENDED, PlaceEnd},
+    ended::{Ended, MAX_ENDED, MAX_UNKNOWN, PlaceEnd},
     number::{NoPlaceNumber, PlaceNumber},
 };
 
@@ -45,7 +45,7 @@ pub const MAX_GROUP_BYTES: usize = 64;
 pub const MAX_GROUPS: usize = 64;
 /// The most places at one time, of all groups together. They are kept on disk, and in a cluster in its Secret.
 pub const MAX_PLACES: usize = 512;
-/// The most waits at one time, of all groups together. One that is beyond waits without a turn.
+/// The most callers that wait at one time, of all groups together. One that is beyond waits without a turn.
 pub const MAX_WAITS: usize = 4_096;
 /// The longest time of a place.
 pub const MAX_LASTS: Duration = Duration::from_hours(24);
@@ -283,6 +283,12 @@ impl Group {
         waits.map(|(_, waiting)| waiting.turn).min()
     }
 
+    /// Whoever waits for this host has this turn from here on.
+    fn turns_anew(&mut self, host: &HostId, turn: u64) {
+        let waits = self.waits.iter_mut().filter(|((of, _), _)| of == host);
+        waits.for_each(|(_, waiting)| waiting.turn = turn);
+    }
+
     /// The most hosts that may have a place: the least that anybody says who has one, or waits.
     #[must_use]
     pub fn cap(&self) -> Option<u32> {
@@ -348,8 +354,9 @@ impl Places {
     /// A place that had ended before a restart. It isn't there, also where it was kept as one: then only one of the two
     /// writes was made, and its caller heard no answer.
     pub fn restore_ended(&mut self, ended: Ended) {
-        for group in self.groups.values_mut() {
-            if group.own(&ended.host, Some(ended.number)).is_some() {
+        for (name, group) in &mut self.groups {
+            let own = group.own(&ended.host, Some(ended.number)).is_some();
+            if own && ended.group.as_ref().is_none_or(|of| of == name) {
                 group.places.remove(&ended.host);
             }
         }
@@ -432,7 +439,7 @@ impl Places {
         group.waits.remove(&key);
         let (host, number) = key;
         if let Some(number) = number {
-            self.memory.forget(&host, number);
+            self.memory.forget(Some(name), &host, number);
         }
         let place = Place {
             number,
@@ -442,7 +449,13 @@ impl Places {
             taken_ms,
             ends_at: now + lasts,
         };
-        let again = group.places.insert(host, place).is_some();
+        let again = group.places.contains_key(&host);
+        if !again {
+            // the host had its turn: who waits for it further comes behind all others
+            group.turns_anew(&host, self.turns);
+            self.turns += 1;
+        }
+        group.places.insert(host, place);
         Ok(Answer::Open { again })
     }
 
@@ -454,7 +467,7 @@ impl Places {
         if group.is_some_and(|of| of.own(&ask.host, ask.number).is_some()) {
             return None;
         }
-        let ended = self.memory.get(&ask.host, number)?;
+        let ended = self.memory.get(Some(name), &ask.host, number)?;
         (!ended.again).then_some(ended.how)
     }
 
@@ -490,7 +503,10 @@ impl Places {
                 Back::Numbered(_) | Back::Unnumbered => PlaceEnd::GivenBack,
             };
             if let Some(number) = number {
+                // what is given back in every group is taken in none any more
+                let everywhere = name.is_none() && how == PlaceEnd::GivenBack;
                 self.memory.add(Ended {
+                    group: (!everywhere).then(|| group_name.clone()),
                     host: host.clone(),
                     number,
                     how,
@@ -502,10 +518,11 @@ impl Places {
         match back {
             _ if !given_back.is_empty() => Done::Now(given_back),
             Back::Numbered(number) => {
-                let ended = self.memory.get(host, number);
+                let ended = self.memory.get(name, host, number);
                 let how = ended.map_or(PlaceEnd::Unknown, |of| of.how);
                 // an ask for it that is still on its way takes nothing
                 self.memory.add(Ended {
+                    group: name.cloned(),
                     host: host.clone(),
                     number,
                     how,
@@ -531,6 +548,7 @@ impl Places {
                 if let Some(place) = group.places.remove(&host) {
                     if let Some(number) = place.number {
                         self.memory.add(Ended {
+                            group: Some(name.clone()),
                             host: host.clone(),
                             number,
                             how: PlaceEnd::TimeOver,

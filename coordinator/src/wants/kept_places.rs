@@ -43,6 +43,9 @@ pub(super) struct KeptPlace {
 /// A place that ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct KeptEnd {
+    /// Absent: every group. So earlier versions wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    group: Option<String>,
     host: String,
     number: String,
     how: KeptHow,
@@ -101,6 +104,7 @@ impl KeptPlaces {
         let groups = places.groups().filter(|(_, group)| group.taken() > 0);
         let groups = groups.map(|(name, group)| (name.to_string(), group.places().map(kept)));
         let ended = places.ended().map(|ended| KeptEnd {
+            group: ended.group.as_ref().map(ToString::to_string),
             host: ended.host.to_string(),
             number: ended.number.to_string(),
             how: ended.how.into(),
@@ -118,6 +122,7 @@ impl KeptPlaces {
     pub(crate) fn ended(&self) -> Vec<Ended> {
         let ended = self.ended.iter().filter_map(|kept| {
             Some(Ended {
+                group: kept.group.as_deref().map(str::parse).transpose().ok()?,
                 host: kept.host.parse().ok()?,
                 number: kept.number.parse().ok()?,
                 how: kept.how.into(),
@@ -238,6 +243,23 @@ mod tests {
         }
         let done = again.done(None, &host, back);
         assert_eq!(done, Done::Before(PlaceEnd::GivenBack));
+        // an end has the group in which it was; earlier versions wrote none
+        let other = Some(&"other".parse().unwrap());
+        assert_eq!(
+            again.done(other, &"mini-2".parse().unwrap(), back),
+            Done::Before(PlaceEnd::Unknown)
+        );
+        files.keep_places(&KeptPlaces::of(&again)).unwrap();
+        let groups = |kept: &KeptPlaces| {
+            kept.ended()
+                .into_iter()
+                .map(|of| of.group.map(|of| of.to_string()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(groups(&kept()), [None, Some("other".to_owned())]);
+        let old = r#"[{"host":"mini-1","number":"00000000000000ab","how":"given_back"}]"#;
+        std::fs::write(dir.path().join(KeptPlaces::ENDED), old).unwrap();
+        assert_eq!(groups(&kept()), [None]);
 
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, text.replace("mini-1", "Mini 1")).unwrap();

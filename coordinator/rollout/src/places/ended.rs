@@ -4,10 +4,13 @@ use alloc::collections::VecDeque;
 
 use proto::HostId;
 
-use super::number::PlaceNumber;
+use super::{GroupName, number::PlaceNumber};
 
 /// The most ended places that are remembered. The oldest is forgotten first. They are kept on disk with the places.
 pub const MAX_ENDED: usize = 512;
+/// The most numbers that are remembered beside them because somebody gave back a place of which nothing is known. The
+/// oldest is forgotten first.
+pub const MAX_UNKNOWN: usize = 128;
 
 /// How a place ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +28,8 @@ pub enum PlaceEnd {
 /// A place that ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
+    /// Its group. `None`: its caller gave it back in every group; or it was kept by a version that knew no groups here.
+    pub group: Option<GroupName>,
     /// Its host.
     pub host: HostId,
     /// Its number.
@@ -35,6 +40,17 @@ pub struct Ended {
     pub again: bool,
 }
 
+impl Ended {
+    /// Whether this is the end of the place of this number. Without a group, on either side, every group is meant.
+    pub(super) fn is(&self, group: Option<&GroupName>, host: &HostId, number: PlaceNumber) -> bool {
+        let same = self
+            .group
+            .as_ref()
+            .is_none_or(|own| group.is_none_or(|of| of == own));
+        same && self.number == number && self.host == *host
+    }
+}
+
 /// The places that ended last.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memory {
@@ -42,25 +58,35 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// How this place ended. `None` where nothing is known of it.
-    pub(super) fn get(&self, host: &HostId, number: PlaceNumber) -> Option<&Ended> {
-        let mut ended = self.ended.iter();
-        ended.find(|of| of.number == number && of.host == *host)
+    /// How this place ended, in this group or in any one. `None` where nothing is known of it.
+    pub(super) fn get(
+        &self,
+        group: Option<&GroupName>,
+        host: &HostId,
+        number: PlaceNumber,
+    ) -> Option<&Ended> {
+        let mut ended = self.ended.iter().rev();
+        ended.find(|of| of.is(group, host, number))
     }
 
-    /// A place ended.
+    /// A place ended. One of which nothing is known pushes out no other.
     pub(super) fn add(&mut self, ended: Ended) {
-        self.forget(&ended.host, ended.number);
-        if self.ended.len() >= MAX_ENDED {
-            self.ended.pop_front();
+        self.forget(ended.group.as_ref(), &ended.host, ended.number);
+        let unknown = |of: &Ended| of.how == PlaceEnd::Unknown;
+        let kind = unknown(&ended);
+        let most = if kind { MAX_UNKNOWN } else { MAX_ENDED };
+        let alike = |of: &Ended| unknown(of) == kind;
+        if self.ended.iter().filter(|of| alike(of)).count() >= most
+            && let Some(oldest) = self.ended.iter().position(alike)
+        {
+            self.ended.remove(oldest);
         }
         self.ended.push_back(ended);
     }
 
     /// The place is taken anew.
-    pub(super) fn forget(&mut self, host: &HostId, number: PlaceNumber) {
-        self.ended
-            .retain(|of| of.number != number || of.host != *host);
+    pub(super) fn forget(&mut self, group: Option<&GroupName>, host: &HostId, number: PlaceNumber) {
+        self.ended.retain(|of| !of.is(group, host, number));
     }
 
     /// All of them, the oldest first.

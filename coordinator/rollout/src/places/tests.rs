@@ -324,14 +324,84 @@ fn callers_without_a_number_touch_only_places_without_one() {
 }
 
 #[test]
-fn so_many_ended_places_are_remembered() {
+fn so_many_ended_places_are_remembered_and_no_unknown_one_pushes_them_out() {
     let mut rack = Rack::default();
+    let ended = |rack: &Rack, how| {
+        let ended = rack.places.ended().filter(|of| of.how == how);
+        ended.map(|of| of.host.clone()).collect::<Vec<_>>()
+    };
     for host in 0..=MAX_ENDED {
-        rack.gives_back(1, &std::format!("h{host}"));
+        let host = std::format!("h{host}");
+        assert!(rack.opens(0, &host, 1) && rack.done(&host));
     }
-    assert_eq!(rack.places.ended().len(), MAX_ENDED);
-    let first = rack.places.ended().next().unwrap();
-    assert_eq!(first.host, id("h1"), "the oldest one is forgotten");
+    for host in 0..=MAX_UNKNOWN {
+        rack.gives_back(1, &std::format!("u{host}"));
+    }
+    let known = ended(&rack, PlaceEnd::GivenBack);
+    assert_eq!(known.len(), MAX_ENDED);
+    assert_eq!(known[0], id("h1"), "the oldest one is forgotten");
+    let unknown = ended(&rack, PlaceEnd::Unknown);
+    assert_eq!((unknown.len(), &unknown[0]), (MAX_UNKNOWN, &id("u1")));
+}
+
+#[test]
+fn a_number_that_ended_in_one_group_is_whole_in_another() {
+    let (ci, other, third) = (group("ci"), group("other"), group("third"));
+    let mut places = Places::default();
+    let open = |places: &mut Places, name| places.ask(at(0), 7, name, ask("a", Some(1)));
+    let back = Back::Numbered(number(1));
+    let taken = Ok(Answer::Open { again: false });
+    for name in [&ci, &other] {
+        assert_eq!(open(&mut places, name), taken);
+    }
+    assert_eq!(places.done(Some(&ci), &id("a"), back), now());
+    // a restart
+    let (there, ended) = kept(&places);
+    let mut places = Places::default();
+    for (name, host, place) in there {
+        places.restore(at(0), name, host, place);
+    }
+    for ended in ended {
+        places.restore_ended(ended);
+    }
+    assert_eq!(open(&mut places, &other), Ok(Answer::Open { again: true }));
+    // nor does the place there let the other one be taken anew
+    let over = Ok(Answer::Over(PlaceEnd::GivenBack));
+    assert_eq!(open(&mut places, &ci), over);
+    // what is given back in every group is taken in none any more
+    let done = places.done(None, &id("a"), back);
+    assert_eq!(done, Done::Now(vec![other.clone()]));
+    for name in [&ci, &other, &third] {
+        assert_eq!(open(&mut places, name), over);
+    }
+    // one that an earlier version kept is without a group, and ends as before
+    let mut places = Places::default();
+    assert_eq!(open(&mut places, &other), taken);
+    places.restore_ended(Ended {
+        group: None,
+        host: id("a"),
+        number: number(1),
+        how: PlaceEnd::GivenBack,
+        again: false,
+    });
+    assert_eq!(open(&mut places, &other), over);
+}
+
+/// A loop asks with a new number each time. What it asked before leaves nothing that holds others up.
+#[test]
+fn a_host_that_had_its_place_comes_behind_all_that_wait() {
+    let mut rack = Rack::default();
+    assert!(rack.opens(0, "a", 1));
+    for caller in 2..4 {
+        let answer = rack.asks(1, by(caller, "b", Some(1)));
+        assert!(matches!(answer, Ok(Answer::Waits(_))));
+    }
+    assert!(!rack.opens(2, "c", 1));
+    assert!(rack.done("a"));
+    let opened = rack.asks(3, by(4, "b", Some(1)));
+    assert_eq!(opened, Ok(Answer::Open { again: false }));
+    assert_eq!(rack.gives_back(4, "b"), now());
+    assert!(rack.opens(4, "c", 1), "two stale turns of b come behind");
 }
 
 #[test]
