@@ -23,7 +23,7 @@ pub(super) fn room_words(seen: io::Result<Preview>) -> String {
     let going: Vec<&Previewed> = preview
         .images
         .iter()
-        .filter(|of| of.stays.is_none())
+        .filter(|of| of.stays.is_none() && of.bytes > 0)
         .collect();
     if going.is_empty() {
         return "; no old image here could go".to_owned();

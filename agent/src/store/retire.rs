@@ -18,7 +18,8 @@
 //! mark names. What tart pulled itself, and
 //! VMs, are never touched. Where somebody else named our files, by a tag or a marker, the image stays, too.
 //!
-//! A golden of ours goes by the same rule if its image isn't here any more, because tart or somebody else removed it.
+//! A golden of ours goes by the same rule if its image isn't here any more, because tart or somebody else removed it,
+//! and if its image is wanted under other names only ([`outlived`]).
 //!
 //! **What a crash leaves**, step by step: goldens are moved away first, and their marks removed. The image is still
 //! installed, and the next call goes on with it. Then the tags are removed, so tart may collect what they named. The
@@ -58,6 +59,7 @@ use crate::{
 };
 
 mod decide;
+mod outlived;
 
 pub(crate) use decide::Stays;
 use decide::{Old, decide};
@@ -70,7 +72,8 @@ struct Installed {
     known: Vec<Reference>,
     /// The directories in tart's cache that are ours.
     directories: Vec<PathBuf>,
-    wanted: bool,
+    /// The references that it is wanted by.
+    wanted: Vec<Reference>,
     /// Our directory of it.
     notes: PathBuf,
 }
@@ -82,7 +85,7 @@ impl Installed {
             image,
             known: stage.names().known(),
             directories: stage.names().installed_directories(),
-            wanted: !stage.names().wanted().is_empty(),
+            wanted: stage.names().wanted(),
             notes: stage.shared().directory(&image),
         }
     }
@@ -100,7 +103,7 @@ impl Installed {
         status.installed.then(|| Self {
             image,
             // notes of an earlier version don't say which names are wanted: such an image may be
-            wanted: !status.wanted().is_empty(),
+            wanted: status.wanted().to_vec(),
             known: status.references,
             directories,
             notes,
@@ -127,6 +130,7 @@ pub(crate) fn retire(store: &Store, terms: Asked<'_>, now: SystemTime) -> Vec<Di
             return Vec::new();
         }
     };
+    outlived::retire(store, terms, now);
     let go = verdicts.into_iter().filter(|(_, stays)| stays.is_none());
     let go = go.filter_map(|(image, _)| match remove(store, &image, terms, now) {
         Ok(true) => {
@@ -145,7 +149,7 @@ pub(crate) fn retire(store: &Store, terms: Asked<'_>, now: SystemTime) -> Vec<Di
 /// What [`retire`] would do, and what it would free.
 #[derive(Clone, Debug)]
 pub(crate) struct Preview {
-    /// Each installed image, and each image of which only goldens are left.
+    /// Each installed image, each image of which only goldens are left, and each golden of a name that its image lost.
     pub(crate) images: Vec<Previewed>,
     /// Bytes that files of images take that were retired before.
     pub(crate) left_bytes: u64,
@@ -236,6 +240,14 @@ pub(crate) fn preview(home: &Path, terms: &Terms, now: SystemTime) -> io::Result
     let mut images: Vec<Previewed> = previewed.collect();
     // marks of goldens that are gone name nothing that takes room
     images.retain(|of| of.bytes > 0);
+    let old = outlived::going(home, &installed, &goldens, terms, now)?;
+    images.extend(old.into_iter().map(|old| Previewed {
+        image: old.image,
+        references: vec![old.reference.to_string()],
+        goldens: vec![old.golden],
+        stays: None,
+        bytes: 0,
+    }));
     images.sort_by_key(|of| (of.stays.is_some(), std::cmp::Reverse(of.bytes), of.image));
     Ok(Preview {
         images,
@@ -287,12 +299,8 @@ type Verdicts = BTreeMap<Digest, Option<Stays>>;
 /// Looks at everything, and decides.
 fn verdicts(store: &Store, terms: &Terms, now: SystemTime) -> io::Result<(Verdicts, Goldens)> {
     let home = store.shared.home();
-    let goldens = goldens(home);
+    let (goldens, installed) = goldens_and_installed(store);
     let stages = store.all();
-    let installed = stages
-        .iter()
-        .filter(|stage| stage.is_installed() && !stage.is_gone());
-    let installed: Vec<Installed> = installed.map(|stage| Installed::of(stage)).collect();
     let here = stages.iter().map(|stage| *stage.layout().digest());
     let images = look_at_all(home, &installed, &here.collect(), &goldens);
     if images.iter().all(|old| old.wanted) {
@@ -300,6 +308,17 @@ fn verdicts(store: &Store, terms: &Terms, now: SystemTime) -> io::Result<(Verdic
     }
     let machines = machines(home, &goldens)?;
     Ok((decide(&images, &machines, terms, now), goldens))
+}
+
+/// Our goldens, and the images that are installed.
+fn goldens_and_installed(store: &Store) -> (Goldens, Vec<Installed>) {
+    let goldens = goldens(store.shared.home());
+    let stages = store.all();
+    let installed = stages
+        .iter()
+        .filter(|stage| stage.is_installed() && !stage.is_gone());
+    let installed = installed.map(|stage| Installed::of(stage)).collect();
+    (goldens, installed)
 }
 
 /// What is known of installed images, and of goldens whose images aren't here.
@@ -331,7 +350,7 @@ fn look(home: &Path, installed: &Installed, goldens: &Goldens) -> Option<Old> {
         image,
         names: names_of(home, installed),
         repositories: repositories.map(Path::to_owned).collect(),
-        wanted: installed.wanted,
+        wanted: !installed.wanted.is_empty(),
         since: begun_at(&installed.notes)?,
         used: noted,
         outdated: false,
@@ -352,7 +371,8 @@ fn names_of(home: &Path, installed: &Installed) -> BTreeSet<String> {
     known.map(Reference::place).collect()
 }
 
-/// What is known of goldens of ours whose image isn't here any more: tart or somebody else removed it.
+/// What is known of goldens of ours alone: their image isn't here any more, because tart or somebody else removed it, or
+/// it is here under other names.
 fn look_at_orphans(
     home: &Path,
     image: Digest,

@@ -126,6 +126,25 @@ pub(super) fn decide(
     verdicts
 }
 
+/// Decides for each of these goldens whether it goes. Their images are wanted, under other names than the goldens'. Of
+/// each image the newest goldens stay: as many as the rule keeps of a repository beside what is wanted.
+pub(super) fn decide_outlived(
+    goldens: &[Old],
+    machines: &[(String, SystemTime)],
+    terms: &Terms,
+    now: SystemTime,
+) -> Vec<bool> {
+    let keep = terms.rule.images().unwrap_or_default().saturating_sub(1);
+    let goes = |golden: &Old| {
+        let newer = goldens.iter().filter(|other| {
+            other.image == golden.image && (other.used, &other.names) > (golden.used, &golden.names)
+        });
+        let is_among_newest = newer.count() < usize::try_from(keep).unwrap_or(usize::MAX);
+        !is_among_newest && needed(golden, machines, terms, now).is_none()
+    };
+    goldens.iter().map(goes).collect()
+}
+
 /// Why an image stays that isn't wanted and isn't among the newest.
 fn needed(
     old: &Old,

@@ -652,3 +652,63 @@ fn an_order_that_comes_while_images_are_retired_decides_about_those_that_are_lef
         assert_eq!(retire(&store, &keep(1), now), left);
     }
 }
+
+#[test]
+fn the_golden_of_a_name_that_its_image_lost_goes_by_the_rule_and_the_image_stays() {
+    let now = || SystemTime::now() + LATER;
+    let world = || {
+        let home = tempfile::tempdir().unwrap();
+        let store = open(&home);
+        let (image, _) = installed(&home, &store, 1);
+        // a release that only renames the image
+        let renamed = "ghcr.io/org/image:2".to_owned();
+        store
+            .want(image.layout.digest(), std::slice::from_ref(&renamed))
+            .unwrap();
+        let golden = machine(&home, "golden-2");
+        let text = mark(image.layout.digest(), "ghcr.io/org/image:2", &golden);
+        fs::write(marks(&home).join("golden-2"), text).unwrap();
+        (home, store, image)
+    };
+    let golden = |home: &TempDir, own: u64| {
+        cache::vm_directory(home.path(), &format!("golden-{own}")).is_dir()
+    };
+    let left = |home: &TempDir| (golden(home, 1), golden(home, 2));
+
+    let (home, store, image) = world();
+    let going = |keep: u32| {
+        let seen = preview(home.path(), &super::keep(keep), now()).unwrap();
+        let going = seen.images.into_iter().filter(|of| of.stays.is_none());
+        going.map(|of| (of.goldens, of.bytes)).collect::<Vec<_>>()
+    };
+    assert_eq!(retire(&store, &keep(1), SystemTime::now()), []);
+    assert_eq!(left(&home), (true, true), "it rests for an hour");
+    assert_eq!(retire(&store, &keep(2), now()), []);
+    assert_eq!(left(&home), (true, true), "one stays beside the current");
+    assert_eq!(going(2), []);
+    // a VM that may be its clone
+    let vm = machine(&home, "vm");
+    assert_eq!(retire(&store, &keep(1), now()), []);
+    assert_eq!(left(&home), (true, true));
+    fs::remove_dir_all(&vm).unwrap();
+    assert_eq!(going(1), [(vec!["golden-1".to_owned()], 0)]);
+    assert_eq!(retire(&store, &keep(1), now()), []);
+    assert_eq!(left(&home), (false, true));
+    assert!(!marks(&home).join("golden-1").exists());
+    assert_eq!(going(1), []);
+    let directory = image_dir(&home, "ghcr.io/org/image", &image);
+    assert!(directory.join(cache::DISK).exists(), "the image is wanted");
+
+    // a Pod that refers to the old name keeps its golden
+    let (home, store, _) = world();
+    let pod = Terms {
+        in_use: InUse::new(["ghcr.io/org/image:1".to_owned()], false),
+        ..keep(1)
+    };
+    assert_eq!(retire(&store, &pod, now()), []);
+    assert_eq!(left(&home), (true, true));
+
+    // the Pod goes
+    assert_eq!(retire(&store, &keep(1), now()), []);
+    assert_eq!(left(&home), (false, true));
+}
