@@ -19,6 +19,7 @@
 //! how long the restart took: a place may last longer than it should, and never ends early.
 
 mod ended;
+mod group_name;
 mod number;
 
 use alloc::{
@@ -26,21 +27,20 @@ use alloc::{
     string::String,
     vec::Vec,
 };
-use core::{fmt, str::FromStr, time::Duration};
+use core::time::Duration;
 
 use proto::{Digest, HostId, Moment, Reason};
 
 use self::ended::Memory;
 pub use self::{
     ended::{Ended, MAX_ENDED, MAX_UNKNOWN, PlaceEnd},
+    group_name::{GroupName, MAX_GROUP_BYTES, NoGroupName},
     number::{NoPlaceNumber, PlaceNumber},
 };
 
 #[cfg(test)]
 mod tests;
 
-/// The most bytes of a group's name.
-pub const MAX_GROUP_BYTES: usize = 64;
 /// The most groups at one time. A group is there while it has a place or a wait.
 pub const MAX_GROUPS: usize = 64;
 /// The most places at one time, of all groups together. They are kept on disk, and in a cluster in its Secret.
@@ -51,55 +51,6 @@ pub const MAX_WAITS: usize = 4_096;
 pub const MAX_LASTS: Duration = Duration::from_hours(24);
 /// A wait that isn't repeated within this time is over. Callers repeat theirs within 10 s.
 pub const WAIT_LIVES: Duration = Duration::from_secs(30);
-
-/// The name of a group: 1 to 64 letters, digits, `.`, `_` and `-`, a letter or digit first.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct GroupName(String);
-
-/// The text isn't the name of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoGroupName;
-
-impl fmt::Display for NoGroupName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "not the name of a group (1 to {MAX_GROUP_BYTES} letters, digits, '.', '_' and '-', a letter or digit first)"
-        )
-    }
-}
-
-impl core::error::Error for NoGroupName {}
-
-impl GroupName {
-    /// The name as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for GroupName {
-    type Err = NoGroupName;
-
-    fn from_str(text: &str) -> Result<Self, NoGroupName> {
-        let usual = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        let begins = text
-            .bytes()
-            .next()
-            .is_some_and(|byte| byte.is_ascii_alphanumeric());
-        match begins && text.len() <= MAX_GROUP_BYTES && text.bytes().all(usual) {
-            true => Ok(Self(text.into())),
-            false => Err(NoGroupName),
-        }
-    }
-}
-
-impl fmt::Display for GroupName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// What a host is worked on for: an image, and the name by which somebody asked for it.
 #[derive(Clone, Debug, PartialEq, Eq)]

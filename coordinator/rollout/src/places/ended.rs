@@ -4,7 +4,7 @@ use alloc::collections::VecDeque;
 
 use proto::HostId;
 
-use super::{GroupName, number::PlaceNumber};
+use super::{group_name::GroupName, number::PlaceNumber};
 
 /// The most ended places that are remembered. The oldest is forgotten first. They are kept on disk with the places.
 pub const MAX_ENDED: usize = 512;
