@@ -15,11 +15,10 @@
 //! A file of a stacked image goes with the last image or VM that refers to it.
 //!
 //! Only files that we made are removed: those with our inodes, and goldens with our marks, in the directory that the
-//! mark names. What tart pulled itself, and
-//! VMs, are never touched. Where somebody else named our files, by a tag or a marker, the image stays, too.
+//! mark names. What tart pulled itself, and VMs, are never touched. Where somebody else named our files, by a tag or a marker, the image stays, too.
 //!
 //! A golden of ours goes by the same rule if its image isn't here any more, because tart or somebody else removed it,
-//! and if its image is wanted under other names only ([`outlived`]).
+//! and if its image is wanted under other names only, as after a release that only renames it.
 //!
 //! **What a crash leaves**, step by step: goldens are moved away first, and their marks removed. The image is still
 //! installed, and the next call goes on with it. Then the tags are removed, so tart may collect what they named. The
@@ -59,10 +58,9 @@ use crate::{
 };
 
 mod decide;
-mod outlived;
 
 pub(crate) use decide::Stays;
-use decide::{Old, decide};
+use decide::{Old, decide, decide_outlived};
 
 /// An installed image, as its notes and tart's cache say.
 #[derive(Clone, Debug)]
@@ -130,7 +128,7 @@ pub(crate) fn retire(store: &Store, terms: Asked<'_>, now: SystemTime) -> Vec<Di
             return Vec::new();
         }
     };
-    outlived::retire(store, terms, now);
+    retire_goldens(store, terms, now);
     let go = verdicts.into_iter().filter(|(_, stays)| stays.is_none());
     let go = go.filter_map(|(image, _)| match remove(store, &image, terms, now) {
         Ok(true) => {
@@ -240,7 +238,7 @@ pub(crate) fn preview(home: &Path, terms: &Terms, now: SystemTime) -> io::Result
     let mut images: Vec<Previewed> = previewed.collect();
     // marks of goldens that are gone name nothing that takes room
     images.retain(|of| of.bytes > 0);
-    let old = outlived::going(home, &installed, &goldens, terms, now)?;
+    let old = going_goldens(home, &installed, &goldens, terms, now)?;
     images.extend(old.into_iter().map(|old| Previewed {
         image: old.image,
         references: vec![old.reference.to_string()],
@@ -371,8 +369,8 @@ fn names_of(home: &Path, installed: &Installed) -> BTreeSet<String> {
     known.map(Reference::place).collect()
 }
 
-/// What is known of goldens of ours alone: their image isn't here any more, because tart or somebody else removed it, or
-/// it is here under other names.
+/// What is known of goldens of ours alone: their image isn't here any more, because tart or somebody else removed it,
+/// or it is here under other names.
 fn look_at_orphans(
     home: &Path,
     image: Digest,
@@ -445,6 +443,106 @@ fn named_elsewhere(
         }
     }
     Ok(None)
+}
+
+/// A golden of a name that its image, which is wanted, has lost.
+#[derive(Clone, Debug)]
+struct Outlived {
+    image: Digest,
+    reference: Reference,
+    golden: String,
+    old: Old,
+}
+
+/// The goldens of names that their images lost, and that go by these terms.
+///
+/// # Errors
+/// When the local VMs can't be listed.
+fn going_goldens(
+    home: &Path,
+    installed: &[Installed],
+    goldens: &Goldens,
+    terms: &Terms,
+    now: SystemTime,
+) -> io::Result<Vec<Outlived>> {
+    let all = outlived(home, installed, goldens);
+    if all.is_empty() {
+        return Ok(all);
+    }
+    let machines = machines(home, goldens)?;
+    let facts: Vec<Old> = all.iter().map(|golden| golden.old.clone()).collect();
+    let go = decide_outlived(&facts, &machines, terms, now);
+    let going = all.into_iter().zip(go).filter(|(_, goes)| *goes);
+    Ok(going.map(|(golden, _)| golden).collect())
+}
+
+fn outlived(home: &Path, installed: &[Installed], goldens: &Goldens) -> Vec<Outlived> {
+    let mut wanted: BTreeMap<Digest, BTreeSet<String>> = BTreeMap::new();
+    for of in installed.iter().filter(|of| !of.wanted.is_empty()) {
+        let places = of.wanted.iter().map(Reference::place);
+        wanted.entry(of.image).or_default().extend(places);
+    }
+    let mut all = Vec::new();
+    for (image, wanted) in wanted {
+        for golden in goldens.get(&image).into_iter().flatten() {
+            let (name, Some(reference)) = golden else {
+                // the mark of an earlier version names no reference
+                continue;
+            };
+            let is_old = !wanted.contains(&reference.place());
+            if is_old
+                && cache::vm_directory(home, name).is_dir()
+                && let Some(old) = look_at_orphans(home, image, std::slice::from_ref(golden))
+            {
+                all.push(Outlived {
+                    image,
+                    reference: reference.clone(),
+                    golden: name.clone(),
+                    old,
+                });
+            }
+        }
+    }
+    all
+}
+
+/// Retires goldens of names that their images lost. What can't be looked at, or is locked by tart, is tried again with
+/// the next call.
+fn retire_goldens(store: &Store, terms: Asked<'_>, now: SystemTime) {
+    let home = store.shared.home();
+    let look = || {
+        let Some(terms) = terms() else {
+            return Ok(Vec::new());
+        };
+        let (goldens, installed) = goldens_and_installed(store);
+        going_goldens(home, &installed, &goldens, &terms, now)
+    };
+    let remove = || -> io::Result<()> {
+        if look()?.is_empty() {
+            return Ok(());
+        }
+        let _changing = lock(&store.changing);
+        let Some(_locks) = lock_places(home, &[])? else {
+            return Ok(());
+        };
+        // somebody may have cloned a golden, run it or wanted its name since it was looked at without the locks
+        for Outlived {
+            image,
+            reference,
+            golden,
+            ..
+        } in look()?
+        {
+            move_out(home, &cache::vm_directory(home, &golden))?;
+            step("golden moved")?;
+            remove_any(&golden::mark_path(home, &golden))?;
+            info!(%image, %reference, golden, "an old golden is retired: its image is wanted under other names only");
+        }
+        Ok(())
+    };
+    if let Err(error) = remove() {
+        warn!(%error, "goldens of old names couldn't be retired; it is tried again");
+    }
 }
 
 /// The directories of these goldens that are there.
