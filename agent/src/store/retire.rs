@@ -15,7 +15,8 @@
 //! A file of a stacked image goes with the last image or VM that refers to it.
 //!
 //! Only files that we made are removed: those with our inodes, and goldens with our marks, in the directory that the
-//! mark names. What tart pulled itself, and VMs, are never touched. Where somebody else named our files, by a tag or a marker, the image stays, too.
+//! mark names. What tart pulled itself, and VMs, are never touched. Where somebody else named our files, by a tag or a
+//! marker, the image stays, too.
 //!
 //! A golden of ours goes by the same rule if its image isn't here any more, because tart or somebody else removed it,
 //! and if its image is wanted under other names only, as after a release that only renames it.
