@@ -22,11 +22,6 @@ use crate::{
 const WISHES: usize = 64;
 /// Hedging begins when this few chunks are missing, over all contents.
 const NEAR_THE_END: u64 = 8;
-/// At the end, a line as fast as our uplink brings all that is missing within this time. Then nothing is waited for
-/// that other hosts hold: chunks that wait in one spreader's queue come sooner from the many hosts that have them, and
-/// their uplinks have little else to do (simulator, 1,000 hosts × 5 GB: makespan over bound 1.66 without, 1.21 with
-/// it).
-const END_TAKES: Duration = Duration::from_secs(2);
 
 /// A chunk on its way.
 #[derive(Clone, Debug)]
@@ -439,7 +434,7 @@ impl Downloads {
     /// clients wait for: later images don't hold it up.
     fn hedge(&mut self, ground: &mut Ground) {
         let rank = first_rank(ground);
-        let missing: u64 = missing(ground, rank).map(|(chunks, _)| chunks).sum();
+        let missing: u64 = missing(ground, rank).sum();
         if missing > NEAR_THE_END {
             return;
         }
@@ -504,25 +499,26 @@ fn first_rank(ground: &Ground) -> u32 {
     ranks.into_iter().find(|rank| *rank > 0).unwrap_or(0)
 }
 
-/// What is missing of each incomplete content of this rank and of lower ones: chunks, and at most how many bytes.
-fn missing(ground: &Ground, rank: u32) -> impl Iterator<Item = (u64, u64)> {
+/// How many chunks are missing of each incomplete content of this rank and of lower ones.
+fn missing(ground: &Ground, rank: u32) -> impl Iterator<Item = u64> {
     let incomplete = ground.contents.incomplete();
     incomplete
         .take_while(move |(order, _)| rank_of(*order) <= rank)
         .filter_map(|(_, id)| ground.contents.get(id))
-        .map(|content| {
-            let chunks = u64::from(content.chunks() - content.held.count());
-            (chunks, chunks * content.len(ChunkIndex(0)))
-        })
+        .map(|content| u64::from(content.chunks() - content.held.count()))
 }
 
-/// Whether this host has nearly all of the image that it finishes first. See [`END_TAKES`].
+/// Whether this host has nearly all of the image that it finishes first: it lacks no more chunks than one spread has
+/// targets, so its line brings them within the time of one spread. Then nothing is waited for that other hosts hold:
+/// chunks that wait in one spreader's queue come sooner from the many hosts that have them, and their uplinks have
+/// little else to do (simulator, 1,000 hosts × 5 GB: makespan over bound 1.66 without, 1.21 with it).
 fn is_at_the_end(ground: &Ground, rank: u32) -> bool {
-    let most = u128::from(ground.pace.rate()) * END_TAKES.as_millis() / 1_000;
-    let mut bytes = 0;
-    missing(ground, rank).all(|(_, more)| {
-        bytes += u128::from(more);
-        bytes <= most
+    let targets = ground.fleet.roster().len();
+    let most = targets.min(ground.config.direct_targets) as u64;
+    let mut chunks = 0;
+    missing(ground, rank).all(|more| {
+        chunks += more;
+        chunks <= most
     })
 }
 

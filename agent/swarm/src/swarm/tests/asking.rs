@@ -20,9 +20,9 @@ fn what_a_peer_has_all_of_already_is_asked_for_at_once() {
 
 #[test]
 fn at_the_end_what_others_have_whole_is_asked_for_though_pushes_come() {
-    // 200 MiB take less than two seconds, 400 MiB more
-    for (chunks, asks) in [(200, true), (400, false)] {
-        let mut swarm = among(3, Config::default());
+    // no more chunks than one spread has targets, and more
+    for (chunks, asks) in [(40, true), (41, false)] {
+        let mut swarm = among(40, Config::default());
         feed(&mut swarm, 0, content(0, chunks, ChunkSet::empty(chunks)));
         feed(&mut swarm, 100, announced(0, 0, set(chunks, [0, 1])));
         feed(&mut swarm, 200, offered(1, 0, 0, None));
@@ -38,7 +38,7 @@ fn at_the_end_what_others_have_whole_is_asked_for_though_pushes_come() {
 
 #[test]
 fn a_later_image_is_not_at_its_end_while_the_first_one_lacks_something() {
-    let mut swarm = among(2, Config::default());
+    let mut swarm = among(16, Config::default());
     let of = |id: u32, rank: u16, chunks: u32| {
         let mut event = content(id, chunks, ChunkSet::empty(chunks));
         if let Event::Content { order, .. } = &mut event {
