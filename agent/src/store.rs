@@ -40,7 +40,7 @@
 //!      image although nothing points to it yet. A second repository gets a twin (`twin`), whose inode is noted first.
 //!   3. The tag's symlink is made under another name and renamed over the old one. The tag names the old target or the
 //!      new one at every moment.
-//!   4. The marker is removed a minute later if only a tag names the image ([`Store::unguard`]). Until then tart keeps
+//!   4. The marker is removed a minute later if only a tag names the image (`Store::unguard`). Until then tart keeps
 //!      the image longer than it has to.
 //!   5. `status.json` says installed, and `content/` is removed.
 //! - *Forgetting*: directories are removed bottom up, `status.json` first, so what a crash leaves is no stage any more.
