@@ -492,11 +492,9 @@ pub(crate) fn turn_grace(ground: &mut Ground) {
 
 /// The rank of the image that this host finishes first. Lower ranks than an image's are what clients wait for.
 fn first_rank(ground: &Ground) -> u32 {
-    let ranks = ground
-        .contents
-        .incomplete()
-        .map(|(order, _)| rank_of(order));
-    ranks.into_iter().find(|rank| *rank > 0).unwrap_or(0)
+    let incomplete = ground.contents.incomplete();
+    let mut ranks = incomplete.map(|(order, _)| rank_of(order));
+    ranks.find(|rank| *rank > 0).unwrap_or(0)
 }
 
 /// How many chunks are missing of each incomplete content of this rank and of lower ones.
