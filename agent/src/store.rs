@@ -43,6 +43,8 @@
 //!   4. The marker is removed a minute later if only a tag names the image (`Store::unguard`). Until then tart keeps
 //!      the image longer than it has to.
 //!   5. `status.json` says installed, and `content/` is removed.
+//!
+//!   What a crash between two of these steps left in `cache/content/` goes with the stage, if the stage is given up.
 //! - *Forgetting*: directories are removed bottom up, `status.json` first, so what a crash leaves is no stage any more.
 
 mod alike;
@@ -116,8 +118,9 @@ pub(crate) use self::{
     room::{GiveWay, Later, give_way},
 };
 use self::{
+    content_files::remove_unreferred,
     recipes::NamedRecipe,
-    recover::{Loaded, load},
+    recover::{Loaded, left_files, load},
     references::parse_references,
     room::Builder as _,
     root::Root,
@@ -188,7 +191,7 @@ impl Store {
             entitled: Mutex::default(),
         };
         let (root, failed) = (home.join(ROOT), OpenStoreError::at);
-        let mut recipes = BTreeSet::new();
+        let (mut recipes, mut dropped) = (BTreeSet::new(), Vec::new());
         for entry in fs::read_dir(&root).map_err(failed("reading", &root))? {
             let path = entry.map_err(failed("reading", &root))?.path();
             let name = path.file_name().and_then(|name| name.to_str());
@@ -205,12 +208,18 @@ impl Store {
                 }
                 Ok(unusable) => {
                     unusable.log(&image);
-                    remove(&path).map_err(failed("removing", &path))?;
+                    dropped.push(path);
                 }
                 Err(error) => {
                     tracing::warn!(%image, %error, "a stage can't be read; leaving it alone");
                 }
             }
+        }
+        for path in dropped {
+            if let Some((layout, inodes)) = left_files(&path) {
+                this.drop_content(&layout, inodes);
+            }
+            remove(&path).map_err(failed("removing", &path))?;
         }
         if let Err(error) = recipes::keep_only(this.shared.home(), &recipes) {
             tracing::warn!(%error, "recipes that no image needs any more can't be removed");
@@ -724,8 +733,24 @@ impl Store {
             // renamed.
             let _installing = stage.installing();
             stage.set_gone();
+            let bodies = stage.files().bodies();
+            let inodes = bodies.iter().flat_map(|body| body.disk_inodes());
+            self.drop_content(stage.layout(), inodes.collect());
         }
         remove(&self.shared.directory(image))
+    }
+
+    /// Removes from tart's cache what an installation that ended early put there: the files, with these inodes, of a
+    /// stacked image that is dropped. What something refers to, or another stage has, stays.
+    fn drop_content(&self, layout: &Layout, mut inodes: BTreeSet<u64>) {
+        for other in self.all() {
+            for body in other.files().bodies() {
+                for inode in body.disk_inodes() {
+                    inodes.remove(&inode);
+                }
+            }
+        }
+        remove_unreferred(self.shared.home(), layout, &inodes);
     }
 
     fn all(&self) -> Vec<Arc<Stage>> {

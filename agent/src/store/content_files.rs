@@ -104,6 +104,35 @@ pub(super) fn unreferred(
     Ok(files.filter(|file| !referred.contains(file)).collect())
 }
 
+/// Removes from tart's cache the files of a stacked image to which no manifest refers, as far as they have one of these
+/// inodes. None of a flat image. What can't be removed now, because tart holds its locks or the volume fails, is left
+/// for tart to collect.
+pub(super) fn remove_unreferred(home: &Path, layout: &Layout, inodes: &BTreeSet<u64>) {
+    let lies = |file: &Digest| {
+        let found = fs::symlink_metadata(cache::content_file(home, file));
+        found.is_ok_and(|found| found.is_file() && inodes.contains(&found.ino()))
+    };
+    let mut files = layout.files().iter().filter_map(|file| file.digest);
+    // tart's locks are for those that have something to remove
+    if layout.format() == Format::Flat || !files.any(|file| lies(&file)) {
+        return;
+    }
+    let remove = || -> io::Result<()> {
+        let _locked = lock_content(home, Duration::ZERO).map_err(io::Error::other)?;
+        for file in unreferred(home, layout, &[])? {
+            // a file may have been replaced before the locks were taken
+            if lies(&file) {
+                fs::remove_file(cache::content_file(home, &file))?;
+            }
+        }
+        Ok(())
+    };
+    if let Err(error) = remove() {
+        let image = layout.digest();
+        tracing::warn!(%image, %error, "files of an image that was given up are left for tart to collect");
+    }
+}
+
 /// The files of the stacked image in these directories to which nothing would refer if `without` weren't there. None if
 /// that can't be told.
 pub(super) fn freed(home: &Path, directories: &[PathBuf], without: &[PathBuf]) -> Vec<PathBuf> {

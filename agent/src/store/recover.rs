@@ -19,7 +19,7 @@ use super::{
     stacked,
     stage::{Parts, Stage},
     status::{Status, inode},
-    tree::{IMAGE, JOURNAL, STATUS, remove_any, write_new},
+    tree::{CONTENT, IMAGE, JOURNAL, STATUS, remove_any, write_new},
 };
 use crate::tart::{Reference, cache};
 
@@ -140,6 +140,17 @@ pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io:
         stacked::note(&stage);
     }
     Ok(Loaded::Stage(Box::new(stage)))
+}
+
+/// The image of a directory of ours that is thrown away, and the inodes of its disk's files: by its notes, and by its own
+/// names for them. `None` if its manifest can't be understood.
+pub(super) fn left_files(directory: &Path) -> Option<(Layout, BTreeSet<u64>)> {
+    let layout = cache::manifest(directory)?;
+    let status = Status::read(directory).ok().flatten();
+    let noted = status.map_or_else(Vec::new, |status| status.file_inodes);
+    let own = fs::read_dir(directory.join(CONTENT)).into_iter().flatten();
+    let own = own.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.ino()));
+    Some((layout, noted.into_iter().chain(own).collect()))
 }
 
 /// Where the files of the disk of the body in `files` lie. `None` if tart's cache has others than ours. While the stage

@@ -588,3 +588,94 @@ fn a_crash_at_any_step_of_an_installation_loses_nothing() {
     let steps = (0..).take_while(|steps| die_after(*steps)).count();
     assert!(steps >= 8, "{steps}");
 }
+
+/// Lets the process die after this step of the second image's installation, before a record refers to its files.
+fn die_at(home: &TempDir, last: &'static str) -> [Sample; 2] {
+    let (one, two) = (stack(1), stack(2));
+    let store = open(home);
+    drop(stage(&store, &one, TAG));
+    let (stage, _) = begin(&store, &two, &["ghcr.io/org/image:two"]);
+    fill(&stage, &two);
+    stage.flush().unwrap();
+    let dying = at_steps(move |step| match step == last {
+        true => Err(io::Error::other("died")),
+        false => Ok(()),
+    });
+    install(&stage, &[]).unwrap_err();
+    drop(dying);
+    [one, two]
+}
+
+/// Which of the image's files lie in tart's cache.
+fn lying(home: &TempDir, sample: &Sample) -> Vec<bool> {
+    let files = files(home, sample);
+    files.iter().map(|(path, _)| path.exists()).collect()
+}
+
+#[test]
+fn what_a_crash_left_in_tarts_cache_goes_with_the_image_that_is_given_up() {
+    for (last, put) in [
+        ("a file is put", [true, true, false]),
+        ("files are put", [true; 3]),
+    ] {
+        for at_start in [false, true] {
+            let home = tempfile::tempdir().unwrap();
+            let [one, two] = die_at(&home, last);
+            assert_eq!(lying(&home, &two), put, "{last}");
+            let ours = ours(&home, &two);
+            if at_start {
+                // the process died again, amid the removal
+                fs::remove_file(ours.join(STATUS)).unwrap();
+            }
+            let store = open(&home);
+            if !at_start {
+                store.abandon(*two.layout.digest()).unwrap();
+            }
+            assert!(!ours.exists());
+            // the base is the first image's, too
+            assert_eq!(lying(&home, &two), [true, false, false], "{last}");
+            assert_stacked(&home, "ghcr.io/org/image", &one);
+            assert!(is_present(&store, &one, TAG));
+        }
+    }
+}
+
+/// Which files of an image lie in tart's cache after a crash amid its installation, this, and its end.
+fn left_after(before: fn(&TempDir, &Sample)) -> Vec<bool> {
+    let home = tempfile::tempdir().unwrap();
+    let [_, two] = die_at(&home, "files are put");
+    before(&home, &two);
+    open(&home).abandon(*two.layout.digest()).unwrap();
+    lying(&home, &two)
+}
+
+#[test]
+fn of_an_image_that_is_given_up_stays_what_somebody_else_put_or_refers_to() {
+    let pulled = left_after(|home, sample| {
+        let (path, bytes) = &files(home, sample)[2];
+        fs::remove_file(path).unwrap();
+        fs::write(path, bytes).unwrap();
+    });
+    assert_eq!(pulled, [true, false, true]);
+    let needed = left_after(|home, sample| {
+        let machine = home.path().join("vms/mine");
+        fs::create_dir_all(&machine).unwrap();
+        fs::write(machine.join(cache::MANIFEST), &sample.manifest).unwrap();
+    });
+    assert_eq!(needed, [true; 3]);
+}
+
+#[test]
+fn an_image_is_given_up_while_tart_holds_its_locks_and_tart_collects_what_is_left() {
+    let home = tempfile::tempdir().unwrap();
+    let [one, two] = die_at(&home, "files are put");
+    let store = open(&home);
+    let locked = lock_content(home.path(), Duration::ZERO).unwrap();
+    store.abandon(*two.layout.digest()).unwrap();
+    assert!(!ours(&home, &two).exists());
+    assert_eq!(lying(&home, &two), [true; 3]);
+    drop(locked);
+    assert!(Tart::of(&home).collect());
+    assert_eq!(lying(&home, &two), [true, false, false]);
+    assert!(is_present(&store, &one, TAG));
+}
