@@ -383,19 +383,13 @@ impl Blob {
         self.ready(offset) >= end
     }
 
-    /// Reads bytes for a client. `None` if they may not leave any more. Blocks.
-    pub(crate) fn give(
-        &self,
-        file: &File,
-        offset: u64,
-        length: usize,
-    ) -> io::Result<Option<Vec<u8>>> {
-        if !self.offer(offset, offset + length as u64) {
-            return Ok(None);
+    /// Fills `bytes` for a client with what stands at `offset`. `false` if that may not leave any more. Blocks.
+    pub(crate) fn give(&self, file: &File, offset: u64, bytes: &mut [u8]) -> io::Result<bool> {
+        if !self.offer(offset, offset + bytes.len() as u64) {
+            return Ok(false);
         }
-        let mut bytes = vec![0; length];
-        file.read_exact_at(&mut bytes, offset)?;
-        Ok(Some(bytes))
+        file.read_exact_at(bytes, offset)?;
+        Ok(true)
     }
 
     /// The file to read from. It stays readable when the blob is evicted.

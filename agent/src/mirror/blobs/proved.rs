@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proto::{ChunkIndex, ContentRecipe, Source, ledger::RejectLinkError, recipe::Maker};
 
 use super::{
-    tests::{bytes, chunks, me, open, source},
+    tests::{bytes, chunks, given, me, open, source},
     *,
 };
 use crate::store::WriteError;
@@ -72,7 +72,7 @@ fn what_peers_sent_leaves_at_once_if_the_recipe_proves_it() {
     world.write(blob, 1, source(&me())).unwrap();
     assert_eq!(blob.ready(0), 3 << 20);
     let file = blob.file().unwrap();
-    let given = blob.give(&file, 0, 3 << 20).unwrap();
+    let given = given(blob, &file, 3 << 20);
     assert_eq!(given.as_deref(), Some(&world.content[..3 << 20]));
     world.write(blob, 3, of_peer).unwrap();
     // the last chunk waits for the chain
@@ -143,7 +143,7 @@ fn a_recipe_that_is_left_lets_nothing_more_out_and_what_was_false_ends_its_reade
             .unwrap();
     }
     let file = blob.file().unwrap();
-    assert!(blob.give(&file, 0, 1 << 20).unwrap().is_some());
+    assert!(given(blob, &file, 1 << 20).is_some());
     // the registry's bytes contradict it
     assert_eq!(blob.leave_recipe(), Some(Digest::of(NAME)));
     assert_eq!((blob.leave_recipe(), blob.recipe()), (None, None));

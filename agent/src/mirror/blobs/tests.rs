@@ -1,4 +1,4 @@
-use std::os::unix::fs::FileExt as _;
+use std::{fs::File, os::unix::fs::FileExt as _};
 
 use proto::{ChunkIndex, Link, Source, State};
 
@@ -34,6 +34,12 @@ pub(crate) fn open(root: &Path, budget_bytes: u64) -> Blobs {
         space: roomy,
     };
     Blobs::open(root, &me(), limits).unwrap()
+}
+
+/// The first bytes of a blob, if they may leave.
+pub(crate) fn given(blob: &Blob, file: &File, length: usize) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    blob.give(file, 0, &mut bytes).unwrap().then_some(bytes)
 }
 
 pub(crate) fn bytes(seed: u8, size: usize) -> Vec<u8> {
@@ -80,7 +86,7 @@ pub(crate) fn kept(blobs: &Blobs, content: &[u8]) -> Digest {
 /// Changes a byte of a whole blob on the disk.
 pub(crate) fn rot(root: &Path, digest: &Digest, offset: u64) {
     let path = root.join(WHOLE).join(digest.hex().to_string());
-    let file = fs::File::options().write(true).open(path).unwrap();
+    let file = File::options().write(true).open(path).unwrap();
     file.write_all_at(b"?", offset).unwrap();
 }
 
@@ -112,7 +118,7 @@ fn our_own_bytes_leave_before_the_end_and_the_last_chunk_after_it() {
     blob.walk().unwrap();
     assert_eq!(blob.ready(0), content.len() as u64);
     let file = blob.file().unwrap();
-    assert_eq!(blob.give(&file, 0, content.len()).unwrap(), Some(content));
+    assert_eq!(given(blob, &file, content.len()), Some(content));
 }
 
 #[test]
@@ -133,7 +139,7 @@ fn what_peers_sent_leaves_when_the_chain_is_closed() {
         assert_eq!(reading.blob.ready(0), 1 << 20);
     }
     let file = reading.blob.file().unwrap();
-    assert_eq!(reading.blob.give(&file, 0, (1 << 20) + 1).unwrap(), None);
+    assert_eq!(given(&reading.blob, &file, (1 << 20) + 1), None);
     reading.blob.walk().unwrap();
     assert_eq!(reading.blob.ready(0), 3 << 20);
 }
@@ -194,10 +200,10 @@ fn false_bytes_that_left_end_their_readers_and_forbid_resuming() {
         .write(chunk, first, link, source(&me()), (&me(), None))
         .unwrap();
     let file = reading.blob.file().unwrap();
-    assert!(reading.blob.give(&file, 0, 9).unwrap().is_some());
+    assert!(given(&reading.blob, &file, 9).is_some());
     reading.blob.forget_chunk(chunk).unwrap();
     assert!(reading.is_misled() && !blobs.may_resume(&digest));
-    assert_eq!(reading.blob.give(&file, 0, 9).unwrap(), None);
+    assert_eq!(given(&reading.blob, &file, 9), None);
     // another dropped chunk doesn't mislead a reader that begins now
     let later = reading.blob.read_on();
     reading.blob.forget_chunk(ChunkIndex(1)).unwrap();
@@ -274,7 +280,7 @@ fn a_torn_journal_costs_chunks_and_lost_links_cost_the_peers_only() {
     let name = |digest: Digest| format!("{}.links", digest.hex());
     let journal = dir.path().join(ARRIVING).join(name(Digest::of(&half)));
     let length = fs::metadata(&journal).unwrap().len();
-    fs::File::options()
+    File::options()
         .write(true)
         .open(&journal)
         .unwrap()
