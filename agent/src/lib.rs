@@ -35,3 +35,4 @@ pub mod store;
 mod suspects;
 mod tart;
 mod transfer;
+mod zero;

@@ -6,8 +6,8 @@ use proto::{
     Answer, ChunkIndex, Digest, Geometry, HostId, HostKey, Link, Source, ledger::RejectLinkError,
 };
 
-use super::place::is_zero;
 use crate::lock::lock;
+use crate::zero::is_zero;
 
 /// The ids of hosts that made links, by the keys under which ledgers know them. Shared by everything on one volume.
 #[derive(Debug, Default)]

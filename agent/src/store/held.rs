@@ -33,9 +33,9 @@ use super::{
     chunks::{Chunks, Turn},
     claim::{Adopted, Claim, HeldChunk, Hosts, Look, WriteError, not_stored},
     journal::{Journal, Record},
-    place::{Access, Files, is_lost, is_zero, put_over},
+    place::{Access, Files, is_lost, put_over},
 };
-use crate::lock::lock;
+use crate::{lock::lock, zero::is_zero};
 
 /// The chunks of some contents that share a journal. Shared by threads; calls that touch bytes block on the disk.
 #[derive(Debug)]

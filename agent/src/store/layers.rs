@@ -17,9 +17,9 @@ use super::{
     files::{Body, ImageFiles},
     held::Held,
     journal::Record,
-    place::{Files as _, is_zero, put},
+    place::{Files as _, put},
 };
-use crate::lock::lock;
+use crate::{lock::lock, zero::is_zero};
 use apple_lz4::{DecodeError, Decoder};
 
 /// Decoded bytes are gathered up to this many before they are written. A blob is read in pieces of the same size.

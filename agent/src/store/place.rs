@@ -130,13 +130,6 @@ fn differing(one: &[u8], other: &[u8], offset: u64) -> Vec<Range<usize>> {
     ranges
 }
 
-/// Whether all bytes are zero.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<64>();
-    let quiet = |chunk: &[u8; 64]| chunk.iter().fold(0, |all, byte| all | byte) == 0;
-    words.iter().all(quiet) && rest.iter().all(|byte| *byte == 0)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -16,7 +16,7 @@ use super::{
     claim::Look,
     files::{Body, Where},
     layers::{DecodeLayerError, decode_into},
-    place::{Files as _, is_zero, put_over},
+    place::{Files as _, put_over},
     room::NoRoomError,
     stage::Stage,
     steps::step,
@@ -25,6 +25,7 @@ use super::{
 use crate::{
     platform::{self, CloneError},
     tart::cache,
+    zero::is_zero,
 };
 
 /// Why the twin couldn't be made.

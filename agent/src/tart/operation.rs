@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use proto::pause::doubled;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
@@ -46,6 +47,8 @@ impl Operation {
 const TIME_LIMIT: Duration = Duration::from_mins(5);
 /// How many attempts an operation gets in all.
 const ATTEMPTS: u32 = 3;
+/// The longest pause between two attempts.
+const PAUSE_MOST: Duration = Duration::from_mins(1);
 
 /// Why an operation didn't succeed.
 #[derive(Debug, thiserror::Error)]
@@ -152,7 +155,6 @@ impl Tart {
     }
 
     async fn run(&self, operation: Operation, arguments: &[&str]) -> Result<(), TartError> {
-        let mut pause = self.pause;
         for attempt in 1.. {
             let error = match self.attempt(operation, arguments).await {
                 Ok(()) => return Ok(()),
@@ -163,8 +165,7 @@ impl Tart {
                 return Err(error);
             }
             tracing::debug!(operation = operation.name(), attempt, %error, "trying again");
-            sleep(pause).await;
-            pause *= 2;
+            sleep(doubled(self.pause, PAUSE_MOST, attempt - 1)).await;
         }
         unreachable!("attempts are counted")
     }

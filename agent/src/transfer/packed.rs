@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use proto::{ChunkIndex, Digest, HostId, Link, Signed, Statement, message::Encoding};
 
-use crate::lock::lock;
+use crate::{lock::lock, zero::is_zero};
 
 /// Bytes of packed chunks that are kept to be sent again: a spreader sends each chunk to every host, soon after the
 /// chunk came.
@@ -68,12 +68,6 @@ pub(super) fn unpack(encoding: Encoding, packed: Bytes, length: usize) -> Option
             .filter(|bytes| bytes.len() == length)
             .map(Bytes::from),
     }
-}
-
-/// Whether all bytes are zero.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<16>();
-    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
 }
 
 /// Packed chunks that came or went lately. Bounded by [`CACHE_BYTES`]. The oldest leave first.

@@ -162,7 +162,7 @@ impl Reporting<'_> {
         }
         let leases = report.leases.iter();
         let leases = leases.filter_map(|lease| Some((self.meant(&lease.content)?, range(lease))));
-        let event = Event::LeasesHeld {
+        let event = Event::LeasesClaimed {
             host: self.host.clone(),
             leases: leases.collect(),
         };

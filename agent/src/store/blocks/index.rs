@@ -159,6 +159,7 @@ impl Index {
         static SEQUENCE: AtomicU64 = AtomicU64::new(0);
         let number = SEQUENCE.fetch_add(1, Ordering::Relaxed);
         let new = path.with_extension(format!("{number}.{NEW}"));
+        // an index can be made again, so nothing is synced
         let written = write(&new, key, each).and_then(|()| fs::rename(&new, path));
         if let Err(error) = written {
             // the file is of no use; what can't be removed is written over by the next try

@@ -204,7 +204,7 @@ pub enum Event {
     },
     /// A host listed all leases that it has. Leases that it was granted in an earlier session and doesn't list are
     /// lost.
-    LeasesHeld {
+    LeasesClaimed {
         /// The host.
         host: HostId,
         /// The contents, each with the chunks that the lease is for; `None`: all of them.

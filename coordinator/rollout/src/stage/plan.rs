@@ -357,7 +357,7 @@ impl Plan {
                     self.refuted(refuted);
                 }
             }
-            Event::LeasesHeld { host, leases } => {
+            Event::LeasesClaimed { host, leases } => {
                 leasing::drop_lost(&mut self.desk(), &host, &leases);
             }
             Event::WithoutSource { host, contents } => {

@@ -251,7 +251,7 @@ fn hear(world: &mut State, event: stage::Event) {
             world.office.leases.remove(&(*content, host.clone()));
         }
         // what a host that comes back doesn't name is over
-        stage::Event::LeasesHeld { host, leases } => {
+        stage::Event::LeasesClaimed { host, leases } => {
             let mut held = core::mem::take(&mut world.office.leases);
             held.retain(|(content, of)| {
                 let range = leased_range(world, content, of);

@@ -49,7 +49,7 @@ pub(super) fn open_session(world: &mut State, host: u32) {
     let leases: Vec<(u32, Option<ChunkRange>)> = leases.collect();
     let leases = leases.into_iter();
     let leases = leases.map(|(content, range)| (world.specs[content as usize].digest, range));
-    let event = stage::Event::LeasesHeld {
+    let event = stage::Event::LeasesClaimed {
         host: world.node(host).id.clone(),
         leases: leases.collect(),
     };

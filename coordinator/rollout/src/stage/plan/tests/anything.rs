@@ -76,7 +76,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         4 => (any_host(), any_content(), range(), any::<u32>(), any::<u64>(), any::<bool>(), trouble).prop_map(|(host, content, range, chunks, bytes, paced, trouble)| Event::LeaseProgress { host, content, range, chunks, bytes, paced, trouble }),
         4 => (any_host(), any_content(), range(), end).prop_map(|(host, content, range, end)| Event::LeaseEnded { host, content, range, end }),
         2 => (any_host(), any_host()).prop_map(|(by, host)| Event::Blamed { by, host }),
-        2 => (any_host(), prop::collection::vec((any_content(), range()), 0..3)).prop_map(|(host, leases)| Event::LeasesHeld { host, leases }),
+        2 => (any_host(), prop::collection::vec((any_content(), range()), 0..3)).prop_map(|(host, leases)| Event::LeasesClaimed { host, leases }),
         3 => (any_host(), prop::collection::vec(any_content(), 0..3)).prop_map(|(host, contents)| Event::WithoutSource { host, contents }),
         5 => (any_host(), prop::collection::vec((any_content(), 0u32..120), 0..4)).prop_map(|(host, contents)| Event::Holds { host, contents }),
         2 => (any_host(), any_host(), any_content(), any::<bool>()).prop_map(|(by, maker, content, vouched)| Event::FalseLink { by, maker, content, vouched }),
@@ -118,7 +118,7 @@ proptest! {
                     granted.retain(|(holder, _)| holder != host);
                 }
             }
-            if let Event::LeasesHeld { host, leases: named } = &event {
+            if let Event::LeasesClaimed { host, leases: named } = &event {
                 // the agent lost these leases; leases of this session stay, and the checks below give them back
                 let granted_before = |content: &Digest| plan.leases.of(content, host).is_some_and(|lease| plan.hosts.get(host).is_some_and(|host| lease.granted_at() < host.since()));
                 for (content, granted) in &mut leases {

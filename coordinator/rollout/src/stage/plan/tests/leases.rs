@@ -127,7 +127,7 @@ fn who_has_just_come_back_is_leased_to_after_the_others() {
         let mut actions = feed(plan, millis, Event::HostDisconnected(host.clone()));
         actions.extend(feed(plan, millis, Event::HostConnected(host.clone())));
         let (host, leases) = (host.clone(), Vec::new());
-        actions.extend(feed(plan, millis, Event::LeasesHeld { host, leases }));
+        actions.extend(feed(plan, millis, Event::LeasesClaimed { host, leases }));
         grants(&actions)
     };
     // the newcomer has no lease and the others have one each, but one of the others gets the lost lease
@@ -272,7 +272,7 @@ fn leases_that_went_with_an_earlier_life_are_granted_again_at_once() {
         theirs
     };
     let before = theirs(&plan);
-    let held = |contents: Vec<Digest>| Event::LeasesHeld {
+    let held = |contents: Vec<Digest>| Event::LeasesClaimed {
         host: killed.clone(),
         leases: contents
             .into_iter()

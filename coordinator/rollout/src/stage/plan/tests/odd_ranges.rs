@@ -243,7 +243,7 @@ fn an_order_that_divides_a_content_and_was_lost_is_given_again() {
     feed(&mut plan, 5_100, Event::HostDisconnected(first.clone()));
     feed(&mut plan, 5_600, Event::HostConnected(first.clone()));
     feed(&mut plan, 5_600, Event::TakesRanges(first.clone()));
-    let has = Event::LeasesHeld {
+    let has = Event::LeasesClaimed {
         host: first.clone(),
         leases: vec![(digest(0), None)],
     };
@@ -259,7 +259,7 @@ fn an_order_that_divides_a_content_and_was_lost_is_given_again() {
     let (mut plan, [first, _]) = parted();
     feed(&mut plan, 5_100, Event::HostDisconnected(first.clone()));
     feed(&mut plan, 5_600, Event::HostConnected(first.clone()));
-    let has = Event::LeasesHeld {
+    let has = Event::LeasesClaimed {
         host: first.clone(),
         leases: vec![(digest(0), Some(range(0, 50)))],
     };
