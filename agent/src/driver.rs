@@ -12,6 +12,7 @@ mod exchange;
 mod fetches;
 mod fit;
 mod gauges;
+mod handles;
 mod hosts;
 mod image;
 mod image_news;
@@ -116,6 +117,7 @@ pub(crate) struct Driver {
     me: HostId,
     endpoint: Endpoint,
     disk: Disk,
+    streams: Streams,
     notary: Arc<Notary>,
     metrics: Metrics,
     coordinator: HostId,
@@ -165,13 +167,19 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
     let swarm = Swarm::new(parts.me.key(), swarm_config, seed);
     let step_back = parts.config.step_back_load_percent;
     let retention = Retention::new(parts.config.retention, proto::Moment::START);
-    let exchange = Exchange::new(swarm, now, streams, parts.metrics.clone());
+    let (me, cache, metrics) = (
+        parts.me.clone(),
+        streams.cache.clone(),
+        parts.metrics.clone(),
+    );
+    let exchange = Exchange::new(me, swarm, now, cache, metrics);
     let mut driver = Driver {
         supply: Supply::new(exchange, mirror, disk.clone(), parts.metrics.clone(), now),
         config: parts.config,
         me: parts.me,
         endpoint: parts.endpoint.clone(),
         disk,
+        streams,
         notary: parts.notary,
         metrics: parts.metrics,
         coordinator: parts.coordinator,
@@ -313,6 +321,7 @@ impl Driver {
     fn act(&mut self, effect: Effect) {
         match effect {
             Effect::Run(work) => self.jobs.start(work),
+            Effect::Errand(errand) => self.jobs.start(self.streams.work(errand)),
             Effect::Hear(input) => self.apply(input),
             Effect::Blame {
                 host,
@@ -324,6 +333,7 @@ impl Driver {
             Effect::TakeBack { content, from } => self.reporting.taken_back(content, from),
             Effect::Doubt(doubt) => self.reporting.doubt(doubt),
             Effect::Look { content, chunk } => self.look_at(&content, chunk),
+            Effect::ForgetTicket(content) => self.notary.forget_lease(&content),
             Effect::Stored => {
                 self.upkeep.chunk_stored();
                 self.reporting.soon();

@@ -17,17 +17,14 @@ const UNREAD_STREAMS: usize = 64;
 
 /// The first message of a peer's stream, or an update.
 #[derive(Debug)]
-pub(crate) enum Brought {
+pub(crate) enum Brought<A = Sender, B = Receiver> {
     /// A request, to be answered on `sender`.
-    Request {
-        request: ChunkRequest,
-        sender: Sender,
-    },
+    Request { request: ChunkRequest, sender: A },
     /// A push whose bytes follow on `receiver`.
     Push {
         push: Box<ChunkPush>,
-        sender: Sender,
-        receiver: Receiver,
+        sender: A,
+        receiver: B,
     },
     /// From now on the peer tells on this connection which chunks it holds. `life` is the number of this life of its
     /// program; 0 if the peer doesn't say.

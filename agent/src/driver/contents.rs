@@ -17,7 +17,7 @@ use swarm::{
 };
 use tracing::{debug, error, warn};
 
-pub(super) use self::content::{Content, Proving};
+pub(super) use self::content::{Chunk, Content, Proving};
 use super::{image_news::ImageNews, transfers::Transfer, walk::Walked};
 use crate::{
     metrics::From,

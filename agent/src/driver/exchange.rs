@@ -3,15 +3,17 @@
 //!
 //! The swarm decides which chunk to ask of which peer. This part joins the swarm with hosts, contents, transfers,
 //! fetches and leases. Work for other parts (jobs, images, reports) goes into a queue of [`Effect`]s, which the driver
-//! empties by [`Exchange::poll`]. `moves` has how a chunk begins to move.
+//! empties by [`Exchange::poll`]. This part opens no stream and touches no disk: such work goes out as an [`Errand`].
+//! `moves` has how a chunk begins to move.
 
 mod effect;
+mod errand;
 mod moves;
 
 use std::{sync::Arc, time::Instant};
 
 use proto::{
-    ChunkIndex, ChunkRange, Digest, HostKey, Moment,
+    ChunkIndex, ChunkRange, ChunkSet, Digest, Geometry, HostId, HostKey, Moment,
     image::{ContentSpec, Layout},
     message::{BlameKind, LeaseState, RosterChange, RosterEntry},
 };
@@ -20,21 +22,24 @@ use swarm::{
     event::{ContentId, Delivery, Ticket},
 };
 use tracing::{info, warn};
-use wire::{ConnectError, Connection};
+use wire::ConnectError;
 
-pub(super) use self::effect::Effect;
+pub(super) use self::{
+    effect::Effect,
+    errand::{Asked, Errand, Fetch, Offer},
+};
 use self::{
     effect::Effects,
-    moves::{Begun, Moves},
+    moves::{Begun, Moves, PeerTransfers},
 };
 use super::{
     contents::{self, Content, Contents, Terms},
+    handles::{Handles, Line, Real},
     hosts::{self, Hosts},
     image_news::ImageNews,
     input::Input,
     leases::Granted,
     origins::{self, FetchWanted, Origins},
-    streams::{PeerTransfers, Streams},
     transfers::Transfer,
     trouble::Trouble,
     walk::Walked,
@@ -42,40 +47,46 @@ use super::{
 use crate::{
     fetch::{FetchEnd, News},
     metrics::{From, Metrics},
-    mirror::blob::Blob,
     peer::Brought,
     registries::Access,
-    shelf::Shelf,
-    store::Stage,
-    transfer::{Receipt, Shipment},
+    transfer::{Cache, Receipt, Shipment},
 };
 
 /// The swarm, and the parts that carry out its actions.
-pub(super) struct Exchange {
+pub(super) struct Exchange<H: Handles = Real> {
+    me: HostId,
     swarm: Swarm,
     epoch: Instant,
     /// The time of everything that is heard now.
     now: Instant,
-    streams: Streams,
+    /// Packed chunks.
+    cache: Arc<Cache>,
     metrics: Metrics,
-    hosts: Hosts,
-    contents: Contents,
-    transfers: PeerTransfers,
+    hosts: Hosts<H::Line>,
+    contents: Contents<H::Shelf>,
+    transfers: PeerTransfers<H>,
     origins: Origins,
-    effects: Effects,
+    effects: Effects<H>,
 }
 
-impl Exchange {
-    pub(super) fn new(swarm: Swarm, epoch: Instant, streams: Streams, metrics: Metrics) -> Self {
+impl<H: Handles> Exchange<H> {
+    pub(super) fn new(
+        me: HostId,
+        swarm: Swarm,
+        epoch: Instant,
+        cache: Arc<Cache>,
+        metrics: Metrics,
+    ) -> Self {
         Self {
+            contents: Contents::new(me.key(), cache.clone()),
+            me,
             swarm,
             epoch,
             now: epoch,
-            contents: Contents::new(streams.me.key(), streams.cache.clone()),
-            streams,
+            cache,
             metrics,
             hosts: Hosts::default(),
-            transfers: PeerTransfers::default(),
+            transfers: PeerTransfers::<H>::default(),
             origins: Origins::default(),
             effects: Effects::default(),
         }
@@ -100,7 +111,7 @@ impl Exchange {
     }
 
     /// The next effect for other parts, in order. `None` once no effect is left and the swarm wants nothing.
-    pub(super) fn poll(&mut self) -> Option<Effect> {
+    pub(super) fn poll(&mut self) -> Option<Effect<H>> {
         while self.effects.is_empty() {
             match self.swarm.poll() {
                 Some(action) => self.act(action),
@@ -127,16 +138,15 @@ impl Exchange {
     }
 
     /// Begins to move a chunk, or tells the swarm that it doesn't move.
-    fn begin(&mut self, how: impl FnOnce(Moves<'_>) -> Option<Begun>) {
+    fn begin(&mut self, how: impl FnOnce(Moves<'_, H>) -> Option<Begun<H>>) {
         let begun = how(Moves {
             now: self.now,
-            streams: &self.streams,
             hosts: &self.hosts,
             contents: &self.contents,
             transfers: &mut self.transfers,
         });
         match begun {
-            Some(Begun::Run(job)) => self.effects.run(job),
+            Some(Begun::Run(errand)) => self.effects.run(errand),
             Some(Begun::Tell(event)) => self.tell(event),
             None => {}
         }
@@ -235,20 +245,19 @@ impl Exchange {
 
     // ---- hosts ----------------------------------------------------------------------------------------------------
 
-    pub(super) const fn hosts(&self) -> &Hosts {
+    pub(super) const fn hosts(&self) -> &Hosts<H::Line> {
         &self.hosts
     }
 
     /// Takes a new roster and new neighbours.
     pub(super) fn roster(&mut self, epoch: u64, roster: &[RosterEntry], neighbours: &[String]) {
-        let me = &self.streams.me;
-        let effects = self.hosts.replace(me, epoch, roster, neighbours);
+        let effects = self.hosts.replace(&self.me, epoch, roster, neighbours);
         self.follow_hosts(effects);
     }
 
     /// Changes the roster. Returns whether the change is of the roster that is here.
     pub(super) fn change_roster(&mut self, change: &RosterChange) -> bool {
-        let effects = self.hosts.change(&self.streams.me, change);
+        let effects = self.hosts.change(&self.me, change);
         let fits = effects.is_some();
         self.follow_hosts(effects.into_iter().flatten());
         fits
@@ -261,7 +270,7 @@ impl Exchange {
     }
 
     /// A peer connected, or was dialled (`Err`: why not).
-    pub(super) fn connected(&mut self, peer: HostKey, result: Result<Connection, ConnectError>) {
+    pub(super) fn connected(&mut self, peer: HostKey, result: Result<H::Line, ConnectError>) {
         match result {
             Ok(connection) => {
                 let effects = self.hosts.connected(peer, connection);
@@ -290,22 +299,27 @@ impl Exchange {
         self.follow_hosts(effects);
     }
 
-    fn follow_hosts(&mut self, effects: impl IntoIterator<Item = hosts::Effect>) {
+    fn follow_hosts(&mut self, effects: impl IntoIterator<Item = hosts::Effect<H::Line>>) {
         for effect in effects {
             match effect {
                 hosts::Effect::Tell(event) => self.tell(event),
-                hosts::Effect::Dial(dial) => self.effects.run(self.streams.dial(dial)),
+                hosts::Effect::Dial(dial) => self.effects.run(Errand::Dial(dial)),
                 hosts::Effect::Listen {
                     peer,
                     serial,
                     connection,
-                } => self
-                    .effects
-                    .run(self.streams.listen(peer, serial, connection)),
+                } => self.effects.run(Errand::Listen {
+                    peer,
+                    serial,
+                    connection,
+                }),
                 hosts::Effect::Announce {
                     connection,
                     updates,
-                } => self.effects.run(self.streams.announce(connection, updates)),
+                } => self.effects.run(Errand::Announce {
+                    connection,
+                    updates,
+                }),
                 hosts::Effect::Close {
                     connection,
                     code,
@@ -320,7 +334,7 @@ impl Exchange {
     }
 
     /// A peer sent something.
-    pub(super) fn brought(&mut self, peer: HostKey, brought: Brought) {
+    pub(super) fn brought(&mut self, peer: HostKey, brought: Brought<H::Answer, H::Bytes>) {
         match brought {
             Brought::Request { request, sender } => {
                 self.begin(|moves| Some(moves.requested(peer, request, sender)))
@@ -423,11 +437,11 @@ impl Exchange {
 
     // ---- contents -------------------------------------------------------------------------------------------------
 
-    pub(super) const fn contents(&self) -> &Contents {
+    pub(super) const fn contents(&self) -> &Contents<H::Shelf> {
         &self.contents
     }
 
-    fn follow_contents(&mut self, effects: impl IntoIterator<Item = contents::Effect>) {
+    fn follow_contents(&mut self, effects: impl IntoIterator<Item = contents::Effect<H::Shelf>>) {
         for effect in effects {
             match effect {
                 contents::Effect::Tell(event) => self.tell(event),
@@ -444,14 +458,21 @@ impl Exchange {
                     content,
                     chunks,
                     shelves,
-                } => self.effects.walk(id, (content, chunks), shelves),
+                } => self.effects.run(Errand::Walk {
+                    id,
+                    content,
+                    chunks,
+                    shelves,
+                }),
                 contents::Effect::Retract {
                     id,
                     content,
                     shelves,
-                } => self
-                    .effects
-                    .retract(id, content, self.streams.me.key(), shelves),
+                } => self.effects.run(Errand::Retract {
+                    id,
+                    content,
+                    shelves,
+                }),
                 contents::Effect::Drop {
                     from,
                     content,
@@ -459,7 +480,11 @@ impl Exchange {
                 } => {
                     // the chunks that the maker is sending were made before the retraction
                     self.transfers.cancel_from(from);
-                    self.effects.drop_made(from, content, shelves);
+                    self.effects.run(Errand::DropMade {
+                        from,
+                        content,
+                        shelves,
+                    });
                 }
                 contents::Effect::Images { images, news } => self.effects.tell_images(images, news),
                 contents::Effect::NotStored { mirrored, error } => {
@@ -489,28 +514,30 @@ impl Exchange {
     pub(super) fn add(
         &mut self,
         spec: &ContentSpec,
-        image: Digest,
-        stage: &Arc<Stage>,
+        of: (Digest, H::Shelf),
+        (held, closed): (ChunkSet, bool),
     ) -> (ContentId, bool) {
-        let (held, closed) = (stage.held(spec.digest), stage.is_closed(spec.digest));
-        let shelf = Shelf::Stage(stage.clone());
-        self.contents.add(spec, (image, shelf), held, closed)
+        self.contents.add(spec, of, held, closed)
     }
 
     /// Adds the bytes of an image's recipe. Returns whether the content is new.
-    pub(super) fn add_recipe(&mut self, image: Digest, blob: &Arc<Blob>) -> (ContentId, bool) {
-        let what = (blob.digest(), blob.geometry());
-        let shelf = Shelf::Blob(blob.clone());
-        let (held, whole) = (blob.held(), blob.is_whole());
-        self.contents.add_recipe(what, (image, shelf), held, whole)
+    pub(super) fn add_recipe(
+        &mut self,
+        what: (Digest, Geometry),
+        of: (Digest, H::Shelf),
+        (held, closed): (ChunkSet, bool),
+    ) -> (ContentId, bool) {
+        self.contents.add_recipe(what, of, held, closed)
     }
 
     /// Adds a blob of the mirror, which is no part of an image here.
-    pub(super) fn add_blob(&mut self, blob: &Arc<Blob>) -> ContentId {
-        let what = (blob.digest(), blob.geometry());
-        let shelf = Shelf::Blob(blob.clone());
-        let (held, whole) = (blob.held(), blob.is_whole());
-        self.contents.add_mirrored(what, shelf, held, whole)
+    pub(super) fn add_blob(
+        &mut self,
+        what: (Digest, Geometry),
+        shelf: H::Shelf,
+        (held, closed): (ChunkSet, bool),
+    ) -> ContentId {
+        self.contents.add_mirrored(what, shelf, held, closed)
     }
 
     /// Makes a content known to the swarm, with its place among the contents of its image. `of_image` gives the image's
@@ -612,12 +639,12 @@ impl Exchange {
 
     /// Forgets the packed copy of a chunk: that copy may be the wrong one.
     pub(super) fn forget_packed(&self, content: Digest, chunk: ChunkIndex) {
-        self.streams.cache.forget(content, chunk);
+        self.cache.forget(content, chunk);
     }
 
     // ---- registries -----------------------------------------------------------------------------------------------
 
-    fn follow_origins(&mut self, effects: impl IntoIterator<Item = origins::Effect>) {
+    fn follow_origins(&mut self, effects: impl IntoIterator<Item = origins::Effect<H::Shelf>>) {
         for effect in effects {
             match effect {
                 origins::Effect::Tell(event) => self.tell(event),
@@ -633,7 +660,7 @@ impl Exchange {
                 origins::Effect::Came(bytes) => self.metrics.received(From::Origin, bytes),
                 origins::Effect::Unwritable(images) => self.effects.tell_unwritable(images),
                 origins::Effect::ForgetTicket(content) => {
-                    self.streams.notary.forget_lease(&content);
+                    self.effects.push(Effect::ForgetTicket(content));
                 }
                 origins::Effect::ReportSoon => self.effects.push(Effect::ReportSoon),
                 origins::Effect::ReportNow => self.effects.push(Effect::ReportNow),
@@ -653,8 +680,15 @@ impl Exchange {
         };
         info!(content = %wanted.content, image = reference, "fetching from the registry");
         let reins = self.origins.begin(wanted, by, access);
-        let job = self.streams.fetch(content, reference, reins);
-        self.effects.run(job);
+        self.effects.run(Errand::Fetch(Fetch {
+            id: content.id(),
+            content: content.digest(),
+            geometry: content.geometry(),
+            kind: content.kind(),
+            shelves: content.shelves(),
+            reference,
+            reins,
+        }));
     }
 
     /// The coordinator handed down a newer token for an image. Running fetches use the new token from now on.
@@ -714,3 +748,6 @@ impl Exchange {
         self.follow_origins([effect]);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,9 @@
-//! The jobs that move chunks: streams to and from peers, and fetches from registries. Each job ends in an [`Input`].
+//! The jobs that do the exchange's errands: streams to and from peers, fetches from registries, and walks on shelves.
+//! Each job ends in an [`Input`].
 
 use std::{pin::Pin, sync::Arc};
 
-use proto::{
-    ChunkIndex, HostId, HostKey,
-    message::{self, ChunkHeader, Ranges},
-};
+use proto::{ChunkIndex, HostId, HostKey, message};
 use swarm::{
     action::Declined,
     event::{ContentId, Spread, Ticket},
@@ -14,44 +12,25 @@ use tokio::sync::mpsc;
 use wire::{Connection, Endpoint, Receiver, Sender};
 
 use super::{
-    contents::Content,
-    fetches::Reins,
+    contents::Chunk,
+    exchange::{Asked, Errand, Fetch, Offer},
     hosts,
     input::Input,
-    transfers::{Receiving, Transfer, Transfers},
+    jobs::Work,
+    transfers::{Receiving, Transfer},
+    walk::walk,
 };
 use crate::{
     fetch::{self, News},
     notary::Notary,
     peer::{self, Brought},
     registries::Origin,
-    shelf::Shelf,
+    shelf::{Shelf, retract},
     transfer::{self, Cache, Receipt, Subject, Unfit},
 };
 
-/// Work that runs beside the driver.
-pub(super) type Job = Pin<Box<dyn Future<Output = Input> + Send>>;
-
-/// A chunk that a peer offers: its header, and the streams for the chunk and the answer.
-#[derive(Debug)]
-pub(super) struct Offer {
-    pub(super) header: Box<ChunkHeader>,
-    /// The peer sends only what this host lacks of the chunk, if this host says so.
-    pub(super) sends_parts: bool,
-    pub(super) sender: Sender,
-    pub(super) receiver: Receiver,
-}
-
-/// A chunk that a peer asks for: the stream for the answer.
-#[derive(Debug)]
-pub(super) struct Asked {
-    /// What the peer lacks of the chunk; `None`: the whole.
-    pub(super) lacking: Option<Ranges>,
-    pub(super) sender: Sender,
-}
-
-/// Transfers over connections.
-pub(super) type PeerTransfers = Transfers<Asked, Offer>;
+/// Work that waits for peers or registries.
+type Job = Pin<Box<dyn Future<Output = Input> + Send>>;
 
 /// The parts of this host that the jobs need.
 #[derive(Debug)]
@@ -69,8 +48,84 @@ pub(super) struct Streams {
 }
 
 impl Streams {
+    /// The job that does an errand.
+    pub(super) fn work(&self, errand: Errand) -> Work {
+        Work::Waiting(match errand {
+            Errand::Dial(dial) => self.dial(dial),
+            Errand::Listen {
+                peer,
+                serial,
+                connection,
+            } => self.listen(peer, serial, connection),
+            Errand::Announce {
+                connection,
+                updates,
+            } => self.announce(connection, updates),
+            Errand::Request {
+                transfer,
+                receiving,
+                connection,
+                chunk,
+            } => request(transfer, receiving, connection, self.subject(chunk)),
+            Errand::Accept {
+                transfer,
+                receiving,
+                offer,
+                chunk,
+            } => accept(transfer, receiving, offer, self.subject(chunk)),
+            Errand::Decline { answer, bytes, why } => decline(answer, bytes, why),
+            Errand::Serve {
+                transfer,
+                ticket,
+                asked,
+                chunk,
+            } => serve(transfer, ticket, asked, self.subject(chunk)),
+            Errand::Refuse { answer, why } => refuse(answer, why),
+            Errand::Push {
+                transfer,
+                connection,
+                chunk,
+                spread,
+            } => push(transfer, connection, self.subject(chunk), spread),
+            Errand::Fetch(fetch) => self.fetch(fetch),
+            Errand::Walk {
+                id,
+                content,
+                chunks,
+                shelves,
+            } => {
+                return Work::blocking(move || Input::Walked {
+                    id,
+                    walked: walk(&shelves, content, chunks),
+                });
+            }
+            Errand::Retract {
+                id,
+                content,
+                shelves,
+            } => {
+                let (me, from) = (self.me.key(), ChunkIndex(0));
+                return Work::blocking(move || Input::Retracted {
+                    id,
+                    from,
+                    result: retract(&shelves, content, me, from),
+                });
+            }
+            Errand::DropMade {
+                from: Transfer { peer, id, chunk },
+                content,
+                shelves,
+            } => {
+                return Work::blocking(move || Input::Dropped {
+                    id,
+                    result: retract(&shelves, content, peer, chunk),
+                });
+            }
+        })
+    }
+
     /// Connects to a host.
-    pub(super) fn dial(&self, dial: hosts::Dial) -> Job {
+    fn dial(&self, dial: hosts::Dial) -> Job {
         let endpoint = self.endpoint.clone();
         Box::pin(async move {
             let hosts::Dial {
@@ -84,7 +139,7 @@ impl Streams {
     }
 
     /// Reads what a peer sends, until the connection ends.
-    pub(super) fn listen(&self, peer: HostKey, serial: u64, connection: Connection) -> Job {
+    fn listen(&self, peer: HostKey, serial: u64, connection: Connection) -> Job {
         let inbox = self.peer_inbox.clone();
         Box::pin(async move {
             let reason = peer::listen(connection, serial, inbox).await;
@@ -97,7 +152,7 @@ impl Streams {
     }
 
     /// Tells a peer which chunks this host holds, until the connection or the updates end.
-    pub(super) fn announce(
+    fn announce(
         &self,
         connection: Connection,
         updates: mpsc::Receiver<message::PeerUpdate>,
@@ -109,36 +164,39 @@ impl Streams {
         })
     }
 
-    /// The subject of a transfer: one chunk of a content. `dropped_lately`: links that this host made aren't taken.
-    pub(super) fn subject(
-        &self,
-        content: &Content,
-        chunk: ChunkIndex,
-        dropped_lately: bool,
-    ) -> Subject {
+    /// The subject of a transfer.
+    fn subject(&self, chunk: Chunk) -> Subject {
         Subject {
-            content: content.digest(),
-            geometry: content.geometry(),
-            chunk,
-            shelves: content.shelves(),
+            content: chunk.content,
+            geometry: chunk.geometry,
+            chunk: chunk.index,
+            shelves: chunk.shelves,
             cache: self.cache.clone(),
             notary: self.notary.clone(),
-            retracted: dropped_lately.then(|| self.me.key()),
-            suspects: content.suspects(),
+            retracted: chunk.dropped_lately.then(|| self.me.key()),
+            suspects: chunk.suspects,
             unfit: self.unfit.clone(),
         }
     }
 
-    /// Fetches a content from the registry that `reference` names.
-    pub(super) fn fetch(&self, content: &Content, reference: String, reins: Reins) -> Job {
-        let id = content.id();
+    /// Fetches a content from a registry.
+    fn fetch(&self, fetch: Fetch) -> Job {
+        let Fetch {
+            id,
+            content,
+            geometry,
+            kind,
+            shelves,
+            reference,
+            reins,
+        } = fetch;
         let mut job = fetch::Job {
             id,
-            content: content.digest(),
-            geometry: content.geometry(),
-            kind: content.kind(),
+            content,
+            geometry,
+            kind,
             range: reins.range,
-            shelves: content.shelves(),
+            shelves,
             reference,
             access: reins.access,
             doubted: false,
@@ -167,17 +225,8 @@ impl Streams {
     }
 }
 
-/// The hosts to which a pushed chunk is to be passed on, as the message says.
-pub(super) fn spread(wire: message::Spread) -> Spread {
-    if wire.everyone {
-        Spread::Everyone
-    } else {
-        Spread::To(wire.targets.into_iter().map(HostKey).collect())
-    }
-}
-
 /// Asks a peer for a chunk.
-pub(super) fn request(
+fn request(
     transfer: Transfer,
     receiving: Receiving,
     connection: Connection,
@@ -188,20 +237,20 @@ pub(super) fn request(
 }
 
 /// Takes a chunk that a peer offers.
-pub(super) fn accept(
+fn accept(
     transfer: Transfer,
     receiving: Receiving,
-    offer: Offer,
+    offer: Offer<Sender, Receiver>,
     subject: Subject,
 ) -> Job {
     let Offer {
         header,
         sends_parts,
-        sender,
-        receiver,
+        answer,
+        bytes,
     } = offer;
     let header = (*header, sends_parts);
-    let taken = transfer::accept_push(transfer.peer, header, sender, receiver, subject);
+    let taken = transfer::accept_push(transfer.peer, header, answer, bytes, subject);
     Box::pin(receive(transfer, receiving, taken))
 }
 
@@ -223,18 +272,18 @@ async fn receive(
 }
 
 /// Answers a request with the chunk.
-pub(super) fn serve(transfer: Transfer, ticket: Ticket, asked: Asked, subject: Subject) -> Job {
+fn serve(transfer: Transfer, ticket: Ticket, asked: Asked<Sender>, subject: Subject) -> Job {
     Box::pin(async move {
         Input::Sent {
             transfer,
             ticket: Some(ticket),
-            shipment: transfer::serve(asked.sender, asked.lacking, subject).await,
+            shipment: transfer::serve(asked.answer, asked.lacking, subject).await,
         }
     })
 }
 
 /// Offers a chunk to a peer.
-pub(super) fn push(
+fn push(
     transfer: Transfer,
     connection: Connection,
     subject: Subject,
@@ -250,7 +299,7 @@ pub(super) fn push(
 }
 
 /// Turns a request away.
-pub(super) fn refuse(sender: Sender, why: Declined) -> Job {
+fn refuse(sender: Sender, why: Declined) -> Job {
     Box::pin(async move {
         transfer::refuse(sender, why).await;
         Input::Nothing
@@ -258,7 +307,7 @@ pub(super) fn refuse(sender: Sender, why: Declined) -> Job {
 }
 
 /// Turns an offer away.
-pub(super) fn decline(sender: Sender, receiver: Receiver, why: Declined) -> Job {
+fn decline(sender: Sender, receiver: Receiver, why: Declined) -> Job {
     Box::pin(async move {
         transfer::decline_push(sender, receiver, why).await;
         Input::Nothing

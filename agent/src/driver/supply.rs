@@ -12,7 +12,7 @@ use std::{
 };
 
 use proto::{
-    ChunkIndex, Digest, HostId, Moment, Reason, Signed,
+    ChunkIndex, ChunkSet, Digest, Geometry, HostId, Moment, Reason, Signed,
     image::Layout,
     message::{BlameKind, ImageState, MirrorQueue},
     recipe::Doubt,
@@ -24,7 +24,8 @@ use super::{
     blob_cache,
     contents::{Content, Terms},
     disk::{self, Disk},
-    exchange::{self, Exchange},
+    exchange::{self, Errand, Exchange},
+    handles::Real,
     image::NoRecipe,
     image_news::ImageNews,
     images::{self, Images, Left},
@@ -39,6 +40,7 @@ use super::{
 use crate::{
     metrics::{Metrics, OutcomeLabel},
     mirror::{Wish, blob::Blob},
+    shelf::Shelf,
     store::{self, InstallError, Stage, recipes::NamedRecipe},
 };
 
@@ -46,6 +48,8 @@ use crate::{
 pub(super) enum Effect {
     /// Run this beside the loop.
     Run(Work),
+    /// Do this beside the loop.
+    Errand(Errand),
     /// Apply this input, after the effects before it.
     Hear(Input),
     /// Tell the coordinator that a host sent something false. Only the two hosts saw it.
@@ -63,6 +67,8 @@ pub(super) enum Effect {
     Doubt(Doubt),
     /// A peer says that this chunk, which this host sent, is false.
     Look { content: Digest, chunk: ChunkIndex },
+    /// The ticket of this content's lease is of no use any more.
+    ForgetTicket(Digest),
     /// A chunk was stored, and no journal vouches for it yet. It belongs into the next report.
     Stored,
     /// Something changed that belongs into the next report.
@@ -339,7 +345,8 @@ impl Supply {
         }
         let effects = self.mirror.follow_image(contents, &blob.digest());
         self.act_for_mirror(effects);
-        let (id, new) = self.exchange.add_recipe(image, &blob);
+        let (what, here, shelf) = of_blob(&blob);
+        let (id, new) = self.exchange.add_recipe(what, (image, shelf), here);
         if new {
             self.introduce(id, 0);
         }
@@ -404,7 +411,9 @@ impl Supply {
             let contents = self.exchange.contents();
             let effects = self.mirror.follow_image(contents, &spec.digest);
             self.act_for_mirror(effects);
-            let (id, new) = self.exchange.add(spec, image, stage);
+            let here = (stage.held(spec.digest), stage.is_closed(spec.digest));
+            let of = (image, Shelf::Stage(stage.clone()));
+            let (id, new) = self.exchange.add(spec, of, here);
             known.push((id, new, order));
         }
         for (id, new, order) in known {
@@ -547,10 +556,9 @@ impl Supply {
 
     // ---- the exchange -----------------------------------------------------------------------------------------------
 
-    fn act_for_exchange(&mut self, effect: exchange::Effect) {
+    fn act_for_exchange(&mut self, effect: exchange::Effect<Real>) {
         self.effects.push_back(match effect {
-            exchange::Effect::Run(job) => Effect::Run(Work::Waiting(job)),
-            exchange::Effect::RunBlocking(job) => Effect::Run(Work::Blocking(job)),
+            exchange::Effect::Run(errand) => Effect::Errand(errand),
             exchange::Effect::Hear(input) => Effect::Hear(input),
             exchange::Effect::Images { images, news } => return self.tell_images(&images, news),
             exchange::Effect::NotStored { mirrored, error } => {
@@ -583,6 +591,7 @@ impl Supply {
                 Effect::Doubt(doubt)
             }
             exchange::Effect::Look { content, chunk } => Effect::Look { content, chunk },
+            exchange::Effect::ForgetTicket(content) => Effect::ForgetTicket(content),
             exchange::Effect::Stored => Effect::Stored,
             exchange::Effect::ReportSoon => Effect::ReportSoon,
             exchange::Effect::ReportNow => Effect::ReportNow,
@@ -671,7 +680,8 @@ impl Supply {
                     }
                 }
                 mirror::Effect::Join { blob, order } => {
-                    let id = self.exchange.add_blob(&blob);
+                    let (what, here, shelf) = of_blob(&blob);
+                    let id = self.exchange.add_blob(what, shelf, here);
                     self.introduce(id, order);
                     if blob.is_unread() {
                         self.run(Work::blocking(move || blob_cache::read_again(id, &blob)));
@@ -685,6 +695,13 @@ impl Supply {
             }
         }
     }
+}
+
+/// What a blob is, what is here of it, and its place.
+fn of_blob(blob: &Arc<Blob>) -> ((Digest, Geometry), (ChunkSet, bool), Shelf) {
+    let what = (blob.digest(), blob.geometry());
+    let here = (blob.held(), blob.is_whole());
+    (what, here, Shelf::Blob(blob.clone()))
 }
 
 /// What the swarm is told of an image's contents; `None` for an image that is forgotten.

@@ -80,6 +80,20 @@ pub(in crate::driver) struct Content<S = Shelf> {
     suspects: Arc<Suspects>,
 }
 
+/// One chunk of a content, on its way to a peer or from a peer.
+#[derive(Clone, Debug)]
+pub(in crate::driver) struct Chunk<S = Shelf> {
+    pub(in crate::driver) content: Digest,
+    pub(in crate::driver) geometry: Geometry,
+    pub(in crate::driver) index: ChunkIndex,
+    /// The shelves where the chunk's bytes are or shall be.
+    pub(in crate::driver) shelves: Vec<S>,
+    /// This host dropped its links of the content a moment ago, and others may still send them.
+    pub(in crate::driver) dropped_lately: bool,
+    /// The links of the content that were proved false.
+    pub(in crate::driver) suspects: Arc<Suspects>,
+}
+
 impl<S: Proving> Content<S> {
     fn new(
         id: ContentId,
@@ -294,13 +308,21 @@ impl<S: Proving> Content<S> {
     }
 
     /// Whether this host dropped its links a moment ago: others may still send them.
-    pub(in crate::driver) fn dropped_lately(&self, now: Instant) -> bool {
+    fn dropped_lately(&self, now: Instant) -> bool {
         let at = self.dropped_at;
         at.is_some_and(|at| now.saturating_duration_since(at) < DROPPED_WITHIN)
     }
 
-    pub(in crate::driver) fn suspects(&self) -> Arc<Suspects> {
-        self.suspects.clone()
+    /// One of its chunks, to be moved now.
+    pub(in crate::driver) fn chunk(&self, index: ChunkIndex, now: Instant) -> Chunk<S> {
+        Chunk {
+            content: self.digest,
+            geometry: self.geometry,
+            index,
+            shelves: self.shelves(),
+            dropped_lately: self.dropped_lately(now),
+            suspects: self.suspects.clone(),
+        }
     }
 
     /// Notes a signed link that is false. Returns whether no more links of its maker are taken from now on.

@@ -601,8 +601,8 @@ fn a_walk_that_proves_a_chunk_false_asks_for_it_again_and_names_nobody_yet() {
     );
     assert!(convicted(&effects).is_empty());
     // nothing more of that run is taken
-    let suspects = all.find(id).unwrap().suspects();
-    assert!(suspects.refuse(&lie.statement.run));
+    let chunk = all.find(id).unwrap().chunk(ChunkIndex(0), Instant::now());
+    assert!(chunk.suspects.refuse(&lie.statement.run));
 }
 
 #[test]
@@ -771,8 +771,9 @@ fn a_retraction_is_told_to_the_fleet_and_its_chunks_are_asked_for_again() {
     // for a while, the links that this host made aren't taken from others
     let content = all.find(id).unwrap();
     let almost = now + Duration::from_millis(9_999);
-    assert!(content.dropped_lately(almost));
-    assert!(!content.dropped_lately(now + Duration::from_secs(10)));
+    assert!(content.chunk(ChunkIndex(0), almost).dropped_lately);
+    let later = now + Duration::from_secs(10);
+    assert!(!content.chunk(ChunkIndex(0), later).dropped_lately);
 }
 
 #[test]

@@ -2,24 +2,20 @@
 
 use std::collections::VecDeque;
 
-use proto::{ChunkIndex, Digest, HostId, HostKey, Signed, message::BlameKind, recipe::Doubt};
-use swarm::event::ContentId;
+use proto::{ChunkIndex, Digest, HostId, Signed, message::BlameKind, recipe::Doubt};
 
+use super::errand::Errand;
 use crate::{
-    driver::{
-        image_news::ImageNews, input::Input, origins::FetchWanted, streams::Job,
-        transfers::Transfer, walk::walk,
-    },
+    driver::{handles::Handles, image_news::ImageNews, input::Input, origins::FetchWanted},
     fetch::FetchEnd,
-    shelf::{Shelf, Unwritable, retract},
+    shelf::Unwritable,
 };
 
 /// Work for other parts, after the exchange heard something.
-pub(in crate::driver) enum Effect {
-    /// Run this beside the driver.
-    Run(Job),
-    /// Run this beside the driver. It blocks for as long as one chunk or one content takes.
-    RunBlocking(Box<dyn FnOnce() -> Input + Send>),
+#[derive(Debug)]
+pub(in crate::driver) enum Effect<H: Handles> {
+    /// Do this beside the driver.
+    Run(Errand<H>),
     /// Apply this input, after the effects before it.
     Hear(Input),
     /// Tell these images.
@@ -49,6 +45,8 @@ pub(in crate::driver) enum Effect {
     Doubt(Doubt),
     /// A peer says that this chunk, which this host sent, is false.
     Look { content: Digest, chunk: ChunkIndex },
+    /// The ticket of this content's lease is of no use any more.
+    ForgetTicket(Digest),
     /// A chunk was stored, and no journal vouches for it yet. It belongs into the next report.
     Stored,
     /// Something changed that belongs into the next report.
@@ -58,59 +56,25 @@ pub(in crate::driver) enum Effect {
 }
 
 /// Effects that wait for the driver, in order.
-#[derive(Default)]
-pub(super) struct Effects {
-    waiting: VecDeque<Effect>,
+pub(super) struct Effects<H: Handles> {
+    waiting: VecDeque<Effect<H>>,
 }
 
-impl Effects {
-    pub(super) fn push(&mut self, effect: Effect) {
+impl<H: Handles> Default for Effects<H> {
+    fn default() -> Self {
+        Self {
+            waiting: VecDeque::new(),
+        }
+    }
+}
+
+impl<H: Handles> Effects<H> {
+    pub(super) fn push(&mut self, effect: Effect<H>) {
         self.waiting.push_back(effect);
     }
 
-    pub(super) fn run(&mut self, job: Job) {
-        self.push(Effect::Run(job));
-    }
-
-    fn run_blocking(&mut self, job: impl FnOnce() -> Input + Send + 'static) {
-        self.push(Effect::RunBlocking(Box::new(job)));
-    }
-
-    /// Walks a content's chain back from its digest.
-    pub(super) fn walk(
-        &mut self,
-        id: ContentId,
-        (content, chunks): (Digest, u32),
-        shelves: Vec<Shelf>,
-    ) {
-        self.run_blocking(move || Input::Walked {
-            id,
-            walked: walk(&shelves, content, chunks),
-        });
-    }
-
-    /// Drops all links that this host, `me`, made of a content.
-    pub(super) fn retract(
-        &mut self,
-        id: ContentId,
-        content: Digest,
-        me: HostKey,
-        shelves: Vec<Shelf>,
-    ) {
-        let from = ChunkIndex(0);
-        self.run_blocking(move || Input::Retracted {
-            id,
-            from,
-            result: retract(&shelves, content, me, from),
-        });
-    }
-
-    /// Drops the links that another host made of a content, from a chunk on.
-    pub(super) fn drop_made(&mut self, from: Transfer, content: Digest, shelves: Vec<Shelf>) {
-        self.run_blocking(move || Input::Dropped {
-            id: from.id,
-            result: retract(&shelves, content, from.peer, from.chunk),
-        });
+    pub(super) fn run(&mut self, errand: Errand<H>) {
+        self.push(Effect::Run(errand));
     }
 
     pub(super) fn tell_images(&mut self, images: Vec<Digest>, news: ImageNews) {
@@ -131,7 +95,7 @@ impl Effects {
     }
 
     /// Takes the first one.
-    pub(super) fn take(&mut self) -> Option<Effect> {
+    pub(super) fn take(&mut self) -> Option<Effect<H>> {
         self.waiting.pop_front()
     }
 }

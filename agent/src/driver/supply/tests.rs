@@ -1,17 +1,12 @@
 use proto::message::StageState;
 use swarm::Swarm;
 use tempfile::TempDir;
-use tokio::sync::mpsc;
-use wire::{Endpoint, Settings};
 
 use super::{
-    super::{image::Ordered, images::tests::manifest, streams::Streams},
+    super::{image::Ordered, images::tests::manifest},
     *,
 };
-use crate::{
-    config::OriginConfig, identity::tests::Authority, notary::Notary, registries::Origin,
-    store::tests::open,
-};
+use crate::store::tests::open;
 
 /// The supply of a host without peers, with a store of its own and one image.
 struct World {
@@ -24,32 +19,10 @@ struct World {
 impl World {
     fn new() -> Self {
         let home = tempfile::tempdir().unwrap();
-        let credentials = Authority::new().credentials("mini-1");
-        let me = credentials.host().clone();
-        let notary = Arc::new(Notary::new(&credentials, &[1; 32]));
-        let loopback = "127.0.0.1:0".parse().unwrap();
-        let origin = OriginConfig {
-            ca_file: None,
-            plain_http: Vec::new(),
-            idle_timeout: Duration::from_secs(1),
-            proxy: origin::ProxySettings::default(),
-            system_roots: false,
-            credentials: BTreeMap::new(),
-        };
-        let streams = Streams {
-            me: me.clone(),
-            life: 1,
-            endpoint: Endpoint::bind(loopback, credentials, &Settings::default()).unwrap(),
-            origin: Origin::new(&origin).unwrap(),
-            notary,
-            cache: Arc::default(),
-            unfit: Arc::default(),
-            peer_inbox: mpsc::channel(1).0,
-            fetch_inbox: mpsc::channel(1).0,
-        };
+        let me: HostId = "mini-1".parse().unwrap();
         let (now, metrics) = (Instant::now(), Metrics::new().0);
         let swarm = Swarm::new(me.key(), swarm::Config::default(), 1);
-        let exchange = Exchange::new(swarm, now, streams, metrics.clone());
+        let exchange = Exchange::new(me, swarm, now, Arc::default(), metrics.clone());
         let path = home.path().to_owned();
         let fitness = Arc::new(crate::tart::Fitness::new(path.join("tart")));
         let disk = Disk::new(Arc::new(open(&home)), None, None, fitness, path);
@@ -111,8 +84,8 @@ impl World {
     }
 }
 
-#[tokio::test]
-async fn an_image_that_is_begun_brings_its_contents_and_takes_them_along_when_it_is_paused() {
+#[test]
+fn an_image_that_is_begun_brings_its_contents_and_takes_them_along_when_it_is_paused() {
     let mut world = World::filling();
     let told = world.told().unwrap();
     assert_eq!(told.state(), StageState::Staging);
@@ -124,8 +97,8 @@ async fn an_image_that_is_begun_brings_its_contents_and_takes_them_along_when_it
     assert!(world.told().is_none());
 }
 
-#[tokio::test]
-async fn a_recipe_that_isnt_made_is_told_at_once() {
+#[test]
+fn a_recipe_that_isnt_made_is_told_at_once() {
     let mut world = World::filling();
     world.supply.make_recipe(world.image);
     let effects = std::iter::from_fn(|| world.supply.poll());
@@ -137,8 +110,8 @@ async fn a_recipe_that_isnt_made_is_told_at_once() {
     assert_eq!((told.makes_recipe, told.recipes_failed), (false, 1));
 }
 
-#[tokio::test]
-async fn journals_that_cant_be_written_end_what_comes_for_images_and_the_mirrors_dont() {
+#[test]
+fn journals_that_cant_be_written_end_what_comes_for_images_and_the_mirrors_dont() {
     let mut world = World::filling();
     world
         .supply
