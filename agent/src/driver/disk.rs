@@ -238,6 +238,29 @@ impl Disk {
         })
     }
 
+    /// Makes tart find an image under these names. Ends in [`Input::Installed`], or if this host's tart is known not to
+    /// see such images, in [`Input::Golden`] with the reason.
+    pub(super) fn install(&self, image: Digest, stage: Arc<Stage>, names: Vec<String>) -> Work {
+        let fitness = self.fitness.clone();
+        Work::long(Long::Install, move || {
+            if let Some(unfit) = fitness.refuses(stage.layout().format()) {
+                return Input::Golden {
+                    image,
+                    stage,
+                    result: Err(unfit.into()),
+                    installed: Ok(()),
+                };
+            }
+            let (placed, result) = install_as(&stage, &names);
+            Input::Installed {
+                image,
+                stage,
+                placed,
+                result,
+            }
+        })
+    }
+
     /// Makes goldens of the names that were linked, while they are there. Ends in [`Input::Golden`]. Returns
     /// `installed` if there is nothing to make.
     pub(super) fn make_goldens(
@@ -314,9 +337,10 @@ impl Disk {
         self.flush_blobs().and(images)
     }
 
-    /// Looks which images and names are on the disk. Blocks for a few system calls for each image and name.
+    /// Looks which images and names are on the disk. Blocks for a few system calls for each image and name, and while
+    /// another tart than before is asked for its version.
     pub(super) fn see(&self) -> Seen {
-        Seen::look(&self.store, self.goldens.as_deref())
+        Seen::look(&self.store, self.goldens.as_deref(), &self.fitness)
     }
 
     /// Looks which images and names are on the disk, and measures how busy the host is. Ends in [`Input::Presence`].
@@ -417,19 +441,6 @@ async fn make_goldens(
     })
 }
 
-/// Makes tart find an image under these names. Ends in [`Input::Installed`].
-pub(super) fn install(image: Digest, stage: Arc<Stage>, names: Vec<String>) -> Work {
-    Work::long(Long::Install, move || {
-        let (placed, result) = install_as(&stage, &names);
-        Input::Installed {
-            image,
-            stage,
-            placed,
-            result,
-        }
-    })
-}
-
 /// Decodes the layers that travelled as this blob. A failure shows at the installation, which tries again.
 pub(super) fn decode(stage: Arc<Stage>, content: Digest) -> Work {
     Work::long(Long::Read, move || {
@@ -496,11 +507,13 @@ mod tests {
 
     use super::*;
     use crate::{
+        reconcile::Sight,
         retention::InUse,
         store::{
             install,
-            tests::{begin, fill, open, ours, sample},
+            tests::{begin, fill, open, ours, sample, stacked::stack},
         },
+        tart::tests::program,
     };
 
     fn run(work: Option<Work>) {
@@ -562,5 +575,66 @@ mod tests {
         disk.heed(rule(&[]));
         run(disk.retire());
         assert!(!is_here());
+    }
+
+    #[test]
+    fn a_stacked_image_isnt_there_while_tart_is_known_to_be_too_old() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Arc::new(open(&home));
+        let path = home.path().to_owned();
+        let says = |version: &str| {
+            let new = home.path().join("new");
+            program(&new, &format!("#!/bin/sh\necho {version}\n"));
+            fs::rename(&new, home.path().join("tart")).unwrap();
+        };
+        let fitness = Arc::new(Fitness::new(path.join("tart")));
+        let disk = Disk::new(store.clone(), None, None, fitness, path);
+        let [stacked, flat] = ["ghcr.io/org/image:stacked", "ghcr.io/org/image:flat"];
+        let mut images = BTreeSet::new();
+        for (sample, name) in [(stack(1), stacked), (sample(2), flat)] {
+            let (stage, _) = begin(&store, &sample, &[name]);
+            fill(&stage, &sample);
+            install(&stage, &[]).unwrap();
+            images.insert(*sample.layout.digest());
+        }
+        let image = *stack(1).layout.digest();
+        let install_again = || {
+            let stage = store.stage(&image).unwrap();
+            let work = disk.install(image, stage, vec![stacked.to_owned()]);
+            let Work::Long(_, job) = work else {
+                panic!("an installation may take minutes");
+            };
+            job()
+        };
+        // a tart that doesn't say its version takes nothing away
+        for (version, sees) in [
+            ("2.36.0", true),
+            ("2.35.1", false),
+            ("SNAPSHOT", true),
+            ("2.34.0", false),
+            ("2.40.1", true),
+        ] {
+            says(version);
+            let seen = disk.see();
+            assert_eq!(seen.there, images);
+            assert!(matches!(seen.look.names[flat], Sight::Image(_)));
+            let sight = match sees {
+                true => Sight::Image(image),
+                false => Sight::Nothing,
+            };
+            assert_eq!(seen.look.names[stacked], sight, "{version}");
+            assert_eq!(seen.refused.contains_key(&image), !sees, "{version}");
+            assert!(seen.refused.len() <= 1);
+            match install_again() {
+                Input::Installed { placed, result, .. } if sees => {
+                    assert_eq!(placed, [stacked]);
+                    result.unwrap();
+                }
+                Input::Golden { result, .. } if !sees => {
+                    assert_eq!(result.unwrap_err().reason, Reason::NeedsNewerTart);
+                }
+                other => panic!("{version}: {other:?}"),
+            }
+        }
     }
 }

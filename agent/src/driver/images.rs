@@ -8,11 +8,7 @@ mod catalogue;
 mod effect;
 mod yielding;
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use proto::{Digest, Moment, Reason, image::Layout, recipe::Doubt};
 use tracing::{error, info, warn};
@@ -25,11 +21,12 @@ pub(super) use self::{
 use super::{
     image::{Image, Life, NoRecipe, OnDisk, Ordered, Step},
     image_news::ImageNews,
+    look::Seen,
     orders::Names,
     trouble::{Short, Trouble},
 };
 use crate::{
-    reconcile::{Have, Job, Look, Reconciler},
+    reconcile::{Have, Job, Reconciler},
     store::{InstallError, Stage, recipes::NamedRecipe},
 };
 
@@ -634,26 +631,20 @@ impl<S: OnDisk> Images<S> {
         self.reconciler.look_begins();
     }
 
-    /// A look at the disk that began at `began` ended: `there` are the images in tart's cache.
-    pub(super) fn looked(
-        &mut self,
-        now: Moment,
-        look: &Look,
-        there: &BTreeSet<Digest>,
-        began: Moment,
-    ) {
+    /// A look at the disk that began at `began` ended.
+    pub(super) fn looked(&mut self, now: Moment, seen: &Seen, began: Moment) {
         let mut before = Vec::new();
         for image in self.catalogue.iter_mut() {
-            if there.contains(&image.digest()) {
+            if seen.there.contains(&image.digest()) {
                 image.seen.at = Some(began);
             }
             before.push((image.digest(), image.seen.ready.clone()));
         }
         let confirmed = self.reconciler.confirmed();
-        self.reconciler.looked(look, now);
+        self.reconciler.looked(&seen.look, now);
         self.refresh(now);
         for (digest, before) in before {
-            self.compare(digest, &before);
+            self.compare(digest, &before, seen.refused.get(&digest));
         }
         self.effect(match self.reconciler.confirmed() == confirmed {
             true => Effect::ReportSoon,
@@ -663,9 +654,9 @@ impl<S: OnDisk> Images<S> {
     }
 
     /// Logs the names that an image has lost since the look before. An image that nothing names and nobody wants is let
-    /// go.
-    fn compare(&mut self, digest: Digest, before: &[String]) {
-        let Some(image) = self.catalogue.find(&digest) else {
+    /// go, unless it is `refused`: then tart sees none of its names, and they are seen again when tart is another one.
+    fn compare(&mut self, digest: Digest, before: &[String], refused: Option<&Trouble>) {
+        let Some(image) = self.catalogue.find_mut(&digest) else {
             return;
         };
         let wanted = self.reconciler.is_wanted(&digest);
@@ -674,7 +665,10 @@ impl<S: OnDisk> Images<S> {
         }
         let busy = self.reconciler.is_running(&digest);
         if image.is_installed() && image.seen.ready.is_empty() && !wanted && !busy {
-            self.gone(digest, Reason::Superseded);
+            match refused {
+                Some(unfit) => image.fail(unfit.clone()),
+                None => self.gone(digest, Reason::Superseded),
+            }
         }
     }
 

@@ -107,7 +107,7 @@ pub(crate) enum Input {
         placed: Vec<String>,
         result: Result<(), InstallError>,
     },
-    /// Making the goldens of an installed image ended.
+    /// Making the goldens of an installed image ended, or this host's tart can't use it under its names.
     Golden {
         image: Digest,
         stage: Arc<Stage>,

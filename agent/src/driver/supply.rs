@@ -225,7 +225,7 @@ impl Supply {
                 image,
                 stage,
                 names,
-            } => self.run(disk::install(image, stage, names)),
+            } => self.run(self.disk.install(image, stage, names)),
             images::Effect::Decode { stage, content } => self.run(disk::decode(stage, content)),
             images::Effect::Abandon(image) => self.run(self.disk.abandon(image)),
             images::Effect::ReadAgain { image, stage } => self.run(disk::read_again(image, stage)),
@@ -509,8 +509,7 @@ impl Supply {
 
     fn see(&mut self, seen: &Seen) {
         let began = self.moment(seen.began);
-        self.images
-            .looked(self.now(), &seen.look, &seen.there, began);
+        self.images.looked(self.now(), seen, began);
         self.follow_images();
     }
 

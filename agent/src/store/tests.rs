@@ -35,7 +35,7 @@ mod prints;
 mod recipes;
 mod retire;
 mod retire_model;
-mod stacked;
+pub(crate) mod stacked;
 mod tarts_cache;
 mod volumes;
 

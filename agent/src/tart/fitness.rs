@@ -47,6 +47,15 @@ impl Version {
         let first = numbers.next()?.parse().ok()?;
         Some(Self(first, numbers.next()?.parse().ok()?))
     }
+
+    /// Whether a tart of this version has stacked images.
+    fn stacks(self) -> Result<(), Unfit> {
+        let Self(first, second) = self;
+        match self >= STACKING_TART {
+            true => Ok(()),
+            false => Err(Unfit::Tart(format!("this host has {first}.{second}"))),
+        }
+    }
 }
 
 /// Why this host can't use an image.
@@ -115,13 +124,19 @@ impl Fitness {
         if format == Format::Flat {
             return Ok(());
         }
-        match self.tart_version() {
-            Ok(found) if found >= STACKING_TART => Ok(()),
-            Ok(Version(first, second)) => {
-                Err(Unfit::Tart(format!("this host has {first}.{second}")))
-            }
+        match self.tart_version(true) {
+            Ok(found) => found.stacks(),
             Err(error) => Err(Unfit::Tart(format!("this host's is unknown: {error}"))),
         }
+    }
+
+    /// Why tart can't use an image of this format that is in its cache already: its version is known, and too old. A
+    /// tart that doesn't say its version takes nothing from anybody. Blocks while tart is asked, once for each program.
+    pub(crate) fn refuses(&self, format: Format) -> Option<Unfit> {
+        if format == Format::Flat {
+            return None;
+        }
+        self.tart_version(false).ok()?.stacks().err()
     }
 
     /// Whether tart can make a VM of an image of this format here.
@@ -141,11 +156,13 @@ impl Fitness {
         }
     }
 
-    fn tart_version(&self) -> Result<Version, String> {
+    /// What tart says of its version. `again`: an answer that didn't come is asked for again.
+    fn tart_version(&self, again: bool) -> Result<Version, String> {
         let stamp = stamp(&self.tart).map_err(|error| error.to_string())?;
         let mut said = lock(&self.said);
         if let Some((of, version)) = &*said
             && *of == stamp
+            && (version.is_ok() || !again)
         {
             return version.clone();
         }
@@ -156,8 +173,7 @@ impl Fitness {
                 format!("`tart --version` says {text:?}")
             })
         });
-        // an answer that doesn't come is asked for again
-        *said = version.is_ok().then(|| (stamp, version.clone()));
+        *said = Some((stamp, version.clone()));
         version
     }
 
@@ -311,6 +327,29 @@ mod tests {
         let unfit = none.may_stage(Format::Stacked).unwrap_err();
         assert_eq!(unfit.reason(), Reason::NeedsNewerTart);
         assert!(unfit.to_string().contains("none"), "{unfit}");
+    }
+
+    #[test]
+    fn a_tart_refuses_what_is_there_only_if_its_version_is_known_and_is_asked_once() {
+        for (said, refused) in [
+            ("echo 2.35.0", true),
+            ("echo 2.36.0", false),
+            ("echo SNAPSHOT", false),
+            ("exit 1", false),
+        ] {
+            let home = tempfile::tempdir().unwrap();
+            let fitness = fitness(&home, said);
+            assert_eq!(fitness.refuses(Format::Flat), None);
+            assert_eq!(asked(&home), 0);
+            for _ in 0..3 {
+                let unfit = fitness.refuses(Format::Stacked);
+                assert_eq!(unfit.is_some(), refused, "{said}");
+                assert!(unfit.is_none_or(|unfit| unfit.reason() == Reason::NeedsNewerTart));
+            }
+            assert_eq!(asked(&home), 1, "{said}");
+        }
+        let none = Fitness::new("/nowhere/tart".into());
+        assert_eq!(none.refuses(Format::Stacked), None);
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     rc::Rc,
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use proto::{
@@ -22,7 +22,7 @@ use crate::{
         orders::{self, Order},
     },
     platform::LockError,
-    reconcile::Sight,
+    reconcile::{Look, Sight},
     registries::Access,
 };
 
@@ -254,13 +254,24 @@ impl World {
     }
 
     fn look(&mut self, names: &[(&str, Sight)]) -> Vec<&'static str> {
-        let names = names.iter().map(|(name, sight)| (name.to_string(), *sight));
-        let look = Look {
-            names: names.collect(),
-        };
+        self.find(names, [self.image].into(), BTreeMap::new())
+    }
+
+    /// The image lies in tart's cache, and this host's tart doesn't see it.
+    fn look_unseen(&mut self) -> Vec<&'static str> {
+        let refused = BTreeMap::from([(self.image, trouble(Reason::NeedsNewerTart))]);
+        self.find(&[(NAME, Sight::Nothing)], [self.image].into(), refused)
+    }
+
+    fn find(
+        &mut self,
+        names: &[(&str, Sight)],
+        there: BTreeSet<Digest>,
+        refused: BTreeMap<Digest, Trouble>,
+    ) -> Vec<&'static str> {
+        let seen = seen(names, there, refused);
         self.images.look_begins();
-        let there = BTreeSet::from([self.image]);
-        self.images.looked(self.now, &look, &there, self.now);
+        self.images.looked(self.now, &seen, self.now);
         self.drain()
     }
 
@@ -342,6 +353,22 @@ impl World {
     }
 }
 
+fn seen(
+    names: &[(&str, Sight)],
+    there: BTreeSet<Digest>,
+    refused: BTreeMap<Digest, Trouble>,
+) -> Seen {
+    let names = names.iter().map(|(name, sight)| (name.to_string(), *sight));
+    Seen {
+        look: Look {
+            names: names.collect(),
+        },
+        there,
+        refused,
+        began: Instant::now(),
+    }
+}
+
 fn trouble(reason: Reason) -> Trouble {
     Trouble {
         reason,
@@ -391,12 +418,10 @@ fn the_time_to_presence_counts_from_the_order_and_from_the_last_chunk() {
     world.jobs();
     world.disk.0.installed.set(true);
     world.link(Ok(()), Ok(()));
-    let names = BTreeMap::from([(NAME.to_owned(), Sight::Image(world.image))]);
+    let names = [(NAME, Sight::Image(world.image))];
+    let seen = seen(&names, BTreeSet::new(), BTreeMap::new());
     world.images.look_begins();
-    let there = BTreeSet::new();
-    world
-        .images
-        .looked(world.now, &Look { names }, &there, world.now);
+    world.images.looked(world.now, &seen, world.now);
     let times = std::iter::from_fn(|| world.images.poll()).find_map(|effect| match effect {
         Effect::Present {
             staged_in,

@@ -72,7 +72,7 @@ fn stack_of(own: u64, files: &[Vec<Vec<u8>>]) -> Sample {
 }
 
 /// An image on the common base, with an overlay of two layers of its own and a small one.
-fn stack(own: u64) -> Sample {
+pub(crate) fn stack(own: u64) -> Sample {
     let overlay = vec![noise((1 << 20) + 77, own * 10), noise(4096, own * 10 + 1)];
     stack_of(own, &[base(), overlay, vec![noise(5000, own * 10 + 2)]])
 }

@@ -198,6 +198,49 @@ fn a_golden_that_cant_be_made_fails_the_try_and_leaves_the_stage_in_the_swarm() 
 }
 
 #[test]
+fn presence_is_withdrawn_with_the_reason_while_tart_is_too_old_and_comes_back_with_a_look() {
+    let refused = (StageState::Failed, "needs_newer_tart");
+    let mut world = World::present();
+    world.look_unseen();
+    assert_eq!(world.jobs(), ["install"]);
+    world.link(Ok(()), Err(trouble(Reason::NeedsNewerTart)));
+    for _ in 0..2 {
+        assert_eq!((world.state(), world.reason()), refused);
+        world.look_unseen();
+    }
+    world.look(&[(NAME, Sight::Image(world.image))]);
+    assert_eq!((world.state(), world.reason()), (StageState::Present, ""));
+}
+
+#[test]
+fn what_nobody_wants_stays_while_tart_is_too_old_to_see_it() {
+    let mut world = World::present();
+    world.images.cancel(world.now, world.image);
+    world.drain();
+    world.jobs();
+    world.images.recorded(world.now, world.image, Ok(()));
+    world.look(&[(NAME, Sight::Image(world.image))]);
+    for _ in 0..2 {
+        assert!(!world.look_unseen().contains(&"withdraw"));
+        assert_eq!(
+            (world.state(), world.reason()),
+            (StageState::Failed, "needs_newer_tart")
+        );
+        assert!(world.told().ready_references.is_empty());
+        assert_eq!(world.jobs(), [] as [&str; 0]);
+    }
+    world.look(&[(NAME, Sight::Image(world.image))]);
+    assert_eq!((world.state(), world.reason()), (StageState::Present, ""));
+    // the newer tart sees that its name is lost
+    world.look_unseen();
+    world.look(&[]);
+    assert_eq!(
+        (world.state(), world.reason()),
+        (StageState::Gone, "superseded")
+    );
+}
+
+#[test]
 fn goldens_are_told_of() {
     let mut world = World::installing();
     world.images.goldens_made(world.image, false);
