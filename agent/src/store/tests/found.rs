@@ -166,6 +166,21 @@ fn what_tart_pulled_lends_its_bytes_once_it_is_read() {
 }
 
 #[test]
+fn what_tart_pulled_lends_its_bytes_without_a_manifest_too() {
+    let world = World::new();
+    let disk = world.pull();
+    fs::remove_file(disk.with_file_name(cache::MANIFEST)).unwrap();
+    let survey = world.survey();
+    let (surveyed, _) = world.read(&survey);
+    assert_eq!(surveyed.disks, 1);
+    assert_eq!(surveyed.disk_bytes, world.old.disk.len() as u64);
+    let stage = world.begin();
+    // nobody knows that a layer ends in the middle of a page
+    assert_eq!(world.lacks(&stage), [CHANGED, 6]);
+    world.finish(&stage);
+}
+
+#[test]
 fn a_machines_disk_is_read_where_it_rests_and_forgotten_where_it_changes() {
     let world = World::new();
     let disk = world.run_once();

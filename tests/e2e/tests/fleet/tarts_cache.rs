@@ -38,7 +38,7 @@ fn half_a_record_and_a_tag_that_leads_nowhere_are_repaired_and_a_lost_manifest_c
     cluster.stage(&[&rig.reference, "--wait"]).unwrap();
     rig.arrives(&cluster).unwrap();
 
-    // its manifest goes, as an earlier tart has none: that is no reason to fetch anything
+    // the manifest of the image, which is our own, goes: that is no reason to fetch anything
     let served = rig.site.served();
     assert!(served <= rig.image.blob_bytes());
     fs::remove_file(record.join("manifest.json")).unwrap();
