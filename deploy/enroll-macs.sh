@@ -1,11 +1,11 @@
 #!/bin/sh
-# Brings the agent to Macs over ssh, and enrols them with the fleet. Run it where `parbake-coordinator` runs, as often as
-# you like: a Mac that is enrolled stays so, and its agent is started again only where the program is another one.
+# Brings the agent to Macs over ssh, and enrols them with the fleet. Run it where `parbake-coordinator` runs, as often
+# as you like: a Mac that is enrolled stays so, and its agent is started again only where the program is another one.
 #
 #   deploy/enroll-macs.sh --api https://coordinator.example.com:7470 mini-1 mini-2 mini-3
 #
-# Each Mac is named as in the fleet file. Write mini-1=admin@10.0.0.11 where ssh knows it by another name. The login needs
-# sudo without a password.
+# Each Mac is named as in the fleet file. Write mini-1=admin@10.0.0.11 where ssh knows it by another name. The login
+# needs sudo without a password.
 #
 #   --api URL      the coordinator's API, as the Macs reach it
 #   --user NAME    the user that runs tart on the Macs [default: the user of the login]

@@ -5,7 +5,8 @@
 #
 #   tart-base.sh started      a job begins: waits until the base VM isn't being replaced
 #   tart-base.sh completed    the job is over: takes an image that is offered
-#   tart-base.sh offer IMAGE  offers an image, and returns when the base VM is of it; whoever ends it takes the offer back
+#   tart-base.sh offer IMAGE  offers an image, and returns when the base VM is of it; whoever ends it takes the offer
+#                             back
 #
 # GitHub's runner calls a hook by a path without arguments: job-started.sh and job-completed.sh beside this file.
 #
@@ -21,8 +22,8 @@ mkdir -p "$state"
 # another one after each start of the Mac
 boot=$(sysctl -n kern.bootsessionuuid 2>/dev/null || cat /proc/sys/kernel/random/boot_id 2>/dev/null || echo unknown)
 
-# Whoever makes the directory has the base VM: a job, or its replacement. The file in it says who that is: what, a process
-# that lives as long, and the Mac's start. A job's process is the one that calls the hooks.
+# Whoever makes the directory has the base VM: a job, or its replacement. The file in it says who that is: what, a
+# process that lives as long, and the Mac's start. A job's process is the one that calls the hooks.
 lock() {
 	if mkdir "$state/busy" 2>/dev/null; then
 		: >"$state/busy/$mine"
@@ -34,8 +35,9 @@ lock() {
 	fi
 }
 
-# The file of an owner that is gone: one from before the Mac's last start, an offer that ended, or, where a job begins, a
-# job whose process ended (an offer doesn't take that for certain: the hooks may be called by processes that end at once)
+# The file of an owner that is gone: one from before the Mac's last start, an offer that ended, or, where a job begins,
+# a job whose process ended (an offer doesn't take that for certain: the hooks may be called by processes that end at
+# once)
 gone() {
 	owner=
 	for file in "$state"/busy/*.*.*.*; do owner=${file##*/}; done

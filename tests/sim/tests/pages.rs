@@ -39,16 +39,55 @@ fn texts(ending: &str) -> Vec<(PathBuf, String)> {
     found.into_iter().map(read).collect()
 }
 
+/// Scripts and settings, and folders of them.
+const SETTINGS: [&str; 8] = [
+    ".ci",
+    "Cargo.toml",
+    "clippy.toml",
+    "deny.toml",
+    "deploy",
+    "tests/disks/make",
+    "tests/kube",
+    "tests/lab",
+];
+
+/// A line for each line of comment that is too long.
+fn told_long(path: &Path, text: &str, is_comment: impl Fn(&str) -> bool) -> String {
+    let mut told = String::new();
+    for (line, number) in text.lines().zip(1..) {
+        // a link has to stand on one line
+        let is_long = line.chars().count() > MAX_COMMENT_COLUMNS && !line.contains("https://");
+        if is_long && is_comment(line.trim_start()) {
+            told += &format!("{}:{number}\n", path.display());
+        }
+    }
+    told
+}
+
 #[test]
 fn a_line_of_comment_fits() {
     let mut told = String::new();
     for (path, text) in texts(".rs") {
-        for (line, number) in text.lines().zip(1..) {
-            // a link has to stand on one line
-            let is_comment = line.trim_start().starts_with("//") && !line.contains("https://");
-            if is_comment && line.chars().count() > MAX_COMMENT_COLUMNS {
-                told += &format!("{}:{number}\n", path.display());
-            }
+        told += &told_long(&path, &text, |line| line.starts_with("//"));
+    }
+    let path = root().join("proto/proto/parbake.proto");
+    let text = fs::read_to_string(&path).expect("the messages are text");
+    // a field's comment may stand behind the field
+    told += &told_long(&path, &text, |line| line.contains("//"));
+    for room in SETTINGS {
+        let (path, mut found) = (root().join(room), Vec::new());
+        match path.is_dir() {
+            true => files(&path, "", &mut found),
+            false => found.push(path),
+        }
+        assert!(!found.is_empty(), "{room} is read");
+        found.retain(|path| path.extension().is_none_or(|ending| ending != "md"));
+        for path in found {
+            let text = fs::read(&path).expect("a file of the tree can be read");
+            let text = String::from_utf8_lossy(&text);
+            // a chart's own comments stand in braces
+            let is_comment = |line: &str| line.starts_with('#') || line.starts_with("{{- /*");
+            told += &told_long(&path, &text, is_comment);
         }
     }
     assert!(

@@ -47,8 +47,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{- /* The labels that the webhook is asked about, the default first. A selector can't say "one of these keys", so each is
-     a webhook of its own; a selector that replaces theirs makes one of them all. */ -}}
+{{- /* The labels that the webhook is asked about, the default first. A selector can't say "one of these keys", so each
+     is a webhook of its own; a selector that replaces theirs makes one of them all. */ -}}
 {{- define "parbake.guardedLabels" -}}
 {{- $labels := list .Values.gate.drainLabel -}}
 {{- if not .Values.webhook.objectSelector -}}
