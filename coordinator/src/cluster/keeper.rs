@@ -537,7 +537,7 @@ impl Keeper {
             }
             let about = (key, facts);
             let notes = &mut self.notes;
-            for note in notes.staging(now.instant, &self.index, about, status, stands.stage) {
+            for note in notes.staging(now.instant, &self.index, about, status, stands.phase) {
                 self.jobs.publish(note);
             }
             let rolls = self.gating.rolls(key);

@@ -153,9 +153,9 @@ impl StagedReason {
     }
 }
 
-/// The progress of staging, as Events report it.
+/// The phase of staging, as Events report it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum StagingPhase {
     Resolving,
     Unresolved,
     /// Nothing moves for now: paused, or no usable host.
@@ -165,8 +165,8 @@ pub(super) enum Stage {
     Staged,
 }
 
-impl Stage {
-    /// The stage in a status that an earlier coordinator wrote.
+impl StagingPhase {
+    /// The phase in a status that an earlier coordinator wrote.
     pub(super) fn told_by(status: &ImagePrePullStatus) -> Option<Self> {
         if Type::Resolved.of(status)?.status == "False" {
             return Some(Self::Unresolved);
@@ -184,7 +184,7 @@ impl Stage {
     }
 }
 
-impl From<&StagedReason> for Stage {
+impl From<&StagedReason> for StagingPhase {
     fn from(reason: &StagedReason) -> Self {
         match reason {
             StagedReason::Resolving => Self::Resolving,
@@ -197,7 +197,7 @@ impl From<&StagedReason> for Stage {
     }
 }
 
-impl fmt::Display for Stage {
+impl fmt::Display for StagingPhase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Resolving => "resolving",
@@ -419,21 +419,24 @@ mod tests {
     #[test]
     fn what_a_coordinator_before_told_is_read_from_its_status() {
         let mut status = with(Type::Resolved, Some(true), "Resolved", at(1));
-        assert_eq!(Stage::told_by(&status), None);
+        assert_eq!(StagingPhase::told_by(&status), None);
         for (reason, told) in [
-            ("AllHosts", Some(Stage::Staged)),
-            ("Once", Some(Stage::Staged)),
-            ("HostsFailed", Some(Stage::Failed)),
-            ("Staging", Some(Stage::Staging)),
+            ("AllHosts", Some(StagingPhase::Staged)),
+            ("Once", Some(StagingPhase::Staged)),
+            ("HostsFailed", Some(StagingPhase::Failed)),
+            ("Staging", Some(StagingPhase::Staging)),
             ("NoHosts", None),
         ] {
             let staged = with(Type::Staged, Some(false), reason, at(1)).conditions;
             status.conditions.truncate(1);
             status.conditions.extend(staged);
-            assert_eq!(Stage::told_by(&status), told, "{reason}");
+            assert_eq!(StagingPhase::told_by(&status), told, "{reason}");
         }
         let unresolved = with(Type::Resolved, Some(false), "NotFound", at(1));
-        assert_eq!(Stage::told_by(&unresolved), Some(Stage::Unresolved));
+        assert_eq!(
+            StagingPhase::told_by(&unresolved),
+            Some(StagingPhase::Unresolved)
+        );
         let lags = with(Type::Degraded, Some(true), "OwnerLags", at(1));
         assert_eq!(Trouble::OwnerLags.told_by(&lags), Some("text"));
         assert_eq!(Trouble::NoSuccessor.told_by(&lags), None);

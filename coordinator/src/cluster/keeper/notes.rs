@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::{
-    conditions::{Stage, Type},
+    conditions::{StagingPhase, Type},
     hosts::all_had_time,
     show::reason_text,
 };
@@ -49,8 +49,8 @@ pub(super) struct Notes {
     said: BTreeMap<String, Instant>,
     /// Blocked Pods, with the reason and the time when it began.
     waiting: BTreeMap<ObjectKey, (gate::Reason, Instant)>,
-    /// The stage that was last published for each ImagePrePull, with its image.
-    staging: BTreeMap<ObjectKey, (String, Option<Stage>)>,
+    /// The phase of staging that was last published for each ImagePrePull, with its image.
+    staging: BTreeMap<ObjectKey, (String, Option<StagingPhase>)>,
     pending: usize,
 }
 
@@ -199,14 +199,14 @@ impl Notes {
         notes
     }
 
-    /// The Events about the staging of an ImagePrePull: one where its stage changed, and one on each failing Node.
+    /// The Events about the staging of an ImagePrePull: one where its phase changed, and one on each failing Node.
     pub(super) fn staging(
         &mut self,
         now: Instant,
         index: &Index,
         (key, facts): (&ObjectKey, &PrePullFacts),
         status: &ImagePrePullStatus,
-        stage: Stage,
+        phase: StagingPhase,
     ) -> Vec<Note> {
         let image = &facts.spec.image;
         // by digest where it is known, because a tag that was pushed anew is another image
@@ -227,15 +227,15 @@ impl Notes {
             let quiet = format!("Node {} {what}", failing.host);
             notes.extend(self.begin_new(now, quiet, note));
         }
-        if !self.is_news(key, facts, stage) {
+        if !self.is_news(key, facts, phase) {
             return notes;
         }
-        let (reason, type_) = match stage {
-            Stage::Staging => (NoteReason::Staging, Type::Staged),
-            Stage::Staged => (NoteReason::Staged, Type::Staged),
-            Stage::Failed => (NoteReason::StageFailed, Type::Staged),
-            Stage::Unresolved => (NoteReason::StageFailed, Type::Resolved),
-            Stage::Resolving | Stage::Waiting => return notes,
+        let (reason, type_) = match phase {
+            StagingPhase::Staging => (NoteReason::Staging, Type::Staged),
+            StagingPhase::Staged => (NoteReason::Staged, Type::Staged),
+            StagingPhase::Failed => (NoteReason::StageFailed, Type::Staged),
+            StagingPhase::Unresolved => (NoteReason::StageFailed, Type::Resolved),
+            StagingPhase::Resolving | StagingPhase::Waiting => return notes,
         };
         let message = type_.of(status).map_or("", |found| found.message.as_str());
         let note = Note {
@@ -243,7 +243,7 @@ impl Notes {
             reason,
             text: format!("{image}: {message}"),
         };
-        let quiet = format!("ImagePrePull {key} {stage} {what}");
+        let quiet = format!("ImagePrePull {key} {phase} {what}");
         notes.extend(self.begin_new(now, quiet, note));
         notes
     }
@@ -258,16 +258,16 @@ impl Notes {
         self.staging.retain(|key, _| is_there(key));
     }
 
-    /// Whether this stage differs from the last one that this coordinator or an earlier one published for the image.
-    fn is_news(&mut self, key: &ObjectKey, facts: &PrePullFacts, stage: Stage) -> bool {
+    /// Whether this phase differs from the last one that this coordinator or an earlier one published for the image.
+    fn is_news(&mut self, key: &ObjectKey, facts: &PrePullFacts, phase: StagingPhase) -> bool {
         let image = &facts.spec.image;
         let before = match self.staging.remove(key) {
             Some((known, told)) => told.filter(|_| known == *image),
-            None => facts.standing_status().and_then(Stage::told_by),
+            None => facts.standing_status().and_then(StagingPhase::told_by),
         };
         self.staging
-            .insert(key.clone(), (image.clone(), Some(stage)));
-        before != Some(stage)
+            .insert(key.clone(), (image.clone(), Some(phase)));
+        before != Some(phase)
     }
 
     fn begin(&mut self, note: Note) -> Option<Note> {
@@ -436,32 +436,32 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_is_told_when_it_changes_and_a_change_of_leader_is_no_change() {
+    fn a_phase_of_staging_is_told_when_it_changes_and_a_change_of_leader_is_no_change() {
         let (mut notes, now, index) = (Notes::default(), Instant::now(), index());
         let mut facts = index.prepulls[&key()].clone();
         let status = ImagePrePullStatus::default();
-        let tell = |notes: &mut Notes, facts: &PrePullFacts, stage| {
-            let told = notes.staging(now, &index, (&key(), facts), &status, stage);
+        let tell = |notes: &mut Notes, facts: &PrePullFacts, phase| {
+            let told = notes.staging(now, &index, (&key(), facts), &status, phase);
             told.into_iter().map(|note| note.reason).collect::<Vec<_>>()
         };
-        assert_eq!(tell(&mut notes, &facts, Stage::Resolving), []);
+        assert_eq!(tell(&mut notes, &facts, StagingPhase::Resolving), []);
         assert_eq!(
-            tell(&mut notes, &facts, Stage::Staging),
+            tell(&mut notes, &facts, StagingPhase::Staging),
             [NoteReason::Staging]
         );
-        assert_eq!(tell(&mut notes, &facts, Stage::Staging), []);
+        assert_eq!(tell(&mut notes, &facts, StagingPhase::Staging), []);
         assert_eq!(
-            tell(&mut notes, &facts, Stage::Failed),
+            tell(&mut notes, &facts, StagingPhase::Failed),
             [NoteReason::StageFailed]
         );
         // the same Event about the same image isn't repeated within minutes, and one about another image is published
-        assert_eq!(tell(&mut notes, &facts, Stage::Staging), []);
+        assert_eq!(tell(&mut notes, &facts, StagingPhase::Staging), []);
         facts.spec.image = "r/i:3".into();
         assert_eq!(
-            tell(&mut notes, &facts, Stage::Staging),
+            tell(&mut notes, &facts, StagingPhase::Staging),
             [NoteReason::Staging]
         );
-        // the next leader finds the published stage in the status
+        // the next leader finds the published phase in the status
         facts.status.observed_generation = Some(facts.generation);
         let mut conditions = super::super::conditions::Conditions::new(
             &status,
@@ -471,9 +471,12 @@ mod tests {
         conditions.add(Type::Resolved, Some(true), "Resolved", String::new());
         conditions.add(Type::Staged, Some(false), "Staging", String::new());
         facts.status.conditions = conditions.into_list();
-        assert_eq!(tell(&mut Notes::default(), &facts, Stage::Staging), []);
+        assert_eq!(
+            tell(&mut Notes::default(), &facts, StagingPhase::Staging),
+            []
+        );
         facts.generation += 1;
-        let told = tell(&mut Notes::default(), &facts, Stage::Staging);
+        let told = tell(&mut Notes::default(), &facts, StagingPhase::Staging);
         assert_eq!(
             told,
             [NoteReason::Staging],
@@ -494,7 +497,7 @@ mod tests {
             ..ImagePrePullStatus::default()
         };
         let mut tell = |status: &ImagePrePullStatus| {
-            let told = notes.staging(now, &index, (&key(), facts), status, Stage::Waiting);
+            let told = notes.staging(now, &index, (&key(), facts), status, StagingPhase::Waiting);
             told.len()
         };
         assert_eq!((tell(&status), tell(&status)), (1, 0));

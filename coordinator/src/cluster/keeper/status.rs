@@ -14,7 +14,8 @@ use rollout::gate::{PoolStatus, Reason, Verdict};
 
 use super::{
     conditions::{
-        Conditions, RollingReason, Stage, StagedReason, Standing, Trouble, Type, whole_seconds,
+        Conditions, RollingReason, StagedReason, StagingPhase, Standing, Trouble, Type,
+        whole_seconds,
     },
     hosts::{Hosts, all_had_time},
     resolving::Image,
@@ -62,8 +63,8 @@ pub(super) struct Roll {
 #[derive(Debug)]
 pub(super) struct Stands {
     pub(super) status: ImagePrePullStatus,
-    /// The stage, as Events report it.
-    pub(super) stage: Stage,
+    /// The phase of staging, as Events report it.
+    pub(super) phase: StagingPhase,
     /// Every usable host holds the image.
     pub(super) everywhere: bool,
     /// The deadline passed before the image was staged.
@@ -128,7 +129,7 @@ pub(super) fn of(facts: &Facts<'_>) -> Stands {
     };
     Stands {
         status,
-        stage: Stage::from(&staged),
+        phase: StagingPhase::from(&staged),
         everywhere,
         late,
     }

@@ -253,7 +253,7 @@ fn an_image_is_resolved_unresolved_or_asked_for_and_staged_only_when_it_is_known
     stand.is(Type::Resolved, "Unknown", "Asking");
     stand.is(Type::Staged, "False", "Resolving");
     assert_eq!(stand.word(), ("Resolving".into(), None));
-    assert_eq!(stand.stands().stage, Stage::Resolving);
+    assert_eq!(stand.stands().phase, StagingPhase::Resolving);
     stand.fail();
     stand.is(Type::Resolved, "False", "NotFound");
     stand.is(Type::Staged, "False", "Unresolved");
@@ -303,7 +303,7 @@ fn hosts_that_stage_and_hosts_that_fail_are_counted_with_their_bytes() {
     stand.hold(&["mac-0"]);
     stand.is(Type::Staged, "False", "HostsFailed");
     assert_eq!(stand.word(), ("Failed".into(), Some("HostsFailed".into())));
-    assert_eq!(stand.stands().stage, Stage::Failed);
+    assert_eq!(stand.stands().phase, StagingPhase::Failed);
 }
 
 #[test]
