@@ -117,101 +117,111 @@ impl Metrics {
             requests: Family::default(),
             session_ends: Family::default(),
         };
-        let r = registry.sub_registry_with_prefix("parbake_coordinator");
+        let own = registry.sub_registry_with_prefix("parbake_coordinator");
+        this.register_staging(own);
+        this.register_trust(own);
+        this.touch();
+        (this, registry)
+    }
+
+    /// Registers what tells of hosts, images, leases and bytes.
+    fn register_staging(&self, r: &mut Registry) {
         r.register(
             "hosts",
             "Hosts of the fleet, by state. A host that the fleet shuns counts as quarantined besides its other state",
-            this.hosts.clone(),
+            self.hosts.clone(),
         );
-        r.register("images", "Wanted images, by state", this.images.clone());
+        r.register("images", "Wanted images, by state", self.images.clone());
         r.register(
             "placements",
             "Pairs of a wanted image and a host that is selected for it, by state",
-            this.placements.clone(),
+            self.placements.clone(),
         );
         r.register(
             "leases",
             "Leases that run now: contents that a host fetches from a registry",
-            this.leases.clone(),
+            self.leases.clone(),
         );
         r.register(
             "leases_granted",
             "Leases that the coordinator granted",
-            this.granted.clone(),
+            self.granted.clone(),
         );
         r.register(
             "lease_ends",
             "Leases that ended, by outcome, as their holders say",
-            this.lease_ends.clone(),
+            self.lease_ends.clone(),
         );
         r.register_with_unit(
             "received",
             "Bytes of the wanted images that their selected hosts report to have received, by source, summed over \
              the hosts",
             Unit::Bytes,
-            this.bytes.clone(),
+            self.bytes.clone(),
         );
         r.register_with_unit(
             "predicted",
             "Bytes that the stagings of the wanted images were predicted to move when they began, by kind",
             Unit::Bytes,
-            this.predicted.clone(),
+            self.predicted.clone(),
         );
         r.register_with_unit(
             "measured",
             "Bytes that the stagings of the wanted images moved since the prediction, by kind",
             Unit::Bytes,
-            this.measured.clone(),
+            self.measured.clone(),
         );
         r.register_with_unit(
             "wanted",
             "Bytes of the wanted images in the registry, summed over the images",
             Unit::Bytes,
-            this.wanted_bytes.clone(),
+            self.wanted_bytes.clone(),
         );
         r.register_with_unit(
             "stage",
             "Seconds from the request for an image until every selected host held it",
             Unit::Seconds,
-            this.stage_seconds.clone(),
+            self.stage_seconds.clone(),
         );
+    }
+
+    /// Registers what tells of trust, recipes, certificates, and who called.
+    fn register_trust(&self, r: &mut Registry) {
         r.register(
             "blames",
             "Times that a host blamed another one and was heard, by kind",
-            this.blames.clone(),
+            self.blames.clone(),
         );
         r.register(
             "recipe_doubts",
             "Contents for which an image's recipe doesn't fit the registry's bytes",
-            this.recipe_doubts.clone(),
+            self.recipe_doubts.clone(),
         );
         r.register(
             "recipes_asked",
             "Hosts that were asked to make the recipe of an image of which the registry has none",
-            this.recipes_asked.clone(),
+            self.recipes_asked.clone(),
         );
         r.register(
             "enrolment_tokens",
             "Enrolment tokens that were made by the API, used or refused, by outcome",
-            this.tokens.clone(),
+            self.tokens.clone(),
         );
         r.register(
             "certificates",
             "Certificates of hosts that were issued, renewed or refused, by outcome",
-            this.certificates.clone(),
+            self.certificates.clone(),
         );
         r.register(
             "api_requests",
             "API requests that were answered, by route and result",
-            this.requests.clone(),
+            self.requests.clone(),
         );
         r.register(
             "session_ends",
             "Sessions of hosts that ended, by outcome",
-            this.session_ends.clone(),
+            self.session_ends.clone(),
         );
-        this.touch();
-        (this, registry)
     }
 
     /// A family shows a label only after its first use. A zero is better than no value.

@@ -65,7 +65,10 @@ use self::{
     sequences::Sequences,
     view::View,
 };
-use super::{Action, Config, Event, RecipeLoss, RevokeCause, Status, event::Standing};
+use super::{
+    Action, Config, Event, RecipeLoss, RevokeCause, Status,
+    event::{LeaseEnd, Standing},
+};
 
 /// For this long after a start, any host may have fetched contents under a lease of an earlier coordinator. A fetch is
 /// over within this time, and the host has then found out whether the registry's bytes were false.
@@ -308,20 +311,10 @@ impl Plan {
                 priority,
                 asked_ms,
                 awaited,
-            } => {
-                let urgency = (priority, asked_ms);
-                let awaited = awaited.into_iter().collect();
-                if self.images.rank(&image, urgency, awaited) {
-                    self.sequences.changed();
-                    self.effects.ask_for_grants();
-                }
-            }
+            } => self.rank(&image, (priority, asked_ms), awaited),
             Event::Cancelled(image) => self.cancel(&image),
             Event::Urged(image) => self.urge(&image),
-            Event::WantsKnown => {
-                self.wants_known = true;
-                self.sequences.changed();
-            }
+            Event::WantsKnown => self.know_wants(),
             Event::Reported {
                 host,
                 image,
@@ -351,26 +344,12 @@ impl Plan {
                 content,
                 range,
                 end,
-            } => {
-                let of = (content, range);
-                if let Some(refuted) = leasing::ended(&mut self.desk(), &host, of, end) {
-                    self.refuted(refuted);
-                }
-            }
+            } => self.lease_ended(&host, (content, range), end),
             Event::LeasesClaimed { host, leases } => {
                 leasing::drop_lost(&mut self.desk(), &host, &leases);
             }
-            Event::WithoutSource { host, contents } => {
-                let known = &self.contents;
-                let contents = contents.into_iter().filter(|of| known.contains(of));
-                let now = self.clock.now();
-                self.hosts.lack_source(now, &host, contents);
-            }
-            Event::Holds { host, contents } => {
-                if let Some(fresh) = self.hosts.counted(&host) {
-                    witness::count(&mut self.desk(), &host, fresh, &contents);
-                }
-            }
+            Event::WithoutSource { host, contents } => self.lacks_source(&host, contents),
+            Event::Holds { host, contents } => self.holds(&host, &contents),
             Event::Blamed { by, host } => self.blamed(&by, &host),
             Event::FalseLink {
                 by,
@@ -381,13 +360,7 @@ impl Plan {
             Event::FalseLink {
                 by, maker, content, ..
             } => self.found_false(&by, &maker, content),
-            Event::Contradicted { maker, says } => match says {
-                Contradiction::Lie => self.quarantine(&maker),
-                Contradiction::False => {
-                    let now = self.clock.now();
-                    self.hosts.put_last(now, &maker, &self.config);
-                }
-            },
+            Event::Contradicted { maker, says } => self.contradicted(&maker, says),
             Event::Retracted {
                 host,
                 content,
@@ -404,12 +377,20 @@ impl Plan {
                 recipes::doubted(desk, (&host, told_again), image, content, chunk);
             }
             Event::OtherRecipe(image) => self.forget_words(&image),
-            Event::Limited { origin_streams } => {
-                self.config.origin_streams = origin_streams.max(1);
-                self.effects.ask_for_grants();
-            }
+            Event::Limited { origin_streams } => self.limit(origin_streams),
             Event::Tick => {}
         }
+    }
+
+    fn lease_ended(&mut self, holder: &HostId, of: (Digest, Option<ChunkRange>), end: LeaseEnd) {
+        if let Some(refuted) = leasing::ended(&mut self.desk(), holder, of, end) {
+            self.refuted(refuted);
+        }
+    }
+
+    fn limit(&mut self, origin_streams: usize) {
+        self.config.origin_streams = origin_streams.max(1);
+        self.effects.ask_for_grants();
     }
 
     /// Does what is due because time has passed.
@@ -552,6 +533,17 @@ impl Plan {
         }
     }
 
+    /// Signed proof against a maker. Links that are only false may be the registry's fault.
+    fn contradicted(&mut self, maker: &HostId, says: Contradiction) {
+        match says {
+            Contradiction::Lie => self.quarantine(maker),
+            Contradiction::False => {
+                let now = self.clock.now();
+                self.hosts.put_last(now, maker, &self.config);
+            }
+        }
+    }
+
     fn quarantine(&mut self, id: &HostId) {
         let now = self.clock.now();
         if !self.hosts.quarantine(now, id, &self.config) {
@@ -585,6 +577,19 @@ impl Plan {
         orders::change(&mut self.desk(), digest, change);
         self.sequences.changed();
         self.desk().revoke_pointless();
+    }
+
+    fn rank(&mut self, image: &Digest, urgency: (i32, u64), awaited: Vec<HostId>) {
+        let awaited = awaited.into_iter().collect();
+        if self.images.rank(image, urgency, awaited) {
+            self.sequences.changed();
+            self.effects.ask_for_grants();
+        }
+    }
+
+    fn know_wants(&mut self) {
+        self.wants_known = true;
+        self.sequences.changed();
     }
 
     /// An order names an image's recipe; `old` is the recipe before, where it is another.
@@ -716,6 +721,18 @@ impl Plan {
     }
 
     // ---- reports ----------------------------------------------------------------------------------------------------
+
+    fn lacks_source(&mut self, id: &HostId, contents: Vec<Digest>) {
+        let known = &self.contents;
+        let contents = contents.into_iter().filter(|of| known.contains(of));
+        self.hosts.lack_source(self.clock.now(), id, contents);
+    }
+
+    fn holds(&mut self, id: &HostId, contents: &[(Digest, u32)]) {
+        if let Some(fresh) = self.hosts.counted(id) {
+            witness::count(&mut self.desk(), id, fresh, contents);
+        }
+    }
 
     fn reported(&mut self, id: &HostId, digest: Digest, standing: Standing, held_bytes: u64) {
         if !self.hosts.contains(id) {
