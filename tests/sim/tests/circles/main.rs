@@ -4,6 +4,8 @@
 //! whose methods are spread over several files. Both tests read the sources of the workspace's crates and draw an arrow
 //! from a file to each file whose items it names. A name that is re-exported counts for the file that defines it. Test
 //! code is left out, because tests may look at everything. There is no list of exceptions.
+//!
+//! A third test reads the same sources: no function of the programs is longer than what one reads at a time.
 
 mod source;
 
@@ -35,6 +37,9 @@ const CRATES: [&str; 17] = [
     "tests/load/src",
     "tests/sim/src",
 ];
+
+/// The most lines of a function, from `fn` to its last brace.
+const MAX_FUNCTION_LINES: usize = 100;
 
 /// Groups of two and more files that can reach each other.
 fn rings<'a>(arrows: &Arrows<'a>) -> Vec<BTreeSet<&'a Path>> {
@@ -127,6 +132,29 @@ fn a_types_methods_stand_in_the_file_that_defines_it() {
         .map(|sources| told_spread_types(&root().join(sources)))
         .collect();
     assert!(told.is_empty(), "types that are spread over files:\n{told}");
+}
+
+/// A line for each function that is too long.
+fn told_long_functions(sources: &Path) -> String {
+    let read = Crate::read(sources);
+    let long = read.functions().filter(|of| of.2 > MAX_FUNCTION_LINES);
+    let lines = long.map(|(file, name, lines)| {
+        let file = short(sources, file);
+        format!("{}: {file}: {name} has {lines} lines\n", sources.display())
+    });
+    lines.collect()
+}
+
+#[test]
+fn no_function_of_the_programs_is_long() {
+    let programs = CRATES.iter().filter(|of| !of.starts_with("tests/"));
+    let told: String = programs
+        .map(|sources| told_long_functions(&root().join(sources)))
+        .collect();
+    assert!(
+        told.is_empty(),
+        "functions over {MAX_FUNCTION_LINES} lines:\n{told}"
+    );
 }
 
 #[test]
@@ -227,4 +255,23 @@ fn methods_beside_the_type_and_traits_anywhere_are_fine_and_others_are_told() {
     let told = told_spread_types(made.path());
     assert!(told.contains("c.rs has methods of A (a.rs)"), "{told}");
     assert_eq!(told.lines().count(), 1, "{told}");
+}
+
+#[test]
+fn a_long_function_is_told_and_one_of_as_many_lines_as_allowed_is_not() {
+    let body = |lines: usize| "\n".repeat(lines - 1);
+    let function = |name: &str, lines| format!("fn {name}() {{{}}}", body(lines));
+    let (most, more) = (MAX_FUNCTION_LINES, MAX_FUNCTION_LINES + 1);
+    let text = format!(
+        "{}\nstruct A; impl A {{ {} }}\n{}\n#[cfg(test)] mod tests {{ {} }}",
+        function("fits", most),
+        function("method", more),
+        function("long", more),
+        function("story", more),
+    );
+    let made = made_up(&[("lib.rs", &text)]);
+    let told = told_long_functions(made.path());
+    assert!(told.contains("method has 101 lines"), "{told}");
+    assert!(told.contains("long has 101 lines"), "{told}");
+    assert_eq!(told.lines().count(), 2, "{told}");
 }

@@ -10,7 +10,10 @@ use std::{
 };
 
 use proc_macro2::{TokenStream, TokenTree};
-use syn::visit::{self, Visit};
+use syn::{
+    spanned::Spanned as _,
+    visit::{self, Visit},
+};
 
 /// Re-exports are followed this far. A crate that re-exports more deeply hides a loop.
 const MAX_REEXPORTS: u32 = 16;
@@ -38,6 +41,8 @@ struct Module {
     names: BTreeSet<Named>,
     /// Types that get methods here: the paths after `impl`, without traits' implementations.
     extends: BTreeSet<Named>,
+    /// The functions with bodies, and their lines from `fn` to the last brace.
+    functions: Vec<(String, usize)>,
 }
 
 /// All modules of a crate, without its test code.
@@ -65,6 +70,15 @@ impl Crate {
     /// Whether nothing was found: a wrong path.
     pub(crate) fn is_empty(&self) -> bool {
         self.modules.is_empty()
+    }
+
+    /// The functions with bodies, each with its file and its lines.
+    pub(crate) fn functions(&self) -> impl Iterator<Item = (&Path, &str, usize)> {
+        self.modules.values().flat_map(|module| {
+            let file = module.file.as_path();
+            let functions = module.functions.iter();
+            functions.map(move |(name, lines)| (file, name.as_str(), *lines))
+        })
     }
 
     fn file(&mut self, file: &Path, module: &ModulePath, children: &Path) {
@@ -307,10 +321,24 @@ impl<'ast> Visit<'ast> for Reader<'_> {
         self.module.take_tokens(called.tokens.clone());
     }
 
+    fn visit_item_fn(&mut self, function: &'ast syn::ItemFn) {
+        self.take_function(&function.sig, &function.block);
+        visit::visit_item_fn(self, function);
+    }
+
     fn visit_impl_item_fn(&mut self, function: &'ast syn::ImplItemFn) {
         if !is_test(&function.attrs) {
+            self.take_function(&function.sig, &function.block);
             visit::visit_impl_item_fn(self, function);
         }
+    }
+}
+
+impl Reader<'_> {
+    fn take_function(&mut self, signature: &syn::Signature, body: &syn::Block) {
+        let (first, last) = (signature.span().start().line, body.span().end().line);
+        let function = (signature.ident.to_string(), last + 1 - first);
+        self.module.functions.push(function);
     }
 }
 
