@@ -25,6 +25,10 @@ pub enum Outcome {
     No,
 }
 
+/// The answer when the time of `--timeout` is up before what is waited for has come: for `stage --wait`, `roll --wait`
+/// and `gate wait`.
+pub(crate) const TIME_IS_UP: Outcome = Outcome::No;
+
 impl Outcome {
     /// The exit status for this answer. A command without an answer exits with [`NO_ANSWER`].
     pub(crate) const fn status(self) -> u8 {

@@ -13,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use crate::{
     bars::Show,
-    ended::{Ended, Outcome, settled},
+    ended::{Ended, Outcome, TIME_IS_UP, settled},
     frame::{Contact, Memory},
     pauses::Pauses,
     say::tell,
@@ -273,6 +273,7 @@ impl Watch<'_> {
         self.show.finish(&self.shown, &contact);
     }
 
+    /// The result when the operator's time limit is over.
     fn late(mut self) -> Ended {
         self.finish();
         let away = self.touch.contact(Instant::now()).words("staging");
@@ -283,7 +284,7 @@ impl Watch<'_> {
                 self.image.digest
             ),
             image: self.image,
-            outcome: Outcome::No,
+            outcome: TIME_IS_UP,
         }
     }
 
@@ -300,7 +301,40 @@ impl Watch<'_> {
 
 #[cfg(test)]
 mod tests {
+    use client::view::HostState;
+
     use super::*;
+    use crate::frame::tests as made_up;
+
+    #[tokio::test]
+    async fn a_wait_whose_time_is_up_ends_with_the_status_of_a_no_and_says_that_staging_goes_on() {
+        let mut image = made_up::image(vec![made_up::host("a", HostState::Staging, 0)]);
+        image.references = vec!["r.test/image:1".into()];
+        let request = StageRequest {
+            reference: "r.test/image:1".into(),
+            hosts: None,
+            priority: None,
+        };
+        let mut watch = Watch {
+            show: Show::new(),
+            memory: Memory::default(),
+            touch: Touch::new(Instant::now()),
+            shown: image.clone(),
+            image: image.clone(),
+            request: &request,
+            deadline: Some(Instant::now()),
+        };
+        assert!(watch.heard(image).is_none(), "a host still stages it");
+        let never = std::future::pending::<()>();
+        assert_eq!(watch.wait(never).await, None, "the time is up");
+        let ended = watch.late();
+        assert_eq!(ended.outcome.status(), 1);
+        let story = &ended.story;
+        assert!(
+            story.starts_with("not staged in time; it goes on"),
+            "{story}"
+        );
+    }
 
     #[test]
     fn a_coordinator_that_is_away_is_mentioned_and_mentioned_again() {

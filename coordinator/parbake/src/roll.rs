@@ -121,7 +121,8 @@ pub(crate) async fn show(
             let away = touch.contact(Instant::now()).words("the roll");
             let goes_on = away.unwrap_or_else(|| "it goes on".to_owned());
             tell(&format!("not rolled in time; {goes_on}\n"));
-            break;
+            print(json, &shown, || text::roll(&shown))?;
+            return Ok(ended::TIME_IS_UP);
         }
         let again = Instant::now() + looks.next();
         sleep_until(deadline.map_or(again, |deadline| deadline.min(again))).await;

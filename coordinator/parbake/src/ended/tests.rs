@@ -218,6 +218,18 @@ fn cells(row: &str) -> Vec<BTreeSet<Reason>> {
 }
 
 #[test]
+fn time_that_is_up_is_a_no_for_all_that_wait() {
+    assert_eq!(TIME_IS_UP.status(), 1);
+    for row in ["`stage --wait`", "`roll`", "`gate wait`"] {
+        let start = format!("| {row} |");
+        let mut lines = OPERATING.lines().filter(|line| line.starts_with(&start));
+        let line = lines.next().expect("the page has the row");
+        let no = line.split('|').nth(3).expect("the row has three cells");
+        assert!(no.contains("the time is up"), "{row}: {no}");
+    }
+}
+
+#[test]
 fn the_operators_page_has_the_same_table_and_explains_every_reason() {
     let image = &cells("`stage --wait`, an image that failed")[1];
     assert_eq!(*image, HOPELESS.into());
