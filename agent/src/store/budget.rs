@@ -1,4 +1,5 @@
-//! Something of which there is only so much, memory say, and that threads take for a while.
+//! A budget: so many units of something scarce, such as memory. Threads take some for a while, and wait where too few
+//! are left.
 
 use std::{
     io,
@@ -30,8 +31,8 @@ impl Budget {
         }
     }
 
-    /// Takes so much, until what is returned is dropped. Who wants more than there is takes all. Waits until so much is
-    /// there; whoever waits mustn't have taken something of the same budget.
+    /// Takes `much`, or the whole budget if that is less, until the returned value is dropped. Waits until so much is
+    /// left. A thread that has taken something must not take from the same budget again.
     ///
     /// # Errors
     /// Those of `go_on`, which is asked now and then while this waits.

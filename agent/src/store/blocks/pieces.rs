@@ -1,6 +1,7 @@
-//! The pieces of contents, as recipes name them, of which a search wants those of one chunk at a time. All searches of
-//! a store share what is read of recipes, so that its memory doesn't grow with their number. Nor does what they
-//! remember of parts of chunks, which are counted here.
+//! The pieces of contents, as recipes name them. A search wants the pieces of one chunk at a time.
+//!
+//! All searches of a store share the pieces that were read, so that a store's memory doesn't grow with the number of
+//! searches. Nor does it grow by what searches remember of parts of chunks: that is counted here, too.
 
 use std::{
     io,
