@@ -16,7 +16,6 @@ mod fetch;
 mod golden;
 mod identity;
 mod install;
-mod lock;
 mod log_file;
 mod metrics;
 pub mod mirror;
@@ -36,3 +35,5 @@ mod suspects;
 mod tart;
 mod transfer;
 mod zero;
+
+use wire::lock;

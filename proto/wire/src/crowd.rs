@@ -8,11 +8,13 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv6Addr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
 use tokio_util::sync::CancellationToken;
+
+use crate::lock::lock;
 
 /// The most addresses that are remembered because a host of the fleet was let in from them: enough for two of the
 /// largest fleets.
@@ -132,7 +134,7 @@ impl Crowd {
     }
 
     fn lock(&self) -> MutexGuard<'_, Places> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Three helpers for clients and servers over TLS or HTTP are here too. [`pinned()`] recognises the coordinator's API.
 //! [`Crowd`] decides which connection gives way when a server is crowded. [`LocalNames`] says by which names a server
-//! on loopback may be asked.
+//! on loopback may be asked. And the programs, which both stand on this crate, have from here how a mutex is locked
+//! ([`lock`]).
 //!
 //! Both ends of a connection show a certificate of the fleet's own authority. A host's identity is the single DNS name
 //! in its leaf certificate ([`proto::HostId`]). The users of a connection decide what it carries: this crate gives them
@@ -23,6 +24,7 @@ mod fault;
 mod identity;
 mod inner;
 mod locals;
+pub mod lock;
 mod pinned;
 mod registry;
 mod reset;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, Weak},
     time::SystemTime,
 };
 
@@ -13,6 +13,7 @@ use crate::{
     fault::Fault,
     identity::Leaf,
     inner::{Inner, Listing},
+    lock::lock,
 };
 
 /// Which hosts may connect to an endpoint. Each also needs a valid certificate of the fleet.
@@ -188,7 +189,7 @@ impl Registry {
     }
 
     fn lock(&self) -> MutexGuard<'_, Listed> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

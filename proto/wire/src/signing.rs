@@ -1,11 +1,7 @@
 //! Keys and signatures of links ([`proto::statement`]): hosts sign with Ed25519, the authority signs tickets with ECDSA
 //! P-256.
 
-use std::{
-    collections::BTreeSet,
-    fmt,
-    sync::{Mutex, PoisonError},
-};
+use std::{collections::BTreeSet, fmt, sync::Mutex};
 
 use proto::{
     Digest, Ticket,
@@ -15,7 +11,7 @@ use ring::signature::{
     ECDSA_P256_SHA256_ASN1, ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey,
 };
 
-use crate::credentials::Credentials;
+use crate::{credentials::Credentials, lock::lock};
 
 /// How many good signatures are remembered and not checked again. Every chunk comes with a ticket and maybe a base, and
 /// most of these repeat.
@@ -102,7 +98,7 @@ impl Signatures {
     }
 
     fn check(&self, what: Digest, check: impl FnOnce() -> bool) -> bool {
-        let hold = || self.good.lock().unwrap_or_else(PoisonError::into_inner);
+        let hold = || lock(&self.good);
         if hold().contains(&what) {
             return true;
         }

@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     io,
     net::{Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -15,6 +15,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
+use wire::lock::lock;
 
 use crate::registry::Identity;
 
@@ -144,10 +145,6 @@ impl Proxy {
     pub fn counters(&self) -> Counters {
         lock(&self.shared.counters).clone()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One request of a connection; what comes after it belongs to the tunnel.

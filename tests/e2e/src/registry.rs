@@ -16,7 +16,6 @@
 mod api;
 mod body;
 mod listener;
-mod lock;
 mod pace;
 mod script;
 mod shared;
@@ -38,6 +37,7 @@ use bytes::Bytes;
 use origin::{Client, Config, Credentials, PlainHttp};
 use proto::{Digest, RegistryReference, image::MANIFEST_TYPE};
 use tokio::{sync::watch, task::JoinSet};
+use wire::lock;
 
 use crate::image::GeneratedImage;
 
