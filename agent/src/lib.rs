@@ -4,7 +4,7 @@
 //! [`program`] runs the command that was typed; [`config`] has the settings. `node` wires the running agent's parts
 //! together: `driver` owns all state, `reconcile` says what images need next, `transfer` and `fetch` move bytes.
 //! [`store`] is the disk. `tart` has tart's names, its places on disk, and its program. [`mirror`] is a registry for
-//! this host's own clients. [`platform`] has the differences between macOS and Linux.
+//! this host's own clients. `platform` has the differences between macOS and Linux.
 
 mod admin;
 pub mod cli;
@@ -22,12 +22,12 @@ pub mod mirror;
 mod node;
 mod notary;
 mod peer;
-pub mod platform;
+mod platform;
 pub mod program;
 mod purgeable;
 pub mod reconcile;
 mod registries;
-pub mod retention;
+mod retention;
 mod session;
 mod shelf;
 pub mod store;

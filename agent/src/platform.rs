@@ -31,7 +31,7 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Why a file couldn't be cloned.
 #[derive(Debug, thiserror::Error)]
-pub enum CloneError {
+pub(crate) enum CloneError {
     /// This volume (or this pair of volumes) can't share blocks between files. The caller copies instead.
     #[error("volume can't clone files")]
     Unsupported,
@@ -148,7 +148,7 @@ fn write_zeros(file: &File, mut offset: u64, mut len: u64) -> io::Result<()> {
 ///
 /// # Errors
 /// When the volume reports that data were lost or can't be written.
-pub fn sync_data(file: &File) -> io::Result<()> {
+pub(crate) fn sync_data(file: &File) -> io::Result<()> {
     system::sync_data(file)
 }
 
@@ -164,7 +164,7 @@ pub(crate) fn sync_full(file: &File) -> io::Result<()> {
 ///
 /// # Errors
 /// As [`sync_data`], or when the directory can't be opened.
-pub fn sync_directory(directory: &Path) -> io::Result<()> {
+pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
     sync_full(&open_directory(directory)?)
 }
 
@@ -179,7 +179,7 @@ fn open_directory(directory: &Path) -> io::Result<File> {
 /// An exclusive `flock` on a directory, as tart takes it. Dropping it releases the lock, and so does the system when
 /// the process dies.
 #[derive(Debug)]
-pub struct DirectoryLock(OwnedFd);
+pub(crate) struct DirectoryLock(OwnedFd);
 
 impl DirectoryLock {
     /// Whether this is the directory that was locked. False if that one was removed, or made again.
@@ -285,7 +285,7 @@ fn lock_exclusively(
 ///
 /// # Errors
 /// When the volume can't exchange, or either entry is missing.
-pub fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+pub(crate) fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     let cwd = rustix::fs::CWD;
     let flags = rustix::fs::RenameFlags::EXCHANGE;
     Ok(rustix::fs::renameat_with(cwd, one, cwd, other, flags)?)
@@ -317,7 +317,7 @@ pub struct Space {
 ///
 /// # Errors
 /// When the path doesn't exist any more.
-pub fn space(path: &Path) -> io::Result<Space> {
+pub(crate) fn space(path: &Path) -> io::Result<Space> {
     let found = rustix::fs::statvfs(path)?;
     Ok(Space {
         total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
