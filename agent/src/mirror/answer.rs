@@ -22,15 +22,15 @@ use super::{
 
 const DIGEST_HEADER: HeaderName = HeaderName::from_static("docker-content-digest");
 const FILTERS_HEADER: HeaderName = HeaderName::from_static("oci-filters-applied");
-/// The body of an answer.
-pub(super) enum Content {
+/// What an answer carries: bytes at hand, or a blob that comes.
+pub(super) enum Payload {
     /// These bytes.
     Bytes(Bytes),
     /// A blob, or a part of it.
     Blob(Box<Stream>),
 }
 
-impl Content {
+impl Payload {
     pub(super) fn len(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
@@ -66,7 +66,7 @@ impl Refusal {
     }
 }
 
-impl From<Refusal> for Response<Content> {
+impl From<Refusal> for Response<Payload> {
     fn from(refusal: Refusal) -> Self {
         let body =
             serde_json::json!({"errors": [{"code": refusal.code, "message": refusal.message}]});
@@ -79,8 +79,8 @@ impl From<Refusal> for Response<Content> {
 }
 
 /// A body of these bytes.
-pub(super) fn whole(bytes: impl Into<Bytes>) -> Content {
-    Content::Bytes(bytes.into())
+pub(super) fn whole(bytes: impl Into<Bytes>) -> Payload {
+    Payload::Bytes(bytes.into())
 }
 
 /// Adds the headers that name the answer's digest.
@@ -100,7 +100,7 @@ pub(super) fn blob_part(
     size: u64,
     (start, end): (u64, u64),
     status: StatusCode,
-) -> Response<Content> {
+) -> Response<Payload> {
     let mut response = Response::new(whole(Bytes::new()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -117,7 +117,7 @@ pub(super) fn blob_part(
 }
 
 /// The answer to a range that a blob of this size can't give.
-pub(super) fn unsatisfiable(size: u64, message: &str) -> Response<Content> {
+pub(super) fn unsatisfiable(size: u64, message: &str) -> Response<Payload> {
     let refusal = Refusal::new(StatusCode::RANGE_NOT_SATISFIABLE, "SIZE_INVALID", message);
     let mut response = Response::from(refusal);
     if let Ok(value) = HeaderValue::from_str(&format!("bytes */{size}")) {
@@ -171,7 +171,7 @@ pub(super) fn list(
     repository: &Repository,
     path: &str,
     (bytes, given): (Bytes, HeaderMap),
-) -> Response<Content> {
+) -> Response<Payload> {
     let mut response = Response::new(whole(bytes));
     let headers = response.headers_mut();
     let media_type = match given.get(CONTENT_TYPE) {

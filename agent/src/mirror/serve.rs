@@ -31,7 +31,7 @@ use tracing::{debug, warn};
 use wire::LocalNames;
 
 use super::{
-    answer::{Content, Refusal, blob_part, list, name, pages, refusal_of, unsatisfiable, whole},
+    answer::{Payload, Refusal, blob_part, list, name, pages, refusal_of, unsatisfiable, whole},
     blob::{Reading, Trouble},
     blobs::{BeginError, Blobs},
     browser,
@@ -78,7 +78,7 @@ impl Service {
         &self,
         request: &Request<B>,
         pulse: &Arc<Pulse>,
-    ) -> Result<Response<Content>, Broken> {
+    ) -> Result<Response<Payload>, Broken> {
         pulse.beat();
         let began = Instant::now();
         let head = request.method() == Method::HEAD;
@@ -105,7 +105,7 @@ impl Service {
         let result = match &answered {
             Err(Broken) => Some("broken"),
             // a blob's result is counted when its stream ends
-            Ok(response) if matches!(response.body(), Content::Blob(_)) => None,
+            Ok(response) if matches!(response.body(), Payload::Blob(_)) => None,
             Ok(response) => Some(match response.status().as_u16() {
                 200 => "ok",
                 206 => "partial",
@@ -162,7 +162,7 @@ impl Service {
         asked: Result<Asked, Refused>,
         began: Instant,
         pulse: &Arc<Pulse>,
-    ) -> Result<Response<Content>, Broken> {
+    ) -> Result<Response<Payload>, Broken> {
         let authorization = headers
             .get(AUTHORIZATION)
             .and_then(|value| value.to_str().ok())
@@ -251,7 +251,7 @@ impl Service {
 
     /// Answers `/v2/`, which names no upstream. If there is a default upstream, passes on its demand for credentials,
     /// because some clients (skopeo, podman) learn only here how to authenticate.
-    async fn base(&self, authorised: bool) -> Result<Response<Content>, Broken> {
+    async fn base(&self, authorised: bool) -> Result<Response<Payload>, Broken> {
         if let (Some(registry), false, None) = (&self.settings.upstream, authorised, &self.token)
             && !self.settings.lend_credentials
         {
@@ -274,7 +274,7 @@ impl Service {
         Ok(response)
     }
 
-    fn unauthorised(&self, message: &str, challenge: Option<HeaderValue>) -> Response<Content> {
+    fn unauthorised(&self, message: &str, challenge: Option<HeaderValue>) -> Response<Payload> {
         let refusal = Refusal::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", message);
         let mut response = Response::from(refusal);
         if let Some(challenge) = challenge {
@@ -289,7 +289,7 @@ impl Service {
         version: &Version,
         headers: &HeaderMap,
         client: &Client,
-    ) -> Result<Response<Content>, Broken> {
+    ) -> Result<Response<Payload>, Broken> {
         // several header fields are one list
         let accept: Vec<_> = headers
             .get_all(ACCEPT)
@@ -337,7 +337,7 @@ impl Service {
         head: bool,
         began: Instant,
         pulse: &Arc<Pulse>,
-    ) -> Result<Response<Content>, Broken> {
+    ) -> Result<Response<Payload>, Broken> {
         let path = format!("blobs/{digest}");
         let ask = || self.upstreams.blob(repository, &digest, client, head);
         let size = match self.persist(repository, &path, ask).await? {
@@ -421,7 +421,7 @@ impl Service {
         };
         let watched = (self.metrics.clone(), pulse.clone());
         let stream = Stream::new((reading, file), (start, end), terms, watched);
-        *response.body_mut() = Content::Blob(Box::new(stream));
+        *response.body_mut() = Payload::Blob(Box::new(stream));
         Ok(response)
     }
 
@@ -455,7 +455,7 @@ impl Service {
         heard: oneshot::Receiver<Infallible>,
         start: u64,
         end: u64,
-    ) -> Result<Option<Response<Content>>, Broken> {
+    ) -> Result<Option<Response<Payload>>, Broken> {
         let patience = self.patience(repository);
         // an earlier refusal, for another client or by a registry that changed its mind, doesn't answer this wish
         if timeout(patience, heard).await.is_err() {
@@ -507,7 +507,7 @@ impl Service {
         proof: &Proof,
         reading: &Reading,
         file: &Arc<File>,
-    ) -> Result<Option<Response<Content>>, Broken> {
+    ) -> Result<Option<Response<Payload>>, Broken> {
         let sample = sample(file, proof.size).await.map_err(|error| {
             warn!(content = %proof.digest, %error, "a verified blob can't be read");
             Broken
@@ -537,7 +537,7 @@ impl Service {
         repository: &Repository,
         path: &str,
         ask: impl Fn() -> F,
-    ) -> Result<Result<T, Response<Content>>, Broken>
+    ) -> Result<Result<T, Response<Payload>>, Broken>
     where
         F: Future<Output = Result<T, OriginError>>,
     {
@@ -582,7 +582,7 @@ impl Service {
         repository: &Repository,
         path: &str,
         error: &OriginError,
-    ) -> Response<Content> {
+    ) -> Response<Payload> {
         let unknown = if path.starts_with("blobs/") {
             "BLOB_UNKNOWN"
         } else if path.starts_with("manifests/") {
@@ -633,7 +633,7 @@ impl Service {
     }
 
     /// What a client gets instead of something that can't be had now.
-    fn trouble(&self, repository: &Repository, path: &str) -> Result<Response<Content>, Broken> {
+    fn trouble(&self, repository: &Repository, path: &str) -> Result<Response<Payload>, Broken> {
         match self.way_out(repository) {
             OnTrouble::Wait | OnTrouble::Auto => Err(Broken),
             OnTrouble::Redirect => Ok(self.redirect(repository, path)),
@@ -646,7 +646,7 @@ impl Service {
         }
     }
 
-    fn redirect(&self, repository: &Repository, path: &str) -> Response<Content> {
+    fn redirect(&self, repository: &Repository, path: &str) -> Response<Payload> {
         let plain = self.settings.plain_http.contains(&repository.registry);
         let scheme = if plain { "http" } else { "https" };
         // The location is the one that the agent itself would ask: Docker Hub's API has another host than its name, and
