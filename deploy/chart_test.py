@@ -265,8 +265,8 @@ def test_the_fleet_file_is_toml_and_says_what_the_values_say():
 
 def test_the_notes_have_the_next_lines_to_type():
     def notes(values):
-        # `helm template` leaves the notes out, and a dry run asks a cluster: so they are rendered as an object of a copy
-        # of the chart
+        # `helm template` leaves the notes out, and a dry run asks a cluster: so they are rendered as an object of a
+        # copy of the chart
         copied = WORK / "noted"
         shutil.rmtree(copied, ignore_errors=True)
         shutil.copytree(CHART, copied)

@@ -1,8 +1,8 @@
 //! Chunks of an image that lie on other disks here, at any offset that both disks cut alike.
 //!
-//! The image's recipe gives the fingerprint of each of its chunks. The fingerprints of other images' chunks are in their
-//! journals, and those of found disks in the notes on these disks. So nothing is read to find what is alike. What is found
-//! is compared with the recipe: a wrong fingerprint costs a read, and never a wrong byte.
+//! The image's recipe gives the fingerprint of each of its chunks. The fingerprints of other images' chunks are in
+//! their journals, and those of found disks in the notes on these disks. So nothing is read to find what is alike. What
+//! is found is compared with the recipe: a wrong fingerprint costs a read, and never a wrong byte.
 
 use std::{collections::BTreeSet, convert::Infallible, ops::Range};
 

@@ -1,5 +1,5 @@
-//! How many bytes an image may still take from the volume. They are fewer than its lacking chunks where other disks here
-//! have most of the image, and more while a copy for another repository is made.
+//! How many bytes an image may still take from the volume. They are fewer than its lacking chunks where other disks
+//! here have most of the image, and more while a copy for another repository is made.
 
 use std::sync::{
     Arc,

@@ -142,8 +142,8 @@ pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io:
     Ok(Loaded::Stage(Box::new(stage)))
 }
 
-/// The image of a directory of ours that is thrown away, and the inodes of its disk's files: by its notes, and by its own
-/// names for them. `None` if its manifest can't be understood.
+/// The image of a directory of ours that is thrown away, and the inodes of its disk's files: by its notes, and by its
+/// own names for them. `None` if its manifest can't be understood.
 pub(super) fn left_files(directory: &Path) -> Option<(Layout, BTreeSet<u64>)> {
     let layout = cache::manifest(directory)?;
     let status = Status::read(directory).ok().flatten();

@@ -1,8 +1,8 @@
 //! Puts chunks together, when a stage begins, from blocks that lie on other disks here.
 //!
-//! `alike` has found the whole chunks that lie there at multiples of a MiB. This module finds bytes that moved by less, and
-//! the parts of chunks that changed only elsewhere. Chunks of which some blocks are found nowhere are left to be fetched,
-//! with a note of the rest ([`Stage::lacking_ranges`]).
+//! `alike` has found the whole chunks that lie there at multiples of a MiB. This module finds bytes that moved by less,
+//! and the unchanged parts of chunks that changed. Chunks of which some blocks are found nowhere are left to be
+//! fetched, with a note of the rest ([`Stage::lacking_ranges`]).
 
 use std::{
     io,
