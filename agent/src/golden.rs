@@ -11,7 +11,8 @@
 //! golden isn't made. Marks of earlier versions lack the third line, or the second one, too.
 //!
 //! A golden is cloned under another name, [`unnamed`]. Then its mark is written, and it takes its own name, if nobody
-//! else has that by now. So a VM under a golden's name is ours if and only if the mark fits. A crash leaves:
+//! else has that by now, both under tart's lock of its home. So a VM under a golden's name is ours if and only if the
+//! mark fits. A crash leaves:
 //!
 //! | when | under the golden's name | under the other name |
 //! |---|---|---|
@@ -33,12 +34,16 @@ use tracing::{info, warn};
 
 use crate::{
     metrics::{Metrics, OperationLabel},
-    platform,
+    platform::{self, LockError},
     tart::{Reference, Tart, TartError, cache},
 };
 
 /// Begins the names under which goldens are cloned.
 const UNNAMED: &str = "parbake-unnamed-";
+
+/// For so long the lock of tart's home is waited for. tart and we ourselves hold it for moments: while a VM gets its
+/// name, until a VM that starts is locked itself, and while an image is retired.
+const NAMING_WAIT: Duration = Duration::from_secs(10);
 
 /// What is noted of a golden of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,6 +183,7 @@ pub(crate) struct Goldens {
     home: PathBuf,
     tart: Tart,
     metrics: Metrics,
+    naming_wait: Duration,
 }
 
 /// Why a golden couldn't be made. The caller tries again.
@@ -195,6 +201,9 @@ pub(crate) enum GoldenError {
          and it stays: make room with `tart rename {name} NEW-NAME` or `tart delete {name}`"
     )]
     Theirs { reference: String, name: String },
+    /// Somebody else holds tart's lock of its home, under which VMs get their names.
+    #[error("giving a golden its name: {0}")]
+    Lock(#[from] LockError),
     /// The file that says which image the golden was made from can't be read or written.
     #[error("noting from which image golden {name} was made: {error}")]
     Mark { name: String, error: io::Error },
@@ -211,6 +220,16 @@ impl Goldens {
             home,
             tart,
             metrics,
+            naming_wait: NAMING_WAIT,
+        }
+    }
+
+    /// Waits so long for tart's lock of its home.
+    #[cfg(test)]
+    pub(crate) fn with_naming_wait(self, naming_wait: Duration) -> Self {
+        Self {
+            naming_wait,
+            ..self
         }
     }
 
@@ -255,19 +274,47 @@ impl Goldens {
             let reference = reference.to_owned();
             return Err(GoldenError::Moved { reference, name });
         }
-        let made = cache::vm_directory(&self.home, &unnamed);
-        self.mark(&name, Mark::text(image, reference, Vm::at(&made)))
-            .await?;
-        match platform::rename_new(&made, &cache::vm_directory(&self.home, &name)) {
+        match self.give_name(&name, reference, image).await {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(GoldenError::Name { error, .. })
+                if error.kind() == io::ErrorKind::AlreadyExists =>
+            {
                 self.drop_unnamed(&name).await?;
                 return Err(theirs(reference, name));
             }
-            Err(error) => return Err(GoldenError::Name { name, error }),
+            failed => return failed,
         }
         info!(reference, golden = name, "golden is made");
         Ok(())
+    }
+
+    /// Says for good of which image the golden is, and gives the golden its name. Under tart's lock of its home, so that
+    /// the mark isn't taken for the old golden's and retired with that one (`store::retire`).
+    async fn give_name(
+        &self,
+        name: &str,
+        reference: &str,
+        image: Digest,
+    ) -> Result<(), GoldenError> {
+        let made = cache::vm_directory(&self.home, &unnamed(name));
+        let golden = cache::vm_directory(&self.home, name);
+        let path = mark_path(&self.home, name);
+        let (home, naming_wait) = (self.home.clone(), self.naming_wait);
+        let (name, reference) = (name.to_owned(), reference.to_owned());
+        let named = tokio::task::spawn_blocking(move || {
+            let _locked = platform::lock_directory(&home, naming_wait)?;
+            let mark = Mark::text(image, &reference, Vm::at(&made));
+            if let Err(error) = write_mark(&path, &mark) {
+                return Err(GoldenError::Mark { name, error });
+            }
+            let renamed = platform::rename_new(&made, &golden);
+            renamed.map_err(|error| GoldenError::Name { name, error })
+        });
+        let died = |error| LockError::Io {
+            path: self.home.clone(),
+            error: io::Error::other(error),
+        };
+        named.await.map_err(died)?
     }
 
     /// What lies under a golden's name. A VM is ours only if its mark fits it. The mark of an earlier version fits the
@@ -356,20 +403,13 @@ impl Goldens {
         self.metrics.tart_operations.get_or_create(&label).inc();
         result
     }
+}
 
-    /// Says of which image a golden is, for good.
-    async fn mark(&self, name: &str, mark: String) -> Result<(), GoldenError> {
-        let path = mark_path(&self.home, name);
-        let marked = blocking(move || {
-            fs::create_dir_all(path.parent().unwrap_or(&path))?;
-            durable::sweep_of(&path)?;
-            durable::write(&path, mark.as_bytes(), durable::PUBLIC)
-        });
-        marked.await.map_err(|error| GoldenError::Mark {
-            name: name.to_owned(),
-            error,
-        })
-    }
+/// Writes a golden's mark, for good.
+fn write_mark(path: &Path, mark: &str) -> io::Result<()> {
+    fs::create_dir_all(path.parent().unwrap_or(path))?;
+    durable::sweep_of(path)?;
+    durable::write(path, mark.as_bytes(), durable::PUBLIC)
 }
 
 /// What lies in a directory under a golden's name without a mark.

@@ -657,6 +657,7 @@ pub(super) fn remove(
         return Ok(false);
     }
     let goldens = goldens.get(image).map_or(&[][..], Vec::as_slice);
+    step("looked under locks")?;
     for (name, _) in goldens {
         move_out(home, &cache::vm_directory(home, name))?;
         step("golden moved")?;

@@ -3,10 +3,15 @@
 use std::{cell::RefCell, rc::Rc};
 
 use super::*;
-use crate::retention::InUse;
-use crate::store::{
-    retire::{empty, is_running, preview},
-    tree::RETIRED,
+use crate::{
+    golden::{GoldenError, Goldens},
+    metrics::Metrics,
+    retention::InUse,
+    store::{
+        retire::{empty, is_running, preview},
+        tree::RETIRED,
+    },
+    tart::{Tart, tests::program},
 };
 
 /// Beside any image's hour of rest.
@@ -650,6 +655,50 @@ fn an_order_that_comes_while_images_are_retired_decides_about_those_that_are_lef
         assert!(store.stage(&left[0]).unwrap().is_installed());
         // and by terms that nobody took back, it goes
         assert_eq!(retire(&store, &keep(1), now), left);
+    }
+}
+
+#[test]
+fn a_golden_that_is_made_under_the_name_while_the_old_one_goes_keeps_its_mark() {
+    for amid in ["looked under locks", "golden moved"] {
+        let home = tempfile::tempdir().unwrap();
+        let store = open(&home);
+        let [(old, _), (new, _)] = [1, 2].map(|own| installed(&home, &store, own));
+        let (name, new) = ("ghcr.io/org/image:moving", *new.layout.digest());
+        let binary = home.path().join("tart");
+        let clones = "#!/bin/sh\ncd \"$TART_HOME\" && mkdir -p vms/$3 \
+            && touch vms/$3/disk.img vms/$3/config.json vms/$3/nvram.bin\n";
+        program(&binary, clones);
+        let tart = Tart::new(binary, home.path());
+        let goldens = Goldens::new("g-".to_owned(), home.path().into(), tart, Metrics::new().0);
+        let goldens = goldens.with_naming_wait(Duration::ZERO);
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().unwrap();
+        let make = move |of| runtime.block_on(goldens.make(name, of, || true));
+        make(*old.layout.digest()).unwrap();
+        // the tag moves: the old golden is removed, and its mark is still there
+        let golden = cache::vm_directory(home.path(), &image::golden_name("g-", name));
+        fs::remove_dir_all(&golden).unwrap();
+        store.want(old.layout.digest(), &[]).unwrap();
+        let make = Rc::new(make);
+        let amid_made = Rc::new(RefCell::new(None));
+        let hook = at_steps({
+            let (make, amid_made) = (make.clone(), amid_made.clone());
+            move |step| {
+                if step == amid {
+                    amid_made.replace(Some(make(new)));
+                }
+                Ok(())
+            }
+        });
+        let now = SystemTime::now() + LATER;
+        assert_eq!(retire(&store, &keep(1), now), [*old.layout.digest()]);
+        drop(hook);
+        make(new).unwrap();
+        let marked = fs::read_to_string(marks(&home).join(image::golden_name("g-", name)));
+        assert!(marked.unwrap().starts_with(&new.to_string()) && golden.is_dir());
+        let made = amid_made.take();
+        assert!(matches!(made, Some(Err(GoldenError::Lock(_)))), "{made:?}");
     }
 }
 
