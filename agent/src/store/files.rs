@@ -22,7 +22,7 @@ use std::{
 
 use proto::{
     ChunkIndex, Digest, Layout,
-    image::{ContentSpec, Format, Place},
+    image::{ContentSpec, Format, MAX_MANIFEST_BYTES, Place},
 };
 
 use super::{
@@ -322,6 +322,14 @@ pub(super) enum Where {
     Blob,
 }
 
+/// Whether the bytes of this file are the manifest with this digest.
+fn is_manifest(path: &Path, image: &Digest) -> bool {
+    let found = fs::symlink_metadata(path);
+    let is_small =
+        found.is_ok_and(|found| found.is_file() && found.len() <= MAX_MANIFEST_BYTES as u64);
+    is_small && fs::read(path).is_ok_and(|bytes| Digest::of(&bytes) == *image)
+}
+
 /// Sizes of an image's files, by its layout.
 #[derive(Debug)]
 struct Sizes {
@@ -423,7 +431,8 @@ impl ImageFiles {
         paths.collect()
     }
 
-    /// Whether a directory holds all files of one of the bodies. tart finds a stacked image by its manifest, too.
+    /// Whether a directory holds all files of one of the bodies. tart finds a stacked image, and the files that it refers
+    /// to, by its manifest, too: with another manifest it can't be cloned, and tart may collect its files.
     pub(super) fn lie_in(&self, directory: &Path) -> bool {
         let paths = self.disk_paths(directory);
         let bodies = self.bodies.read().unwrap_or_else(PoisonError::into_inner);
@@ -431,7 +440,8 @@ impl ImageFiles {
         let needs_manifest =
             self.layout.format() == Format::Stacked && directory != self.directory.join(IMAGE);
         bodies.any(|body| body.lies_in(directory, &paths, &self.sizes))
-            && (!needs_manifest || directory.join(cache::MANIFEST).is_file())
+            && (!needs_manifest
+                || is_manifest(&directory.join(cache::MANIFEST), self.layout.digest()))
     }
 
     /// Puts these files of the disk in the places of the bodies' own.

@@ -251,7 +251,7 @@ fn a_file_that_isnt_what_the_manifest_says_goes_nowhere() {
 #[test]
 fn an_image_isnt_there_without_any_of_its_files() {
     type Harm = fn(&TempDir, &Sample);
-    let harms: [Harm; 4] = [
+    let harms: [Harm; 6] = [
         |home, sample| fs::remove_file(&files(home, sample)[1].0).unwrap(),
         |home, sample| {
             let (path, bytes) = &files(home, sample)[2];
@@ -266,6 +266,17 @@ fn an_image_isnt_there_without_any_of_its_files() {
         |home, sample| {
             let record = image_dir(home, "ghcr.io/org/image", sample);
             fs::remove_file(record.join(cache::MANIFEST)).unwrap();
+        },
+        // tart parses it to clone the image, and to see which files the image refers to
+        |home, sample| {
+            let record = image_dir(home, "ghcr.io/org/image", sample);
+            fs::write(record.join(cache::MANIFEST), "").unwrap();
+        },
+        |home, sample| {
+            let record = image_dir(home, "ghcr.io/org/image", sample);
+            let mut other = sample.manifest.clone();
+            *other.last_mut().unwrap() = b' ';
+            fs::write(record.join(cache::MANIFEST), other).unwrap();
         },
     ];
     for harm in harms {
