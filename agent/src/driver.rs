@@ -82,7 +82,7 @@ use crate::{
     registries::Origin,
     retention::{Question, Retention},
     session::Heard,
-    store::{Store, Volume, survey::Surveyed},
+    store::{Store, Volume, in_use, survey::Surveyed},
     tart::Fitness,
 };
 
@@ -149,7 +149,9 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
     );
     let mut wishes = parts.mirror.map(|ears| ears.wishes);
     let now = Instant::now();
-    let volume = tokio::task::spawn_blocking(move || parts.store.volume()).await?;
+    let home = parts.config.tart_home.clone();
+    let read = move || (parts.store.volume(), in_use::kept(&home));
+    let (volume, in_use) = tokio::task::spawn_blocking(read).await?;
     let swarm_config = swarm::Config::default();
     let (seed, life) = (random()?, random()?);
     let streams = Streams {
@@ -166,7 +168,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
     };
     let swarm = Swarm::new(parts.me.key(), swarm_config, seed);
     let step_back = parts.config.step_back_load_percent;
-    let retention = Retention::new(parts.config.retention, proto::Moment::START);
+    let retention = Retention::new(parts.config.retention, proto::Moment::START, in_use);
     let (me, cache, metrics) = (
         parts.me.clone(),
         streams.cache.clone(),

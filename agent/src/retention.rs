@@ -2,8 +2,9 @@
 //!
 //! A host's own settings win over the fleet's as a whole. The fleet's rule counts only while a session with the
 //! coordinator lasts in which the coordinator said the rule, and once the rule has stood unchanged for a while. So a
-//! coordinator that lost its state, or was set wrongly for a moment, removes nothing. Which images go is decided by
-//! `store::retire`, by what lies on this host.
+//! coordinator that lost its state, or was set wrongly for a moment, removes nothing. What Pods refer to counts until it
+//! is told anew, also after a restart (`store::in_use` keeps it). Which images go is decided by `store::retire`, by what
+//! lies on this host.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -15,6 +16,11 @@ use proto::{
 use tracing::{info, warn};
 
 pub(crate) use proto::retention::{Rule, RuleError};
+
+/// The first line of a list in a file that has all references.
+const WHOLE: &str = "all";
+/// The first line of a list in a file where there are more.
+const CUT: &str = "more";
 
 /// A host's own settings about old images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +78,29 @@ impl InUse {
             names: names.collect(),
             cut: more || references.next().is_some(),
         }
+    }
+
+    /// Nobody knows which.
+    pub(crate) const fn unknown() -> Self {
+        Self {
+            names: BTreeSet::new(),
+            cut: true,
+        }
+    }
+
+    /// Reads what [`to_text`](Self::to_text) wrote.
+    pub(crate) fn parse(text: &str) -> Self {
+        let mut lines = text.lines().map(str::to_owned);
+        let is_whole = lines.next().is_some_and(|line| line == WHOLE);
+        Self::new(lines, !is_whole)
+    }
+
+    /// A line that says whether there are more, and a line for each place.
+    pub(crate) fn to_text(&self) -> String {
+        let first = if self.cut { CUT } else { WHOLE };
+        let names = self.names.iter().map(String::as_str);
+        let lines = std::iter::once(first).chain(names);
+        lines.flat_map(|line| [line, "\n"]).collect()
     }
 
     /// The name by which something refers to an image that has these names and this digest.
@@ -139,13 +168,13 @@ struct Standing {
 }
 
 impl Retention {
-    /// `now` is when the process began.
-    pub(crate) fn new(own: Own, now: Moment) -> Self {
+    /// `now` is when the process began. `in_use` is what an earlier process was told last.
+    pub(crate) fn new(own: Own, now: Moment, in_use: InUse) -> Self {
         Self {
             own,
             fleets: None,
             is_told: false,
-            in_use: InUse::default(),
+            in_use,
             untold_since: Some(now),
             asked: Asked::Nothing,
         }
@@ -308,7 +337,7 @@ mod tests {
             takes_fleets,
             grace: GRACE,
         };
-        Retention::new(own, Moment::START)
+        Retention::new(own, Moment::START, InUse::default())
     }
 
     fn told(images: u32) -> message::Retention {
@@ -381,6 +410,46 @@ mod tests {
         };
         retention.ordered(start, known);
         assert_eq!(in_force(&retention, start), Some(rule(5)));
+    }
+
+    #[test]
+    fn what_an_earlier_process_was_told_counts_until_it_is_told_anew() {
+        let own = Own {
+            rule: Some(rule(1)),
+            takes_fleets: true,
+            grace: GRACE,
+        };
+        let (start, late) = (Moment::START, Moment::START + GRACE);
+        let told = InUse::new(["ghcr.io/org/a:1".to_owned()], false);
+        let mut retention = Retention::new(own, start, told.clone());
+        // the coordinator is away for longer than the grace
+        assert_eq!(retention.in_force(start).in_use, told);
+        assert_eq!(retention.terms(late).unwrap().in_use, told);
+        retention.ordered(late, message::Retention::default());
+        assert_eq!(retention.terms(late).unwrap().in_use, told);
+        let none = message::Retention {
+            rule: None,
+            in_use: Some(message::InUse::default()),
+        };
+        retention.ordered(late, none);
+        assert_eq!(retention.terms(late).unwrap().in_use, InUse::default());
+    }
+
+    #[test]
+    fn a_list_is_read_as_it_was_written() {
+        let names = ["ghcr.io/Org/a:V1", "r.io:5000/b@sha256:", "r.io/c"];
+        let digest = Digest::of(b"c").to_string();
+        let names = names.map(|name| name.replace("sha256:", &digest));
+        for in_use in [
+            InUse::default(),
+            InUse::unknown(),
+            InUse::new(names.clone(), false),
+            InUse::new(names, true),
+            InUse::new((0..=MAX_IN_USE).map(|n| format!("r.io/a:{n}")), false),
+        ] {
+            assert_eq!(InUse::parse(&in_use.to_text()), in_use);
+        }
+        assert!(InUse::parse("").is_cut() && InUse::parse("r.io/a:1\n").is_cut());
     }
 
     #[test]

@@ -58,6 +58,7 @@ mod earlier;
 mod files;
 mod found;
 pub(crate) mod held;
+pub(crate) mod in_use;
 mod install;
 pub(crate) mod journal;
 mod layers;

@@ -10,8 +10,11 @@ use super::answer::print;
 use crate::{
     cli::Clean,
     config::Config,
-    retention::{InUse, Rule, Terms},
-    store::retire::{Preview, preview},
+    retention::{Rule, Terms},
+    store::{
+        in_use,
+        retire::{Preview, preview},
+    },
 };
 
 /// Shows what the agent would remove. Removes nothing.
@@ -25,10 +28,11 @@ pub(crate) async fn clean(config: &Config, options: &Clean) -> anyhow::Result<bo
         );
     };
     let home = config.tart_home.clone();
-    // what Pods refer to, the running agent alone knows
-    let in_use = InUse::default();
-    let terms = Terms { rule, in_use };
-    let previewed = tokio::task::spawn_blocking(move || preview(&home, &terms, SystemTime::now()));
+    let previewed = tokio::task::spawn_blocking(move || {
+        // the running agent keeps it within a minute
+        let in_use = in_use::kept(&home);
+        preview(&home, &Terms { rule, in_use }, SystemTime::now())
+    });
     let preview = previewed
         .await?
         .with_context(|| format!("looking at images in {}", config.tart_home.display()))?;

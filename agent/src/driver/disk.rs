@@ -32,7 +32,7 @@ use crate::{
     retention::{InForce, Terms},
     shelf::Shelf,
     store::{
-        BeginError, InstallError, Look, Stage, Store, install_as,
+        BeginError, InstallError, Look, Stage, Store, in_use, install_as,
         recipes::{self, NamedRecipe, ReadRecipeError},
         retire::{empty, preview, retire},
         survey::Survey,
@@ -377,6 +377,8 @@ impl Disk {
             let by = terms();
             // another job may have been started before the lock was taken
             if due(&last, &by) {
+                let in_use = lock(&disk.in_force).in_use.clone();
+                in_use::keep(&disk.store, &in_use);
                 disk.store.unguard();
                 retire(&disk.store, &terms, SystemTime::now());
                 empty(&disk.store);
@@ -566,12 +568,18 @@ mod tests {
         run(second);
         run(first);
         assert!(is_here());
+        // and after a restart without a coordinator
+        assert_eq!(in_use::kept(home.path()), rule(&[name]).in_use);
         // the rule is taken back
         disk.heed(rule(&[]));
         let made = disk.retire();
         disk.heed(InForce::default());
         run(made);
         assert!(is_here());
+        assert_eq!(in_use::kept(home.path()), InUse::default());
+        let list = home.path().join(".parbake/in-use");
+        fs::write(&list, [0xff]).unwrap();
+        assert_eq!(in_use::kept(home.path()), InUse::unknown());
         disk.heed(rule(&[]));
         run(disk.retire());
         assert!(!is_here());
