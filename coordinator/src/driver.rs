@@ -676,6 +676,7 @@ impl Driver {
                 host = host.host,
                 %image,
                 needed_bytes = host.needed_bytes,
+                before_bytes = host.before_bytes,
                 free_bytes = host.free_bytes,
                 floor_bytes = host.floor_bytes,
                 "host lacks room by the coordinator's figures"

@@ -1,5 +1,4 @@
-//! The messages of the HTTP API, as JSON: what the coordinator shows and what it is asked. The coordinator and
-//! `parbake` both use these types. Fields are only ever added, and readers of answers ignore unknown fields.
+//! The API's messages, as JSON, for both ends. Fields are only ever added, and readers of answers ignore unknown ones.
 
 use proto::ToldReason;
 use serde::{Deserialize, Serialize};
@@ -553,6 +552,9 @@ pub struct ShortOfRoom {
     pub host: String,
     /// The bytes that the host is predicted to write, at most.
     pub needed_bytes: u64,
+    /// The same of unfinished images that come before this one. 0 from earlier versions, which don't count them.
+    #[serde(default)]
+    pub before_bytes: u64,
     /// The bytes that are free.
     pub free_bytes: u64,
     /// The bytes that have to stay free.

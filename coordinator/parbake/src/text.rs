@@ -243,9 +243,13 @@ pub fn failures(image: &ImageView) -> String {
 pub fn short_of_room(hosts: &[ShortOfRoom]) -> String {
     let mut text = String::new();
     for host in hosts {
+        let before = match host.before_bytes {
+            0 => String::new(),
+            bytes => format!(", {} of images that come before it", Bytes(bytes)),
+        };
         _ = writeln!(
             text,
-            "{} lacks room: {} to store, {} free of which {} have to stay free",
+            "{} lacks room: {} to store{before}, {} free of which {} have to stay free",
             host.host,
             Bytes(host.needed_bytes),
             Bytes(host.free_bytes),
@@ -599,6 +603,7 @@ mod tests {
             let short = |host: String| ShortOfRoom {
                 host,
                 needed_bytes: 140_000_000_000,
+                before_bytes: 0,
                 free_bytes: 96_200_000_000,
                 floor_bytes: 40_000_000_000,
             };

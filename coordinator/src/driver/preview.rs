@@ -7,7 +7,10 @@ use std::{
 };
 
 use proto::{Digest, HostId, image::ContentKind};
-use rollout::prediction::{self, Bound, Content, Moved, Prediction};
+use rollout::{
+    prediction::{self, Bound, Content, Moved, Prediction},
+    stage::sequence::{Urgency, sequence},
+};
 
 use super::{
     ask::StageError,
@@ -136,8 +139,56 @@ impl<'a> Preview<'a> {
         predicted: &Prediction,
     ) -> Result<Vec<ShortOfRoom>, StageError> {
         let written = predicted.hosts.iter().map(|moved| moved.written);
-        let each = selected.iter().zip(written);
+        let before = self.before(want, selected);
+        let each = selected.iter().zip(written).zip(before);
+        let each = each.map(|((host, written), before)| (host, written, before));
         short_of_room(self.members.hosts(), want, each)
+    }
+
+    /// What each of these hosts is predicted to write of unfinished images that come before this one there.
+    fn before(&self, want: &Want, selected: &[HostId]) -> Vec<u64> {
+        let mut before = vec![0_u64; selected.len()];
+        let images = self.staging.images();
+        for other in images.ids().filter_map(|image| images.get(image)) {
+            let numbers = 0..selected.len();
+            let numbers = numbers.filter(|at| self.comes_before(other, want, &selected[*at]));
+            let numbers: Vec<usize> = numbers.collect();
+            let hosts: Vec<HostId> = numbers.iter().map(|at| selected[*at].clone()).collect();
+            if hosts.is_empty() {
+                continue;
+            }
+            let predicted = self.facts(other.want(), &hosts).predict(None);
+            for (at, moved) in numbers.iter().zip(&predicted.hosts) {
+                before[*at] = before[*at].saturating_add(moved.written);
+            }
+        }
+        before
+    }
+
+    /// Whether a host is to finish another image before this one, which is asked for now.
+    fn comes_before(&self, other: &Wanted, want: &Want, host: &HostId) -> bool {
+        let (image, theirs) = (want.digest(), other.want().digest());
+        let known = self.members.hosts().get(host);
+        let is_there = known.is_some_and(|known| known.is_present(&theirs));
+        // an image whose names are all asked for as this one's isn't wanted any more
+        let is_over = other.want().references.is_subset(&want.references);
+        if theirs == image || is_there || is_over || !other.selects(host) {
+            return false;
+        }
+        let Some(urgency) = other.urgency(host) else {
+            return false;
+        };
+        let wanted = self.staging.images().get(&image);
+        let before = wanted.and_then(|wanted| wanted.urgency(host));
+        let before = before.unwrap_or(Urgency {
+            asked_ms: u64::MAX,
+            ..Urgency::default()
+        });
+        let ours = Urgency {
+            priority: want.priority.unwrap_or(before.priority),
+            ..before
+        };
+        sequence([(image, ours), (theirs, urgency)]).first() == Some(&theirs)
     }
 
     /// What is kept for each want whose staging has just begun.

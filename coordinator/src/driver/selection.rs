@@ -40,20 +40,20 @@ pub(super) fn selected(
 }
 
 /// The selected hosts that, by their own reports, have too little room for an image. Each of them is given with the
-/// bytes that it is predicted to write, which is the space that it takes. A host that has reported no volume yet isn't
-/// among the answer.
+/// bytes that it is predicted to write, which is the space that it takes: of this image, and of unfinished ones that
+/// come before this one. A host that has reported no volume yet isn't among the answer.
 ///
 /// # Errors
 /// When none of the hosts could ever hold the image.
 pub(super) fn short_of_room<'a>(
     hosts: &Hosts,
     want: &Want,
-    selected: impl ExactSizeIterator<Item = (&'a HostId, u64)>,
+    selected: impl ExactSizeIterator<Item = (&'a HostId, u64, u64)>,
 ) -> Result<Vec<ShortOfRoom>, StageError> {
     let image = want.digest();
     let whole = want.layout.disk_bytes();
     let (mut short, mut hopeless, count) = (Vec::new(), 0, selected.len());
-    for (host, needed_bytes) in selected {
+    for (host, needed_bytes, before_bytes) in selected {
         let Some(known) = hosts.get(host) else {
             continue;
         };
@@ -63,10 +63,12 @@ pub(super) fn short_of_room<'a>(
         if known.is_present(&image) {
             continue;
         }
-        if volume.free_bytes.saturating_sub(volume.floor_bytes) < needed_bytes {
+        let free_bytes = volume.free_bytes.saturating_sub(volume.floor_bytes);
+        if free_bytes.saturating_sub(before_bytes) < needed_bytes {
             short.push(ShortOfRoom {
                 host: host.to_string(),
                 needed_bytes,
+                before_bytes,
                 free_bytes: volume.free_bytes,
                 floor_bytes: volume.floor_bytes,
             });
@@ -161,7 +163,7 @@ mod tests {
         ]);
         let short = |names: &[&str]| {
             let selected: Vec<HostId> = names.iter().map(|name| id(name)).collect();
-            let each = selected.iter().map(|host| (host, needs));
+            let each = selected.iter().map(|host| (host, needs, 0));
             let short = short_of_room(&hosts, &image, each);
             short.map(|short| short.into_iter().map(|one| one.host).collect::<Vec<_>>())
         };
@@ -173,6 +175,21 @@ mod tests {
             short(&["small"]),
             Err(StageError::NowhereFits { .. })
         ));
+    }
+
+    #[test]
+    fn what_images_before_it_will_write_is_no_room() {
+        let image = want("image", 1, 1 << 20);
+        let needs = image.layout.disk_bytes();
+        let (hosts, host) = (fleet(&[("a", 9 * needs, 2 * needs + 7, 7)]), id("a"));
+        let short = |before| {
+            let each = [(&host, needs, before)].into_iter();
+            short_of_room(&hosts, &image, each).unwrap().pop()
+        };
+        assert_eq!(short(needs), None);
+        for before in [needs + 1, u64::MAX] {
+            assert_eq!(short(before).unwrap().before_bytes, before);
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use proto::{Digest, HostId};
-use rollout::stage::Event;
+use rollout::stage::{Event, sequence::Urgency};
 
 /// See the [module](self).
 #[derive(Debug, Default)]
@@ -101,6 +101,16 @@ impl Ranking {
         let asked = sides.operators.then(|| self.asked.unwrap_or(0));
         let placed = sides.cluster.then_some(self.placed);
         asked.into_iter().chain(placed).max().unwrap_or(0)
+    }
+
+    /// How urgent the image is on this host, as the plan was told. `None`: the plan doesn't know the image.
+    pub(super) fn urgency(&self, host: &HostId) -> Option<Urgency> {
+        let told = self.told.as_ref()?;
+        Some(Urgency {
+            awaited: told.awaited.contains(host),
+            priority: told.priority,
+            asked_ms: told.asked_ms,
+        })
     }
 
     /// The priority that counts, as the plan was told.

@@ -14,7 +14,7 @@ use proto::{
 };
 use rollout::{
     names::Wanted as Sum,
-    stage::{Event, event as word},
+    stage::{Event, event as word, sequence::Urgency},
 };
 use tracing::info;
 
@@ -284,6 +284,11 @@ impl Wanted {
     pub(in crate::driver) fn selects(&self, host: &HostId) -> bool {
         let hosts = self.want.hosts.as_ref();
         self.planned && hosts.is_none_or(|hosts| hosts.contains(host))
+    }
+
+    /// How urgent the image is on this host. `None` while it is wanted nowhere.
+    pub(in crate::driver) fn urgency(&self, host: &HostId) -> Option<Urgency> {
+        self.ranking.urgency(host)
     }
 
     /// Whether the image is paused on this host.

@@ -3,7 +3,7 @@
 use proto::message::{Report, StageState};
 
 use super::*;
-use crate::view::{ImageView, StagingBytes};
+use crate::view::{ImageView, ShortOfRoom, StagingBytes};
 
 fn shown(world: &World, image: &Digest) -> ImageView {
     world.view.borrow().images[image].as_ref().clone()
@@ -245,4 +245,81 @@ fn a_host_lacks_room_only_for_what_it_will_write() {
         assert_eq!(short(clones, needs), None);
         assert_eq!(short(clones, needs - 1), Some(needs));
     }
+}
+
+/// What the first host lacks for an image, by the plan.
+fn planned(world: &mut World, want: &Want) -> Option<ShortOfRoom> {
+    let (reply, mut answer) = oneshot::channel();
+    let want = Box::new(want.clone());
+    let preview = Ask::Preview { want, reply };
+    world.driver.apply(Input::Asked(preview));
+    let plan = answer.try_recv().unwrap().unwrap();
+    plan.hosts[0].short_of_room.clone()
+}
+
+#[test]
+fn a_host_needs_room_for_unfinished_images_that_come_before_too() {
+    const HELD: u64 = 1_000;
+    let raw: u64 = (1 << 20) + 2 * 10;
+    let world = |free_bytes| {
+        let mut world = World::new();
+        let mut hello = World::hello();
+        if let Some(volume) = &mut hello.volume {
+            volume.free_bytes = free_bytes;
+        }
+        let (a, orders) = world.open("a", hello);
+        ask(&mut world, &want("first", 1, 1 << 20));
+        (world, a, orders)
+    };
+    let lacks = |world: &mut World, want: &Want| {
+        planned(world, want).map(|short| (short.needed_bytes, short.before_bytes))
+    };
+    let first = want("first", 1, 1 << 20);
+    let second = Want {
+        wanted_at: first.wanted_at + 1,
+        ..want("second", 1, 1 << 20)
+    };
+    for (free_bytes, short) in [(2 * raw, None), (2 * raw - 1, Some((raw, raw)))] {
+        let (mut world, _, _orders) = world(free_bytes);
+        assert_eq!(lacks(&mut world, &second), short);
+        ask(&mut world, &second);
+        assert_eq!(lacks(&mut world, &second), short);
+        assert_eq!(lacks(&mut world, &first), None, "it comes first");
+    }
+
+    // what a host has of the first image is written already
+    let (mut world, a, _orders) = world(2 * raw - HELD);
+    let half = message::ImageState {
+        held_bytes: HELD,
+        ..state(&first, StageState::Staging, NOTHING)
+    };
+    reports(&mut world, ("a", a), half);
+    assert_eq!(lacks(&mut world, &second), None);
+}
+
+#[test]
+fn images_that_are_there_come_later_or_give_their_names_away_need_no_room_before() {
+    let raw: u64 = (1 << 20) + 2 * 10;
+    let mut world = World::new();
+    let mut hello = World::hello();
+    if let Some(volume) = &mut hello.volume {
+        volume.free_bytes = raw;
+    }
+    let (a, _a) = world.open("a", hello);
+    let (first, second) = (want("first", 1, 1 << 20), want("second", 1, 1 << 20));
+    ask(&mut world, &first);
+    assert_eq!(planned(&mut world, &second).unwrap().before_bytes, raw);
+    let urgent = Want {
+        priority: Some(1),
+        ..second.clone()
+    };
+    assert_eq!(planned(&mut world, &urgent), None);
+    let next = Want {
+        references: first.references.clone(),
+        ..second.clone()
+    };
+    assert_eq!(planned(&mut world, &next), None);
+    let there = state(&first, StageState::Present, NOTHING);
+    reports(&mut world, ("a", a), there);
+    assert_eq!(planned(&mut world, &second), None);
 }
