@@ -665,6 +665,25 @@ mod tests {
         assert_eq!(text, begin.repeat(30));
     }
 
+    #[test]
+    fn what_comes_before_is_told_where_room_is_lacking() {
+        let lacks = |before_bytes| {
+            short_of_room(&[ShortOfRoom {
+                host: "mini-1".into(),
+                needed_bytes: 30_000_000_000,
+                before_bytes,
+                free_bytes: 50_000_000_000,
+                floor_bytes: 10_000_000_000,
+            }])
+        };
+        assert_eq!(
+            lacks(20_000_000_000),
+            "mini-1 lacks room: 30.0 GB to store, 20.0 GB of images that come before it, \
+             50.0 GB free of which 10.0 GB have to stay free\n"
+        );
+        assert!(!lacks(0).contains("before"));
+    }
+
     const HOST: &str = r#"{"host": "", "zone": "", "named": true, "connected": true, "revoked": false,
         "quarantined": false, "address": null, "version": "", "volume": null, "backlog_bytes": 0,
         "upload_bytes_per_second": 0, "blames": 0, "images": [], "why": []}"#;
