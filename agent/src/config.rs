@@ -16,6 +16,7 @@ use self::mirror::MirrorFile;
 pub use self::mirror::{MIRROR_PORT, MirrorConfigError, MirrorSettings, OnTrouble};
 use crate::{
     cli::{Run, Shared},
+    platform::Floor,
     retention::{Own, Rule, RuleError},
 };
 
@@ -25,6 +26,10 @@ use crate::{
 pub const PEER_PORT: u16 = 7471;
 /// The default TCP port for health, metrics and status.
 pub const ADMIN_PORT: u16 = 7472;
+/// The share of the volume that staging leaves free unless the settings say otherwise, in percent. Below it the fleets'
+/// node agent deletes goldens (tuist/tuist of autumn 2026, infra/tart-kubelet/internal/podagent/garbage.go:
+/// defaultGoldenReclaimFreeFloor).
+const FLOOR_PERCENT: u8 = 15;
 /// How long the fleet's rule about old images stands before it counts, unless the settings say otherwise. Whoever set
 /// it wrongly has this long to notice.
 const RETENTION_GRACE_SECONDS: u64 = 600;
@@ -48,10 +53,8 @@ pub struct Config {
     pub admin_names: BTreeSet<String>,
     /// The zone of this host: hosts of one zone prefer each other. Empty for none.
     pub zone: String,
-    /// Share of the volume that staging leaves free, in percent. The default is the share below which the fleets' node
-    /// agent deletes goldens (tuist/tuist of autumn 2026, infra/tart-kubelet/internal/podagent/garbage.go:
-    /// defaultGoldenReclaimFreeFloor).
-    pub floor_percent: u8,
+    /// What staging leaves free of the volume.
+    pub floor: Floor,
     /// Whether space that macOS would purge on demand counts as free.
     pub count_purgeable: bool,
     /// Which old images stay.
@@ -146,6 +149,7 @@ struct File {
     admin_names: BTreeSet<String>,
     zone: String,
     floor_percent: Option<u8>,
+    kept_bytes: u64,
     count_purgeable: bool,
     keep_images: Option<u32>,
     keep_days: Option<u32>,
@@ -184,7 +188,7 @@ impl Config {
             .transpose()?
             .unwrap_or_default();
         let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".tart"));
-        let floor_percent = file.floor_percent.unwrap_or(15);
+        let floor_percent = file.floor_percent.unwrap_or(FLOOR_PERCENT);
         if floor_percent > 90 {
             return Err(ConfigError::Floor(floor_percent));
         }
@@ -215,7 +219,10 @@ impl Config {
                 .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, ADMIN_PORT).into()),
             admin_names: file.admin_names,
             zone: file.zone,
-            floor_percent,
+            floor: Floor {
+                percent: floor_percent,
+                kept_bytes: file.kept_bytes,
+            },
             count_purgeable: file.count_purgeable,
             retention,
             golden_prefix: file.golden_prefix.filter(|prefix| !prefix.is_empty()),
@@ -236,6 +243,25 @@ impl Config {
                 credentials: file.origin.credentials,
             },
         })
+    }
+
+    /// What these settings have a node agent do to the goldens that they have made, in sentences for the log.
+    pub(crate) fn beside_node_agent(&self) -> Vec<&'static str> {
+        let mut warnings = Vec::new();
+        if self.golden_prefix.is_none() {
+            return warnings;
+        }
+        if self.floor.percent < FLOOR_PERCENT {
+            warnings.push(
+                "staging may leave less than 15 % of the volume free, where tart-kubelet deletes goldens: set floor_percent to 15 or more",
+            );
+        }
+        if self.count_purgeable {
+            warnings.push(
+                "what macOS would purge counts as free here and not for tart-kubelet, which may delete goldens: set count_purgeable to false",
+            );
+        }
+        warnings
     }
 }
 
@@ -291,7 +317,7 @@ mod tests {
         let config = load(file, &["run", "--listen", "127.0.0.1:2"]).unwrap();
         assert_eq!(config.tart_home, Path::new("/a"));
         assert_eq!(config.listen.port(), 2);
-        assert_eq!(config.floor_percent, 90);
+        assert_eq!(config.floor.percent, 90);
     }
 
     #[test]
@@ -369,6 +395,33 @@ mod tests {
         ] {
             let error = own(file).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn settings_that_have_a_node_agent_delete_goldens_are_warned_of() {
+        let config = |file: &str| load(file, &["run", "--tart-home", "/a"]).unwrap();
+        let kept = config("kept_bytes = 70000000000").floor;
+        let expected = Floor {
+            percent: 15,
+            kept_bytes: 70_000_000_000,
+        };
+        assert_eq!(kept, expected);
+        let warned = |file: &str| config(file).beside_node_agent().len();
+        let golden = "golden_prefix = 'tuist-golden-'\n";
+        for (settings, expected) in [
+            ("", 0),
+            ("floor_percent = 15", 0),
+            ("floor_percent = 14", 1),
+            ("count_purgeable = true", 1),
+            ("floor_percent = 0\ncount_purgeable = true", 2),
+        ] {
+            assert_eq!(
+                warned(&format!("{golden}{settings}")),
+                expected,
+                "{settings}"
+            );
+            assert_eq!(warned(settings), 0, "nothing makes goldens");
         }
     }
 

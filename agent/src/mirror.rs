@@ -57,7 +57,7 @@ pub(crate) use self::{
 use crate::{
     config::{MirrorSettings, OriginConfig},
     metrics::Metrics,
-    platform,
+    platform::{self, Floor},
     registries::Origin,
 };
 
@@ -126,7 +126,7 @@ pub enum OpenMirrorError {
 pub(crate) async fn open(
     settings: MirrorSettings,
     me: &HostId,
-    floor_percent: u8,
+    floor: Floor,
     origin: Origin,
     metrics: Metrics,
 ) -> Result<Option<(Mirror, Ears)>, OpenMirrorError> {
@@ -151,7 +151,7 @@ pub(crate) async fn open(
     let (directory, host) = (settings.directory.clone(), me.clone());
     let limits = Limits {
         budget_bytes: settings.cache_bytes,
-        floor_percent,
+        floor,
         space: platform::space,
     };
     let opened = tokio::task::spawn_blocking(move || Blobs::open(&directory, &host, limits));
@@ -215,7 +215,14 @@ pub async fn serve_cached(
     ready: tokio::sync::oneshot::Sender<SocketAddr>,
 ) -> Result<(), OpenMirrorError> {
     let (metrics, _) = Metrics::new();
-    let opened = open(settings, me, 0, Origin::new(origin)?, metrics).await?;
+    let opened = open(
+        settings,
+        me,
+        Floor::default(),
+        Origin::new(origin)?,
+        metrics,
+    )
+    .await?;
     let (mirror, ears) = opened.ok_or(OpenMirrorError::Off)?;
     if let Some(address) = mirror.address() {
         // a caller that dropped the receiver doesn't need the address

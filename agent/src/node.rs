@@ -11,7 +11,7 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 use wire::{Credentials, Endpoint, LocalNames, Settings};
 
 use crate::{
@@ -48,7 +48,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let (mirror, ears) = mirror::open(
         config.mirror.clone(),
         &me,
-        config.floor_percent,
+        config.floor,
         origin.clone(),
         metrics.clone(),
     )
@@ -68,6 +68,9 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         coordinator = identity.coordinator(),
         "parbake-agent {} starts", env!("CARGO_PKG_VERSION")
     );
+    for warning in config.beside_node_agent() {
+        warn!("{warning}");
+    }
     let mut tasks = JoinSet::new();
     if config.count_purgeable {
         let following = purgeable::follow(store.clone(), config.tart_home.clone(), stop.clone());
@@ -129,7 +132,8 @@ fn bind(
 async fn open_store(config: &Config, me: &HostId) -> anyhow::Result<Arc<Store>> {
     // an installation that finds tart's lock taken frees its thread, and is tried again
     let options = store::Options {
-        floor_percent: config.floor_percent,
+        floor_percent: config.floor.percent,
+        kept_bytes: config.floor.kept_bytes,
         lock_wait: Duration::ZERO,
         ..store::Options::default()
     };

@@ -313,6 +313,25 @@ pub struct Space {
     pub free_bytes: u64,
 }
 
+/// What staging leaves free of a volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Floor {
+    /// A share of the volume, in percent.
+    pub percent: u8,
+    /// Bytes beside the share.
+    pub kept_bytes: u64,
+}
+
+impl Floor {
+    /// Bytes of a volume of this size that stay free. Where they are free, no less than the share is: it is rounded up.
+    pub(crate) fn bytes(self, total_bytes: u64) -> u64 {
+        let share = u128::from(total_bytes) * u128::from(self.percent.min(100));
+        let share = share.div_ceil(100);
+        let share = u64::try_from(share).unwrap_or(total_bytes);
+        share.saturating_add(self.kept_bytes)
+    }
+}
+
 /// The room on the volume that holds `path`.
 ///
 /// # Errors

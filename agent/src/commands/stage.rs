@@ -44,7 +44,8 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
         .parse::<proto::Reference>()
         .with_context(|| format!("image reference {image} is refused"))?;
     let options = Options {
-        floor_percent: config.floor_percent,
+        floor_percent: config.floor.percent,
+        kept_bytes: config.floor.kept_bytes,
         ..Options::default()
     };
     let store = Store::open_in_background(config.tart_home.clone(), options)

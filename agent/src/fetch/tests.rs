@@ -27,7 +27,7 @@ use crate::{
         blob::Reading as BlobReading,
         blobs::{Blobs, Limits},
     },
-    platform::Space,
+    platform::{Floor, Space},
     shelf::Shelf,
     transfer::Cache,
 };
@@ -114,7 +114,10 @@ impl Host {
         let name: HostId = name.parse().unwrap();
         let limits = Limits {
             budget_bytes: 1 << 30,
-            floor_percent: 10,
+            floor: Floor {
+                percent: 10,
+                kept_bytes: 0,
+            },
             space: roomy,
         };
         let cache = Blobs::open(home.path(), &name, limits).unwrap();

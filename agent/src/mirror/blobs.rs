@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     lock::lock,
-    platform::{self, DirectoryLock, LockError, Space},
+    platform::{self, DirectoryLock, Floor, LockError, Space},
 };
 
 const WHOLE: &str = "whole";
@@ -46,7 +46,7 @@ pub(crate) struct Blobs {
     root: PathBuf,
     common: Arc<Common>,
     budget_bytes: u64,
-    floor_percent: u8,
+    floor: Floor,
     space: fn(&Path) -> io::Result<Space>,
     _lock: DirectoryLock,
     /// Changed by connections and by the driver's jobs. Locked for look-ups, and while a blob's files are made or
@@ -71,8 +71,8 @@ struct Inner {
 pub(crate) struct Limits {
     /// Bytes that all blobs may take together.
     pub(crate) budget_bytes: u64,
-    /// The share of the volume that stays free, in percent.
-    pub(crate) floor_percent: u8,
+    /// What stays free of the volume.
+    pub(crate) floor: Floor,
     /// Reads the volume's room. Tests replace it.
     pub(crate) space: fn(&Path) -> io::Result<Space>,
 }
@@ -136,7 +136,7 @@ impl Blobs {
             root: root.into(),
             common: Arc::new(common),
             budget_bytes: limits.budget_bytes,
-            floor_percent: limits.floor_percent,
+            floor: limits.floor,
             space: limits.space,
             _lock: locked,
             inner: Mutex::default(),
@@ -326,7 +326,7 @@ impl Blobs {
         let mut idle: u64 = inner.idle().map(|blob| blob.size()).sum();
         loop {
             let space = (self.space)(&self.root)?;
-            let floor = space.total_bytes / 100 * u64::from(self.floor_percent.min(100));
+            let floor = self.floor.bytes(space.total_bytes);
             let floor = floor.saturating_add(self.spoken_for_bytes.load(Ordering::Relaxed));
             let fits = inner.bytes.saturating_add(need) <= self.budget_bytes;
             if fits && space.free_bytes >= need.saturating_add(floor) {

@@ -23,7 +23,7 @@ use crate::{
         blob::Reading,
         blobs::{Blobs, Limits},
     },
-    platform::Space,
+    platform::{Floor, Space},
     store::{
         Options, Store,
         sync::failing::SYNCS_LEFT,
@@ -157,7 +157,10 @@ impl Keeper for Mirrored {
     fn open(home: &Path) -> Self {
         let limits = Limits {
             budget_bytes: 1 << 30,
-            floor_percent: 0,
+            floor: Floor {
+                percent: 0,
+                kept_bytes: 0,
+            },
             space: roomy,
         };
         let me = "mac-1".parse().unwrap();

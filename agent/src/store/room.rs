@@ -10,7 +10,10 @@ use std::{
 
 use proto::{Digest, figure::Bytes};
 
-use crate::{lock::lock, platform::Space};
+use crate::{
+    lock::lock,
+    platform::{Floor, Space},
+};
 
 /// How long the system's estimate of purgeable bytes counts. The system is asked every minute, so an estimate ends
 /// after about five questions without an answer.
@@ -138,7 +141,7 @@ pub(super) trait Builder: fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub(super) struct Room {
     home: PathBuf,
-    floor_percent: u8,
+    floor: Floor,
     /// Reads the volume's room. Tests replace it.
     space: fn(&Path) -> io::Result<Space>,
     /// Bytes that a purge would free, and when that was learned. Locked for a look.
@@ -148,14 +151,10 @@ pub(super) struct Room {
 }
 
 impl Room {
-    pub(super) fn new(
-        home: PathBuf,
-        floor_percent: u8,
-        space: fn(&Path) -> io::Result<Space>,
-    ) -> Self {
+    pub(super) fn new(home: PathBuf, floor: Floor, space: fn(&Path) -> io::Result<Space>) -> Self {
         Self {
             home,
-            floor_percent,
+            floor,
             space,
             purgeable: Mutex::default(),
             builders: Mutex::default(),
@@ -177,7 +176,6 @@ impl Room {
             tracing::warn!(home = %self.home.display(), %error, "the volume's room can't be read");
             Space::default()
         });
-        let percent = u64::from(self.floor_percent.min(100));
         let purgeable = lock(&self.purgeable)
             .filter(|(_, since)| since.elapsed() < PURGEABLE_FOR)
             .map_or(0, |(bytes, _)| bytes);
@@ -185,7 +183,7 @@ impl Room {
         Volume {
             total_bytes: space.total_bytes,
             free_bytes: free_bytes.min(space.total_bytes),
-            floor_bytes: space.total_bytes / 100 * percent,
+            floor_bytes: self.floor.bytes(space.total_bytes),
             clones: false,
         }
     }
@@ -263,6 +261,11 @@ mod tests {
         }
     }
 
+    const TENTH: Floor = Floor {
+        percent: 10,
+        kept_bytes: 0,
+    };
+
     fn room() -> Room {
         let space = |_: &Path| {
             Ok(Space {
@@ -270,7 +273,7 @@ mod tests {
                 free_bytes: 500,
             })
         };
-        Room::new("/tart".into(), 10, space)
+        Room::new("/tart".into(), TENTH, space)
     }
 
     #[test]
@@ -293,6 +296,30 @@ mod tests {
         let refused = room.admit(401, &image).unwrap_err();
         assert_eq!((refused.free_bytes, refused.floor_bytes), (500, 100));
         assert_eq!(refused.reserved_bytes, 0);
+    }
+
+    #[test]
+    fn what_is_kept_for_others_stays_free_beside_the_share_which_is_rounded_up() {
+        let of = |percent, kept_bytes| Floor {
+            percent,
+            kept_bytes,
+        };
+        // a node agent deletes goldens below 15 % free: 149.85 bytes of 999
+        assert_eq!(of(15, 0).bytes(999), 150);
+        assert_eq!((of(15, 0).bytes(1_000), of(0, 0).bytes(1_000)), (150, 0));
+        assert_eq!(of(15, 70).bytes(1_000), 220);
+        assert_eq!(of(100, u64::MAX).bytes(u64::MAX), u64::MAX);
+        let space = |_: &Path| {
+            Ok(Space {
+                total_bytes: 1_000,
+                free_bytes: 500,
+            })
+        };
+        let room = Room::new("/tart".into(), of(10, 70), space);
+        let image = Digest::of(b"image");
+        room.admit(330, &image).unwrap();
+        let refused = room.admit(331, &image).unwrap_err();
+        assert_eq!((refused.floor_bytes, refused.lacking_bytes()), (170, 1));
     }
 
     #[test]
@@ -392,7 +419,7 @@ mod tests {
     #[test]
     fn a_volume_that_cannot_be_read_has_no_room() {
         let unread = |_: &Path| Err(io::Error::other("gone"));
-        let room = Room::new("/tart".into(), 10, unread);
+        let room = Room::new("/tart".into(), TENTH, unread);
         assert_eq!(room.volume(), Volume::default());
         assert!(room.admit(1, &Digest::of(b"image")).is_err());
     }

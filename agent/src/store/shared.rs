@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     lock::lock,
-    platform::{self, Space},
+    platform::{self, Floor, Space},
 };
 
 /// A beginning looks for blocks this long.
@@ -44,6 +44,8 @@ const SEARCH_BYTES: u64 = 5 << 20;
 pub struct Options {
     /// The share of the volume that staging leaves free, in percent.
     pub floor_percent: u8,
+    /// Bytes that staging leaves free beside that share.
+    pub kept_bytes: u64,
     /// How long one installation waits for tart to release the lock on a registry's directory. A longer pull is waited
     /// for by installing again.
     pub lock_wait: Duration,
@@ -58,10 +60,20 @@ pub struct Options {
     pub space: fn(&Path) -> io::Result<Space>,
 }
 
+impl Options {
+    fn floor(&self) -> Floor {
+        Floor {
+            percent: self.floor_percent,
+            kept_bytes: self.kept_bytes,
+        }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
             floor_percent: 15,
+            kept_bytes: 0,
             lock_wait: Duration::from_secs(30),
             guard: Duration::from_mins(1),
             search: MAX_SEARCH,
@@ -103,7 +115,7 @@ pub(crate) struct Shared {
 impl Shared {
     pub(super) fn new(home: PathBuf, options: &Options) -> Self {
         Self {
-            room: Room::new(home.clone(), options.floor_percent, options.space),
+            room: Room::new(home.clone(), options.floor(), options.space),
             home,
             lock_wait: options.lock_wait,
             guard: options.guard,

@@ -30,7 +30,10 @@ fn full(_: &Path) -> io::Result<Space> {
 pub(crate) fn open(root: &Path, budget_bytes: u64) -> Blobs {
     let limits = Limits {
         budget_bytes,
-        floor_percent: 10,
+        floor: Floor {
+            percent: 10,
+            kept_bytes: 0,
+        },
         space: roomy,
     };
     Blobs::open(root, &me(), limits).unwrap()
@@ -340,7 +343,10 @@ fn a_full_volume_is_said_and_nothing_is_begun() {
     let dir = tempfile::tempdir().unwrap();
     let limits = Limits {
         budget_bytes: 1 << 40,
-        floor_percent: 10,
+        floor: Floor {
+            percent: 10,
+            kept_bytes: 0,
+        },
         space: full,
     };
     let blobs = Blobs::open(dir.path(), &me(), limits).unwrap();
@@ -393,7 +399,10 @@ fn an_empty_blob_is_whole_at_once_and_another_size_is_refused() {
             &me(),
             Limits {
                 budget_bytes: 1,
-                floor_percent: 0,
+                floor: Floor {
+                    percent: 0,
+                    kept_bytes: 0
+                },
                 space: roomy
             }
         ),
@@ -448,7 +457,7 @@ fn room_that_an_image_will_take_isnt_taken_by_a_blob() {
     let dir = tempfile::tempdir().unwrap();
     let blobs = open(dir.path(), 1 << 39);
     // half of the volume is free, and a tenth has to stay free
-    let room = (1 << 39) - (1 << 40) / 100 * 10;
+    let room = (1 << 39) - (1_u64 << 40).div_ceil(10);
     blobs.leave(dir.path(), room - (3 << 20));
     let refused = blobs.begin(Digest::of(b"large"), (3 << 20) + 1);
     assert!(matches!(refused, Err(BeginError::NoRoom { .. })));
