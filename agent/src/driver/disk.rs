@@ -509,13 +509,14 @@ mod tests {
 
     use super::*;
     use crate::{
+        metrics::Metrics,
         reconcile::Sight,
         retention::InUse,
         store::{
             install,
             tests::{begin, fill, open, ours, sample, stacked::stack},
         },
-        tart::tests::program,
+        tart::{Tart, tests::program},
     };
 
     fn run(work: Option<Work>) {
@@ -644,5 +645,48 @@ mod tests {
                 other => panic!("{version}: {other:?}"),
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_golden_of_a_stacked_image_is_made_where_macos_is_new_enough() {
+        const NAME: &str = "ghcr.io/org/image:1";
+        let home = tempfile::tempdir().unwrap();
+        let store = Arc::new(open(&home));
+        let (path, binary) = (home.path().to_owned(), home.path().join("tart"));
+        // tart clones the image as a stacked VM
+        let clone = "#!/bin/sh\ncd \"$TART_HOME\" && mkdir -p vms/$3 && cd vms/$3 && \
+                     touch config.json nvram.bin manifest.json overlay.asif\n";
+        program(&binary, clone);
+        let tart = Tart::new(binary.clone(), home.path()).with_pause(Duration::from_millis(1));
+        let goldens = Goldens::new("golden-".to_owned(), path.clone(), tart, Metrics::new().0);
+        let goldens = Arc::new(goldens);
+        let macos = home.path().join("macos");
+        let fitness = Arc::new(Fitness::new(binary).with_macos(macos.clone()));
+        let disk = Disk::new(store.clone(), None, Some(goldens.clone()), fitness, path);
+        let sample = stack(1);
+        let (stage, _) = begin(&store, &sample, &[NAME]);
+        fill(&stage, &sample);
+        install(&stage, &[]).unwrap();
+        let image = *sample.layout.digest();
+        let make = async |version: &str| {
+            let key = "<key>ProductVersion</key>";
+            fs::write(&macos, format!("{key}<string>{version}</string>")).unwrap();
+            let placed = vec![NAME.to_owned()];
+            let Ok(Work::Waiting(job)) = disk.make_goldens(image, &stage, placed, Ok(())) else {
+                panic!("nothing is to be made");
+            };
+            let Input::Golden { result, .. } = job.await else {
+                panic!("goldens end in another input");
+            };
+            result
+        };
+        let unfit = make("26.4").await.unwrap_err();
+        assert_eq!(unfit.reason, Reason::NeedsNewerMacos, "{unfit:?}");
+        assert!(!goldens.exists(NAME, image) && !home.path().join("vms").exists());
+        assert_eq!(make("27.0").await, Ok(()));
+        assert!(goldens.exists(NAME, image));
+        let golden = proto::image::golden_name("golden-", NAME);
+        let golden = home.path().join("vms").join(golden);
+        assert!(golden.join("overlay.asif").exists());
     }
 }

@@ -19,8 +19,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::lock::lock;
 
-/// The first tart that has stacked images (tart: Sources/tart/ContentStore.swift is in the main branch of August 2026,
-/// and not in 2.35.0; assumed: the release after that is 2.36).
+/// The first tart that has stacked images (tart: its `pull` and `clone` of them came with commit 4ce8a11 of 12 August
+/// 2026, eight days after tag 2.35.0; assumed: the release after that is 2.36, which had no tag by 18 August 2026).
 const STACKING_TART: Version = Version(2, 36);
 /// The first macOS on which tart makes VMs of stacked images (tart of August 2026, Sources/tart/DiskImageStack.swift:
 /// isSupported).

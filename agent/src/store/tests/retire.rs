@@ -25,11 +25,15 @@ pub(super) fn installed(home: &TempDir, store: &Store, own: u64) -> (Sample, Str
     install(&stage, &[]).unwrap();
     stage.flush().unwrap();
     let digest = sample.layout.digest();
-    let golden = machine(home, &format!("golden-{own}"));
-    fs::create_dir_all(marks(home)).unwrap();
-    let mark = mark(digest, &name, &golden);
-    fs::write(marks(home).join(format!("golden-{own}")), mark).unwrap();
+    make_golden(home, digest, &name, &format!("golden-{own}"));
     (sample, name)
+}
+
+/// A golden of ours, of this reference to an image.
+pub(super) fn make_golden(home: &TempDir, image: &Digest, reference: &str, golden: &str) {
+    let made = machine(home, golden);
+    fs::create_dir_all(marks(home)).unwrap();
+    fs::write(marks(home).join(golden), mark(image, reference, &made)).unwrap();
 }
 
 /// What a golden's mark says of this VM.
@@ -44,7 +48,7 @@ fn mark(image: &Digest, reference: &str, golden: &Path) -> String {
     )
 }
 
-fn marks(home: &TempDir) -> PathBuf {
+pub(super) fn marks(home: &TempDir) -> PathBuf {
     home.path().join(".parbake/goldens")
 }
 
@@ -714,9 +718,7 @@ fn the_golden_of_a_name_that_its_image_lost_goes_by_the_rule_and_the_image_stays
         store
             .want(image.layout.digest(), std::slice::from_ref(&renamed))
             .unwrap();
-        let golden = machine(&home, "golden-2");
-        let text = mark(image.layout.digest(), "ghcr.io/org/image:2", &golden);
-        fs::write(marks(&home).join("golden-2"), text).unwrap();
+        make_golden(&home, image.layout.digest(), &renamed, "golden-2");
         (home, store, image)
     };
     let golden = |home: &TempDir, own: u64| {

@@ -2,13 +2,14 @@
 //! and between any two steps.
 //!
 //! The model is what somebody needs: images that are wanted, or were within the last hour, those that Pods refer
-//! to, and those whose clones are still there. Retiring removes none of these, and nothing that isn't ours.
+//! to, and those whose clones are still there. Retiring removes none of these, and nothing that isn't ours. A release
+//! may only rename an image: the golden of the wanted name stays, and that of the other goes by the same rule alone.
 //! Whatever the store says to be present is there with its true bytes.
 
 use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
 
 use super::{
-    retire::{installed, machine, set_accessed},
+    retire::{installed, machine, make_golden, marks, set_accessed},
     *,
 };
 use crate::{retention::InUse, store::retire::empty};
@@ -20,6 +21,8 @@ const HOUR: Duration = Duration::from_hours(1);
 enum Step {
     /// The image is staged, or wanted again.
     Want(u64),
+    /// A release only renames the image, or names it as before.
+    Rename(u64),
     /// Nobody wants the image any more.
     Cancel(u64),
     /// A VM is cloned from the image's golden.
@@ -50,7 +53,7 @@ enum Disturbance {
     Prune(u64),
     /// tart removes links that lead nowhere, and records that nothing names.
     Collect,
-    /// A node agent drops the image's golden.
+    /// A node agent drops the image's goldens.
     Drop(u64),
 }
 
@@ -71,6 +74,7 @@ fn step() -> impl Strategy<Value = Step> {
     ];
     prop_oneof![
         4 => image.clone().prop_map(Step::Want),
+        3 => image.clone().prop_map(Step::Rename),
         5 => image.clone().prop_map(Step::Cancel),
         2 => image.clone().prop_map(Step::Clone),
         2 => Just(Step::Delete),
@@ -90,16 +94,61 @@ struct World {
     /// The time beyond the clock's.
     passed: Duration,
     wanted: BTreeSet<u64>,
+    /// Images that are wanted by their second name, or were last.
+    renamed: BTreeSet<u64>,
     /// When each image was last wanted or cloned from.
     used: BTreeMap<u64, SystemTime>,
-    /// VMs that were cloned, in this order, each with its image.
-    clones: Vec<(PathBuf, u64)>,
+    /// When each golden was made, or last cloned.
+    goldens: BTreeMap<Golden, SystemTime>,
+    /// VMs that were cloned, in this order, each with its golden.
+    clones: Vec<(PathBuf, Golden)>,
+    /// Images to whose first names Pods refer.
     pods: BTreeSet<u64>,
     made: u64,
 }
 
+/// A golden of an image: of its first name, or of its second one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Golden {
+    image: u64,
+    renamed: bool,
+}
+
+impl Golden {
+    /// The goldens that an image may have.
+    const fn both(image: u64) -> [Self; 2] {
+        let first = Self {
+            image,
+            renamed: false,
+        };
+        let second = Self {
+            image,
+            renamed: true,
+        };
+        [first, second]
+    }
+
+    fn tag(self) -> String {
+        let end = if self.renamed { "-renamed" } else { "" };
+        format!("{}{end}", self.image)
+    }
+
+    fn reference(self) -> String {
+        format!("ghcr.io/org/image:{}", self.tag())
+    }
+
+    fn name(self) -> String {
+        format!("golden-{}", self.tag())
+    }
+
+    fn directory(self, home: &Path) -> PathBuf {
+        cache::vm_directory(home, &self.name())
+    }
+}
+
 fn name(image: u64) -> String {
-    format!("ghcr.io/org/image:{image}")
+    let renamed = false;
+    Golden { image, renamed }.reference()
 }
 
 /// An image of the model; 9 is the one that tart pulled.
@@ -113,10 +162,6 @@ fn digest(image: u64) -> Digest {
     *known(image).layout.digest()
 }
 
-fn golden(home: &Path, image: u64) -> PathBuf {
-    cache::vm_directory(home, &format!("golden-{image}"))
-}
-
 fn record(home: &Path, image: u64) -> PathBuf {
     let repository = home.join("cache/OCIs/ghcr.io/org/image");
     repository.join(digest(image).to_string())
@@ -126,7 +171,11 @@ fn record(home: &Path, image: u64) -> PathBuf {
 fn disturb(home: &Path, disturbance: Disturbance) {
     match disturbance {
         Disturbance::Prune(image) => drop(fs::remove_dir_all(record(home, image))),
-        Disturbance::Drop(image) => drop(fs::remove_dir_all(golden(home, image))),
+        Disturbance::Drop(image) => {
+            for golden in Golden::both(image) {
+                drop(fs::remove_dir_all(golden.directory(home)));
+            }
+        }
         Disturbance::Collect => {
             let repository = home.join("cache/OCIs/ghcr.io/org/image");
             let entries = fs::read_dir(&repository).into_iter().flatten().flatten();
@@ -164,7 +213,9 @@ impl World {
             store: Some(store),
             passed: Duration::ZERO,
             wanted: BTreeSet::new(),
+            renamed: BTreeSet::new(),
             used: BTreeMap::new(),
+            goldens: BTreeMap::new(),
             clones: Vec::new(),
             pods: BTreeSet::new(),
             made: 0,
@@ -193,6 +244,21 @@ impl World {
         self.used.insert(image, now);
     }
 
+    /// A golden that was just made has the time that it is in the model.
+    fn note_golden(&mut self, golden: Golden) {
+        let now = self.now();
+        let mark = marks(&self.home).join(golden.name());
+        let mark = fs::File::options().write(true).open(mark).unwrap();
+        mark.set_modified(now).unwrap();
+        self.goldens.insert(golden, now);
+    }
+
+    /// The golden of the name by which an image is wanted, or was last.
+    fn current(&self, image: u64) -> Golden {
+        let renamed = self.renamed.contains(&image);
+        Golden { image, renamed }
+    }
+
     fn is_here(&self, image: u64) -> bool {
         record(&self.home(), image).is_dir()
     }
@@ -200,14 +266,17 @@ impl World {
     fn apply(&mut self, step: &Step) {
         match *step {
             Step::Want(image) => {
-                if !self.is_here(image) || !golden(&self.home(), image).is_dir() {
+                self.renamed.remove(&image);
+                let golden = self.current(image);
+                if !self.is_here(image) || !golden.directory(&self.home()).is_dir() {
                     installed(&self.home, self.store(), image);
-                } else {
-                    self.store().want(&digest(image), &[name(image)]).unwrap();
+                    self.note_golden(golden);
                 }
+                self.store().want(&digest(image), &[name(image)]).unwrap();
                 self.wanted.insert(image);
                 self.note(image);
             }
+            Step::Rename(image) => self.rename(image),
             Step::Cancel(image) => {
                 if self.wanted.remove(&image) {
                     self.store().want(&digest(image), &[]).unwrap();
@@ -215,13 +284,16 @@ impl World {
                 }
             }
             Step::Clone(image) => {
-                let golden = golden(&self.home(), image);
-                if golden.is_dir() {
-                    set_accessed(&golden, self.now());
-                    self.used.insert(image, self.now());
+                let golden = self.current(image);
+                let directory = golden.directory(&self.home());
+                if directory.is_dir() {
+                    let now = self.now();
+                    set_accessed(&directory, now);
+                    self.used.insert(image, now);
+                    self.goldens.insert(golden, now);
                     self.made += 1;
                     let clone = machine(&self.home, &format!("vm-{}", self.made));
-                    self.clones.push((clone, image));
+                    self.clones.push((clone, golden));
                 }
             }
             Step::Delete => {
@@ -250,6 +322,26 @@ impl World {
         self.look();
     }
 
+    /// An image that is wanted is wanted by its other name alone, and has a golden of that.
+    fn rename(&mut self, image: u64) {
+        if !self.wanted.contains(&image) || !self.is_here(image) {
+            return;
+        }
+        if !self.renamed.remove(&image) {
+            self.renamed.insert(image);
+        }
+        let golden = self.current(image);
+        let (digest, reference) = (digest(image), golden.reference());
+        self.store()
+            .want(&digest, std::slice::from_ref(&reference))
+            .unwrap();
+        if !golden.directory(&self.home()).is_dir() {
+            make_golden(&self.home, &digest, &reference, &golden.name());
+            self.note_golden(golden);
+        }
+        self.note(image);
+    }
+
     fn retire(
         &self,
         keep: Option<u32>,
@@ -264,10 +356,9 @@ impl World {
         };
         let registry = home.join("cache/OCIs/ghcr.io");
         let lock = locked.then(|| platform::lock_directory(&registry, Duration::ZERO).unwrap());
+        let least = days.map_or(HOUR, |days| 24 * days * HOUR);
         let before: Vec<bool> = (1..=IMAGES).map(|image| self.is_here(image)).collect();
-        let goldens: Vec<bool> = (1..=IMAGES)
-            .map(|image| golden(&home, image).is_dir())
-            .collect();
+        let goldens = self.goldens_made();
         let happened = Rc::new(RefCell::new((0, false)));
         let hook = at_steps({
             let (happened, home) = (happened.clone(), home.clone());
@@ -299,16 +390,23 @@ impl World {
                     !before[at] || self.is_here(image) || pruned,
                     "image {image} went unsaid"
                 );
-                let there = golden(&home, image).is_dir();
-                assert!(
-                    !goldens[at] || there || dropped,
-                    "golden {image} went unsaid"
-                );
+                let mut went = goldens.iter().filter(|(golden, _)| {
+                    golden.image == image && !golden.directory(&home).is_dir()
+                });
+                if !dropped && let Some((golden, made)) = went.next() {
+                    assert!(went.next().is_none(), "both goldens of image {image} went");
+                    let rested = now.duration_since(self.goldens[golden]).unwrap();
+                    assert!(
+                        keep.unwrap_or(0) <= 1 && rested >= least,
+                        "{golden:?} was used {rested:?} ago"
+                    );
+                    self.assert_lost(*golden, *made);
+                }
                 continue;
             }
             assert!(!self.is_here(image), "image {image} is said to have gone");
             assert!(!self.pods.contains(&image), "a Pod refers to image {image}");
-            let cloned = self.clones.iter().any(|(_, of)| *of == image);
+            let cloned = self.clones.iter().any(|(_, of)| of.image == image);
             assert!(!cloned, "a clone of image {image} is there");
             // of an image that tart pruned only the golden's notes are left
             if !before[at] {
@@ -316,9 +414,35 @@ impl World {
             }
             assert!(!self.wanted.contains(&image), "image {image} is wanted");
             let rested = now.duration_since(self.used[&image]).unwrap();
-            let least = days.map_or(HOUR, |days| 24 * days * HOUR);
             assert!(rested >= least, "image {image} was used {rested:?} ago");
         }
+    }
+
+    /// The goldens that are there, with the times when their directories were made.
+    fn goldens_made(&self) -> BTreeMap<Golden, SystemTime> {
+        let home = self.home();
+        let all = (1..=IMAGES).flat_map(Golden::both);
+        let made = all.filter_map(|golden| {
+            let found = fs::metadata(golden.directory(&home)).ok()?;
+            Some((golden, found.created().unwrap()))
+        });
+        made.collect()
+    }
+
+    /// A golden that went alone is of a name that its wanted image lost, and nobody needs it.
+    fn assert_lost(&self, golden: Golden, made: SystemTime) {
+        let image = golden.image;
+        assert!(self.wanted.contains(&image), "{golden:?} went unsaid");
+        assert_ne!(golden, self.current(image), "its name is wanted");
+        let refers = !golden.renamed && self.pods.contains(&image);
+        assert!(!refers, "a Pod refers to {golden:?}");
+        // a clone of a golden before it, which somebody dropped, is none of this one
+        let mut clones = self.clones.iter().filter(|(_, of)| *of == golden);
+        let cloned = clones.any(|(clone, _)| {
+            let found = fs::metadata(clone).unwrap();
+            found.created().unwrap() >= made
+        });
+        assert!(!cloned, "a clone of {golden:?} is there");
     }
 
     /// Nothing of others went, and whatever is said to be present is there.
@@ -331,13 +455,11 @@ impl World {
                 assert_installed(&fs::canonicalize(tag).unwrap(), known(image));
             }
         }
-        for (clone, image) in &self.clones {
-            assert!(clone.is_dir(), "the clone of image {image} went");
+        for (clone, golden) in &self.clones {
+            assert!(clone.is_dir(), "the clone of {golden:?} went");
         }
-        assert!(
-            golden(&self.home(), 9).is_dir(),
-            "a VM that isn't ours went"
-        );
+        let theirs = cache::vm_directory(&self.home(), "golden-9");
+        assert!(theirs.is_dir(), "a VM that isn't ours went");
         let pulled = record(&self.home(), 9).join(cache::DISK);
         assert_eq!(fs::read(pulled).unwrap(), b"theirs");
     }
