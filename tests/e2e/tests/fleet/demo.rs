@@ -221,3 +221,22 @@ fn what_a_release_of_disks_in_files_moves_is_printed_with_a_recipe_and_without()
         }
     }
 }
+
+#[test]
+fn a_stacked_image_is_staged_and_then_the_flat_one_that_follows_it() {
+    let output = Command::new(env!("CARGO_BIN_EXE_demo"))
+        .args(["--hosts", "2", "--timeout", "120", "--json"])
+        .args(["--size", "16MiB", "--layer-size", "4MiB"])
+        .args(["--stacked", "--releases", "2"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let story = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{story}");
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["all_verified"], true, "{answer}");
+    assert_eq!(answer["verified_hosts"], 2, "{answer}");
+    let releases = answer["releases"].as_array().unwrap();
+    assert_eq!(releases.len(), 1, "{answer}");
+    assert_eq!(releases[0]["all_verified"], true, "{answer}");
+}
