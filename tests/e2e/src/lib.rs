@@ -20,4 +20,5 @@ pub mod site;
 pub mod stand_in;
 pub mod tart_client;
 pub mod tart_home;
+pub mod tart_script;
 pub mod world;

@@ -31,7 +31,7 @@ use crate::{
     image::{GeneratedImage, ImageSpec},
     registry::{self, Registry},
     runners::{self, Checker, Manners, Rule, Runners},
-    site, tart_home,
+    site, tart_home, tart_script,
 };
 
 /// Longer than any wait takes on a busy machine; a wait ends as soon as its condition holds.
@@ -62,6 +62,8 @@ pub struct Setup {
     pub chart: Option<&'static str>,
     /// Whether there are RunnerPools from the start.
     pub pools: bool,
+    /// Whether agents make goldens, by a program that stands in for tart.
+    pub goldens: bool,
 }
 
 impl Setup {
@@ -76,6 +78,7 @@ impl Setup {
             flags: Vec::new(),
             chart: None,
             pools: true,
+            goldens: false,
         }
     }
 }
@@ -135,7 +138,15 @@ impl World {
             let token = bind(&client, &chart).await?;
             api.kubeconfig_for(&token, &kubeconfig)?;
         }
+        let agent_settings = match setup.goldens {
+            true => format!(
+                "golden_prefix = 'golden-'\ntart_binary = '{}'\n",
+                tart_script::write(dir.path())?.display()
+            ),
+            false => String::new(),
+        };
         let options = Options {
+            agent_settings,
             kubeconfig: Some(kubeconfig.clone()),
             run_arguments: run_arguments(namespace, "one", &setup),
             ..Options::on_loopback(setup.binary, dir.path(), setup.hosts, registry.addr())
@@ -215,6 +226,14 @@ impl World {
             nvram_bytes: 64 << 10,
             ..ImageSpec::plain(8, 4)
         };
+        self.image_of(tag, &spec)
+    }
+
+    /// An image of this make in the registry, under this tag.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub fn image_of(&self, tag: &str, spec: &ImageSpec) -> anyhow::Result<Image> {
         let blobs = self.dir.path().join(format!("blobs-{tag}"));
         std::fs::create_dir_all(&blobs)?;
         let image = spec.generate(&blobs)?;

@@ -5,7 +5,6 @@
 use std::{
     fs::{self, File, FileTimes},
     io::Write as _,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -16,6 +15,7 @@ use e2e::{
     registry,
     site::{self, PATIENCE, Site},
     tart_home,
+    tart_script::{self, golden},
 };
 use proto::figure::Bytes;
 use rustix::fs::{FlockOperation, fcntl_lock};
@@ -23,33 +23,11 @@ use serde_json::Value;
 
 const DEMO: &str = env!("CARGO_BIN_EXE_demo");
 
-/// A tart that makes VMs of images in its cache, and says that they are there.
-const TART: &str = r#"#!/bin/sh
-case "$1" in
-list) echo "[]" ;;
-delete) rm -r "$TART_HOME/vms/$2" ;;
-get) [ -d "$TART_HOME/vms/$2" ] && echo "{}" ;;
-clone)
-    host=$(echo "${2%%/*}" | sed s/:/%3A/)
-    path=${2#*/}
-    mkdir -p "$TART_HOME/vms"
-    cp -R "$TART_HOME/cache/OCIs/$host/${path%:*}/${path##*:}/." "$TART_HOME/tmp-$$" && mv "$TART_HOME/tmp-$$" "$TART_HOME/vms/$3"
-    ;;
-*) exit 64 ;;
-esac
-"#;
-
 /// Sets the times of a file or directory back: it was read three hours ago, and written an hour before.
 fn age(path: &Path) {
     let ago = |hours| SystemTime::now() - Duration::from_hours(hours);
     let times = FileTimes::new().set_accessed(ago(3)).set_modified(ago(4));
     File::open(path).unwrap().set_times(times).unwrap();
-}
-
-/// The golden of an image.
-fn golden(home: &Path, reference: &str) -> PathBuf {
-    let name = proto::image::golden_name("golden-", reference);
-    home.join("vms").join(name)
 }
 
 /// Starts the coordinator again, with a rule of the fleet: so many images of a repository stay.
@@ -87,9 +65,7 @@ fn dry_run(cluster: &Cluster, arguments: &[&str]) -> (Value, Vec<Vec<String>>) {
 #[test]
 fn a_rule_of_the_fleet_removes_the_third_image_but_for_the_host_that_runs_it() {
     let site = Site::new(registry::Options::default()).unwrap();
-    let tart = site.dir().join("tart");
-    fs::write(&tart, TART).unwrap();
-    fs::set_permissions(&tart, fs::Permissions::from_mode(0o755)).unwrap();
+    let tart = tart_script::write(site.dir()).unwrap();
     let settings = format!(
         "golden_prefix = 'golden-'\ntart_binary = '{}'\nretention_grace_seconds = 1\n",
         tart.display()
@@ -297,4 +273,81 @@ fn a_full_disk_names_the_old_image_that_could_go_and_when_it_went_the_new_one_co
         tart_home::difference(&seen, &by_digest, &new).unwrap(),
         None
     );
+}
+
+#[test]
+fn the_golden_of_a_name_that_its_image_lost_goes_by_the_rule_and_all_else_stays() {
+    let site = Site::new(registry::Options::default()).unwrap();
+    let tart = tart_script::write(site.dir()).unwrap();
+    let settings = format!(
+        "golden_prefix = 'golden-'\ntart_binary = '{}'\nretention_grace_seconds = 1\n",
+        tart.display()
+    );
+    let mut cluster = site.fleet(DEMO, 2, &settings, "").unwrap();
+    let homes: Vec<PathBuf> = cluster
+        .agents()
+        .iter()
+        .map(|agent| agent.tart_home())
+        .collect();
+    // a release that only renames the image
+    let image = site.image(&ImageSpec::plain(8, 1)).unwrap();
+    let [old, new] = ["v1", "v2"].map(|tag| {
+        let name = site.registry.hold("fleet/macos", tag, &image);
+        cluster.stage(&[&name, "--wait"]).unwrap();
+        name
+    });
+    let cancelled = cluster.parbake(&["cancel", &old]).unwrap();
+    assert!(cancelled.status.success(), "{}", said(&cancelled));
+
+    // a golden's mark has the time when it was made
+    let mark = |home: &Path| {
+        let golden = golden(home, &old);
+        home.join(".parbake/goldens")
+            .join(golden.file_name().unwrap())
+    };
+    for home in &homes {
+        age(&mark(home));
+        age(&golden(home, &old));
+    }
+    let goes = [vec!["v1".to_owned()], vec!["v1".to_owned()]];
+    let none = [const { Vec::<String>::new() }; 2];
+    let named = wait_until(PATIENCE, || dry_run(&cluster, &["--keep", "1"]).1 == goes);
+    let (answer, _) = dry_run(&cluster, &["--keep", "1"]);
+    assert!(named, "{answer}");
+    for host in answer["hosts"].as_array().unwrap() {
+        let mut images = host["images"].as_array().unwrap().iter();
+        let going = images.find(|image| image["goes"] == true).unwrap();
+        assert_eq!(going["references"], serde_json::json!([old]));
+        assert_eq!(host["freed_bytes"], 0, "it shares the image's blocks");
+    }
+    // one may stay beside the current, and whoever used it lately has an hour
+    assert_eq!(dry_run(&cluster, &["--keep", "2"]).1, none);
+    let now = FileTimes::new().set_modified(SystemTime::now());
+    for home in &homes {
+        File::open(mark(home)).unwrap().set_times(now).unwrap();
+    }
+    assert_eq!(dry_run(&cluster, &["--keep", "1"]).1, none);
+    for home in &homes {
+        age(&mark(home));
+    }
+
+    retain(&mut cluster, 1);
+    let gone = wait_until(PATIENCE, || {
+        homes.iter().all(|home| !golden(home, &old).exists())
+    });
+    assert!(gone, "{}", dry_run(&cluster, &[]).0);
+    for (at, home) in homes.iter().enumerate() {
+        assert!(!mark(home).exists());
+        assert_eq!(tart_home::difference(home, &new, &image).unwrap(), None);
+        let disk = golden(home, &new).join("disk.img");
+        assert_eq!(image.compare(&disk).unwrap(), None);
+        let is_ready = || {
+            let status = cluster.agent_status(at).unwrap_or_default();
+            let ready = &status["images"][0]["ready_references"];
+            *ready == serde_json::json!([new])
+        };
+        assert!(wait_until(PATIENCE, is_ready), "host {at}");
+    }
+    let (answer, going) = dry_run(&cluster, &[]);
+    assert_eq!(going, none, "{answer}");
 }
