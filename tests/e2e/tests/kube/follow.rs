@@ -12,7 +12,7 @@ use e2e::{
     runners::{self, NAMESPACE},
     world::{Image, Setup, World},
 };
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use kube::{
     Api,
     api::{DeleteParams, Patch, PatchParams, PostParams},
@@ -227,6 +227,58 @@ async fn a_workload_that_is_missing_or_names_no_image_is_named_with_what_to_do()
         .unwrap();
     until_status(&world, "macs", "the object's own image counts", |status| {
         is_staged(status, &old, HOSTS) && degraded(status).0 == "AsExpected"
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(
+    not(api_server),
+    ignore = "needs KUBEBUILDER_ASSETS: a folder with kube-apiserver and etcd"
+)]
+async fn an_object_follows_the_template_of_a_stateful_set() {
+    const HOSTS: usize = 2;
+    let world = World::start(Setup::new(DEMO, HOSTS)).await.unwrap();
+    let (old, new) = (world.image("1", 1).unwrap(), world.image("2", 2).unwrap());
+    let set: StatefulSet = serde_json::from_value(json!({
+        "metadata": { "name": "macs" },
+        "spec": {
+            "serviceName": "macs",
+            "selector": { "matchLabels": { "app": "macs" } },
+            "template": {
+                "metadata": { "labels": { "app": "macs" } },
+                "spec": { "containers": [{ "name": "vm", "image": old.reference }] },
+            },
+        },
+    }))
+    .unwrap();
+    let sets: Api<StatefulSet> = Api::namespaced(world.client.clone(), NAMESPACE);
+    sets.create(&PostParams::default(), &set).await.unwrap();
+    let from = json!({ "kind": "StatefulSet", "name": "macs" });
+    make(
+        &world,
+        "macs",
+        json!({ "imageFrom": from, "completionPolicy": "Always" }),
+    )
+    .await;
+    until_status(&world, "macs", "the image is staged", |status| {
+        is_staged(status, &old, HOSTS)
+    })
+    .await;
+
+    let containers = json!([{ "name": "vm", "image": new.reference }]);
+    let patch = json!({ "spec": { "template": { "spec": { "containers": containers } } } });
+    sets.patch("macs", &PatchParams::default(), &Patch::Strategic(&patch))
+        .await
+        .unwrap();
+    until_status(&world, "macs", "the new image is staged", |status| {
+        is_staged(status, &new, HOSTS) && degraded(status).0 == "AsExpected"
+    })
+    .await;
+    sets.delete("macs", &DeleteParams::default()).await.unwrap();
+    until_status(&world, "macs", "the workload is missing", |status| {
+        let (reason, message) = degraded(status);
+        reason == "ImageFrom" && message.contains("there is no StatefulSet macs")
     })
     .await;
 }
