@@ -12,6 +12,7 @@ use std::{
 };
 
 use e2e::{
+    image::ImageSpec,
     registry::{Fault, Misbehaviour, Target},
     runners::{self, NAMESPACE},
     tart_script,
@@ -338,6 +339,89 @@ async fn each_guest_of_a_node_waits_for_the_image_of_its_own_pool_alone() {
         })
         .await
         .unwrap();
+    world.check().unwrap();
+}
+
+/// Waits until all hosts say that they are to have an image.
+async fn until_wanted(world: &World, image: &Image) {
+    let digest = image.image.digest.to_string();
+    let knows = |host: usize| {
+        let status = tokio::task::block_in_place(|| world.cluster.agent_status(host)).ok()?;
+        let mut images = status["images"].as_array()?.iter();
+        images.any(|of| of["digest"] == digest).then_some(())
+    };
+    let hosts = world.cluster.agents().len();
+    world
+        .until("all hosts are to have it", || async {
+            (0..hosts).try_for_each(&knows)
+        })
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(
+    not(api_server),
+    ignore = "needs KUBEBUILDER_ASSETS: a folder with kube-apiserver and etcd"
+)]
+async fn a_node_that_is_reserved_for_a_pool_has_that_pool_s_image_first() {
+    const HOSTS: usize = 2;
+    const MIB: u64 = 1 << 20;
+    let mut world = World::start(Setup::new(DEMO, HOSTS)).await.unwrap();
+    let old = world.begin("own", 100, HOSTS).await.unwrap();
+    world.rule("second", &old, HOSTS);
+    let spec = pool_spec(&old.reference, HOSTS, 100);
+    runners::add_pool(&world.client, "second", "own", spec)
+        .await
+        .unwrap();
+    world.until_all_run(&old, 2 * HOSTS).await.unwrap();
+    world.until_staged("second", &old, HOSTS).await.unwrap();
+    // the registry divides what it sends between the images that are first somewhere. The later one is half as large:
+    // without the reservation the whole of the other comes before it
+    let image = |tag: &str, mib: u64, seed: u64| {
+        let spec = ImageSpec {
+            nvram_bytes: 64 << 10,
+            ..ImageSpec::incompressible(mib * MIB, MIB, seed)
+        };
+        world.image_of(tag, &spec).unwrap()
+    };
+    let (first, second) = (image("2", 32, 2), image("3", 16, 3));
+
+    // nothing moves before both are wanted
+    world.set(|manners| &manners.dispatches, false);
+    world.registry.limit(Some(4 * MIB));
+    let refusal = Misbehaviour::come_back(503, 1);
+    let fault = world.registry.script(Fault::always(Target::Blobs, refusal));
+    let (plain, reserved) = (0, 1);
+    let host = |at: usize| &world.cluster.agents()[at];
+    reserve(&world, &host(reserved).host, Some("second")).await;
+    world.roll(&first, HOSTS).await.unwrap();
+    until_wanted(&world, &first).await;
+    world.rule("second", &second, HOSTS);
+    let change = json!({ "image": second.reference });
+    runners::change_pool(&world.client, "second", change)
+        .await
+        .unwrap();
+    until_wanted(&world, &second).await;
+    world.registry.clear(fault);
+
+    let came = |at: usize, image: &Image| {
+        let digest = image.image.digest.to_string();
+        let present = host(at).present(|line| line["image"] == digest)?;
+        Some(present.at)
+    };
+    let all = || async {
+        let both = |at| Some((came(at, &first)?, came(at, &second)?));
+        Some([both(plain)?, both(reserved)?])
+    };
+    let [there, here] = world.until("all hosts have both", all).await.unwrap();
+    let apart = |(first, second): (SystemTime, SystemTime)| first.duration_since(second);
+    println!(
+        "the pool's image before the other: {:?}; elsewhere: {:?}",
+        apart(here),
+        apart(there)
+    );
+    assert!(apart(here).is_ok(), "{here:?}");
     world.check().unwrap();
 }
 
