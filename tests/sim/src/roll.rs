@@ -191,6 +191,7 @@ fn run_to_end(world: &mut World) -> Outcome {
         let sampled = matches!(entry.due, Due::Sample);
         let outside = matches!(entry.due, Due::Fault(_) | Due::Autoscale(_));
         take(world, entry.due);
+        let outside = std::mem::take(&mut world.tally.outside) || outside;
         check_places(world, outside);
         if sampled && world.now > world.calm_at {
             let complete = (0..world.pools.len())

@@ -56,8 +56,8 @@ pub(super) struct Used {
 /// How much of a fleet's cap is used.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FleetUsed {
-    /// Pods of all pre-pulls of the fleet that are in flight or being started, or that others are about to delete, with
-    /// slots taken for others.
+    /// Pods of all pre-pulls of the fleet that are in flight or being started, stale ones as well, or that others are
+    /// about to delete, with slots taken for others.
     pub(super) in_flight: u32,
     /// The cap.
     pub(super) cap: u32,
@@ -121,12 +121,12 @@ impl<'a> Budget<'a> {
     }
 
     /// Whether another controller is about to delete this Pod.
-    pub(super) fn gives_way(self, pod: &Pod, prepull: &PrePull) -> bool {
-        self.hosts.gives_way(self.now, pod, prepull, self.config)
+    pub(super) fn gives_way(self, pod: &Pod, state: &PrePullState) -> bool {
+        self.hosts.gives_way(self.now, pod, state, self.config)
     }
 
     /// Whether a living Pod is being started: it is idle and not warm, and nobody drains it.
-    fn is_cold(self, pod: &Pod) -> bool {
+    pub(super) fn is_cold(self, pod: &Pod) -> bool {
         let max_age = self.config.heartbeat_max_age;
         !pod.busy && !pod.operator_drain && !pod.is_warm(self.now, max_age)
     }
@@ -162,22 +162,23 @@ impl<'a> Budget<'a> {
         })
     }
 
-    /// The number of Pods that are being started in a pre-pull that doesn't roll, beyond those that its own cap counts.
-    /// In one that rolls, these are in flight.
+    /// The number of Pods that are being started, beyond those that the pre-pull's own cap counts. Of one that doesn't
+    /// roll, no Pod counts there, and of one that rolls, no stale one that isn't labelled.
     fn starting(self, state: &PrePullState) -> u32 {
-        let prepull = state.prepull();
-        if self.is_rolling(state) {
-            return 0;
-        }
+        let rolling = self.is_rolling(state);
         let counts = |id: &PodId, pod: &Pod| {
-            let slot = self.slots.of(self.now, id);
-            let has_slot = slot.is_some_and(Occupant::is_alive);
-            let goes = self.gives_way(pod, prepull) && !self.is_away(pod);
-            has_slot || goes || self.is_in_flight(pod, prepull, false)
+            let goes = self.gives_way(pod, state) && !self.is_away(pod);
+            let flies = self.is_in_flight(pod, state.prepull(), rolling);
+            self.has_slot(id) || goes || flies
         };
         let pods = self.members(state);
         let cold = pods.filter(|(_, pod)| pod.is_alive() && self.is_cold(pod));
         count(cold.filter(|(id, pod)| !counts(id, pod)))
+    }
+
+    /// Whether a slot is taken for a Pod that is there.
+    fn has_slot(self, id: &PodId) -> bool {
+        self.slots.of(self.now, id).is_some_and(Occupant::is_alive)
     }
 
     /// Whether a Pod runs on a host that is away.
@@ -190,7 +191,15 @@ impl<'a> Budget<'a> {
         let prepull = state.prepull();
         let rolling = self.is_rolling(state);
         let flying = |pod: &Pod| self.is_in_flight(pod, prepull, rolling);
-        let is_away = |pod: &Pod| self.is_away(pod);
+        // a Pod that an operator drains takes no place while it is there, unless the gate let it go
+        let counts_above = |id: &PodId, pod: &Pod| flying(pod) || self.has_slot(id);
+        let is_away = |id: &PodId, pod: &Pod| {
+            self.is_away(pod) && !pod.is_drained() && !counts_above(id, pod)
+        };
+        let goes = |id: &PodId, pod: &Pod| {
+            let is_rest = !pod.is_drained() && !counts_above(id, pod) && !self.is_away(pod);
+            is_rest && self.gives_way(pod, state)
+        };
         let (mut hidden, mut successors) = (0, 0);
         let (mut departed, mut taken, mut overdue) = (0, 0, 0);
         for (pod, occupant) in self.slots.in_prepull(self.now, id) {
@@ -203,9 +212,12 @@ impl<'a> Budget<'a> {
                     );
                 }
                 Occupant::Admitted { .. } | Occupant::Successor => {
-                    let hides = !self.pods.get(pod).is_some_and(flying);
+                    let pod = self.pods.get(pod);
+                    let is_successor = occupant == Occupant::Successor;
+                    let rests = is_successor && pod.is_some_and(Pod::is_drained);
+                    let hides = !rests && !pod.is_some_and(flying);
                     hidden += u32::from(hides);
-                    successors += u32::from(hides && occupant == Occupant::Successor);
+                    successors += u32::from(hides && is_successor);
                 }
             }
         }
@@ -218,16 +230,8 @@ impl<'a> Budget<'a> {
             reserved: hidden + at_most(departed),
             awaited: successors + at_most(taken),
             missing: at_most(overdue),
-            away: count(
-                self.members(state)
-                    .filter(|(_, pod)| is_away(pod) && !flying(pod)),
-            ),
-            giving_way: count(self.members(state).filter(|(id, pod)| {
-                let slot = self.slots.of(self.now, id);
-                let has_slot = slot.is_some_and(Occupant::is_alive);
-                let counts = flying(pod) || is_away(pod) || has_slot;
-                self.gives_way(pod, prepull) && !counts
-            })),
+            away: count(self.members(state).filter(|(id, pod)| is_away(id, pod))),
+            giving_way: count(self.members(state).filter(|(id, pod)| goes(id, pod))),
             cap: self.cap(state, departed.min(lacking)),
             fleet: None,
         }

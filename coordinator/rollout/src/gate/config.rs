@@ -18,11 +18,13 @@ pub struct Config {
     /// A successor should be there within this time. A Pod that the gate took and that has no successor by then is
     /// reported. A Pod that left in flight without the gate keeps its slot for this long.
     pub replacement: Duration,
-    /// The idle Pods of a node that was cordoned less than this long ago are about to be deleted. The runners'
-    /// controllers delete them when they see the node: by a watch, or at the latest after 60 s, and 30 s after a
-    /// failure (tuist/tuist of autumn 2026, infra/runners-controller/controllers/runnerpool_controller.go: Reconcile;
-    /// node_drain.go: reapIdlePodsOnCordonedNodes, enqueueAllRunnerPools). `kubectl drain` evicts as soon as it has
-    /// cordoned. Where nobody did so within this time, nobody does: then these Pods stay, and take no place.
+    /// The idle Pods of a node that was cordoned, or reserved for another pool, less than this long ago are about to be
+    /// deleted. The runners' controllers delete them when they see the node: by a watch, or at the latest after 60 s,
+    /// and 30 s after a failure (tuist/tuist of autumn 2026,
+    /// infra/runners-controller/controllers/runnerpool_controller.go: Reconcile; node_drain.go:
+    /// reapIdlePodsOnCordonedNodes, enqueueAllRunnerPools). `kubectl drain` evicts as soon as it has cordoned. Where
+    /// nobody did so within this time, nobody does (no controller of runners deletes the Pods of other workloads): then
+    /// these Pods stay, and take no place.
     pub reap: Duration,
     /// An owner should know of a new image within this time. If a Pod of another image comes later, the owner follows
     /// something else. This is more than the 30 s for which a watch may be blind.

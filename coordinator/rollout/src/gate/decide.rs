@@ -385,7 +385,7 @@ impl Gate {
             {
                 Left::InFlight { until }
             }
-            () if self.budget().gives_way(pod, state.prepull()) => Left::InFlight { until },
+            () if self.budget().gives_way(pod, state) => Left::InFlight { until },
             () => Left::ByItself { until },
         };
         Some(Occupant::Departed {
@@ -578,10 +578,12 @@ impl Gate {
                 },
             );
         }
+        // where the Pod counts for its fleet itself, its successor takes that place, and no further one
+        let counts = slot.is_some() || self.budget().is_cold(pod);
         if let Some(FleetUsed { in_flight, cap }) = used.fleet
-            && in_flight - own.min(in_flight) >= cap
+            && in_flight >= cap
+            && !counts
         {
-            let in_flight = in_flight - own.min(in_flight);
             return Err(Reason::FleetCapReached { in_flight, cap });
         }
         Ok(admission)

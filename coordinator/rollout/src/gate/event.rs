@@ -74,8 +74,8 @@ pub struct PrePull {
     pub template: Template,
     /// The hosts on which the pre-pull's Pods may run.
     pub hosts: BTreeSet<HostId>,
-    /// Hosts that are reserved for another pool. The reserving controller deletes idle Pods there, outside of our cap,
-    /// and no successor of theirs can return (tuist/tuist of autumn 2026,
+    /// Hosts that are reserved for another pool. The reserving controller deletes idle runners there, outside of our
+    /// cap, and no successor of theirs can return (tuist/tuist of autumn 2026,
     /// infra/runners-controller/controllers/reservation.go: retireIdlePodsOnReservedNode).
     pub reserved: BTreeSet<HostId>,
     /// The fleet that the pre-pull shares with others, if it has one.

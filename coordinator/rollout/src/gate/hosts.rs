@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use proto::{HostId, Moment};
 
-use super::{Config, Phase, Place, Pod, PrePull, Reason, Takes};
+use super::{Config, Phase, Place, Pod, PrePull, Reason, Takes, prepull::PrePullState};
 use crate::presence::{Held, Holdings, Presence};
 
 #[derive(Clone, Copy, Debug)]
@@ -75,23 +75,26 @@ impl Hosts {
         Some(self.presence.of(now, host, &prepull.image, digest, max_age))
     }
 
-    /// Whether this Pod is about to be deleted by another controller: it is idle, on a host that is reserved for
+    /// Whether this Pod is about to be deleted by another controller: it is idle, on a host that was reserved for
     /// another pool (tuist/tuist of autumn 2026, infra/runners-controller/controllers/reservation.go:
-    /// retireIdlePodsOnReservedNode), or whose Node was cordoned a moment ago ([`Config::reap`]).
+    /// retireIdlePodsOnReservedNode), or whose Node was cordoned, a moment ago ([`Config::reap`]).
     pub(super) fn gives_way(
         &self,
         now: Moment,
         pod: &Pod,
-        prepull: &PrePull,
+        state: &PrePullState,
         config: &Config,
     ) -> bool {
         let Place::On(host) = &pod.place else {
             return false;
         };
-        let is_emptied = self.nodes.get(host).is_some_and(|node| {
-            node.takes == Takes::NoneWhileCordoned && now.since(node.since) < config.reap
-        });
-        !pod.busy && pod.is_alive() && (is_emptied || prepull.reserved.contains(host))
+        let is_new = |since: Moment| now.since(since) < config.reap;
+        let is_emptied = self
+            .nodes
+            .get(host)
+            .is_some_and(|node| node.takes == Takes::NoneWhileCordoned && is_new(node.since));
+        let is_reserved = state.reserved_since(host).is_some_and(is_new);
+        !pod.busy && pod.is_alive() && (is_emptied || is_reserved)
     }
 
     /// Whether this Pod's Node isn't Ready, so that nobody knows whether the Pod serves.

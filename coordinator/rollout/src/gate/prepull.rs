@@ -5,10 +5,14 @@
 //! Pod came when the shell saw it first. Each of the two may be late, because each comes by its own watch. So a Pod of
 //! another image that comes within [`Config::owner_lag`] after a change proves nothing lasting.
 
-use alloc::{collections::BTreeSet, string::String, vec::Vec};
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    string::String,
+    vec::Vec,
+};
 use core::time::Duration;
 
-use proto::Moment;
+use proto::{HostId, Moment};
 
 use super::{Before, Config, Pod, PodId, PrePull, Template, status};
 
@@ -19,6 +23,8 @@ const APART: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub(super) struct PrePullState {
     prepull: PrePull,
+    /// Since when each host has been reserved for other pools.
+    reserved_since: BTreeMap<HostId, Moment>,
     /// When the image, or its digest, last changed.
     changed_at: Moment,
     pods: BTreeSet<PodId>,
@@ -49,6 +55,7 @@ struct Lag {
 impl PrePullState {
     pub(super) fn new(now: Moment, prepull: PrePull, pods: BTreeSet<PodId>, alive: usize) -> Self {
         let mut this = Self {
+            reserved_since: BTreeMap::new(),
             changed_at: now,
             pods,
             before: Before::default(),
@@ -59,6 +66,7 @@ impl PrePullState {
             lag: None,
             prepull,
         };
+        this.note_reserved(now);
         this.hear_owner(now);
         this
     }
@@ -113,7 +121,22 @@ impl PrePullState {
             self.lag.take_if(|lag| !lag.said);
         }
         self.prepull = prepull;
+        self.note_reserved(now);
         self.hear_owner(now);
+    }
+
+    /// Since when this host has been reserved for other pools, if it is.
+    pub(super) fn reserved_since(&self, host: &HostId) -> Option<Moment> {
+        self.reserved_since.get(host).copied()
+    }
+
+    fn note_reserved(&mut self, now: Moment) {
+        let reserved = &self.prepull.reserved;
+        self.reserved_since
+            .retain(|host, _| reserved.contains(host));
+        for host in reserved {
+            self.reserved_since.entry(host.clone()).or_insert(now);
+        }
     }
 
     fn hear_owner(&mut self, now: Moment) {

@@ -64,7 +64,7 @@ pub enum Reason {
         in_flight: u32,
         /// Of these, the Pods on Nodes that aren't Ready.
         away: u32,
-        /// Of these, the idle Pods on Nodes that are reserved for another pool, or were cordoned a moment ago: another
+        /// Of these, the idle Pods on Nodes that were reserved for another pool, or cordoned, a moment ago: another
         /// controller deletes them.
         giving_way: u32,
         /// The cap. While Pods are lacking, the cap is less than the pre-pull's share of its replicas.
@@ -233,11 +233,12 @@ pub struct PoolStatus {
     pub awaited: u32,
     /// Of the reserved slots, those of Pods that left so long ago that a successor should be there.
     pub missing: u32,
-    /// Running Pods on Nodes that aren't Ready. Nobody knows whether they serve, so they take up the cap like Pods in
-    /// flight.
+    /// Running Pods on Nodes that aren't Ready, beyond those that count above. Nobody knows whether they serve, so they
+    /// take up the cap like Pods in flight. Pods that an operator drains don't.
     pub away: u32,
-    /// Idle Pods on Nodes that are reserved for another pool, or were cordoned a moment ago. Another controller deletes
-    /// them, so they take up the cap like Pods in flight.
+    /// Idle Pods on Nodes that were reserved for another pool, or cordoned, a moment ago, beyond those that count
+    /// above. Another controller deletes them, so they take up the cap like Pods in flight. Pods that an operator
+    /// drains don't.
     pub giving_way: u32,
     /// Evidence that the owner makes Pods of another image, while that holds up the pre-pull.
     pub lag: Option<Lag>,

@@ -238,8 +238,8 @@ pub(super) fn reason_text(reason: Reason, node: Option<&str>) -> String {
             giving_way,
             cap,
         } => format!(
-            "{} Pods are in flight, {away} are on Nodes that aren't Ready, {giving_way} on Nodes that are reserved for \
-             another pool or were cordoned a moment ago, and the cap is {cap} for all of them",
+            "{} Pods are in flight, {away} are on Nodes that aren't Ready, {giving_way} on Nodes that were reserved \
+             for another pool or cordoned a moment ago, and the cap is {cap} for all of them",
             in_flight.saturating_sub(away + giving_way)
         ),
         Reason::FleetCapReached { in_flight, cap } => format!(

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use proto::Moment;
+use proto::{HostId, Moment};
 use rollout::gate::{self, Heartbeat, OnDeadline, Phase, Place, Reason, Template, Verdict, cap};
 
 use super::{
@@ -19,7 +19,7 @@ const LABEL_LEFT: Duration = Duration::from_secs(90);
 const IDLE_MOST: Duration = Duration::from_secs(180);
 /// An owner that makes Pods makes a successor within this time, and the gate is told of it.
 const MADE_WITHIN: Duration = Duration::from_secs(20);
-/// Whoever empties a cordoned host does so within this time, after the gate was told of it.
+/// Whoever empties a host that was cordoned or reserved does so within this time, after the gate was told of it.
 const EMPTIED_WITHIN: Duration = Duration::from_mins(2);
 /// When owner and pool have had the same image for this long, the gate knows it. Either the owner was read, or the time
 /// has passed in which an owner that can't be read may lag.
@@ -110,9 +110,12 @@ pub(super) fn check_write(world: &mut World, uid: u32, change: Change) {
         });
     }
     let flying: u32 = (0..world.pools.len())
-        .map(|at| in_flight_known(world, at, uid))
+        .map(|at| in_flight_known(world, at, uid) + starting_known(world, at, uid))
         .sum();
-    if let Some(most) = world.fleet_cap.filter(|most| flying + 1 > *most) {
+    // the successor of a Pod that is being started takes no further place
+    let pod = world.pods.get(&uid);
+    let takes = !pod.is_some_and(|pod| pod.successor) && told_warm(world, &facts);
+    if let Some(most) = world.fleet_cap.filter(|most| takes && flying + 1 > *most) {
         world.violated("more in flight than the fleet's cap", || {
             format!("pool {at}: {} after uid {uid}, cap {most}", flying + 1)
         });
@@ -205,14 +208,16 @@ fn taken(world: &World, at: usize) -> u32 {
     let told = world.office.prepulls.get(&at);
     let wanted = told.map_or(pool.replicas, |told| told.replicas.max(pool.replicas));
     let (mut taken, mut alive) = (0_usize, 0_usize);
-    for pod in world
+    for (uid, pod) in world
         .pods
-        .values()
-        .filter(|pod| pod.pool == at && pod.alive())
+        .iter()
+        .filter(|(_, pod)| pod.pool == at && pod.alive())
     {
         alive += 1;
         let drains = pod.admitted && pod.labelled && pod.image != pool.image;
-        taken += usize::from(drains || pod.successor);
+        let told = world.office.pods.get(uid);
+        let rests = told.is_some_and(|(_, facts)| facts.operator_drain);
+        taken += usize::from(drains || pod.successor && !rests);
     }
     let wanted = usize::try_from(wanted).unwrap_or(0);
     let owed = pool.owed.len().min(wanted.saturating_sub(alive));
@@ -370,13 +375,14 @@ fn in_flight_known(world: &World, at: usize, but: u32) -> u32 {
         };
         let counts = if world.images[pod.image].reference == rule.image {
             let known = pod.successor || told.is_some();
+            let rests = pod.operator_drain || told.is_some_and(|(_, told)| told.operator_drain);
             // the gate may not know that a Pod is warm again or works now
-            known && !pod.busy && !pod.operator_drain && !pod.warm(world.now)
-                || told.is_some_and(|(_, facts)| gives_way(world, rule, pod, facts))
+            known && !pod.busy && !rests && !pod.warm(world.now)
+                || told.is_some_and(|(_, facts)| gives_way(world, at, pod, facts))
         } else {
             let labelled =
                 pod.labelled && (pod.admitted || told.is_some_and(|(_, facts)| facts.labelled));
-            let leaves = told.is_some_and(|(_, facts)| gives_way(world, rule, pod, facts));
+            let leaves = told.is_some_and(|(_, facts)| gives_way(world, at, pod, facts));
             labelled || under_way || leaves
         };
         flying += usize::from(counts && *uid != but);
@@ -386,14 +392,55 @@ fn in_flight_known(world: &World, at: usize, but: u32) -> u32 {
     u32::try_from(flying + owed.min(wanted.saturating_sub(alive))).unwrap_or(u32::MAX)
 }
 
-/// Whether the gate knows that another controller will delete this idle Pod.
-fn gives_way(world: &World, rule: &gate::PrePull, pod: &Pod, told: &gate::Pod) -> bool {
-    let idle = !pod.busy && !told.busy && told.is_alive();
-    let is_emptied = |host| {
-        let since = world.office.cordoned.get(host);
-        since.is_some_and(|since| world.now.since(*since) < EMPTIED_WITHIN)
+/// The number of a pool's stale Pods that are being started, as the gate knows, and that count for nothing else: for
+/// their pool's cap they don't, for their fleet's they do.
+fn starting_known(world: &World, at: usize, but: u32) -> u32 {
+    let Some(rule) = world.office.prepulls.get(&at) else {
+        return 0;
     };
-    let leaves = |host| rule.reserved.contains(host) || is_emptied(host);
+    let pods = world.pods.iter();
+    let starting = pods.filter(|(uid, pod)| {
+        let stale = world.images[pod.image].reference != rule.image;
+        let cold = pod.alive() && !pod.busy && !pod.labelled && !pod.warm(world.now);
+        let is_counted = || {
+            let is_written = world.office.writes.contains_key(uid);
+            let told = world.office.pods.get(uid);
+            is_written
+                || told.is_none_or(|(_, told)| told.labelled || is_rest(world, at, pod, told))
+        };
+        pod.pool == at && **uid != but && stale && cold && !is_counted()
+    });
+    u32::try_from(starting.count()).unwrap_or(u32::MAX)
+}
+
+/// Whether a Pod counts for nothing, as the gate knows, or because others delete it.
+fn is_rest(world: &World, at: usize, pod: &Pod, told: &gate::Pod) -> bool {
+    let out = told.busy || told.operator_drain || !told.is_alive();
+    out || gives_way(world, at, pod, told)
+}
+
+/// Whether a Pod waits for work, as the gate was told.
+fn told_warm(world: &World, told: &gate::Pod) -> bool {
+    told.phase == Phase::Running
+        && match told.heartbeat {
+            Heartbeat::Absent => true,
+            Heartbeat::Polling(seen) => world.now.since(seen) < Duration::from_mins(5),
+            Heartbeat::Other => false,
+        }
+}
+
+/// Whether the gate knows that another controller will delete this idle Pod. What an operator drains leaves anyway.
+fn gives_way(world: &World, at: usize, pod: &Pod, told: &gate::Pod) -> bool {
+    let idle = !pod.busy && !told.busy && !told.operator_drain && told.is_alive();
+    let is_new = |since: &Moment| world.now.since(*since) < EMPTIED_WITHIN;
+    let reserved = world.office.reserved.get(&at);
+    let is_reserved = |host: &HostId| {
+        reserved
+            .and_then(|hosts| hosts.get(host))
+            .is_some_and(is_new)
+    };
+    let is_cordoned = |host: &HostId| world.office.cordoned.get(host).is_some_and(is_new);
+    let leaves = |host: &HostId| is_reserved(host) || is_cordoned(host);
     idle && matches!(&told.place, Place::On(host) if leaves(host))
 }
 
@@ -529,12 +576,7 @@ fn sample_progress(world: &mut World, at: usize, synced_at: Moment) {
         .filter(|(_, (_, facts))| facts.prepull == id && facts.is_alive())
     {
         let stale = facts.image != rule.image;
-        let warm = facts.phase == Phase::Running
-            && match facts.heartbeat {
-                Heartbeat::Absent => true,
-                Heartbeat::Polling(seen) => world.now.since(seen) < Duration::from_mins(5),
-                Heartbeat::Other => false,
-            };
+        let warm = told_warm(world, facts);
         letter += u32::from(if stale {
             facts.labelled
         } else {
@@ -590,8 +632,10 @@ fn sample_progress(world: &mut World, at: usize, synced_at: Moment) {
     }
     let now = world.now;
     // Pods that others delete fill a cap, and so do those of other pools of the fleet
-    let beside = !rule.reserved.is_empty()
-        || !world.office.cordoned.is_empty()
+    let is_new = |since: &Moment| now.since(*since) < EMPTIED_WITHIN;
+    let reserved = world.office.reserved.get(&at);
+    let beside = reserved.is_some_and(|hosts| hosts.values().any(is_new))
+        || world.office.cordoned.values().any(is_new)
         || reaped_known(world, at) > 0
         || (world.fleet_cap.is_some() && (0..world.pools.len()).any(|at| in_flight(world, at) > 0));
     // Pods on nodes that aren't Ready fill a cap, too

@@ -9,7 +9,7 @@ use super::{
     Scenario,
     due::{Due, Sight},
     watches::{show, show_prepull},
-    world::{Owner, PODS_PER_HOST, Pod, Reaped, World},
+    world::{Owner, PLAIN, PODS_PER_HOST, Pod, Reaped, World},
 };
 
 /// Marks a Pod as changed: its version grows, and the watches see it.
@@ -38,6 +38,7 @@ pub(super) fn remove(world: &mut World, uid: u32) {
 fn left(world: &mut World, pod: &Pod) {
     let stale = pod.image != world.pools[pod.pool].image;
     let let_go = pod.admitted && (stale || !pod.labelled);
+    world.tally.outside |= pod.operator_drain;
     let pool = &mut world.pools[pod.pool];
     match pod.alive() {
         true if let_go || pod.successor => pool.owed.push(world.now),
@@ -75,8 +76,8 @@ pub(super) fn delete(world: &mut World, uid: u32) {
     world.push(takes, Due::Removed(uid));
 }
 
-/// Other controllers delete idle Pods outside of the cap: on hosts that are reserved for another pool, and on cordoned
-/// hosts.
+/// Other controllers delete idle Pods outside of the cap: runners on hosts that are reserved for another pool, and all
+/// on cordoned hosts.
 pub(super) fn empty_hosts(world: &mut World) {
     if world.setup.scenario != Scenario::Beside {
         return;
@@ -84,7 +85,8 @@ pub(super) fn empty_hosts(world: &mut World) {
     let gives_way = |pod: &Pod| {
         let host = pod.host.map(|host| &world.hosts[host]);
         host.is_some_and(|host| {
-            !host.schedulable || host.reserved.is_some_and(|pool| pool != pod.pool)
+            let is_reserved = host.reserved.is_some_and(|pool| pool != pod.pool);
+            !host.schedulable || is_reserved && pod.pool != PLAIN
         })
     };
     let pods = world.pods.iter();

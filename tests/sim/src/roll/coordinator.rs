@@ -147,6 +147,11 @@ pub(super) fn see(world: &mut World, term: u64, sight: Sight) {
         }
         Sight::PrePull(at, rule) => {
             let id = world.pools[at].prepull.clone();
+            let reserved = world.office.reserved.entry(at).or_default();
+            reserved.retain(|host, _| rule.reserved.contains(host));
+            for host in &rule.reserved {
+                reserved.entry(host.clone()).or_insert(world.now);
+            }
             let known = world.office.prepulls.insert(at, rule.clone());
             tell(world, Event::PrePull(id.clone(), rule));
             if known.is_none() {
@@ -171,7 +176,10 @@ fn tell_pod(world: &mut World, uid: u32, version: u64, mut facts: gate::Pod) {
         return;
     }
     facts.seen = *world.office.seen.entry(uid).or_insert(world.now);
-    world.office.pods.insert(uid, (version, facts.clone()));
+    let is_let_be = !facts.operator_drain;
+    let before = world.office.pods.insert(uid, (version, facts.clone()));
+    // an operator thought better of it
+    world.tally.outside |= is_let_be && before.is_some_and(|(_, before)| before.operator_drain);
     let phantom = world
         .setup
         .phantoms

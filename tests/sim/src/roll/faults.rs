@@ -16,6 +16,12 @@ use super::{
 /// How long the autoscaler patches the replicas.
 const AUTOSCALED_FOR: Duration = Duration::from_mins(8);
 
+/// How many reservations there are.
+const RESERVATIONS: usize = 8;
+
+/// How long the last reservation stands beyond its time.
+const FORGOTTEN_FOR: Duration = Duration::from_secs(400);
+
 pub(super) fn plan_faults(world: &mut World) {
     let scenario = world.setup.scenario;
     let hosts = world.setup.hosts;
@@ -121,15 +127,18 @@ pub(super) fn plan_faults(world: &mut World) {
     }
 }
 
-/// One host after the other is reserved for some pool, and given back.
+/// One host after the other is reserved for some pool, and given back. Somebody forgets the last one for minutes.
 fn plan_reservations(world: &mut World) {
     let mut when = ROLL_AT;
-    for _ in 0..8 {
+    for at in 0..RESERVATIONS {
         let host = usize::try_from(world.below(world.hosts.len() as u64)).unwrap_or(0);
         let pool = usize::try_from(world.below(world.pools.len() as u64)).unwrap_or(0);
         when += world.between(2_000, 30_000);
         world.plan(when, Fault::Reserve(host, Some(pool)));
         when += world.between(10_000, 60_000);
+        if at + 1 == RESERVATIONS {
+            when += FORGOTTEN_FOR;
+        }
         world.plan(when, Fault::Reserve(host, None));
     }
 }

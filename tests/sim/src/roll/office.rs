@@ -28,6 +28,8 @@ pub(super) struct Office {
     pub(super) nodes: BTreeMap<HostId, (bool, bool)>,
     /// Since when the coordinator has known nodes as cordoned.
     pub(super) cordoned: BTreeMap<HostId, Moment>,
+    /// Since when the coordinator has known nodes as reserved for others, by pool.
+    pub(super) reserved: BTreeMap<usize, BTreeMap<HostId, Moment>>,
     pub(super) prepulls: BTreeMap<usize, gate::PrePull>,
     /// The last report of each host, and when the host looked.
     pub(super) words: BTreeMap<HostId, (Moment, Holdings)>,
@@ -63,6 +65,7 @@ impl Office {
             phantoms: Vec::new(),
             nodes: BTreeMap::new(),
             cordoned: BTreeMap::new(),
+            reserved: BTreeMap::new(),
             prepulls: BTreeMap::new(),
             words: BTreeMap::new(),
             writes: BTreeMap::new(),

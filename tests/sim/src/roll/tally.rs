@@ -20,6 +20,8 @@ pub(super) struct Tally {
     pub(super) allowed: BTreeMap<usize, u32>,
     /// The number of each pool's Pods that were let go while its owner disagreed.
     pub(super) spent: BTreeMap<usize, u32>,
+    /// Whether a Pod counts anew that an operator drained: because it was let be, or because it left.
+    pub(super) outside: bool,
 }
 
 impl Tally {

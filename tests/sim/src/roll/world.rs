@@ -28,6 +28,8 @@ pub(super) const POOLS: usize = 6;
 pub(super) const IMAGES: usize = 3;
 /// The most Pods on a host, because macOS lets a host run two virtual machines.
 pub(super) const PODS_PER_HOST: usize = 2;
+/// The pool whose Pods aren't runners, where other controllers look at Pods: whoever reserves hosts leaves them alone.
+pub(super) const PLAIN: usize = POOLS - 1;
 /// When the images change: 100 s after the beginning, when the cluster has settled.
 pub(super) const ROLL_AT: Moment = Moment(1_100_000_000);
 pub(super) const BEGIN: Moment = Moment(1_000_000_000);

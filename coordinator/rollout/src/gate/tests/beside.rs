@@ -189,6 +189,38 @@ fn pods_that_nobody_deletes_from_a_cordoned_node_take_no_place_for_good() {
 }
 
 #[test]
+fn pods_that_nobody_deletes_from_a_reserved_host_take_no_place_for_good() {
+    let mut gate = reserved(pod(9));
+    // what else is told of the pre-pull doesn't begin the time anew
+    wait(&mut gate, 1, 60);
+    let rule = PrePull {
+        reserved: BTreeSet::from([host(9)]),
+        ..prepull(10, 15)
+    };
+    gate.handle(second(60), Event::PrePull(prepull_id(), rule.clone()));
+    wait(&mut gate, 61, 119);
+    assert_eq!(writes(&mut gate), []);
+    wait(&mut gate, 120, 120);
+    assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
+    assert_eq!(gate.explain(&id(9)), Verdict::Blocked(Reason::NodeReserved));
+    // a reservation that comes later counts from then on
+    let free = PrePull {
+        reserved: BTreeSet::new(),
+        ..rule.clone()
+    };
+    gate.handle(second(121), Event::PrePull(prepull_id(), free));
+    gate.handle(second(122), Event::PrePull(prepull_id(), rule));
+    assert_eq!(gate.status(&prepull_id()).unwrap().giving_way, 1);
+    wait(&mut gate, 123, 242);
+    assert_eq!(gate.status(&prepull_id()).unwrap().giving_way, 0);
+    // and the Pod counts all the same once somebody deletes it
+    let before = gate.status(&prepull_id()).unwrap().reserved;
+    gate.handle(second(243), Event::Pod(id(9), terminating(9)));
+    let after = gate.status(&prepull_id()).unwrap().reserved;
+    assert_eq!(after, before + 1);
+}
+
+#[test]
 fn a_node_under_pressure_takes_no_pods_and_keeps_those_that_it_has() {
     let mut gate = known(10, prepull(10, 10));
     set_node(&mut gate, 0, 0, true, Takes::NoneUnderPressure);
@@ -247,6 +279,76 @@ fn a_pod_that_the_gate_took_on_a_host_that_is_reserved_then_counts_once() {
     assert_eq!(used(&gate), 2);
     label(&mut gate, 2, 0);
     assert_eq!(used(&gate), 2);
+}
+
+#[test]
+fn a_pod_that_the_gate_took_on_a_node_that_is_not_ready_then_counts_once() {
+    let mut gate = known(10, prepull(10, 20));
+    for at in 2..10 {
+        gate.handle(second(0), Event::Pod(id(at), current(at, Phase::Running)));
+    }
+    let busy = Pod {
+        busy: true,
+        ..pod(1)
+    };
+    gate.handle(second(0), Event::Pod(id(1), busy));
+    gate.handle(second(0), Event::Synced(true));
+    assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
+    node(&mut gate, 1, 0, false, true);
+    let used = |gate: &Gate| {
+        let status = gate.status(&prepull_id()).unwrap();
+        status.in_flight + status.reserved + status.away + status.giving_way
+    };
+    assert_eq!(used(&gate), 1);
+    // its place isn't two, so another Pod may go
+    gate.handle(second(2), Event::Pod(id(1), pod(1)));
+    assert_eq!(writes(&mut gate), [Action::Label(id(1))]);
+    label(&mut gate, 3, 0);
+    assert_eq!(used(&gate), 2);
+}
+
+#[test]
+fn the_successor_that_an_operator_drains_takes_no_place_until_it_is_let_be_or_leaves() {
+    let mut gate = known(10, prepull(10, 10));
+    gate.handle(second(0), Event::Synced(true));
+    assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
+    label(&mut gate, 1, 0);
+    gate.handle(second(2), Event::PodGone(id(0)));
+    let successor = current(50, Phase::Pending);
+    gate.handle(second(3), Event::Pod(id(50), successor.clone()));
+    assert_eq!(writes(&mut gate), [], "the successor isn't warm");
+    let drained = Pod {
+        operator_drain: true,
+        ..successor.clone()
+    };
+    gate.handle(second(4), Event::Pod(id(50), drained.clone()));
+    assert_eq!(writes(&mut gate), [Action::Label(id(1))]);
+    let used = |gate: &Gate| {
+        let status = gate.status(&prepull_id()).unwrap();
+        (status.in_flight, status.reserved, status.awaited)
+    };
+    assert_eq!(used(&gate), (0, 1, 0), "Pod 1's own");
+    // the operator thinks better of it, and better of that
+    gate.handle(second(5), Event::Pod(id(50), successor));
+    assert_eq!(used(&gate), (1, 1, 0));
+    gate.handle(second(6), Event::Pod(id(50), drained));
+    gate.handle(second(7), Event::PodGone(id(50)));
+    assert_eq!(used(&gate), (0, 2, 1), "a successor is awaited again");
+}
+
+#[test]
+fn a_pod_that_an_operator_drains_takes_no_place_wherever_it_is() {
+    for (ready, schedulable) in [(false, true), (true, false)] {
+        let drained = Pod {
+            operator_drain: true,
+            ..pod(9)
+        };
+        let mut gate = known(10, prepull(10, 10));
+        node(&mut gate, 0, 9, ready, schedulable);
+        gate.handle(second(0), Event::Pod(id(9), drained));
+        gate.handle(second(0), Event::Synced(true));
+        assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
+    }
 }
 
 #[test]
@@ -366,6 +468,45 @@ fn pods_that_a_pool_at_rest_starts_count_for_its_fleet() {
     assert_eq!(writes(&mut gate), []);
     gate.handle(second(1), Event::Pod(id(1), current(1, Phase::Running)));
     assert_eq!(writes(&mut gate).len(), 1);
+}
+
+#[test]
+fn stale_pods_that_are_still_being_started_count_for_their_fleet() {
+    let mut gate = two_pools(Some(2), None);
+    for at in 0..2 {
+        let starting = Pod {
+            phase: Phase::Pending,
+            ..pod(at)
+        };
+        gate.handle(second(0), Event::Pod(id(at), starting));
+    }
+    gate.handle(second(0), Event::Synced(true));
+    // they may be replaced, because their successors take the same places
+    let went = [Action::Reap(id(0)), Action::Reap(id(1))];
+    assert_eq!(writes(&mut gate), went);
+    let reached = Reason::FleetCapReached {
+        in_flight: 2,
+        cap: 2,
+    };
+    for waits in [2, 3] {
+        assert_eq!(gate.explain(&id(waits)), Verdict::Blocked(reached));
+    }
+}
+
+#[test]
+fn a_fleet_beyond_its_cap_may_replace_the_pods_that_are_being_started() {
+    let mut gate = two_pools(Some(1), None);
+    for at in 0..4 {
+        let prepull = if at < 2 { prepull_id() } else { other() };
+        let starting = Pod {
+            prepull,
+            phase: Phase::Pending,
+            ..pod(at)
+        };
+        gate.handle(second(0), Event::Pod(id(at), starting));
+    }
+    gate.handle(second(0), Event::Synced(true));
+    assert_eq!(writes(&mut gate).len(), 4);
 }
 
 #[test]
