@@ -288,8 +288,8 @@ impl Goldens {
         Ok(())
     }
 
-    /// Says for good of which image the golden is, and gives the golden its name. Under tart's lock of its home, so that
-    /// the mark isn't taken for the old golden's and retired with that one (`store::retire`).
+    /// Says for good of which image the golden is, and gives the golden its name. Under tart's lock of its home, so
+    /// that the mark isn't taken for the old golden's and retired with that one (`store::retire`).
     async fn give_name(
         &self,
         name: &str,

@@ -2,9 +2,9 @@
 //!
 //! A host's own settings win over the fleet's as a whole. The fleet's rule counts only while a session with the
 //! coordinator lasts in which the coordinator said the rule, and once the rule has stood unchanged for a while. So a
-//! coordinator that lost its state, or was set wrongly for a moment, removes nothing. What Pods refer to counts until it
-//! is told anew, also after a restart (`store::in_use` keeps it). Which images go is decided by `store::retire`, by what
-//! lies on this host.
+//! coordinator that lost its state, or was set wrongly for a moment, removes nothing. What Pods refer to counts until
+//! it is told anew, also after a restart (`store::in_use` keeps it). Which images go is decided by `store::retire`, by
+//! what lies on this host.
 
 use std::{collections::BTreeSet, time::Duration};
 

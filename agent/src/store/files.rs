@@ -431,8 +431,8 @@ impl ImageFiles {
         paths.collect()
     }
 
-    /// Whether a directory holds all files of one of the bodies. tart finds a stacked image, and the files that it refers
-    /// to, by its manifest, too: with another manifest it can't be cloned, and tart may collect its files.
+    /// Whether a directory holds all files of one of the bodies. tart finds a stacked image, and the files that it
+    /// refers to, by its manifest, too: with another manifest it can't be cloned, and tart may collect its files.
     pub(super) fn lie_in(&self, directory: &Path) -> bool {
         let paths = self.disk_paths(directory);
         let bodies = self.bodies.read().unwrap_or_else(PoisonError::into_inner);
