@@ -94,8 +94,8 @@ fn a_gate_that_believes_old_words_is_caught() {
     assert!(caught);
 }
 
-/// And one that takes idle Pods of a host that was cordoned a moment ago for Pods that stay. The seed is where a gate
-/// did so: it labelled a Pod between the cordon and the deletion of another one.
+/// And one that takes idle Pods of a host that was cordoned or reserved a moment ago for Pods that stay. With this seed
+/// it labels a Pod while another one is about to be deleted.
 #[test]
 fn a_gate_that_overlooks_who_empties_a_cordoned_host_is_caught() {
     let outcome = |reap| {
