@@ -1,6 +1,7 @@
-//! Finds the coordinator: from options, the environment, or the coordinator's own state directory.
+//! Finds the coordinator: from options, the environment, a fleet that `parbake login` remembers, or the coordinator's
+//! own state directory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
@@ -8,18 +9,26 @@ use client::{Secret, Target, view::Addresses};
 use proto::Digest;
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 
+use crate::fleets::Fleets;
+
 /// How to reach the coordinator.
 #[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Connection")]
 pub struct Connection {
-    /// Address of the coordinator's API, such as `https://parbake.example.com:7470`. [default: from --state-dir]
+    /// Name of a fleet that `parbake login` remembers. It takes the place of --api, --token-file and --ca-pin.
+    /// [default: the fleet of the last login, if neither --api nor --state-dir is given]
+    #[arg(long, env = "PARBAKE_FLEET", global = true, value_name = "NAME")]
+    pub fleet: Option<String>,
+    /// Address of the coordinator's API, such as `https://parbake.example.com:7470`. [default: of the fleet, or from
+    /// --state-dir]
     #[arg(long, env = "PARBAKE_API", global = true, value_name = "URL")]
     pub api: Option<String>,
     /// File that holds the API's token, a secret: a copy of `api.token` in the coordinator's state directory. [default:
-    /// from --state-dir]
+    /// of the fleet, or from --state-dir]
     #[arg(long, env = "PARBAKE_TOKEN_FILE", global = true, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// Pin of the fleet's authority, by which the coordinator is recognised: the 64 hex digits that
-    /// `parbake-coordinator pin` prints. [default: computed from --ca or --state-dir]
+    /// `parbake-coordinator pin` prints. [default: of the fleet, or computed from --ca or --state-dir]
     #[arg(long, env = "PARBAKE_CA_PIN", global = true, value_name = "HEX")]
     pub ca_pin: Option<String>,
     /// File that holds the certificate of the fleet's authority (PEM). It takes the place of --ca-pin. [default: from
@@ -32,8 +41,54 @@ pub struct Connection {
     pub state_dir: Option<PathBuf>,
 }
 
-/// The coordinator that the options name. A state directory supplies what the options leave out.
+/// The coordinator that the options name, or the fleet that `parbake login` remembers.
 pub(crate) fn target(options: &Connection) -> anyhow::Result<Target> {
+    let found = found_with(options, Fleets::at_home)?;
+    Ok(Target::new(found.address, found.pin, found.token).with_token_file(found.token_file))
+}
+
+/// A coordinator as the options name it.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// `host:port`.
+    pub(crate) address: String,
+    pub(crate) pin: Digest,
+    pub(crate) token: Secret,
+    pub(crate) token_file: PathBuf,
+}
+
+/// The coordinator that the options name, or one of the fleets, which are read only where they are needed.
+fn found_with(
+    options: &Connection,
+    fleets: impl FnOnce() -> anyhow::Result<Fleets>,
+) -> anyhow::Result<Found> {
+    let elsewhere = options.api.is_some() || options.state_dir.is_some();
+    match &options.fleet {
+        Some(name) if elsewhere => bail!(
+            "both fleet {name} (--fleet, PARBAKE_FLEET) and another address (--api, PARBAKE_API, --state-dir, \
+             PARBAKE_STATE) are given: leave one out"
+        ),
+        None if elsewhere => given(options),
+        name => match fleets()?.choose(name.as_deref())? {
+            None => given(options),
+            // what is given besides goes before what is remembered
+            Some(fleet) => given(&Connection {
+                fleet: None,
+                api: Some(fleet.api),
+                token_file: options.token_file.clone().or(Some(fleet.token_file)),
+                ca_pin: match options.ca {
+                    Some(_) => options.ca_pin.clone(),
+                    None => options.ca_pin.clone().or(Some(fleet.ca_pin)),
+                },
+                ca: options.ca.clone(),
+                state_dir: None,
+            }),
+        },
+    }
+}
+
+/// The coordinator that the options name. A state directory supplies what the options leave out.
+pub(crate) fn given(options: &Connection) -> anyhow::Result<Found> {
     let in_state = |name: &str| options.state_dir.as_ref().map(|dir| dir.join(name));
     let address = match (&options.api, in_state("addresses.json")) {
         (Some(api), _) => wire::api_address(api)?.to_owned(),
@@ -55,8 +110,8 @@ pub(crate) fn target(options: &Connection) -> anyhow::Result<Target> {
             api.to_string()
         }
         (None, None) => bail!(
-            "no coordinator given: set --api (PARBAKE_API), --token-file and --ca-pin, \
-             or --state-dir on the coordinator's own machine"
+            "no coordinator given: use `parbake login`, or set --api (PARBAKE_API), --token-file and --ca-pin, or \
+             --state-dir on the coordinator's own machine"
         ),
     };
     let pin = match (
@@ -80,16 +135,26 @@ pub(crate) fn target(options: &Connection) -> anyhow::Result<Target> {
     let path = options.token_file.clone().or(in_state("api.token"));
     let path = path.context("no API token: set --token-file (PARBAKE_TOKEN_FILE) to a copy of the coordinator's api.token")?;
     let token = Secret::from_text(&read(&path)?);
-    Ok(Target::new(address, pin, token).with_token_file(path))
+    Ok(Found {
+        address,
+        pin,
+        token,
+        token_file: path,
+    })
 }
 
-fn read(path: &PathBuf) -> anyhow::Result<String> {
+fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The same, on a machine that remembers no fleet.
+    fn target(options: &Connection) -> anyhow::Result<Found> {
+        found_with(options, || Fleets::open(Path::new("/nonexistent")))
+    }
 
     #[test]
     fn what_is_missing_to_reach_a_coordinator_is_named() {
@@ -121,5 +186,61 @@ mod tests {
         };
         let error = target(&plain).unwrap_err().to_string();
         assert!(error.contains("use https://"), "{error}");
+    }
+
+    fn login(fleets: &mut Fleets, name: &str, address: &str) {
+        let found = Found {
+            address: address.into(),
+            pin: Digest::of(name.as_bytes()),
+            token: Secret::new(format!("token of {name}")),
+            token_file: PathBuf::new(),
+        };
+        fleets.remember(name, &found).unwrap();
+    }
+
+    #[test]
+    fn a_remembered_fleet_is_found_and_what_is_given_besides_goes_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut fleets = Fleets::open(dir.path()).unwrap();
+        login(&mut fleets, "berlin", "berlin.example:7470");
+        login(&mut fleets, "paris", "paris.example:7470");
+        let found = |options: &Connection| found_with(options, || Fleets::open(dir.path()));
+        // the last login counts
+        let last = found(&Connection::default()).unwrap();
+        assert_eq!(last.address, "paris.example:7470");
+        assert_eq!(last.pin, Digest::of(b"paris"));
+        assert_eq!(last.token.expose(), "token of paris");
+        let berlin = Connection {
+            fleet: Some("berlin".into()),
+            ..Connection::default()
+        };
+        assert_eq!(found(&berlin).unwrap().address, "berlin.example:7470");
+        let pinned = Connection {
+            ca_pin: Some("0f".repeat(32)),
+            ..berlin.clone()
+        };
+        assert_eq!(
+            found(&pinned).unwrap().pin.to_string(),
+            format!("sha256:{}", "0f".repeat(32))
+        );
+        // a token of one coordinator goes to no other
+        let both = Connection {
+            api: Some("https://other.example:7470".into()),
+            ..berlin
+        };
+        let error = found(&both).unwrap_err().to_string();
+        assert!(error.contains("leave one out"), "{error}");
+        let address_alone = Connection {
+            api: both.api,
+            ..Connection::default()
+        };
+        let error = found(&address_alone).unwrap_err().to_string();
+        assert!(error.contains("--ca-pin"), "{error}");
+        let unknown = Connection {
+            fleet: Some("rome".into()),
+            ..Connection::default()
+        };
+        let error = found(&unknown).unwrap_err().to_string();
+        assert!(error.contains("berlin, paris"), "{error}");
     }
 }

@@ -6,9 +6,11 @@
 mod bars;
 mod connection;
 mod ended;
+mod fleets;
 mod follow;
 pub mod frame;
 mod gate;
+mod manual;
 mod old_images;
 mod pauses;
 mod prediction;
@@ -38,7 +40,7 @@ pub use crate::{connection::Connection, ended::Outcome};
 /// stdout has the answer, stderr has progress and explanations. Exit status: 0 for done or yes, 1 for no (an image
 /// isn't everywhere, a Pod may not drain), 2 for an error.
 #[derive(Debug, Parser)]
-#[command(name = "parbake", version, max_term_width = 100)]
+#[command(name = "parbake", version, max_term_width = 80)]
 pub struct Cli {
     /// How to reach the coordinator.
     #[command(flatten)]
@@ -55,6 +57,7 @@ pub enum Command {
     ///
     /// The image is resolved once, and stays wanted until `cancel`. Without --hosts, hosts that join later get it too.
     /// The command returns at once, unless --wait is given.
+    #[command(after_help = STAGE_EXAMPLES)]
     Stage {
         /// The image with its registry, by tag or digest: ghcr.io/org/image:tag or ghcr.io/org/image@sha256:DIGEST.
         image: String,
@@ -77,6 +80,7 @@ pub enum Command {
         json: bool,
     },
     /// Show the wanted images and how far they are, and the pools whose Pods are gated.
+    #[command(after_help = STATUS_EXAMPLES)]
     Status {
         /// Show only this image, by reference or digest. Exit status 1 if a selected host lacks it. [default: all]
         image: Option<String>,
@@ -93,6 +97,7 @@ pub enum Command {
     /// Say why a host lacks an image, or why a Pod may not drain.
     ///
     /// Exit status: 0 if nothing is missing on the host or nothing blocks the Pod, otherwise 1.
+    #[command(after_help = WHY_EXAMPLES)]
     Why {
         /// Name of a host (in a cluster: of a Node), or of a Pod as NAMESPACE/NAME. NAME alone is enough for a gated
         /// Pod if it is the only one with this name and no host has the same name.
@@ -105,6 +110,7 @@ pub enum Command {
     /// Say how many bytes the staging of an image would move, and the shortest time that it would take.
     ///
     /// Nothing is moved, and the image isn't wanted afterwards.
+    #[command(after_help = PLAN_EXAMPLES)]
     Plan {
         /// The image with its registry, by tag or digest.
         image: String,
@@ -118,6 +124,7 @@ pub enum Command {
     /// Show how far pools are on the way to their new image.
     ///
     /// Exit status 1 while a Pod of these pools still runs another image than its pool's.
+    #[command(after_help = ROLL_EXAMPLES)]
     Roll {
         /// Name of the pool's ImagePrePull. Write NAMESPACE/NAME if several have this name. [default: all pools]
         pool: Option<String>,
@@ -162,7 +169,59 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Remember where a fleet's coordinator is, so that later commands need no options for it.
+    ///
+    /// The coordinator is asked once, with the address, the pin and the token that the options or the environment give.
+    /// If it answers, all three are kept in ~/.config/parbake, the token in a file that you alone can read.
+    #[command(after_help = LOGIN_EXAMPLES)]
+    Login(fleets::Login),
+    /// Forget a fleet and its token.
+    Logout(fleets::Logout),
+    /// Show the fleets that `login` remembers. A star marks the one that commands go to.
+    Fleets(fleets::List),
+    /// Print what a shell needs to complete commands and options.
+    #[command(after_help = COMPLETION_EXAMPLES)]
+    Completion(manual::Completion),
+    /// Print the manual page, or write one for each command.
+    #[command(after_help = MAN_EXAMPLES)]
+    Man(manual::Manual),
 }
+
+const STAGE_EXAMPLES: &str = "\
+Examples:
+  parbake stage ghcr.io/org/runner:v2 --wait --timeout 3600 && ./your-rollout.sh
+  parbake stage ghcr.io/org/runner:v2 --hosts mini-1,mini-2
+  parbake stage ghcr.io/org/urgent:v1 --priority 10";
+const STATUS_EXAMPLES: &str = "\
+Examples:
+  parbake status
+  parbake status ghcr.io/org/runner:v2 --json";
+const WHY_EXAMPLES: &str = "\
+Examples:
+  parbake why mini-7
+  parbake why ci/runner-7x2k";
+const PLAN_EXAMPLES: &str = "\
+Examples:
+  parbake plan ghcr.io/org/runner:v3
+  parbake plan ghcr.io/org/runner:v3 --hosts mini-1,mini-2 --json";
+const ROLL_EXAMPLES: &str = "\
+Examples:
+  parbake roll
+  parbake roll ci/runners --wait --timeout 7200";
+const LOGIN_EXAMPLES: &str = "\
+Examples:
+  parbake login berlin --api https://parbake.example.com:7470 --ca-pin PIN --token-file api.token
+  sudo parbake login --state-dir /var/lib/parbake
+  parbake hosts
+  parbake --fleet paris hosts";
+const COMPLETION_EXAMPLES: &str = "\
+Examples:
+  parbake completion zsh > \"${fpath[1]}/_parbake\"
+  parbake completion bash > /etc/bash_completion.d/parbake";
+const MAN_EXAMPLES: &str = "\
+Examples:
+  parbake man > parbake.1 && man ./parbake.1
+  parbake man --dir /usr/local/share/man/man1";
 
 /// Runs the command to its end. Exit status: 0 done or yes, 1 no (not staged), 2 an error.
 #[must_use]
@@ -199,6 +258,11 @@ pub async fn run(cli: Cli) -> anyhow::Result<Outcome> {
     let client = || anyhow::Ok(Client::new(connection::target(&connection)?));
     match command {
         Command::Recipe(options) => Box::pin(recipe::run(options)).await,
+        Command::Login(options) => fleets::login(&options, &connection).await,
+        Command::Logout(options) => fleets::logout(&options),
+        Command::Fleets(options) => fleets::list(&options),
+        Command::Completion(options) => manual::completion(&options),
+        Command::Man(options) => manual::manual(&options),
         Command::Gate(options) => gate::run(client()?, options).await,
         Command::Stage {
             image,

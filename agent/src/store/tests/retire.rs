@@ -19,44 +19,21 @@ const LATER: Duration = Duration::from_hours(3);
 
 /// An image in tart's cache under this tag, with a golden of ours.
 pub(super) fn installed(home: &TempDir, store: &Store, own: u64) -> (Sample, String) {
-    let sample = sample(own);
-    let name = install_with_golden(home, store, &sample, own);
+    let (sample, name) = (sample(own), format!("ghcr.io/org/image:{own}"));
+    let (stage, _) = begin(store, &sample, &[&name]);
+    fill(&stage, &sample);
+    install(&stage, &[]).unwrap();
+    stage.flush().unwrap();
+    let digest = sample.layout.digest();
+    make_golden(home, digest, &name, &format!("golden-{own}"));
     (sample, name)
 }
 
-/// Installs this image under the tag of this number, and makes a golden of it. Returns the reference.
-pub(super) fn install_with_golden(
-    home: &TempDir,
-    store: &Store,
-    sample: &Sample,
-    own: u64,
-) -> String {
-    let name = format!("ghcr.io/org/image:{own}");
-    let (stage, _) = begin(store, sample, &[&name]);
-    fill(&stage, sample);
-    install(&stage, &[]).unwrap();
-    stage.flush().unwrap();
-    make_golden(home, sample, &name, &format!("golden-{own}"));
-    name
-}
-
 /// A golden of ours, of this reference to an image.
-pub(super) fn make_golden(home: &TempDir, sample: &Sample, reference: &str, golden: &str) {
-    let made = clone_of(home, sample, golden);
-    let mark = mark(sample.layout.digest(), reference, &made);
+pub(super) fn make_golden(home: &TempDir, image: &Digest, reference: &str, golden: &str) {
+    let made = machine(home, golden);
     fs::create_dir_all(marks(home)).unwrap();
-    fs::write(marks(home).join(golden), mark).unwrap();
-}
-
-/// A local VM that tart cloned from this image. One of a stacked image refers to the image's files by a manifest of its
-/// own.
-pub(super) fn clone_of(home: &TempDir, sample: &Sample, name: &str) -> PathBuf {
-    let machine = machine(home, name);
-    if sample.layout.format() == image::Format::Stacked {
-        fs::write(machine.join(cache::MANIFEST), &sample.manifest).unwrap();
-        fs::rename(machine.join(cache::DISK), machine.join(cache::OVERLAY)).unwrap();
-    }
-    machine
+    fs::write(marks(home).join(golden), mark(image, reference, &made)).unwrap();
 }
 
 /// What a golden's mark says of this VM.
@@ -741,7 +718,7 @@ fn the_golden_of_a_name_that_its_image_lost_goes_by_the_rule_and_the_image_stays
         store
             .want(image.layout.digest(), std::slice::from_ref(&renamed))
             .unwrap();
-        make_golden(&home, &image, &renamed, "golden-2");
+        make_golden(&home, image.layout.digest(), &renamed, "golden-2");
         (home, store, image)
     };
     let golden = |home: &TempDir, own: u64| {

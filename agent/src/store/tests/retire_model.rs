@@ -4,14 +4,12 @@
 //! The model is what somebody needs: images that are wanted, or were within the last hour, those that Pods refer
 //! to, and those whose clones are still there. Retiring removes none of these, and nothing that isn't ours. A release
 //! may only rename an image: the golden of the wanted name stays, and that of the other goes by the same rule alone.
-//! Whatever the store says to be present is there with its true bytes. Two of the images are stacked on one base: their
-//! files are there as long as a record, a golden or a clone refers to them.
+//! Whatever the store says to be present is there with its true bytes.
 
 use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
 
 use super::{
-    retire::{clone_of, install_with_golden, machine, make_golden, marks, set_accessed},
-    stacked::{Tart, assert_stacked, files, stack},
+    retire::{installed, machine, make_golden, marks, set_accessed},
     *,
 };
 use crate::{retention::InUse, store::retire::empty};
@@ -55,8 +53,6 @@ enum Disturbance {
     Prune(u64),
     /// tart removes links that lead nowhere, and records that nothing names.
     Collect,
-    /// The same, under its locks, and files of stacked images that nothing refers to.
-    CollectFiles,
     /// A node agent drops the image's goldens.
     Drop(u64),
 }
@@ -65,7 +61,6 @@ fn disturbance() -> impl Strategy<Value = Disturbance> {
     prop_oneof![
         (1..=IMAGES).prop_map(Disturbance::Prune),
         Just(Disturbance::Collect),
-        Just(Disturbance::CollectFiles),
         (1..=IMAGES).prop_map(Disturbance::Drop),
     ]
 }
@@ -156,21 +151,11 @@ fn name(image: u64) -> String {
     Golden { image, renamed }.reference()
 }
 
-/// An image of the model; 9 is the one that tart pulled. The last two of the others are stacked.
+/// An image of the model; 9 is the one that tart pulled.
 fn known(image: u64) -> &'static Sample {
     static KNOWN: OnceLock<BTreeMap<u64, Sample>> = OnceLock::new();
-    let known = KNOWN.get_or_init(|| {
-        let made = |of| match (IMAGES - 1..=IMAGES).contains(&of) {
-            true => stack(of),
-            false => sample(of),
-        };
-        (1..=IMAGES).chain([9]).map(|of| (of, made(of))).collect()
-    });
+    let known = KNOWN.get_or_init(|| (1..=IMAGES).chain([9]).map(|of| (of, sample(of))).collect());
     &known[&image]
-}
-
-fn is_stacked(image: u64) -> bool {
-    known(image).layout.format() == image::Format::Stacked
 }
 
 fn digest(image: u64) -> Digest {
@@ -191,7 +176,6 @@ fn disturb(home: &Path, disturbance: Disturbance) {
                 drop(fs::remove_dir_all(golden.directory(home)));
             }
         }
-        Disturbance::CollectFiles => drop(Tart::of(home).collect()),
         Disturbance::Collect => {
             let repository = home.join("cache/OCIs/ghcr.io/org/image");
             let entries = fs::read_dir(&repository).into_iter().flatten().flatten();
@@ -285,7 +269,7 @@ impl World {
                 self.renamed.remove(&image);
                 let golden = self.current(image);
                 if !self.is_here(image) || !golden.directory(&self.home()).is_dir() {
-                    install_with_golden(&self.home, self.store(), known(image), image);
+                    installed(&self.home, self.store(), image);
                     self.note_golden(golden);
                 }
                 self.store().want(&digest(image), &[name(image)]).unwrap();
@@ -308,7 +292,7 @@ impl World {
                     self.used.insert(image, now);
                     self.goldens.insert(golden, now);
                     self.made += 1;
-                    let clone = clone_of(&self.home, known(image), &format!("vm-{}", self.made));
+                    let clone = machine(&self.home, &format!("vm-{}", self.made));
                     self.clones.push((clone, golden));
                 }
             }
@@ -352,7 +336,7 @@ impl World {
             .want(&digest, std::slice::from_ref(&reference))
             .unwrap();
         if !golden.directory(&self.home()).is_dir() {
-            make_golden(&self.home, known(image), &reference, &golden.name());
+            make_golden(&self.home, &digest, &reference, &golden.name());
             self.note_golden(golden);
         }
         self.note(image);
@@ -391,19 +375,13 @@ impl World {
         let gone = retire(self.store(), &terms, now);
         empty(self.store());
         drop(hook);
-        // goldens whose image isn't here any more are no matter of the registry's lock
-        let was_here = |image: &u64| before[usize::try_from(image - 1).unwrap()];
-        let mut went = (1..=IMAGES).filter(|image| gone.contains(&digest(*image)));
-        assert!(
-            lock.is_none() || !went.any(|image| was_here(&image)),
-            "tart has the lock"
-        );
+        assert!(lock.is_none() || gone.is_empty(), "tart has the lock");
         let disturbed = happened.borrow().1.then_some(amid);
         for image in 1..=IMAGES {
             let at = usize::try_from(image - 1).unwrap();
             let pruned = match disturbed {
                 Some(Disturbance::Prune(pruned)) => pruned == image,
-                Some(Disturbance::Collect | Disturbance::CollectFiles) => true,
+                Some(Disturbance::Collect) => true,
                 _ => false,
             };
             let dropped = matches!(disturbed, Some(Disturbance::Drop(of)) if of == image);
@@ -474,24 +452,7 @@ impl World {
             let said = present.iter().find(|of| of.digest == digest(image));
             if said.is_some_and(|of| of.references.contains(&name(image))) {
                 let tag = cache::tag_link(&self.home(), &name(image).parse().unwrap()).unwrap();
-                let directory = fs::canonicalize(tag).unwrap();
-                match is_stacked(image) {
-                    true => assert_stacked(&self.home, "ghcr.io/org/image", known(image)),
-                    false => assert_installed(&directory, known(image)),
-                }
-            }
-            let goldens = Golden::both(image).map(|golden| golden.directory(&self.home()));
-            let refers = self.is_here(image)
-                || goldens.iter().any(|golden| golden.is_dir())
-                || self.clones.iter().any(|(_, of)| of.image == image);
-            if is_stacked(image) && refers {
-                for (path, bytes) in files(&self.home, known(image)) {
-                    let found = fs::read(&path);
-                    assert!(
-                        found.is_ok_and(|found| found == bytes),
-                        "image {image} lacks {path:?}"
-                    );
-                }
+                assert_installed(&fs::canonicalize(tag).unwrap(), known(image));
             }
         }
         for (clone, golden) in &self.clones {

@@ -85,7 +85,7 @@ fn flat(own: u64) -> Sample {
 }
 
 /// Where tart's cache has the image's files, with their true bytes.
-pub(super) fn files<'a>(home: &TempDir, sample: &'a Sample) -> Vec<(PathBuf, &'a [u8])> {
+fn files<'a>(home: &TempDir, sample: &'a Sample) -> Vec<(PathBuf, &'a [u8])> {
     let home = fs::canonicalize(home.path()).unwrap();
     let files = sample.layout.files().iter().map(|file| {
         let [from, to] =
@@ -96,7 +96,7 @@ pub(super) fn files<'a>(home: &TempDir, sample: &'a Sample) -> Vec<(PathBuf, &'a
     files.collect()
 }
 
-pub(super) fn assert_stacked(home: &TempDir, repository: &str, sample: &Sample) {
+fn assert_stacked(home: &TempDir, repository: &str, sample: &Sample) {
     let directory = image_dir(home, repository, sample);
     let mut names: Vec<String> = fs::read_dir(&directory)
         .unwrap()
@@ -137,19 +137,19 @@ fn stage(store: &Store, sample: &Sample, reference: &str) -> Arc<Stage> {
 
 /// tart from 2.36 on, as far as its cache goes: it never waits for a lock here, because a step that holds it waits for
 /// this.
-pub(super) struct Tart {
+struct Tart {
     home: PathBuf,
 }
 
 impl Tart {
-    pub(super) fn of(home: &Path) -> Self {
-        let home = fs::canonicalize(home).unwrap();
+    fn of(home: &TempDir) -> Self {
+        let home = fs::canonicalize(home.path()).unwrap();
         Self { home }
     }
 
     /// What tart does after each link, deletion and collection: it drops links that lead nowhere, records without a
     /// name, and then files that nobody refers to. Returns whether it had the locks.
-    pub(super) fn collect(&self) -> bool {
+    fn collect(&self) -> bool {
         let Ok(_locked) = lock_content(&self.home, Duration::ZERO) else {
             return false;
         };
@@ -211,7 +211,7 @@ fn a_stacked_image_lies_as_tart_has_it() {
     assert!(is_present(&store, &sample, TAG));
     let verified = verify(home.path(), TAG, |_, _| ()).unwrap();
     assert_eq!(verified.digest, *sample.layout.digest());
-    assert!(Tart::of(home.path()).collect());
+    assert!(Tart::of(&home).collect());
     assert!(is_present(&store, &sample, TAG));
     // peers are served from the files in tart's cache, also after a restart
     let raw = sample.layout.layers()[3].raw.unwrap();
@@ -535,7 +535,7 @@ fn tart_collects_nothing_of_ours_at_any_step_and_sees_no_half_record() {
     let store = open(&home);
     let (one, two) = (stack(1), stack(2));
     let seen: Rc<RefCell<Vec<(&'static str, bool)>>> = Rc::default();
-    let (tart, notes) = (Tart::of(home.path()), seen.clone());
+    let (tart, notes) = (Tart::of(&home), seen.clone());
     let watch = at_steps(move |step| {
         let collected = tart.collect();
         tart.assert_no_half_record();
@@ -575,7 +575,7 @@ fn die_after(steps: usize) -> bool {
     let died = install(&stage, &[]).is_err();
     STEPS_LEFT.set(usize::MAX);
     drop((stage, store));
-    let tart = Tart::of(home.path());
+    let tart = Tart::of(&home);
     tart.assert_no_half_record();
     tart.collect();
     let store = open(&home);
@@ -686,7 +686,7 @@ fn an_image_is_given_up_while_tart_holds_its_locks_and_tart_collects_what_is_lef
     assert!(!ours(&home, &two).exists());
     assert_eq!(lying(&home, &two), [true; 3]);
     drop(locked);
-    assert!(Tart::of(home.path()).collect());
+    assert!(Tart::of(&home).collect());
     assert_eq!(lying(&home, &two), [true, false, false]);
     assert!(is_present(&store, &one, TAG));
 }
