@@ -20,6 +20,7 @@ mod repositories;
 mod request;
 mod seek;
 mod serve;
+mod share;
 mod stream;
 mod taints;
 mod token;
@@ -47,6 +48,7 @@ use self::{
     blobs::{Blobs, Limits},
     seek::{LOOKS, Passing, Seeker},
     serve::Service,
+    share::Clients,
     upstream::Upstreams,
 };
 pub(crate) use self::{
@@ -189,6 +191,7 @@ pub(crate) async fn open(
         blobs,
         wishes,
         passing: Passing::new(passing),
+        clients: Clients::default(),
         metrics,
         token,
     };

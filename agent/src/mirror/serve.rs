@@ -39,6 +39,7 @@ use super::{
     range::{self, Wanted},
     request::{self, Asked, Refused, Repository},
     seek::Passing,
+    share::Clients,
     stream::{Pulse, Stream, Terms, count, sample},
     token::carries,
     upstream::{Client, Found, Upstreams, is_away},
@@ -67,6 +68,7 @@ pub(super) struct Service {
     pub(super) blobs: Arc<Blobs>,
     pub(super) wishes: mpsc::Sender<Wish>,
     pub(super) passing: Passing,
+    pub(super) clients: Clients,
     pub(super) metrics: Metrics,
     /// The token that a client has to send, if other machines may connect.
     pub(super) token: Option<Secret>,
@@ -420,7 +422,8 @@ impl Service {
             patience: self.settings.break_after,
         };
         let watched = (self.metrics.clone(), pulse.clone());
-        let stream = Stream::new((reading, file), (start, end), terms, watched);
+        let share = self.clients.enter();
+        let stream = Stream::new((reading, file), (start, end), terms, watched, share);
         *response.body_mut() = Payload::Blob(Box::new(stream));
         Ok(response)
     }

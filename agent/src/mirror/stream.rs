@@ -22,12 +22,9 @@ use wire::Work;
 use super::{
     blob::Reading,
     proof::{Proof, Sample},
+    share::Share,
 };
 use crate::metrics::{Metrics, MirrorLabel, MirrorSource, MirrorSourceLabel};
-
-/// Bytes of a blob that are read and sent at a time. Each client holds two pieces. With 256 KiB and 64 clients, the
-/// agent grew to 200 MiB.
-const PIECE: usize = 64 << 10;
 
 /// The body that hyper sends.
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -69,6 +66,7 @@ pub(super) struct Stream {
     broken: bool,
     metrics: Metrics,
     pulse: Arc<Pulse>,
+    share: Share,
 }
 
 /// The terms on which a blob leaves.
@@ -103,6 +101,7 @@ impl Stream {
         (start, end): (u64, u64),
         terms: Terms,
         (metrics, pulse): (Metrics, Arc<Pulse>),
+        share: Share,
     ) -> Self {
         Self {
             reading,
@@ -113,6 +112,7 @@ impl Stream {
             broken: false,
             metrics,
             pulse,
+            share,
         }
     }
 
@@ -153,7 +153,8 @@ impl Stream {
         }
         loop {
             let ready = self.wait().await?;
-            let length = usize::try_from(ready - self.at).map_or(PIECE, |ready| ready.min(PIECE));
+            let piece = self.share.piece_bytes();
+            let length = usize::try_from(ready - self.at).map_or(piece, |ready| ready.min(piece));
             let (blob, file, at) = (self.reading.blob.clone(), self.file.clone(), self.at);
             // Memory that a reading thread reserved would stay with that thread's part of the allocator.
             let mut bytes = vec![0; length];
