@@ -293,13 +293,13 @@ fn read(path: &Path) -> Result<File, ConfigError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use clap::Parser as _;
 
     use super::*;
     use crate::cli::Cli;
 
-    fn load(file: &str, arguments: &[&str]) -> Result<Config, ConfigError> {
+    pub(crate) fn load(file: &str, arguments: &[&str]) -> Result<Config, ConfigError> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.toml");
         std::fs::write(&path, file).unwrap();
