@@ -1,15 +1,12 @@
-//! Finds the coordinator: from options, the environment, a fleet that `parbake login` remembers, or the coordinator's
-//! own state directory.
+//! Where the coordinator is, by options, the environment, or the coordinator's own state directory.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
-use client::{Secret, Target, view::Addresses};
+use client::{Secret, view::Addresses};
 use proto::Digest;
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
-
-use crate::fleets::Fleets;
 
 /// How to reach the coordinator.
 #[derive(Args, Clone, Debug, Default)]
@@ -41,12 +38,6 @@ pub struct Connection {
     pub state_dir: Option<PathBuf>,
 }
 
-/// The coordinator that the options name, or the fleet that `parbake login` remembers.
-pub(crate) fn target(options: &Connection) -> anyhow::Result<Target> {
-    let found = found_with(options, Fleets::at_home)?;
-    Ok(Target::new(found.address, found.pin, found.token).with_token_file(found.token_file))
-}
-
 /// A coordinator as the options name it.
 #[derive(Debug)]
 pub(crate) struct Found {
@@ -55,36 +46,6 @@ pub(crate) struct Found {
     pub(crate) pin: Digest,
     pub(crate) token: Secret,
     pub(crate) token_file: PathBuf,
-}
-
-/// The coordinator that the options name, or one of the fleets, which are read only where they are needed.
-fn found_with(
-    options: &Connection,
-    fleets: impl FnOnce() -> anyhow::Result<Fleets>,
-) -> anyhow::Result<Found> {
-    let elsewhere = options.api.is_some() || options.state_dir.is_some();
-    match &options.fleet {
-        Some(name) if elsewhere => bail!(
-            "both fleet {name} (--fleet, PARBAKE_FLEET) and another address (--api, PARBAKE_API, --state-dir, \
-             PARBAKE_STATE) are given: leave one out"
-        ),
-        None if elsewhere => given(options),
-        name => match fleets()?.choose(name.as_deref())? {
-            None => given(options),
-            // what is given besides goes before what is remembered
-            Some(fleet) => given(&Connection {
-                fleet: None,
-                api: Some(fleet.api),
-                token_file: options.token_file.clone().or(Some(fleet.token_file)),
-                ca_pin: match options.ca {
-                    Some(_) => options.ca_pin.clone(),
-                    None => options.ca_pin.clone().or(Some(fleet.ca_pin)),
-                },
-                ca: options.ca.clone(),
-                state_dir: None,
-            }),
-        },
-    }
 }
 
 /// The coordinator that the options name. A state directory supplies what the options leave out.
@@ -151,14 +112,9 @@ fn read(path: &Path) -> anyhow::Result<String> {
 mod tests {
     use super::*;
 
-    /// The same, on a machine that remembers no fleet.
-    fn target(options: &Connection) -> anyhow::Result<Found> {
-        found_with(options, || Fleets::open(Path::new("/nonexistent")))
-    }
-
     #[test]
     fn what_is_missing_to_reach_a_coordinator_is_named() {
-        let error = target(&Connection::default()).unwrap_err().to_string();
+        let error = given(&Connection::default()).unwrap_err().to_string();
         assert!(
             error.contains("PARBAKE_API") && error.contains("--state-dir"),
             "{error}"
@@ -168,14 +124,14 @@ mod tests {
             state_dir: Some(empty.path().to_owned()),
             ..Connection::default()
         };
-        let error = target(&elsewhere).unwrap_err().to_string();
+        let error = given(&elsewhere).unwrap_err().to_string();
         assert!(error.starts_with("no coordinator ever ran on "), "{error}");
         let no_port = Connection {
             api: Some("https://parbake.example.com".into()),
             ..Connection::default()
         };
         assert!(
-            target(&no_port)
+            given(&no_port)
                 .unwrap_err()
                 .to_string()
                 .contains("host:port")
@@ -184,63 +140,7 @@ mod tests {
             api: Some("http://parbake.example.com:7470".into()),
             ..Connection::default()
         };
-        let error = target(&plain).unwrap_err().to_string();
+        let error = given(&plain).unwrap_err().to_string();
         assert!(error.contains("use https://"), "{error}");
-    }
-
-    fn login(fleets: &mut Fleets, name: &str, address: &str) {
-        let found = Found {
-            address: address.into(),
-            pin: Digest::of(name.as_bytes()),
-            token: Secret::new(format!("token of {name}")),
-            token_file: PathBuf::new(),
-        };
-        fleets.remember(name, &found).unwrap();
-    }
-
-    #[test]
-    fn a_remembered_fleet_is_found_and_what_is_given_besides_goes_before_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut fleets = Fleets::open(dir.path()).unwrap();
-        login(&mut fleets, "berlin", "berlin.example:7470");
-        login(&mut fleets, "paris", "paris.example:7470");
-        let found = |options: &Connection| found_with(options, || Fleets::open(dir.path()));
-        // the last login counts
-        let last = found(&Connection::default()).unwrap();
-        assert_eq!(last.address, "paris.example:7470");
-        assert_eq!(last.pin, Digest::of(b"paris"));
-        assert_eq!(last.token.expose(), "token of paris");
-        let berlin = Connection {
-            fleet: Some("berlin".into()),
-            ..Connection::default()
-        };
-        assert_eq!(found(&berlin).unwrap().address, "berlin.example:7470");
-        let pinned = Connection {
-            ca_pin: Some("0f".repeat(32)),
-            ..berlin.clone()
-        };
-        assert_eq!(
-            found(&pinned).unwrap().pin.to_string(),
-            format!("sha256:{}", "0f".repeat(32))
-        );
-        // a token of one coordinator goes to no other
-        let both = Connection {
-            api: Some("https://other.example:7470".into()),
-            ..berlin
-        };
-        let error = found(&both).unwrap_err().to_string();
-        assert!(error.contains("leave one out"), "{error}");
-        let address_alone = Connection {
-            api: both.api,
-            ..Connection::default()
-        };
-        let error = found(&address_alone).unwrap_err().to_string();
-        assert!(error.contains("--ca-pin"), "{error}");
-        let unknown = Connection {
-            fleet: Some("rome".into()),
-            ..Connection::default()
-        };
-        let error = found(&unknown).unwrap_err().to_string();
-        assert!(error.contains("berlin, paris"), "{error}");
     }
 }

@@ -1,7 +1,7 @@
 //! The fleets that `parbake login` remembers, so that no command needs to be told where the coordinator is.
 //!
-//! They are in `$XDG_CONFIG_HOME/parbake` (else `~/.config/parbake`): `fleets.toml` says where each coordinator is and by
-//! which pin it is recognised, and `NAME.token` holds the fleet's token, which nobody but its owner may read.
+//! They are in `$XDG_CONFIG_HOME/parbake` (else `~/.config/parbake`): `fleets.toml` says where each coordinator is and
+//! by which pin it is recognised, and `NAME.token` holds the fleet's token, which nobody but its owner may read.
 
 use std::{
     collections::BTreeMap,

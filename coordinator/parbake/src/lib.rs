@@ -17,13 +17,14 @@ mod prediction;
 pub mod recipe;
 mod roll;
 mod say;
+mod target;
 pub mod text;
 mod width;
 
 use std::{io::Write as _, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use client::{
     Client,
     view::{CancelReply, HostView, ImageState, ImageView, PlanReply, StageReply, StageRequest},
@@ -255,14 +256,14 @@ pub async fn run(cli: Cli) -> anyhow::Result<Outcome> {
         command,
     } = cli;
     // asked for by each command that needs a coordinator
-    let client = || anyhow::Ok(Client::new(connection::target(&connection)?));
+    let client = || anyhow::Ok(Client::new(target::target(&connection)?));
     match command {
         Command::Recipe(options) => Box::pin(recipe::run(options)).await,
         Command::Login(options) => fleets::login(&options, &connection).await,
         Command::Logout(options) => fleets::logout(&options),
         Command::Fleets(options) => fleets::list(&options),
-        Command::Completion(options) => manual::completion(&options),
-        Command::Man(options) => manual::manual(&options),
+        Command::Completion(options) => manual::completion(&options, Cli::command()),
+        Command::Man(options) => manual::manual(&options, Cli::command()),
         Command::Gate(options) => gate::run(client()?, options).await,
         Command::Stage {
             image,

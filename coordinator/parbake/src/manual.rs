@@ -4,10 +4,10 @@
 use std::{io::Write as _, path::PathBuf};
 
 use anyhow::Context as _;
-use clap::{Args, CommandFactory as _};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
-use crate::{Cli, ended::Outcome};
+use crate::ended::Outcome;
 
 /// Options of `completion`.
 #[derive(Args, Debug)]
@@ -26,9 +26,9 @@ pub struct Manual {
 }
 
 /// Prints what a shell needs to complete commands and options.
-pub(crate) fn completion(options: &Completion) -> anyhow::Result<Outcome> {
+pub(crate) fn completion(options: &Completion, mut program: Command) -> anyhow::Result<Outcome> {
     let mut script = Vec::new();
-    clap_complete::generate(options.shell, &mut Cli::command(), "parbake", &mut script);
+    clap_complete::generate(options.shell, &mut program, "parbake", &mut script);
     std::io::stdout()
         .write_all(&script)
         .context("writing to stdout")?;
@@ -36,14 +36,14 @@ pub(crate) fn completion(options: &Completion) -> anyhow::Result<Outcome> {
 }
 
 /// Prints the manual page, or writes all of them.
-pub(crate) fn manual(options: &Manual) -> anyhow::Result<Outcome> {
+pub(crate) fn manual(options: &Manual, program: Command) -> anyhow::Result<Outcome> {
     if let Some(dir) = &options.dir {
-        clap_mangen::generate_to(Cli::command(), dir)
+        clap_mangen::generate_to(program, dir)
             .with_context(|| format!("writing manual pages into {}", dir.display()))?;
         return Ok(Outcome::Yes);
     }
     let mut page = Vec::new();
-    clap_mangen::Man::new(Cli::command())
+    clap_mangen::Man::new(program)
         .render(&mut page)
         .context("making the manual page")?;
     std::io::stdout()
