@@ -10,6 +10,7 @@ mod fleets;
 mod follow;
 pub mod frame;
 mod gate;
+mod hosts;
 mod manual;
 mod old_images;
 mod pauses;
@@ -17,6 +18,7 @@ mod prediction;
 pub mod recipe;
 mod roll;
 mod say;
+mod table;
 mod target;
 pub mod text;
 mod width;
@@ -27,7 +29,7 @@ use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use client::{
     Client,
-    view::{CancelReply, HostView, ImageState, ImageView, PlanReply, StageReply, StageRequest},
+    view::{CancelReply, ImageState, ImageView, PlanReply, StageReply, StageRequest},
 };
 use http::Method;
 use proto::causes;
@@ -90,11 +92,10 @@ pub enum Command {
         json: bool,
     },
     /// Show the hosts of the fleet, and what each of them holds.
-    Hosts {
-        /// Print a JSON array with one object for each host.
-        #[arg(long)]
-        json: bool,
-    },
+    ///
+    /// Hosts that somebody has to look at come first. A terminal shows all of these, and 40 others at most.
+    #[command(after_help = HOSTS_EXAMPLES)]
+    Hosts(hosts::Options),
     /// Say why a host lacks an image, or why a Pod may not drain.
     ///
     /// Exit status: 0 if nothing is missing on the host or nothing blocks the Pod, otherwise 1.
@@ -197,6 +198,11 @@ const STATUS_EXAMPLES: &str = "\
 Examples:
   parbake status
   parbake status ghcr.io/org/runner:v2 --json";
+const HOSTS_EXAMPLES: &str = "\
+Examples:
+  parbake hosts --away
+  parbake hosts --zone berlin-1 -o wide
+  parbake hosts --json | jq -r '.[] | select(.connected | not).host'";
 const WHY_EXAMPLES: &str = "\
 Examples:
   parbake why mini-7
@@ -281,13 +287,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Outcome> {
             stage(&client()?, &request, wait, timeout, json).await
         }
         Command::Status { image, json } => status(&client()?, image.as_deref(), json).await,
-        Command::Hosts { json } => {
-            let hosts: Vec<HostView> = client()?
-                .read(Method::GET, "/v1/hosts", None::<&()>)
-                .await?;
-            print(json, &hosts, || text::hosts(&hosts))?;
-            Ok(Outcome::Yes)
-        }
+        Command::Hosts(options) => hosts::show(&options, &client()?).await,
         Command::Why { name, json } => roll::why(&client()?, &name, json).await,
         Command::Roll {
             pool,

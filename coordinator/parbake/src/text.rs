@@ -259,64 +259,6 @@ pub fn short_of_room(hosts: &[ShortOfRoom]) -> String {
     text
 }
 
-/// The hosts of the fleet.
-pub fn hosts(hosts: &[HostView]) -> String {
-    if hosts.is_empty() {
-        return "the fleet has no hosts\n".to_owned();
-    }
-    let mut text = String::new();
-    for host in hosts {
-        if host.revoked {
-            let reason = host
-                .revocation
-                .as_ref()
-                .map(|revocation| &revocation.reason);
-            let reason = reason.filter(|reason| !reason.is_empty());
-            let reason = reason.map(|reason| format!(" ({reason})"));
-            _ = writeln!(
-                text,
-                "{:<24} revoked{}",
-                host.host,
-                reason.unwrap_or_default()
-            );
-            continue;
-        }
-        let state = if host.quarantined {
-            "quarantined"
-        } else if host.connected {
-            "connected"
-        } else if host.never_enrolled {
-            "never enrolled"
-        } else {
-            "away"
-        };
-        let wanted = host.images.iter().filter(|image| image.wanted);
-        let present = wanted
-            .clone()
-            .filter(|image| image.progress.state == HostState::Present)
-            .count();
-        _ = write!(
-            text,
-            "{:<24} {state:<14} {present}/{} images",
-            host.host,
-            wanted.count()
-        );
-        if let Some(volume) = &host.volume {
-            _ = write!(
-                text,
-                ", {} free of {}",
-                Bytes(volume.free_bytes),
-                Bytes(volume.total_bytes)
-            );
-        }
-        if !host.zone.is_empty() {
-            _ = write!(text, ", zone {}", host.zone);
-        }
-        text.push('\n');
-    }
-    text
-}
-
 /// The reasons for which a host lacks an image.
 pub fn why(host: &HostView) -> String {
     if host.why.is_empty() {
