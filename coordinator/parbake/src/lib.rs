@@ -23,7 +23,7 @@ mod target;
 pub mod text;
 mod width;
 
-use std::{io::Write as _, process::ExitCode, time::Duration};
+use std::{cmp::Reverse, io::Write as _, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -83,10 +83,15 @@ pub enum Command {
         json: bool,
     },
     /// Show the wanted images and how far they are, and the pools whose Pods are gated.
+    ///
+    /// The image that was wanted last comes first.
     #[command(after_help = STATUS_EXAMPLES)]
     Status {
         /// Show only this image, by reference or digest. Exit status 1 if a selected host lacks it. [default: all]
         image: Option<String>,
+        /// Show every host of each image. [default: five hosts that lack it; all with IMAGE]
+        #[arg(long)]
+        all: bool,
         /// Print JSON: one object with IMAGE, otherwise an array of images without the pools.
         #[arg(long)]
         json: bool,
@@ -286,7 +291,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<Outcome> {
             };
             stage(&client()?, &request, wait, timeout, json).await
         }
-        Command::Status { image, json } => status(&client()?, image.as_deref(), json).await,
+        Command::Status { image, all, json } => {
+            status(&client()?, image.as_deref(), all, json).await
+        }
         Command::Hosts(options) => hosts::show(&options, &client()?).await,
         Command::Why { name, json } => roll::why(&client()?, &name, json).await,
         Command::Roll {
@@ -355,7 +362,12 @@ async fn stage(
     Ok(ended.outcome)
 }
 
-async fn status(client: &Client, image: Option<&str>, json: bool) -> anyhow::Result<Outcome> {
+async fn status(
+    client: &Client,
+    image: Option<&str>,
+    all: bool,
+    json: bool,
+) -> anyhow::Result<Outcome> {
     match image {
         Some(image) => {
             let path = format!("/v1/images/{}", client::segment(image));
@@ -368,8 +380,9 @@ async fn status(client: &Client, image: Option<&str>, json: bool) -> anyhow::Res
             })
         }
         None => {
-            let images: Vec<ImageView> =
+            let mut images: Vec<ImageView> =
                 client.read(Method::GET, "/v1/images", None::<&()>).await?;
+            images.sort_by_key(|image| Reverse(image.wanted_at));
             let pools = match json {
                 true => Vec::new(),
                 // a coordinator without a cluster has no pools
@@ -378,7 +391,8 @@ async fn status(client: &Client, image: Option<&str>, json: bool) -> anyhow::Res
             print(json, &images, || {
                 let images: String = match images.is_empty() {
                     true => "no image is wanted\n".to_owned(),
-                    false => images.iter().map(text::image).collect(),
+                    false if all => images.iter().map(text::image).collect(),
+                    false => images.iter().map(text::image_in_short).collect(),
                 };
                 let pools: String = pools.iter().map(text::pool).collect();
                 images + &pools

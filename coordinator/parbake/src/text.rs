@@ -117,8 +117,69 @@ pub fn image_words(image: &ImageView) -> Option<String> {
     (*reason != ToldReason::Known(Reason::Moving)).then(|| reason.to_string())
 }
 
-/// An image with its hosts.
+/// Hosts that lack an image, as a list of images shows them. The others are counted.
+const MOST_LACKING: usize = 5;
+
+/// An image in short: of its hosts only some that lack it, first those that need somebody.
+pub fn image_in_short(image: &ImageView) -> String {
+    let mut text = heading(image);
+    if image.state == ImageState::Cancelled {
+        return text;
+    }
+    let lacking = image.hosts.iter();
+    let lacking = lacking.filter(|host| host.state != HostState::Present);
+    let mut lacking: Vec<_> = lacking.collect();
+    lacking.sort_by_key(|host| match (host.state, host.connected) {
+        (HostState::Failed, _) => 0,
+        (_, false) => 1,
+        (HostState::Gone, _) => 2,
+        _ => 3,
+    });
+    let left_out = lacking.len().saturating_sub(MOST_LACKING);
+    lacking.truncate(MOST_LACKING);
+    text += &lines(&lacking);
+    if left_out > 0 {
+        let reference = image.references.first().unwrap_or(&image.digest);
+        _ = writeln!(
+            text,
+            "  and {left_out} more lack it: parbake status {reference}"
+        );
+    }
+    text
+}
+
+/// An image with all its hosts.
 pub fn image(image: &ImageView) -> String {
+    let mut text = heading(image);
+    // after a cancellation nothing moves, and the last reports of hosts are stale
+    if image.state == ImageState::Cancelled {
+        return text;
+    }
+    let hosts: Vec<_> = image.hosts.iter().collect();
+    text += &lines(&hosts);
+    let name = widest(&hosts);
+    for lease in &image.leases {
+        _ = writeln!(text, "  {:<name$}  {}", lease.host, fetching(lease));
+    }
+    text
+}
+
+/// The image's line of each host.
+fn lines(hosts: &[&HostProgress]) -> String {
+    let name = widest(hosts);
+    hosts
+        .iter()
+        .map(|host| format!("  {:<name$}  {}\n", host.host, progress(host)))
+        .collect()
+}
+
+fn widest(hosts: &[&HostProgress]) -> usize {
+    let names = hosts.iter().map(|host| host.host.len());
+    names.max().unwrap_or(0)
+}
+
+/// What there is to say of an image without its hosts.
+fn heading(image: &ImageView) -> String {
     let state = match image.state {
         ImageState::Staging => "staging",
         ImageState::Present => "present everywhere",
@@ -150,21 +211,6 @@ pub fn image(image: &ImageView) -> String {
     let reference = image.references.first().unwrap_or(&image.digest);
     _ = writeln!(text, "  {}", recipe(reference, image.recipe.as_ref()));
     text.push_str(&prediction::beside_fact(image));
-    // after a cancellation nothing moves, and the last reports of hosts are stale
-    let hosts = match image.state {
-        ImageState::Cancelled => &[],
-        _ => image.hosts.as_slice(),
-    };
-    let name = hosts.iter().map(|host| host.host.len()).max();
-    let name = name.unwrap_or(0);
-    for host in hosts {
-        _ = writeln!(text, "  {:<name$}  {}", host.host, progress(host));
-    }
-    if image.state != ImageState::Cancelled {
-        for lease in &image.leases {
-            _ = writeln!(text, "  {:<name$}  {}", lease.host, fetching(lease));
-        }
-    }
     text
 }
 
@@ -490,6 +536,29 @@ mod tests {
         let thirty = at_eighty(&image(&shown(30)));
         let hosts = thirty.lines().filter(|line| line.starts_with("  berlin"));
         assert_eq!(hosts.count(), 30);
+    }
+
+    #[test]
+    fn a_list_of_images_shows_a_few_hosts_that_lack_one_and_counts_the_others() {
+        let text = at_eighty(&image_in_short(&shown(30)));
+        let hosts: Vec<_> = text
+            .lines()
+            .filter(|line| line.starts_with("  berlin"))
+            .collect();
+        assert_eq!(hosts.len(), MOST_LACKING);
+        // hosts that need somebody come before those on which bytes move
+        assert!(hosts.iter().all(|line| line.contains("failed")), "{text}");
+        assert!(
+            text.ends_with(
+                "  and 15 more lack it: parbake status ghcr.io/organisation/runner:v2\n"
+            ),
+            "{text}"
+        );
+        let two = image_in_short(&shown(3));
+        assert!(
+            !two.contains("more lack it") && !two.contains("m4pro-2 "),
+            "{two}"
+        );
     }
 
     #[test]
