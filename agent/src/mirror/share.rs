@@ -5,9 +5,10 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-/// Memory for pieces, for all clients together. Each client holds two pieces: one is read while one is being sent.
+/// Memory for pieces, for all clients together, roughly: each client holds two pieces, one that is read and one that is
+/// being sent, and who stands still keeps the size of when they were read.
 const PIECES_BYTES: usize = 8 << 20;
-/// Every client gets pieces of at least this many bytes. The mirror has 256 connections, so 32 MiB at most.
+/// Every client gets pieces of at least this many bytes. The mirror has 256 connections, so about 32 MiB at most.
 const LEAST_BYTES: usize = 64 << 10;
 /// Larger pieces than this make nothing faster.
 const MOST_BYTES: usize = 512 << 10;

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, mpsc},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use proto::{Reason, image::Format};
@@ -87,8 +87,11 @@ struct Stamp {
     changed: Option<SystemTime>,
 }
 
-/// What tart said of its version, and which file said so.
-type Said = (Stamp, Result<Version, String>);
+/// How long a tart that said no version isn't asked again for images that are here: it may have been busy.
+const ASK_AGAIN: Duration = Duration::from_mins(5);
+
+/// What tart said of its version, which file said so, and when.
+type Said = (Stamp, Result<Version, String>, Instant);
 
 /// What the tart of this host can use.
 #[derive(Debug)]
@@ -124,19 +127,20 @@ impl Fitness {
         if format == Format::Flat {
             return Ok(());
         }
-        match self.tart_version(true) {
+        match self.tart_version(Duration::ZERO) {
             Ok(found) => found.stacks(),
             Err(error) => Err(Unfit::Tart(format!("this host's is unknown: {error}"))),
         }
     }
 
     /// Why tart can't use an image of this format that is in its cache already: its version is known, and too old. A
-    /// tart that doesn't say its version takes nothing from anybody. Blocks while tart is asked, once for each program.
+    /// tart that doesn't say its version takes nothing from anybody, and is asked again after some minutes. Blocks while
+    /// tart is asked, else once for each program.
     pub(crate) fn refuses(&self, format: Format) -> Option<Unfit> {
         if format == Format::Flat {
             return None;
         }
-        self.tart_version(false).ok()?.stacks().err()
+        self.tart_version(ASK_AGAIN).ok()?.stacks().err()
     }
 
     /// Whether tart can make a VM of an image of this format here.
@@ -156,13 +160,13 @@ impl Fitness {
         }
     }
 
-    /// What tart says of its version. `again`: an answer that didn't come is asked for again.
-    fn tart_version(&self, again: bool) -> Result<Version, String> {
+    /// What tart says of its version. An answer that didn't come is asked for again after this time.
+    fn tart_version(&self, again_after: Duration) -> Result<Version, String> {
         let stamp = stamp(&self.tart).map_err(|error| error.to_string())?;
         let mut said = lock(&self.said);
-        if let Some((of, version)) = &*said
+        if let Some((of, version, at)) = &*said
             && *of == stamp
-            && (version.is_ok() || !again)
+            && (version.is_ok() || at.elapsed() < again_after)
         {
             return version.clone();
         }
@@ -173,7 +177,7 @@ impl Fitness {
                 format!("`tart --version` says {text:?}")
             })
         });
-        *said = Some((stamp, version.clone()));
+        *said = Some((stamp, version.clone(), Instant::now()));
         version
     }
 
@@ -327,6 +331,22 @@ mod tests {
         let unfit = none.may_stage(Format::Stacked).unwrap_err();
         assert_eq!(unfit.reason(), Reason::NeedsNewerTart);
         assert!(unfit.to_string().contains("none"), "{unfit}");
+    }
+
+    #[test]
+    fn a_tart_that_failed_once_is_asked_again_about_what_is_there() {
+        let home = tempfile::tempdir().unwrap();
+        let marker = home.path().join("failed");
+        let marker = marker.display();
+        let once = format!("[ -e {marker} ] && echo 2.35.0 || {{ touch {marker}; exit 1; }}");
+        let fitness = fitness(&home, &once);
+        assert_eq!(fitness.refuses(Format::Stacked), None);
+        // not at once
+        assert_eq!(fitness.refuses(Format::Stacked), None);
+        assert_eq!(asked(&home), 1);
+        fitness.tart_version(Duration::ZERO).unwrap();
+        assert!(fitness.refuses(Format::Stacked).is_some());
+        assert_eq!(asked(&home), 2);
     }
 
     #[test]
