@@ -86,18 +86,20 @@ struct Shown<'a> {
 }
 
 /// The fleets that are remembered in a directory.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Fleets {
-    directory: PathBuf,
+    /// `None` for a user without a home, for whom nothing is remembered.
+    directory: Option<PathBuf>,
     file: File,
 }
 
 impl Fleets {
     /// The user's fleets.
     pub(crate) fn at_home() -> anyhow::Result<Self> {
-        // without a home nothing is remembered
-        directory(|name| std::env::var_os(name).map(PathBuf::from))
-            .map_or_else(|| Self::open(Path::new("")), |dir| Self::open(&dir))
+        match directory(|name| std::env::var_os(name).map(PathBuf::from)) {
+            Some(directory) => Self::open(&directory),
+            None => Ok(Self::default()),
+        }
     }
 
     /// The fleets in a directory, which needn't be there.
@@ -112,7 +114,7 @@ impl Fleets {
             }
         };
         Ok(Self {
-            directory: directory.to_owned(),
+            directory: Some(directory.to_owned()),
             file,
         })
     }
@@ -135,20 +137,21 @@ impl Fleets {
         Ok(Some(Fleet {
             api: entry.api.clone(),
             ca_pin: entry.ca_pin.clone(),
-            token_file: self.token_file(name),
+            token_file: token_file(self.directory()?, name),
         }))
     }
 
     /// Remembers a fleet, which is the one of the last login from now on.
     pub(crate) fn remember(&mut self, name: &str, found: &Found) -> anyhow::Result<()> {
         checked(name)?;
+        let directory = self.directory()?;
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(&self.directory)
-            .with_context(|| format!("making {}", self.directory.display()))?;
+            .create(directory)
+            .with_context(|| format!("making {}", directory.display()))?;
         let token = format!("{}\n", found.token.expose());
-        let path = self.token_file(name);
+        let path = token_file(directory, name);
         durable::write(&path, token.as_bytes(), 0o600)
             .with_context(|| format!("writing {}", path.display()))?;
         let entry = Entry {
@@ -169,7 +172,7 @@ impl Fleets {
             self.file.current = None;
         }
         self.write()?;
-        let path = self.token_file(name);
+        let path = token_file(self.directory()?, name);
         match durable::remove(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("removing {}", path.display()))
@@ -178,12 +181,15 @@ impl Fleets {
         }
     }
 
-    fn token_file(&self, name: &str) -> PathBuf {
-        self.directory.join(format!("{name}.token"))
+    fn directory(&self) -> anyhow::Result<&Path> {
+        self.directory.as_deref().context(
+            "this user has no home, so no fleet is remembered: set HOME, or say with each command where the \
+             coordinator is (--api, --ca-pin, --token-file)",
+        )
     }
 
     fn write(&self) -> anyhow::Result<()> {
-        let path = self.directory.join(FILE);
+        let path = self.directory()?.join(FILE);
         let text = toml::to_string(&self.file).context("writing TOML")?;
         durable::write(&path, text.as_bytes(), 0o600)
             .with_context(|| format!("writing {}", path.display()))
@@ -203,11 +209,18 @@ impl Fleets {
     }
 }
 
-/// The directory of a user's fleets, by the variables of the environment. `None` for a user without a home.
+/// The file with a fleet's token.
+fn token_file(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!("{name}.token"))
+}
+
+/// The directory of a user's fleets, by the variables of the environment. `None` for a user without a home. A path that
+/// isn't absolute doesn't count (XDG base directory specification): whoever owns the working directory could name a
+/// fleet in it.
 fn directory(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
-    // a path that isn't absolute doesn't count (XDG base directory specification)
-    let config = variable("XDG_CONFIG_HOME").filter(|path| path.is_absolute());
-    let config = config.or_else(|| Some(variable("HOME")?.join(".config")))?;
+    let absolute = |name| variable(name).filter(|path| path.is_absolute());
+    let config = absolute("XDG_CONFIG_HOME");
+    let config = config.or_else(|| Some(absolute("HOME")?.join(".config")))?;
     Some(config.join("parbake"))
 }
 
@@ -227,7 +240,7 @@ fn checked(name: &str) -> anyhow::Result<()> {
 pub(crate) async fn login(options: &Login, connection: &Connection) -> anyhow::Result<Outcome> {
     if connection.fleet.is_some() {
         bail!(
-            "`login` makes a fleet known: write its name without --fleet, and say where it is with --api or --state-dir"
+            "`login` makes a fleet known: write its name without --fleet (or PARBAKE_FLEET), and say where it is with --api or --state-dir"
         );
     }
     let found = connection::given(connection)?;
@@ -243,12 +256,18 @@ pub(crate) async fn login(options: &Login, connection: &Connection) -> anyhow::R
         .await?;
     let mut fleets = Fleets::at_home()?;
     fleets.remember(&name, &found)?;
-    let text = format!(
-        "fleet {name}: {} hosts, at {}; commands go to it from now on, unless --fleet names another\n",
-        hosts.len(),
-        found.address
-    );
-    print(false, &(), || text)?;
+    let goes_before = ["PARBAKE_API", "PARBAKE_STATE"];
+    let goes_before = goes_before
+        .into_iter()
+        .find(|name| std::env::var_os(name).is_some());
+    let next = match goes_before {
+        Some(name) => format!("commands go to it where {name} isn't set, as it is here"),
+        None => "commands go to it from now on, unless --fleet names another".to_owned(),
+    };
+    let (hosts, address) = (hosts.len(), found.address);
+    print(false, &(), || {
+        format!("fleet {name}: {hosts} hosts, at {address}; {next}\n")
+    })?;
     Ok(Outcome::Yes)
 }
 
@@ -347,6 +366,14 @@ mod tests {
     }
 
     #[test]
+    fn without_a_home_nothing_is_remembered_and_nothing_is_read() {
+        let mut nowhere = Fleets::default();
+        assert_eq!(nowhere.choose(None).unwrap(), None);
+        let error = nowhere.remember("berlin", &found("berlin.example:7470"));
+        assert!(error.unwrap_err().to_string().contains("set HOME"));
+    }
+
+    #[test]
     fn a_name_that_could_leave_its_directory_is_refused() {
         let long = "x".repeat(MAX_NAME + 1);
         for name in ["", ".", "..", "../x", "a/b", "a b", &long] {
@@ -370,6 +397,7 @@ mod tests {
         assert_eq!(with(None, Some("/h")), at("/h/.config/parbake"));
         assert_eq!(with(Some("c"), Some("/h")), at("/h/.config/parbake"));
         assert_eq!(with(None, None), None);
+        assert_eq!(with(None, Some("")), None);
     }
 
     #[test]

@@ -28,17 +28,23 @@ fn found_with(
         None if elsewhere => given(options),
         name => match fleets()?.choose(name.as_deref())? {
             None => given(options),
-            // what is given besides goes before what is remembered
+            // one fleet's token must not go to another
+            Some(_)
+                if options.token_file.is_some()
+                    || options.ca_pin.is_some()
+                    || options.ca.is_some() =>
+            {
+                bail!(
+                    "--token-file, --ca-pin and --ca (PARBAKE_TOKEN_FILE, PARBAKE_CA_PIN, PARBAKE_CA) go with --api or \
+                 --state-dir: a fleet that `parbake login` remembers has its own token and pin; leave them out, or log \
+                 in again to change them"
+                )
+            }
             Some(fleet) => given(&Connection {
-                fleet: None,
                 api: Some(fleet.api),
-                token_file: options.token_file.clone().or(Some(fleet.token_file)),
-                ca_pin: match options.ca {
-                    Some(_) => options.ca_pin.clone(),
-                    None => options.ca_pin.clone().or(Some(fleet.ca_pin)),
-                },
-                ca: options.ca.clone(),
-                state_dir: None,
+                token_file: Some(fleet.token_file),
+                ca_pin: Some(fleet.ca_pin),
+                ..Connection::default()
             }),
         },
     }
@@ -64,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_remembered_fleet_is_found_and_what_is_given_besides_goes_before_it() {
+    fn a_remembered_fleet_is_found_and_nothing_of_another_goes_to_it() {
         let dir = tempfile::tempdir().unwrap();
         let mut fleets = Fleets::open(dir.path()).unwrap();
         login(&mut fleets, "berlin", "berlin.example:7470");
@@ -80,14 +86,32 @@ mod tests {
             ..Connection::default()
         };
         assert_eq!(found(&berlin).unwrap().address, "berlin.example:7470");
-        let pinned = Connection {
-            ca_pin: Some("0f".repeat(32)),
-            ..berlin.clone()
-        };
-        assert_eq!(
-            found(&pinned).unwrap().pin.to_string(),
-            format!("sha256:{}", "0f".repeat(32))
-        );
+        for (name, other) in [
+            (
+                "a token",
+                Connection {
+                    token_file: Some("other.token".into()),
+                    ..Connection::default()
+                },
+            ),
+            (
+                "a pin",
+                Connection {
+                    ca_pin: Some("0f".repeat(32)),
+                    ..Connection::default()
+                },
+            ),
+            (
+                "an authority",
+                Connection {
+                    ca: Some("ca.pem".into()),
+                    ..berlin.clone()
+                },
+            ),
+        ] {
+            let error = found(&other).unwrap_err().to_string();
+            assert!(error.contains("leave them out"), "{name}: {error}");
+        }
         // a token of one coordinator goes to no other
         let both = Connection {
             api: Some("https://other.example:7470".into()),
