@@ -134,8 +134,8 @@ impl Fitness {
     }
 
     /// Why tart can't use an image of this format that is in its cache already: its version is known, and too old. A
-    /// tart that doesn't say its version takes nothing from anybody, and is asked again after some minutes. Blocks while
-    /// tart is asked, else once for each program.
+    /// tart that doesn't say its version takes nothing from anybody, and is asked again after some minutes. Any other
+    /// is asked once for each program. Blocks while tart is asked.
     pub(crate) fn refuses(&self, format: Format) -> Option<Unfit> {
         if format == Format::Flat {
             return None;

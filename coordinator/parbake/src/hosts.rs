@@ -114,6 +114,12 @@ pub(crate) async fn show(options: &Options, client: &Client) -> anyhow::Result<O
     Ok(Outcome::Yes)
 }
 
+/// The hosts as a file or a pipe gets them.
+#[must_use]
+pub fn listed(hosts: &[HostView]) -> String {
+    text(hosts, &Options::default(), None)
+}
+
 /// The hosts in a table, and how many there are of each state. `columns` is the width of a terminal.
 fn text(hosts: &[HostView], options: &Options, columns: Option<usize>) -> String {
     if hosts.is_empty() {

@@ -10,7 +10,7 @@ mod fleets;
 mod follow;
 pub mod frame;
 mod gate;
-mod hosts;
+pub mod hosts;
 mod manual;
 mod old_images;
 mod pauses;
