@@ -125,7 +125,7 @@ fn text(hosts: &[HostView], options: &Options, columns: Option<usize>) -> String
     if hosts.is_empty() {
         let filtered = options.away || options.failed || options.zone.is_some();
         return match filtered {
-            true => "no host of the fleet is so\n".to_owned(),
+            true => "no host of the fleet matches --away, --failed or --zone as given\n".to_owned(),
             false => "the fleet has no hosts\n".to_owned(),
         };
     }
@@ -182,13 +182,7 @@ fn summary(hosts: &[(State, &HostView)]) -> String {
 fn narrow(hosts: &[(State, &HostView)], columns: Option<usize>) -> String {
     let mut table = Table::new(["HOST", "STATE", "IMAGES", "FREE", "ZONE"]);
     for (state, host) in hosts {
-        table.push([
-            host.host.clone(),
-            state_words(*state, host),
-            images(host),
-            free(host),
-            host.zone.clone(),
-        ]);
+        table.push(cells(*state, host));
     }
     table.text(columns)
 }
@@ -199,12 +193,13 @@ fn wide(hosts: &[(State, &HostView)], columns: Option<usize>) -> String {
         "BLAMES",
     ]);
     for (state, host) in hosts {
+        let [name, state, images, free, zone] = cells(*state, host);
         table.push([
-            host.host.clone(),
-            state_words(*state, host),
-            images(host),
-            free(host),
-            host.zone.clone(),
+            name,
+            state,
+            images,
+            free,
+            zone,
             host.version.clone(),
             host.address.clone().unwrap_or_default(),
             format!("{}/s", Bytes(host.upload_bytes_per_second)),
@@ -213,6 +208,17 @@ fn wide(hosts: &[(State, &HostView)], columns: Option<usize>) -> String {
         ]);
     }
     table.text(columns)
+}
+
+/// What both tables show of a host.
+fn cells(state: State, host: &HostView) -> [String; 5] {
+    [
+        host.host.clone(),
+        state_words(state, host),
+        images(host),
+        free(host),
+        host.zone.clone(),
+    ]
 }
 
 fn state_words(state: State, host: &HostView) -> String {
@@ -333,7 +339,10 @@ mini-3  connected  0/0     54.2 GB of 270.5 GB
         };
         assert!(of(&failed).is_empty());
         let none = text(&[], &failed, None);
-        assert_eq!(none, "no host of the fleet is so\n");
+        assert_eq!(
+            none,
+            "no host of the fleet matches --away, --failed or --zone as given\n"
+        );
     }
 
     #[test]
