@@ -9,7 +9,10 @@ use client::{
 };
 use proto::figure::{Bytes, Span, percent};
 
-use crate::{text, width::wrapped};
+use crate::{
+    text,
+    width::{middle_cut, wrapped},
+};
 
 /// The most columns of a host's name. The middle of a longer name is cut, because the names of one rack differ at the
 /// end.
@@ -297,19 +300,6 @@ fn cut(text: &str, columns: usize) -> String {
     let mut short: String = text.chars().take(columns.saturating_sub(1)).collect();
     short.push('…');
     short
-}
-
-/// The text in at most `columns` characters. A longer text loses its middle.
-fn middle_cut(text: &str, columns: usize) -> String {
-    let chars: Vec<char> = text.chars().collect();
-    if chars.len() <= columns {
-        return text.to_owned();
-    }
-    let kept = columns.saturating_sub(1);
-    let (head, tail) = (kept / 2, kept - kept / 2);
-    let begin = chars.iter().take(head);
-    let end = chars.iter().skip(chars.len() - tail);
-    begin.chain(['…'].iter()).chain(end).collect()
 }
 
 #[cfg(test)]

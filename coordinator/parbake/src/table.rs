@@ -1,6 +1,8 @@
 //! Tables for people: a header, columns as wide as what stands in them, and names cut in the middle where a terminal is
 //! too narrow for whole ones.
 
+use crate::width::middle_cut;
+
 /// Columns between two cells.
 const GAP: usize = 2;
 /// A name is never cut to fewer letters than this.
@@ -51,7 +53,7 @@ fn line<const N: usize>(cells: &[String; N], widths: &[usize; N]) -> String {
     let mut line = String::new();
     for (at, (cell, width)) in cells.iter().zip(widths).enumerate() {
         let cell = match at {
-            0 => cut(cell, *width),
+            0 => middle_cut(cell, *width),
             _ => cell.clone(),
         };
         let gap = if at == 0 { 0 } else { GAP };
@@ -60,20 +62,6 @@ fn line<const N: usize>(cells: &[String; N], widths: &[usize; N]) -> String {
     line.truncate(line.trim_end().len());
     line.push('\n');
     line
-}
-
-/// A name with no more letters than this: what is too long loses its middle, because names of one rack begin alike and
-/// names of one kind end alike.
-fn cut(name: &str, most: usize) -> String {
-    let letters: Vec<char> = name.chars().collect();
-    if letters.len() <= most {
-        return name.to_owned();
-    }
-    let kept = most.saturating_sub(1);
-    let (head, tail) = (kept / 2, kept - kept / 2);
-    let head = letters.iter().take(head);
-    let tail = letters.iter().skip(letters.len() - tail);
-    head.chain(['…'].iter()).chain(tail).collect()
 }
 
 #[cfg(test)]
@@ -117,12 +105,5 @@ berlin-rac…i-m4pro-12  away
             // the other cells are never cut
             assert!(widest.unwrap() <= columns.max(LEAST_NAME + 19), "{text}");
         }
-    }
-
-    #[test]
-    fn names_that_begin_and_end_alike_are_cut_to_what_was_asked_for() {
-        assert_eq!(cut("mini", 4), "mini");
-        assert_eq!(cut("mini-12", 6), "mi…-12");
-        assert_eq!(cut("größe-der-ecke", 7), "grö…cke");
     }
 }

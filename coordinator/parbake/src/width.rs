@@ -82,6 +82,20 @@ fn parts(text: &str) -> Vec<String> {
     parts
 }
 
+/// The text in at most `columns` characters. A longer text loses its middle, because names of one rack begin alike, and
+/// names of one kind end alike.
+pub(crate) fn middle_cut(text: &str, columns: usize) -> String {
+    let chars: Vec<char> = text.chars().collect();
+    if chars.len() <= columns {
+        return text.to_owned();
+    }
+    let kept = columns.saturating_sub(1);
+    let (head, tail) = (kept / 2, kept - kept / 2);
+    let begin = chars.iter().take(head);
+    let end = chars.iter().skip(chars.len() - tail);
+    begin.chain(['…'].iter()).chain(end).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,5 +147,12 @@ short
                     .all(|line| line.chars().count() <= columns.max(LEAST))
             );
         }
+    }
+
+    #[test]
+    fn a_long_name_keeps_its_beginning_and_its_end() {
+        assert_eq!(middle_cut("mini", 4), "mini");
+        assert_eq!(middle_cut("mini-12", 6), "mi…-12");
+        assert_eq!(middle_cut("größe-der-ecke", 7), "grö…cke");
     }
 }
